@@ -1,0 +1,2 @@
+// Package ipc connects processes on one machine.
+package ipc

@@ -1,0 +1,3 @@
+module github.com/interprocess-go/ipc
+
+go 1.25

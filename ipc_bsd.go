@@ -1,0 +1,74 @@
+//go:build dragonfly || netbsd || openbsd
+
+package ipc
+
+import (
+	"runtime"
+	"syscall"
+	"unsafe"
+)
+
+// Traits of DragonFly, NetBSD and OpenBSD that ipc_unix.go builds on.
+const (
+	abstractNames = false
+	fullRefuses   = true // a full backlog is ECONNREFUSED
+	pathMax       = 1023 // PATH_MAX of sys/syslimits.h, less the NUL
+	socketFlags   = syscall.SOCK_CLOEXEC | syscall.SOCK_NONBLOCK
+)
+
+func nameTarget(name string) (string, error) { return tmpTarget(name) }
+
+func shorten(path string) (short string, release func(), err error) { return shortLink(path) }
+
+func setMode(path string, mode uint32, uid, gid int) error {
+	return setModeByPath(path, mode, uid, gid)
+}
+
+func sysFlock(fd, how int) error { return syscall.Flock(fd, how) }
+
+func accept(sys int) (int, error) {
+	conn, _, err := syscall.Accept4(sys, socketFlags)
+	return conn, err
+}
+
+func dup(sys int) (int, error) { return dupForkLocked(sys) }
+
+func readv(sys int, iov []iovec) (int, error)  { return syscall.Read(sys, first(iov)) }
+func writev(sys int, iov []iovec) (int, error) { return syscall.Write(sys, first(iov)) }
+
+// peerOf asks as each of the three wants to be asked. Raw system calls are shut
+// off on OpenBSD, and package syscall has no getsockopt for a structure of any
+// kind; but its variants for fixed structures take any level and option, and the
+// kernel fills in what fits.
+func peerOf(sys int) (Peer, error) {
+	const (
+		solLocal      = 0      // sys/un.h
+		localPeerCred = 1      // DragonFly: struct xucred of sys/ucred.h, which has no pid
+		localPeerEID  = 3      // NetBSD: struct unpcbid {pid, euid, egid} of sys/un.h
+		soPeerCred    = 0x1022 // OpenBSD: struct sockpeercred {uid, gid, pid} of sys/socket.h
+	)
+	if runtime.GOOS == "dragonfly" {
+		cred, err := syscall.GetsockoptICMPv6Filter(sys, solLocal, localPeerCred)
+		if err != nil {
+			return Peer{}, err
+		}
+		return xucredPeer(cred.Filt[:])
+	}
+	level, option := solLocal, localPeerEID
+	if runtime.GOOS == "openbsd" {
+		level, option = syscall.SOL_SOCKET, soPeerCred
+	}
+	buf, err := syscall.GetsockoptIPv6Mreq(sys, level, option)
+	if err != nil {
+		return Peer{}, err
+	}
+	cred := (*[3]uint32)(unsafe.Pointer(buf)) // both are three words, and buf has five
+	pid, uid, gid := cred[0], cred[1], cred[2]
+	if runtime.GOOS == "openbsd" {
+		uid, gid, pid = cred[0], cred[1], cred[2]
+	}
+	p := unixPeer(int(uid))
+	p.add(knowsGID, &p.gid, int(gid))
+	p.add(knowsPID, &p.pid, int(int32(pid)))
+	return p, nil
+}

@@ -1,0 +1,55 @@
+package ipc
+
+import (
+	"syscall"
+)
+
+// Traits of macOS and iOS that ipc_unix.go builds on.
+const (
+	abstractNames = false
+	fullRefuses   = true // a full backlog is ECONNREFUSED
+	pathMax       = 1023 // PATH_MAX of sys/syslimits.h, less the NUL
+	socketFlags   = 0    // no SOCK_CLOEXEC: descriptors are made under syscall.ForkLock
+)
+
+func nameTarget(name string) (string, error) { return tmpTarget(name) }
+
+func shorten(path string) (short string, release func(), err error) { return shortLink(path) }
+
+func setMode(path string, mode uint32, uid, gid int) error {
+	return setModeByPath(path, mode, uid, gid)
+}
+
+func sysFlock(fd, how int) error { return syscall.Flock(fd, how) }
+
+func accept(sys int) (int, error) { return acceptForkLocked(sys) }
+
+func dup(sys int) (int, error) { return dupForkLocked(sys) }
+
+func readv(sys int, iov []iovec) (int, error)  { return syscall.Read(sys, first(iov)) }
+func writev(sys int, iov []iovec) (int, error) { return syscall.Write(sys, first(iov)) }
+
+// peerOf asks for LOCAL_PEERCRED and LOCAL_PEERPID, see unix(4). Package syscall
+// has no getsockopt for a structure of any kind; its variant for an
+// ICMPv6Filter, 32 bytes, takes any level and option, and the kernel fills in
+// the first 32 bytes of the struct xucred of sys/ucred.h: version, uid, number
+// of groups (16 bits), and the first five of sixteen groups.
+func peerOf(sys int) (Peer, error) {
+	const (
+		solLocal      = 0 // sys/un.h
+		localPeerCred = 1
+		localPeerPID  = 2
+	)
+	cred, err := syscall.GetsockoptICMPv6Filter(sys, solLocal, localPeerCred)
+	if err != nil {
+		return Peer{}, err
+	}
+	p, err := xucredPeer(cred.Filt[:])
+	if err != nil {
+		return Peer{}, err
+	}
+	if pid, err := syscall.GetsockoptInt(sys, solLocal, localPeerPID); err == nil {
+		p.add(knowsPID, &p.pid, pid) // ENOTCONN once the peer has closed
+	}
+	return p, nil
+}

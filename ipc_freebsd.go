@@ -1,0 +1,62 @@
+package ipc
+
+import (
+	"syscall"
+	"unsafe"
+)
+
+// Traits of FreeBSD that ipc_unix.go builds on.
+const (
+	abstractNames = false
+	fullRefuses   = true // a full backlog is ECONNREFUSED
+	pathMax       = 1023 // PATH_MAX of sys/syslimits.h, less the NUL
+	socketFlags   = syscall.SOCK_CLOEXEC | syscall.SOCK_NONBLOCK
+)
+
+func nameTarget(name string) (string, error) { return tmpTarget(name) }
+
+func shorten(path string) (short string, release func(), err error) { return shortLink(path) }
+
+func setMode(path string, mode uint32, uid, gid int) error {
+	return setModeByPath(path, mode, uid, gid)
+}
+
+func sysFlock(fd, how int) error { return syscall.Flock(fd, how) }
+
+func accept(sys int) (int, error) {
+	conn, _, err := syscall.Accept4(sys, socketFlags)
+	return conn, err
+}
+
+func dup(sys int) (int, error) {
+	d, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(sys), syscall.F_DUPFD_CLOEXEC, 0)
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(d), nil
+}
+
+func readv(sys int, iov []iovec) (int, error)  { return vector(syscall.SYS_READV, sys, iov) }
+func writev(sys int, iov []iovec) (int, error) { return vector(syscall.SYS_WRITEV, sys, iov) }
+
+// peerOf asks for LOCAL_PEERCRED, see unix(4): the struct xucred of sys/ucred.h,
+// whose last field is a pointer wide and holds cr_pid since FreeBSD 13.0.
+func peerOf(sys int) (Peer, error) {
+	const (
+		solLocal      = 0 // sys/un.h
+		localPeerCred = 1
+		pidWord       = 18 + unsafe.Sizeof(uintptr(0))/4
+	)
+	var cred [pidWord + unsafe.Sizeof(uintptr(0))/4]uint32
+	size := uint32(unsafe.Sizeof(cred))
+	_, _, errno := syscall.Syscall6(syscall.SYS_GETSOCKOPT, uintptr(sys), solLocal, localPeerCred,
+		uintptr(unsafe.Pointer(&cred)), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return Peer{}, errno
+	}
+	p, err := xucredPeer(cred[:19])
+	if err == nil {
+		p.add(knowsPID, &p.pid, int(int32(cred[pidWord])))
+	}
+	return p, err
+}

@@ -1,0 +1,109 @@
+//go:build aix || solaris
+
+package ipc
+
+import (
+	"errors"
+	"os"
+	"runtime"
+	"sync"
+	"syscall"
+	"unsafe"
+)
+
+// Traits of AIX, illumos and Solaris that ipc_unix.go builds on, chosen so that
+// they hold on each of them.
+const (
+	abstractNames = false
+	fullRefuses   = true
+	pathMax       = 1022 // PATH_MAX of limits.h, less the NUL, and AIX's sun_path
+	socketFlags   = 0    // AIX has no SOCK_CLOEXEC: descriptors are made under syscall.ForkLock
+)
+
+func nameTarget(name string) (string, error) { return tmpTarget(name) }
+
+func shorten(path string) (short string, release func(), err error) { return shortLink(path) }
+
+func setMode(path string, mode uint32, uid, gid int) error {
+	return setModeByPath(path, mode, uid, gid)
+}
+
+// locked holds the files that this process has locked. There is no flock here;
+// the locks of fcntl(2) that stand in for it belong to the process, so between
+// its own goroutines this table decides.
+var locked struct {
+	sync.Mutex                // guards files
+	files      map[int]fileID // by descriptor
+}
+
+// sysFlock locks as flock(2) does. A folder cannot be locked: fcntl(2) wants a
+// descriptor that can be written.
+func sysFlock(fd, how int) error {
+	locked.Lock()
+	defer locked.Unlock()
+	lock := syscall.Flock_t{Type: syscall.F_UNLCK}
+	if how&lockUN == 0 {
+		lock.Type = syscall.F_WRLCK
+		id := fstatID(fd)
+		for _, other := range locked.files {
+			if other == id {
+				return syscall.EWOULDBLOCK
+			}
+		}
+		if locked.files == nil {
+			locked.files = map[int]fileID{}
+		}
+		locked.files[fd] = id
+	}
+	err := syscall.FcntlFlock(uintptr(fd), syscall.F_SETLK, &lock)
+	if err != nil || lock.Type == syscall.F_UNLCK {
+		delete(locked.files, fd)
+	}
+	if err == syscall.EACCES { // POSIX allows it in place of EAGAIN
+		err = syscall.EWOULDBLOCK
+	}
+	return err
+}
+
+func accept(sys int) (int, error) { return acceptForkLocked(sys) }
+
+func dup(sys int) (int, error) { return dupForkLocked(sys) }
+
+func readv(sys int, iov []iovec) (int, error)  { return syscall.Read(sys, first(iov)) }
+func writev(sys int, iov []iovec) (int, error) { return syscall.Write(sys, first(iov)) }
+
+// peerOf asks as getpeerucred(3C) of illumos does. Oracle's Solaris and AIX have
+// nothing that package syscall reaches; there nobody's identity is known, and
+// what depends on it is refused.
+func peerOf(sys int) (Peer, error) {
+	const (
+		sysUcredsys   = 155 // sys/syscall.h
+		getPeerUcred  = 1   // sys/ucred.h: UCREDSYS_GETPEERUCRED
+		wordPID       = 3   // struct ucred_s, in 32-bit words: size, credoff, privoff, pid, ...
+		wordCredOff   = 1
+		credEUID      = 0 // struct prcred: euid, ruid, suid, egid, rgid, sgid, ngroups, groups
+		credEGID      = 3
+		credNumGroups = 6
+		credGroups    = 7
+	)
+	if runtime.GOOS != "illumos" {
+		return Peer{}, errors.ErrUnsupported
+	}
+	var buf [4096]uint32 // the largest that the kernel fills
+	buf[0] = uint32(unsafe.Sizeof(buf))
+	if _, _, errno := syscall.Syscall(sysUcredsys, getPeerUcred, uintptr(sys), uintptr(unsafe.Pointer(&buf))); errno != 0 {
+		return Peer{}, os.NewSyscallError("getpeerucred", errno)
+	}
+	off := int(buf[wordCredOff] / 4)
+	if off == 0 || off+credGroups > len(buf) {
+		return Peer{}, errors.ErrUnsupported // the credentials are withheld
+	}
+	cred := buf[off:]
+	p := unixPeer(int(cred[credEUID]))
+	p.add(knowsGID, &p.gid, int(cred[credEGID]))
+	p.add(knowsPID, &p.pid, int(int32(buf[wordPID])))
+	for _, gid := range cred[credGroups:][:min(int(cred[credNumGroups]), len(cred)-credGroups)] {
+		p.groups = append(p.groups, int(gid))
+	}
+	return p, nil
+}

@@ -1,0 +1,1475 @@
+//go:build unix
+
+package ipc
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+)
+
+// network is what Addr.Network says: local sockets are AF_UNIX sockets here.
+const network = "unix"
+
+// ---------------------------------------------------------------------------
+// What only Unix has
+
+// A SysListenConfig holds the options of a listener that only Unix has. They
+// concern the socket file; with an abstract name, which has none, they are an
+// error.
+type SysListenConfig struct {
+	// Mode is the exact permission bits of the socket file, instead of those
+	// that [ListenConfig.Access] stands for. A client needs permission to
+	// write. 0 leaves them to Access.
+	Mode fs.FileMode
+
+	// UID and GID are the owner and the group that the socket file is given
+	// before anybody can connect, as by chown(2). 0 leaves them as they are.
+	UID, GID int
+}
+
+func (s *SysListenConfig) check(abstract bool) error {
+	switch {
+	case s == nil || *s == SysListenConfig{}:
+		return nil
+	case s.Mode&^fs.ModePerm != 0:
+		return configError("Sys.Mode", "0"+strconv.FormatUint(uint64(s.Mode), 8), "permission bits, at most 0777")
+	case s.UID < 0:
+		return configError("Sys.UID", strconv.Itoa(s.UID), "0 or more")
+	case s.GID < 0:
+		return configError("Sys.GID", strconv.Itoa(s.GID), "0 or more")
+	case abstract:
+		return &addrError{what: "Sys.Mode, UID and GID are of a socket file, and an abstract name has none"}
+	}
+	return nil
+}
+
+// A SysDialer holds the options of a dialer that only this system has. There
+// are none on Unix.
+type SysDialer struct{}
+
+// File returns a duplicate of the listening descriptor, to hand the listener
+// over to another process, which adopts it with [FileListener]. The socket
+// listens until both are closed. The socket file stays with l: to hand that
+// over too, set [ListenConfig.KeepName].
+func (l *Listener) File() (*os.File, error) {
+	f, err := l.sys.dupFile(l.addr.String())
+	if err != nil {
+		return nil, opError("file", Addr{}, l.addr, err)
+	}
+	return f, nil
+}
+
+// FileListener returns a listener over a duplicate of f, which must be a
+// listening stream socket of the local family (AF_UNIX); anything else is
+// refused. f stays the caller's to close, whatever the result, and becomes
+// nonblocking, as the two share that mode. Who may connect was decided when the
+// socket was made, and the listener never removes its file.
+func FileListener(f *os.File) (*Listener, error) {
+	fd, err := adopt(f, func(sys int) error {
+		if on, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_ACCEPTCONN); err != nil {
+			return os.NewSyscallError("getsockopt", err)
+		} else if on == 0 {
+			return &addrError{what: "the descriptor is a socket that does not listen"}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, opError("file", Addr{}, Addr{}, err)
+	}
+	return &Listener{sys: &listener{fd: fd}, addr: fd.localAddr()}, nil
+}
+
+// ---------------------------------------------------------------------------
+// Addresses
+//
+// A target is an address as the system knows it: the path of a socket file, or
+// where there are abstract names a NUL byte and the name.
+
+// resolve checks the address and returns its target.
+func (a Addr) resolve() (target string, err error) {
+	if err := a.check(); err != nil {
+		return "", err
+	}
+	target = a.text
+	if a.kind == nameAddr {
+		if target, err = nameTarget(a.text); err != nil {
+			return "", err
+		}
+	}
+	if isAbstract(target) {
+		return target, nil
+	}
+	if len(target) > pathMax {
+		return "", tooLong("the path", len(target), pathMax)
+	}
+	switch _, base := splitPath(target); {
+	case base == "" || base == "." || base == "..":
+		return "", &addrError{what: "the path " + strconv.Quote(target) + " names a folder"}
+	case len(base) > nameMax:
+		return "", tooLong("the last element of the path", len(base), nameMax)
+	}
+	return target, nil
+}
+
+// nameMax is NAME_MAX, the longest element of a path, on every Unix.
+const nameMax = 255
+
+// tmpTarget maps a name to a file where the system has no abstract names.
+func tmpTarget(name string) (string, error) {
+	for element := range strings.SplitSeq(name, "/") {
+		if element == ".." {
+			return "", &addrError{what: "the name " + strconv.Quote(name) + " leads out of /tmp"}
+		}
+	}
+	return "/tmp/" + name, nil
+}
+
+func isAbstract(target string) bool { return target[0] == 0 }
+
+// guarded reports whether the kernel itself enforces an Access on the target: a
+// file's mode does, an abstract name has no permissions.
+func guarded(target string) bool { return !isAbstract(target) }
+
+// squattable reports whether anybody may have taken the address. Nobody can
+// where the folder's permissions forbid it, and the user chose the folder.
+func squattable(a Addr) bool { return a.kind == nameAddr }
+
+// sockAddr returns the socket address of a target that fits into one.
+func sockAddr(target string) *syscall.SockaddrUnix { return &syscall.SockaddrUnix{Name: target} }
+
+// sunPathMax is the longest target that a sockaddr_un of package syscall takes.
+const sunPathMax = len(syscall.RawSockaddrUnix{}.Path) - 1
+
+// addrOf returns the Addr that the kernel gave as sa.
+func addrOf(sa syscall.Sockaddr) Addr {
+	un, ok := sa.(*syscall.SockaddrUnix)
+	switch {
+	case !ok || un.Name == "" || abstractNames && un.Name == "@":
+		return Addr{}
+	case abstractNames && un.Name[0] == '@':
+		return Name(un.Name[1:])
+	}
+	return Path(un.Name)
+}
+
+// splitPath cuts a path before its last element. The folder of a path without
+// one is ".".
+func splitPath(path string) (dir, base string) {
+	i := strings.LastIndexByte(path, '/')
+	switch {
+	case i < 0:
+		return ".", path
+	case i == 0:
+		return "/", path[1:]
+	}
+	return path[:i], path[i+1:]
+}
+
+func joinPath(dir, base string) string {
+	if dir == "/" {
+		return dir + base
+	}
+	return dir + "/" + base
+}
+
+// ---------------------------------------------------------------------------
+// Listeners
+
+// A listener is a listening socket, and the file that leads to it.
+type listener struct {
+	*fd
+	file    *socketFile // nil: an abstract name, or the file is somebody else's
+	closing atomic.Bool // set by the one Close that gives the file up
+}
+
+func listen(target string, lc ListenConfig) (*listener, error) {
+	if err := lc.Sys.check(isAbstract(target)); err != nil {
+		return nil, err
+	}
+	sys, err := newSocket(syscall.SOCK_STREAM)
+	if err != nil {
+		return nil, err
+	}
+	l := &listener{fd: newFD(sys)}
+	if isAbstract(target) {
+		if err = bind(sys, target); err == nil {
+			err = startListening(sys, lc.Backlog)
+		}
+	} else {
+		l.file, err = claim(sys, target, lc)
+	}
+	if err != nil {
+		l.fd.close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func startListening(sys, backlog int) error {
+	if backlog == 0 {
+		backlog = 1<<16 - 1 // the kernel lowers it to its own limit
+	}
+	return os.NewSyscallError("listen", control(func() error { return syscall.Listen(sys, backlog) }))
+}
+
+// accept waits for a client. One that gave up meanwhile (ECONNABORTED) is none.
+func (l *listener) accept() (*fd, error) {
+	h := &l.r
+	if err := l.enter(h); err != nil {
+		return nil, err
+	}
+	defer l.leave(h)
+	for {
+		switch err := l.run(h, acceptCall); err {
+		case nil:
+			return newFD(h.n), nil
+		case syscall.ECONNABORTED:
+		default:
+			return nil, callError("accept", err)
+		}
+	}
+}
+
+func (l *listener) setDeadline(t time.Time) error { return l.fd.setDeadline(t, reading) }
+
+// close removes the file first, so that the path does not lead to a socket that
+// refuses, and nobody who finds it refusing takes it for stale.
+func (l *listener) close() error {
+	if !l.closing.CompareAndSwap(false, true) {
+		return net.ErrClosed
+	}
+	var err error
+	if l.file != nil {
+		err = l.file.release()
+	}
+	if e := l.fd.close(); err == nil {
+		err = e
+	}
+	return err
+}
+
+// ---------------------------------------------------------------------------
+// Socket files
+//
+// A socket file outlives its server, and the names of a folder can be changed
+// by anyone who may write to it. Three things keep starters and closers from
+// each other's sockets:
+//
+// The lock, an flock(2) on path.lock for the life of the listener. Whoever has
+// it decides about the path. It is the file at that name that counts: one that
+// was removed or replaced since it was opened says nothing.
+//
+// The guard, an flock on the folder for the moment of a change. "Is it still
+// mine? Then remove it" is two system calls; TakeoverAlways, which cannot wait
+// for the lock of the live listener that it displaces, comes between no such
+// two because it changes lock and socket under the guard, as everybody does.
+//
+// The identity, device and inode of the socket file as recorded after bind. It
+// protects the sockets of programs that know nothing of lock and guard.
+
+// A socketFile is the claim of a listener on a path.
+type socketFile struct {
+	path string // absolute, so that it means the same at Close
+	lock int    // descriptor of path.lock, which holds the flock
+	id   fileID // of the socket
+	keep bool   // leave the socket file behind
+}
+
+// A fileID tells whether two names, or a name and a descriptor, are one file.
+type fileID struct {
+	dev, ino uint64
+}
+
+// lockSuffix makes the name of the lock of a socket file.
+const lockSuffix = ".lock"
+
+// claim binds the socket to the path and makes it listen, as lc says.
+func claim(sys int, path string, lc ListenConfig) (_ *socketFile, err error) {
+	if path[0] != '/' {
+		wd, err := os.Getwd()
+		if err != nil {
+			return nil, err
+		}
+		path = joinPath(wd, path)
+	}
+	dir, base := splitPath(path)
+	if limit := nameMax - len(lockSuffix); len(base) > limit {
+		return nil, tooLong("the last element of the path of a listener", len(base), limit)
+	}
+
+	f := &socketFile{path: path, keep: lc.KeepName}
+	f.lock, err = takeLock(path + lockSuffix)
+	displace := err == syscall.EWOULDBLOCK && lc.Takeover == TakeoverAlways
+	if err != nil && !displace {
+		return nil, lockError(err, path)
+	}
+	defer func() {
+		if err != nil {
+			f.release() // what it gives up is not worth a second error
+		}
+	}()
+
+	found, err := f.vacancy(lc.Takeover)
+	if err != nil {
+		return nil, err
+	}
+	giveBack, err := takeGuard(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer giveBack()
+
+	// What was decided above must still be so under the guard.
+	switch now, err := lstat(path); {
+	case !displace && !f.holdsLock(), lc.Takeover != TakeoverAlways && now.id != found:
+		return nil, inUse("bind")
+	case err == nil && !now.socket:
+		return nil, errNoSocket
+	}
+	if found != (fileID{}) && lc.Takeover != TakeoverAlways {
+		if err := unlink(path); err != nil {
+			return nil, err
+		}
+	}
+
+	// A file that is to appear all at once, or whose name alone is too long for
+	// a sockaddr_un, is bound under another name in the same folder.
+	name := base
+	if lc.Takeover == TakeoverAlways {
+		name = "." + freshName()
+	}
+	folder, letGo := dir, func() {}
+	if len(joinPath(dir, name)) > sunPathMax {
+		if folder, letGo, err = shorten(dir); err != nil {
+			return nil, err
+		}
+	}
+	defer letGo()
+	if len(joinPath(folder, name)) > sunPathMax {
+		name = "." + freshName()
+	}
+	at := joinPath(folder, name)
+	if err := f.place(sys, at, lc); err != nil {
+		return nil, err
+	}
+	if displace {
+		if f.lock, err = replaceLock(dir, path+lockSuffix); err != nil {
+			unlink(at)
+			return nil, lockError(err, path)
+		}
+	}
+	if name != base {
+		if err := publish(at, path, lc.Takeover == TakeoverAlways); err != nil {
+			unlink(at)
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+// errNoSocket protects whatever else is at the path.
+var errNoSocket = &addrError{"a file that is not a socket is there", ErrAddrInUse}
+
+// vacancy decides whether the policy allows a socket to be put at the path, and
+// returns the identity of the one that is in the way, if any.
+func (f *socketFile) vacancy(policy Takeover) (fileID, error) {
+	at, err := lstat(f.path)
+	switch {
+	case err == syscall.ENOENT:
+		return fileID{}, nil
+	case err != nil:
+		return fileID{}, os.NewSyscallError("lstat", err)
+	case !at.socket:
+		return fileID{}, errNoSocket
+	case policy == TakeoverNever:
+		return fileID{}, inUse("bind")
+	case policy == TakeoverAlways:
+		return at.id, nil
+	}
+	for range staleProbes {
+		switch err := probe(f.path); err {
+		case syscall.ECONNREFUSED:
+			time.Sleep(probePause)
+		case syscall.EACCES, syscall.EPERM:
+			return fileID{}, os.NewSyscallError("connect", err) // cannot tell: hands off
+		case syscall.ENOENT:
+			return fileID{}, inUse("bind") // somebody else is at work on it
+		default:
+			return fileID{}, inUse("bind") // alive: connected, full, or another kind of socket
+		}
+	}
+	return at.id, nil
+}
+
+// A server that does not use this package refuses clients between its bind and
+// its listen, and on some systems while its backlog is full. Only a socket that
+// refuses several times in a row is dead.
+const (
+	staleProbes = 3
+	probePause  = 10 * time.Millisecond
+)
+
+// probe attempts one connection to see whether somebody serves the path.
+func probe(path string) error {
+	fd, err := connect(path, nil)
+	if err != nil {
+		return errnoOf(err)
+	}
+	return fd.close()
+}
+
+// place binds the socket at a path that fits into a sockaddr_un, gives the file
+// its exact mode and owner, and listens. Nobody can connect before listen, so
+// nobody ever meets the file with other permissions.
+func (f *socketFile) place(sys int, at string, lc ListenConfig) (err error) {
+	if err := bind(sys, at); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			unlink(at)
+		}
+	}()
+	mode, uid, gid := lc.fileMode()
+	if err := setMode(at, mode, uid, gid); err != nil {
+		return err
+	}
+	made, err := lstat(at)
+	if err != nil {
+		return os.NewSyscallError("lstat", err)
+	}
+	f.id = made.id
+	return startListening(sys, lc.Backlog)
+}
+
+// publish moves the socket file from its temporary name to the path.
+func publish(at, path string, replace bool) error {
+	if replace {
+		return os.NewSyscallError("rename", control(func() error { return syscall.Rename(at, path) }))
+	}
+	// Unlike rename, link does not replace what came meanwhile.
+	if err := control(func() error { return syscall.Link(at, path) }); err != nil {
+		return classify("link", err)
+	}
+	return unlink(at)
+}
+
+// fileMode returns the permissions and the owner of the socket file; an owner
+// of -1 is left as it is.
+func (lc *ListenConfig) fileMode() (mode uint32, uid, gid int) {
+	mode, uid, gid = 0o600, -1, -1
+	if lc.Access == Everyone {
+		mode = 0o666
+	}
+	if s := lc.Sys; s != nil {
+		if s.Mode != 0 {
+			mode = uint32(s.Mode)
+		}
+		if s.UID != 0 {
+			uid = s.UID
+		}
+		if s.GID != 0 {
+			gid = s.GID
+		}
+	}
+	return mode, uid, gid
+}
+
+// release gives the path up: the socket file goes if it is still this
+// listener's, then the lock goes. A displaced listener, whose lock was replaced,
+// owns nothing any more.
+func (f *socketFile) release() error {
+	defer f.unlock()
+	dir, _ := splitPath(f.path)
+	done, err := takeGuard(dir)
+	if err != nil {
+		return err // the file stays, and is stale for the next starter
+	}
+	defer done()
+	if !f.holdsLock() {
+		return nil
+	}
+	if at, e := lstat(f.path); e == nil && at.id == f.id && !f.keep {
+		err = unlink(f.path)
+	}
+	if e := unlink(f.path + lockSuffix); err == nil {
+		err = e
+	}
+	return err
+}
+
+// holdsLock reports whether the file at path.lock is the one that f locked.
+func (f *socketFile) holdsLock() bool {
+	at, err := lstat(f.path + lockSuffix)
+	return err == nil && at.id == fstatID(f.lock)
+}
+
+// unlock gives up the flock, also for a copy of the descriptor that a child has
+// between fork and exec, and closes it.
+func (f *socketFile) unlock() {
+	if f.lock >= 0 {
+		flock(f.lock, false)
+		syscall.Close(f.lock)
+	}
+}
+
+// takeLock creates or opens the file and takes the flock on it. The error is
+// EWOULDBLOCK if somebody else has it.
+func takeLock(path string) (int, error) {
+	for {
+		lock, err := openLock(path)
+		if err != nil {
+			return -1, err
+		}
+		if err := flock(lock, true); err != nil {
+			syscall.Close(lock)
+			return -1, err
+		}
+		if at, err := lstat(path); err == nil && at.id == fstatID(lock) {
+			return lock, nil
+		}
+		syscall.Close(lock) // the last holder removed it as we opened it
+	}
+}
+
+// openLock opens the lock file and creates it if need be. It never does both in
+// one call: Linux refuses O_CREAT on another user's file in a sticky folder
+// (fs.protected_regular), even to root.
+func openLock(path string) (lock int, err error) {
+	const flags = syscall.O_RDWR | syscall.O_CLOEXEC | syscall.O_NOFOLLOW | syscall.O_NONBLOCK
+	for {
+		if lock, err = open(path, flags); err != syscall.ENOENT {
+			return lock, err
+		}
+		if lock, err = open(path, flags|syscall.O_CREAT|syscall.O_EXCL); err != syscall.EEXIST {
+			break
+		}
+	}
+	if err == nil {
+		err = control(func() error { return syscall.Fchmod(lock, 0o600) }) // whatever the umask
+		if err != nil {
+			syscall.Close(lock)
+			return -1, err
+		}
+	}
+	return lock, err
+}
+
+// replaceLock puts a lock of our own in the place of one that somebody holds.
+func replaceLock(dir, path string) (int, error) {
+	temporary := joinPath(dir, "."+freshName()+lockSuffix)
+	lock, err := takeLock(temporary)
+	if err != nil {
+		return -1, err
+	}
+	if err := control(func() error { return syscall.Rename(temporary, path) }); err != nil {
+		unlink(temporary)
+		syscall.Close(lock)
+		return -1, err
+	}
+	return lock, nil
+}
+
+// lockError explains why the lock of a socket file is not to be had.
+func lockError(err error, path string) error {
+	switch err {
+	case syscall.EWOULDBLOCK:
+		return inUse("bind")
+	case syscall.ENAMETOOLONG:
+		return &classified{&fs.PathError{Op: "open", Path: path + lockSuffix, Err: err}, ErrNameTooLong}
+	}
+	return &fs.PathError{Op: "open", Path: path + lockSuffix, Err: err}
+}
+
+// inUse is EADDRINUSE, as bind(2) says it.
+func inUse(call string) error { return classify(call, syscall.EADDRINUSE) }
+
+// How long a change waits for the guard of its folder, which nobody of this
+// package holds for longer than a few system calls.
+const (
+	guardPatience = 2 * time.Second
+	guardPause    = time.Millisecond
+)
+
+// takeGuard takes the guard of the folder and returns how to give it back. A
+// folder that may be searched but not read, or lies on a file system without
+// flock, has no guard; the identity of the file must do there.
+func takeGuard(dir string) (release func(), err error) {
+	fd, err := open(dir, syscall.O_RDONLY|syscall.O_CLOEXEC)
+	if err != nil {
+		return func() {}, nil
+	}
+	for end := time.Now().Add(guardPatience); ; time.Sleep(guardPause) {
+		switch err := flock(fd, true); {
+		case err == nil:
+			return func() { flock(fd, false); syscall.Close(fd) }, nil
+		case err != syscall.EWOULDBLOCK:
+			syscall.Close(fd)
+			return func() {}, nil
+		case time.Now().After(end):
+			syscall.Close(fd)
+			return nil, &fs.PathError{Op: "flock", Path: dir, Err: err}
+		}
+	}
+}
+
+// lockHeld reports whether a listener of this package lives at the path, by
+// asking for its lock without taking it: see F_GETLK of fcntl(2), which tells of
+// an flock(2) too where the two are one thing (BSD, macOS).
+func lockHeld(path string) bool {
+	fd, err := open(path+lockSuffix, syscall.O_RDONLY|syscall.O_CLOEXEC|syscall.O_NOFOLLOW|syscall.O_NONBLOCK)
+	if err != nil {
+		return false
+	}
+	defer syscall.Close(fd)
+	lock := syscall.Flock_t{Type: syscall.F_RDLCK}
+	err = control(func() error { return syscall.FcntlFlock(uintptr(fd), syscall.F_GETLK, &lock) })
+	return err == nil && lock.Type != syscall.F_UNLCK
+}
+
+// setModeByPath sets permissions and owner of the file that was just bound at
+// the path. Neither call follows a link that was put there since: a link is not
+// a socket, and the owner is changed last and not through one.
+func setModeByPath(path string, mode uint32, uid, gid int) error {
+	if at, err := lstat(path); err != nil {
+		return os.NewSyscallError("lstat", err)
+	} else if !at.socket {
+		return inUse("bind")
+	}
+	if err := control(func() error { return syscall.Chmod(path, mode) }); err != nil {
+		return os.NewSyscallError("chmod", err)
+	}
+	if uid < 0 && gid < 0 {
+		return nil
+	}
+	return os.NewSyscallError("lchown", control(func() error { return syscall.Lchown(path, uid, gid) }))
+}
+
+// shortLink makes a private symbolic link to a path that is too long for a
+// sockaddr_un, and returns its short name and how to remove it.
+func shortLink(path string) (short string, release func(), err error) {
+	if path[0] != '/' {
+		wd, err := os.Getwd()
+		if err != nil {
+			return "", nil, err
+		}
+		path = joinPath(wd, path)
+	}
+	// /tmp before $TMPDIR, which is long itself on macOS.
+	dir, err := os.MkdirTemp("/tmp", "ipc")
+	if err != nil {
+		if dir, err = os.MkdirTemp("", "ipc"); err != nil {
+			return "", nil, err
+		}
+	}
+	release = func() {
+		os.Remove(dir + "/l")
+		os.Remove(dir)
+	}
+	if err := os.Symlink(path, dir+"/l"); err != nil {
+		release()
+		return "", nil, err
+	}
+	return dir + "/l", release, nil
+}
+
+// ---------------------------------------------------------------------------
+// Connections
+
+// connect makes one attempt to connect to the target.
+func connect(target string, _ *SysDialer) (*fd, error) {
+	if len(target) > sunPathMax {
+		short, release, err := shorten(target)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
+		target = short
+	}
+	sys, err := newSocket(syscall.SOCK_STREAM)
+	if err != nil {
+		return nil, err
+	}
+	f := newFD(sys)
+	sa := sockAddr(target)
+	err = control(func() error { return syscall.Connect(sys, sa) })
+	if err == syscall.EINPROGRESS || err == syscall.EALREADY {
+		err = f.finishConnect()
+	}
+	if err != nil {
+		f.close()
+		return nil, classify("connect", err)
+	}
+	return f, nil
+}
+
+// finishConnect waits for a connection that is under way (illumos, Solaris).
+func (f *fd) finishConnect() error {
+	raw := rawConn{f}
+	var result error
+	err := raw.Write(func(sys uintptr) bool {
+		if code, err := syscall.GetsockoptInt(int(sys), syscall.SOL_SOCKET, syscall.SO_ERROR); err != nil {
+			result = err
+		} else if code != 0 {
+			result = syscall.Errno(code)
+		} else if _, err := syscall.Getpeername(int(sys)); err == syscall.ENOTCONN {
+			return false
+		}
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	return result
+}
+
+// judge tells what the failure of connect means. The BSDs and macOS refuse a
+// client when the backlog is full as they do when nobody listens; a listener of
+// this package shows by its lock that it is there.
+func judge(target string, err error) verdict {
+	switch errnoOf(err) {
+	case syscall.EAGAIN:
+		return busy
+	case syscall.ENOENT:
+		return absent
+	case syscall.ECONNREFUSED:
+		if !fullRefuses || isAbstract(target) {
+			return absent
+		}
+		if lockHeld(target) {
+			return busy
+		}
+		return unsure
+	}
+	return final
+}
+
+// trusted reports whether the peer is this process's user or root.
+func (p Peer) trusted() bool {
+	uid, ok := p.UID()
+	return ok && (uid == 0 || uid == os.Geteuid())
+}
+
+// peerSystem is what a Peer holds beyond the portable facts: nothing on Unix.
+type peerSystem struct{}
+
+// unixPeer returns the Peer of a user id, with the other facts yet to be added.
+func unixPeer(uid int) Peer { return Peer{facts: knowsUID, uid: uid} }
+
+// add records a process id or group id, if it is one.
+func (p *Peer) add(fact peerFacts, field *int, value int) {
+	if value > 0 || value == 0 && fact != knowsPID {
+		p.facts |= fact
+		*field = value
+	}
+}
+
+// xucredPeer returns the Peer of a struct xucred (sys/ucred.h of FreeBSD, macOS
+// and DragonFly), given as 32-bit words, as many as the system told: version,
+// user id, number of groups in 16 bits, and the groups, the effective one first.
+func xucredPeer(cred []uint32) (Peer, error) {
+	if cred[0] != 0 { // XUCRED_VERSION
+		return Peer{}, syscall.EINVAL
+	}
+	p := unixPeer(int(cred[1]))
+	if n := min(int(cred[2]&0xffff), len(cred)-3); n > 0 {
+		p.add(knowsGID, &p.gid, int(cred[3]))
+		p.groups = make([]int, n-1)
+		for i := range p.groups {
+			p.groups[i] = int(cred[4+i])
+		}
+	}
+	return p, nil
+}
+
+func pair() (a, b *fd, err error) {
+	var s [2]int
+	err = atBirth(func() (err error) {
+		s, err = syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|socketFlags, 0)
+		return err
+	}, &s[0], &s[1])
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	return newFD(s[0]), newFD(s[1]), nil
+}
+
+// adoptConn returns a connection over a duplicate of f.
+func adoptConn(f *os.File) (_ *fd, local, remote Addr, err error) {
+	fd, err := adopt(f, func(sys int) error {
+		_, err := syscall.Getpeername(sys)
+		return os.NewSyscallError("getpeername", err)
+	})
+	if err != nil {
+		return nil, Addr{}, Addr{}, err
+	}
+	return fd, fd.localAddr(), fd.remoteAddr(), nil
+}
+
+// adopt returns a nonblocking duplicate of a local stream socket that passes
+// the check.
+func adopt(f *os.File, check func(sys int) error) (*fd, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	sys := -1
+	if e := raw.Control(func(fd uintptr) { sys, err = dup(int(fd)) }); e != nil {
+		return nil, e
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("dup", err)
+	}
+	if err = checkLocal(sys); err == nil {
+		if err = check(sys); err == nil {
+			err = os.NewSyscallError("fcntl", syscall.SetNonblock(sys, true))
+		}
+	}
+	if err != nil {
+		syscall.Close(sys)
+		return nil, err
+	}
+	return newFD(sys), nil
+}
+
+// checkLocal refuses every descriptor that is not a local stream socket.
+func checkLocal(sys int) error {
+	typ, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_TYPE)
+	if err != nil {
+		return os.NewSyscallError("getsockopt", err) // ENOTSOCK
+	}
+	sa, err := syscall.Getsockname(sys)
+	if err != nil {
+		return os.NewSyscallError("getsockname", err)
+	}
+	if _, ok := sa.(*syscall.SockaddrUnix); !ok || typ != syscall.SOCK_STREAM {
+		return &classified{&addrError{what: "the descriptor is not a local stream socket"}, errors.ErrUnsupported}
+	}
+	return nil
+}
+
+// ---------------------------------------------------------------------------
+// Descriptors: the one way to system calls that may block
+//
+// An operation tries its system call at once. Only when the kernel says EAGAIN
+// does the descriptor join the runtime's poller, by becoming an os.File, and
+// the goroutine parks there until the kernel has news; no thread is held. A
+// connection that never waits is never registered.
+//
+// The descriptor's number must not go to somebody else while a call uses it, so
+// each operation counts as a user of the fd, and the last user closes it.
+
+// An fd is a nonblocking, close-on-exec descriptor that this package made.
+type fd struct {
+	sys     int
+	state   atomic.Int32 // number of users, and isClosing; at isClosing alone the descriptor goes
+	gone    sync.WaitGroup
+	goneErr error // of close(2); written before gone is done
+	r, w    half
+
+	mu      sync.Mutex      // guards what follows, and keeps Close and SetDeadline apart
+	file    *os.File        // owns sys since the first wait; nil before
+	raw     syscall.RawConn // of file
+	cleanup runtime.Cleanup // closes sys if nobody does; stopped when file takes over
+}
+
+// isClosing is the bit of fd.state that is set once, by Close.
+const isClosing = 1 << 30
+
+// A half is one direction of an fd and the operation that is under way in it.
+type half struct {
+	mu    sync.Mutex               // one operation at a time; guards all but timed
+	timed atomic.Bool              // a deadline is set, which a first try must respect
+	call  func(int, *half) error   // one attempt, which never blocks
+	buf   []byte                   // argument of call
+	iov   []iovec                  // argument of call, kept for its capacity
+	n     int                      // result of call
+	err   error                    // result of call
+	again func(sysfd uintptr) bool // call as the poller wants it; made once, so that no wait allocates
+}
+
+// newFD takes ownership of sys. If the fd is dropped without Close, the garbage
+// collector closes it, as it does for os and net.
+func newFD(sys int) *fd {
+	f := &fd{sys: sys}
+	f.gone.Add(1)
+	f.cleanup = runtime.AddCleanup(f, func(sys int) { syscall.Close(sys) }, sys)
+	return f
+}
+
+// use counts the caller as a user of the descriptor, unless it is closed.
+func (f *fd) use() error {
+	for {
+		s := f.state.Load()
+		if s&isClosing != 0 {
+			return net.ErrClosed
+		}
+		if f.state.CompareAndSwap(s, s+1) {
+			return nil
+		}
+	}
+}
+
+// unuse ends what use began. The last user of a closed fd closes the descriptor.
+func (f *fd) unuse() {
+	if f.state.Add(-1) != isClosing {
+		return
+	}
+	if f.file != nil { // nobody else is left to change it
+		f.goneErr = errnoOf(f.file.Close())
+	} else {
+		f.cleanup.Stop()
+		f.goneErr = syscall.Close(f.sys)
+	}
+	f.gone.Done()
+}
+
+// close marks the fd closed, wakes whoever waits on it, and returns when the
+// descriptor is gone: no call blocks, so that is at once.
+func (f *fd) close() error {
+	for {
+		s := f.state.Load()
+		if s&isClosing != 0 {
+			return net.ErrClosed
+		}
+		if f.state.CompareAndSwap(s, (s|isClosing)+1) {
+			break
+		}
+	}
+	f.mu.Lock()
+	if f.file != nil {
+		f.file.SetDeadline(time.Unix(1, 0)) // in the past: ends every wait
+	}
+	f.mu.Unlock()
+	f.unuse()
+	f.gone.Wait()
+	return os.NewSyscallError("close", f.goneErr)
+}
+
+// enter begins an operation on a half, leave ends it.
+func (f *fd) enter(h *half) error {
+	h.mu.Lock()
+	if err := f.use(); err != nil {
+		h.mu.Unlock()
+		return err
+	}
+	return nil
+}
+
+func (f *fd) leave(h *half) {
+	h.buf, h.call = nil, nil
+	clear(h.iov)
+	f.unuse()
+	h.mu.Unlock()
+}
+
+// run makes the call until it succeeds or fails for good. This is where EINTR,
+// EAGAIN, the deadline and Close are dealt with, and nowhere else.
+func (f *fd) run(h *half, call func(int, *half) error) error {
+	h.call = call
+	if !h.timed.Load() && h.attempt(f.sys) {
+		return h.err
+	}
+	raw, err := f.join()
+	if err != nil {
+		return err
+	}
+	if h == &f.r {
+		err = raw.Read(h.again)
+	} else {
+		err = raw.Write(h.again)
+	}
+	if err != nil {
+		return f.waitError(err)
+	}
+	return h.err
+}
+
+// attempt makes the call once and reports whether that was the end of it.
+func (h *half) attempt(sys int) bool {
+	for {
+		if h.err = h.call(sys, h); h.err != syscall.EINTR {
+			return h.err != syscall.EAGAIN
+		}
+	}
+}
+
+// join registers the descriptor with the runtime's poller, if it is not yet.
+func (f *fd) join() (syscall.RawConn, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.state.Load()&isClosing != 0 {
+		return nil, net.ErrClosed
+	}
+	if f.file == nil {
+		f.cleanup.Stop()
+		f.file = os.NewFile(uintptr(f.sys), "ipc")
+		raw, err := f.file.SyscallConn()
+		if err != nil {
+			return nil, err
+		}
+		f.raw = raw
+		f.r.again = func(sysfd uintptr) bool { return f.r.attempt(int(sysfd)) }
+		f.w.again = func(sysfd uintptr) bool { return f.w.attempt(int(sysfd)) }
+	}
+	return f.raw, nil
+}
+
+// waitError says why a wait ended: Close wakes waits by a deadline in the past.
+func (f *fd) waitError(err error) error {
+	if f.state.Load()&isClosing != 0 {
+		return net.ErrClosed
+	}
+	return err
+}
+
+// setDeadline sets the deadlines of one or both directions.
+func (f *fd) setDeadline(t time.Time, d direction) error {
+	if err := f.use(); err != nil {
+		return err
+	}
+	defer f.unuse()
+	if t.IsZero() && !f.r.timed.Load() && !f.w.timed.Load() {
+		return nil
+	}
+	if _, err := f.join(); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.state.Load()&isClosing != 0 {
+		return net.ErrClosed // or the wake-up of Close would be undone
+	}
+	set := f.file.SetDeadline
+	switch d {
+	case reading:
+		set = f.file.SetReadDeadline
+	case writing:
+		set = f.file.SetWriteDeadline
+	}
+	if d&reading != 0 {
+		f.r.timed.Store(!t.IsZero())
+	}
+	if d&writing != 0 {
+		f.w.timed.Store(!t.IsZero())
+	}
+	return set(t)
+}
+
+// A rawConn is an fd as a syscall.RawConn.
+type rawConn struct{ f *fd }
+
+func (f *fd) rawConn() (syscall.RawConn, error) { return rawConn{f}, nil }
+
+func (c rawConn) Control(fn func(fd uintptr)) error {
+	if err := c.f.use(); err != nil {
+		return err
+	}
+	defer c.f.unuse()
+	fn(uintptr(c.f.sys))
+	return nil
+}
+
+func (c rawConn) Read(fn func(fd uintptr) bool) error {
+	return c.wait(&c.f.r, fn, syscall.RawConn.Read)
+}
+
+func (c rawConn) Write(fn func(fd uintptr) bool) error {
+	return c.wait(&c.f.w, fn, syscall.RawConn.Write)
+}
+
+func (c rawConn) wait(h *half, fn func(fd uintptr) bool, wait func(syscall.RawConn, func(uintptr) bool) error) error {
+	if err := c.f.enter(h); err != nil {
+		return err
+	}
+	defer c.f.leave(h)
+	raw, err := c.f.join()
+	if err != nil {
+		return err
+	}
+	if err := wait(raw, fn); err != nil {
+		return c.f.waitError(err)
+	}
+	return nil
+}
+
+// ---------------------------------------------------------------------------
+// Operations on descriptors
+
+// ioMax is the most that one read or write asks for: macOS and FreeBSD fail
+// above INT_MAX.
+const ioMax = 1 << 30
+
+func (f *fd) read(p []byte) (int, error) {
+	h := &f.r
+	if err := f.enter(h); err != nil {
+		return 0, err
+	}
+	defer f.leave(h)
+	if len(p) == 0 {
+		return 0, nil
+	}
+	h.buf = p[:min(len(p), ioMax)]
+	return h.received(f.run(h, readCall), "read")
+}
+
+// received returns the result of a read of at least one byte.
+func (h *half) received(err error, call string) (int, error) {
+	switch {
+	case err != nil:
+		return 0, callError(call, err)
+	case h.n == 0:
+		return 0, io.EOF
+	}
+	return h.n, nil
+}
+
+func (f *fd) write(p []byte) (n int, err error) {
+	h := &f.w
+	if err := f.enter(h); err != nil {
+		return 0, err
+	}
+	defer f.leave(h)
+	for n < len(p) {
+		h.buf = p[n:min(len(p), n+ioMax)]
+		if err := f.run(h, writeCall); err != nil {
+			return n, writeError("write", err)
+		}
+		n += h.n
+	}
+	return n, nil
+}
+
+func (f *fd) readBuffers(bufs [][]byte) (int64, error) {
+	h := &f.r
+	if err := f.enter(h); err != nil {
+		return 0, err
+	}
+	defer f.leave(h)
+	if h.iov = gather(h.iov, bufs); len(h.iov) == 0 {
+		return 0, nil
+	}
+	n, err := h.received(f.run(h, readvCall), "readv")
+	return int64(n), err
+}
+
+func (f *fd) writeBuffers(bufs *net.Buffers) (total int64, err error) {
+	h := &f.w
+	if err := f.enter(h); err != nil {
+		return 0, err
+	}
+	defer f.leave(h)
+	for {
+		if h.iov = gather(h.iov, *bufs); len(h.iov) == 0 {
+			consume(bufs, 0)
+			return total, nil
+		}
+		if err := f.run(h, writevCall); err != nil {
+			return total, writeError("writev", err)
+		}
+		total += int64(h.n)
+		consume(bufs, h.n)
+	}
+}
+
+// An iovec is the struct of readv(2), the same on every Unix.
+type iovec struct {
+	base *byte
+	len  uintptr
+}
+
+// iovMax is how many buffers go into one call: IOV_MAX of sys/uio.h.
+const iovMax = 1024
+
+// gather returns the buffers that are not empty, as many as one call takes.
+func gather(iov []iovec, bufs [][]byte) []iovec {
+	iov = iov[:0]
+	room := ioMax
+	for _, b := range bufs {
+		if len(b) == 0 {
+			continue
+		}
+		if len(iov) == iovMax || room == 0 {
+			break
+		}
+		b = b[:min(len(b), room)]
+		room -= len(b)
+		iov = append(iov, iovec{&b[0], uintptr(len(b))})
+	}
+	return iov
+}
+
+// consume takes n bytes, and every empty buffer before the next one, out of bufs.
+func consume(bufs *net.Buffers, n int) {
+	for len(*bufs) > 0 && n >= len((*bufs)[0]) {
+		n -= len((*bufs)[0])
+		(*bufs)[0] = nil
+		*bufs = (*bufs)[1:]
+	}
+	if n > 0 {
+		(*bufs)[0] = (*bufs)[0][n:]
+	}
+}
+
+// first returns the first buffer, which is what readv and writev work on where
+// package syscall does not reach them: short transfers are in their contract.
+func first(iov []iovec) []byte { return unsafe.Slice(iov[0].base, int(iov[0].len)) }
+
+// vector makes the call readv or writev by its number.
+func vector(trap uintptr, sys int, iov []iovec) (int, error) {
+	n, _, errno := syscall.Syscall(trap, uintptr(sys), uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
+// The calls of the operations: one attempt each.
+func readCall(sys int, h *half) (err error)   { h.n, err = syscall.Read(sys, h.buf); return err }
+func writeCall(sys int, h *half) (err error)  { h.n, err = syscall.Write(sys, h.buf); return err }
+func readvCall(sys int, h *half) (err error)  { h.n, err = readv(sys, h.iov); return err }
+func writevCall(sys int, h *half) (err error) { h.n, err = writev(sys, h.iov); return err }
+func acceptCall(sys int, h *half) (err error) { h.n, err = accept(sys); return err }
+
+func (f *fd) closeRead() error  { return f.shutdown(syscall.SHUT_RD) }
+func (f *fd) closeWrite() error { return f.shutdown(syscall.SHUT_WR) }
+
+func (f *fd) shutdown(how int) error {
+	return f.control("shutdown", func() error { return syscall.Shutdown(f.sys, how) })
+}
+
+func (f *fd) setBuffer(d direction, n int) error {
+	if n < 0 {
+		return configError("the buffer size", strconv.Itoa(n), "0 or more")
+	}
+	opt := syscall.SO_RCVBUF
+	if d == writing {
+		opt = syscall.SO_SNDBUF
+	}
+	return f.control("setsockopt", func() error {
+		return syscall.SetsockoptInt(f.sys, syscall.SOL_SOCKET, opt, n)
+	})
+}
+
+func (f *fd) peer() (p Peer, err error) {
+	err = f.control("getsockopt", func() (err error) {
+		p, err = peerOf(f.sys)
+		return err
+	})
+	return p, err
+}
+
+func (f *fd) dupFile(name string) (*os.File, error) {
+	var sys int
+	err := f.control("dup", func() (err error) {
+		sys, err = dup(f.sys)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(sys), name), nil
+}
+
+func (f *fd) localAddr() Addr  { return f.name(syscall.Getsockname) }
+func (f *fd) remoteAddr() Addr { return f.name(syscall.Getpeername) }
+
+func (f *fd) name(get func(int) (syscall.Sockaddr, error)) (a Addr) {
+	f.control("", func() error {
+		sa, err := get(f.sys)
+		a = addrOf(sa)
+		return err
+	})
+	return a
+}
+
+// control makes a call on the descriptor that does not block.
+func (f *fd) control(name string, call func() error) error {
+	if err := f.use(); err != nil {
+		return err
+	}
+	defer f.unuse()
+	return callError(name, control(call))
+}
+
+// ---------------------------------------------------------------------------
+// Errors
+
+// callError names the system call in an error of it, and leaves what is none
+// (net.ErrClosed, os.ErrDeadlineExceeded) as it is.
+func callError(call string, err error) error {
+	if errno, ok := err.(syscall.Errno); ok {
+		return os.NewSyscallError(call, errno)
+	}
+	return err
+}
+
+// writeError is the callError of a write: what the systems say of a peer that is
+// gone all matches EPIPE. macOS says EPROTOTYPE while the peer is closing.
+func writeError(call string, err error) error {
+	switch err {
+	case syscall.EPROTOTYPE:
+		err = syscall.ECONNRESET
+		fallthrough
+	case syscall.ECONNRESET, syscall.ENOTCONN:
+		return &classified{os.NewSyscallError(call, err), syscall.EPIPE}
+	}
+	return callError(call, err)
+}
+
+// classify is the callError of a call that takes an address.
+func classify(call string, err error) error {
+	switch e := callError(call, err); err {
+	case syscall.EADDRINUSE, syscall.EEXIST:
+		return &classified{e, ErrAddrInUse}
+	case syscall.ENAMETOOLONG:
+		return &classified{e, ErrNameTooLong}
+	default:
+		return e
+	}
+}
+
+// errnoOf returns the errno in err, or err itself.
+func errnoOf(err error) error {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
+	return err
+}
+
+// ---------------------------------------------------------------------------
+// System calls
+
+// control makes a call that does not block, again if a signal interrupted it.
+func control(call func() error) error {
+	for {
+		if err := call(); err != syscall.EINTR {
+			return err
+		}
+	}
+}
+
+// atBirth makes descriptors close-on-exec and nonblocking before another
+// goroutine can start a child: by socketFlags, where make's call takes them, or
+// else under the lock that every fork of this process waits for.
+func atBirth(make func() error, made ...*int) error {
+	if socketFlags != 0 {
+		return control(make)
+	}
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	if err := control(make); err != nil {
+		return err
+	}
+	for _, fd := range made {
+		syscall.CloseOnExec(*fd)
+		if err := syscall.SetNonblock(*fd, true); err != nil {
+			for _, fd := range made {
+				syscall.Close(*fd)
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+func newSocket(typ int) (sys int, err error) {
+	err = atBirth(func() (err error) {
+		sys, err = syscall.Socket(syscall.AF_UNIX, typ|socketFlags, 0)
+		return err
+	}, &sys)
+	return sys, os.NewSyscallError("socket", err)
+}
+
+// acceptForkLocked is accept for systems without accept4(2). The listener does not
+// block, so neither does a fork that waits for the lock.
+func acceptForkLocked(sys int) (conn int, err error) {
+	err = atBirth(func() (err error) {
+		conn, _, err = syscall.Accept(sys)
+		return err
+	}, &conn)
+	return conn, err
+}
+
+// dupForkLocked duplicates a descriptor, close-on-exec, where package syscall
+// does not reach F_DUPFD_CLOEXEC.
+func dupForkLocked(sys int) (int, error) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	d, err := syscall.Dup(sys)
+	if err == nil {
+		syscall.CloseOnExec(d)
+	}
+	return d, err
+}
+
+// bind binds the socket to a target that fits into a sockaddr_un.
+func bind(sys int, target string) error {
+	sa := sockAddr(target)
+	return classify("bind", control(func() error { return syscall.Bind(sys, sa) }))
+}
+
+func open(path string, flags int) (fd int, err error) {
+	err = control(func() (err error) {
+		fd, err = syscall.Open(path, flags, 0o600)
+		return err
+	})
+	return fd, err
+}
+
+func unlink(path string) error {
+	return os.NewSyscallError("unlink", control(func() error { return syscall.Unlink(path) }))
+}
+
+// flock takes or gives up the flock(2) of an open file, without waiting: the
+// error is EWOULDBLOCK if somebody else has it.
+func flock(fd int, take bool) error {
+	how := lockUN
+	if take {
+		how = lockEX | lockNB
+	}
+	return control(func() error { return sysFlock(fd, how) })
+}
+
+// sys/file.h, the same on every system that has flock.
+const (
+	lockEX = 2
+	lockNB = 4
+	lockUN = 8
+)
+
+// A dirEntry is what the name of a file leads to.
+type dirEntry struct {
+	id     fileID
+	socket bool
+}
+
+func lstat(path string) (dirEntry, error) {
+	var st syscall.Stat_t
+	if err := control(func() error { return syscall.Lstat(path, &st) }); err != nil {
+		return dirEntry{}, err
+	}
+	return dirEntry{idOf(&st), st.Mode&syscall.S_IFMT == syscall.S_IFSOCK}, nil
+}
+
+func fstatID(fd int) fileID {
+	var st syscall.Stat_t
+	if err := control(func() error { return syscall.Fstat(fd, &st) }); err != nil {
+		return fileID{}
+	}
+	return idOf(&st)
+}
+
+func idOf(st *syscall.Stat_t) fileID { return fileID{uint64(st.Dev), uint64(st.Ino)} }
