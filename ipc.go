@@ -9,8 +9,10 @@ import (
 	"iter"
 	"net"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -26,6 +28,13 @@ var (
 	_ net.Listener  = (*Listener)(nil)
 	_ syscall.Conn  = (*Listener)(nil)
 	_ net.Addr      = Addr{}
+
+	_ io.ReadCloser  = (*PipeReader)(nil)
+	_ io.WriterTo    = (*PipeReader)(nil)
+	_ syscall.Conn   = (*PipeReader)(nil)
+	_ io.WriteCloser = (*PipeWriter)(nil)
+	_ io.ReaderFrom  = (*PipeWriter)(nil)
+	_ syscall.Conn   = (*PipeWriter)(nil)
 )
 
 // ---------------------------------------------------------------------------
@@ -662,28 +671,20 @@ const (
 	unsure                // busy or absent: the system does not tell
 )
 
-// How long refusals are tried again that may mean a full backlog or a dead
-// server, and the shortest and longest pause between two attempts. A client
-// that waits for room should have it soon after another was accepted; one that
-// waits for a server to start should not cost anything.
-const (
-	refusalGrace = 250 * time.Millisecond
-	pauseMin     = 50 * time.Microsecond
-	pauseMax     = 20 * time.Millisecond
-)
+// refusalGrace is how long refusals are tried again that may mean a full backlog
+// or a dead server.
+const refusalGrace = 250 * time.Millisecond
 
 // connect attempts to connect until it succeeds, fails for good, or ctx or the
 // dialer's own limits end it.
 func (d *Dialer) connect(ctx context.Context, target string) (*fd, error) {
 	start := time.Now()
-	deadline := d.deadline(ctx, start)
+	p := patience{ctx: ctx, deadline: d.deadline(ctx, start)}
+	defer p.stop()
 	var last error
-	var timer *time.Timer
-	for pause := pauseMin; ; pause = min(2*pause, pauseMax) {
-		if err := ctx.Err(); err == context.Canceled {
+	for {
+		if err := p.ended(last); err != nil {
 			return nil, err
-		} else if err != nil || !deadline.IsZero() && !time.Now().Before(deadline) {
-			return nil, &timeoutError{last}
 		}
 		fd, err := connect(target, d.Sys)
 		if err == nil {
@@ -702,19 +703,59 @@ func (d *Dialer) connect(ctx context.Context, target string) (*fd, error) {
 			}
 		}
 		last = err
-		if !deadline.IsZero() {
-			pause = min(pause, max(time.Until(deadline), 0))
-		}
-		if timer == nil {
-			timer = time.NewTimer(pause)
-			defer timer.Stop()
-		} else {
-			timer.Reset(pause)
-		}
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-		}
+		p.pause()
+	}
+}
+
+// A patience spaces the attempts at something for which the system has no event
+// to wait for, until a context or a deadline ends them.
+type patience struct {
+	ctx      context.Context
+	deadline time.Time // the zero time is none
+	timer    *time.Timer
+	length   time.Duration // of the last pause
+}
+
+// The shortest and the longest pause: what is about to happen should be seen
+// soon, and waiting for what may never happen should cost nothing.
+const (
+	pauseMin = 50 * time.Microsecond
+	pauseMax = 20 * time.Millisecond
+)
+
+// ended returns the error that ends the attempts, the last of which failed with
+// last, or nil.
+func (p *patience) ended(last error) error {
+	switch err := p.ctx.Err(); {
+	case err == context.Canceled:
+		return err
+	case err != nil, !p.deadline.IsZero() && !time.Now().Before(p.deadline):
+		return &timeoutError{last}
+	}
+	return nil
+}
+
+// pause waits a while, each time for longer, but not beyond the end.
+func (p *patience) pause() {
+	p.length = min(max(2*p.length, pauseMin), pauseMax)
+	d := p.length
+	if !p.deadline.IsZero() {
+		d = min(d, max(time.Until(p.deadline), 0))
+	}
+	if p.timer == nil {
+		p.timer = time.NewTimer(d)
+	} else {
+		p.timer.Reset(d)
+	}
+	select {
+	case <-p.timer.C:
+	case <-p.ctx.Done():
+	}
+}
+
+func (p *patience) stop() {
+	if p.timer != nil {
+		p.timer.Stop()
 	}
 }
 
@@ -817,19 +858,15 @@ func (c *Conn) WriteBuffers(bufs *net.Buffers) (int64, error) {
 	return n, c.failed("write", err)
 }
 
-// ReadFrom copies from r to the connection until r ends, for [io.Copy].
-func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
-	return io.CopyBuffer(struct{ io.Writer }{c}, struct{ io.Reader }{r}, make([]byte, copySize))
-}
+// ReadFrom copies from r to the connection until r ends, for [io.Copy]. On Linux
+// the bytes do not pass through this process where r is a Conn, a pipe end or a
+// TCP connection: see splice(2).
+func (c *Conn) ReadFrom(r io.Reader) (int64, error) { return copyIn(c, c.fd, r) }
 
 // WriteTo copies from the connection to w until the peer closes, for [io.Copy].
-func (c *Conn) WriteTo(w io.Writer) (int64, error) {
-	return io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{c}, make([]byte, copySize))
-}
-
-// copySize is the size of the buffer of a copy through user space: large enough
-// that the calls do not count, small enough to stay in a cache.
-const copySize = 64 << 10
+// On Linux the bytes do not pass through this process where w is a Conn, a pipe
+// end or a TCP connection: see splice(2).
+func (c *Conn) WriteTo(w io.Writer) (int64, error) { return copyOut(w, c, c.fd) }
 
 // Close closes the connection. It does not wait for the peer and does not
 // discard what was written: the peer reads that and then gets io.EOF. Calls that
@@ -928,6 +965,392 @@ func FileConn(f *os.File) (*Conn, error) {
 	}
 	return &Conn{fd: fd, local: local, remote: remote}, nil
 }
+
+// ---------------------------------------------------------------------------
+// Unnamed pipes
+
+// Pipe returns the two ends of a pipe: what is written to the one is read from
+// the other. Unlike those of [os.Pipe] both have deadlines on every system, and
+// Close wakes whoever waits. On Unix it is pipe(2); on Windows, where the
+// unnamed pipe has no asynchronous I/O, a named pipe of one instance that nobody
+// else can open.
+func Pipe() (*PipeReader, *PipeWriter, error) {
+	r, w, err := pipe()
+	if err != nil {
+		return nil, nil, pipeError("pipe", Addr{}, err)
+	}
+	return &PipeReader{fd: r}, &PipeWriter{fd: w}, nil
+}
+
+// pipeError gives err, if it is one, the operation and the path of the FIFO.
+func pipeError(op string, addr Addr, err error) error {
+	if err == nil || err == io.EOF {
+		return err
+	}
+	e := opError(op, Addr{}, addr, err).(*net.OpError)
+	e.Net = "pipe"
+	return e
+}
+
+// A PipeReader is the end of a pipe or FIFO that is read. All its methods may be
+// called concurrently.
+type PipeReader struct {
+	fd   *fd
+	addr Addr // the path of a FIFO
+}
+
+// Read reads up to len(p) bytes, and waits until there is at least one. When
+// the last writer has closed its end, Read returns what was written before that
+// and then [io.EOF]. The other errors match [net.ErrClosed] and
+// [os.ErrDeadlineExceeded].
+func (r *PipeReader) Read(p []byte) (int, error) {
+	n, err := r.fd.read(p)
+	return n, pipeError("read", r.addr, err)
+}
+
+// WriteTo copies from the pipe to w until the last writer closes, for [io.Copy].
+// On Linux the bytes do not pass through this process where w is a Conn, a pipe
+// end or a TCP connection: see splice(2).
+func (r *PipeReader) WriteTo(w io.Writer) (int64, error) { return copyOut(w, r, r.fd) }
+
+// Close closes the end. Calls that wait on it return an error that matches
+// [net.ErrClosed], and so does the second Close. When no reader is left, writes
+// fail with an error that matches [syscall.EPIPE].
+func (r *PipeReader) Close() error { return pipeError("close", r.addr, r.fd.close()) }
+
+// SetReadDeadline sets the time after which reads fail with an error that
+// matches [os.ErrDeadlineExceeded], also those that wait already. The zero time
+// is none.
+func (r *PipeReader) SetReadDeadline(t time.Time) error {
+	return pipeError("set", r.addr, r.fd.setDeadline(t, reading))
+}
+
+// File returns a duplicate of the descriptor or handle: see [Conn.File].
+func (r *PipeReader) File() (*os.File, error) {
+	f, err := r.fd.dupFile("pipe reader")
+	return f, pipeError("file", r.addr, err)
+}
+
+// SyscallConn gives access to the descriptor or handle: see [Conn.SyscallConn].
+func (r *PipeReader) SyscallConn() (syscall.RawConn, error) { return r.fd.rawConn() }
+
+// A PipeWriter is the end of a pipe or FIFO that is written. All its methods may
+// be called concurrently.
+type PipeWriter struct {
+	fd   *fd
+	addr Addr // the path of a FIFO
+}
+
+// Write writes all of p, and waits while the pipe is full. A write that fails
+// returns how many bytes were written before. When no reader is left the error
+// matches [syscall.EPIPE].
+func (w *PipeWriter) Write(p []byte) (int, error) {
+	n, err := w.fd.write(p)
+	return n, pipeError("write", w.addr, err)
+}
+
+// ReadFrom copies from r to the pipe until r ends, for [io.Copy]. On Linux the
+// bytes do not pass through this process where r is a Conn, a pipe end or a TCP
+// connection: see splice(2).
+func (w *PipeWriter) ReadFrom(r io.Reader) (int64, error) { return copyIn(w, w.fd, r) }
+
+// Close closes the end. It does not discard what was written: the reader reads
+// that and then gets io.EOF. Calls that wait on it return an error that matches
+// [net.ErrClosed], and so does the second Close.
+func (w *PipeWriter) Close() error { return pipeError("close", w.addr, w.fd.close()) }
+
+// SetWriteDeadline sets the time after which writes fail with an error that
+// matches [os.ErrDeadlineExceeded], also those that wait already. The zero time
+// is none.
+func (w *PipeWriter) SetWriteDeadline(t time.Time) error {
+	return pipeError("set", w.addr, w.fd.setDeadline(t, writing))
+}
+
+// File returns a duplicate of the descriptor or handle: see [Conn.File].
+func (w *PipeWriter) File() (*os.File, error) {
+	f, err := w.fd.dupFile("pipe writer")
+	return f, pipeError("file", w.addr, err)
+}
+
+// SyscallConn gives access to the descriptor or handle: see [Conn.SyscallConn].
+func (w *PipeWriter) SyscallConn() (syscall.RawConn, error) { return w.fd.rawConn() }
+
+// FileReader returns a PipeReader over a duplicate of f, which must be a pipe or
+// FIFO (on Windows the handle of a pipe opened for overlapped I/O); anything
+// else is refused. f stays the caller's to close, whatever the result; on Unix
+// it becomes nonblocking, as the two share that mode.
+func FileReader(f *os.File) (*PipeReader, error) {
+	fd, err := adoptPipe(f, reading)
+	if err != nil {
+		return nil, pipeError("file", Addr{}, err)
+	}
+	return &PipeReader{fd: fd}, nil
+}
+
+// FileWriter returns a PipeWriter over a duplicate of f: see [FileReader].
+func FileWriter(f *os.File) (*PipeWriter, error) {
+	fd, err := adoptPipe(f, writing)
+	if err != nil {
+		return nil, pipeError("file", Addr{}, err)
+	}
+	return &PipeWriter{fd: fd}, nil
+}
+
+// ---------------------------------------------------------------------------
+// Copying
+
+// copySize is the size of the buffer of a copy through user space: large enough
+// that the calls do not count, small enough to stay in a cache.
+const copySize = 64 << 10
+
+// copyIn copies from r to dst, whose descriptor is fd, without a detour through
+// this process where the system can.
+func copyIn(dst io.Writer, fd *fd, r io.Reader) (int64, error) {
+	n, done, err := fd.spliceFrom(r)
+	if done {
+		return n, err
+	}
+	m, err := io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{r}, make([]byte, copySize))
+	return n + m, err
+}
+
+// copyOut copies from src, whose descriptor is fd, to w, without a detour
+// through this process where the system can.
+func copyOut(w io.Writer, src io.Reader, fd *fd) (int64, error) {
+	n, done, err := fd.spliceTo(w)
+	if done {
+		return n, err
+	}
+	m, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{src}, make([]byte, copySize))
+	return n + m, err
+}
+
+// ---------------------------------------------------------------------------
+// Children
+
+// inheritVar is the environment variable that tells a child which ends it got:
+// entries name,kind,token separated by ';'. A token is a descriptor number, on
+// Windows handle values.
+const inheritVar = "IPC_INHERIT"
+
+// An Inheritable is an end that a child can be given: a *Conn, *PipeReader,
+// *PipeWriter or *Listener.
+type Inheritable interface {
+	// bequeath adds the end to what cmd's process inherits, and returns the
+	// kind of the end and the token by which the child finds it.
+	bequeath(cmd *exec.Cmd) (kind, token string, err error)
+}
+
+// The kinds of ends, as they stand in the variable.
+const (
+	kindConn     = "conn"
+	kindReader   = "reader"
+	kindWriter   = "writer"
+	kindListener = "listener"
+)
+
+// Inherit gives the process that cmd will start the end, under the name by which
+// the child asks for it with [InheritedConn] and its kin. It is called before
+// cmd.Start, and after cmd.Env was set, if it is: it adds to cmd.Env, to
+// cmd.ExtraFiles on Unix and to cmd.SysProcAttr.AdditionalInheritedHandles on
+// Windows. The name consists of letters, digits, '_', '-' and '.', and each is
+// given once.
+//
+// The caller closes its copy of the end after Start (not before); only then does
+// the other side see the child's exit as the end of the stream. On Windows the
+// end must not have been used yet: a handle that this process has bound to its
+// completion port cannot be used by another.
+func Inherit(cmd *exec.Cmd, name string, end Inheritable) error {
+	if err := inherit(cmd, name, end); err != nil {
+		return pipeError("inherit", Addr{}, err)
+	}
+	return nil
+}
+
+func inherit(cmd *exec.Cmd, name string, end Inheritable) error {
+	if !validEndName(name) {
+		return configError("the name", strconv.Quote(name), "letters, digits, '_', '-' and '.'")
+	}
+	env := cmd.Env
+	if env == nil {
+		env = os.Environ()
+	}
+	at, list := -1, ""
+	for i, entry := range env {
+		if v, ok := strings.CutPrefix(entry, inheritVar+"="); ok {
+			at, list = i, v
+		}
+	}
+	ends, err := parseInherited(list)
+	if err != nil {
+		return err
+	}
+	if ends[name] != nil {
+		return configError("the name", strconv.Quote(name), "given only once")
+	}
+	kind, token, err := end.bequeath(cmd)
+	if err != nil {
+		return err
+	}
+	if list != "" {
+		list += ";"
+	}
+	list = inheritVar + "=" + list + name + "," + kind + "," + token
+	if at < 0 {
+		cmd.Env = append(env[:len(env):len(env)], list)
+	} else {
+		cmd.Env = append([]string(nil), env...)
+		cmd.Env[at] = list
+	}
+	return nil
+}
+
+func validEndName(name string) bool {
+	for i := range len(name) {
+		c := name[i]
+		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '-' || c == '.') {
+			return false
+		}
+	}
+	return name != ""
+}
+
+// An inheritedEnd is an end that this process was given and nobody took yet.
+type inheritedEnd struct {
+	kind, token string
+}
+
+// inherited holds the ends that this process was given.
+var inherited struct {
+	mu   sync.Mutex // guards the rest
+	ends map[string]*inheritedEnd
+	err  error // what is wrong with the variable
+}
+
+// The variable is read when the program starts, before anything can start a
+// child: what this process was given is not passed on, neither the ends nor the
+// variable that names them.
+func init() {
+	list, ok := os.LookupEnv(inheritVar)
+	if !ok {
+		return
+	}
+	os.Unsetenv(inheritVar)
+	inherited.ends, inherited.err = parseInherited(list)
+	for _, end := range inherited.ends {
+		keepFromChildren(end.token)
+	}
+}
+
+// parseInherited reads the value of the variable.
+func parseInherited(list string) (map[string]*inheritedEnd, error) {
+	ends := map[string]*inheritedEnd{}
+	for entry := range strings.SplitSeq(list, ";") {
+		if list == "" {
+			break
+		}
+		name, rest, _ := strings.Cut(entry, ",")
+		kind, token, ok := strings.Cut(rest, ",")
+		if !ok || !validEndName(name) || !validToken(token) || ends[name] != nil {
+			return nil, &addrError{what: inheritVar + " is garbled at " + strconv.Quote(entry)}
+		}
+		ends[name] = &inheritedEnd{kind, token}
+	}
+	return ends, nil
+}
+
+// takeInherited finds the end of that name and kind and adopts it. An end that
+// cannot be adopted stays where it is.
+func takeInherited(name, kind string) (*inheritedEnd, error) {
+	inherited.mu.Lock()
+	defer inherited.mu.Unlock()
+	end := inherited.ends[name]
+	switch {
+	case inherited.err != nil:
+		return nil, inherited.err
+	case end == nil:
+		return nil, &addrError{what: "no end named " + strconv.Quote(name) + " was inherited, or it was taken before"}
+	case end.kind != kind:
+		return nil, &addrError{what: "the inherited end " + strconv.Quote(name) + " is a " + end.kind + ", not a " + kind}
+	}
+	delete(inherited.ends, name)
+	return end, nil
+}
+
+// adoptInherited adopts the end of that name and kind. One that cannot be
+// adopted stays where it is.
+func adoptInherited[T any](name, kind string, adopt func(token string) (T, error)) (T, error) {
+	var none T
+	end, err := takeInherited(name, kind)
+	if err != nil {
+		return none, pipeError("inherit", Addr{}, err)
+	}
+	v, err := adopt(end.token)
+	if err != nil {
+		inherited.mu.Lock()
+		inherited.ends[name] = end
+		inherited.mu.Unlock()
+		return none, pipeError("inherit", Addr{}, err)
+	}
+	return v, nil
+}
+
+// InheritedConn returns the connection that the parent process gave this one
+// under the name, with [Inherit]. It can be taken once. What is not taken stays
+// open but is not passed on to children of this process.
+func InheritedConn(name string) (*Conn, error) {
+	fd, err := adoptInherited(name, kindConn, inheritedConn)
+	if err != nil {
+		return nil, err
+	}
+	return &Conn{fd: fd, local: fd.localAddr()}, nil
+}
+
+// InheritedReader returns the inherited end of a pipe: see [InheritedConn].
+func InheritedReader(name string) (*PipeReader, error) {
+	fd, err := adoptInherited(name, kindReader, inheritedPipe)
+	if err != nil {
+		return nil, err
+	}
+	return &PipeReader{fd: fd}, nil
+}
+
+// InheritedWriter returns the inherited end of a pipe: see [InheritedConn].
+func InheritedWriter(name string) (*PipeWriter, error) {
+	fd, err := adoptInherited(name, kindWriter, inheritedPipe)
+	if err != nil {
+		return nil, err
+	}
+	return &PipeWriter{fd: fd}, nil
+}
+
+// InheritedListener returns the inherited listener: see [InheritedConn]. Its
+// Close does not remove a socket file; that is the parent's.
+func InheritedListener(name string) (*Listener, error) {
+	return adoptInherited(name, kindListener, inheritedListener)
+}
+
+func (c *Conn) bequeath(cmd *exec.Cmd) (kind, token string, err error) {
+	token, err = c.fd.bequeath(cmd)
+	return kindConn, token, err
+}
+
+func (r *PipeReader) bequeath(cmd *exec.Cmd) (kind, token string, err error) {
+	token, err = r.fd.bequeath(cmd)
+	return kindReader, token, err
+}
+
+func (w *PipeWriter) bequeath(cmd *exec.Cmd) (kind, token string, err error) {
+	token, err = w.fd.bequeath(cmd)
+	return kindWriter, token, err
+}
+
+func (l *Listener) bequeath(cmd *exec.Cmd) (kind, token string, err error) {
+	token, err = l.sys.bequeath(cmd)
+	return kindListener, token, err
+}
+
+// ---------------------------------------------------------------------------
 
 // A direction is one or both of the two halves of a descriptor.
 type direction uint8

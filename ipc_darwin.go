@@ -7,20 +7,28 @@ import (
 // Traits of macOS and iOS that ipc_unix.go builds on.
 const (
 	abstractNames = false
-	fullRefuses   = true // a full backlog is ECONNREFUSED
-	pathMax       = 1023 // PATH_MAX of sys/syslimits.h, less the NUL
-	socketFlags   = 0    // no SOCK_CLOEXEC: descriptors are made under syscall.ForkLock
+	fullRefuses   = true  // a full backlog is ECONNREFUSED
+	pathMax       = 1023  // PATH_MAX of sys/syslimits.h, less the NUL
+	socketFlags   = 0     // no SOCK_CLOEXEC: descriptors are made under syscall.ForkLock
+	fifoPolls     = false // the poller does not hear of the last writer's end
+	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
 )
 
 func nameTarget(name string) (string, error) { return tmpTarget(name) }
 
 func shorten(path string) (short string, release func(), err error) { return shortLink(path) }
 
-func setMode(path string, mode uint32, uid, gid int) error {
-	return setModeByPath(path, mode, uid, gid)
+func setMode(path string, typ, mode uint32, uid, gid int) error {
+	return setModeByPath(path, typ, mode, uid, gid)
 }
 
 func sysFlock(fd, how int) error { return syscall.Flock(fd, how) }
+
+func newPipe(p *[2]int) error { return syscall.Pipe(p[:]) }
+
+func mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
+
+func hungUp(int) bool { return false }
 
 func accept(sys int) (int, error) { return acceptForkLocked(sys) }
 

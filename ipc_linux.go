@@ -14,6 +14,8 @@ const (
 	fullRefuses   = false // a full backlog is EAGAIN, not ECONNREFUSED
 	pathMax       = 4095  // PATH_MAX of linux/limits.h, less the NUL
 	socketFlags   = syscall.SOCK_CLOEXEC | syscall.SOCK_NONBLOCK
+	fifoPolls     = true  // the poller serves FIFOs
+	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
 )
 
 // nameTarget maps a name to the abstract socket of that name.
@@ -40,9 +42,9 @@ func pin(path string, flags int) (short string, release func(), err error) {
 	return "/proc/self/fd/" + strconv.Itoa(fd), func() { syscall.Close(fd) }, nil
 }
 
-// setMode sets permissions and owner of the socket file at the path. It holds
-// on to the file, so that nothing put in its place meanwhile is changed.
-func setMode(path string, mode uint32, uid, gid int) error {
+// setMode sets permissions and owner of the file of that type at the path. It
+// holds on to the file, so that nothing put in its place meanwhile is changed.
+func setMode(path string, typ, mode uint32, uid, gid int) error {
 	file, release, err := pin(path, syscall.O_NOFOLLOW)
 	if err != nil {
 		return err
@@ -50,11 +52,11 @@ func setMode(path string, mode uint32, uid, gid int) error {
 	defer release()
 	var st syscall.Stat_t
 	if err := control(func() error { return syscall.Stat(file, &st) }); err == syscall.ENOENT {
-		return setModeByPath(path, mode, uid, gid) // /proc is not mounted
+		return setModeByPath(path, typ, mode, uid, gid) // /proc is not mounted
 	} else if err != nil {
 		return os.NewSyscallError("stat", err)
-	} else if st.Mode&syscall.S_IFMT != syscall.S_IFSOCK {
-		return inUse("bind")
+	} else if st.Mode&syscall.S_IFMT != typ {
+		return errReplaced
 	}
 	if uid >= 0 || gid >= 0 {
 		if err := control(func() error { return syscall.Chown(file, uid, gid) }); err != nil {
@@ -65,6 +67,23 @@ func setMode(path string, mode uint32, uid, gid int) error {
 }
 
 func sysFlock(fd, how int) error { return syscall.Flock(fd, how) }
+
+func newPipe(p *[2]int) error { return syscall.Pipe2(p[:], socketFlags) }
+
+func mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
+
+// hungUp reports whether the FIFO had a writer that left: POLLHUP of poll(2), by
+// ppoll(2), which every architecture has.
+func hungUp(sys int) bool {
+	const pollHup = 0x10 // asm-generic/poll.h
+	p := struct {
+		fd              int32
+		events, revents int16
+	}{fd: int32(sys)}
+	var now [2]int64 // a timespec of zero, whatever its width
+	n, _, errno := syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
+	return errno == 0 && n == 1 && p.revents&pollHup != 0
+}
 
 func accept(sys int) (int, error) {
 	conn, _, err := syscall.Accept4(sys, socketFlags)

@@ -18,14 +18,16 @@ const (
 	fullRefuses   = true
 	pathMax       = 1022 // PATH_MAX of limits.h, less the NUL, and AIX's sun_path
 	socketFlags   = 0    // AIX has no SOCK_CLOEXEC: descriptors are made under syscall.ForkLock
+	fifoPolls     = true
+	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
 )
 
 func nameTarget(name string) (string, error) { return tmpTarget(name) }
 
 func shorten(path string) (short string, release func(), err error) { return shortLink(path) }
 
-func setMode(path string, mode uint32, uid, gid int) error {
-	return setModeByPath(path, mode, uid, gid)
+func setMode(path string, typ, mode uint32, uid, gid int) error {
+	return setModeByPath(path, typ, mode, uid, gid)
 }
 
 // locked holds the files that this process has locked. There is no flock here;
@@ -64,6 +66,13 @@ func sysFlock(fd, how int) error {
 	}
 	return err
 }
+
+func newPipe(p *[2]int) error { return syscall.Pipe(p[:]) }
+
+// mkfifo has no call that package syscall offers on both AIX and Solaris.
+func mkfifo(string, uint32) error { return errors.ErrUnsupported }
+
+func hungUp(int) bool { return false }
 
 func accept(sys int) (int, error) { return acceptForkLocked(sys) }
 

@@ -3,11 +3,13 @@
 package ipc
 
 import (
+	"context"
 	"errors"
 	"io"
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
@@ -43,7 +45,7 @@ func (s *SysListenConfig) check(abstract bool) error {
 	case s == nil || *s == SysListenConfig{}:
 		return nil
 	case s.Mode&^fs.ModePerm != 0:
-		return configError("Sys.Mode", "0"+strconv.FormatUint(uint64(s.Mode), 8), "permission bits, at most 0777")
+		return modeError("Sys.Mode", s.Mode)
 	case s.UID < 0:
 		return configError("Sys.UID", strconv.Itoa(s.UID), "0 or more")
 	case s.GID < 0:
@@ -52,6 +54,10 @@ func (s *SysListenConfig) check(abstract bool) error {
 		return &addrError{what: "Sys.Mode, UID and GID are of a socket file, and an abstract name has none"}
 	}
 	return nil
+}
+
+func modeError(field string, mode fs.FileMode) error {
+	return configError(field, "0"+strconv.FormatUint(uint64(mode), 8), "permission bits, at most 0777")
 }
 
 // A SysDialer holds the options of a dialer that only this system has. There
@@ -76,14 +82,7 @@ func (l *Listener) File() (*os.File, error) {
 // nonblocking, as the two share that mode. Who may connect was decided when the
 // socket was made, and the listener never removes its file.
 func FileListener(f *os.File) (*Listener, error) {
-	fd, err := adopt(f, func(sys int) error {
-		if on, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_ACCEPTCONN); err != nil {
-			return os.NewSyscallError("getsockopt", err)
-		} else if on == 0 {
-			return &addrError{what: "the descriptor is a socket that does not listen"}
-		}
-		return nil
-	})
+	fd, err := adopt(f, isListening)
 	if err != nil {
 		return nil, opError("file", Addr{}, Addr{}, err)
 	}
@@ -191,6 +190,7 @@ type listener struct {
 	*fd
 	file    *socketFile // nil: an abstract name, or the file is somebody else's
 	closing atomic.Bool // set by the one Close that gives the file up
+	fdName  string      // what the service manager calls it
 }
 
 func listen(target string, lc ListenConfig) (*listener, error) {
@@ -442,7 +442,7 @@ func (f *socketFile) place(sys int, at string, lc ListenConfig) (err error) {
 		}
 	}()
 	mode, uid, gid := lc.fileMode()
-	if err := setMode(at, mode, uid, gid); err != nil {
+	if err := setMode(at, syscall.S_IFSOCK, mode, uid, gid); err != nil {
 		return err
 	}
 	made, err := lstat(at)
@@ -638,23 +638,27 @@ func lockHeld(path string) bool {
 	return err == nil && lock.Type != syscall.F_UNLCK
 }
 
-// setModeByPath sets permissions and owner of the file that was just bound at
-// the path. Neither call follows a link that was put there since: a link is not
-// a socket, and the owner is changed last and not through one.
-func setModeByPath(path string, mode uint32, uid, gid int) error {
-	if at, err := lstat(path); err != nil {
+// setModeByPath sets permissions and owner of the file of that type that was
+// just made at the path. What could have been put in its place since is looked
+// for before, not excluded: the folder is trusted to that degree.
+func setModeByPath(path string, typ, mode uint32, uid, gid int) error {
+	var st syscall.Stat_t
+	if err := control(func() error { return syscall.Lstat(path, &st) }); err != nil {
 		return os.NewSyscallError("lstat", err)
-	} else if !at.socket {
-		return inUse("bind")
 	}
-	if err := control(func() error { return syscall.Chmod(path, mode) }); err != nil {
-		return os.NewSyscallError("chmod", err)
+	if uint32(st.Mode)&syscall.S_IFMT != typ {
+		return errReplaced
 	}
-	if uid < 0 && gid < 0 {
-		return nil
+	if uid >= 0 || gid >= 0 {
+		if err := control(func() error { return syscall.Lchown(path, uid, gid) }); err != nil {
+			return os.NewSyscallError("lchown", err)
+		}
 	}
-	return os.NewSyscallError("lchown", control(func() error { return syscall.Lchown(path, uid, gid) }))
+	return os.NewSyscallError("chmod", control(func() error { return syscall.Chmod(path, mode) }))
 }
+
+// errReplaced is for a file that somebody replaces as it is being made.
+var errReplaced = &addrError{"the file was replaced by another", ErrAddrInUse}
 
 // shortLink makes a private symbolic link to a path that is too long for a
 // sockaddr_un, and returns its short name and how to remove it.
@@ -807,18 +811,14 @@ func pair() (a, b *fd, err error) {
 
 // adoptConn returns a connection over a duplicate of f.
 func adoptConn(f *os.File) (_ *fd, local, remote Addr, err error) {
-	fd, err := adopt(f, func(sys int) error {
-		_, err := syscall.Getpeername(sys)
-		return os.NewSyscallError("getpeername", err)
-	})
+	fd, err := adopt(f, isConnected)
 	if err != nil {
 		return nil, Addr{}, Addr{}, err
 	}
 	return fd, fd.localAddr(), fd.remoteAddr(), nil
 }
 
-// adopt returns a nonblocking duplicate of a local stream socket that passes
-// the check.
+// adopt returns an fd over a duplicate of f, if that passes the check.
 func adopt(f *os.File, check func(sys int) error) (*fd, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
@@ -831,20 +831,27 @@ func adopt(f *os.File, check func(sys int) error) (*fd, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("dup", err)
 	}
-	if err = checkLocal(sys); err == nil {
-		if err = check(sys); err == nil {
-			err = os.NewSyscallError("fcntl", syscall.SetNonblock(sys, true))
-		}
-	}
+	fd, err := adoptSys(sys, check)
 	if err != nil {
 		syscall.Close(sys)
+	}
+	return fd, err
+}
+
+// adoptSys returns an fd that owns sys, if that passes the check; if not, sys
+// stays as it was.
+func adoptSys(sys int, check func(sys int) error) (*fd, error) {
+	if err := check(sys); err != nil {
 		return nil, err
+	}
+	if err := syscall.SetNonblock(sys, true); err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
 	}
 	return newFD(sys), nil
 }
 
-// checkLocal refuses every descriptor that is not a local stream socket.
-func checkLocal(sys int) error {
+// isLocal refuses every descriptor that is not a local stream socket.
+func isLocal(sys int) error {
 	typ, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_TYPE)
 	if err != nil {
 		return os.NewSyscallError("getsockopt", err) // ENOTSOCK
@@ -854,10 +861,336 @@ func checkLocal(sys int) error {
 		return os.NewSyscallError("getsockname", err)
 	}
 	if _, ok := sa.(*syscall.SockaddrUnix); !ok || typ != syscall.SOCK_STREAM {
-		return &classified{&addrError{what: "the descriptor is not a local stream socket"}, errors.ErrUnsupported}
+		return &addrError{"the descriptor is not a local stream socket", errors.ErrUnsupported}
 	}
 	return nil
 }
+
+// isConnected refuses every descriptor that is not a connected local stream
+// socket.
+func isConnected(sys int) error {
+	if err := isLocal(sys); err != nil {
+		return err
+	}
+	_, err := syscall.Getpeername(sys)
+	return os.NewSyscallError("getpeername", err) // ENOTCONN
+}
+
+// isListening refuses every descriptor that is not a listening local stream
+// socket.
+func isListening(sys int) error {
+	if err := isLocal(sys); err != nil {
+		return err
+	}
+	if on, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_ACCEPTCONN); err != nil {
+		return os.NewSyscallError("getsockopt", err)
+	} else if on == 0 {
+		return &addrError{what: "the descriptor is a socket that does not listen"}
+	}
+	return nil
+}
+
+// ---------------------------------------------------------------------------
+// Pipes and FIFOs
+
+func pipe() (r, w *fd, err error) {
+	var p [2]int
+	err = atBirth(func() error { return newPipe(&p) }, &p[0], &p[1])
+	if err != nil {
+		return nil, nil, os.NewSyscallError("pipe", err)
+	}
+	return newFD(p[0]), newFD(p[1]), nil
+}
+
+// adoptPipe returns the end of a pipe or FIFO over a duplicate of f.
+func adoptPipe(f *os.File, d direction) (*fd, error) {
+	fd, err := adopt(f, isPipe)
+	if err != nil {
+		return nil, err
+	}
+	// The open mode has no call in package syscall; an empty transfer in the
+	// wrong direction is EBADF and otherwise nothing.
+	try := syscall.Read
+	if d == writing {
+		try = syscall.Write
+	}
+	if err := fd.control("fcntl", func() error { _, err := try(fd.sys, nil); return err }); err != nil {
+		fd.close()
+		return nil, err
+	}
+	return fd, nil
+}
+
+// isPipe refuses every descriptor that is not a pipe or FIFO.
+func isPipe(sys int) error {
+	var st syscall.Stat_t
+	if err := control(func() error { return syscall.Fstat(sys, &st) }); err != nil {
+		return os.NewSyscallError("fstat", err)
+	}
+	if st.Mode&syscall.S_IFMT != syscall.S_IFIFO {
+		return &addrError{"the descriptor is not a pipe", errors.ErrUnsupported}
+	}
+	return nil
+}
+
+// Mkfifo makes a FIFO, see mkfifo(3), with exactly the permission bits of perm,
+// whatever the umask. Like every reader and writer of a FIFO it exists on Unix
+// alone; AIX, illumos and Solaris offer no call for it, there the error matches
+// [errors.ErrUnsupported].
+func Mkfifo(path string, perm fs.FileMode) error {
+	addr := Path(path)
+	if err := mkfifoExact(addr, perm); err != nil {
+		return pipeError("mkfifo", addr, err)
+	}
+	return nil
+}
+
+func mkfifoExact(addr Addr, perm fs.FileMode) error {
+	path, err := addr.resolve()
+	if err != nil {
+		return err
+	}
+	if perm&^fs.ModePerm != 0 {
+		return modeError("perm", perm)
+	}
+	// The umask can only take bits away, so the FIFO is never open to more
+	// users than it should be.
+	if err := control(func() error { return mkfifo(path, uint32(perm)) }); err != nil {
+		return os.NewSyscallError("mkfifo", err)
+	}
+	if err := setMode(path, syscall.S_IFIFO, uint32(perm), -1, -1); err != nil {
+		unlink(path)
+		return err
+	}
+	return nil
+}
+
+// OpenFIFOReader opens the FIFO at the path for reading and waits for a writer,
+// until ctx ends: see fifo(7). Anything but a FIFO is refused, also a symbolic
+// link to one. The waiting holds no thread. On FreeBSD, where a writer that has
+// not written yet cannot be noticed, it waits for the first byte.
+func OpenFIFOReader(ctx context.Context, path string) (*PipeReader, error) {
+	addr := Path(path)
+	f, err := openFIFO(ctx, addr, reading)
+	if err != nil {
+		return nil, pipeError("open", addr, err)
+	}
+	return &PipeReader{fd: f, addr: addr}, nil
+}
+
+// OpenFIFOWriter opens the FIFO at the path for writing and waits for a reader,
+// until ctx ends: see [OpenFIFOReader].
+func OpenFIFOWriter(ctx context.Context, path string) (*PipeWriter, error) {
+	addr := Path(path)
+	f, err := openFIFO(ctx, addr, writing)
+	if err != nil {
+		return nil, pipeError("open", addr, err)
+	}
+	return &PipeWriter{fd: f, addr: addr}, nil
+}
+
+// openFIFO opens the FIFO without blocking and then waits for the other side in
+// steps: there is no event for its arrival. A reader is let in at once and asks
+// whether there is a writer; a writer is ENXIO until there is a reader.
+func openFIFO(ctx context.Context, addr Addr, d direction) (*fd, error) {
+	path, err := addr.resolve()
+	if err != nil {
+		return nil, err
+	}
+	deadline, _ := ctx.Deadline()
+	p := patience{ctx: ctx, deadline: deadline}
+	defer p.stop()
+	for {
+		if err := p.ended(nil); err != nil {
+			return nil, err
+		}
+		f, err := tryFIFO(path, d)
+		if err == nil && d == reading {
+			err = f.awaitWriter(&p)
+		}
+		switch {
+		case err == nil:
+			return f, nil
+		case f != nil:
+			f.close()
+			return nil, err
+		case d == writing && errnoOf(err) == syscall.ENXIO:
+			p.pause()
+		default:
+			return nil, err
+		}
+	}
+}
+
+// tryFIFO opens the FIFO if it is one. Opening has effects on other kinds of
+// files (a tape rewinds), so the kind is looked at before, and once more on
+// what was opened.
+func tryFIFO(path string, d direction) (*fd, error) {
+	var st syscall.Stat_t
+	if err := control(func() error { return syscall.Lstat(path, &st) }); err != nil {
+		return nil, os.NewSyscallError("lstat", err)
+	}
+	if st.Mode&syscall.S_IFMT != syscall.S_IFIFO {
+		return nil, &addrError{what: "the file is not a FIFO"}
+	}
+	mode := syscall.O_RDONLY
+	if d == writing {
+		mode = syscall.O_WRONLY
+	}
+	sys, err := open(path, mode|syscall.O_NONBLOCK|syscall.O_NOFOLLOW|syscall.O_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("open", err)
+	}
+	if err := isPipe(sys); err != nil {
+		syscall.Close(sys)
+		return nil, err
+	}
+	f := newFD(sys)
+	f.naps = !fifoPolls
+	return f, nil
+}
+
+// awaitWriter waits until the FIFO has a writer, or had one. Without, a read says
+// end of file, but on FreeBSD EAGAIN; with one it says EAGAIN or returns data,
+// which is kept for the first Read.
+func (f *fd) awaitWriter(p *patience) error {
+	h := &f.r
+	for {
+		var first [1]byte
+		n := 0
+		err := control(func() (err error) { n, err = syscall.Read(f.sys, first[:]); return err })
+		switch {
+		case err == nil && n > 0:
+			h.ahead = first[:]
+			return nil
+		case err == nil && (fifoQuiet || hungUp(f.sys)):
+			return nil // a writer came and left
+		case err == syscall.EAGAIN && !fifoQuiet:
+			return nil
+		case err != nil && err != syscall.EAGAIN:
+			return os.NewSyscallError("read", err)
+		}
+		if err := p.ended(nil); err != nil {
+			return err
+		}
+		p.pause()
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Children
+
+// bequeath adds the descriptor to the files that cmd's process gets. It is the
+// file of fd itself, so that Close of the end is all there is to close; Start
+// asks it for the descriptor, which for a file that was nonblocking when it was
+// made changes nothing.
+func (f *fd) bequeath(cmd *exec.Cmd) (token string, err error) {
+	if _, err := f.join(); err != nil {
+		return "", err
+	}
+	cmd.ExtraFiles = append(cmd.ExtraFiles, f.file)
+	return strconv.Itoa(2 + len(cmd.ExtraFiles)), nil // after 0, 1 and 2
+}
+
+func validToken(token string) bool {
+	n, err := strconv.Atoi(token)
+	return err == nil && n > 2 && n <= 1<<20 && token == strconv.Itoa(n)
+}
+
+// keepFromChildren makes an inherited descriptor close-on-exec.
+func keepFromChildren(token string) { syscall.CloseOnExec(tokenFD(token)) }
+
+// tokenFD returns the descriptor of a token that is valid.
+func tokenFD(token string) int {
+	n, _ := strconv.Atoi(token)
+	return n
+}
+
+func inheritedConn(token string) (*fd, error) { return adoptSys(tokenFD(token), isConnected) }
+func inheritedPipe(token string) (*fd, error) { return adoptSys(tokenFD(token), isPipe) }
+
+func inheritedListener(token string) (*Listener, error) {
+	return ownListener(tokenFD(token))
+}
+
+// ownListener returns a Listener that owns sys, which stays as it was if it does
+// not listen.
+func ownListener(sys int) (*Listener, error) {
+	f, err := adoptSys(sys, isListening)
+	if err != nil {
+		return nil, err
+	}
+	return &Listener{sys: &listener{fd: f}, addr: f.localAddr()}, nil
+}
+
+// Activated returns the listeners that the service manager opened for this
+// process, in its order: see sd_listen_fds(3). There are none unless LISTEN_PID
+// is this process. It unsets LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES, so that
+// neither a second call nor a child takes them for its own, and keeps the
+// descriptors from children. [Listener.FDName] tells which is which. Close does
+// not remove a socket file: it is the service manager's.
+//
+// If the variables are garbled or a descriptor is no listening local stream
+// socket the error says which, and nothing is taken or unset.
+func Activated() ([]*Listener, error) {
+	ls, err := activated()
+	if err != nil {
+		return nil, opError("activate", Addr{}, Addr{}, err)
+	}
+	return ls, nil
+}
+
+func activated() (ls []*Listener, err error) {
+	const firstFD = 3 // SD_LISTEN_FDS_START of systemd/sd-daemon.h
+	pid, fds := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
+	if pid == "" || fds == "" {
+		return nil, nil
+	}
+	if p, err := strconv.Atoi(pid); err != nil || p <= 0 {
+		return nil, configError("LISTEN_PID", strconv.Quote(pid), "a process id")
+	} else if p != os.Getpid() {
+		return nil, nil
+	}
+	n, err := strconv.Atoi(fds)
+	if err != nil || n < 0 || n > 1<<16 {
+		return nil, configError("LISTEN_FDS", strconv.Quote(fds), "a number of descriptors")
+	}
+	var names []string
+	if list, ok := os.LookupEnv("LISTEN_FDNAMES"); ok {
+		if names = strings.Split(list, ":"); len(names) != n {
+			return nil, configError("LISTEN_FDNAMES", strconv.Quote(list), strconv.Itoa(n)+" names")
+		}
+	}
+	for i := range n {
+		if err := isListening(firstFD + i); err != nil {
+			return nil, &classified{&addrError{what: "descriptor " + strconv.Itoa(firstFD+i) + ": " + err.Error()}, err}
+		}
+	}
+	for i := range n {
+		syscall.CloseOnExec(firstFD + i)
+		l, err := ownListener(firstFD + i)
+		if err != nil {
+			for _, l := range ls {
+				l.Close()
+			}
+			return nil, err
+		}
+		l.sys.fdName = "unknown" // as sd_listen_fds_with_names does
+		if names != nil {
+			l.sys.fdName = names[i]
+		}
+		ls = append(ls, l)
+	}
+	os.Unsetenv("LISTEN_PID")
+	os.Unsetenv("LISTEN_FDS")
+	os.Unsetenv("LISTEN_FDNAMES")
+	return ls, nil
+}
+
+// FDName returns the name that the service manager gave a listener of
+// [Activated] (FileDescriptorName= of systemd.socket(5)); "unknown" if it gave
+// none, and "" for other listeners.
+func (l *Listener) FDName() string { return l.sys.fdName }
 
 // ---------------------------------------------------------------------------
 // Descriptors: the one way to system calls that may block
@@ -879,6 +1212,7 @@ type fd struct {
 	r, w    half
 
 	mu      sync.Mutex      // guards what follows, and keeps Close and SetDeadline apart
+	naps    bool            // the poller cannot serve it: see nap; settled by join
 	file    *os.File        // owns sys since the first wait; nil before
 	raw     syscall.RawConn // of file
 	cleanup runtime.Cleanup // closes sys if nobody does; stopped when file takes over
@@ -897,6 +1231,8 @@ type half struct {
 	n     int                      // result of call
 	err   error                    // result of call
 	again func(sysfd uintptr) bool // call as the poller wants it; made once, so that no wait allocates
+	ahead []byte                   // read to see whether there is a writer; the first Read returns it
+	until time.Time                // the deadline, for nap; guarded by fd.mu
 }
 
 // newFD takes ownership of sys. If the fd is dropped without Close, the garbage
@@ -981,19 +1317,56 @@ func (f *fd) run(h *half, call func(int, *half) error) error {
 	if !h.timed.Load() && h.attempt(f.sys) {
 		return h.err
 	}
+	if err := f.await(h, nil); err != nil {
+		return err
+	}
+	return h.err
+}
+
+// await calls try, by default another attempt at h's operation, when the half may
+// be ready, until it reports true.
+func (f *fd) await(h *half, try func(sysfd uintptr) bool) error {
 	raw, err := f.join()
 	if err != nil {
 		return err
 	}
-	if h == &f.r {
-		err = raw.Read(h.again)
-	} else {
-		err = raw.Write(h.again)
+	if try == nil {
+		try = h.again
 	}
-	if err != nil {
-		return f.waitError(err)
+	switch {
+	case f.naps:
+		err = f.nap(h, try)
+	case h == &f.r:
+		err = raw.Read(try)
+	default:
+		err = raw.Write(try)
 	}
-	return h.err
+	if err != nil && f.state.Load()&isClosing != 0 {
+		return net.ErrClosed // Close wakes waits by a deadline in the past
+	}
+	return err
+}
+
+// nap stands in for the poller where it cannot serve the descriptor: FIFOs on
+// macOS, where the end of the last writer is no event, and on OpenBSD, which
+// cannot register one. It holds no thread, and looks often enough for people.
+func (f *fd) nap(h *half, try func(sysfd uintptr) bool) error {
+	p := patience{ctx: context.Background()}
+	defer p.stop()
+	for {
+		f.mu.Lock()
+		until := h.until
+		f.mu.Unlock()
+		switch {
+		case f.state.Load()&isClosing != 0:
+			return net.ErrClosed
+		case !until.IsZero() && !time.Now().Before(until):
+			return os.ErrDeadlineExceeded
+		case try(uintptr(f.sys)):
+			return nil
+		}
+		p.pause()
+	}
 }
 
 // attempt makes the call once and reports whether that was the end of it.
@@ -1020,18 +1393,13 @@ func (f *fd) join() (syscall.RawConn, error) {
 			return nil, err
 		}
 		f.raw = raw
+		if f.file.SetDeadline(time.Time{}) != nil { // the poller does not know it
+			f.naps = true
+		}
 		f.r.again = func(sysfd uintptr) bool { return f.r.attempt(int(sysfd)) }
 		f.w.again = func(sysfd uintptr) bool { return f.w.attempt(int(sysfd)) }
 	}
 	return f.raw, nil
-}
-
-// waitError says why a wait ended: Close wakes waits by a deadline in the past.
-func (f *fd) waitError(err error) error {
-	if f.state.Load()&isClosing != 0 {
-		return net.ErrClosed
-	}
-	return err
 }
 
 // setDeadline sets the deadlines of one or both directions.
@@ -1060,9 +1428,14 @@ func (f *fd) setDeadline(t time.Time, d direction) error {
 	}
 	if d&reading != 0 {
 		f.r.timed.Store(!t.IsZero())
+		f.r.until = t
 	}
 	if d&writing != 0 {
 		f.w.timed.Store(!t.IsZero())
+		f.w.until = t
+	}
+	if f.naps {
+		return nil
 	}
 	return set(t)
 }
@@ -1081,27 +1454,15 @@ func (c rawConn) Control(fn func(fd uintptr)) error {
 	return nil
 }
 
-func (c rawConn) Read(fn func(fd uintptr) bool) error {
-	return c.wait(&c.f.r, fn, syscall.RawConn.Read)
-}
+func (c rawConn) Read(fn func(fd uintptr) bool) error  { return c.wait(&c.f.r, fn) }
+func (c rawConn) Write(fn func(fd uintptr) bool) error { return c.wait(&c.f.w, fn) }
 
-func (c rawConn) Write(fn func(fd uintptr) bool) error {
-	return c.wait(&c.f.w, fn, syscall.RawConn.Write)
-}
-
-func (c rawConn) wait(h *half, fn func(fd uintptr) bool, wait func(syscall.RawConn, func(uintptr) bool) error) error {
+func (c rawConn) wait(h *half, fn func(fd uintptr) bool) error {
 	if err := c.f.enter(h); err != nil {
 		return err
 	}
 	defer c.f.leave(h)
-	raw, err := c.f.join()
-	if err != nil {
-		return err
-	}
-	if err := wait(raw, fn); err != nil {
-		return c.f.waitError(err)
-	}
-	return nil
+	return c.f.await(h, fn)
 }
 
 // ---------------------------------------------------------------------------
@@ -1119,6 +1480,11 @@ func (f *fd) read(p []byte) (int, error) {
 	defer f.leave(h)
 	if len(p) == 0 {
 		return 0, nil
+	}
+	if len(h.ahead) > 0 {
+		n := copy(p, h.ahead)
+		h.ahead = h.ahead[n:]
+		return n, nil
 	}
 	h.buf = p[:min(len(p), ioMax)]
 	return h.received(f.run(h, readCall), "read")
@@ -1472,4 +1838,6 @@ func fstatID(fd int) fileID {
 	return idOf(&st)
 }
 
-func idOf(st *syscall.Stat_t) fileID { return fileID{uint64(st.Dev), uint64(st.Ino)} }
+func idOf(st *syscall.Stat_t) fileID                    { return fileID{uint64(st.Dev), uint64(st.Ino)} }
+func (f *fd) spliceFrom(io.Reader) (int64, bool, error) { return 0, false, nil }
+func (f *fd) spliceTo(io.Writer) (int64, bool, error)   { return 0, false, nil }
