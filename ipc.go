@@ -271,7 +271,7 @@ func (a Access) String() string {
 	return "Access(" + strconv.Itoa(int(a)) + ")"
 }
 
-func (a Access) check() error {
+func (a Access) validate() error {
 	if a > Everyone {
 		return configError("Access", a.String(), "OwnerOnly or Everyone")
 	}
@@ -444,52 +444,58 @@ func Listen(addr Addr) (*Listener, error) { return ListenConfig{}.Listen(addr) }
 // stale path; Close removes both files. The folder must be writable. Whoever
 // else can write to that folder can put another server there.
 func (lc ListenConfig) Listen(addr Addr) (*Listener, error) {
+	l, err := lc.serve(addr, streams)
+	if err != nil {
+		return nil, err
+	}
+	return &Listener{l}, nil
+}
+
+func (lc *ListenConfig) serve(addr Addr, kind transport) (server, error) {
 	if addr == (Addr{}) {
 		addr = Name(freshName())
 	}
-	l, err := lc.listen(addr)
+	l := server{addr: addr, check: lc.Check}
+	target, err := lc.target(addr)
+	if err == nil {
+		l.ownerOnly = lc.Access == OwnerOnly && !guarded(target)
+		l.sys, err = listen(target, kind, lc)
+	}
 	if err != nil {
-		return nil, opError("listen", Addr{}, addr, err)
+		return server{}, opError("listen", Addr{}, addr, err)
 	}
 	return l, nil
 }
 
-func (lc ListenConfig) listen(addr Addr) (*Listener, error) {
-	if err := lc.check(); err != nil {
-		return nil, err
+func (lc *ListenConfig) target(addr Addr) (string, error) {
+	if err := lc.validate(); err != nil {
+		return "", err
 	}
-	target, err := addr.resolve()
-	if err != nil {
-		return nil, err
-	}
-	sys, err := listen(target, lc)
-	if err != nil {
-		return nil, err
-	}
-	l := &Listener{sys: sys, addr: addr, check: lc.Check}
-	l.ownerOnly = lc.Access == OwnerOnly && !guarded(target)
-	return l, nil
+	return addr.resolve()
 }
 
-// check applies the rules of the options that hold on every system.
-func (lc *ListenConfig) check() error {
+// validate applies the rules of the options that hold on every system.
+func (lc *ListenConfig) validate() error {
 	if lc.Takeover > TakeoverAlways {
 		return configError("Takeover", lc.Takeover.String(), "TakeoverStale, TakeoverNever or TakeoverAlways")
 	}
 	if lc.Backlog < 0 {
 		return configError("Backlog", strconv.Itoa(lc.Backlog), "0 or more")
 	}
-	return lc.Access.check()
+	return lc.Access.validate()
 }
 
-// A Listener is a server's end of a local socket. It is a [net.Listener] whose
-// connections are *Conn. All its methods may be called concurrently.
-type Listener struct {
+// A server is what Listener and MsgListener have in common.
+type server struct {
 	sys       *listener
 	addr      Addr
 	ownerOnly bool             // admit by credentials, because the kernel did not
 	check     func(Peer) error // ListenConfig.Check
 }
+
+// A Listener is a server's end of a local socket. It is a [net.Listener] whose
+// connections are *Conn. All its methods may be called concurrently.
+type Listener struct{ server }
 
 // Accept waits for a client and returns its connection, a *Conn.
 func (l *Listener) Accept() (net.Conn, error) {
@@ -509,27 +515,11 @@ func (l *Listener) Accept() (net.Conn, error) {
 // out) leaves the listener usable: the client waits on, and a server that
 // tries again after a pause serves it.
 func (l *Listener) AcceptConn() (*Conn, error) {
-	for {
-		fd, err := l.sys.accept()
-		if err != nil {
-			return nil, opError("accept", Addr{}, l.addr, err)
-		}
-		if l.admit(fd) {
-			return &Conn{fd: fd, local: l.addr}, nil
-		}
-		fd.close()
+	fd, err := l.accept()
+	if err != nil {
+		return nil, err
 	}
-}
-
-// admit reports whether the client at the other end of fd may stay.
-func (l *Listener) admit(fd *fd) bool {
-	if !l.ownerOnly && l.check == nil {
-		return true
-	}
-	p, err := fd.peer()
-	return err == nil &&
-		(!l.ownerOnly || p.trusted()) &&
-		(l.check == nil || l.check(p) == nil)
+	return &Conn{endpoint{fd: fd, local: l.addr}}, nil
 }
 
 // Conns returns an iterator over the clients, which ends at Close. An error of
@@ -543,10 +533,12 @@ func (l *Listener) admit(fd *fd) bool {
 //		}
 //		go serve(conn)
 //	}
-func (l *Listener) Conns() iter.Seq2[*Conn, error] {
-	return func(yield func(*Conn, error) bool) {
+func (l *Listener) Conns() iter.Seq2[*Conn, error] { return untilClosed(l.AcceptConn) }
+
+func untilClosed[C any](accept func() (C, error)) iter.Seq2[C, error] {
+	return func(yield func(C, error) bool) {
 		for {
-			c, err := l.AcceptConn()
+			c, err := accept()
 			if errors.Is(err, net.ErrClosed) || !yield(c, err) {
 				return
 			}
@@ -554,15 +546,40 @@ func (l *Listener) Conns() iter.Seq2[*Conn, error] {
 	}
 }
 
+// accept waits for a client that may stay.
+func (l *server) accept() (*fd, error) {
+	for {
+		fd, err := l.sys.accept()
+		if err != nil {
+			return nil, opError("accept", Addr{}, l.addr, err)
+		}
+		if l.admit(fd) {
+			return fd, nil
+		}
+		fd.close()
+	}
+}
+
+// admit reports whether the client at the other end of fd may stay.
+func (l *server) admit(fd *fd) bool {
+	if !l.ownerOnly && l.check == nil {
+		return true
+	}
+	p, err := fd.peer()
+	return err == nil &&
+		(!l.ownerOnly || p.trusted()) &&
+		(l.check == nil || l.check(p) == nil)
+}
+
 // Addr returns the address that the listener was opened with, an [Addr].
-func (l *Listener) Addr() net.Addr { return l.addr }
+func (l *server) Addr() net.Addr { return l.addr }
 
 // Close stops listening. Every Accept that waits returns an error that matches
 // [net.ErrClosed], and clients that were not accepted are disconnected;
 // connections that were live on. A socket file is removed unless
 // [ListenConfig.KeepName] is set or it is not this listener's any more. The
 // second Close returns net.ErrClosed.
-func (l *Listener) Close() error {
+func (l *server) Close() error {
 	if err := l.sys.close(); err != nil {
 		return opError("close", Addr{}, l.addr, err)
 	}
@@ -571,7 +588,7 @@ func (l *Listener) Close() error {
 
 // SetDeadline sets the time after which Accept fails with an error that matches
 // [os.ErrDeadlineExceeded], also one that waits already. The zero time is none.
-func (l *Listener) SetDeadline(t time.Time) error {
+func (l *server) SetDeadline(t time.Time) error {
 	if err := l.sys.setDeadline(t); err != nil {
 		return opError("set", Addr{}, l.addr, err)
 	}
@@ -580,7 +597,7 @@ func (l *Listener) SetDeadline(t time.Time) error {
 
 // SyscallConn gives access to the descriptor or handle, for what this package
 // does not wrap. It must not be closed nor made blocking.
-func (l *Listener) SyscallConn() (syscall.RawConn, error) { return l.sys.rawConn() }
+func (l *server) SyscallConn() (syscall.RawConn, error) { return l.sys.rawConn() }
 
 // ---------------------------------------------------------------------------
 // Dialing
@@ -632,25 +649,34 @@ func (d Dialer) Dial(addr Addr) (*Conn, error) { return d.DialContext(context.Ba
 // ECONNREFUSED is tried again until ctx ends while the server's lock file shows
 // that it lives, and for a quarter of a second otherwise.
 func (d Dialer) DialContext(ctx context.Context, addr Addr) (*Conn, error) {
-	fd, err := d.dial(ctx, addr)
+	fd, err := d.reach(ctx, addr, streams)
+	if err != nil {
+		return nil, err
+	}
+	return &Conn{endpoint{fd: fd, remote: addr}}, nil
+}
+
+// reach connects to a server of that kind at addr.
+func (d *Dialer) reach(ctx context.Context, addr Addr, kind transport) (*fd, error) {
+	fd, err := d.dial(ctx, addr, kind)
 	if err != nil {
 		return nil, opError("dial", Addr{}, addr, err)
 	}
-	return &Conn{fd: fd, remote: addr}, nil
+	return fd, nil
 }
 
-func (d *Dialer) dial(ctx context.Context, addr Addr) (*fd, error) {
+func (d *Dialer) dial(ctx context.Context, addr Addr, kind transport) (*fd, error) {
 	if err := addr.check(); err != nil {
 		return nil, err
 	}
-	if err := d.Access.check(); err != nil {
+	if err := d.Access.validate(); err != nil {
 		return nil, err
 	}
 	target, err := addr.resolve()
 	if err != nil {
 		return nil, err
 	}
-	fd, err := d.connect(ctx, target)
+	fd, err := d.connect(ctx, target, kind)
 	if err != nil {
 		return nil, err
 	}
@@ -677,7 +703,7 @@ const refusalGrace = 250 * time.Millisecond
 
 // connect attempts to connect until it succeeds, fails for good, or ctx or the
 // dialer's own limits end it.
-func (d *Dialer) connect(ctx context.Context, target string) (*fd, error) {
+func (d *Dialer) connect(ctx context.Context, target string, kind transport) (*fd, error) {
 	start := time.Now()
 	p := patience{ctx: ctx, deadline: d.deadline(ctx, start)}
 	defer p.stop()
@@ -686,7 +712,7 @@ func (d *Dialer) connect(ctx context.Context, target string) (*fd, error) {
 		if err := p.ended(last); err != nil {
 			return nil, err
 		}
-		fd, err := connect(target, d.Sys)
+		fd, err := connect(target, kind, d.Sys)
 		if err == nil {
 			return fd, nil
 		}
@@ -797,11 +823,11 @@ func (d *Dialer) trust(fd *fd, addr Addr) error {
 // Pair returns two connected ends, for a child process or a test. They have no
 // address. On Unix it is socketpair(2).
 func Pair() (*Conn, *Conn, error) {
-	a, b, err := pair()
+	a, b, err := pair(streams)
 	if err != nil {
 		return nil, nil, opError("pair", Addr{}, Addr{}, err)
 	}
-	return &Conn{fd: a}, &Conn{fd: b}, nil
+	return &Conn{endpoint{fd: a}}, &Conn{endpoint{fd: b}}, nil
 }
 
 // ---------------------------------------------------------------------------
@@ -810,14 +836,25 @@ func Pair() (*Conn, *Conn, error) {
 // A Conn is one end of a connection: a full-duplex stream of bytes, delivered
 // in order, none added and none dropped. It is a [net.Conn]. All its methods may
 // be called concurrently; reads queue behind reads and writes behind writes.
-type Conn struct {
+type Conn struct{ endpoint }
+
+// An endpoint is what Conn and MsgConn have in common.
+type endpoint struct {
 	fd     *fd
 	local  Addr
 	remote Addr // zero on the server's side: the system is asked when needed
 }
 
+// A transport is what a connection carries.
+type transport uint8
+
+const (
+	streams  transport = iota // bytes: a Conn
+	messages                  // messages: a MsgConn
+)
+
 // failed gives err, if it is one, the operation and the addresses.
-func (c *Conn) failed(op string, err error) error {
+func (c *endpoint) failed(op string, err error) error {
 	if err == nil || err == io.EOF {
 		return err
 	}
@@ -861,18 +898,18 @@ func (c *Conn) WriteBuffers(bufs *net.Buffers) (int64, error) {
 // ReadFrom copies from r to the connection until r ends, for [io.Copy]. On Linux
 // the bytes do not pass through this process where r is a Conn, a pipe end or a
 // TCP connection: see splice(2).
-func (c *Conn) ReadFrom(r io.Reader) (int64, error) { return copyIn(c, c.fd, r) }
+func (c *Conn) ReadFrom(r io.Reader) (int64, error) { return copyIn(c, c.fd, r, c.failed) }
 
 // WriteTo copies from the connection to w until the peer closes, for [io.Copy].
 // On Linux the bytes do not pass through this process where w is a Conn, a pipe
 // end or a TCP connection: see splice(2).
-func (c *Conn) WriteTo(w io.Writer) (int64, error) { return copyOut(w, c, c.fd) }
+func (c *Conn) WriteTo(w io.Writer) (int64, error) { return copyOut(w, c, c.fd, c.failed) }
 
 // Close closes the connection. It does not wait for the peer and does not
 // discard what was written: the peer reads that and then gets io.EOF. Calls that
 // wait on this end return an error that matches [net.ErrClosed], and so does the
 // second Close. When Close returns, the descriptor is gone.
-func (c *Conn) Close() error { return c.failed("close", c.fd.close()) }
+func (c *endpoint) Close() error { return c.failed("close", c.fd.close()) }
 
 // CloseRead shuts the reading side down: see shutdown(2). Reads return io.EOF
 // and the peer's writes fail. Pipes have no half close: on Windows the error
@@ -886,12 +923,12 @@ func (c *Conn) CloseWrite() error { return c.failed("close", c.fd.closeWrite()) 
 
 // LocalAddr returns the address of this end, an [Addr]: the listener's on the
 // server's side, the zero Addr on the client's.
-func (c *Conn) LocalAddr() net.Addr { return c.local }
+func (c *endpoint) LocalAddr() net.Addr { return c.local }
 
 // RemoteAddr returns the address of the other end, an [Addr]: the one dialed on
 // the client's side. A client has none but on Unix where it bound its socket to
 // one; otherwise it is the zero Addr.
-func (c *Conn) RemoteAddr() net.Addr {
+func (c *endpoint) RemoteAddr() net.Addr {
 	if c.remote == (Addr{}) {
 		return c.fd.remoteAddr()
 	}
@@ -899,14 +936,14 @@ func (c *Conn) RemoteAddr() net.Addr {
 }
 
 // SetDeadline sets the read and the write deadline.
-func (c *Conn) SetDeadline(t time.Time) error {
+func (c *endpoint) SetDeadline(t time.Time) error {
 	return c.failed("set", c.fd.setDeadline(t, reading|writing))
 }
 
 // SetReadDeadline sets the time after which reads fail with an error that
 // matches [os.ErrDeadlineExceeded], also those that wait already. The zero time
 // is none. A read that fails so has lost nothing: the connection stays usable.
-func (c *Conn) SetReadDeadline(t time.Time) error {
+func (c *endpoint) SetReadDeadline(t time.Time) error {
 	return c.failed("set", c.fd.setDeadline(t, reading))
 }
 
@@ -915,14 +952,14 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 // is none. On Unix a write that fails so says how much of it the peer can read;
 // on Windows the pipe takes back what the peer has not read, though the peer may
 // have read a part, so the stream should be given up.
-func (c *Conn) SetWriteDeadline(t time.Time) error {
+func (c *endpoint) SetWriteDeadline(t time.Time) error {
 	return c.failed("set", c.fd.setDeadline(t, writing))
 }
 
 // SetReadBuffer sets the size in bytes of the receive buffer (SO_RCVBUF of
 // socket(7); Linux ignores it for local sockets). On Windows the sizes of a pipe
 // are fixed when it is made: the error matches [errors.ErrUnsupported].
-func (c *Conn) SetReadBuffer(n int) error {
+func (c *endpoint) SetReadBuffer(n int) error {
 	return c.failed("set", c.fd.setBuffer(reading, n))
 }
 
@@ -930,25 +967,25 @@ func (c *Conn) SetReadBuffer(n int) error {
 // socket(7)): how much may be written that the peer has not read. On Windows the
 // sizes of a pipe are fixed when it is made: the error matches
 // [errors.ErrUnsupported].
-func (c *Conn) SetWriteBuffer(n int) error {
+func (c *endpoint) SetWriteBuffer(n int) error {
 	return c.failed("set", c.fd.setBuffer(writing, n))
 }
 
 // Peer tells who is at the other end. See [Peer] for what that means. Where the
 // system does not tell anything the error matches [errors.ErrUnsupported].
-func (c *Conn) Peer() (Peer, error) {
+func (c *endpoint) Peer() (Peer, error) {
 	p, err := c.fd.peer()
 	return p, c.failed("peer", err)
 }
 
 // SyscallConn gives access to the descriptor or handle, for what this package
 // does not wrap. It must not be closed nor made blocking.
-func (c *Conn) SyscallConn() (syscall.RawConn, error) { return c.fd.rawConn() }
+func (c *endpoint) SyscallConn() (syscall.RawConn, error) { return c.fd.rawConn() }
 
 // File returns a duplicate of the descriptor or handle as an [os.File], to hand
 // over to another process. Closing it does not affect c, nor the other way
 // round, but the connection stays open until both are closed.
-func (c *Conn) File() (*os.File, error) {
+func (c *endpoint) File() (*os.File, error) {
 	f, err := c.fd.dupFile(c.local.String() + "->" + c.remote.String())
 	return f, c.failed("file", err)
 }
@@ -959,11 +996,438 @@ func (c *Conn) File() (*os.File, error) {
 // caller's to close, whatever the result; on Unix it becomes nonblocking, as the
 // two share that mode.
 func FileConn(f *os.File) (*Conn, error) {
-	fd, local, remote, err := adoptConn(f)
+	fd, err := adoptConn(f, streams)
 	if err != nil {
 		return nil, opError("file", Addr{}, Addr{}, err)
 	}
-	return &Conn{fd: fd, local: local, remote: remote}, nil
+	return &Conn{endpoint{fd: fd, local: fd.localAddr(), remote: fd.remoteAddr()}}, nil
+}
+
+// ---------------------------------------------------------------------------
+// Messages
+
+var (
+	// ErrMsgTooLong is matched when a message is longer than the buffer it is
+	// received into, or than the system can send.
+	ErrMsgTooLong = errors.New("message too long")
+
+	// ErrNoFiles is matched by RecvFiles when the peer sent data instead, which
+	// the next read then returns.
+	ErrNoFiles = errors.New("the peer sent data and no files")
+)
+
+// A MsgConn is one end of a connection that carries messages: each Send is one
+// Recv at the other end, whole, in order, whatever its length, 0 included. All
+// its methods may be called concurrently.
+//
+// On Unix it is a SOCK_SEQPACKET socket (unix(7)), on Windows a pipe in message
+// mode. macOS, AIX, illumos and Solaris have neither; there [MsgConn.Native] is
+// false and each message travels over a stream behind its length in four bytes,
+// the most significant first.
+type MsgConn struct {
+	endpoint
+	framing *framing // nil where the system keeps the boundaries
+}
+
+// framesMessages is a variable so that tests run the framing on every system.
+var framesMessages = framedHere
+
+func newMsgConn(e endpoint) *MsgConn {
+	c := &MsgConn{endpoint: e}
+	if framesMessages {
+		c.framing = &framing{}
+	}
+	return c
+}
+
+// ListenMsg opens a server for messages: see [Listen].
+func ListenMsg(addr Addr) (*MsgListener, error) { return ListenConfig{}.ListenMsg(addr) }
+
+// ListenMsg opens a server for messages: see [ListenConfig.Listen].
+func (lc ListenConfig) ListenMsg(addr Addr) (*MsgListener, error) {
+	l, err := lc.serve(addr, messages)
+	if err != nil {
+		return nil, err
+	}
+	return &MsgListener{l}, nil
+}
+
+// DialMsg connects to a server for messages: see [Dial].
+func DialMsg(addr Addr) (*MsgConn, error) { return Dialer{}.DialMsg(context.Background(), addr) }
+
+// DialMsg connects to a server for messages: see [Dialer.DialContext].
+func (d Dialer) DialMsg(ctx context.Context, addr Addr) (*MsgConn, error) {
+	fd, err := d.reach(ctx, addr, messages)
+	if err != nil {
+		return nil, err
+	}
+	return newMsgConn(endpoint{fd: fd, remote: addr}), nil
+}
+
+// MsgPair returns two connected ends for messages: see [Pair].
+func MsgPair() (*MsgConn, *MsgConn, error) {
+	a, b, err := pair(messages)
+	if err != nil {
+		return nil, nil, opError("pair", Addr{}, Addr{}, err)
+	}
+	return newMsgConn(endpoint{fd: a}), newMsgConn(endpoint{fd: b}), nil
+}
+
+// FileMsgConn returns a connection for messages over a duplicate of f: see
+// [FileConn].
+func FileMsgConn(f *os.File) (*MsgConn, error) {
+	fd, err := adoptConn(f, messages)
+	if err != nil {
+		return nil, opError("file", Addr{}, Addr{}, err)
+	}
+	return newMsgConn(endpoint{fd: fd, local: fd.localAddr(), remote: fd.remoteAddr()}), nil
+}
+
+// A MsgListener is a server's end of a local socket for messages. All its
+// methods may be called concurrently.
+type MsgListener struct{ server }
+
+// Accept waits for a client and returns its connection: see
+// [Listener.AcceptConn].
+func (l *MsgListener) Accept() (*MsgConn, error) {
+	fd, err := l.accept()
+	if err != nil {
+		return nil, err
+	}
+	return newMsgConn(endpoint{fd: fd, local: l.addr}), nil
+}
+
+// Conns returns an iterator over the clients, which ends at Close: see
+// [Listener.Conns].
+func (l *MsgListener) Conns() iter.Seq2[*MsgConn, error] { return untilClosed(l.Accept) }
+
+// Native reports whether the system itself keeps the boundaries of messages, so
+// that the peer need not use this package.
+func (c *MsgConn) Native() bool { return c.framing == nil }
+
+// Send sends p as one message, whole or not at all, and waits while the peer's
+// queue is full. A message is too long, and the error matches [ErrMsgTooLong],
+// when it exceeds the send buffer (about 200 KiB on Linux by default, 8 KiB on
+// the BSDs; see [Conn.SetWriteBuffer]), or 16 MiB where messages are not native.
+// FreeBSD 15 cannot send an empty message; there the error matches
+// [errors.ErrUnsupported]. After the peer has closed its end it matches
+// [syscall.EPIPE].
+func (c *MsgConn) Send(p []byte) error {
+	if c.framing != nil {
+		return c.failed("send", c.framing.send(c.fd, p))
+	}
+	return c.failed("send", c.fd.send(p))
+}
+
+// Recv receives one message into p, waits until there is one, and returns its
+// length. One that is longer than p fills it; the rest is dropped, and the error
+// matches [ErrMsgTooLong]. An empty message is 0 and no error; [io.EOF] comes
+// only when the peer has closed its end and all its messages were received.
+func (c *MsgConn) Recv(p []byte) (int, error) {
+	if c.framing != nil {
+		n, err := c.framing.recv(c.fd, p)
+		return n, c.failed("recv", err)
+	}
+	n, err := c.fd.recv(p)
+	return n, c.failed("recv", err)
+}
+
+// RecvAppend receives one message of any length, appends it to dst, and returns
+// the extended slice. It does not allocate while the message fits the capacity
+// of dst. On an error it returns dst as it was.
+func (c *MsgConn) RecvAppend(dst []byte) ([]byte, error) {
+	if c.framing != nil {
+		p, err := c.framing.recvAppend(c.fd, dst)
+		return p, c.failed("recv", err)
+	}
+	p, err := c.fd.recvAppend(dst)
+	return p, c.failed("recv", err)
+}
+
+// A framing is the state of a MsgConn over a stream.
+type framing struct {
+	sending sync.Mutex // one message at a time; guards header, both and torn
+	header  [frameHeader]byte
+	both    net.Buffers // header and message, for one write
+	room    [2][]byte   // what both is made of
+	torn    error       // why the stream ends within a message: nothing can follow
+
+	receiving sync.Mutex // one message at a time; guards what follows
+	start     [frameHeader]byte
+	got       int    // bytes of start, and of the message, that were read so far
+	part      []byte // the message so far, if a receive ended within it
+	skip      int    // bytes to drop before the next frame
+}
+
+// frameHeader is the length of the prefix; frameMax the longest message, so that
+// neither a mistake nor malice makes the other side wait for more.
+const (
+	frameHeader = 4
+	frameMax    = 16 << 20
+)
+
+func (f *framing) send(fd *fd, p []byte) error {
+	if len(p) > frameMax {
+		return &addrError{"the message is " + strconv.Itoa(len(p)) + " bytes long, the limit is " + strconv.Itoa(frameMax), ErrMsgTooLong}
+	}
+	f.sending.Lock()
+	defer f.sending.Unlock()
+	if f.torn != nil {
+		return f.torn
+	}
+	f.header = frameOf(len(p))
+	f.room = [2][]byte{f.header[:], p}
+	f.both = f.room[:]
+	n, err := fd.writeBuffers(&f.both)
+	f.room = [2][]byte{}
+	if err != nil && n > 0 {
+		// The peer has a part. It must not take the next message for the rest.
+		f.torn = &classified{&addrError{what: "an earlier message was cut off: " + err.Error()}, syscall.EPIPE}
+		fd.closeWrite()
+	}
+	return err
+}
+
+func frameOf(n int) [frameHeader]byte {
+	return [frameHeader]byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}
+}
+
+// next reads to the start of the next message and returns its length. What was
+// read before an error is kept for the next call.
+func (f *framing) next(fd *fd) (int, error) {
+	if err := f.drop(fd); err != nil {
+		return 0, err
+	}
+	for f.got < frameHeader {
+		n, err := fd.read(f.start[f.got:])
+		if err != nil {
+			if f.got > 0 {
+				err = within(err)
+			}
+			return 0, err
+		}
+		f.got += n
+	}
+	size := int(f.start[0])<<24 | int(f.start[1])<<16 | int(f.start[2])<<8 | int(f.start[3])
+	if uint(size) > frameMax {
+		return 0, &addrError{"the length of the next message is garbled: " + strconv.FormatUint(uint64(uint32(size)), 10) +
+			" bytes, the limit is " + strconv.Itoa(frameMax), ErrMsgTooLong}
+	}
+	return size, nil
+}
+
+// drop reads the rest of a message that was too long for its receiver.
+func (f *framing) drop(fd *fd) error {
+	for f.skip > 0 {
+		var waste [4096]byte
+		n, err := fd.read(waste[:min(f.skip, len(waste))])
+		if err != nil {
+			return within(err)
+		}
+		f.skip -= n
+	}
+	return nil
+}
+
+// within is the error of a read in the middle of a message.
+func within(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+func (f *framing) recv(fd *fd, p []byte) (int, error) {
+	f.receiving.Lock()
+	defer f.receiving.Unlock()
+	size, err := f.next(fd)
+	if err != nil {
+		return 0, err
+	}
+	n := copy(p, f.part)
+	for n < min(size, len(p)) {
+		m, err := fd.read(p[n:min(size, len(p))])
+		if err != nil {
+			f.part = append(f.part, p[len(f.part):n]...)
+			return 0, within(err)
+		}
+		n += m
+	}
+	f.skip = size - max(n, len(f.part))
+	f.got, f.part = 0, nil
+	if size > len(p) {
+		return n, ErrMsgTooLong
+	}
+	return n, nil
+}
+
+func (f *framing) recvAppend(fd *fd, dst []byte) ([]byte, error) {
+	f.receiving.Lock()
+	defer f.receiving.Unlock()
+	size, err := f.next(fd)
+	if err != nil {
+		return dst, err
+	}
+	p := append(dst, f.part...)
+	for len(p) < len(dst)+size {
+		if len(p) == cap(p) {
+			// By what has arrived, not by what the length promises.
+			p = append(p, 0)[:len(p)]
+		}
+		n, err := fd.read(p[len(p):min(cap(p), len(dst)+size)])
+		if err != nil {
+			f.part = append([]byte(nil), p[len(dst):]...)
+			return dst, within(err)
+		}
+		p = p[:len(p)+n]
+	}
+	f.got, f.part = 0, nil
+	return p, nil
+}
+
+// ---------------------------------------------------------------------------
+// Files over a connection
+
+// maxFiles is how many files go in one message: SCM_MAX_FD of Linux, the least
+// of all systems.
+const maxFiles = 253
+
+// SendFiles gives the peer the open files, 1 to 253 of them, which it receives
+// with one RecvFiles. It does not touch what is written, and the files stay this
+// process's to close.
+//
+// On Unix the descriptors travel as SCM_RIGHTS with one zero byte (unix(7)), on a
+// MsgConn with a message of one zero byte; a peer that reads instead sees that
+// byte and gets no files. macOS may lose a file that its sender closes before it
+// is received, so there the sender should wait for an answer. On Windows the
+// handles are duplicated into the peer's process, which this process must have
+// the right to open.
+func (c *Conn) SendFiles(files ...*os.File) error {
+	err := checkFiles(len(files))
+	if err == nil {
+		err = c.fd.sendFiles(files, zeroByte[:])
+	}
+	return c.failed("sendfiles", err)
+}
+
+// SendFiles gives the peer the open files: see [Conn.SendFiles].
+func (c *MsgConn) SendFiles(files ...*os.File) error {
+	err := checkFiles(len(files))
+	switch {
+	case err != nil:
+	case c.framing != nil:
+		err = c.framing.sendFiles(c.fd, files)
+	default:
+		err = c.fd.sendFiles(files, zeroByte[:])
+	}
+	return c.failed("sendfiles", err)
+}
+
+// RecvFiles receives the files of one SendFiles, at most max of them (1 to 253),
+// in the order in which they were given, and waits until there are some. No
+// child of this process inherits them. A file that was nonblocking with its
+// sender is so here.
+//
+// If the peer sent more than max, all are closed and the error matches
+// [ErrMsgTooLong]. If it sent data instead the error matches [ErrNoFiles], and
+// the data waits for the next read. [io.EOF] means that it has closed its end.
+func (c *Conn) RecvFiles(max int) ([]*os.File, error) {
+	err := checkFiles(max)
+	var files []*os.File
+	if err == nil {
+		files, err = c.fd.recvFiles()
+	}
+	files, err = atMost(max, files, err)
+	return files, c.failed("recvfiles", err)
+}
+
+// RecvFiles receives the files of one SendFiles: see [Conn.RecvFiles].
+func (c *MsgConn) RecvFiles(max int) ([]*os.File, error) {
+	err := checkFiles(max)
+	var files []*os.File
+	switch {
+	case err != nil:
+	case c.framing != nil:
+		files, err = c.framing.recvFiles(c.fd)
+	default:
+		files, err = c.fd.recvFiles()
+	}
+	files, err = atMost(max, files, err)
+	return files, c.failed("recvfiles", err)
+}
+
+// zeroByte is the data that files travel with.
+var zeroByte [1]byte
+
+func checkFiles(n int) error {
+	if n < 1 || n > maxFiles {
+		return configError("the number of files", strconv.Itoa(n), "1 to "+strconv.Itoa(maxFiles))
+	}
+	return nil
+}
+
+// atMost refuses more files than were asked for.
+func atMost(max int, files []*os.File, err error) ([]*os.File, error) {
+	if len(files) > max {
+		err = &addrError{"the peer sent " + strconv.Itoa(len(files)) + " files, " + strconv.Itoa(max) + " were asked for", ErrMsgTooLong}
+	}
+	if err != nil {
+		closeFiles(files)
+		return nil, err
+	}
+	return files, nil
+}
+
+// sendFiles sends the files with a frame of one zero byte. They go with its
+// first byte, so a frame is received whole or not at all.
+func (f *framing) sendFiles(fd *fd, files []*os.File) error {
+	f.sending.Lock()
+	defer f.sending.Unlock()
+	if f.torn != nil {
+		return f.torn
+	}
+	length := frameOf(len(zeroByte))
+	return fd.sendFiles(files, append(length[:], zeroByte[:]...))
+}
+
+func (f *framing) recvFiles(fd *fd) ([]*os.File, error) {
+	f.receiving.Lock()
+	defer f.receiving.Unlock()
+	if err := f.drop(fd); err != nil {
+		return nil, err
+	}
+	if f.got > 0 {
+		return nil, ErrNoFiles
+	}
+	n, files, err := fd.recvRights(f.start[:])
+	f.got += n
+	if err != nil || files == nil {
+		if err == nil {
+			err = ErrNoFiles
+		}
+		return nil, err
+	}
+	for f.got < frameHeader+len(zeroByte) {
+		rest := [1]byte{}
+		p := rest[:]
+		if f.got < frameHeader {
+			p = f.start[f.got:]
+		}
+		n, err := fd.read(p)
+		if err != nil {
+			closeFiles(files)
+			return nil, within(err)
+		}
+		f.got += n
+	}
+	f.got = 0
+	return files, nil
+}
+
+func closeFiles(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
 }
 
 // ---------------------------------------------------------------------------
@@ -979,7 +1443,7 @@ func Pipe() (*PipeReader, *PipeWriter, error) {
 	if err != nil {
 		return nil, nil, pipeError("pipe", Addr{}, err)
 	}
-	return &PipeReader{fd: r}, &PipeWriter{fd: w}, nil
+	return &PipeReader{pipeEnd{fd: r}}, &PipeWriter{pipeEnd{fd: w}}, nil
 }
 
 // pipeError gives err, if it is one, the operation and the path of the FIFO.
@@ -992,12 +1456,32 @@ func pipeError(op string, addr Addr, err error) error {
 	return e
 }
 
-// A PipeReader is the end of a pipe or FIFO that is read. All its methods may be
-// called concurrently.
-type PipeReader struct {
+// A pipeEnd is what PipeReader and PipeWriter have in common.
+type pipeEnd struct {
 	fd   *fd
 	addr Addr // the path of a FIFO
 }
+
+func (e *pipeEnd) failed(op string, err error) error { return pipeError(op, e.addr, err) }
+
+// Close closes the end. It does not discard what was written: the reader reads
+// that and then gets io.EOF. When no reader is left, writes fail with an error
+// that matches [syscall.EPIPE]. Calls that wait on this end return an error that
+// matches [net.ErrClosed], and so does the second Close.
+func (e *pipeEnd) Close() error { return e.failed("close", e.fd.close()) }
+
+// File returns a duplicate of the descriptor or handle: see [Conn.File].
+func (e *pipeEnd) File() (*os.File, error) {
+	f, err := e.fd.dupFile("pipe " + e.addr.String())
+	return f, e.failed("file", err)
+}
+
+// SyscallConn gives access to the descriptor or handle: see [Conn.SyscallConn].
+func (e *pipeEnd) SyscallConn() (syscall.RawConn, error) { return e.fd.rawConn() }
+
+// A PipeReader is the end of a pipe or FIFO that is read. All its methods may be
+// called concurrently.
+type PipeReader struct{ pipeEnd }
 
 // Read reads up to len(p) bytes, and waits until there is at least one. When
 // the last writer has closed its end, Read returns what was written before that
@@ -1005,75 +1489,44 @@ type PipeReader struct {
 // [os.ErrDeadlineExceeded].
 func (r *PipeReader) Read(p []byte) (int, error) {
 	n, err := r.fd.read(p)
-	return n, pipeError("read", r.addr, err)
+	return n, r.failed("read", err)
 }
 
 // WriteTo copies from the pipe to w until the last writer closes, for [io.Copy].
 // On Linux the bytes do not pass through this process where w is a Conn, a pipe
 // end or a TCP connection: see splice(2).
-func (r *PipeReader) WriteTo(w io.Writer) (int64, error) { return copyOut(w, r, r.fd) }
-
-// Close closes the end. Calls that wait on it return an error that matches
-// [net.ErrClosed], and so does the second Close. When no reader is left, writes
-// fail with an error that matches [syscall.EPIPE].
-func (r *PipeReader) Close() error { return pipeError("close", r.addr, r.fd.close()) }
+func (r *PipeReader) WriteTo(w io.Writer) (int64, error) { return copyOut(w, r, r.fd, r.failed) }
 
 // SetReadDeadline sets the time after which reads fail with an error that
 // matches [os.ErrDeadlineExceeded], also those that wait already. The zero time
 // is none.
 func (r *PipeReader) SetReadDeadline(t time.Time) error {
-	return pipeError("set", r.addr, r.fd.setDeadline(t, reading))
+	return r.failed("set", r.fd.setDeadline(t, reading))
 }
-
-// File returns a duplicate of the descriptor or handle: see [Conn.File].
-func (r *PipeReader) File() (*os.File, error) {
-	f, err := r.fd.dupFile("pipe reader")
-	return f, pipeError("file", r.addr, err)
-}
-
-// SyscallConn gives access to the descriptor or handle: see [Conn.SyscallConn].
-func (r *PipeReader) SyscallConn() (syscall.RawConn, error) { return r.fd.rawConn() }
 
 // A PipeWriter is the end of a pipe or FIFO that is written. All its methods may
 // be called concurrently.
-type PipeWriter struct {
-	fd   *fd
-	addr Addr // the path of a FIFO
-}
+type PipeWriter struct{ pipeEnd }
 
 // Write writes all of p, and waits while the pipe is full. A write that fails
 // returns how many bytes were written before. When no reader is left the error
 // matches [syscall.EPIPE].
 func (w *PipeWriter) Write(p []byte) (int, error) {
 	n, err := w.fd.write(p)
-	return n, pipeError("write", w.addr, err)
+	return n, w.failed("write", err)
 }
 
 // ReadFrom copies from r to the pipe until r ends, for [io.Copy]. On Linux the
 // bytes do not pass through this process where r is a Conn, a pipe end or a TCP
 // connection: see splice(2).
-func (w *PipeWriter) ReadFrom(r io.Reader) (int64, error) { return copyIn(w, w.fd, r) }
-
-// Close closes the end. It does not discard what was written: the reader reads
-// that and then gets io.EOF. Calls that wait on it return an error that matches
-// [net.ErrClosed], and so does the second Close.
-func (w *PipeWriter) Close() error { return pipeError("close", w.addr, w.fd.close()) }
+func (w *PipeWriter) ReadFrom(r io.Reader) (int64, error) { return copyIn(w, w.fd, r, w.failed) }
 
 // SetWriteDeadline sets the time after which writes fail with an error that
 // matches [os.ErrDeadlineExceeded], also those that wait already. The zero time
 // is none.
 func (w *PipeWriter) SetWriteDeadline(t time.Time) error {
-	return pipeError("set", w.addr, w.fd.setDeadline(t, writing))
+	return w.failed("set", w.fd.setDeadline(t, writing))
 }
-
-// File returns a duplicate of the descriptor or handle: see [Conn.File].
-func (w *PipeWriter) File() (*os.File, error) {
-	f, err := w.fd.dupFile("pipe writer")
-	return f, pipeError("file", w.addr, err)
-}
-
-// SyscallConn gives access to the descriptor or handle: see [Conn.SyscallConn].
-func (w *PipeWriter) SyscallConn() (syscall.RawConn, error) { return w.fd.rawConn() }
 
 // FileReader returns a PipeReader over a duplicate of f, which must be a pipe or
 // FIFO (on Windows the handle of a pipe opened for overlapped I/O); anything
@@ -1084,7 +1537,7 @@ func FileReader(f *os.File) (*PipeReader, error) {
 	if err != nil {
 		return nil, pipeError("file", Addr{}, err)
 	}
-	return &PipeReader{fd: fd}, nil
+	return &PipeReader{pipeEnd{fd: fd}}, nil
 }
 
 // FileWriter returns a PipeWriter over a duplicate of f: see [FileReader].
@@ -1093,7 +1546,7 @@ func FileWriter(f *os.File) (*PipeWriter, error) {
 	if err != nil {
 		return nil, pipeError("file", Addr{}, err)
 	}
-	return &PipeWriter{fd: fd}, nil
+	return &PipeWriter{pipeEnd{fd: fd}}, nil
 }
 
 // ---------------------------------------------------------------------------
@@ -1103,25 +1556,30 @@ func FileWriter(f *os.File) (*PipeWriter, error) {
 // that the calls do not count, small enough to stay in a cache.
 const copySize = 64 << 10
 
+// plainCopy copies through this process.
+func plainCopy(w io.Writer, r io.Reader) (int64, error) {
+	return io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, make([]byte, copySize))
+}
+
 // copyIn copies from r to dst, whose descriptor is fd, without a detour through
 // this process where the system can.
-func copyIn(dst io.Writer, fd *fd, r io.Reader) (int64, error) {
+func copyIn(dst io.Writer, fd *fd, r io.Reader, failed func(string, error) error) (int64, error) {
 	n, done, err := fd.spliceFrom(r)
 	if done {
-		return n, err
+		return n, failed("readfrom", err)
 	}
-	m, err := io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{r}, make([]byte, copySize))
+	m, err := plainCopy(dst, r)
 	return n + m, err
 }
 
 // copyOut copies from src, whose descriptor is fd, to w, without a detour
 // through this process where the system can.
-func copyOut(w io.Writer, src io.Reader, fd *fd) (int64, error) {
+func copyOut(w io.Writer, src io.Reader, fd *fd, failed func(string, error) error) (int64, error) {
 	n, done, err := fd.spliceTo(w)
 	if done {
-		return n, err
+		return n, failed("writeto", err)
 	}
-	m, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{src}, make([]byte, copySize))
+	m, err := plainCopy(w, src)
 	return n + m, err
 }
 
@@ -1133,8 +1591,8 @@ func copyOut(w io.Writer, src io.Reader, fd *fd) (int64, error) {
 // Windows handle values.
 const inheritVar = "IPC_INHERIT"
 
-// An Inheritable is an end that a child can be given: a *Conn, *PipeReader,
-// *PipeWriter or *Listener.
+// An Inheritable is an end that a child can be given: a *Conn, *MsgConn,
+// *PipeReader, *PipeWriter or *Listener.
 type Inheritable interface {
 	// bequeath adds the end to what cmd's process inherits, and returns the
 	// kind of the end and the token by which the child finds it.
@@ -1144,6 +1602,7 @@ type Inheritable interface {
 // The kinds of ends, as they stand in the variable.
 const (
 	kindConn     = "conn"
+	kindMsgConn  = "msgconn"
 	kindReader   = "reader"
 	kindWriter   = "writer"
 	kindListener = "listener"
@@ -1299,11 +1758,20 @@ func adoptInherited[T any](name, kind string, adopt func(token string) (T, error
 // under the name, with [Inherit]. It can be taken once. What is not taken stays
 // open but is not passed on to children of this process.
 func InheritedConn(name string) (*Conn, error) {
-	fd, err := adoptInherited(name, kindConn, inheritedConn)
+	fd, err := adoptInherited(name, kindConn, inheritedStream)
 	if err != nil {
 		return nil, err
 	}
-	return &Conn{fd: fd, local: fd.localAddr()}, nil
+	return &Conn{endpoint{fd: fd, local: fd.localAddr()}}, nil
+}
+
+// InheritedMsgConn returns the inherited connection: see [InheritedConn].
+func InheritedMsgConn(name string) (*MsgConn, error) {
+	fd, err := adoptInherited(name, kindMsgConn, inheritedMessages)
+	if err != nil {
+		return nil, err
+	}
+	return newMsgConn(endpoint{fd: fd, local: fd.localAddr()}), nil
 }
 
 // InheritedReader returns the inherited end of a pipe: see [InheritedConn].
@@ -1312,7 +1780,7 @@ func InheritedReader(name string) (*PipeReader, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &PipeReader{fd: fd}, nil
+	return &PipeReader{pipeEnd{fd: fd}}, nil
 }
 
 // InheritedWriter returns the inherited end of a pipe: see [InheritedConn].
@@ -1321,7 +1789,7 @@ func InheritedWriter(name string) (*PipeWriter, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &PipeWriter{fd: fd}, nil
+	return &PipeWriter{pipeEnd{fd: fd}}, nil
 }
 
 // InheritedListener returns the inherited listener: see [InheritedConn]. Its
@@ -1333,6 +1801,11 @@ func InheritedListener(name string) (*Listener, error) {
 func (c *Conn) bequeath(cmd *exec.Cmd) (kind, token string, err error) {
 	token, err = c.fd.bequeath(cmd)
 	return kindConn, token, err
+}
+
+func (c *MsgConn) bequeath(cmd *exec.Cmd) (kind, token string, err error) {
+	token, err = c.fd.bequeath(cmd)
+	return kindMsgConn, token, err
 }
 
 func (r *PipeReader) bequeath(cmd *exec.Cmd) (kind, token string, err error) {

@@ -3,6 +3,7 @@
 package ipc
 
 import (
+	"io"
 	"runtime"
 	"syscall"
 	"unsafe"
@@ -14,6 +15,9 @@ const (
 	fullRefuses   = true // a full backlog is ECONNREFUSED
 	pathMax       = 1023 // PATH_MAX of sys/syslimits.h, less the NUL
 	socketFlags   = syscall.SOCK_CLOEXEC | syscall.SOCK_NONBLOCK
+	framedHere    = false // SOCK_SEQPACKET keeps messages apart
+	peekTells     = false
+	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
 	fifoPolls     = false // OpenBSD's poller refuses FIFOs, NetBSD's before 10 loses a writer
 	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
 )
@@ -43,6 +47,22 @@ func dup(sys int) (int, error) { return dupForkLocked(sys) }
 
 func readv(sys int, iov []iovec) (int, error)  { return syscall.Read(sys, first(iov)) }
 func writev(sys int, iov []iovec) (int, error) { return syscall.Write(sys, first(iov)) }
+
+func markMessages(int) {}
+
+// isMessage tells an empty message from the end: only a message ends a record.
+func isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 0 }
+
+func looseRecords() bool { return false }
+
+func sendmsg(sys int, p, oob []byte, flags int) (int, error) { return stdSendmsg(sys, p, oob, flags) }
+
+func recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
+	return stdRecvmsg(sys, p, oob, flags)
+}
+
+func (f *fd) spliceFrom(io.Reader) (int64, bool, error) { return 0, false, nil }
+func (f *fd) spliceTo(io.Writer) (int64, bool, error)   { return 0, false, nil }
 
 // peerOf asks as each of the three wants to be asked. Raw system calls are shut
 // off on OpenBSD, and package syscall has no getsockopt for a structure of any

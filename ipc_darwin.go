@@ -1,15 +1,19 @@
 package ipc
 
 import (
+	"io"
 	"syscall"
 )
 
 // Traits of macOS and iOS that ipc_unix.go builds on.
 const (
 	abstractNames = false
-	fullRefuses   = true  // a full backlog is ECONNREFUSED
-	pathMax       = 1023  // PATH_MAX of sys/syslimits.h, less the NUL
-	socketFlags   = 0     // no SOCK_CLOEXEC: descriptors are made under syscall.ForkLock
+	fullRefuses   = true // a full backlog is ECONNREFUSED
+	pathMax       = 1023 // PATH_MAX of sys/syslimits.h, less the NUL
+	socketFlags   = 0    // no SOCK_CLOEXEC: descriptors are made under syscall.ForkLock
+	framedHere    = true // no SOCK_SEQPACKET
+	peekTells     = false
+	cmsgCloexec   = 0     // received under syscall.ForkLock
 	fifoPolls     = false // the poller does not hear of the last writer's end
 	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
 )
@@ -37,6 +41,18 @@ func dup(sys int) (int, error) { return dupForkLocked(sys) }
 func readv(sys int, iov []iovec) (int, error)  { return syscall.Read(sys, first(iov)) }
 func writev(sys int, iov []iovec) (int, error) { return syscall.Write(sys, first(iov)) }
 
+func markMessages(int)                                       {}
+func isMessage(flags, oobn int) bool                         { return true }
+func looseRecords() bool                                     { return false }
+func sendmsg(sys int, p, oob []byte, flags int) (int, error) { return stdSendmsg(sys, p, oob, flags) }
+
+func recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
+	return stdRecvmsg(sys, p, oob, flags)
+}
+
+func (f *fd) spliceFrom(io.Reader) (int64, bool, error) { return 0, false, nil }
+func (f *fd) spliceTo(io.Writer) (int64, bool, error)   { return 0, false, nil }
+
 // peerOf asks for LOCAL_PEERCRED and LOCAL_PEERPID, see unix(4). Package syscall
 // has no getsockopt for a structure of any kind; its variant for an
 // ICMPv6Filter, 32 bytes, takes any level and option, and the kernel fills in
@@ -60,4 +76,24 @@ func peerOf(sys int) (Peer, error) {
 		p.add(knowsPID, &p.pid, pid) // ENOTCONN once the peer has closed
 	}
 	return p, nil
+}
+
+// PeerAuditToken returns the audit token of the peer, which names its process and
+// no later one of the same number: LOCAL_PEERTOKEN of unix(4), macOS 11 and
+// later. It is the audit_token_t of mach/message.h; audit_token_to_pid(3) and its
+// kin take it apart, SecCodeCopyGuestWithAttributes judges the program by it.
+// Once the peer has gone the error matches [syscall.ENOTCONN].
+func (c *endpoint) PeerAuditToken() (token [8]uint32, err error) {
+	const (
+		solLocal       = 0 // sys/un.h
+		localPeerToken = 6
+	)
+	err = c.fd.control("getsockopt", func() error {
+		t, err := syscall.GetsockoptICMPv6Filter(c.fd.sys, solLocal, localPeerToken)
+		if err == nil {
+			token = t.Filt
+		}
+		return err
+	})
+	return token, c.failed("peer", err)
 }

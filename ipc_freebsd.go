@@ -1,6 +1,8 @@
 package ipc
 
 import (
+	"io"
+	"sync"
 	"syscall"
 	"unsafe"
 )
@@ -11,6 +13,9 @@ const (
 	fullRefuses   = true // a full backlog is ECONNREFUSED
 	pathMax       = 1023 // PATH_MAX of sys/syslimits.h, less the NUL
 	socketFlags   = syscall.SOCK_CLOEXEC | syscall.SOCK_NONBLOCK
+	framedHere    = false // SOCK_SEQPACKET keeps messages apart
+	peekTells     = false
+	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
 	fifoPolls     = true // the poller serves FIFOs
 	fifoQuiet     = true // a FIFO without a writer reads as empty, not as ended
 )
@@ -46,6 +51,29 @@ func dup(sys int) (int, error) {
 
 func readv(sys int, iov []iovec) (int, error)  { return vector(syscall.SYS_READV, sys, iov) }
 func writev(sys int, iov []iovec) (int, error) { return vector(syscall.SYS_WRITEV, sys, iov) }
+
+func markMessages(int) {}
+
+// isMessage tells an empty message from the end: only a message ends a record.
+func isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 0 }
+
+// looseRecords reports whether this is FreeBSD 15 or later, whose messages are
+// records in a stream: an empty one does not exist, what does not fit a buffer
+// stays for the next receive, and of what does not fit the queue a part is sent.
+// It asks the kernel once for __FreeBSD_version of sys/param.h.
+var looseRecords = sync.OnceValue(func() bool {
+	version, err := syscall.SysctlUint32("kern.osreldate")
+	return err == nil && version >= 1500000
+})
+
+func sendmsg(sys int, p, oob []byte, flags int) (int, error) { return stdSendmsg(sys, p, oob, flags) }
+
+func recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
+	return stdRecvmsg(sys, p, oob, flags)
+}
+
+func (f *fd) spliceFrom(io.Reader) (int64, bool, error) { return 0, false, nil }
+func (f *fd) spliceTo(io.Writer) (int64, bool, error)   { return 0, false, nil }
 
 // peerOf asks for LOCAL_PEERCRED, see unix(4): the struct xucred of sys/ucred.h,
 // whose last field is a pointer wide and holds cr_pid since FreeBSD 13.0.

@@ -1,9 +1,13 @@
 package ipc
 
 import (
+	"errors"
+	"io"
+	"net"
 	"os"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"unsafe"
 )
@@ -14,9 +18,346 @@ const (
 	fullRefuses   = false // a full backlog is EAGAIN, not ECONNREFUSED
 	pathMax       = 4095  // PATH_MAX of linux/limits.h, less the NUL
 	socketFlags   = syscall.SOCK_CLOEXEC | syscall.SOCK_NONBLOCK
+	framedHere    = false // SOCK_SEQPACKET keeps messages apart
+	peekTells     = true  // MSG_PEEK|MSG_TRUNC returns the whole length of a message
+	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
 	fifoPolls     = true  // the poller serves FIFOs
 	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
 )
+
+// ---------------------------------------------------------------------------
+// What only Linux has
+
+// PeerPidfd returns a descriptor that stands for the peer's process itself,
+// whatever becomes of its number: SO_PEERPIDFD of Linux 6.5 and later, see
+// pidfd_open(2). It becomes readable when the process ends, and signals are sent
+// to no other by pidfd_send_signal(2). It is the process that the credentials are
+// of: see [Peer]. Before 6.5 the error matches [errors.ErrUnsupported].
+func (c *endpoint) PeerPidfd() (*os.File, error) {
+	const soPeerPidfd = 77 // asm-generic/socket.h
+	var pidfd int
+	err := c.fd.control("getsockopt", func() (err error) {
+		pidfd, err = syscall.GetsockoptInt(c.fd.sys, syscall.SOL_SOCKET, soPeerPidfd)
+		return err
+	})
+	if errnoOf(err) == syscall.ENOPROTOOPT {
+		err = &classified{err, errors.ErrUnsupported}
+	}
+	if err != nil {
+		return nil, c.failed("peer", err)
+	}
+	return os.NewFile(uintptr(pidfd), "pidfd"), nil // close-on-exec from birth
+}
+
+// PeerLabel returns the label that the security module (SELinux, AppArmor) gave
+// the peer: SO_PEERSEC of unix(7). Where none is in force the error matches
+// [errors.ErrUnsupported].
+func (c *endpoint) PeerLabel() (string, error) {
+	const soPeerSec = 31 // asm-generic/socket.h
+	label := make([]byte, 256)
+	for {
+		n := len(label)
+		err := c.fd.control("getsockopt", func() error { return getsockopt(c.fd.sys, soPeerSec, label, &n) })
+		switch errno := errnoOf(err); {
+		case errno == syscall.ERANGE && n > len(label):
+			label = make([]byte, n)
+		case errno == syscall.ENOPROTOOPT:
+			return "", c.failed("peer", &classified{err, errors.ErrUnsupported})
+		case err != nil:
+			return "", c.failed("peer", err)
+		default:
+			return strings.TrimRight(string(label[:n]), "\x00"), nil
+		}
+	}
+}
+
+// PeerGroups returns the supplementary groups of the peer: SO_PEERGROUPS of
+// socket(7), Linux 4.13 and later. [Peer.Groups] has them too.
+func (c *endpoint) PeerGroups() (groups []int, err error) {
+	err = c.fd.control("getsockopt", func() (err error) {
+		groups, err = peerGroups(c.fd.sys)
+		return err
+	})
+	return groups, c.failed("peer", err)
+}
+
+// RecvPeer is [MsgConn.Recv] and tells who sent this very message, as the kernel
+// recorded it when it was sent: SCM_CREDENTIALS of unix(7). That is more than
+// [MsgConn.Peer] when the other end is shared by several processes. A message
+// that was sent before the first RecvPeer may have no sender: nothing is known of
+// its Peer. The kernel gives a socket without a name one (unix(7), autobind).
+func (c *MsgConn) RecvPeer(p []byte) (int, Peer, error) {
+	n, peer, err := c.fd.recvPeer(p)
+	return n, peer, c.failed("recv", err)
+}
+
+func (f *fd) recvPeer(p []byte) (n int, peer Peer, err error) {
+	err = f.control("setsockopt", func() error {
+		return syscall.SetsockoptInt(f.sys, syscall.SOL_SOCKET, syscall.SO_PASSCRED, 1)
+	})
+	if err != nil {
+		return 0, Peer{}, err
+	}
+	h := &f.r
+	if err := f.enter(h); err != nil {
+		return 0, Peer{}, err
+	}
+	defer f.leave(h)
+	if !h.held {
+		h.oob = make([]byte, 256)
+	}
+	n, err = f.recvInto(h, p)
+	if len(h.oob) == 0 || err != nil && err != ErrMsgTooLong {
+		return n, Peer{}, err
+	}
+	msgs, e := syscall.ParseSocketControlMessage(h.oob[:h.oobn])
+	if e != nil {
+		return n, Peer{}, e
+	}
+	for _, m := range msgs {
+		switch cred, e := syscall.ParseUnixCredentials(&m); {
+		case e == nil && cred.Pid != 0:
+			peer = credPeer(cred)
+		case m.Header.Type == syscall.SCM_RIGHTS:
+			fds, _ := syscall.ParseUnixRights(&m)
+			for _, fd := range fds { // nobody asked for files
+				syscall.Close(fd)
+			}
+		}
+	}
+	return n, peer, err
+}
+
+// linux/fcntl.h: F_SETPIPE_SZ, F_GETPIPE_SZ.
+const (
+	setPipeSize = 1031
+	getPipeSize = 1032
+)
+
+// SetCapacity asks for room for n bytes in the pipe or FIFO: F_SETPIPE_SZ of
+// fcntl(2). The kernel rounds up to a power of two of pages; a user that is not
+// root gets at most /proc/sys/fs/pipe-max-size. EBUSY means that more is in the
+// pipe.
+func (e *pipeEnd) SetCapacity(n int) error {
+	_, err := e.fd.fcntl(setPipeSize, n)
+	return pipeError("set", e.addr, err)
+}
+
+// Capacity returns the room in the pipe or FIFO in bytes: F_GETPIPE_SZ of
+// fcntl(2).
+func (e *pipeEnd) Capacity() (int, error) {
+	n, err := e.fd.fcntl(getPipeSize, 0)
+	return n, pipeError("get", e.addr, err)
+}
+
+func (f *fd) fcntl(cmd, arg int) (n int, err error) {
+	err = f.control("fcntl", func() error {
+		r, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(f.sys), uintptr(cmd), uintptr(arg))
+		if errno != 0 {
+			return errno
+		}
+		n = int(r)
+		return nil
+	})
+	return n, err
+}
+
+// ---------------------------------------------------------------------------
+// Splicing
+//
+// splice(2) moves bytes between a pipe and anything without a copy through user
+// space. Between two sockets it takes a pipe in the middle.
+
+// spliceFrom copies from r until it ends, if it is something to splice from.
+// Unless it says done, the caller copies the rest by other means.
+func (f *fd) spliceFrom(r io.Reader) (n int64, done bool, err error) {
+	limit := int64(noLimit)
+	if l, ok := r.(*io.LimitedReader); ok {
+		r, limit = l.R, l.N
+		defer func() { l.N -= n }()
+	}
+	src := spliceEnd(r)
+	if src == nil {
+		return 0, false, nil
+	}
+	return splice(rawConn{f}, src, limit)
+}
+
+// spliceTo copies to w until the peer closes, if it is something to splice to.
+func (f *fd) spliceTo(w io.Writer) (n int64, done bool, err error) {
+	dst, src := spliceEnd(w), f.spliceSource()
+	if _, file := w.(*os.File); dst == nil || src == nil || file {
+		return 0, false, nil
+	}
+	return splice(dst, src, noLimit)
+}
+
+const noLimit = 1<<63 - 1
+
+// spliceEnd returns access to the descriptor of v if v reads and writes nothing
+// but what its descriptor does. That is known of these very types alone: a type
+// that has one inside may do more. A file is read from; to write to one may need
+// more than splice offers (O_APPEND).
+func spliceEnd(v any) (raw syscall.RawConn) {
+	var err error
+	switch v := v.(type) {
+	case *Conn:
+		return v.fd.spliceSource()
+	case *PipeReader:
+		return v.fd.spliceSource()
+	case *PipeWriter:
+		return rawConn{v.fd}
+	case *net.TCPConn:
+		raw, err = v.SyscallConn()
+	case *net.UnixConn:
+		raw, err = v.SyscallConn()
+	case *os.File:
+		raw, err = v.SyscallConn()
+	}
+	if err != nil {
+		return nil
+	}
+	return raw
+}
+
+// spliceSource returns access to the descriptor unless something was read ahead,
+// which has to go first.
+func (f *fd) spliceSource() syscall.RawConn {
+	f.r.mu.Lock()
+	defer f.r.mu.Unlock()
+	if len(f.r.ahead) > 0 {
+		return nil
+	}
+	return rawConn{f}
+}
+
+// splice copies from src to dst until src ends. It is not done when the kernel
+// does not splice between the two; nothing is lost then.
+func splice(dst, src syscall.RawConn, limit int64) (total int64, done bool, err error) {
+	s := splicer{dst: dst, src: src, in: -1, out: -1}
+	if !endsInPipe(dst) && !endsInPipe(src) {
+		r, w, err := pipe()
+		if err != nil {
+			return 0, false, nil // out of descriptors: a plain copy needs none
+		}
+		defer r.close()
+		defer w.close()
+		w.fcntl(setPipeSize, spliceRoom) // a smaller one works too
+		s.out, s.in = r.sys, w.sys
+	}
+	return s.run(limit)
+}
+
+func endsInPipe(raw syscall.RawConn) (yes bool) {
+	raw.Control(func(sysfd uintptr) { yes = isPipe(int(sysfd)) == nil })
+	return yes
+}
+
+// spliceRoom is the size of the pipe between two sockets.
+const spliceRoom = 256 << 10
+
+// A splicer moves bytes from src to dst; if neither is a pipe, through one whose
+// ends are in and out.
+type splicer struct {
+	dst, src syscall.RawConn
+	in, out  int
+
+	want    int // to move, and how it went
+	n       int
+	errno   syscall.Errno
+	blocked bool // it is the other side that has to be waited for
+}
+
+func (s *splicer) run(limit int64) (total int64, done bool, err error) {
+	fill, drain := s.fill, s.drain // made once, so that no wait allocates
+	for total < limit {
+		s.want = int(min(spliceRoom, limit-total))
+		if s.in < 0 {
+			err = s.direct(fill, drain)
+		} else {
+			err = s.src.Read(fill)
+		}
+		switch {
+		case err == nil && s.errno == 0 && s.n == 0:
+			return total, true, nil
+		case err != nil && total == 0, s.errno == syscall.EINVAL:
+			return total, false, nil // a plain copy goes on from here
+		case err != nil:
+			return total, true, err
+		case s.errno != 0:
+			return total, true, os.NewSyscallError("splice", s.errno)
+		}
+		if s.in < 0 {
+			total += int64(s.n)
+			continue
+		}
+		for s.want = s.n; s.want > 0; s.want -= s.n {
+			if err = s.dst.Write(drain); err == nil && s.errno != 0 {
+				err = writeError("splice", s.errno)
+			}
+			if err != nil {
+				return total, true, err
+			}
+			total += int64(s.n)
+		}
+	}
+	return total, true, nil
+}
+
+// direct moves bytes where one side is a pipe, so that one call needs both sides
+// to be ready, and waits for the side that is not.
+func (s *splicer) direct(fill, drain func(uintptr) bool) error {
+	for {
+		if err := s.src.Read(fill); err != nil || !s.blocked {
+			return err
+		}
+		if err := s.dst.Write(drain); err != nil || !s.blocked {
+			return err
+		}
+	}
+}
+
+// fill is called when src may be ready.
+func (s *splicer) fill(src uintptr) bool {
+	if s.in >= 0 {
+		return s.move(int(src), s.in)
+	}
+	err := s.dst.Control(func(dst uintptr) { s.move(int(src), int(dst)) })
+	if err != nil {
+		s.errno = syscall.EPIPE // closed by its owner
+	}
+	s.blocked = s.errno == syscall.EAGAIN && ready(int(src), pollIn)
+	return s.errno != syscall.EAGAIN || s.blocked
+}
+
+// drain is called when dst may be ready.
+func (s *splicer) drain(dst uintptr) bool {
+	if s.out >= 0 {
+		return s.move(s.out, int(dst))
+	}
+	err := s.src.Control(func(src uintptr) {
+		s.move(int(src), int(dst))
+		s.blocked = s.errno == syscall.EAGAIN && !ready(int(src), pollIn)
+	})
+	if err != nil {
+		s.errno, s.blocked = syscall.EBADF, false
+	}
+	return s.errno != syscall.EAGAIN || s.blocked
+}
+
+// move makes the call and reports whether it did not meet an obstacle to wait for.
+func (s *splicer) move(from, to int) bool {
+	const flags = 1 | 2 // SPLICE_F_MOVE, SPLICE_F_NONBLOCK of linux/splice.h
+	for {
+		n, _, errno := syscall.Syscall6(syscall.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(s.want), flags)
+		if s.n, s.errno = int(n), errno; errno != syscall.EINTR {
+			return errno != syscall.EAGAIN
+		}
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Primitives
 
 // nameTarget maps a name to the abstract socket of that name.
 func nameTarget(name string) (string, error) {
@@ -72,17 +413,25 @@ func newPipe(p *[2]int) error { return syscall.Pipe2(p[:], socketFlags) }
 
 func mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
 
-// hungUp reports whether the FIFO had a writer that left: POLLHUP of poll(2), by
-// ppoll(2), which every architecture has.
-func hungUp(sys int) bool {
-	const pollHup = 0x10 // asm-generic/poll.h
+// hungUp reports whether the FIFO had a writer that left.
+func hungUp(sys int) bool { return ready(sys, pollHup) }
+
+// asm-generic/poll.h: POLLIN, POLLHUP.
+const (
+	pollIn  = 0x1
+	pollHup = 0x10
+)
+
+// ready reports whether poll(2) says the event of the descriptor; by ppoll(2),
+// which every architecture has.
+func ready(sys int, event int16) bool {
 	p := struct {
 		fd              int32
 		events, revents int16
-	}{fd: int32(sys)}
+	}{fd: int32(sys), events: event}
 	var now [2]int64 // a timespec of zero, whatever its width
 	n, _, errno := syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
-	return errno == 0 && n == 1 && p.revents&pollHup != 0
+	return errno == 0 && n == 1 && p.revents&event != 0
 }
 
 func accept(sys int) (int, error) {
@@ -101,6 +450,53 @@ func dup(sys int) (int, error) {
 func readv(sys int, iov []iovec) (int, error)  { return vector(syscall.SYS_READV, sys, iov) }
 func writev(sys int, iov []iovec) (int, error) { return vector(syscall.SYS_WRITEV, sys, iov) }
 
+// markMessages makes the kernel set a time stamp on every message. There is no
+// room for it in a plain receive, which MSG_CTRUNC tells; so an empty message
+// differs from the end, where nothing was received and nothing cut off. Should
+// the kernel refuse, an empty message is taken for the end.
+func markMessages(sys int) {
+	syscall.SetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_TIMESTAMP, 1)
+}
+
+func isMessage(flags, oobn int) bool { return oobn > 0 || flags&syscall.MSG_CTRUNC != 0 }
+
+func looseRecords() bool { return false }
+
+// sendmsg and recvmsg leave the peer's address out, which package syscall would
+// allocate for each message of a peer that is bound to one.
+func sendmsg(sys int, p, oob []byte, flags int) (int, error) {
+	var iov iovec
+	var hdr syscall.Msghdr
+	fillHeader(&hdr, &iov, p, oob)
+	n, _, errno := syscall.Syscall(numbers.sendmsg, uintptr(sys), uintptr(unsafe.Pointer(&hdr)), uintptr(flags))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
+func recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
+	var iov iovec
+	var hdr syscall.Msghdr
+	fillHeader(&hdr, &iov, p, oob)
+	r, _, errno := syscall.Syscall(numbers.recvmsg, uintptr(sys), uintptr(unsafe.Pointer(&hdr)), uintptr(flags))
+	if errno != 0 {
+		return 0, 0, 0, errno
+	}
+	return int(r), int(hdr.Controllen), int(hdr.Flags), nil
+}
+
+func fillHeader(hdr *syscall.Msghdr, iov *iovec, p, oob []byte) {
+	if len(p) > 0 {
+		iov.base, iov.len = &p[0], uintptr(len(p))
+	}
+	hdr.Iov, hdr.Iovlen = (*syscall.Iovec)(unsafe.Pointer(iov)), 1
+	if len(oob) > 0 {
+		hdr.Control = &oob[0]
+		hdr.SetControllen(len(oob))
+	}
+}
+
 // peerOf asks for SO_PEERCRED and SO_PEERGROUPS, see unix(7) and socket(7).
 func peerOf(sys int) (Peer, error) {
 	cred, err := syscall.GetsockoptUcred(sys, syscall.SOL_SOCKET, syscall.SO_PEERCRED)
@@ -110,54 +506,70 @@ func peerOf(sys int) (Peer, error) {
 	if cred.Uid == ^uint32(0) { // nobody has connected
 		return Peer{}, syscall.ENOTCONN
 	}
-	p := unixPeer(int(cred.Uid))
-	p.add(knowsGID, &p.gid, int(cred.Gid))
-	p.add(knowsPID, &p.pid, int(cred.Pid)) // 0: in a namespace out of sight
-	p.groups = peerGroups(sys)
+	p := credPeer(cred)
+	p.groups, _ = peerGroups(sys) // absent before 4.13
 	return p, nil
 }
 
-// peerGroups returns the supplementary groups of the peer, or nil if the kernel
-// (before 4.13) does not tell.
-func peerGroups(sys int) []int {
+func credPeer(cred *syscall.Ucred) Peer {
+	p := unixPeer(int(cred.Uid))
+	p.add(knowsGID, &p.gid, int(cred.Gid))
+	p.add(knowsPID, &p.pid, int(cred.Pid)) // 0: in a namespace out of sight
+	return p
+}
+
+func peerGroups(sys int) ([]int, error) {
 	const soPeerGroups = 59 // asm-generic/socket.h
-	ids := make([]uint32, 32)
+	ids := make([]byte, 4*32)
 	for {
-		size := uint32(4 * len(ids))
-		_, _, errno := syscall.Syscall6(sysGetsockopt(), uintptr(sys), syscall.SOL_SOCKET, soPeerGroups,
-			uintptr(unsafe.Pointer(&ids[0])), uintptr(unsafe.Pointer(&size)), 0)
-		switch {
-		case errno == syscall.ERANGE && int(size) > 4*len(ids):
-			ids = make([]uint32, size/4)
+		n := len(ids)
+		err := getsockopt(sys, soPeerGroups, ids, &n)
+		if err == syscall.ERANGE && n > len(ids) {
+			ids = make([]byte, n)
 			continue
-		case errno != 0:
-			return nil
 		}
-		groups := make([]int, size/4)
+		if err != nil {
+			return nil, err
+		}
+		groups := make([]int, n/4)
 		for i := range groups {
-			groups[i] = int(ids[i])
+			groups[i] = int(*(*uint32)(unsafe.Pointer(&ids[4*i]))) // gid_t in the order of the machine
 		}
-		return groups
+		return groups, nil
 	}
 }
 
-// sysGetsockopt is the number of getsockopt(2), of asm/unistd.h. Package syscall
-// lacks it on 386, where the call came with Linux 4.3; before, socketcall(2) was
-// the only way.
-func sysGetsockopt() uintptr {
+// getsockopt fills buf with an option of the socket and sets n to its size, also
+// where that is too large for buf (ERANGE).
+func getsockopt(sys, opt int, buf []byte, n *int) error {
+	size := uint32(*n)
+	_, _, errno := syscall.Syscall6(numbers.getsockopt, uintptr(sys), syscall.SOL_SOCKET, uintptr(opt),
+		uintptr(unsafe.Pointer(&buf[0])), uintptr(unsafe.Pointer(&size)), 0)
+	*n = int(size)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// numbers are those of asm/unistd.h for calls that package syscall lacks on 386,
+// where they came with Linux 4.3; before, socketcall(2) was the only way.
+var numbers = func() (n struct{ getsockopt, sendmsg, recvmsg uintptr }) {
 	switch runtime.GOARCH {
 	case "amd64":
-		return 55
+		n.getsockopt, n.sendmsg, n.recvmsg = 55, 46, 47
 	case "386", "s390x":
-		return 365
+		n.getsockopt, n.sendmsg, n.recvmsg = 365, 370, 372
 	case "arm":
-		return 295
+		n.getsockopt, n.sendmsg, n.recvmsg = 295, 296, 297
 	case "ppc64", "ppc64le":
-		return 340
+		n.getsockopt, n.sendmsg, n.recvmsg = 340, 341, 342
 	case "mips", "mipsle":
-		return 4173
+		n.getsockopt, n.sendmsg, n.recvmsg = 4173, 4179, 4177
 	case "mips64", "mips64le":
-		return 5054
+		n.getsockopt, n.sendmsg, n.recvmsg = 5054, 5045, 5046
+	default: // arm64, riscv64, loong64: asm-generic/unistd.h
+		n.getsockopt, n.sendmsg, n.recvmsg = 209, 211, 212
 	}
-	return 209 // arm64, riscv64, loong64: asm-generic/unistd.h
-}
+	return n
+}()

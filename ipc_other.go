@@ -4,6 +4,7 @@ package ipc
 
 import (
 	"errors"
+	"io"
 	"os"
 	"runtime"
 	"sync"
@@ -18,6 +19,9 @@ const (
 	fullRefuses   = true
 	pathMax       = 1022 // PATH_MAX of limits.h, less the NUL, and AIX's sun_path
 	socketFlags   = 0    // AIX has no SOCK_CLOEXEC: descriptors are made under syscall.ForkLock
+	framedHere    = true // SOCK_SEQPACKET is not known to work on each of them
+	peekTells     = false
+	cmsgCloexec   = 0 // received under syscall.ForkLock
 	fifoPolls     = true
 	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
 )
@@ -80,6 +84,18 @@ func dup(sys int) (int, error) { return dupForkLocked(sys) }
 
 func readv(sys int, iov []iovec) (int, error)  { return syscall.Read(sys, first(iov)) }
 func writev(sys int, iov []iovec) (int, error) { return syscall.Write(sys, first(iov)) }
+
+func markMessages(int)                                       {}
+func isMessage(flags, oobn int) bool                         { return true }
+func looseRecords() bool                                     { return false }
+func sendmsg(sys int, p, oob []byte, flags int) (int, error) { return stdSendmsg(sys, p, oob, flags) }
+
+func recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
+	return stdRecvmsg(sys, p, oob, flags)
+}
+
+func (f *fd) spliceFrom(io.Reader) (int64, bool, error) { return 0, false, nil }
+func (f *fd) spliceTo(io.Writer) (int64, bool, error)   { return 0, false, nil }
 
 // peerOf asks as getpeerucred(3C) of illumos does. Oracle's Solaris and AIX have
 // nothing that package syscall reaches; there nobody's identity is known, and

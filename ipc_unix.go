@@ -68,7 +68,7 @@ type SysDialer struct{}
 // over to another process, which adopts it with [FileListener]. The socket
 // listens until both are closed. The socket file stays with l: to hand that
 // over too, set [ListenConfig.KeepName].
-func (l *Listener) File() (*os.File, error) {
+func (l *server) File() (*os.File, error) {
 	f, err := l.sys.dupFile(l.addr.String())
 	if err != nil {
 		return nil, opError("file", Addr{}, l.addr, err)
@@ -82,11 +82,11 @@ func (l *Listener) File() (*os.File, error) {
 // nonblocking, as the two share that mode. Who may connect was decided when the
 // socket was made, and the listener never removes its file.
 func FileListener(f *os.File) (*Listener, error) {
-	fd, err := adopt(f, isListening)
+	fd, err := adopt(f, streams, isListening)
 	if err != nil {
 		return nil, opError("file", Addr{}, Addr{}, err)
 	}
-	return &Listener{sys: &listener{fd: fd}, addr: fd.localAddr()}, nil
+	return &Listener{server{sys: &listener{fd: fd}, addr: fd.localAddr()}}, nil
 }
 
 // ---------------------------------------------------------------------------
@@ -191,17 +191,18 @@ type listener struct {
 	file    *socketFile // nil: an abstract name, or the file is somebody else's
 	closing atomic.Bool // set by the one Close that gives the file up
 	fdName  string      // what the service manager calls it
+	kind    transport   // of its connections
 }
 
-func listen(target string, lc ListenConfig) (*listener, error) {
+func listen(target string, kind transport, lc *ListenConfig) (*listener, error) {
 	if err := lc.Sys.check(isAbstract(target)); err != nil {
 		return nil, err
 	}
-	sys, err := newSocket(syscall.SOCK_STREAM)
+	sys, err := newSocket(kind)
 	if err != nil {
 		return nil, err
 	}
-	l := &listener{fd: newFD(sys)}
+	l := &listener{fd: newFD(sys), kind: kind}
 	if isAbstract(target) {
 		if err = bind(sys, target); err == nil {
 			err = startListening(sys, lc.Backlog)
@@ -233,7 +234,7 @@ func (l *listener) accept() (*fd, error) {
 	for {
 		switch err := l.run(h, acceptCall); err {
 		case nil:
-			return newFD(h.n), nil
+			return newConnFD(h.n, l.kind), nil
 		case syscall.ECONNABORTED:
 		default:
 			return nil, callError("accept", err)
@@ -295,7 +296,7 @@ type fileID struct {
 const lockSuffix = ".lock"
 
 // claim binds the socket to the path and makes it listen, as lc says.
-func claim(sys int, path string, lc ListenConfig) (_ *socketFile, err error) {
+func claim(sys int, path string, lc *ListenConfig) (_ *socketFile, err error) {
 	if path[0] != '/' {
 		wd, err := os.Getwd()
 		if err != nil {
@@ -398,15 +399,15 @@ func (f *socketFile) vacancy(policy Takeover) (fileID, error) {
 		return at.id, nil
 	}
 	for range staleProbes {
-		switch err := probe(f.path); err {
+		switch err := probe(f.path); errnoOf(err) {
 		case syscall.ECONNREFUSED:
 			time.Sleep(probePause)
-		case syscall.EACCES, syscall.EPERM:
-			return fileID{}, os.NewSyscallError("connect", err) // cannot tell: hands off
 		case syscall.ENOENT:
-			return fileID{}, inUse("bind") // somebody else is at work on it
+			return fileID{}, nil // its owner has just removed it
+		case nil, syscall.EAGAIN, syscall.EPROTOTYPE: // served, full, another kind of socket
+			return fileID{}, inUse("bind")
 		default:
-			return fileID{}, inUse("bind") // alive: connected, full, or another kind of socket
+			return fileID{}, err // cannot tell (no permission, no descriptors): hands off
 		}
 	}
 	return at.id, nil
@@ -422,9 +423,9 @@ const (
 
 // probe attempts one connection to see whether somebody serves the path.
 func probe(path string) error {
-	fd, err := connect(path, nil)
+	fd, err := connect(path, streams, nil)
 	if err != nil {
-		return errnoOf(err)
+		return err
 	}
 	return fd.close()
 }
@@ -432,7 +433,7 @@ func probe(path string) error {
 // place binds the socket at a path that fits into a sockaddr_un, gives the file
 // its exact mode and owner, and listens. Nobody can connect before listen, so
 // nobody ever meets the file with other permissions.
-func (f *socketFile) place(sys int, at string, lc ListenConfig) (err error) {
+func (f *socketFile) place(sys int, at string, lc *ListenConfig) (err error) {
 	if err := bind(sys, at); err != nil {
 		return err
 	}
@@ -692,7 +693,7 @@ func shortLink(path string) (short string, release func(), err error) {
 // Connections
 
 // connect makes one attempt to connect to the target.
-func connect(target string, _ *SysDialer) (*fd, error) {
+func connect(target string, kind transport, _ *SysDialer) (*fd, error) {
 	if len(target) > sunPathMax {
 		short, release, err := shorten(target)
 		if err != nil {
@@ -701,11 +702,11 @@ func connect(target string, _ *SysDialer) (*fd, error) {
 		defer release()
 		target = short
 	}
-	sys, err := newSocket(syscall.SOCK_STREAM)
+	sys, err := newSocket(kind)
 	if err != nil {
 		return nil, err
 	}
-	f := newFD(sys)
+	f := newConnFD(sys, kind)
 	sa := sockAddr(target)
 	err = control(func() error { return syscall.Connect(sys, sa) })
 	if err == syscall.EINPROGRESS || err == syscall.EALREADY {
@@ -797,29 +798,44 @@ func xucredPeer(cred []uint32) (Peer, error) {
 	return p, nil
 }
 
-func pair() (a, b *fd, err error) {
+func pair(kind transport) (a, b *fd, err error) {
 	var s [2]int
 	err = atBirth(func() (err error) {
-		s, err = syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|socketFlags, 0)
+		s, err = syscall.Socketpair(syscall.AF_UNIX, socketType(kind)|socketFlags, 0)
 		return err
 	}, &s[0], &s[1])
 	if err != nil {
 		return nil, nil, os.NewSyscallError("socketpair", err)
 	}
-	return newFD(s[0]), newFD(s[1]), nil
+	return newConnFD(s[0], kind), newConnFD(s[1], kind), nil
+}
+
+// newConnFD takes ownership of the socket of a connection, and prepares it for
+// what it carries.
+func newConnFD(sys int, kind transport) *fd {
+	f := newFD(sys)
+	if kind == messages && !framesMessages {
+		f.kind = messages
+		markMessages(sys)
+	}
+	return f
+}
+
+// socketType returns the type of socket that carries the kind.
+func socketType(kind transport) int {
+	if kind == messages && !framesMessages {
+		return syscall.SOCK_SEQPACKET
+	}
+	return syscall.SOCK_STREAM
 }
 
 // adoptConn returns a connection over a duplicate of f.
-func adoptConn(f *os.File) (_ *fd, local, remote Addr, err error) {
-	fd, err := adopt(f, isConnected)
-	if err != nil {
-		return nil, Addr{}, Addr{}, err
-	}
-	return fd, fd.localAddr(), fd.remoteAddr(), nil
+func adoptConn(f *os.File, kind transport) (*fd, error) {
+	return adopt(f, kind, func(sys int) error { return isConnected(sys, kind) })
 }
 
 // adopt returns an fd over a duplicate of f, if that passes the check.
-func adopt(f *os.File, check func(sys int) error) (*fd, error) {
+func adopt(f *os.File, kind transport, check func(sys int) error) (*fd, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return nil, err
@@ -831,7 +847,7 @@ func adopt(f *os.File, check func(sys int) error) (*fd, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("dup", err)
 	}
-	fd, err := adoptSys(sys, check)
+	fd, err := adoptSys(sys, kind, check)
 	if err != nil {
 		syscall.Close(sys)
 	}
@@ -840,18 +856,18 @@ func adopt(f *os.File, check func(sys int) error) (*fd, error) {
 
 // adoptSys returns an fd that owns sys, if that passes the check; if not, sys
 // stays as it was.
-func adoptSys(sys int, check func(sys int) error) (*fd, error) {
+func adoptSys(sys int, kind transport, check func(sys int) error) (*fd, error) {
 	if err := check(sys); err != nil {
 		return nil, err
 	}
 	if err := syscall.SetNonblock(sys, true); err != nil {
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	return newFD(sys), nil
+	return newConnFD(sys, kind), nil
 }
 
-// isLocal refuses every descriptor that is not a local stream socket.
-func isLocal(sys int) error {
+// isLocal refuses every descriptor that is not a local socket of that kind.
+func isLocal(sys int, kind transport) error {
 	typ, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_TYPE)
 	if err != nil {
 		return os.NewSyscallError("getsockopt", err) // ENOTSOCK
@@ -860,16 +876,20 @@ func isLocal(sys int) error {
 	if err != nil {
 		return os.NewSyscallError("getsockname", err)
 	}
-	if _, ok := sa.(*syscall.SockaddrUnix); !ok || typ != syscall.SOCK_STREAM {
-		return &addrError{"the descriptor is not a local stream socket", errors.ErrUnsupported}
+	if _, ok := sa.(*syscall.SockaddrUnix); !ok || typ != socketType(kind) {
+		what := "stream"
+		if kind == messages {
+			what = "message"
+		}
+		return &addrError{"the descriptor is not a local " + what + " socket", errors.ErrUnsupported}
 	}
 	return nil
 }
 
-// isConnected refuses every descriptor that is not a connected local stream
-// socket.
-func isConnected(sys int) error {
-	if err := isLocal(sys); err != nil {
+// isConnected refuses every descriptor that is not a connected local socket of
+// that kind.
+func isConnected(sys int, kind transport) error {
+	if err := isLocal(sys, kind); err != nil {
 		return err
 	}
 	_, err := syscall.Getpeername(sys)
@@ -879,7 +899,7 @@ func isConnected(sys int) error {
 // isListening refuses every descriptor that is not a listening local stream
 // socket.
 func isListening(sys int) error {
-	if err := isLocal(sys); err != nil {
+	if err := isLocal(sys, streams); err != nil {
 		return err
 	}
 	if on, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_ACCEPTCONN); err != nil {
@@ -904,7 +924,7 @@ func pipe() (r, w *fd, err error) {
 
 // adoptPipe returns the end of a pipe or FIFO over a duplicate of f.
 func adoptPipe(f *os.File, d direction) (*fd, error) {
-	fd, err := adopt(f, isPipe)
+	fd, err := adopt(f, streams, isPipe)
 	if err != nil {
 		return nil, err
 	}
@@ -975,7 +995,7 @@ func OpenFIFOReader(ctx context.Context, path string) (*PipeReader, error) {
 	if err != nil {
 		return nil, pipeError("open", addr, err)
 	}
-	return &PipeReader{fd: f, addr: addr}, nil
+	return &PipeReader{pipeEnd{fd: f, addr: addr}}, nil
 }
 
 // OpenFIFOWriter opens the FIFO at the path for writing and waits for a reader,
@@ -986,7 +1006,7 @@ func OpenFIFOWriter(ctx context.Context, path string) (*PipeWriter, error) {
 	if err != nil {
 		return nil, pipeError("open", addr, err)
 	}
-	return &PipeWriter{fd: f, addr: addr}, nil
+	return &PipeWriter{pipeEnd{fd: f, addr: addr}}, nil
 }
 
 // openFIFO opens the FIFO without blocking and then waits for the other side in
@@ -1106,8 +1126,14 @@ func tokenFD(token string) int {
 	return n
 }
 
-func inheritedConn(token string) (*fd, error) { return adoptSys(tokenFD(token), isConnected) }
-func inheritedPipe(token string) (*fd, error) { return adoptSys(tokenFD(token), isPipe) }
+func inheritedStream(token string) (*fd, error)   { return inheritedSocket(token, streams) }
+func inheritedMessages(token string) (*fd, error) { return inheritedSocket(token, messages) }
+
+func inheritedSocket(token string, kind transport) (*fd, error) {
+	return adoptSys(tokenFD(token), kind, func(sys int) error { return isConnected(sys, kind) })
+}
+
+func inheritedPipe(token string) (*fd, error) { return adoptSys(tokenFD(token), streams, isPipe) }
 
 func inheritedListener(token string) (*Listener, error) {
 	return ownListener(tokenFD(token))
@@ -1116,11 +1142,11 @@ func inheritedListener(token string) (*Listener, error) {
 // ownListener returns a Listener that owns sys, which stays as it was if it does
 // not listen.
 func ownListener(sys int) (*Listener, error) {
-	f, err := adoptSys(sys, isListening)
+	f, err := adoptSys(sys, streams, isListening)
 	if err != nil {
 		return nil, err
 	}
-	return &Listener{sys: &listener{fd: f}, addr: f.localAddr()}, nil
+	return &Listener{server{sys: &listener{fd: f}, addr: f.localAddr()}}, nil
 }
 
 // Activated returns the listeners that the service manager opened for this
@@ -1206,6 +1232,7 @@ func (l *Listener) FDName() string { return l.sys.fdName }
 // An fd is a nonblocking, close-on-exec descriptor that this package made.
 type fd struct {
 	sys     int
+	kind    transport    // messages: the kernel keeps their boundaries
 	state   atomic.Int32 // number of users, and isClosing; at isClosing alone the descriptor goes
 	gone    sync.WaitGroup
 	goneErr error // of close(2); written before gone is done
@@ -1228,10 +1255,15 @@ type half struct {
 	call  func(int, *half) error   // one attempt, which never blocks
 	buf   []byte                   // argument of call
 	iov   []iovec                  // argument of call, kept for its capacity
+	oob   []byte                   // argument of call: control messages
+	flags int                      // argument of call; result of a receive
 	n     int                      // result of call
+	oobn  int                      // result of call
 	err   error                    // result of call
 	again func(sysfd uintptr) bool // call as the poller wants it; made once, so that no wait allocates
-	ahead []byte                   // read to see whether there is a writer; the first Read returns it
+	ahead []byte                   // was read while looking for something else; the next read returns it
+	held  bool                     // ahead is a whole message, which may be empty
+	one   [1]byte                  // room for what is only looked at
 	until time.Time                // the deadline, for nap; guarded by fd.mu
 }
 
@@ -1304,7 +1336,7 @@ func (f *fd) enter(h *half) error {
 }
 
 func (f *fd) leave(h *half) {
-	h.buf, h.call = nil, nil
+	h.buf, h.oob, h.call = nil, nil, nil
 	clear(h.iov)
 	f.unuse()
 	h.mu.Unlock()
@@ -1482,12 +1514,17 @@ func (f *fd) read(p []byte) (int, error) {
 		return 0, nil
 	}
 	if len(h.ahead) > 0 {
-		n := copy(p, h.ahead)
-		h.ahead = h.ahead[n:]
-		return n, nil
+		return h.readAhead(p), nil
 	}
 	h.buf = p[:min(len(p), ioMax)]
 	return h.received(f.run(h, readCall), "read")
+}
+
+// readAhead returns what was read before anybody asked for it.
+func (h *half) readAhead(p []byte) int {
+	n := copy(p, h.ahead)
+	h.ahead = h.ahead[n:]
+	return n
 }
 
 // received returns the result of a read of at least one byte.
@@ -1507,14 +1544,15 @@ func (f *fd) write(p []byte) (n int, err error) {
 		return 0, err
 	}
 	defer f.leave(h)
-	for n < len(p) {
+	for {
 		h.buf = p[n:min(len(p), n+ioMax)]
 		if err := f.run(h, writeCall); err != nil {
 			return n, writeError("write", err)
 		}
-		n += h.n
+		if n += h.n; n == len(p) {
+			return n, nil
+		}
 	}
-	return n, nil
 }
 
 func (f *fd) readBuffers(bufs [][]byte) (int64, error) {
@@ -1525,6 +1563,9 @@ func (f *fd) readBuffers(bufs [][]byte) (int64, error) {
 	defer f.leave(h)
 	if h.iov = gather(h.iov, bufs); len(h.iov) == 0 {
 		return 0, nil
+	}
+	if len(h.ahead) > 0 {
+		return int64(h.readAhead(first(h.iov))), nil
 	}
 	n, err := h.received(f.run(h, readvCall), "readv")
 	return int64(n), err
@@ -1607,6 +1648,361 @@ func writeCall(sys int, h *half) (err error)  { h.n, err = syscall.Write(sys, h.
 func readvCall(sys int, h *half) (err error)  { h.n, err = readv(sys, h.iov); return err }
 func writevCall(sys int, h *half) (err error) { h.n, err = writev(sys, h.iov); return err }
 func acceptCall(sys int, h *half) (err error) { h.n, err = accept(sys); return err }
+
+func sendmsgCall(sys int, h *half) (err error) {
+	h.n, err = sendmsg(sys, h.buf, h.oob, h.flags)
+	return err
+}
+
+func recvmsgCall(sys int, h *half) (err error) {
+	if cmsgCloexec == 0 && len(h.oob) > 0 { // or the flag does it
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
+	}
+	var got int
+	h.n, h.oobn, got, err = recvmsg(sys, h.buf, h.oob, h.flags|cmsgCloexec)
+	if err != nil {
+		return err
+	}
+	h.flags = got
+	if cmsgCloexec == 0 && h.oobn > 0 {
+		fds, err := rights(h.oob[:h.oobn])
+		for _, fd := range fds {
+			syscall.CloseOnExec(fd)
+		}
+		return err
+	}
+	return nil
+}
+
+// ---------------------------------------------------------------------------
+// Messages and control messages
+
+// send sends one message. MSG_EOR ends it: without, FreeBSD 15 joins it with the
+// next one.
+func (f *fd) send(p []byte) error {
+	if len(p) == 0 && looseRecords() {
+		return &addrError{"this system cannot send an empty message", errors.ErrUnsupported}
+	}
+	h := &f.w
+	if err := f.enter(h); err != nil {
+		return err
+	}
+	defer f.leave(h)
+	if looseRecords() { // the kernel would send a part of a message that is too long
+		if limit, err := syscall.GetsockoptInt(f.sys, syscall.SOL_SOCKET, syscall.SO_SNDBUF); err == nil && len(p) > limit {
+			return sendError(syscall.EMSGSIZE)
+		}
+	}
+	h.buf, h.flags = p, syscall.MSG_EOR
+	return sendError(f.run(h, sendmsgCall))
+}
+
+// sendError is the writeError of a message.
+func sendError(err error) error {
+	if err == syscall.EMSGSIZE {
+		return &classified{os.NewSyscallError("sendmsg", err), ErrMsgTooLong}
+	}
+	return writeError("sendmsg", err)
+}
+
+// recv receives one message into p.
+func (f *fd) recv(p []byte) (int, error) {
+	h := &f.r
+	if err := f.enter(h); err != nil {
+		return 0, err
+	}
+	defer f.leave(h)
+	return f.recvInto(h, p)
+}
+
+// recvInto receives one message, or the one that is held, into p.
+func (f *fd) recvInto(h *half, p []byte) (n int, err error) {
+	if h.held {
+		n = copy(p, h.ahead)
+		if n < len(h.ahead) {
+			err = ErrMsgTooLong
+		}
+		h.held, h.ahead = false, nil
+		return n, err
+	}
+	h.buf, h.flags = p, 0
+	if len(p) == 0 {
+		h.buf = h.one[:] // a buffer without room learns nothing
+	}
+	if err := f.run(h, recvmsgCall); err != nil {
+		return 0, callError("recvmsg", err)
+	}
+	switch n = min(h.n, len(p)); {
+	case h.n == 0 && !isMessage(h.flags, h.oobn):
+		return 0, io.EOF
+	case looseRecords() && h.flags&syscall.MSG_EOR == 0:
+		return n, f.dropRest(h)
+	case h.n > n || h.flags&syscall.MSG_TRUNC != 0:
+		return n, ErrMsgTooLong
+	}
+	return n, nil
+}
+
+// dropRest receives the rest of a message that did not fit, where the kernel
+// keeps it, and returns ErrMsgTooLong.
+func (f *fd) dropRest(h *half) error {
+	waste := make([]byte, 8<<10)
+	for h.flags&syscall.MSG_EOR == 0 {
+		h.buf, h.flags = waste, 0
+		if err := f.run(h, recvmsgCall); err != nil {
+			return callError("recvmsg", err)
+		}
+		if h.n == 0 {
+			break
+		}
+	}
+	return ErrMsgTooLong
+}
+
+// recvAppend receives one message of any length behind dst.
+func (f *fd) recvAppend(dst []byte) ([]byte, error) {
+	h := &f.r
+	if err := f.enter(h); err != nil {
+		return dst, err
+	}
+	defer f.leave(h)
+	return f.recvBehind(h, dst)
+}
+
+func (f *fd) recvBehind(h *half, dst []byte) ([]byte, error) {
+	if h.held {
+		dst = append(dst, h.ahead...)
+		h.held, h.ahead = false, nil
+		return dst, nil
+	}
+	size, err := f.nextSize(h)
+	if err != nil {
+		return dst, err
+	}
+	p := dst
+	if room := cap(p) - len(p); room < size {
+		p = append(p, make([]byte, size)...)[:len(dst)]
+	}
+	n, err := f.recvInto(h, p[len(p):len(p)+size])
+	if err != nil {
+		return dst, err
+	}
+	return p[:len(p)+n], nil
+}
+
+// nextSize waits for a message and returns how much room it may need: its length
+// where the kernel tells that of a message that is only looked at, or else the
+// size of the receive buffer, which none exceeds.
+func (f *fd) nextSize(h *half) (int, error) {
+	if !peekTells {
+		n, err := syscall.GetsockoptInt(f.sys, syscall.SOL_SOCKET, syscall.SO_RCVBUF)
+		return n, os.NewSyscallError("getsockopt", err)
+	}
+	h.buf, h.flags = nil, syscall.MSG_PEEK|syscall.MSG_TRUNC
+	if err := f.run(h, recvmsgCall); err != nil {
+		return 0, callError("recvmsg", err)
+	}
+	return h.n, nil
+}
+
+// sendFiles sends the descriptors of the files as SCM_RIGHTS with the data.
+func (f *fd) sendFiles(files []*os.File, data []byte) error {
+	h := &f.w
+	if err := f.enter(h); err != nil {
+		return err
+	}
+	defer f.leave(h)
+	return withFDs(files, make([]int, 0, len(files)), func(fds []int) error {
+		h.buf, h.oob, h.flags = data, syscall.UnixRights(fds...), 0
+		if f.kind == messages {
+			h.flags = syscall.MSG_EOR
+		}
+		for {
+			if err := f.run(h, sendmsgCall); err != nil {
+				return sendError(err)
+			}
+			if h.n == len(h.buf) {
+				return nil
+			}
+			h.buf, h.oob = h.buf[h.n:], nil // the files went with the first byte
+		}
+	})
+}
+
+// withFDs calls do with the descriptors of the files, none of which can be closed
+// meanwhile. It asks each file in the way that leaves its mode alone.
+func withFDs(files []*os.File, fds []int, do func(fds []int) error) error {
+	if len(files) == 0 {
+		return do(fds)
+	}
+	if files[0] == nil {
+		return configError("file "+strconv.Itoa(len(fds)), "nil", "open")
+	}
+	raw, err := files[0].SyscallConn()
+	if err != nil {
+		return err
+	}
+	if e := raw.Control(func(fd uintptr) { err = withFDs(files[1:], append(fds, int(fd)), do) }); e != nil {
+		return e
+	}
+	return err
+}
+
+// recvFiles receives one byte, or one message, with descriptors. Data that came
+// without them, or is not the zero byte that they travel with, is kept for the
+// next read.
+func (f *fd) recvFiles() ([]*os.File, error) {
+	h := &f.r
+	if err := f.enter(h); err != nil {
+		return nil, err
+	}
+	defer f.leave(h)
+	if h.held || len(h.ahead) > 0 {
+		return nil, ErrNoFiles
+	}
+	size := 1
+	if f.kind == messages {
+		n, err := f.nextSize(h)
+		if err != nil {
+			return nil, err
+		}
+		size = max(size, n)
+	}
+	p := make([]byte, size)
+	n, files, err := f.takeRights(h, p)
+	if err != nil {
+		return nil, err
+	}
+	if files == nil || n != 1 || p[0] != 0 {
+		h.ahead, h.held = p[:n], f.kind == messages
+	}
+	if files == nil {
+		return nil, ErrNoFiles
+	}
+	return files, nil
+}
+
+// recvRights receives some data, and the descriptors that came with it.
+func (f *fd) recvRights(p []byte) (int, []*os.File, error) {
+	h := &f.r
+	if err := f.enter(h); err != nil {
+		return 0, nil, err
+	}
+	defer f.leave(h)
+	return f.takeRights(h, p)
+}
+
+func (f *fd) takeRights(h *half, p []byte) (int, []*os.File, error) {
+	// Room for the most files that any system passes, so that the kernel never
+	// has to cut the list, and for what else it adds.
+	h.buf, h.oob, h.flags = p, make([]byte, syscall.CmsgSpace(4*rightsMax)+256), 0
+	if err := f.run(h, recvmsgCall); err != nil {
+		return 0, nil, callError("recvmsg", err)
+	}
+	fds, err := rights(h.oob[:h.oobn])
+	if err == nil && h.flags&syscall.MSG_CTRUNC != 0 {
+		err = &addrError{"the list of files was cut off", ErrMsgTooLong}
+	}
+	if err != nil {
+		for _, fd := range fds {
+			syscall.Close(fd)
+		}
+		return 0, nil, err
+	}
+	if h.n == 0 && len(fds) == 0 && !(f.kind == messages && isMessage(h.flags, h.oobn)) {
+		return 0, nil, io.EOF
+	}
+	var files []*os.File
+	for _, fd := range fds {
+		files = append(files, os.NewFile(uintptr(fd), "received"))
+	}
+	return h.n, files, nil
+}
+
+// rightsMax is the most descriptors that one message carries on any system
+// (macOS and NetBSD: 512).
+const rightsMax = 512
+
+// rights returns the descriptors in control messages.
+func rights(oob []byte) (fds []int, err error) {
+	msgs, err := syscall.ParseSocketControlMessage(oob)
+	for _, m := range msgs {
+		if m.Header.Level != syscall.SOL_SOCKET || m.Header.Type != syscall.SCM_RIGHTS {
+			continue
+		}
+		some, e := syscall.ParseUnixRights(&m)
+		if e != nil {
+			err = e
+		}
+		fds = append(fds, some...)
+	}
+	return fds, err
+}
+
+// ReadMsg reads data and control messages, as recvmsg(2) does, for what this
+// package does not wrap: it returns how much of p and of oob was filled, and the
+// flags (MSG_CTRUNC and the like). It waits until there is something. Descriptors
+// among the control messages are close-on-exec and the caller's to close;
+// [syscall.ParseSocketControlMessage] takes oob apart.
+func (c *endpoint) ReadMsg(p, oob []byte) (n, oobn, flags int, err error) {
+	n, oobn, flags, err = c.fd.readMsg(p, oob)
+	return n, oobn, flags, c.failed("readmsg", err)
+}
+
+// WriteMsg writes data with control messages, as one sendmsg(2) does, and returns
+// how much of p was written: on a stream perhaps not all. The control messages
+// went with the first byte; Linux sends none without a byte.
+func (c *endpoint) WriteMsg(p, oob []byte) (n int, err error) {
+	n, err = c.fd.writeMsg(p, oob)
+	return n, c.failed("writemsg", err)
+}
+
+func (f *fd) readMsg(p, oob []byte) (n, oobn, flags int, err error) {
+	h := &f.r
+	if err := f.enter(h); err != nil {
+		return 0, 0, 0, err
+	}
+	defer f.leave(h)
+	if h.held || len(h.ahead) > 0 {
+		n := h.readAhead(p)
+		if h.held && len(h.ahead) > 0 {
+			flags = syscall.MSG_TRUNC
+		}
+		if h.held {
+			h.held, h.ahead = false, nil
+		}
+		return n, 0, flags, nil
+	}
+	h.buf, h.oob, h.flags = p, oob, 0
+	if err := f.run(h, recvmsgCall); err != nil {
+		return 0, 0, 0, callError("recvmsg", err)
+	}
+	ended := f.kind != messages || !isMessage(h.flags, h.oobn)
+	if h.n == 0 && h.oobn == 0 && ended && len(p) > 0 {
+		return 0, 0, h.flags, io.EOF
+	}
+	return h.n, h.oobn, h.flags, nil
+}
+
+func (f *fd) writeMsg(p, oob []byte) (int, error) {
+	h := &f.w
+	if err := f.enter(h); err != nil {
+		return 0, err
+	}
+	defer f.leave(h)
+	h.buf, h.oob, h.flags = p, oob, 0
+	if f.kind == messages {
+		h.flags = syscall.MSG_EOR
+	}
+	if err := f.run(h, sendmsgCall); err != nil {
+		return 0, sendError(err)
+	}
+	return h.n, nil
+}
+
+// ---------------------------------------------------------------------------
+// Operations on descriptors that do not block
 
 func (f *fd) closeRead() error  { return f.shutdown(syscall.SHUT_RD) }
 func (f *fd) closeWrite() error { return f.shutdown(syscall.SHUT_WR) }
@@ -1706,7 +2102,7 @@ func classify(call string, err error) error {
 	}
 }
 
-// errnoOf returns the errno in err, or err itself.
+// errnoOf returns the errno in err, or err itself if there is none.
 func errnoOf(err error) error {
 	var errno syscall.Errno
 	if errors.As(err, &errno) {
@@ -1751,9 +2147,9 @@ func atBirth(make func() error, made ...*int) error {
 	return nil
 }
 
-func newSocket(typ int) (sys int, err error) {
+func newSocket(kind transport) (sys int, err error) {
 	err = atBirth(func() (err error) {
-		sys, err = syscall.Socket(syscall.AF_UNIX, typ|socketFlags, 0)
+		sys, err = syscall.Socket(syscall.AF_UNIX, socketType(kind)|socketFlags, 0)
 		return err
 	}, &sys)
 	return sys, os.NewSyscallError("socket", err)
@@ -1779,6 +2175,17 @@ func dupForkLocked(sys int) (int, error) {
 		syscall.CloseOnExec(d)
 	}
 	return d, err
+}
+
+// stdSendmsg and stdRecvmsg are sendmsg(2) and recvmsg(2) as package syscall has
+// them.
+func stdSendmsg(sys int, p, oob []byte, flags int) (int, error) {
+	return syscall.SendmsgN(sys, p, oob, nil, flags)
+}
+
+func stdRecvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
+	n, oobn, got, _, err = syscall.Recvmsg(sys, p, oob, flags)
+	return n, oobn, got, err
 }
 
 // bind binds the socket to a target that fits into a sockaddr_un.
@@ -1838,6 +2245,4 @@ func fstatID(fd int) fileID {
 	return idOf(&st)
 }
 
-func idOf(st *syscall.Stat_t) fileID                    { return fileID{uint64(st.Dev), uint64(st.Ino)} }
-func (f *fd) spliceFrom(io.Reader) (int64, bool, error) { return 0, false, nil }
-func (f *fd) spliceTo(io.Writer) (int64, bool, error)   { return 0, false, nil }
+func idOf(st *syscall.Stat_t) fileID { return fileID{uint64(st.Dev), uint64(st.Ino)} }
