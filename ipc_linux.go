@@ -462,39 +462,33 @@ func isMessage(flags, oobn int) bool { return oobn > 0 || flags&syscall.MSG_CTRU
 
 func looseRecords() bool { return false }
 
-// sendmsg and recvmsg leave the peer's address out, which package syscall would
-// allocate for each message of a peer that is bound to one.
 func sendmsg(sys int, p, oob []byte, flags int) (int, error) {
-	var iov iovec
-	var hdr syscall.Msghdr
-	fillHeader(&hdr, &iov, p, oob)
-	n, _, errno := syscall.Syscall(numbers.sendmsg, uintptr(sys), uintptr(unsafe.Pointer(&hdr)), uintptr(flags))
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), nil
+	n, _, _, err := message(numbers.sendmsg, sys, p, oob, flags)
+	return n, err
 }
 
 func recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
-	var iov iovec
-	var hdr syscall.Msghdr
-	fillHeader(&hdr, &iov, p, oob)
-	r, _, errno := syscall.Syscall(numbers.recvmsg, uintptr(sys), uintptr(unsafe.Pointer(&hdr)), uintptr(flags))
-	if errno != 0 {
-		return 0, 0, 0, errno
-	}
-	return int(r), int(hdr.Controllen), int(hdr.Flags), nil
+	return message(numbers.recvmsg, sys, p, oob, flags)
 }
 
-func fillHeader(hdr *syscall.Msghdr, iov *iovec, p, oob []byte) {
+// message makes the call sendmsg(2) or recvmsg(2). It leaves the peer's address
+// out, which package syscall would allocate for each message of a peer that is
+// bound to one.
+func message(trap uintptr, sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
+	var iov iovec
 	if len(p) > 0 {
-		iov.base, iov.len = &p[0], uintptr(len(p))
+		iov = iovec{&p[0], uintptr(len(p))}
 	}
-	hdr.Iov, hdr.Iovlen = (*syscall.Iovec)(unsafe.Pointer(iov)), 1
+	hdr := syscall.Msghdr{Iov: (*syscall.Iovec)(unsafe.Pointer(&iov)), Iovlen: 1}
 	if len(oob) > 0 {
 		hdr.Control = &oob[0]
 		hdr.SetControllen(len(oob))
 	}
+	r, _, errno := syscall.Syscall(trap, uintptr(sys), uintptr(unsafe.Pointer(&hdr)), uintptr(flags))
+	if errno != 0 {
+		return 0, 0, 0, errno
+	}
+	return int(r), int(hdr.Controllen), int(hdr.Flags), nil
 }
 
 // peerOf asks for SO_PEERCRED and SO_PEERGROUPS, see unix(7) and socket(7).

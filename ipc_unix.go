@@ -1303,6 +1303,41 @@ func (f *fd) unuse() {
 	f.gone.Done()
 }
 
+// The race detector does not see that what happens before a write happens before
+// the read that returns it; package syscall tells it for its Read and Write, and
+// these do for every call here. They do nothing in a build without the detector.
+
+// raceSync is what the detector sees instead of the bytes: an atomic that every
+// call adds to before it and reads after it.
+var raceSync atomic.Int32
+
+func raceRelease() {
+	if raceBuild() {
+		raceSync.Add(1)
+	}
+}
+
+func raceAcquire() {
+	if raceBuild() {
+		raceSync.Load()
+	}
+}
+
+// raceBuild reports whether this is a build with -race. There is no file of the
+// package that only such a build would take, so it looks at what only such a
+// build does: sync.Pool loses a quarter of what is put into it.
+var raceBuild = sync.OnceValue(func() bool {
+	var pool sync.Pool
+	lost := 0
+	for range 256 {
+		pool.Put(&pool)
+		if pool.Get() == nil {
+			lost++
+		}
+	}
+	return lost > 16 // 64 are expected; otherwise 0, or 1 if preempted just then
+})
+
 // close marks the fd closed, wakes whoever waits on it, and returns when the
 // descriptor is gone: no call blocks, so that is at once.
 func (f *fd) close() error {
@@ -1315,6 +1350,7 @@ func (f *fd) close() error {
 			break
 		}
 	}
+	raceRelease()
 	f.mu.Lock()
 	if f.file != nil {
 		f.file.SetDeadline(time.Unix(1, 0)) // in the past: ends every wait
@@ -1346,6 +1382,8 @@ func (f *fd) leave(h *half) {
 // EAGAIN, the deadline and Close are dealt with, and nowhere else.
 func (f *fd) run(h *half, call func(int, *half) error) error {
 	h.call = call
+	raceRelease()
+	defer raceAcquire()
 	if !h.timed.Load() && h.attempt(f.sys) {
 		return h.err
 	}
