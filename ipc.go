@@ -1180,7 +1180,7 @@ func (f *framing) send(fd *fd, p []byte) error {
 	f.both = f.room[:]
 	n, err := fd.writeBuffers(&f.both)
 	f.room = [2][]byte{}
-	if err != nil && n > 0 {
+	if err != nil && n > 0 && err != net.ErrClosed {
 		// The peer has a part. It must not take the next message for the rest.
 		f.torn = &classified{&addrError{what: "an earlier message was cut off: " + err.Error()}, syscall.EPIPE}
 		fd.closeWrite()
@@ -1210,8 +1210,8 @@ func (f *framing) next(fd *fd) (int, error) {
 	}
 	size := int(f.start[0])<<24 | int(f.start[1])<<16 | int(f.start[2])<<8 | int(f.start[3])
 	if uint(size) > frameMax {
-		return 0, &addrError{"the length of the next message is garbled: " + strconv.FormatUint(uint64(uint32(size)), 10) +
-			" bytes, the limit is " + strconv.Itoa(frameMax), ErrMsgTooLong}
+		return 0, &addrError{what: "the length of the next message is garbled: " + strconv.FormatUint(uint64(uint32(size)), 10) +
+			" bytes, the limit is " + strconv.Itoa(frameMax)}
 	}
 	return size, nil
 }
@@ -1407,20 +1407,19 @@ func (f *framing) recvFiles(fd *fd) ([]*os.File, error) {
 		}
 		return nil, err
 	}
-	for f.got < frameHeader+len(zeroByte) {
-		rest := [1]byte{}
-		p := rest[:]
-		if f.got < frameHeader {
-			p = f.start[f.got:]
+	size, err := f.next(fd)
+	if err == nil && size == len(zeroByte) && f.part == nil {
+		var b [1]byte
+		if _, err = fd.read(b[:]); err == nil && b == zeroByte {
+			f.got = 0
+			return files, nil
 		}
-		n, err := fd.read(p)
-		if err != nil {
-			closeFiles(files)
-			return nil, within(err)
-		}
-		f.got += n
+		f.part = b[:] // somebody else's message: it is for the next Recv
 	}
-	f.got = 0
+	if err != nil {
+		closeFiles(files)
+		return nil, within(err)
+	}
 	return files, nil
 }
 

@@ -18,6 +18,7 @@ const (
 	framedHere    = false // SOCK_SEQPACKET keeps messages apart
 	peekTells     = false
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
+	spinByDefault = 0     // whether it pays is not known
 	fifoPolls     = false // OpenBSD's poller refuses FIFOs, NetBSD's before 10 loses a writer
 	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
 )
@@ -38,6 +39,8 @@ func mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) 
 
 func hungUp(int) bool { return false }
 
+func yield() {}
+
 func accept(sys int) (int, error) {
 	conn, _, err := syscall.Accept4(sys, socketFlags)
 	return conn, err
@@ -45,8 +48,10 @@ func accept(sys int) (int, error) {
 
 func dup(sys int) (int, error) { return dupForkLocked(sys) }
 
-func readv(sys int, iov []iovec) (int, error)  { return syscall.Read(sys, first(iov)) }
-func writev(sys int, iov []iovec) (int, error) { return syscall.Write(sys, first(iov)) }
+func read(sys int, p []byte, _ bool) (int, error)  { return syscall.Read(sys, p) }
+func write(sys int, p []byte, _ bool) (int, error) { return syscall.Write(sys, p) }
+func readv(sys int, iov []iovec) (int, error)      { return syscall.Read(sys, first(iov)) }
+func writev(sys int, iov []iovec) (int, error)     { return syscall.Write(sys, first(iov)) }
 
 func markMessages(int) {}
 

@@ -14,6 +14,7 @@ const (
 	framedHere    = true // no SOCK_SEQPACKET
 	peekTells     = false
 	cmsgCloexec   = 0     // received under syscall.ForkLock
+	spinByDefault = 0     // whether it pays is not known
 	fifoPolls     = false // the poller does not hear of the last writer's end
 	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
 )
@@ -34,12 +35,16 @@ func mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) 
 
 func hungUp(int) bool { return false }
 
+func yield() {}
+
 func accept(sys int) (int, error) { return acceptForkLocked(sys) }
 
 func dup(sys int) (int, error) { return dupForkLocked(sys) }
 
-func readv(sys int, iov []iovec) (int, error)  { return syscall.Read(sys, first(iov)) }
-func writev(sys int, iov []iovec) (int, error) { return syscall.Write(sys, first(iov)) }
+func read(sys int, p []byte, _ bool) (int, error)  { return syscall.Read(sys, p) }
+func write(sys int, p []byte, _ bool) (int, error) { return syscall.Write(sys, p) }
+func readv(sys int, iov []iovec) (int, error)      { return syscall.Read(sys, first(iov)) }
+func writev(sys int, iov []iovec) (int, error)     { return syscall.Write(sys, first(iov)) }
 
 func markMessages(int)                                       {}
 func isMessage(flags, oobn int) bool                         { return true }

@@ -16,6 +16,7 @@ const (
 	framedHere    = false // SOCK_SEQPACKET keeps messages apart
 	peekTells     = false
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
+	spinByDefault = 0    // whether it pays is not known
 	fifoPolls     = true // the poller serves FIFOs
 	fifoQuiet     = true // a FIFO without a writer reads as empty, not as ended
 )
@@ -36,6 +37,8 @@ func mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) 
 
 func hungUp(int) bool { return false }
 
+func yield() {}
+
 func accept(sys int) (int, error) {
 	conn, _, err := syscall.Accept4(sys, socketFlags)
 	return conn, err
@@ -49,8 +52,10 @@ func dup(sys int) (int, error) {
 	return int(d), nil
 }
 
-func readv(sys int, iov []iovec) (int, error)  { return vector(syscall.SYS_READV, sys, iov) }
-func writev(sys int, iov []iovec) (int, error) { return vector(syscall.SYS_WRITEV, sys, iov) }
+func read(sys int, p []byte, _ bool) (int, error)  { return syscall.Read(sys, p) }
+func write(sys int, p []byte, _ bool) (int, error) { return syscall.Write(sys, p) }
+func readv(sys int, iov []iovec) (int, error)      { return vector(syscall.SYS_READV, sys, iov) }
+func writev(sys int, iov []iovec) (int, error)     { return vector(syscall.SYS_WRITEV, sys, iov) }
 
 func markMessages(int) {}
 

@@ -21,6 +21,7 @@ const (
 	framedHere    = false // SOCK_SEQPACKET keeps messages apart
 	peekTells     = true  // MSG_PEEK|MSG_TRUNC returns the whole length of a message
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
+	spinByDefault = int64(spinDefault)
 	fifoPolls     = true  // the poller serves FIFOs
 	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
 )
@@ -446,6 +447,31 @@ func dup(sys int) (int, error) {
 	}
 	return int(d), nil
 }
+
+func read(sys int, p []byte, raw bool) (int, error) {
+	if !raw || len(p) > rawMax || len(p) == 0 {
+		return syscall.Read(sys, p)
+	}
+	n, _, errno := syscall.RawSyscall(syscall.SYS_READ, uintptr(sys), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
+func write(sys int, p []byte, raw bool) (int, error) {
+	if !raw || len(p) > rawMax || len(p) == 0 {
+		return syscall.Write(sys, p)
+	}
+	n, _, errno := syscall.RawSyscall(syscall.SYS_WRITE, uintptr(sys), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
+// yield lets another thread of the machine have the CPU: sched_yield(2).
+func yield() { syscall.RawSyscall(syscall.SYS_SCHED_YIELD, 0, 0, 0) }
 
 func readv(sys int, iov []iovec) (int, error)  { return vector(syscall.SYS_READV, sys, iov) }
 func writev(sys int, iov []iovec) (int, error) { return vector(syscall.SYS_WRITEV, sys, iov) }

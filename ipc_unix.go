@@ -1221,10 +1221,12 @@ func (l *Listener) FDName() string { return l.sys.fdName }
 // ---------------------------------------------------------------------------
 // Descriptors: the one way to system calls that may block
 //
-// An operation tries its system call at once. Only when the kernel says EAGAIN
-// does the descriptor join the runtime's poller, by becoming an os.File, and
-// the goroutine parks there until the kernel has news; no thread is held. A
-// connection that never waits is never registered.
+// An operation tries its system call at once. When the kernel says EAGAIN it
+// tries for some microseconds more if recent waits were that short: to wake a
+// thread costs the system several times what the call itself does. Only then does
+// the descriptor join the runtime's poller, by becoming an os.File, and the
+// goroutine parks there until the kernel has news; no thread is held. A connection
+// that never parks is never registered, and no thread wakes for what it gets.
 //
 // The descriptor's number must not go to somebody else while a call uses it, so
 // each operation counts as a user of the fd, and the last user closes it.
@@ -1237,6 +1239,7 @@ type fd struct {
 	gone    sync.WaitGroup
 	goneErr error // of close(2); written before gone is done
 	r, w    half
+	spin    atomic.Int64 // the most nanoseconds that a wait may spin; spinAdaptive by default
 
 	mu      sync.Mutex      // guards what follows, and keeps Close and SetDeadline apart
 	naps    bool            // the poller cannot serve it: see nap; settled by join
@@ -1250,8 +1253,7 @@ const isClosing = 1 << 30
 
 // A half is one direction of an fd and the operation that is under way in it.
 type half struct {
-	mu    sync.Mutex               // one operation at a time; guards all but timed
-	timed atomic.Bool              // a deadline is set, which a first try must respect
+	mu    sync.Mutex               // one operation at a time; guards all but until and expiry
 	call  func(int, *half) error   // one attempt, which never blocks
 	buf   []byte                   // argument of call
 	iov   []iovec                  // argument of call, kept for its capacity
@@ -1264,13 +1266,20 @@ type half struct {
 	ahead []byte                   // was read while looking for something else; the next read returns it
 	held  bool                     // ahead is a whole message, which may be empty
 	one   [1]byte                  // room for what is only looked at
-	until time.Time                // the deadline, for nap; guarded by fd.mu
+
+	until  time.Time    // the deadline; guarded by fd.mu
+	expiry atomic.Int64 // the same on the clock of now, 0 for none, for those who look on their way
+
+	parked bool  // the last operation had to park, and the next is likely to
+	raws   uint8 // counts calls, see rawEvery
+	gauge  gauge // whether spinning pays
 }
 
 // newFD takes ownership of sys. If the fd is dropped without Close, the garbage
 // collector closes it, as it does for os and net.
 func newFD(sys int) *fd {
 	f := &fd{sys: sys}
+	f.spin.Store(spinAdaptive)
 	f.gone.Add(1)
 	f.cleanup = runtime.AddCleanup(f, func(sys int) { syscall.Close(sys) }, sys)
 	return f
@@ -1383,15 +1392,175 @@ func (f *fd) leave(h *half) {
 func (f *fd) run(h *half, call func(int, *half) error) error {
 	h.call = call
 	raceRelease()
-	defer raceAcquire()
-	if !h.timed.Load() && h.attempt(f.sys) {
-		return h.err
+	err := f.untilDone(h)
+	raceAcquire()
+	return err
+}
+
+func (f *fd) untilDone(h *half) error {
+	if h.expired() {
+		return os.ErrDeadlineExceeded
 	}
+	// The poller makes an attempt before it parks. One that is likely to be in
+	// vain is not made twice.
+	if !h.parked || h.gauge.pays() {
+		if h.attempt(f.sys) {
+			h.parked = false
+			return h.err
+		}
+		if limit := f.spinLimit(); limit > 0 && h.gauge.begin() {
+			done := f.spinFor(h, limit)
+			spinners.Add(-1)
+			if done {
+				h.parked = false
+				return h.err
+			}
+		}
+	}
+	start := now()
+	h.parked = true
 	if err := f.await(h, nil); err != nil {
 		return err
 	}
+	h.gauge.waited(now() - start)
 	return h.err
 }
+
+// expired reports whether the deadline has passed.
+func (h *half) expired() bool {
+	e := h.expiry.Load()
+	return e != 0 && now() >= e
+}
+
+// now is the time in nanoseconds on a clock that only goes forward, never 0.
+func now() int64 { return int64(time.Since(epoch)) + 1 }
+
+var epoch = time.Now()
+
+// ---------------------------------------------------------------------------
+// Spinning
+//
+// A spin costs the CPU time it takes, so it must win most of the time. Each half
+// keeps an estimate of how long its waits take and spins only if that is within
+// the limit; a spin in vain says more than any estimate, and makes it sit out
+// twice as many waits as the one before. A half that has hardly waited yet goes by
+// what all of them learned. No more goroutines spin than leave one CPU free.
+
+const (
+	spinAdaptive = -1                    // of fd.spin: up to spinDefault
+	spinDefault  = 50 * time.Microsecond // about the time of two wake-ups
+	sitOutMax    = 1024
+	youngWaits   = 4
+)
+
+// spinners is how many goroutines are spinning now.
+var spinners atomic.Int32
+
+// sharedWait is the estimate that a young half goes by, in nanoseconds.
+var sharedWait atomic.Int64
+
+// A gauge estimates whether it pays to spin. It is guarded by half.mu.
+type gauge struct {
+	wait   int64 // estimate of the next wait in nanoseconds
+	waits  uint8 // how many waits it has seen, up to youngWaits
+	sitOut int32 // waits not to spin in
+	lost   int32 // how many it had to sit out last
+}
+
+// pays reports whether the next wait is likely to be short enough to spin.
+func (g *gauge) pays() bool {
+	wait := g.wait
+	if g.waits < youngWaits {
+		wait = sharedWait.Load()
+	}
+	return g.sitOut == 0 && wait <= int64(spinDefault)
+}
+
+// begin reports whether to spin now, and counts the spinner if so.
+func (g *gauge) begin() bool {
+	if !g.pays() {
+		return false
+	}
+	if spinners.Add(1) > spinnersMax() {
+		spinners.Add(-1)
+		return false
+	}
+	return true
+}
+
+// won and lost tell how a spin ended.
+func (g *gauge) won(wait int64) {
+	g.lost /= 2
+	g.waited(wait)
+}
+
+func (g *gauge) inVain() {
+	g.lost = min(2*g.lost+1, sitOutMax)
+	g.sitOut = g.lost
+}
+
+// waited adds a wait to the estimate. One that was very long counts as one that
+// was just too long: what counts is on which side of the limit the next will be.
+func (g *gauge) waited(ns int64) {
+	if g.sitOut > 0 {
+		g.sitOut--
+	}
+	ns = min(ns, 4*int64(spinDefault))
+	g.wait += (ns - g.wait) / 4
+	if g.waits < youngWaits {
+		g.waits++
+		shared := sharedWait.Load()
+		sharedWait.Store(shared + (ns-shared)/4) // that two do so at once and one is lost does no harm
+	}
+}
+
+// spinnersMax is read from the scheduler now and then, under a lock of its own.
+func spinnersMax() int32 {
+	if spinnersAsked.Add(1)%1024 == 1 {
+		spinnersLimit.Store(int32(max(1, runtime.GOMAXPROCS(0)-1)))
+	}
+	return spinnersLimit.Load()
+}
+
+// spinnersAsked counts the calls of spinnersMax, spinnersLimit keeps its result.
+var spinnersAsked, spinnersLimit atomic.Int32
+
+func (f *fd) spinLimit() int64 {
+	limit := f.spin.Load()
+	if limit == spinAdaptive {
+		limit = spinByDefault
+	}
+	return limit
+}
+
+// spinFor makes attempts for up to limit nanoseconds, and reports whether one
+// was the end of it. Between two it lets another process have the CPU: if both
+// ends share one, only that brings the answer.
+func (f *fd) spinFor(h *half, limit int64) bool {
+	start := now()
+	for {
+		yield()
+		done := h.attempt(f.sys)
+		spent := now() - start
+		switch {
+		case done:
+			h.gauge.won(spent)
+			return true
+		case spent >= limit:
+			h.gauge.inVain()
+			return false
+		case f.state.Load()&isClosing != 0 || h.expired():
+			return false // the wait that follows says so
+		}
+	}
+}
+
+func (f *fd) setSpin(d time.Duration) {
+	f.spin.Store(max(int64(d), spinAdaptive))
+}
+
+// ---------------------------------------------------------------------------
+// Waiting
 
 // await calls try, by default another attempt at h's operation, when the half may
 // be ready, until it reports true.
@@ -1424,13 +1593,10 @@ func (f *fd) nap(h *half, try func(sysfd uintptr) bool) error {
 	p := patience{ctx: context.Background()}
 	defer p.stop()
 	for {
-		f.mu.Lock()
-		until := h.until
-		f.mu.Unlock()
 		switch {
 		case f.state.Load()&isClosing != 0:
 			return net.ErrClosed
-		case !until.IsZero() && !time.Now().Before(until):
+		case h.expired():
 			return os.ErrDeadlineExceeded
 		case try(uintptr(f.sys)):
 			return nil
@@ -1463,7 +1629,8 @@ func (f *fd) join() (syscall.RawConn, error) {
 			return nil, err
 		}
 		f.raw = raw
-		if f.file.SetDeadline(time.Time{}) != nil { // the poller does not know it
+		// This fails if the poller does not know it.
+		if f.file.SetReadDeadline(f.r.until) != nil || f.file.SetWriteDeadline(f.w.until) != nil {
 			f.naps = true
 		}
 		f.r.again = func(sysfd uintptr) bool { return f.r.attempt(int(sysfd)) }
@@ -1478,36 +1645,31 @@ func (f *fd) setDeadline(t time.Time, d direction) error {
 		return err
 	}
 	defer f.unuse()
-	if t.IsZero() && !f.r.timed.Load() && !f.w.timed.Load() {
-		return nil
-	}
-	if _, err := f.join(); err != nil {
-		return err
+	expiry := int64(0)
+	if !t.IsZero() {
+		expiry = max(int64(t.Sub(epoch))+1, 1)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.state.Load()&isClosing != 0 {
 		return net.ErrClosed // or the wake-up of Close would be undone
 	}
-	set := f.file.SetDeadline
-	switch d {
-	case reading:
-		set = f.file.SetReadDeadline
-	case writing:
-		set = f.file.SetWriteDeadline
-	}
+	var err error
 	if d&reading != 0 {
-		f.r.timed.Store(!t.IsZero())
 		f.r.until = t
+		f.r.expiry.Store(expiry)
+		if f.file != nil && !f.naps {
+			err = f.file.SetReadDeadline(t)
+		}
 	}
 	if d&writing != 0 {
-		f.w.timed.Store(!t.IsZero())
 		f.w.until = t
+		f.w.expiry.Store(expiry)
+		if f.file != nil && !f.naps && err == nil {
+			err = f.file.SetWriteDeadline(t)
+		}
 	}
-	if f.naps {
-		return nil
-	}
-	return set(t)
+	return err
 }
 
 // A rawConn is an fd as a syscall.RawConn.
@@ -1680,9 +1842,26 @@ func vector(trap uintptr, sys int, iov []iovec) (int, error) {
 	return int(n), nil
 }
 
+// raw reports whether the next call may leave the runtime's scheduler out. It
+// costs less so, but then nobody takes the processor from a goroutine that makes
+// nothing but such calls, as only the others wake the monitor that does. A few of
+// them are enough.
+func (h *half) raw() bool {
+	h.raws++
+	return h.raws%rawEvery != 0
+}
+
+// rawEvery is how many calls include one that the scheduler knows of; rawMax is
+// how many bytes a call may copy behind its back, because a garbage collection
+// that stops the world waits for it.
+const (
+	rawEvery = 32
+	rawMax   = 32 << 10
+)
+
 // The calls of the operations: one attempt each.
-func readCall(sys int, h *half) (err error)   { h.n, err = syscall.Read(sys, h.buf); return err }
-func writeCall(sys int, h *half) (err error)  { h.n, err = syscall.Write(sys, h.buf); return err }
+func readCall(sys int, h *half) (err error)   { h.n, err = read(sys, h.buf, h.raw()); return err }
+func writeCall(sys int, h *half) (err error)  { h.n, err = write(sys, h.buf, h.raw()); return err }
 func readvCall(sys int, h *half) (err error)  { h.n, err = readv(sys, h.iov); return err }
 func writevCall(sys int, h *half) (err error) { h.n, err = writev(sys, h.iov); return err }
 func acceptCall(sys int, h *half) (err error) { h.n, err = accept(sys); return err }

@@ -1,50 +1,2506 @@
 package ipc
 
 import (
+	"context"
 	"errors"
+	"io"
+	"io/fs"
+	"iter"
 	"net"
 	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
+	"unsafe"
 )
 
+// network is what Addr.Network says: local sockets are named pipes here.
 const network = "pipe"
 
+const framedHere = false // a pipe of message type keeps messages apart
+
+// ---------------------------------------------------------------------------
+// What only Windows has: options of local sockets
+
 // A SysListenConfig holds the options of a listener that only Windows has.
-type SysListenConfig struct{}
+type SysListenConfig struct {
+	// AcceptRemote admits clients on other machines, as far as the security
+	// descriptor does. Without it the system rejects them
+	// (PIPE_REJECT_REMOTE_CLIENTS).
+	AcceptRemote bool
+
+	// Security, if set, says who may connect, instead of
+	// [ListenConfig.Access]. It must allow this process [ServerRights].
+	Security *SecurityDescriptor
+
+	// ReadBuffer and WriteBuffer are how many bytes may be on their way from
+	// and to a client before its Write, or ours, waits. 0 is 64 KiB.
+	ReadBuffer, WriteBuffer int
+}
 
 // A SysDialer holds the options of a dialer that only Windows has.
-type SysDialer struct{}
+type SysDialer struct {
+	// Impersonation says what the server may do in this process's name; the
+	// zero value is [Identification].
+	Impersonation ImpersonationLevel
 
-type peerSystem struct{}
+	direction Direction // of the pipe: PipeDialer.Direction
+}
 
-type fd struct{}
+// An ImpersonationLevel says what the server of a pipe may do in the name of its
+// client. It is passed to CreateFile as SECURITY_SQOS_PRESENT and one of the four
+// levels, with static tracking: the server sees the client as it was when it
+// connected.
+type ImpersonationLevel uint8
 
-type listener struct{}
+const (
+	// Identification lets the server learn who the client is, and nothing else.
+	Identification ImpersonationLevel = iota
 
-func (a Addr) resolve() (string, error)                { return a.text, a.check() }
-func guarded(string) bool                              { return true }
-func squattable(Addr) bool                             { return true }
-func listen(string, ListenConfig) (*listener, error)   { return nil, errors.ErrUnsupported }
-func connect(string, *SysDialer) (*fd, error)          { return nil, errors.ErrUnsupported }
-func judge(string, error) verdict                      { return final }
-func pair() (*fd, *fd, error)                          { return nil, nil, errors.ErrUnsupported }
-func adoptConn(*os.File) (*fd, Addr, Addr, error)      { return nil, Addr{}, Addr{}, errors.ErrUnsupported }
-func (p Peer) trusted() bool                           { return false }
-func (l *listener) accept() (*fd, error)               { return nil, errors.ErrUnsupported }
-func (l *listener) close() error                       { return errors.ErrUnsupported }
-func (l *listener) setDeadline(time.Time) error        { return errors.ErrUnsupported }
-func (l *listener) rawConn() (syscall.RawConn, error)  { return nil, errors.ErrUnsupported }
-func (f *fd) read([]byte) (int, error)                 { return 0, errors.ErrUnsupported }
-func (f *fd) write([]byte) (int, error)                { return 0, errors.ErrUnsupported }
-func (f *fd) readBuffers([][]byte) (int64, error)      { return 0, errors.ErrUnsupported }
-func (f *fd) writeBuffers(*net.Buffers) (int64, error) { return 0, errors.ErrUnsupported }
-func (f *fd) close() error                             { return errors.ErrUnsupported }
-func (f *fd) closeRead() error                         { return errors.ErrUnsupported }
-func (f *fd) closeWrite() error                        { return errors.ErrUnsupported }
-func (f *fd) setDeadline(time.Time, direction) error   { return errors.ErrUnsupported }
-func (f *fd) setBuffer(direction, int) error           { return errors.ErrUnsupported }
-func (f *fd) peer() (Peer, error)                      { return Peer{}, errors.ErrUnsupported }
-func (f *fd) dupFile(string) (*os.File, error)         { return nil, errors.ErrUnsupported }
-func (f *fd) rawConn() (syscall.RawConn, error)        { return nil, errors.ErrUnsupported }
-func (f *fd) remoteAddr() Addr                         { return Addr{} }
+	// Anonymous does not let the server learn who the client is.
+	Anonymous
+
+	// Impersonation lets the server act as the client on its own machine.
+	Impersonation
+
+	// Delegation lets it do so on other machines too.
+	Delegation
+)
+
+// String returns the name of the constant.
+func (l ImpersonationLevel) String() string {
+	return nameOf("ImpersonationLevel", uint8(l), "Identification", "Anonymous", "Impersonation", "Delegation")
+}
+
+// flags returns the level as CreateFile takes it. winbase.h: SECURITY_ANONYMOUS
+// is 0, SECURITY_IDENTIFICATION 1<<16, SECURITY_IMPERSONATION 2<<16,
+// SECURITY_DELEGATION 3<<16.
+func (l ImpersonationLevel) flags() uint32 {
+	const securitySQOSPresent = 0x100000
+	return securitySQOSPresent | [...]uint32{1, 0, 2, 3}[l]<<16
+}
+
+// nameOf is the String of a type whose constants count up from 0.
+func nameOf(typ string, value uint8, names ...string) string {
+	if int(value) < len(names) {
+		return names[value]
+	}
+	return typ + "(" + strconv.Itoa(int(value)) + ")"
+}
+
+// SessionID returns the Remote Desktop session of the peer's process, and
+// whether it is known. It is not for a peer on another machine.
+func (p Peer) SessionID() (uint32, bool) { return p.system.session, p.system.knowsSession }
+
+// PeerProcess opens the process at the other end with the access rights, as
+// OpenProcess does (PROCESS_QUERY_LIMITED_INFORMATION is 0x1000): unlike its
+// number, the handle stays that of this process when it ends. The caller closes
+// it. A process that was started after the connection was made, and so has only
+// inherited the number of the peer, is refused. The error matches
+// [errors.ErrUnsupported] for a peer on another machine.
+func (c *endpoint) PeerProcess(access uint32) (syscall.Handle, error) {
+	process, err := c.fd.peerProcess(access)
+	return process, c.failed("peer", err)
+}
+
+// ShareHandle duplicates the handle h of this process into the process, with the
+// same rights, and returns its value there, for this process to tell that one by
+// any means. process must have been opened with PROCESS_DUP_HANDLE (0x40). If
+// the value never arrives, the handle stays open in the process until that ends.
+//
+// The handle of a Conn or a pipe end that was used already, in this process, can
+// be shared, but not read or written asynchronously there: hand on unused ones.
+func ShareHandle(h, process syscall.Handle) (syscall.Handle, error) {
+	var there syscall.Handle
+	err := syscall.DuplicateHandle(currentProcess, h, process, &there, 0, false, syscall.DUPLICATE_SAME_ACCESS)
+	if err != nil {
+		return 0, opError("share", Addr{}, Addr{}, os.NewSyscallError("DuplicateHandle", err))
+	}
+	return there, nil
+}
+
+// ---------------------------------------------------------------------------
+// What only Windows has: named pipes
+
+// A Direction is the way in which a pipe carries data.
+type Direction uint8
+
+const (
+	// Duplex pipes carry data both ways.
+	Duplex Direction = iota
+
+	// ClientToServer pipes are written by clients and read by the server.
+	ClientToServer
+
+	// ServerToClient pipes are written by the server and read by clients.
+	ServerToClient
+)
+
+// String returns the name of the constant.
+func (d Direction) String() string {
+	return nameOf("Direction", uint8(d), "Duplex", "ClientToServer", "ServerToClient")
+}
+
+func (d Direction) validate() error {
+	if d > ServerToClient {
+		return configError("Direction", d.String(), "Duplex, ClientToServer or ServerToClient")
+	}
+	return nil
+}
+
+// ends returns what the server, or a client, can do with its end.
+func (d Direction) ends(server bool) direction {
+	switch {
+	case d == Duplex:
+		return reading | writing
+	case (d == ClientToServer) == server:
+		return reading
+	}
+	return writing
+}
+
+// A PipeConfig holds the options of a named pipe: the arguments of
+// CreateNamedPipe. The zero value is a duplex pipe of bytes for the user of this
+// process.
+type PipeConfig struct {
+	// Direction is the way in which the pipe carries data.
+	Direction Direction
+
+	// Messages makes a pipe of message type (PIPE_TYPE_MESSAGE) whose server
+	// ends read messages: see [PipeConn.ReadMessage]. Without it, a pipe of
+	// bytes.
+	Messages bool
+
+	// Access says who may connect, unless Security is set.
+	Access Access
+
+	// Security, if set, is the security descriptor of the pipe. It must allow
+	// this process [ServerRights], and should not allow clients more than
+	// [ClientRights].
+	Security *SecurityDescriptor
+
+	// Check, if set, has a further say over each client: see
+	// [ListenConfig.Check].
+	Check func(Peer) error
+
+	// Backlog is how many clients may wait for Accept: instances that are
+	// armed at once, at most 254. 0 is 4.
+	Backlog int
+
+	// MaxInstances is how many instances the pipe has at most, 1 to 254, both
+	// armed and connected; 0 is no limit. A client beyond it waits, in Dial,
+	// until a connection is closed on this side. The listener does the
+	// counting (the limit of CreateNamedPipe counts connections that only the
+	// client still holds), so that it can make the new instance before the
+	// old one goes, and the name is never free.
+	MaxInstances int
+
+	// AcceptRemote admits clients on other machines: see
+	// [SysListenConfig.AcceptRemote].
+	AcceptRemote bool
+
+	// WriteThrough makes writes to a client on another machine wait until they
+	// are there (FILE_FLAG_WRITE_THROUGH). It has no effect on this machine.
+	WriteThrough bool
+
+	// Inheritable makes the server ends inheritable: every process that is
+	// started with inheritance of handles gets them. [Inherit] gives one end
+	// to one child.
+	Inheritable bool
+
+	// ReadBuffer and WriteBuffer are how many bytes may be on their way from
+	// and to a client before its Write, or ours, waits. 0 is 64 KiB.
+	ReadBuffer, WriteBuffer int
+
+	// DefaultWait is how long clients that call WaitNamedPipe with the default
+	// time wait, in steps of 100 ns. 0 is 50 ms, a negative one is for ever.
+	DefaultWait time.Duration
+}
+
+func (c *PipeConfig) validate() error {
+	if err := c.Direction.validate(); err != nil {
+		return err
+	}
+	if err := c.Access.validate(); err != nil {
+		return err
+	}
+	for _, field := range [...]struct {
+		name  string
+		value int
+		limit int
+	}{
+		{"Backlog", c.Backlog, 1<<31 - 1},
+		{"MaxInstances", c.MaxInstances, instancesMax},
+		{"ReadBuffer", c.ReadBuffer, 1<<31 - 1},
+		{"WriteBuffer", c.WriteBuffer, 1<<31 - 1},
+	} {
+		if field.value < 0 || field.value > field.limit {
+			return configError(field.name, strconv.Itoa(field.value), "0 to "+strconv.Itoa(field.limit))
+		}
+	}
+	return nil
+}
+
+// instancesMax is the highest limit that CreateNamedPipe takes for instances.
+const instancesMax = 254
+
+// ListenPipe makes the named pipe \\.\pipe\x, as CreateNamedPipe does, and
+// listens on it. The error matches [ErrAddrInUse] when the pipe exists.
+func ListenPipe(path string, c PipeConfig) (*PipeListener, error) {
+	addr := Path(path)
+	err := c.validate()
+	if err == nil {
+		var target string
+		if target, err = addr.resolve(); err == nil {
+			var l *listener
+			if l, err = listenPipe(target, c); err == nil {
+				return &PipeListener{server{sys: l, addr: addr, check: c.Check}}, nil
+			}
+		}
+	}
+	return nil, opError("listen", Addr{}, addr, err)
+}
+
+// A PipeListener is the server of a named pipe. It is a [net.Listener] whose
+// connections are *PipeConn. All its methods may be called concurrently.
+type PipeListener struct{ server }
+
+// Accept waits for a client and returns its connection, a *PipeConn: see
+// [Listener.AcceptConn].
+func (l *PipeListener) Accept() (net.Conn, error) {
+	c, err := l.AcceptPipe()
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// AcceptPipe is Accept with the type of the connection.
+func (l *PipeListener) AcceptPipe() (*PipeConn, error) {
+	fd, err := l.accept()
+	if err != nil {
+		return nil, err
+	}
+	return newPipeConn(endpoint{fd: fd, local: l.addr}), nil
+}
+
+// Conns returns an iterator over the clients, which ends at Close: see
+// [Listener.Conns].
+func (l *PipeListener) Conns() iter.Seq2[*PipeConn, error] { return untilClosed(l.AcceptPipe) }
+
+// SecurityDescriptor reads the owner, group and DACL of the pipe back.
+func (l *PipeListener) SecurityDescriptor() (*SecurityDescriptor, error) {
+	var sd *SecurityDescriptor
+	err := l.sys.control(func(h syscall.Handle) (err error) {
+		sd, err = securityOf(h)
+		return err
+	})
+	if err != nil {
+		return nil, opError("security", Addr{}, l.addr, err)
+	}
+	return sd, nil
+}
+
+// A PipeDialer holds the options of a client of a named pipe. The zero value is
+// for a duplex pipe of this user that is read as bytes.
+type PipeDialer struct {
+	// Direction is that of the pipe. With another one the server refuses:
+	// the error matches [os.ErrPermission].
+	Direction Direction
+
+	// Messages reads messages (PIPE_READMODE_MESSAGE): see
+	// [PipeConn.ReadMessage]. The pipe must be of message type. Without it its
+	// messages are read as a stream.
+	Messages bool
+
+	// Access says who may be the server: see [Dialer.Access].
+	Access Access
+
+	// Check, if set, has a further say over the server: see [Dialer.Check].
+	Check func(Peer) error
+
+	// Wait keeps trying until the pipe exists.
+	Wait bool
+
+	// Impersonation says what the server may do in this process's name.
+	Impersonation ImpersonationLevel
+}
+
+// DialPipe opens the named pipe \\.\pipe\x or \\host\pipe\x, as CreateFile does,
+// and gives up when ctx ends: see [Dialer.DialContext].
+func DialPipe(ctx context.Context, path string, d PipeDialer) (*PipeConn, error) {
+	addr, kind := Path(path), streams
+	if d.Messages {
+		kind = messages
+	}
+	portable := Dialer{Wait: d.Wait, Access: d.Access, Check: d.Check, Sys: &SysDialer{d.Impersonation, d.Direction}}
+	fd, err := portable.reach(ctx, addr, kind)
+	if err != nil {
+		return nil, err
+	}
+	return newPipeConn(endpoint{fd: fd, remote: addr}), nil
+}
+
+// A PipeConn is one end of a named pipe: a [Conn], and what only a pipe can do.
+// All its methods may be called concurrently.
+//
+// An end of a one-way pipe can only be read or only be written; the other
+// operation fails with an error that matches [errors.ErrUnsupported]. On a pipe
+// of message type each Write sends one message (WriteBuffers one per buffer, and
+// 1 GiB at most), and Read reads messages as a stream, without their boundaries.
+type PipeConn struct{ *Conn }
+
+func newPipeConn(e endpoint) *PipeConn { return &PipeConn{&Conn{e}} }
+
+// ReadMessage reads one message, or as much of it as fits into p, which must not
+// be empty; more says that there is a rest, which the next read gets. It waits
+// until there is a message. An empty message is 0, false and no error;
+// [io.EOF] comes when the peer has closed its end. The system does not let the
+// two be told apart in one case: an empty message that arrives while ReadMessage
+// waits, and that the peer's Close follows at once, may be io.EOF.
+//
+// An end that reads bytes has no messages: the error matches
+// [errors.ErrUnsupported]. See ReadFile.
+func (c *PipeConn) ReadMessage(p []byte) (n int, more bool, err error) {
+	n, more, err = c.fd.readMessage(p)
+	return n, more, c.failed("read", err)
+}
+
+// WriteMessage writes p as one message, which may be empty. The error matches
+// [ErrMsgTooLong] above 1 GiB, and [errors.ErrUnsupported] on a pipe that is not
+// of message type. See WriteFile.
+func (c *PipeConn) WriteMessage(p []byte) error { return c.failed("write", c.fd.send(p)) }
+
+// PeekMessage copies what is there to read into p, without waiting and without
+// taking it, and returns how much it copied and the length of the whole message
+// at the head, or in a stream of bytes of all that is there. Both are 0 when
+// there is nothing, or an empty message. [io.EOF] means that the peer has closed
+// its end and all was read. See PeekNamedPipe.
+func (c *PipeConn) PeekMessage(p []byte) (n, size int, err error) {
+	n, size, err = c.fd.peek(p)
+	return n, size, c.failed("peek", err)
+}
+
+// Transact writes the request as one message and reads the reply into reply, as
+// one operation that holds an operating-system thread while it waits
+// (TransactNamedPipe). It returns the length of the reply; of one that does not
+// fit, reply is filled, the rest is dropped, and the error matches
+// [ErrMsgTooLong]. There must be nothing unread on this end. It ends with ctx;
+// deadlines do not concern it. Both ends must read messages of a duplex pipe.
+func (c *PipeConn) Transact(ctx context.Context, request, reply []byte) (int, error) {
+	n, err := c.fd.transact(ctx, request, reply)
+	return n, c.failed("transact", err)
+}
+
+// Flush waits until the peer has read everything that was written, or is gone. It
+// holds an operating-system thread while it waits, writes wait for it, and it
+// ends with ctx or Close. On an end that cannot be written it does nothing. See
+// FlushFileBuffers.
+func (c *PipeConn) Flush(ctx context.Context) error {
+	return c.failed("flush", c.fd.flush(ctx))
+}
+
+// Disconnect throws the client out: both ends lose what they have not read, and
+// all that is left to do with this one is Close. What the client reads is
+// io.EOF with this package, ERROR_PIPE_NOT_CONNECTED with others. It is for the
+// server's end; on the client's the error matches [errors.ErrUnsupported]. See
+// DisconnectNamedPipe.
+func (c *PipeConn) Disconnect() error {
+	if !c.fd.server {
+		return c.failed("disconnect", errNotServer)
+	}
+	return c.failed("disconnect", c.fd.control("DisconnectNamedPipe", disconnectNamedPipe))
+}
+
+// errNotServer refuses at a client's end what only a server's can do.
+var errNotServer = &addrError{"this is the client's end of the pipe", errors.ErrUnsupported}
+
+// Impersonate runs f with the identity and rights of the client, as far as its
+// [ImpersonationLevel] lets the server have them, and returns f's error. f runs
+// in a goroutine of its own on a thread of its own, and goroutines that it
+// starts do not impersonate anybody. The thread takes its own identity back when
+// f returns, panics or ends its goroutine; should that fail, which is an error
+// too, the thread is not used again. It is for the server's end. See
+// ImpersonateNamedPipeClient.
+//
+// A client that does not use this package and did not ask for static tracking
+// can be impersonated only after something of what it sent was read.
+func (c *PipeConn) Impersonate(f func() error) error {
+	var result error
+	if err := c.fd.impersonate(func() { result = f() }); err != nil {
+		return c.failed("impersonate", err)
+	}
+	return result
+}
+
+// ClientProcessID returns the process id of the client, from either end:
+// GetNamedPipeClientProcessId.
+func (c *PipeConn) ClientProcessID() (uint32, error) { return c.ask(procClientProcessID) }
+
+// ServerProcessID returns the process id of the server, from either end:
+// GetNamedPipeServerProcessId.
+func (c *PipeConn) ServerProcessID() (uint32, error) { return c.ask(procServerProcessID) }
+
+// ClientSessionID returns the Remote Desktop session of the client, from either
+// end: GetNamedPipeClientSessionId.
+func (c *PipeConn) ClientSessionID() (uint32, error) { return c.ask(procClientSessionID) }
+
+// ServerSessionID returns the Remote Desktop session of the server, from either
+// end: GetNamedPipeServerSessionId.
+func (c *PipeConn) ServerSessionID() (uint32, error) { return c.ask(procServerSessionID) }
+
+func (c *PipeConn) ask(question *syscall.LazyProc) (answer uint32, err error) {
+	err = c.fd.control(question.Name, func(h syscall.Handle) (err error) {
+		answer, err = pipeNumber(question, h)
+		return err
+	})
+	return answer, c.failed("peer", err)
+}
+
+// SecurityDescriptor reads the owner, group and DACL of the pipe back:
+// GetKernelObjectSecurity.
+func (c *PipeConn) SecurityDescriptor() (*SecurityDescriptor, error) {
+	var sd *SecurityDescriptor
+	err := c.fd.control("", func(h syscall.Handle) (err error) {
+		sd, err = securityOf(h)
+		return err
+	})
+	return sd, c.failed("security", err)
+}
+
+// ---------------------------------------------------------------------------
+// What only Windows has: security descriptors
+
+// A SecurityDescriptor says who owns a pipe and who may do what with it. It is a
+// self-relative SECURITY_DESCRIPTOR, and does not change.
+type SecurityDescriptor struct{ raw []byte }
+
+// Rights on a pipe (winnt.h). A client that may also create instances
+// (FILE_CREATE_PIPE_INSTANCE, the bit FILE_APPEND_DATA, which GENERIC_WRITE
+// stands for too) could put its own server behind the name.
+const (
+	// ClientRights is FILE_GENERIC_READ | FILE_GENERIC_WRITE without
+	// FILE_CREATE_PIPE_INSTANCE.
+	ClientRights uint32 = 0x12019b
+
+	// ServerRights is ClientRights | FILE_CREATE_PIPE_INSTANCE.
+	ServerRights = ClientRights | syscall.FILE_APPEND_DATA
+)
+
+// The users that every Windows has, as SIDs.
+const (
+	sidEveryone       = "S-1-1-0"
+	sidSystem         = "S-1-5-18"
+	sidAdministrators = "S-1-5-32-544"
+)
+
+// An AccessEntry allows or denies the user or group of the SID the rights of the
+// mask.
+type AccessEntry struct {
+	SID  string
+	Mask uint32
+	Deny bool
+}
+
+// ParseSDDL reads a security descriptor in the security descriptor definition
+// language, such as "O:SYD:P(A;;GA;;;SY)": ConvertStringSecurityDescriptor-
+// ToSecurityDescriptor.
+func ParseSDDL(sddl string) (*SecurityDescriptor, error) {
+	raw, err := parseSDDL(sddl)
+	if err != nil {
+		return nil, opError("parse", Addr{}, Addr{}, err)
+	}
+	return &SecurityDescriptor{raw}, nil
+}
+
+// NewSecurityDescriptor returns a security descriptor that this user owns, with
+// a protected DACL of the entries: it inherits nothing, and what is not allowed
+// is denied. Denials belong before what they are to be excepted from.
+func NewSecurityDescriptor(entries ...AccessEntry) (*SecurityDescriptor, error) {
+	user, err := currentUser()
+	if err != nil {
+		return nil, opError("security", Addr{}, Addr{}, err)
+	}
+	var sddl strings.Builder
+	sddl.WriteString("O:" + user + "D:P")
+	for _, e := range entries {
+		what := "(A;;0x"
+		if e.Deny {
+			what = "(D;;0x"
+		}
+		sddl.WriteString(what + strconv.FormatUint(uint64(e.Mask), 16) + ";;;" + e.SID + ")")
+	}
+	return ParseSDDL(sddl.String())
+}
+
+// SecurityDescriptor returns what the Access stands for on a pipe: this user has
+// [ServerRights]; SYSTEM and Administrators, and with Everyone all users, have
+// [ClientRights].
+func (a Access) SecurityDescriptor() (*SecurityDescriptor, error) {
+	user, err := currentUser()
+	if err != nil {
+		return nil, opError("security", Addr{}, Addr{}, err)
+	}
+	entries := []AccessEntry{{user, ServerRights, false}, {sidSystem, ClientRights, false}, {sidAdministrators, ClientRights, false}}
+	if a == Everyone {
+		entries = append(entries, AccessEntry{sidEveryone, ClientRights, false})
+	}
+	return NewSecurityDescriptor(entries...)
+}
+
+// String returns the descriptor in the language that [ParseSDDL] reads, with
+// all parts that it has; it is empty if the system cannot say it so.
+func (sd *SecurityDescriptor) String() string { return formatSDDL(sd.raw) }
+
+// Owner returns the SID of the owner, or "" if the descriptor has none.
+func (sd *SecurityDescriptor) Owner() string { return sidAt(sd.raw, sd.word(4)) }
+
+// Group returns the SID of the primary group, or "" if the descriptor has none.
+func (sd *SecurityDescriptor) Group() string { return sidAt(sd.raw, sd.word(8)) }
+
+// DACL returns the entries of the DACL that allow and deny, in their order;
+// other kinds of entries are left out. ok is false if there is no DACL, which
+// allows everybody everything; a DACL without entries allows nobody anything.
+func (sd *SecurityDescriptor) DACL() (entries []AccessEntry, ok bool) {
+	const header = 8 // of an ACL: revision, reserved, size in bytes, count
+	at := int(sd.word(16))
+	if at == 0 || at+header > len(sd.raw) {
+		return nil, false
+	}
+	count := int(sd.raw[at+4]) | int(sd.raw[at+5])<<8
+	for at += header; count > 0 && at+8 <= len(sd.raw); count-- {
+		kind, size := sd.raw[at], int(sd.raw[at+2])|int(sd.raw[at+3])<<8
+		if kind <= 1 { // ACCESS_ALLOWED_ACE_TYPE, ACCESS_DENIED_ACE_TYPE
+			entries = append(entries, AccessEntry{sidAt(sd.raw, uint32(at+8)), sd.word(at + 4), kind == 1})
+		}
+		at += size
+	}
+	return entries, true
+}
+
+// word returns the 32 bits at an offset: fields 4, 8, 12 and 16 of the header are
+// the offsets of owner, group, SACL and DACL, 0 for what is not there.
+func (sd *SecurityDescriptor) word(at int) uint32 {
+	if at+4 > len(sd.raw) {
+		return 0
+	}
+	return wordAt(sd.raw[at:])
+}
+
+func wordAt(b []byte) uint32 {
+	return uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24
+}
+
+// sidAt returns the SID at an offset as text, or "" if there is none.
+func sidAt(raw []byte, at uint32) string {
+	if at == 0 || int(at)+8 > len(raw) {
+		return ""
+	}
+	sid := raw[at:]
+	count := int(sid[1])
+	if 8+4*count > len(sid) {
+		return ""
+	}
+	var authority uint64
+	for _, b := range sid[2:8] {
+		authority = authority<<8 | uint64(b)
+	}
+	text := "S-" + strconv.Itoa(int(sid[0])) + "-" + strconv.FormatUint(authority, 10)
+	for i := range count {
+		text += "-" + strconv.FormatUint(uint64(wordAt(sid[8+4*i:])), 10)
+	}
+	return text
+}
+
+// currentUser returns the SID of the user that this process runs as, whoever a
+// thread of it may impersonate.
+var currentUser = sync.OnceValues(func() (string, error) {
+	token, err := syscall.OpenCurrentProcessToken()
+	if err != nil {
+		return "", os.NewSyscallError("OpenProcessToken", err)
+	}
+	defer token.Close()
+	return userOf(token)
+})
+
+// userOf returns the SID of a token's user.
+func userOf(token syscall.Token) (string, error) {
+	user, err := token.GetTokenUser()
+	if err != nil {
+		return "", os.NewSyscallError("GetTokenInformation", err)
+	}
+	sid, err := user.User.Sid.String()
+	return sid, os.NewSyscallError("ConvertSidToStringSid", err)
+}
+
+// ---------------------------------------------------------------------------
+// Addresses
+//
+// A target is the path of a pipe in one spelling: \\.\pipe\x or \\host\pipe\x.
+
+const (
+	localPrefix = `\\.\pipe\`
+	pathMax     = 256 // UTF-16 units of the whole path, of CreateNamedPipe
+)
+
+// resolve checks the address and returns its target.
+func (a Addr) resolve() (target string, err error) {
+	if err := a.check(); err != nil {
+		return "", err
+	}
+	name := strings.ReplaceAll(a.text, "/", `\`)
+	prefix := localPrefix
+	if a.kind == pathAddr {
+		host, rest, ok := cutPipePath(name)
+		if !ok {
+			return "", &classified{&addrError{what: "the path " + strconv.Quote(a.text) +
+				` is not that of a pipe: write \\.\pipe\name, or ipc.Name("name")`}, errors.ErrUnsupported}
+		}
+		if host != "." && host != "?" {
+			prefix = `\\` + host + `\pipe\`
+		}
+		name = rest
+	}
+	// What Windows would change in a path is refused, so that no name leads to
+	// another pipe or out of the folder of the pipes.
+	for element := range strings.SplitSeq(name, `\`) {
+		if element == "" || strings.HasSuffix(element, ".") || strings.HasSuffix(element, " ") {
+			return "", &addrError{what: "the name " + strconv.Quote(name) +
+				` has an element that is empty or ends in a dot or space, which Windows would drop`}
+		}
+	}
+	target = prefix + name
+	wide, err := syscall.UTF16FromString(target)
+	if err != nil || syscall.UTF16ToString(wide) != target {
+		return "", &addrError{what: "the name " + strconv.Quote(name) + " is not valid UTF-8"}
+	}
+	if units := len(wide) - 1; units > pathMax {
+		return "", &addrError{"the path is " + strconv.Itoa(units) + " UTF-16 characters long, the limit is " + strconv.Itoa(pathMax), ErrNameTooLong}
+	}
+	return target, nil
+}
+
+// cutPipePath takes \\host\pipe\name apart.
+func cutPipePath(path string) (host, name string, ok bool) {
+	path, ok = strings.CutPrefix(path, `\\`)
+	if !ok {
+		return "", "", false
+	}
+	host, path, _ = strings.Cut(path, `\`)
+	folder, name, ok := strings.Cut(path, `\`)
+	return host, name, ok && host != "" && strings.EqualFold(folder, "pipe")
+}
+
+// isRemote reports whether the target is a pipe of another machine; \\localhost
+// is one too, as it is reached by way of the network.
+func isRemote(target string) bool { return !strings.HasPrefix(target, localPrefix) }
+
+// guarded reports whether the kernel itself enforces an Access: the DACL of a
+// pipe does.
+func guarded(string) bool { return true }
+
+// squattable reports whether anybody may have taken the address: any user can
+// make a pipe of any name that is free.
+func squattable(Addr) bool { return true }
+
+// ---------------------------------------------------------------------------
+// Listeners
+
+// A listener is the server of a pipe.
+type listener struct {
+	*instances
+	cleanup runtime.Cleanup // closes the instances if nobody does
+}
+
+func listen(target string, kind transport, lc *ListenConfig) (*listener, error) {
+	c := PipeConfig{Access: lc.Access, Backlog: lc.Backlog, Messages: kind.native() == messages}
+	if s := lc.Sys; s != nil {
+		c.AcceptRemote, c.Security, c.ReadBuffer, c.WriteBuffer = s.AcceptRemote, s.Security, s.ReadBuffer, s.WriteBuffer
+	}
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	return listenPipe(target, c)
+}
+
+func listenPipe(target string, c PipeConfig) (*listener, error) {
+	p, err := newPipeSpec(target, c)
+	if err != nil {
+		return nil, err
+	}
+	s := &instances{spec: p, limit: c.MaxInstances, backlog: min(c.Backlog, instancesMax)}
+	if s.backlog == 0 {
+		s.backlog = 4
+	}
+	if s.limit > 0 {
+		s.backlog = min(s.backlog, s.limit)
+	}
+	if s.changed, err = createEvent(); err != nil {
+		return nil, err
+	}
+	for len(s.armed) < s.backlog {
+		if err := s.add(len(s.armed) == 0); err != nil {
+			s.close()
+			return nil, err
+		}
+	}
+	l := &listener{instances: s}
+	l.cleanup = runtime.AddCleanup(l, func(s *instances) { s.close() }, s)
+	return l, nil
+}
+
+func (l *listener) close() error {
+	l.cleanup.Stop()
+	return l.instances.close()
+}
+
+// rawConn gives access to the handle of an armed instance.
+func (l *listener) rawConn() (syscall.RawConn, error) { return listenerRawConn{l}, nil }
+
+type listenerRawConn struct{ l *listener }
+
+func (c listenerRawConn) Control(f func(fd uintptr)) error {
+	return c.l.control(func(h syscall.Handle) error { f(uintptr(h)); return nil })
+}
+func (c listenerRawConn) Read(func(fd uintptr) bool) error  { return errors.ErrUnsupported }
+func (c listenerRawConn) Write(func(fd uintptr) bool) error { return errors.ErrUnsupported }
+
+// ---------------------------------------------------------------------------
+// Instances
+//
+// The kernel connects a client to an instance that listens, whether the server
+// calls Accept or not. So Backlog instances listen from Listen to Close, each
+// with a ConnectNamedPipe under way, and each is replaced before its connection
+// is handed out: a burst of clients does not find the pipe busy, and its name is
+// not free for a moment.
+//
+// All of these operations signal one event, which says no more than "look again".
+// Whoever waits for it examines all instances before it waits and after, so that
+// no signal is lost by a reset: ConnectNamedPipe resets the event when it begins,
+// and the kernel writes the result of an operation before it signals the event.
+//
+// The kernel writes to the OVERLAPPED of an operation until that is done. An
+// instance is therefore reachable as long as its operation is under way: from
+// instances, which the listener's cleanup keeps alive; and close waits for the
+// end of each operation.
+
+// instances are the instances of a pipe that listen for a client.
+type instances struct {
+	spec    *pipeSpec
+	backlog int            // how many are armed
+	limit   int            // how many may exist, connected ones included; 0 is no limit
+	changed syscall.Handle // auto-reset event: an operation ended, or closed or deadline changed
+
+	turn sync.Mutex // the Accept that waits, or the Close that has ended it; taken before mu
+
+	mu       sync.Mutex  // guards what follows; never held while waiting
+	armed    []*instance // the first was armed first
+	out      int         // connections handed out and not closed; counted if there is a limit
+	closed   bool
+	deadline time.Time
+}
+
+// An instance is one that listens, or has a client that was not accepted yet.
+type instance struct {
+	overlapped syscall.Overlapped // the kernel's while pending
+	sys        syscall.Handle
+	pending    bool
+	err        error // result of ConnectNamedPipe, once it is not pending
+}
+
+// accept waits for a client.
+func (s *instances) accept() (*fd, error) {
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	for {
+		fd, wait, err := s.take()
+		if fd != nil || err != nil {
+			return fd, err
+		}
+		if _, err := syscall.WaitForSingleObject(s.changed, wait); err != nil {
+			return nil, os.NewSyscallError("WaitForSingleObject", err)
+		}
+	}
+}
+
+// take returns the connection of a client that is there, or how many
+// milliseconds to wait for one.
+func (s *instances) take() (_ *fd, wait uint32, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, 0, net.ErrClosed
+	}
+	wait = syscall.INFINITE
+	if !s.deadline.IsZero() {
+		left := time.Until(s.deadline)
+		if left <= 0 {
+			return nil, 0, os.ErrDeadlineExceeded
+		}
+		wait = uint32(min(left/time.Millisecond+1, 1<<30))
+	}
+	// Only with a limit can instances be missing.
+	for s.limit > 0 && len(s.armed) < s.backlog && len(s.armed)+s.out < s.limit {
+		if err := s.add(len(s.armed)+s.out == 0); err != nil {
+			return nil, 0, err
+		}
+	}
+	var first *instance // with a client
+	for _, in := range s.armed {
+		switch done, err := in.outcome(s.spec.ends); {
+		case !done:
+		case err == nil:
+			if first == nil {
+				first = in
+			}
+		case err == errNoData: // came and went
+			if in.err = disconnectNamedPipe(in.sys); in.err == nil {
+				in.arm(s.changed)
+			}
+			wait = 0
+		case err == syscall.ERROR_OPERATION_ABORTED: // the thread that began it is gone
+			in.arm(s.changed)
+			wait = 0
+		default:
+			return nil, 0, s.replace(in, os.NewSyscallError("ConnectNamedPipe", err))
+		}
+	}
+	if first == nil {
+		return nil, wait, nil
+	}
+	fd, err := s.handOut(first)
+	return fd, 0, err
+}
+
+// handOut makes an instance with a client a connection. If it cannot be
+// replaced, the client stays where it is, for the next Accept.
+func (s *instances) handOut(in *instance) (*fd, error) {
+	if s.limit == 0 || len(s.armed)+s.out < s.limit {
+		if err := s.add(false); err != nil {
+			return nil, err
+		}
+	}
+	s.remove(in)
+	f := newFD(in.sys, s.spec.kind, s.spec.ends, true)
+	f.remote = s.spec.remote
+	if s.limit > 0 {
+		s.out++
+		f.place = s
+	}
+	return f, nil
+}
+
+// replace puts a new instance in the place of one that cannot be used any more.
+func (s *instances) replace(in *instance, why error) error {
+	if err := s.add(false); err != nil {
+		return why
+	}
+	s.remove(in)
+	return os.NewSyscallError("CloseHandle", syscall.CloseHandle(in.sys))
+}
+
+// giveBack arms an instance for the connection that is about to be closed, while
+// its handle still keeps the name.
+func (s *instances) giveBack() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.out--
+	if !s.closed {
+		s.add(false) // an error comes again, and is reported, in the Accept that this wakes
+		setEvent(s.changed)
+	}
+}
+
+// add makes one more instance and arms it. Only the first one takes the name.
+func (s *instances) add(first bool) error {
+	h, err := s.spec.create(first)
+	if err != nil {
+		return err
+	}
+	in := &instance{sys: h}
+	s.armed = append(s.armed, in)
+	in.arm(s.changed)
+	return nil
+}
+
+func (s *instances) remove(in *instance) {
+	for i, other := range s.armed {
+		if other == in {
+			s.armed = append(s.armed[:i:i], s.armed[i+1:]...)
+			return
+		}
+	}
+}
+
+// arm begins to listen for a client.
+func (in *instance) arm(changed syscall.Handle) {
+	in.overlapped = syscall.Overlapped{HEvent: changed}
+	err := connectNamedPipe(in.sys, &in.overlapped)
+	in.pending = err == syscall.ERROR_IO_PENDING
+	if in.err = err; err == errPipeConnected { // the client came first
+		in.err = nil
+	}
+}
+
+// outcome reports whether arm has come to an end, and to which. A client that
+// left without a word is errNoData, as if it had left before arm.
+func (in *instance) outcome(ends direction) (done bool, err error) {
+	if in.pending {
+		if !in.ended() {
+			return false, nil
+		}
+		in.pending = false
+		in.err = overlappedResult(in.sys, &in.overlapped, nil)
+	}
+	if in.err == nil && deserted(in.sys, ends) {
+		in.err = errNoData
+	}
+	return true, in.err
+}
+
+// ended reports whether the kernel is done with the operation.
+func (in *instance) ended() bool {
+	const statusPending = 0x103 // ntstatus.h
+	return atomic.LoadUintptr(&in.overlapped.Internal) != statusPending
+}
+
+// close stops listening, and returns when no operation is under way any more.
+func (s *instances) close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return net.ErrClosed
+	}
+	s.closed = true
+	setEvent(s.changed)
+	s.mu.Unlock()
+
+	s.turn.Lock() // nobody waits for the event any more
+	defer s.turn.Unlock()
+	var err error
+	for _, in := range s.armed { // nobody changes them any more
+		if in.pending {
+			// If there is nothing to cancel, it has ended or is about to.
+			syscall.CancelIoEx(in.sys, &in.overlapped)
+			for !in.ended() {
+				if _, e := syscall.WaitForSingleObject(s.changed, syscall.INFINITE); e != nil {
+					return os.NewSyscallError("WaitForSingleObject", e)
+				}
+			}
+		}
+		if e := syscall.CloseHandle(in.sys); err == nil {
+			err = e
+		}
+	}
+	s.armed = nil
+	if e := syscall.CloseHandle(s.changed); err == nil {
+		err = e
+	}
+	return os.NewSyscallError("CloseHandle", err)
+}
+
+func (s *instances) setDeadline(t time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return net.ErrClosed
+	}
+	s.deadline = t
+	return setEvent(s.changed)
+}
+
+// control makes a call, which must not block, on one of the instances.
+func (s *instances) control(call func(syscall.Handle) error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return net.ErrClosed
+	}
+	if len(s.armed) == 0 {
+		return &addrError{"all instances of the pipe are connected", errors.ErrUnsupported}
+	}
+	return call(s.armed[0].sys)
+}
+
+// deserted reports whether the client of an instance has left and there is
+// nothing of it to read.
+func deserted(h syscall.Handle, ends direction) bool {
+	if ends&reading != 0 {
+		_, _, _, err := peekMessage(h, nil)
+		return err != nil
+	}
+	info, err := localInfo(h)
+	return err != nil || info.state != pipeConnected
+}
+
+// A pipeSpec is what all instances of a pipe are made with.
+type pipeSpec struct {
+	target    string
+	kind      transport
+	direction Direction
+	ends      direction // of the server
+	remote    bool      // clients may be on other machines
+	inherit   bool
+	through   bool
+	in, out   uint32 // quotas in bytes
+	wait      int64  // in 100 ns; negative is relative to now
+	security  *SecurityDescriptor
+}
+
+func newPipeSpec(target string, c PipeConfig) (*pipeSpec, error) {
+	if isRemote(target) {
+		return nil, &addrError{what: `a pipe can be served on this machine only: write \\.\pipe\name`, is: errors.ErrUnsupported}
+	}
+	p := &pipeSpec{
+		target:    target,
+		direction: c.Direction,
+		ends:      c.Direction.ends(true),
+		remote:    c.AcceptRemote,
+		inherit:   c.Inheritable,
+		through:   c.WriteThrough,
+		in:        quota(c.ReadBuffer),
+		out:       quota(c.WriteBuffer),
+		wait:      -int64(c.DefaultWait / 100),
+		security:  c.Security,
+	}
+	if c.Messages {
+		p.kind = messages
+	}
+	switch {
+	case c.DefaultWait == 0:
+		p.wait = -int64(50 * time.Millisecond / 100)
+	case c.DefaultWait < 0:
+		p.wait = -1 << 63 // never
+	}
+	if p.security == nil {
+		var err error
+		if p.security, err = c.Access.SecurityDescriptor(); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// quota returns the size of a buffer, or the default.
+func quota(n int) uint32 {
+	if n == 0 {
+		return 64 << 10
+	}
+	return uint32(n)
+}
+
+// ---------------------------------------------------------------------------
+// Connections
+
+// connect makes one attempt to open the pipe. The rights asked for never include
+// FILE_CREATE_PIPE_INSTANCE, which a well-guarded pipe refuses.
+func connect(target string, kind transport, s *SysDialer) (*fd, error) {
+	if s == nil {
+		s = &SysDialer{}
+	}
+	if s.Impersonation > Delegation {
+		return nil, configError("Impersonation", s.Impersonation.String(), "Identification, Anonymous, Impersonation or Delegation")
+	}
+	if err := s.direction.validate(); err != nil {
+		return nil, err
+	}
+	rights := [...]uint32{
+		Duplex:         ClientRights,
+		ClientToServer: 0x120192, // FILE_GENERIC_WRITE without that bit, FILE_READ_ATTRIBUTES
+		ServerToClient: 0x120189, // FILE_GENERIC_READ, FILE_WRITE_ATTRIBUTES
+	}[s.direction]
+	h, err := openPipe(target, rights, s.Impersonation.flags())
+	if err != nil {
+		return nil, err
+	}
+	f := newFD(h, kind.native(), s.direction.ends(false), false)
+	f.remote = isRemote(target)
+	if f.kind == messages { // a client's end always begins with bytes
+		if err := f.control("SetNamedPipeHandleState", setMessageMode); err != nil {
+			f.close()
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+// native returns what the pipe of a connection of that kind carries.
+func (kind transport) native() transport {
+	if framesMessages {
+		return streams
+	}
+	return kind
+}
+
+// judge tells what the failure of connect means.
+func judge(_ string, err error) verdict {
+	switch errnoOf(err) {
+	case errPipeBusy:
+		return busy
+	case syscall.ERROR_FILE_NOT_FOUND:
+		return absent
+	}
+	return final
+}
+
+// peerSystem is what a Peer holds beyond the portable facts.
+type peerSystem struct {
+	session      uint32
+	knowsSession bool
+	trusted      bool // a server that owns its pipe as trusted says
+}
+
+// trusted reports whether the peer, a server, is this process's user, SYSTEM or
+// an administrator. Only the owner of the pipe counts, which a user cannot
+// forge, and only on this machine, where these SIDs mean something.
+func (p Peer) trusted() bool { return p.system.trusted }
+
+// pair returns the server's and the client's end of a pipe of its own. Nobody
+// else can open the client's end: the instance is the only one, of a new pipe,
+// of this user, and has its client when pair returns.
+func pair(kind transport) (a, b *fd, err error) { return pairOf(Duplex, kind) }
+
+func pairOf(d Direction, kind transport) (server, client *fd, err error) {
+	p, err := newPipeSpec(localPrefix+freshName(), PipeConfig{Direction: d, Messages: kind.native() == messages})
+	if err != nil {
+		return nil, nil, err
+	}
+	h, err := p.create(true)
+	if err != nil {
+		return nil, nil, err
+	}
+	server = newFD(h, p.kind, p.ends, true)
+	client, err = connect(p.target, kind, &SysDialer{direction: d})
+	if err != nil {
+		server.close()
+		return nil, nil, err
+	}
+	return server, client, nil
+}
+
+// pipe returns the ends of an unnamed pipe.
+func pipe() (r, w *fd, err error) { return pairOf(ClientToServer, streams) }
+
+// adoptConn returns a connection over a duplicate of f.
+func adoptConn(f *os.File, kind transport) (*fd, error) {
+	return adopt(f, kind, reading|writing)
+}
+
+// adoptPipe returns the end of a pipe over a duplicate of f.
+func adoptPipe(f *os.File, d direction) (*fd, error) { return adopt(f, streams, d) }
+
+// adopt returns an fd over a duplicate of f.
+func adopt(f *os.File, kind transport, d direction) (*fd, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var h syscall.Handle
+	if e := raw.Control(func(sys uintptr) { h, err = duplicate(syscall.Handle(sys)) }); e != nil {
+		return nil, e
+	}
+	if err != nil {
+		return nil, err
+	}
+	fd, err := adoptSys(h, kind, d)
+	if err != nil {
+		syscall.CloseHandle(h)
+	}
+	return fd, err
+}
+
+// adoptSys returns an fd that owns h, if that is the connected end of a pipe that
+// can be used asynchronously, for that kind and in the directions; if not, h
+// stays as it was.
+func adoptSys(h syscall.Handle, kind transport, d direction) (*fd, error) {
+	typ, err := syscall.GetFileType(h)
+	if err != nil {
+		return nil, os.NewSyscallError("GetFileType", err)
+	}
+	if typ != syscall.FILE_TYPE_PIPE {
+		return nil, &addrError{"the handle is not that of a pipe", errors.ErrUnsupported}
+	}
+	info, err := localInfo(h)
+	if err != nil {
+		return nil, err
+	}
+	const synchronous = 0x10 | 0x20 // FILE_SYNCHRONOUS_IO_ALERT, _NONALERT
+	mode, err := fileMode(h)
+	if err != nil {
+		return nil, err
+	}
+	server := info.end == 1 // FILE_PIPE_SERVER_END
+	ends := [...]Direction{ClientToServer, ServerToClient, Duplex}[min(info.configuration, 2)].ends(server)
+	switch {
+	case mode&synchronous != 0:
+		return nil, &addrError{"the pipe was not opened for overlapped I/O", errors.ErrUnsupported}
+	case ends&d != d:
+		return nil, errDirection(ends)
+	case info.state != pipeConnected && info.state != pipeClosing:
+		return nil, os.NewSyscallError("NtQueryInformationFile", errPipeNotConnected)
+	}
+	reads, err := readMode(h)
+	switch {
+	case err != nil:
+		return nil, err
+	case reads != kind.native():
+		return nil, &addrError{"the pipe is not read as that kind of connection does", errors.ErrUnsupported}
+	}
+	f := newFD(h, reads, ends, server)
+	f.remote = true // it may be
+	return f, nil
+}
+
+// ---------------------------------------------------------------------------
+// Children
+
+// bequeath adds the handle to those that cmd's process inherits. A handle that
+// was used belongs to the completion port of this process for good.
+func (f *fd) bequeath(cmd *exec.Cmd) (token string, err error) {
+	if f.file.Load() != nil {
+		return "", &addrError{"this end was used in this process", errors.ErrUnsupported}
+	}
+	err = f.control("SetHandleInformation", func(h syscall.Handle) error {
+		return syscall.SetHandleInformation(h, syscall.HANDLE_FLAG_INHERIT, syscall.HANDLE_FLAG_INHERIT)
+	})
+	if err != nil {
+		return "", err
+	}
+	attr := syscall.SysProcAttr{}
+	if cmd.SysProcAttr != nil {
+		attr = *cmd.SysProcAttr
+	}
+	attr.AdditionalInheritedHandles = append(attr.AdditionalInheritedHandles[:len(attr.AdditionalInheritedHandles):len(attr.AdditionalInheritedHandles)], f.sys)
+	cmd.SysProcAttr = &attr
+	return strconv.FormatUint(uint64(f.sys), 10), nil
+}
+
+// bequeath fails: the operations that are under way on a listener's instances
+// cannot go to another process.
+func (l *listener) bequeath(*exec.Cmd) (token string, err error) {
+	return "", &addrError{"a listener cannot be inherited on Windows", errors.ErrUnsupported}
+}
+
+func validToken(token string) bool {
+	h, err := strconv.ParseUint(token, 10, 32)
+	return err == nil && h > 0 && token == strconv.FormatUint(h, 10)
+}
+
+// keepFromChildren makes an inherited handle one that children do not inherit.
+func keepFromChildren(token string) {
+	syscall.SetHandleInformation(tokenHandle(token), syscall.HANDLE_FLAG_INHERIT, 0)
+}
+
+// tokenHandle returns the handle of a token that is valid.
+func tokenHandle(token string) syscall.Handle {
+	h, _ := strconv.ParseUint(token, 10, 32)
+	return syscall.Handle(h)
+}
+
+func inheritedStream(token string) (*fd, error) {
+	return adoptSys(tokenHandle(token), streams, reading|writing)
+}
+
+func inheritedMessages(token string) (*fd, error) {
+	return adoptSys(tokenHandle(token), messages, reading|writing)
+}
+
+func inheritedPipe(token string) (*fd, error) { return adoptSys(tokenHandle(token), streams, 0) }
+
+func inheritedListener(string) (*Listener, error) { return nil, errors.ErrUnsupported }
+
+// ---------------------------------------------------------------------------
+// Handles: the one way to system calls that may block
+//
+// Reading and writing, with deadlines and Close, is os.File's: it hands the
+// overlapped handle to the runtime's completion port, and a goroutine that waits
+// holds no thread. The handle becomes an os.File at its first use and not
+// before, because one that belongs to the completion port of a process cannot be
+// used asynchronously by another.
+//
+// Whatever else is asked of the handle goes through control, which keeps it from
+// being closed meanwhile.
+
+// An fd is an overlapped, not inheritable handle of one end of a pipe.
+type fd struct {
+	sys     syscall.Handle
+	kind    transport // what it reads
+	ends    direction // what the pipe lets this end do
+	server  bool      // this is the server's end
+	remote  bool      // the other end is, or may be, on another machine
+	made    time.Time // when it was known to be connected
+	place   *instances
+	closing chan struct{} // closed by close
+
+	r, w half
+
+	mu      sync.RWMutex            // guards closed; held, for reading, by every control
+	closed  bool                    // set once
+	file    atomic.Pointer[os.File] // owns sys since the first use; nil before; set under mu
+	cleanup runtime.Cleanup         // closes sys if nobody does; stopped when file takes over
+}
+
+// A half is one direction of an fd and the operation that is under way in it.
+type half struct {
+	mu      sync.Mutex // one operation at a time; guards the rest
+	scratch [1]byte    // for reads that must not be empty
+}
+
+// newFD takes ownership of h. If the fd is dropped without Close, the garbage
+// collector closes it, as it does for os and net.
+func newFD(h syscall.Handle, kind transport, ends direction, server bool) *fd {
+	f := &fd{sys: h, kind: kind, ends: ends, server: server, made: time.Now(), closing: make(chan struct{})}
+	f.cleanup = runtime.AddCleanup(f, func(h syscall.Handle) { syscall.CloseHandle(h) }, h)
+	return f
+}
+
+// close gives the place among the instances back, wakes whoever waits, and
+// returns when the handle is gone.
+func (f *fd) close() error {
+	f.mu.Lock()
+	if f.closed {
+		f.mu.Unlock()
+		return net.ErrClosed
+	}
+	f.closed = true
+	f.mu.Unlock()
+	close(f.closing)
+	if f.place != nil {
+		f.place.giveBack()
+	}
+	if file := f.file.Load(); file != nil { // nobody sets it any more
+		return callError("CloseHandle", file.Close())
+	}
+	f.cleanup.Stop()
+	return os.NewSyscallError("CloseHandle", syscall.CloseHandle(f.sys))
+}
+
+// join returns the os.File that the handle belongs to, and makes it the first
+// time.
+func (f *fd) join() (*os.File, error) {
+	if file := f.file.Load(); file != nil {
+		return file, nil // if it is closed it says so
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return nil, net.ErrClosed
+	}
+	file := f.file.Load()
+	if file == nil {
+		f.cleanup.Stop()
+		file = os.NewFile(uintptr(f.sys), "pipe")
+		f.file.Store(file)
+	}
+	return file, nil
+}
+
+// control makes a call on the handle that does not block.
+func (f *fd) control(name string, call func(syscall.Handle) error) error {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if f.closed {
+		return net.ErrClosed
+	}
+	return callError(name, call(f.sys))
+}
+
+// begin begins an operation on a half, which ends with h.mu.Unlock.
+func (f *fd) begin(d direction) (file *os.File, h *half, err error) {
+	if f.ends&d == 0 {
+		return nil, nil, errDirection(f.ends)
+	}
+	if file, err = f.join(); err != nil {
+		return nil, nil, err
+	}
+	h = &f.r
+	if d == writing {
+		h = &f.w
+	}
+	h.mu.Lock()
+	return file, h, nil
+}
+
+// errDirection refuses what the direction of the pipe does not allow.
+func errDirection(ends direction) error {
+	if ends == reading {
+		return &addrError{"this end of a one-way pipe can only be read", errors.ErrUnsupported}
+	}
+	return &addrError{"this end of a one-way pipe can only be written", errors.ErrUnsupported}
+}
+
+// receive makes one ReadFile of at least one byte. more says that there is more
+// of the message; n is 0, without an error, if an empty write was read.
+func (f *fd) receive(file *os.File, p []byte) (n int, more bool, err error) {
+	p = p[:min(len(p), ioMax)]
+	for {
+		n, err = file.Read(p)
+		if err == nil {
+			return n, false, nil
+		}
+		switch err = errnoOf(err); err {
+		case io.EOF: // the peer is gone, or has written nothing
+			_, _, err = f.peek(nil)
+			return 0, false, err
+		case syscall.ERROR_MORE_DATA: // n is not reliable: Wine leaves it 0
+			return len(p), true, nil
+		case syscall.ERROR_OPERATION_ABORTED: // by somebody else who has the handle
+		default:
+			return n, false, readError("ReadFile", err)
+		}
+	}
+}
+
+// transmit makes one WriteFile.
+func (f *fd) transmit(file *os.File, p []byte) (int, error) {
+	n, err := file.Write(p)
+	if err != nil {
+		err = writeError("WriteFile", err)
+	}
+	return n, err
+}
+
+// setDeadline sets the deadlines of one or both directions. It does so as a
+// control: os.File has an error of its own for one that is closed.
+func (f *fd) setDeadline(t time.Time, d direction) error {
+	file := f.file.Load()
+	if file == nil && !t.IsZero() { // or else none was ever set
+		var err error
+		if file, err = f.join(); err != nil {
+			return err
+		}
+	}
+	return f.control("", func(syscall.Handle) error {
+		switch {
+		case file == nil:
+			return nil
+		case d == reading:
+			return file.SetReadDeadline(t)
+		case d == writing:
+			return file.SetWriteDeadline(t)
+		}
+		return file.SetDeadline(t)
+	})
+}
+
+// A rawConn is an fd as a syscall.RawConn. Windows has no readiness to wait for:
+// Read and Write call the function once, in the order of reads and writes.
+type rawConn struct{ f *fd }
+
+func (f *fd) rawConn() (syscall.RawConn, error) { return rawConn{f}, nil }
+
+func (c rawConn) Control(fn func(fd uintptr)) error {
+	return c.f.control("", func(h syscall.Handle) error { fn(uintptr(h)); return nil })
+}
+
+func (c rawConn) Read(fn func(fd uintptr) bool) error  { return c.once(reading, fn) }
+func (c rawConn) Write(fn func(fd uintptr) bool) error { return c.once(writing, fn) }
+
+func (c rawConn) once(d direction, fn func(fd uintptr) bool) error {
+	_, h, err := c.f.begin(d)
+	if err != nil {
+		return err
+	}
+	defer h.mu.Unlock()
+	return c.f.control("", func(sys syscall.Handle) error {
+		if !fn(uintptr(sys)) {
+			return errors.ErrUnsupported
+		}
+		return nil
+	})
+}
+
+// ---------------------------------------------------------------------------
+// Operations on handles
+
+// ioMax is the most that os.File reads or writes in one call.
+const ioMax = 1 << 30
+
+func (f *fd) read(p []byte) (int, error) {
+	file, h, err := f.begin(reading)
+	if err != nil {
+		return 0, err
+	}
+	defer h.mu.Unlock()
+	return f.readStream(file, p)
+}
+
+// readStream reads at least one byte, wherever messages begin and end.
+func (f *fd) readStream(file *os.File, p []byte) (n int, err error) {
+	if len(p) == 0 {
+		return 0, f.control("", func(syscall.Handle) error { return nil })
+	}
+	for n == 0 && err == nil {
+		n, _, err = f.receive(file, p)
+	}
+	return n, err
+}
+
+func (f *fd) write(p []byte) (int, error) {
+	file, h, err := f.begin(writing)
+	if err != nil {
+		return 0, err
+	}
+	defer h.mu.Unlock()
+	if len(p) == 0 { // is no write of a stream, but would be one of a pipe
+		return 0, f.control("", func(syscall.Handle) error { return nil })
+	}
+	return f.transmit(file, p)
+}
+
+// readBuffers reads into the first buffer; what is there already goes on into
+// the next ones.
+func (f *fd) readBuffers(bufs [][]byte) (total int64, err error) {
+	file, h, err := f.begin(reading)
+	if err != nil {
+		return 0, err
+	}
+	defer h.mu.Unlock()
+	for _, p := range bufs {
+		if len(p) == 0 {
+			continue
+		}
+		if total > 0 {
+			if _, there, err := f.peek(nil); err != nil || there == 0 {
+				break // the next read tells
+			}
+		}
+		n, err := f.readStream(file, p)
+		total += int64(n)
+		if err != nil && total == 0 {
+			return 0, err
+		}
+		if n < len(p) {
+			break
+		}
+	}
+	return total, nil
+}
+
+func (f *fd) writeBuffers(bufs *net.Buffers) (total int64, err error) {
+	file, h, err := f.begin(writing)
+	if err != nil {
+		return 0, err
+	}
+	defer h.mu.Unlock()
+	for len(*bufs) > 0 {
+		if p := (*bufs)[0]; len(p) > 0 {
+			n, err := f.transmit(file, p)
+			total += int64(n)
+			if err != nil {
+				(*bufs)[0] = p[n:]
+				return total, err
+			}
+		}
+		(*bufs)[0] = nil
+		*bufs = (*bufs)[1:]
+	}
+	return total, nil
+}
+
+// send writes one message.
+func (f *fd) send(p []byte) error {
+	file, h, err := f.begin(writing)
+	if err != nil {
+		return err
+	}
+	defer h.mu.Unlock()
+	if f.kind != messages {
+		return errNoMessages
+	}
+	if len(p) > ioMax {
+		return &classified{tooLong("the message", len(p), ioMax), ErrMsgTooLong}
+	}
+	_, err = f.transmit(file, p)
+	return err
+}
+
+// errNoMessages refuses operations on messages where there are only bytes.
+var errNoMessages = &addrError{"this end of the pipe does not read messages", errors.ErrUnsupported}
+
+// readMessage reads one message or the part of it that fits into p.
+func (f *fd) readMessage(p []byte) (n int, more bool, err error) {
+	file, h, err := f.begin(reading)
+	if err != nil {
+		return 0, false, err
+	}
+	defer h.mu.Unlock()
+	switch {
+	case f.kind != messages:
+		return 0, false, errNoMessages
+	case len(p) == 0:
+		return 0, false, configError("the buffer", "empty", "one of at least one byte")
+	}
+	return f.nextPart(file, p)
+}
+
+// nextPart is receive for messages. A read of an empty message and the end of the
+// stream look alike to os.File, and when the peer is gone afterwards, receive
+// takes the one for the other. What is in the queue of a peer that is gone
+// already does not change any more: if there is something, the read gets it.
+func (f *fd) nextPart(file *os.File, p []byte) (n int, more bool, err error) {
+	certain := false
+	err = f.control("", func(h syscall.Handle) error {
+		info, err := localInfo(h)
+		if err == nil && info.state == pipeClosing {
+			_, _, _, err = peekMessage(h, nil)
+			certain = err == nil
+		}
+		return err
+	})
+	if err != nil {
+		return 0, false, readError("PeekNamedPipe", err)
+	}
+	n, more, err = f.receive(file, p)
+	if certain && err == io.EOF {
+		err = nil
+	}
+	return n, more, err
+}
+
+// recv reads one message into p, and drops what does not fit.
+func (f *fd) recv(p []byte) (int, error) {
+	file, h, err := f.begin(reading)
+	if err != nil {
+		return 0, err
+	}
+	defer h.mu.Unlock()
+	into := p
+	if len(p) == 0 {
+		into = h.scratch[:]
+	}
+	n, more, err := f.nextPart(file, into)
+	if more || n > len(p) {
+		if more {
+			err = f.drop(file)
+		}
+		if err == nil {
+			err = errMsgDropped
+		}
+	}
+	return min(n, len(p)), err
+}
+
+// errMsgDropped says that the rest of a message is lost.
+var errMsgDropped = &addrError{"the message is longer than the buffer", ErrMsgTooLong}
+
+// drop reads the rest of a message.
+func (f *fd) drop(file *os.File) error {
+	rest := make([]byte, 64<<10)
+	for {
+		if _, more, err := f.receive(file, rest); err != nil || !more {
+			return err
+		}
+	}
+}
+
+// recvAppend reads one message of any length to the end of dst.
+func (f *fd) recvAppend(dst []byte) ([]byte, error) {
+	file, h, err := f.begin(reading)
+	if err != nil {
+		return dst, err
+	}
+	defer h.mu.Unlock()
+	p := grow(dst, 1)
+	n, more, err := f.nextPart(file, p[len(p):cap(p)])
+	for p = p[:len(p)+n]; more && err == nil; p = p[:len(p)+n] {
+		var left int
+		if _, left, err = f.peek(nil); err == nil {
+			p = grow(p, max(left, 1))
+			n, more, err = f.receive(file, p[len(p):cap(p)])
+		}
+		if err != nil {
+			n = 0
+		}
+	}
+	if err != nil {
+		return dst, err
+	}
+	return p, nil
+}
+
+// grow returns p with room for n bytes more.
+func grow(p []byte, n int) []byte {
+	if cap(p)-len(p) >= n {
+		return p
+	}
+	return append(make([]byte, 0, len(p)+max(n, 512)), p...)
+}
+
+// peek looks at what can be read, without waiting.
+func (f *fd) peek(p []byte) (n, size int, err error) {
+	if f.ends&reading == 0 {
+		return 0, 0, errDirection(f.ends)
+	}
+	err = f.control("", func(h syscall.Handle) (err error) {
+		var avail, left int
+		n, avail, left, err = peekMessage(h, p)
+		if size = avail; f.kind == messages {
+			size = n + left
+		}
+		return err
+	})
+	return n, size, readError("PeekNamedPipe", err)
+}
+
+// transact makes a TransactNamedPipe.
+func (f *fd) transact(ctx context.Context, request, reply []byte) (n int, err error) {
+	file, w, err := f.begin(writing)
+	if err != nil {
+		return 0, err
+	}
+	defer w.mu.Unlock()
+	_, r, err := f.begin(reading)
+	if err != nil {
+		return 0, err
+	}
+	defer r.mu.Unlock()
+	if f.kind != messages {
+		return 0, errNoMessages
+	}
+	if len(request) > ioMax || len(reply) > ioMax {
+		return 0, &classified{tooLong("the message", max(len(request), len(reply)), ioMax), ErrMsgTooLong}
+	}
+	event, err := createEvent()
+	if err != nil {
+		return 0, err
+	}
+	defer syscall.CloseHandle(event)
+
+	// The kernel uses all three until the operation has ended, which call
+	// waits for.
+	overlapped := &syscall.Overlapped{HEvent: event | keepFromPort}
+	var pinner runtime.Pinner
+	defer pinner.Unpin()
+	pinner.Pin(overlapped)
+	if len(request) > 0 {
+		pinner.Pin(&request[0])
+	}
+	if len(reply) > 0 {
+		pinner.Pin(&reply[0])
+	}
+
+	var done uint32
+	err = f.hold(file, ctx, func(h syscall.Handle) error {
+		err := transactNamedPipe(h, request, reply, overlapped)
+		if err != syscall.ERROR_IO_PENDING && err != nil && err != syscall.ERROR_MORE_DATA {
+			return err
+		}
+		if _, err := syscall.WaitForSingleObject(event, syscall.INFINITE); err != nil {
+			return err
+		}
+		return overlappedResult(h, overlapped, &done)
+	}, func(h syscall.Handle) { syscall.CancelIoEx(h, overlapped) })
+	if err == syscall.ERROR_MORE_DATA {
+		if err = f.drop(file); err == nil {
+			err = errMsgDropped
+		}
+		return len(reply), err
+	}
+	return int(done), writeError("TransactNamedPipe", err)
+}
+
+// flush makes a FlushFileBuffers.
+func (f *fd) flush(ctx context.Context) error {
+	if f.ends&writing == 0 {
+		return nil
+	}
+	file, w, err := f.begin(writing)
+	if err != nil {
+		return err
+	}
+	defer w.mu.Unlock()
+	// A read that is cancelled along with the flush is made again: see receive.
+	err = f.hold(file, ctx, syscall.FlushFileBuffers, func(h syscall.Handle) { syscall.CancelIoEx(h, nil) })
+	if isGone(err) {
+		return nil
+	}
+	return callError("FlushFileBuffers", err)
+}
+
+// hold makes a call that holds its thread. When ctx or the fd ends, it cancels the
+// call, and again after a pause, since the call may not have begun yet, until it
+// returns. The handle stays open so long.
+func (f *fd) hold(file *os.File, ctx context.Context, call func(syscall.Handle) error, cancel func(syscall.Handle)) error {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return callError("", err)
+	}
+	var result, ended error
+	err = raw.Control(func(sys uintptr) {
+		h := syscall.Handle(sys)
+		returned := make(chan struct{})
+		var watch sync.WaitGroup
+		watch.Go(func() {
+			select {
+			case <-returned:
+				return
+			case <-ctx.Done():
+				ended = ctx.Err()
+				if ended == context.DeadlineExceeded {
+					ended = &timeoutError{}
+				}
+			case <-f.closing:
+				ended = net.ErrClosed
+			}
+			for pause := time.NewTicker(time.Millisecond); ; {
+				cancel(h)
+				select {
+				case <-returned:
+					pause.Stop()
+					return
+				case <-pause.C:
+				}
+			}
+		})
+		result = call(h)
+		close(returned)
+		watch.Wait()
+	})
+	if err != nil { // os.File has one reason not to call, and its own error for it
+		return net.ErrClosed
+	}
+	if result == syscall.ERROR_OPERATION_ABORTED && ended != nil {
+		return ended
+	}
+	return result
+}
+
+func (f *fd) closeRead() error  { return errors.ErrUnsupported }
+func (f *fd) closeWrite() error { return errors.ErrUnsupported }
+
+func (f *fd) setBuffer(direction, int) error { return errors.ErrUnsupported }
+
+func (f *fd) spliceFrom(io.Reader) (int64, bool, error) { return 0, false, nil }
+func (f *fd) spliceTo(io.Writer) (int64, bool, error)   { return 0, false, nil }
+
+func (f *fd) sendFiles([]*os.File, []byte) error         { return errors.ErrUnsupported }
+func (f *fd) recvFiles() ([]*os.File, error)             { return nil, errors.ErrUnsupported }
+func (f *fd) recvRights([]byte) (int, []*os.File, error) { return 0, nil, errors.ErrUnsupported }
+
+// peer tells of the process at the other end what is known for certain. Its
+// number and session are recorded by the kernel when it opens or makes the pipe.
+//
+// The user of a server is the owner of the pipe. The user of a client is that of
+// the token that the kernel took from it when it opened the pipe. A client that
+// did not let the server see it (Anonymous), or whose token follows what it
+// sends and that has sent nothing yet, is known by its process; see peerProcess.
+func (f *fd) peer() (p Peer, err error) {
+	pid, session := procServerProcessID, procServerSessionID
+	if f.server {
+		pid, session = procClientProcessID, procClientSessionID
+	}
+	err = f.control("", func(h syscall.Handle) error {
+		if f.onOtherMachine(h) {
+			return nil
+		}
+		n, err := pipeNumber(pid, h)
+		if err != nil {
+			return os.NewSyscallError(pid.Name, err)
+		}
+		p.pid, p.facts = int(n), knowsPID
+		p.system.session, err = pipeNumber(session, h)
+		p.system.knowsSession = err == nil
+		return nil
+	})
+	if err != nil {
+		return Peer{}, err
+	}
+	if f.server {
+		p.user, err = f.clientUser()
+	} else {
+		p.user, err = f.owner()
+		me, e := currentUser()
+		if err == nil {
+			err = e
+		}
+		p.system.trusted = p.facts&knowsPID != 0 && err == nil &&
+			(p.user == me || p.user == sidSystem || p.user == sidAdministrators)
+	}
+	if p.facts == 0 && err != nil {
+		return Peer{}, err
+	}
+	return p, nil
+}
+
+// onOtherMachine reports whether the other end is, or may be, on another machine.
+func (f *fd) onOtherMachine(h syscall.Handle) bool {
+	return f.remote && (!f.server || !clientIsLocal(h))
+}
+
+// owner returns the owner of the pipe.
+func (f *fd) owner() (string, error) {
+	var owner string
+	err := f.control("", func(h syscall.Handle) error {
+		sd, err := securityOf(h)
+		if err == nil {
+			owner = sd.Owner()
+		}
+		return err
+	})
+	return owner, err
+}
+
+// clientUser returns the user of the client.
+func (f *fd) clientUser() (string, error) {
+	var user string
+	var err error
+	if e := f.impersonate(func() {
+		var token syscall.Token
+		if token, err = threadToken(); err == nil {
+			user, err = userOf(token)
+			token.Close()
+		}
+	}); e != nil {
+		err = e
+	}
+	if err == nil || err == net.ErrClosed {
+		return user, err
+	}
+	const queryLimitedInformation = 0x1000 // PROCESS_QUERY_LIMITED_INFORMATION
+	process, err := f.peerProcess(queryLimitedInformation)
+	if err != nil {
+		return "", err
+	}
+	defer syscall.CloseHandle(process)
+	var token syscall.Token
+	if err := syscall.OpenProcessToken(process, syscall.TOKEN_QUERY, &token); err != nil {
+		return "", os.NewSyscallError("OpenProcessToken", err)
+	}
+	defer token.Close()
+	return userOf(token)
+}
+
+// peerProcess opens the process at the other end. One that began after this end
+// was connected is another, with a number that was used again.
+func (f *fd) peerProcess(access uint32) (process syscall.Handle, err error) {
+	const queryLimitedInformation = 0x1000
+	question := procServerProcessID
+	if f.server {
+		question = procClientProcessID
+	}
+	err = f.control("", func(h syscall.Handle) error {
+		if f.onOtherMachine(h) {
+			return &addrError{"the peer is on another machine", errors.ErrUnsupported}
+		}
+		pid, err := pipeNumber(question, h)
+		if err != nil {
+			return os.NewSyscallError(question.Name, err)
+		}
+		process, err = syscall.OpenProcess(access|queryLimitedInformation, false, pid)
+		return os.NewSyscallError("OpenProcess", err)
+	})
+	if err != nil {
+		return 0, err
+	}
+	var created, exited, kernel, user syscall.Filetime
+	if err = syscall.GetProcessTimes(process, &created, &exited, &kernel, &user); err != nil {
+		err = os.NewSyscallError("GetProcessTimes", err)
+	} else if time.Unix(0, created.Nanoseconds()).After(f.made.Add(clockTick)) {
+		err = &addrError{what: "the process of the peer has ended"}
+	}
+	if err != nil {
+		syscall.CloseHandle(process)
+		return 0, err
+	}
+	return process, nil
+}
+
+// clockTick is the longest step of the clock that time.Now reads; processes are
+// born by a finer one.
+const clockTick = 16 * time.Millisecond
+
+// impersonate runs f in the name of the client: see PipeConn.Impersonate. The
+// thread that could not take its own identity back ends with the goroutine,
+// which does not unlock it.
+func (f *fd) impersonate(run func()) error {
+	if !f.server {
+		return errNotServer
+	}
+	var err error
+	var panicked any
+	returned, done := false, make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if err = f.control("ImpersonateNamedPipeClient", impersonateNamedPipeClient); err != nil {
+			runtime.UnlockOSThread() // it did not become anybody else
+			return
+		}
+		defer func() {
+			panicked = recover()
+			if err = revertToSelf(); err == nil {
+				runtime.UnlockOSThread()
+			}
+		}()
+		run()
+		returned = true
+	}()
+	<-done
+	switch {
+	case panicked != nil:
+		panic(panicked)
+	case err == nil && !returned:
+		runtime.Goexit() // as f did, in the test of a caller for one
+	}
+	return err
+}
+
+// dupFile joins first, or the duplicate would take this end's place at the
+// completion port.
+func (f *fd) dupFile(name string) (*os.File, error) {
+	if _, err := f.join(); err != nil {
+		return nil, err
+	}
+	var d syscall.Handle
+	err := f.control("", func(h syscall.Handle) (err error) {
+		d, err = duplicate(h)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(d), name), nil
+}
+
+func (f *fd) localAddr() Addr  { return Addr{} }
+func (f *fd) remoteAddr() Addr { return Addr{} }
+
+// ---------------------------------------------------------------------------
+// Errors
+
+// winerror.h: what package syscall lacks.
+const (
+	errPipeLocal        syscall.Errno = 229 // ERROR_PIPE_LOCAL
+	errBadPipe          syscall.Errno = 230 // ERROR_BAD_PIPE
+	errPipeBusy         syscall.Errno = 231 // ERROR_PIPE_BUSY
+	errNoData           syscall.Errno = 232 // ERROR_NO_DATA
+	errPipeNotConnected syscall.Errno = 233 // ERROR_PIPE_NOT_CONNECTED
+	errPipeConnected    syscall.Errno = 535 // ERROR_PIPE_CONNECTED
+)
+
+// callError names the system call in an error of it, and leaves what is none
+// (net.ErrClosed, os.ErrDeadlineExceeded) as it is.
+func callError(call string, err error) error {
+	err = errnoOf(err)
+	if errno, ok := err.(syscall.Errno); ok {
+		return os.NewSyscallError(call, errno)
+	}
+	return err
+}
+
+// readError is the callError of a read: nothing more comes from a peer that is
+// gone.
+func readError(call string, err error) error {
+	if err = errnoOf(err); isGone(err) {
+		return io.EOF
+	}
+	return callError(call, err)
+}
+
+// writeError is the callError of a write: a peer that is gone matches EPIPE.
+func writeError(call string, err error) error {
+	if err = errnoOf(err); isGone(err) {
+		return &classified{os.NewSyscallError(call, err), syscall.EPIPE}
+	}
+	return callError(call, err)
+}
+
+// isGone reports whether the error is one of those by which Windows says that the
+// other end was closed or disconnected.
+func isGone(err error) bool {
+	return err == syscall.ERROR_BROKEN_PIPE || err == errNoData || err == errPipeNotConnected || err == errBadPipe
+}
+
+// errnoOf returns the errno in err, or what else os.File means by it.
+func errnoOf(err error) error {
+	switch e := err.(type) {
+	case *classified:
+		return errnoOf(e.err)
+	case *os.SyscallError:
+		return e.Err
+	case *fs.PathError:
+		if e.Err == os.ErrClosed {
+			return net.ErrClosed
+		}
+		return e.Err
+	}
+	return err
+}
+
+// ---------------------------------------------------------------------------
+// System calls
+
+var (
+	kernel32 = syscall.NewLazyDLL("kernel32.dll")
+	advapi32 = syscall.NewLazyDLL("advapi32.dll")
+	ntdll    = syscall.NewLazyDLL("ntdll.dll")
+
+	procCreateEvent             = kernel32.NewProc("CreateEventW")
+	procSetEvent                = kernel32.NewProc("SetEvent")
+	procGetOverlappedResult     = kernel32.NewProc("GetOverlappedResult")
+	procConnectNamedPipe        = kernel32.NewProc("ConnectNamedPipe")
+	procDisconnectNamedPipe     = kernel32.NewProc("DisconnectNamedPipe")
+	procPeekNamedPipe           = kernel32.NewProc("PeekNamedPipe")
+	procTransactNamedPipe       = kernel32.NewProc("TransactNamedPipe")
+	procWaitNamedPipe           = kernel32.NewProc("WaitNamedPipeW")
+	procSetNamedPipeHandleState = kernel32.NewProc("SetNamedPipeHandleState")
+	procClientComputerName      = kernel32.NewProc("GetNamedPipeClientComputerNameW")
+	procClientProcessID         = kernel32.NewProc("GetNamedPipeClientProcessId")
+	procClientSessionID         = kernel32.NewProc("GetNamedPipeClientSessionId")
+	procServerProcessID         = kernel32.NewProc("GetNamedPipeServerProcessId")
+	procServerSessionID         = kernel32.NewProc("GetNamedPipeServerSessionId")
+
+	procGetKernelObjectSecurity    = advapi32.NewProc("GetKernelObjectSecurity")
+	procImpersonateNamedPipeClient = advapi32.NewProc("ImpersonateNamedPipeClient")
+	procOpenThreadToken            = advapi32.NewProc("OpenThreadToken")
+	procRevertToSelf               = advapi32.NewProc("RevertToSelf")
+	procStringToSecurityDescriptor = advapi32.NewProc("ConvertStringSecurityDescriptorToSecurityDescriptorW")
+	procSecurityDescriptorToString = advapi32.NewProc("ConvertSecurityDescriptorToStringSecurityDescriptorW")
+	procNtCreateNamedPipeFile      = ntdll.NewProc("NtCreateNamedPipeFile")
+	procNtQueryInformationFile     = ntdll.NewProc("NtQueryInformationFile")
+	procRtlNtStatusToDosError      = ntdll.NewProc("RtlNtStatusToDosError")
+)
+
+// The pseudo handles of winnt.h.
+const (
+	currentProcess = ^syscall.Handle(0)     // GetCurrentProcess() is -1
+	currentThread  = ^syscall.Handle(0) - 1 // GetCurrentThread() is -2
+)
+
+// failure returns the error of a call that returns 0 when it fails.
+func failure(result uintptr, errno syscall.Errno) error {
+	switch {
+	case result != 0:
+		return nil
+	case errno == 0:
+		return syscall.EINVAL
+	}
+	return errno
+}
+
+// ntError returns the Windows error of a native call's status.
+func ntError(status uintptr) error {
+	if int32(status) >= 0 {
+		return nil
+	}
+	errno, _, _ := syscall.SyscallN(procRtlNtStatusToDosError.Addr(), status)
+	return syscall.Errno(errno)
+}
+
+// createEvent makes an auto-reset event.
+func createEvent() (syscall.Handle, error) {
+	h, _, errno := syscall.SyscallN(procCreateEvent.Addr(), 0, 0, 0, 0)
+	return syscall.Handle(h), os.NewSyscallError("CreateEvent", failure(h, errno))
+}
+
+func setEvent(event syscall.Handle) error {
+	r, _, errno := syscall.SyscallN(procSetEvent.Addr(), uintptr(event))
+	return os.NewSyscallError("SetEvent", failure(r, errno))
+}
+
+// keepFromPort, in the event of an OVERLAPPED, keeps the end of the operation
+// from the completion port that the handle belongs to (GetQueuedCompletionStatus).
+const keepFromPort = 1
+
+func overlappedResult(h syscall.Handle, o *syscall.Overlapped, n *uint32) error {
+	var none uint32
+	if n == nil {
+		n = &none
+	}
+	r, _, errno := syscall.SyscallN(procGetOverlappedResult.Addr(),
+		uintptr(h), uintptr(unsafe.Pointer(o)), uintptr(unsafe.Pointer(n)), 0)
+	return failure(r, errno)
+}
+
+// create makes one instance: the first of a pipe that does not exist yet, or one
+// more of a pipe that does. CreateNamedPipe would do for the former, but to the
+// latter it would as well make a new pipe, if the name was free.
+func (p *pipeSpec) create(first bool) (syscall.Handle, error) {
+	const (
+		// winnt.h, wdm.h, ntifs.h
+		objCaseInsensitive = 0x40
+		objInherit         = 0x2
+		fileOpen           = 1
+		fileCreate         = 2
+		fileWriteThrough   = 2
+		filePipeMessage    = 1 // FILE_PIPE_MESSAGE_TYPE and FILE_PIPE_MESSAGE_MODE
+		filePipeRejectFar  = 2 // FILE_PIPE_REJECT_REMOTE_CLIENTS
+		unlimited          = 0xffffffff
+		readAttributes     = 0x80
+	)
+	path, err := syscall.UTF16FromString(`\??\pipe\` + p.target[len(localPrefix):])
+	if err != nil {
+		return 0, err
+	}
+	name := unicodeString{uint16(2 * (len(path) - 1)), uint16(2 * len(path)), &path[0]}
+	attributes := objectAttributes{name: &name, attributes: objCaseInsensitive, security: &p.security.raw[0]}
+	attributes.length = uint32(unsafe.Sizeof(attributes))
+	if p.inherit {
+		attributes.attributes |= objInherit
+	}
+	disposition, options, typ, mode := uintptr(fileOpen), uintptr(0), uintptr(0), uintptr(0)
+	if first {
+		disposition = fileCreate
+	}
+	if p.through {
+		options = fileWriteThrough
+	}
+	if p.kind == messages {
+		typ, mode = filePipeMessage, filePipeMessage
+	}
+	if !p.remote {
+		typ |= filePipeRejectFar
+	}
+	rights, share := uint32(syscall.SYNCHRONIZE), uintptr(0)
+	if p.ends&reading != 0 {
+		rights |= syscall.GENERIC_READ | syscall.FILE_WRITE_ATTRIBUTES
+		share |= syscall.FILE_SHARE_WRITE
+	}
+	if p.ends&writing != 0 {
+		rights |= syscall.GENERIC_WRITE | readAttributes
+		share |= syscall.FILE_SHARE_READ
+	}
+	var h syscall.Handle
+	var status ioStatus
+	r, _, _ := syscall.SyscallN(procNtCreateNamedPipeFile.Addr(),
+		uintptr(unsafe.Pointer(&h)), uintptr(rights), uintptr(unsafe.Pointer(&attributes)),
+		uintptr(unsafe.Pointer(&status)), share, disposition, options, typ, mode, 0,
+		unlimited, uintptr(p.in), uintptr(p.out), uintptr(unsafe.Pointer(&p.wait)))
+	runtime.KeepAlive(p)
+	if err = ntError(r); err == nil {
+		return h, nil
+	}
+	e := os.NewSyscallError("NtCreateNamedPipeFile", err)
+	switch {
+	case first && (err == syscall.ERROR_ALREADY_EXISTS || err == syscall.ERROR_ACCESS_DENIED && pipeExists(p.target)):
+		return 0, &classified{e, ErrAddrInUse}
+	}
+	return 0, e
+}
+
+// ntdef.h: UNICODE_STRING; lengths in bytes.
+type unicodeString struct {
+	length, capacity uint16
+	buffer           *uint16
+}
+
+// ntdef.h: OBJECT_ATTRIBUTES.
+type objectAttributes struct {
+	length     uint32
+	root       syscall.Handle
+	name       *unicodeString
+	attributes uint32
+	security   *byte
+	quality    uintptr
+}
+
+// wdm.h: IO_STATUS_BLOCK.
+type ioStatus struct{ status, information uintptr }
+
+// openPipe opens a client's end.
+func openPipe(target string, rights, flags uint32) (syscall.Handle, error) {
+	path, err := syscall.UTF16PtrFromString(target)
+	if err != nil {
+		return 0, err
+	}
+	h, err := syscall.CreateFile(path, rights, 0, nil, syscall.OPEN_EXISTING, syscall.FILE_FLAG_OVERLAPPED|flags, 0)
+	return h, os.NewSyscallError("CreateFile", err)
+}
+
+// pipeExists reports whether there is a pipe, without using up an instance.
+func pipeExists(target string) bool {
+	path, err := syscall.UTF16PtrFromString(target)
+	if err != nil {
+		return false
+	}
+	const shortest = 1 // millisecond
+	r, _, errno := syscall.SyscallN(procWaitNamedPipe.Addr(), uintptr(unsafe.Pointer(path)), shortest)
+	return r != 0 || errno != syscall.ERROR_FILE_NOT_FOUND
+}
+
+func connectNamedPipe(h syscall.Handle, o *syscall.Overlapped) error {
+	r, _, errno := syscall.SyscallN(procConnectNamedPipe.Addr(), uintptr(h), uintptr(unsafe.Pointer(o)))
+	return failure(r, errno)
+}
+
+func disconnectNamedPipe(h syscall.Handle) error {
+	r, _, errno := syscall.SyscallN(procDisconnectNamedPipe.Addr(), uintptr(h))
+	return failure(r, errno)
+}
+
+// peekMessage returns how much it copied, how much there is to read, and how
+// much of the message at the head was not copied.
+func peekMessage(h syscall.Handle, p []byte) (n, avail, left int, err error) {
+	var read, total, rest uint32
+	p = p[:min(len(p), ioMax)]
+	r, _, errno := syscall.SyscallN(procPeekNamedPipe.Addr(), uintptr(h),
+		uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),
+		uintptr(unsafe.Pointer(&read)), uintptr(unsafe.Pointer(&total)), uintptr(unsafe.Pointer(&rest)))
+	return int(read), int(total), int(rest), failure(r, errno)
+}
+
+func transactNamedPipe(h syscall.Handle, request, reply []byte, o *syscall.Overlapped) error {
+	r, _, errno := syscall.SyscallN(procTransactNamedPipe.Addr(), uintptr(h),
+		uintptr(unsafe.Pointer(unsafe.SliceData(request))), uintptr(len(request)),
+		uintptr(unsafe.Pointer(unsafe.SliceData(reply))), uintptr(len(reply)),
+		0, uintptr(unsafe.Pointer(o)))
+	return failure(r, errno)
+}
+
+func setMessageMode(h syscall.Handle) error {
+	mode := uint32(2) // PIPE_READMODE_MESSAGE
+	r, _, errno := syscall.SyscallN(procSetNamedPipeHandleState.Addr(), uintptr(h), uintptr(unsafe.Pointer(&mode)), 0, 0)
+	return failure(r, errno)
+}
+
+// pipeNumber asks one of the questions about a pipe whose answer is a number.
+func pipeNumber(question *syscall.LazyProc, h syscall.Handle) (n uint32, err error) {
+	r, _, errno := syscall.SyscallN(question.Addr(), uintptr(h), uintptr(unsafe.Pointer(&n)))
+	return n, failure(r, errno)
+}
+
+// clientIsLocal reports whether the client of a server's end is on this machine.
+func clientIsLocal(h syscall.Handle) bool {
+	if procClientComputerName.Find() != nil {
+		return false
+	}
+	var name [256]uint16
+	r, _, errno := syscall.SyscallN(procClientComputerName.Addr(), uintptr(h), uintptr(unsafe.Pointer(&name)), unsafe.Sizeof(name))
+	return r == 0 && errno == errPipeLocal
+}
+
+// ntifs.h: FILE_PIPE_LOCAL_INFORMATION.
+type pipeInfo struct {
+	typ, configuration, limit, count      uint32
+	inQuota, readable, outQuota, writable uint32
+	state, end                            uint32
+}
+
+// ntifs.h: FILE_PIPE_CONNECTED_STATE, and CLOSING when the other end is gone.
+const (
+	pipeConnected = 3
+	pipeClosing   = 4
+)
+
+func localInfo(h syscall.Handle) (info pipeInfo, err error) {
+	const filePipeLocalInformation = 24
+	err = queryFile(h, filePipeLocalInformation, unsafe.Pointer(&info), unsafe.Sizeof(info))
+	return info, err
+}
+
+// readMode returns what the end reads: FILE_PIPE_MESSAGE_MODE is 1.
+func readMode(h syscall.Handle) (transport, error) {
+	const filePipeInformation = 23
+	var info struct{ read, completion uint32 }
+	err := queryFile(h, filePipeInformation, unsafe.Pointer(&info), unsafe.Sizeof(info))
+	if info.read == 1 {
+		return messages, err
+	}
+	return streams, err
+}
+
+// fileMode returns the options that the handle was opened with.
+func fileMode(h syscall.Handle) (mode uint32, err error) {
+	const fileModeInformation = 16
+	err = queryFile(h, fileModeInformation, unsafe.Pointer(&mode), unsafe.Sizeof(mode))
+	return mode, err
+}
+
+func queryFile(h syscall.Handle, class uintptr, info unsafe.Pointer, size uintptr) error {
+	var status ioStatus
+	r, _, _ := syscall.SyscallN(procNtQueryInformationFile.Addr(), uintptr(h),
+		uintptr(unsafe.Pointer(&status)), uintptr(info), size, class)
+	return os.NewSyscallError("NtQueryInformationFile", ntError(r))
+}
+
+// duplicate returns another handle of this process, which children do not inherit.
+func duplicate(h syscall.Handle) (d syscall.Handle, err error) {
+	err = syscall.DuplicateHandle(currentProcess, h, currentProcess, &d, 0, false, syscall.DUPLICATE_SAME_ACCESS)
+	return d, os.NewSyscallError("DuplicateHandle", err)
+}
+
+func impersonateNamedPipeClient(h syscall.Handle) error {
+	r, _, errno := syscall.SyscallN(procImpersonateNamedPipeClient.Addr(), uintptr(h))
+	return failure(r, errno)
+}
+
+func revertToSelf() error {
+	r, _, errno := syscall.SyscallN(procRevertToSelf.Addr())
+	return os.NewSyscallError("RevertToSelf", failure(r, errno))
+}
+
+// threadToken returns the token that this thread impersonates. It is opened with
+// the rights of the process, since a client's may not suffice.
+func threadToken() (token syscall.Token, err error) {
+	r, _, errno := syscall.SyscallN(procOpenThreadToken.Addr(), uintptr(currentThread), syscall.TOKEN_QUERY, 1,
+		uintptr(unsafe.Pointer(&token)))
+	return token, os.NewSyscallError("OpenThreadToken", failure(r, errno))
+}
+
+// winnt.h: SECURITY_INFORMATION.
+const (
+	ownerGroupAndDACL = 1 | 2 | 4
+	saclAndLabel      = 8 | 0x10
+)
+
+// securityOf reads the security descriptor of a handle that has READ_CONTROL.
+func securityOf(h syscall.Handle) (*SecurityDescriptor, error) {
+	raw := make([]byte, 512)
+	for {
+		var needed uint32
+		r, _, errno := syscall.SyscallN(procGetKernelObjectSecurity.Addr(), uintptr(h), ownerGroupAndDACL,
+			uintptr(unsafe.Pointer(&raw[0])), uintptr(len(raw)), uintptr(unsafe.Pointer(&needed)))
+		switch err := failure(r, errno); {
+		case err == nil:
+			return &SecurityDescriptor{raw[:min(int(needed), len(raw))]}, nil
+		case err != syscall.ERROR_INSUFFICIENT_BUFFER || int(needed) <= len(raw):
+			return nil, os.NewSyscallError("GetKernelObjectSecurity", err)
+		}
+		raw = make([]byte, needed)
+	}
+}
+
+const sddlRevision = 1 // sddl.h: SDDL_REVISION_1
+
+func parseSDDL(sddl string) ([]byte, error) {
+	text, err := syscall.UTF16PtrFromString(sddl)
+	if err != nil {
+		return nil, err
+	}
+	var sd *byte
+	var size uint32
+	r, _, errno := syscall.SyscallN(procStringToSecurityDescriptor.Addr(), uintptr(unsafe.Pointer(text)), sddlRevision,
+		uintptr(unsafe.Pointer(&sd)), uintptr(unsafe.Pointer(&size)))
+	if err := failure(r, errno); err != nil {
+		return nil, os.NewSyscallError("ConvertStringSecurityDescriptorToSecurityDescriptor", err)
+	}
+	raw := append([]byte(nil), unsafe.Slice(sd, size)...)
+	return raw, freeLocal(unsafe.Pointer(sd))
+}
+
+func formatSDDL(raw []byte) string {
+	if len(raw) == 0 {
+		return ""
+	}
+	var text *uint16
+	var units uint32
+	r, _, errno := syscall.SyscallN(procSecurityDescriptorToString.Addr(), uintptr(unsafe.Pointer(&raw[0])), sddlRevision,
+		ownerGroupAndDACL|saclAndLabel, uintptr(unsafe.Pointer(&text)), uintptr(unsafe.Pointer(&units)))
+	if failure(r, errno) != nil {
+		return ""
+	}
+	defer freeLocal(unsafe.Pointer(text))
+	return syscall.UTF16ToString(unsafe.Slice(text, units))
+}
+
+// freeLocal gives back what the system allocated for the caller.
+func freeLocal(p unsafe.Pointer) error {
+	_, err := syscall.LocalFree(syscall.Handle(p))
+	return os.NewSyscallError("LocalFree", err)
+}

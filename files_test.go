@@ -1,0 +1,834 @@
+//go:build unix || windows
+
+// Files that travel over connections: SendFiles and RecvFiles of Conn and
+// MsgConn.
+package ipc_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/interprocess-go/ipc"
+)
+
+func init() {
+	roles["files"] = childHandlesFiles
+}
+
+// ---------------------------------------------------------------------------
+// Words that the stories are told in
+
+// A carrier is a connection that files travel over.
+type carrier interface {
+	SendFiles(files ...*os.File) error
+	RecvFiles(max int) ([]*os.File, error)
+	Close() error
+	SetDeadline(t time.Time) error
+	SetReadDeadline(t time.Time) error
+	SetWriteDeadline(t time.Time) error
+	SyscallConn() (syscall.RawConn, error)
+}
+
+// overEachCarrier tells a story over each kind of connection.
+func overEachCarrier(t *testing.T, tell func(t *testing.T, a, b carrier)) {
+	needsFiles(t)
+	t.Run("Stream", func(t *testing.T) {
+		overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+			a, b := connect(t, listen(t, addr))
+			tell(t, a, b)
+		})
+		t.Run("Pair", func(t *testing.T) {
+			story(t)
+			a, b := pair(t)
+			tell(t, a, b)
+		})
+	})
+	t.Run("Messages", func(t *testing.T) {
+		overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) { tell(t, a, b) })
+	})
+}
+
+// needsFiles skips the test where the system passes no files.
+func needsFiles(t *testing.T) {
+	t.Helper()
+	if runtime.GOOS != "windows" {
+		return
+	}
+	a, _ := pair(t)
+	if err := a.SendFiles(os.Stdin); errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	}
+}
+
+// say sends the text over a carrier, hear receives it.
+func say(t *testing.T, c carrier, text string) {
+	t.Helper()
+	if c, ok := c.(*ipc.MsgConn); ok {
+		sendMsg(t, c, text)
+		return
+	}
+	send(t, c.(*ipc.Conn), text)
+}
+
+func hear(t *testing.T, c carrier, text string) {
+	t.Helper()
+	if c, ok := c.(*ipc.MsgConn); ok {
+		expectMsg(t, c, text)
+		return
+	}
+	expect(t, c.(*ipc.Conn), text)
+}
+
+func hearEOF(t *testing.T, c carrier) {
+	t.Helper()
+	if c, ok := c.(*ipc.MsgConn); ok {
+		expectMsgEOF(t, c)
+		return
+	}
+	expectEOF(t, c.(*ipc.Conn))
+}
+
+// textFile returns an open file that nobody else can open, with the text in it.
+func textFile(t *testing.T, text string) *os.File {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "file")
+	must(t, os.WriteFile(path, []byte(text), 0o600))
+	f, err := os.Open(path)
+	must(t, err)
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// stdPipe returns the ends of a pipe of package os.
+func stdPipe(t *testing.T) (r, w *os.File) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	must(t, err)
+	t.Cleanup(func() { r.Close(); w.Close() })
+	return r, w
+}
+
+func sendFiles(t *testing.T, c carrier, files ...*os.File) {
+	t.Helper()
+	must(t, c.SendFiles(files...))
+}
+
+// recvFiles receives exactly n files.
+func recvFiles(t *testing.T, c carrier, n int) []*os.File {
+	t.Helper()
+	files, err := c.RecvFiles(n)
+	must(t, err)
+	for _, f := range files {
+		t.Cleanup(func() { f.Close() })
+	}
+	if len(files) != n {
+		t.Fatalf("%d files arrive, want %d", len(files), n)
+	}
+	return files
+}
+
+// holds checks what there is to read in the file, from where it stands.
+func holds(t *testing.T, f *os.File, text string) {
+	t.Helper()
+	if got, err := io.ReadAll(f); string(got) != text || err != nil {
+		t.Errorf("the file holds %q, %v; want %q", got, err, text)
+	}
+}
+
+// cards returns n open files that tell their places in the order.
+func cards(t *testing.T, n int) []*os.File {
+	t.Helper()
+	var deck []byte
+	for i := range n {
+		deck = binary.BigEndian.AppendUint32(deck, uint32(i))
+	}
+	path := filepath.Join(t.TempDir(), "deck")
+	must(t, os.WriteFile(path, deck, 0o600))
+	files := make([]*os.File, n)
+	for i := range files {
+		f, err := os.Open(path)
+		must(t, err)
+		t.Cleanup(func() { f.Close() })
+		_, err = f.Seek(int64(4*i), io.SeekStart)
+		must(t, err)
+		files[i] = f
+	}
+	return files
+}
+
+// card returns the place of a card. It leaves the position alone, which is that
+// of all who have the file.
+func card(f *os.File) (int, error) {
+	at, err := f.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return 0, err
+	}
+	var place [4]byte
+	_, err = f.ReadAt(place[:], at)
+	return int(binary.BigEndian.Uint32(place[:])), err
+}
+
+// filesStillPass proves that files still travel from a to b.
+func filesStillPass(t *testing.T, a, b carrier) {
+	t.Helper()
+	sendFiles(t, a, textFile(t, "exchanged"))
+	holds(t, recvFiles(t, b, 1)[0], "exchanged")
+}
+
+// childHandlesFiles receives a file, tells what it holds, and sends a pipe end
+// into which it writes.
+func childHandlesFiles(p *parent, args []string) error {
+	addr, err := ipc.ParseAddr(args[0])
+	if err != nil {
+		return err
+	}
+	c, err := ipc.Dial(addr)
+	if err != nil {
+		return err
+	}
+	files, err := c.RecvFiles(3)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		text, err := io.ReadAll(f)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+		p.say("%s", text)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	if err := c.SendFiles(r); err != nil {
+		return err
+	}
+	p.hear() // the file has arrived: see SendFiles on macOS
+	_, err = io.WriteString(w, "from the child")
+	return errors.Join(err, w.Close(), r.Close(), c.Close())
+}
+
+// ---------------------------------------------------------------------------
+// What arrives
+
+func TestFilesArriveInOrder(t *testing.T) {
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		for range 2 {
+			sendFiles(t, a, textFile(t, "one"), textFile(t, "two"), textFile(t, "three"))
+			sendFiles(t, a, textFile(t, "four"))
+			for i, f := range recvFiles(t, b, 3) {
+				holds(t, f, []string{"one", "two", "three"}[i])
+			}
+			holds(t, recvFiles(t, b, 1)[0], "four")
+			a, b = b, a
+		}
+	})
+}
+
+func TestFilesOfEveryKindArrive(t *testing.T) {
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		r, w := stdPipe(t)
+		reader, writer, err := ipc.Pipe()
+		must(t, err)
+		defer reader.Close()
+		defer writer.Close()
+		writerFile, err := writer.File()
+		must(t, err)
+		defer writerFile.Close()
+		regular := textFile(t, "a regular file")
+
+		sendFiles(t, a, regular, r, w, writerFile)
+		files := recvFiles(t, b, 4)
+		for _, f := range []*os.File{r, w, writerFile, regular} { // the sender's stay the sender's
+			_, err := f.Stat()
+			must(t, err)
+			must(t, f.Close())
+		}
+		must(t, writer.Close())
+
+		holds(t, files[0], "a regular file")
+		send(t, files[2], "through the pipe")
+		must(t, files[2].Close())
+		holds(t, files[1], "through the pipe")
+		send(t, files[3], "into our pipe")
+		must(t, files[3].Close())
+		expect(t, reader, "into our pipe")
+		expectEOF(t, reader)
+	})
+}
+
+func TestFileIsSharedNotCopied(t *testing.T) {
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		f := textFile(t, "abcdef")
+		expect(t, f, "ab")
+		sendFiles(t, a, f, f) // one file twice is two files
+		got := recvFiles(t, b, 2)
+		expect(t, got[0], "cd")
+		must(t, got[0].Close())
+		expect(t, got[1], "e") // one position for all
+		expect(t, f, "f")
+	})
+}
+
+func TestMostFilesOfOneMessage(t *testing.T) {
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		files := cards(t, 254)
+		err := a.SendFiles(files...)
+		if err == nil {
+			t.Fatal("254 files are sent")
+		}
+		isOpError(t, err, "sendfiles")
+		sendFiles(t, a, files[:253]...)
+		for want, f := range recvFiles(t, b, 253) {
+			if got, err := card(f); got != want || err != nil {
+				t.Errorf("file %d arrives in the place of %d, %v", got, want, err)
+			}
+			must(t, f.Close())
+		}
+		filesStillPass(t, a, b)
+	})
+}
+
+func TestNumberOfFilesIsChecked(t *testing.T) {
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		err := a.SendFiles()
+		if err == nil {
+			t.Fatal("no files are sent")
+		}
+		isOpError(t, err, "sendfiles")
+		sendFiles(t, a, textFile(t, "still there"))
+		for _, max := range []int{0, -1, 254, 1 << 30} {
+			files, err := b.RecvFiles(max)
+			if err == nil || files != nil {
+				t.Fatalf("%d files are received when %d are asked for", len(files), max)
+			}
+			isOpError(t, err, "recvfiles")
+		}
+		holds(t, recvFiles(t, b, 1)[0], "still there")
+	})
+}
+
+func TestMoreFilesThanAskedForAreClosed(t *testing.T) {
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		r, w := stdPipe(t)
+		files := []*os.File{textFile(t, "one"), w, textFile(t, "three")}
+		before := openDescriptors()
+		sendFiles(t, a, files...)
+		got, err := b.RecvFiles(2)
+		matches(t, err, ipc.ErrMsgTooLong)
+		isOpError(t, err, "recvfiles")
+		if got != nil {
+			t.Errorf("%d files are returned with the error", len(got))
+		}
+		if now := openDescriptors(); now != before {
+			t.Errorf("%d descriptors became %d", before, now)
+		}
+		must(t, w.Close())
+		expectEOF(t, r) // nobody has the other end any more
+		filesStillPass(t, a, b)
+	})
+}
+
+func TestFewerFilesThanAskedFor(t *testing.T) {
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		sendFiles(t, a, textFile(t, "alone"))
+		sendFiles(t, a, textFile(t, "next"))
+		for _, want := range []string{"alone", "next"} {
+			files, err := b.RecvFiles(253)
+			must(t, err)
+			if len(files) != 1 {
+				t.Fatalf("%d files arrive", len(files))
+			}
+			holds(t, files[0], want)
+			must(t, files[0].Close())
+		}
+	})
+}
+
+func TestFileReachesAnotherProcess(t *testing.T) {
+	needsFiles(t)
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		c := startChild(t, "files", addr.String())
+		server := accept(t, l)
+		r, w := stdPipe(t)
+		sendFiles(t, server, textFile(t, "a file"), r)
+		send(t, w, "a pipe")
+		must(t, w.Close())
+		c.mustSay("a file")
+		c.mustSay("a pipe")
+		f := recvFiles(t, server, 1)[0]
+		c.say("thanks")
+		holds(t, f, "from the child")
+		c.end()
+		expectEOF(t, server)
+	})
+}
+
+// isNonblocking reports whether the file was in nonblocking mode when it was made.
+func isNonblocking(f *os.File) bool { return f.SetReadDeadline(time.Time{}) == nil }
+
+func TestNonblockingModeTravelsWithTheFile(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("a mode of Unix")
+	}
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		nonblocking, _ := stdPipe(t)
+		blocking, _ := stdPipe(t)
+		blocking.Fd() // this makes it so
+		blocking2 := textFile(t, "x")
+
+		sendFiles(t, a, nonblocking, blocking, blocking2)
+		for i, f := range recvFiles(t, b, 3) {
+			if got, want := isNonblocking(f), i == 0; got != want {
+				t.Errorf("file %d is nonblocking: %v", i, got)
+			}
+		}
+		must(t, nonblocking.SetReadDeadline(time.Now().Add(brief))) // and so it is still for its sender
+		_, err := nonblocking.Read(make([]byte, 1))
+		timedOut2(t, err)
+	})
+}
+
+// timedOut2 is timedOut for files of package os, whose errors are no net.Error.
+func timedOut2(t *testing.T, err error) {
+	t.Helper()
+	matches(t, err, os.ErrDeadlineExceeded)
+}
+
+// ---------------------------------------------------------------------------
+// Files and data
+
+func TestFilesBetweenData(t *testing.T) {
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		for i := range 10 {
+			say(t, a, fmt.Sprintf("before %d", i))
+			sendFiles(t, a, textFile(t, "a file"), textFile(t, "another"))
+			sendFiles(t, a, textFile(t, "a third"))
+			say(t, a, "between")
+			sendFiles(t, a, textFile(t, "the last"))
+			say(t, a, "after")
+
+			hear(t, b, fmt.Sprintf("before %d", i))
+			files := recvFiles(t, b, 2)
+			holds(t, files[0], "a file")
+			holds(t, files[1], "another")
+			holds(t, recvFiles(t, b, 1)[0], "a third")
+			hear(t, b, "between")
+			holds(t, recvFiles(t, b, 1)[0], "the last")
+			hear(t, b, "after")
+		}
+		must(t, a.Close())
+		hearEOF(t, b)
+	})
+}
+
+func TestDataInsteadOfFiles(t *testing.T) {
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		for _, text := range []string{"data", "\x00", "\x00data", "x"} {
+			say(t, a, text)
+			sendFiles(t, a, textFile(t, "a file"))
+			for range 2 { // it stays so until the data is read
+				files, err := b.RecvFiles(1)
+				matches(t, err, ipc.ErrNoFiles)
+				isOpError(t, err, "recvfiles")
+				if files != nil {
+					t.Errorf("%d files are returned with the error", len(files))
+				}
+			}
+			hear(t, b, text)
+			holds(t, recvFiles(t, b, 1)[0], "a file")
+		}
+	})
+}
+
+func TestMessageInsteadOfFilesIsWhole(t *testing.T) {
+	needsFiles(t)
+	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		instead := func(text string) {
+			t.Helper()
+			sendMsg(t, a, text)
+			_, err := b.RecvFiles(1)
+			matches(t, err, ipc.ErrNoFiles)
+		}
+		instead("appended")
+		p, err := b.RecvAppend([]byte("is "))
+		if string(p) != "is appended" || err != nil {
+			t.Errorf("received %q, %v", p, err)
+		}
+		instead("cut off")
+		room := make([]byte, 3)
+		n, err := b.Recv(room)
+		matches(t, err, ipc.ErrMsgTooLong)
+		if n != 3 || string(room) != "cut" {
+			t.Errorf("received %q", room[:n])
+		}
+		instead("dropped")
+		_, err = b.Recv(nil)
+		matches(t, err, ipc.ErrMsgTooLong)
+		instead("last")
+		must(t, a.Close())
+		_, err = b.RecvFiles(1)
+		matches(t, err, ipc.ErrNoFiles)
+		expectMsg(t, b, "last")
+		_, err = b.RecvFiles(1)
+		if err != io.EOF {
+			t.Errorf("%v at the end", err)
+		}
+		expectMsgEOF(t, b)
+	})
+}
+
+func TestEmptyMessageInsteadOfFiles(t *testing.T) {
+	needsFiles(t)
+	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		needsEmpty(t)
+		sendMsg(t, a, "")
+		sendFiles(t, a, textFile(t, "a file"))
+		for range 2 {
+			_, err := b.RecvFiles(1)
+			matches(t, err, ipc.ErrNoFiles)
+		}
+		expectMsg(t, b, "")
+		holds(t, recvFiles(t, b, 1)[0], "a file")
+		sendMsg(t, a, "")
+		_, err := b.RecvFiles(1)
+		matches(t, err, ipc.ErrNoFiles)
+		p, err := b.RecvAppend(nil)
+		if len(p) != 0 || err != nil {
+			t.Errorf("received %q, %v", p, err)
+		}
+	})
+}
+
+func TestFilesThatNobodyAskedForAreClosed(t *testing.T) {
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		if runtime.GOOS == "windows" {
+			t.Skip("handles are the peer's as soon as they are sent")
+		}
+		reads := []func() ([]byte, error){}
+		switch b := b.(type) {
+		case *ipc.Conn:
+			reads = append(reads, func() ([]byte, error) {
+				p := make([]byte, 1)
+				n, err := b.Read(p)
+				return p[:n], err
+			}, func() ([]byte, error) {
+				p := make([]byte, 1)
+				n, err := b.ReadBuffers([][]byte{p})
+				return p[:n], err
+			}, func() ([]byte, error) {
+				_, err := b.Read(nil)
+				p := make([]byte, 1)
+				n, e := b.Read(p)
+				return p[:n], errors.Join(err, e)
+			})
+		case *ipc.MsgConn:
+			reads = append(reads, func() ([]byte, error) {
+				p := make([]byte, 10)
+				n, err := b.Recv(p)
+				return p[:n], err
+			}, func() ([]byte, error) {
+				return b.RecvAppend(nil)
+			}, func() ([]byte, error) {
+				if _, err := b.Recv(nil); !errors.Is(err, ipc.ErrMsgTooLong) {
+					return nil, fmt.Errorf("received into nothing: %v", err)
+				}
+				return []byte{0}, nil
+			})
+		}
+		for _, read := range reads {
+			r, w := stdPipe(t)
+			f := textFile(t, "x")
+			before := openDescriptors()
+			sendFiles(t, a, w, f, w)
+			p, err := read()
+			if string(p) != "\x00" || err != nil {
+				t.Errorf("read %q, %v", p, err)
+			}
+			if now := openDescriptors(); now != before {
+				t.Errorf("%d descriptors became %d", before, now)
+			}
+			must(t, w.Close())
+			expectEOF(t, r) // nobody has the other end any more
+			say(t, a, "and on")
+			hear(t, b, "and on")
+		}
+		filesStillPass(t, a, b)
+	})
+}
+
+func TestFilesOnTheirWayAreClosedWithTheConnection(t *testing.T) {
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		if runtime.GOOS == "windows" {
+			t.Skip("handles are the peer's as soon as they are sent")
+		}
+		r, w := stdPipe(t)
+		for range 3 {
+			sendFiles(t, a, w, w)
+		}
+		must(t, w.Close())
+		must(t, b.Close())
+		must(t, a.Close())
+		expectEOF(t, r)
+	})
+}
+
+func TestFilesOutliveTheConnection(t *testing.T) {
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		r, w := stdPipe(t)
+		sendFiles(t, a, r)
+		must(t, a.Close())
+		f := recvFiles(t, b, 1)[0]
+		_, err := b.RecvFiles(1)
+		if err != io.EOF {
+			t.Errorf("%v at the end", err)
+		}
+		must(t, b.Close())
+		must(t, r.Close())
+		send(t, w, "still there")
+		must(t, w.Close())
+		holds(t, f, "still there")
+	})
+}
+
+// ---------------------------------------------------------------------------
+// What cannot be sent
+
+func TestWhatIsNoOpenFileIsNotSent(t *testing.T) {
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		closed := textFile(t, "closed")
+		must(t, closed.Close())
+		open := textFile(t, "open")
+		before := openDescriptors()
+		for what, files := range map[string][]*os.File{
+			"nil": {nil}, "closed": {closed},
+			"nil among others": {open, nil, open}, "closed among others": {open, open, closed},
+		} {
+			err := a.SendFiles(files...)
+			if err == nil {
+				t.Fatalf("%s: it is sent", what)
+			}
+			isOpError(t, err, "sendfiles")
+		}
+		if now := openDescriptors(); now != before {
+			t.Errorf("%d descriptors became %d", before, now)
+		}
+		say(t, a, "the first that arrives")
+		hear(t, b, "the first that arrives")
+		filesStillPass(t, a, b)
+		_, err := open.Stat()
+		must(t, err)
+	})
+}
+
+func TestFilesToAPeerThatIsGone(t *testing.T) {
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		f := textFile(t, "x")
+		must(t, b.Close())
+		var err error
+		eventually(t, "sending fails", func() bool { err = a.SendFiles(f); return err != nil })
+		matches(t, err, syscall.EPIPE)
+		isOpError(t, err, "sendfiles")
+		if _, err := a.RecvFiles(1); err != io.EOF {
+			t.Errorf("%v at the end", err)
+		}
+	})
+}
+
+func TestNoFilesAfterClose(t *testing.T) {
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		f := textFile(t, "x")
+		sendFiles(t, b, f)
+		must(t, a.Close())
+		err := a.SendFiles(f)
+		matches(t, err, net.ErrClosed)
+		isOpError(t, err, "sendfiles")
+		files, err := a.RecvFiles(1)
+		matches(t, err, net.ErrClosed)
+		isOpError(t, err, "recvfiles")
+		if files != nil {
+			t.Error("files are returned with the error")
+		}
+	})
+}
+
+// ---------------------------------------------------------------------------
+// Waiting
+
+func TestFilesEndAtTheDeadline(t *testing.T) {
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		begun := time.Now()
+		must(t, b.SetReadDeadline(begun.Add(brief)))
+		_, err := b.RecvFiles(1)
+		timedOut(t, err)
+		isOpError(t, err, "recvfiles")
+		if waited := time.Since(begun); waited < brief {
+			t.Errorf("it gave up after %v", waited)
+		}
+		must(t, a.SetWriteDeadline(time.Now().Add(-time.Second)))
+		f := textFile(t, "x")
+		err = a.SendFiles(f)
+		timedOut(t, err)
+		isOpError(t, err, "sendfiles")
+		must(t, a.SetWriteDeadline(time.Time{}))
+		must(t, b.SetReadDeadline(time.Time{}))
+		filesStillPass(t, a, b)
+	})
+}
+
+func TestRecvFilesThatTimesOutLosesNothing(t *testing.T) {
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		const rounds = 1000
+		deck := cards(t, 4)
+		sending := begin(func() error {
+			for i := range rounds {
+				if err := a.SendFiles(deck[i%4]); err != nil {
+					return err
+				}
+				if i%8 == 0 {
+					time.Sleep(50 * time.Microsecond) // let the receiver wait now and then
+				}
+			}
+			return a.Close()
+		})
+		timeouts, got := 0, 0
+		for {
+			must(t, b.SetReadDeadline(time.Now().Add(time.Duration(timeouts%7)*20*time.Microsecond)))
+			files, err := b.RecvFiles(1)
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				timedOut(t, err)
+				timeouts++
+				continue
+			}
+			place, err := card(files[0])
+			must(t, errors.Join(err, files[0].Close()))
+			if place != got%4 {
+				t.Fatalf("card %d arrives in round %d, after %d timeouts", place, got, timeouts)
+			}
+			got++
+		}
+		must(t, <-sending)
+		if got != rounds {
+			t.Fatalf("%d files of %d arrive", got, rounds)
+		}
+		if timeouts == 0 {
+			t.Error("no receive timed out: nothing was tested")
+		}
+	})
+}
+
+func TestSendFilesThatTimesOutSendsAllOrNothing(t *testing.T) {
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		deck := cards(t, 100)
+		sent := 0
+		for timeouts := 0; timeouts < 3 && sent < 5000; {
+			must(t, a.SetWriteDeadline(time.Now().Add(5*time.Millisecond)))
+			switch err := a.SendFiles(deck[sent%100]); {
+			case err == nil:
+				sent++
+			case errors.Is(err, syscall.ETOOMANYREFS), errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+				timeouts++ // the system limits what is on its way: just as good a reason to send nothing
+			default:
+				timedOut(t, err)
+				timeouts++
+			}
+		}
+		must(t, a.SetWriteDeadline(time.Time{}))
+		closing := begin(a.Close)
+		for i := range sent {
+			f := recvFiles(t, b, 1)[0]
+			if place, err := card(f); place != i%100 || err != nil {
+				t.Fatalf("card %d arrives in the place of %d, %v", place, i%100, err)
+			}
+			must(t, f.Close())
+		}
+		must(t, <-closing)
+		hearEOF(t, b)
+	})
+}
+
+func TestCloseEndsFilesThatWait(t *testing.T) {
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		receiving := begin(func() error { _, err := a.RecvFiles(1); return err })
+		awaitParked(t, strings.Replace(fmt.Sprintf("(%T).RecvFiles", a), "ipc.", "", 1), 1) // (*Conn).RecvFiles
+		must(t, a.Close())
+		matches(t, <-receiving, net.ErrClosed)
+		if _, err := b.RecvFiles(1); err != io.EOF {
+			t.Errorf("%v at the end", err)
+		}
+	})
+}
+
+func TestFilesOfManyAtOnce(t *testing.T) {
+	const senders, receivers, each = 4, 3, 50
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		deck := cards(t, senders*each+2)
+		var sending, receiving sync.WaitGroup
+		for s := range senders {
+			sending.Go(func() {
+				for i := range each {
+					n := s*each + i
+					if err := a.SendFiles(deck[n : n+1+n%3]...); err != nil { // 1 to 3 in a row
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		var mu sync.Mutex
+		seen := map[int]int{}
+		for range receivers {
+			receiving.Go(func() {
+				for {
+					files, err := b.RecvFiles(3)
+					if err == io.EOF {
+						return
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					first, err := card(files[0])
+					if err != nil || len(files) != 1+first%3 {
+						t.Errorf("%d files arrive behind %d, %v", len(files), first, err)
+					}
+					for i, f := range files {
+						if place, err := card(f); place != first+i || err != nil {
+							t.Errorf("%d is behind %d, %v", place, first, err)
+						}
+						if err := f.Close(); err != nil {
+							t.Error(err)
+						}
+					}
+					mu.Lock()
+					seen[first]++
+					mu.Unlock()
+				}
+			})
+		}
+		sending.Wait()
+		must(t, a.Close())
+		receiving.Wait()
+		for i := range senders * each {
+			if seen[i] != 1 {
+				t.Errorf("file %d arrives %d times", i, seen[i])
+			}
+		}
+	})
+}

@@ -1,0 +1,808 @@
+//go:build unix
+
+// Files and other control messages as Unix has them: what a peer can do that
+// knows nothing of this package, and what becomes of descriptors.
+package ipc_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/interprocess-go/ipc"
+)
+
+func init() {
+	roles["fewfiles"] = childReceivesMoreThanItCan
+}
+
+// A rawCarrier is a carrier with the raw calls.
+type rawCarrier interface {
+	carrier
+	ReadMsg(p, oob []byte) (n, oobn, flags int, err error)
+	WriteMsg(p, oob []byte) (n int, err error)
+	File() (*os.File, error)
+}
+
+// overEachRaw tells a story over each kind of connection that is a bare socket.
+func overEachRaw(t *testing.T, tell func(t *testing.T, a, b rawCarrier)) {
+	t.Run("Stream", func(t *testing.T) {
+		story(t)
+		a, b := pair(t)
+		tell(t, a, b)
+	})
+	if !ipc.FramedHere {
+		t.Run("Messages", func(t *testing.T) {
+			story(t)
+			a, b := msgPair(t)
+			tell(t, a, b)
+		})
+	}
+}
+
+// sysFD returns the descriptor of a file that stays open meanwhile.
+func sysFD(t *testing.T, f *os.File) (fd int) {
+	t.Helper()
+	raw, err := f.SyscallConn()
+	must(t, err)
+	must(t, raw.Control(func(sys uintptr) { fd = int(sys) }))
+	return fd
+}
+
+// rightsOf returns the control message that sends the files.
+func rightsOf(t *testing.T, files ...*os.File) []byte {
+	t.Helper()
+	fds := []int{}
+	for _, f := range files {
+		fds = append(fds, sysFD(t, f))
+	}
+	return syscall.UnixRights(fds...)
+}
+
+// filesIn returns the files in control messages.
+func filesIn(t *testing.T, oob []byte) (files []*os.File) {
+	t.Helper()
+	msgs, err := syscall.ParseSocketControlMessage(oob)
+	must(t, err)
+	for _, m := range msgs {
+		if m.Header.Level != syscall.SOL_SOCKET || m.Header.Type != syscall.SCM_RIGHTS {
+			continue
+		}
+		fds, err := syscall.ParseUnixRights(&m)
+		must(t, err)
+		for _, fd := range fds {
+			f := os.NewFile(uintptr(fd), "received")
+			t.Cleanup(func() { f.Close() })
+			files = append(files, f)
+		}
+	}
+	return files
+}
+
+// oobRoom is room for some files and for what the kernel may add.
+func oobRoom(files int) []byte { return make([]byte, syscall.CmsgSpace(4*files)+256) }
+
+// ---------------------------------------------------------------------------
+// Descriptors
+
+// descriptorArgs describes the descriptors that came since, to a child that must
+// not have them.
+func descriptorArgs(t *testing.T, before []int) (args []string) {
+	t.Helper()
+	for _, fd := range descriptors() {
+		if !slices.Contains(before, fd) {
+			var st syscall.Stat_t
+			must(t, syscall.Fstat(fd, &st))
+			args = append(args, fmt.Sprintf("%d %d %d", fd, st.Dev, st.Ino))
+		}
+	}
+	return args
+}
+
+func TestReceivedFilesAreCloseOnExec(t *testing.T) {
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		r, w := stdPipe(t)
+		before := descriptors()
+		sendFiles(t, a, r, w, r)
+		recvFiles(t, b, 3)
+		sendFiles(t, a, w)
+		if raw, ok := b.(rawCarrier); ok {
+			_, oobn, _, err := raw.ReadMsg(make([]byte, 10), oobRoom(1))
+			must(t, err)
+			_ = oobn
+		}
+		args := descriptorArgs(t, before)
+		if len(args) != 4 {
+			t.Fatalf("%d new descriptors", len(args))
+		}
+		startChild(t, "inherits", args...).end()
+		for _, arg := range args[3:] { // the one of ReadMsg is nobody's
+			var fd int
+			_, err := fmt.Sscan(arg, &fd)
+			must(t, errors.Join(err, syscall.Close(fd)))
+		}
+	})
+}
+
+// sharedModeIsNonblocking reports the mode of a pipe or socket, which all its
+// descriptors share.
+func sharedModeIsNonblocking(t *testing.T, f *os.File) bool {
+	t.Helper()
+	fd, err := syscall.Dup(sysFD(t, f))
+	must(t, err)
+	other := os.NewFile(uintptr(fd), "duplicate") // os.NewFile looks at the mode
+	defer other.Close()
+	return isNonblocking(other)
+}
+
+func TestModeOfSentFilesStaysAsItWas(t *testing.T) {
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		nonblocking, _ := stdPipe(t)
+		var p [2]int
+		must(t, syscall.Pipe(p[:]))
+		blocking := os.NewFile(uintptr(p[0]), "blocking")
+		defer blocking.Close()
+		defer syscall.Close(p[1])
+
+		sendFiles(t, a, nonblocking, blocking)
+		files := recvFiles(t, b, 2)
+		for _, f := range []*os.File{nonblocking, files[0]} {
+			if !sharedModeIsNonblocking(t, f) {
+				t.Error("a nonblocking file became blocking")
+			}
+		}
+		for _, f := range []*os.File{blocking, files[1]} {
+			if sharedModeIsNonblocking(t, f) {
+				t.Error("a blocking file became nonblocking")
+			}
+		}
+	})
+}
+
+func TestConnectionsTravelAsFiles(t *testing.T) {
+	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+		near, far := pair(t)
+		f, err := far.File()
+		must(t, err)
+		sendFiles(t, a, f)
+		must(t, errors.Join(f.Close(), far.Close()))
+		adopted, err := ipc.FileConn(recvFiles(t, b, 1)[0])
+		must(t, err)
+		defer adopted.Close()
+		talk(t, near, adopted)
+	})
+}
+
+func TestFilesCutOffByTheSystemAreClosed(t *testing.T) {
+	for _, kind := range []string{"stream", "native", "framed"} {
+		if kind == "native" && ipc.FramedHere {
+			continue
+		}
+		t.Run(kind, func(t *testing.T) {
+			story(t)
+			startChild(t, "fewfiles", kind).end()
+		})
+	}
+}
+
+// childReceivesMoreThanItCan receives more files than it may have descriptors.
+func childReceivesMoreThanItCan(_ *parent, args []string) error {
+	var a, b carrier
+	if args[0] == "stream" {
+		x, y, err := ipc.Pair()
+		if err != nil {
+			return err
+		}
+		a, b = x, y
+	} else {
+		ipc.FrameMessages(args[0] == "framed")
+		x, y, err := ipc.MsgPair()
+		if err != nil {
+			return err
+		}
+		a, b = x, y
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	many := make([]*os.File, 20)
+	for i := range many {
+		many[i] = w
+	}
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+	few, open := limit, descriptors()
+	few.Cur = 0
+	for free, fd := 6, 0; free > 0; fd++ { // the limit is on the number, and there are gaps
+		if !slices.Contains(open, fd) {
+			free--
+		}
+		few.Cur++
+	}
+
+	before := openDescriptors()
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &few); err != nil {
+		return err
+	}
+	for range 3 {
+		if err := a.SendFiles(many...); err != nil {
+			return err
+		}
+		files, err := b.RecvFiles(253)
+		if err == nil {
+			return fmt.Errorf("%d files of %d are received without an error", len(files), len(many))
+		}
+		if files != nil {
+			return fmt.Errorf("%d files are returned with the error %w", len(files), err)
+		}
+		if now := openDescriptors(); now != before {
+			return fmt.Errorf("%d descriptors became %d", before, now)
+		}
+		if err := reaches(a, b, "data in between"); err != nil {
+			return err
+		}
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+
+	if err := a.SendFiles(many...); err != nil { // now there is room
+		return err
+	}
+	files, err := b.RecvFiles(253)
+	if err != nil || len(files) != len(many) {
+		return fmt.Errorf("afterwards %d files of %d are received, %w", len(files), len(many), err)
+	}
+	if err := reaches(a, b, "data at the end"); err != nil {
+		return err
+	}
+	for _, f := range append(files, w) {
+		f.Close()
+	}
+	if _, err := r.Read(make([]byte, 1)); err != io.EOF {
+		return fmt.Errorf("somebody still has a file: %v", err)
+	}
+	return errors.Join(a.Close(), b.Close())
+}
+
+// reaches sends the text from a to b.
+func reaches(a, b carrier, text string) error {
+	got := make([]byte, len(text))
+	var err error
+	switch a := a.(type) {
+	case *ipc.Conn:
+		_, err = io.WriteString(a, text)
+		if err == nil {
+			_, err = io.ReadFull(b.(*ipc.Conn), got)
+		}
+	case *ipc.MsgConn:
+		err = a.Send([]byte(text))
+		if err == nil {
+			_, err = b.(*ipc.MsgConn).Recv(got)
+		}
+	}
+	if err != nil || string(got) != text {
+		return fmt.Errorf("%q arrives as %q, %w", text, got, err)
+	}
+	return nil
+}
+
+// ---------------------------------------------------------------------------
+// Peers that send files in another way
+
+func TestFilesThatComeWithData(t *testing.T) {
+	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
+		for _, data := range []string{"data", "\x01", "\xff\x00"} {
+			n, err := a.WriteMsg([]byte(data), rightsOf(t, textFile(t, "a file"), textFile(t, "another")))
+			if n != len(data) || err != nil {
+				t.Fatalf("wrote %d, %v", n, err)
+			}
+			files := recvFiles(t, b, 2)
+			holds(t, files[0], "a file")
+			holds(t, files[1], "another")
+			hear(t, b, data)
+		}
+		filesStillPass(t, a, b)
+	})
+}
+
+func TestTooManyFilesWithDataLeaveTheData(t *testing.T) {
+	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
+		f := textFile(t, "a file")
+		before := openDescriptors()
+		_, err := a.WriteMsg([]byte("data"), rightsOf(t, f, f, f))
+		must(t, err)
+		_, err = b.RecvFiles(2)
+		matches(t, err, ipc.ErrMsgTooLong)
+		if now := openDescriptors(); now != before {
+			t.Errorf("%d descriptors became %d", before, now)
+		}
+		hear(t, b, "data")
+		filesStillPass(t, a, b)
+	})
+}
+
+// TestFilesThatComeWithAFrame has a frame of another length than that of
+// SendFiles: the next message is where it should be all the same.
+func TestFilesThatComeWithAFrame(t *testing.T) {
+	for what, message := range map[string]string{
+		"Longer": "message", "OneByte": "m", "Empty": "", "Zeros": "\x00\x00",
+	} {
+		t.Run(what, func(t *testing.T) {
+			overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
+				frame := "\x00\x00\x00" + string(rune(len(message))) + message
+				_, err := stream.WriteMsg([]byte(frame), rightsOf(t, textFile(t, "a file")))
+				must(t, err)
+				send(t, stream, "\x00\x00\x00\x04next")
+				holds(t, recvFiles(t, c, 1)[0], "a file")
+				expectMsg(t, c, message)
+				expectMsg(t, c, "next")
+			})
+		})
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Raw control messages
+
+func TestRawMessagesCarryFiles(t *testing.T) {
+	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
+		n, err := a.WriteMsg([]byte("data"), rightsOf(t, textFile(t, "one"), textFile(t, "two")))
+		if n != 4 || err != nil {
+			t.Fatalf("wrote %d, %v", n, err)
+		}
+		p, oob := make([]byte, 10), oobRoom(2)
+		n, oobn, flags, err := b.ReadMsg(p, oob)
+		if string(p[:n]) != "data" || flags&(syscall.MSG_CTRUNC|syscall.MSG_TRUNC) != 0 || err != nil {
+			t.Errorf("read %q, flags %#x, %v", p[:n], flags, err)
+		}
+		files := filesIn(t, oob[:oobn])
+		if len(files) != 2 {
+			t.Fatalf("%d files arrive", len(files))
+		}
+		holds(t, files[0], "one")
+		holds(t, files[1], "two")
+
+		// What SendFiles sends is no secret.
+		sendFiles(t, a, textFile(t, "three"))
+		n, oobn, _, err = b.ReadMsg(p, oob)
+		if string(p[:n]) != "\x00" || err != nil {
+			t.Errorf("read %q, %v", p[:n], err)
+		}
+		if files := filesIn(t, oob[:oobn]); len(files) == 1 {
+			holds(t, files[0], "three")
+		} else {
+			t.Errorf("%d files arrive", len(files))
+		}
+
+		// And RecvFiles takes what a C program sends.
+		_, err = a.WriteMsg([]byte{0}, rightsOf(t, textFile(t, "four")))
+		must(t, err)
+		holds(t, recvFiles(t, b, 1)[0], "four")
+		filesStillPass(t, a, b)
+	})
+}
+
+func TestRawMessagesNeedNoControl(t *testing.T) {
+	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
+		n, err := a.WriteMsg([]byte("plain"), nil)
+		if n != 5 || err != nil {
+			t.Fatalf("wrote %d, %v", n, err)
+		}
+		hear(t, b, "plain")
+		say(t, a, "answer")
+		p := make([]byte, 10)
+		n, oobn, _, err := b.ReadMsg(p, nil)
+		if string(p[:n]) != "answer" || oobn != 0 || err != nil {
+			t.Errorf("read %q, %d, %v", p[:n], oobn, err)
+		}
+
+		say(t, a, "held") // what RecvFiles has looked at
+		_, err = b.RecvFiles(1)
+		matches(t, err, ipc.ErrNoFiles)
+		got := ""
+		for len(got) < 4 {
+			n, _, _, err := b.ReadMsg(p, oobRoom(1))
+			must(t, err)
+			got += string(p[:n])
+		}
+		if got != "held" {
+			t.Errorf("read %q", got)
+		}
+
+		must(t, a.Close())
+		n, _, _, err = b.ReadMsg(p, oobRoom(1))
+		if n != 0 || err != io.EOF {
+			t.Errorf("read %d, %v at the end", n, err)
+		}
+		_, err = b.WriteMsg([]byte("x"), nil)
+		matches(t, err, syscall.EPIPE)
+		isOpError(t, err, "writemsg")
+	})
+}
+
+func TestRawMessagesWait(t *testing.T) {
+	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
+		begun := time.Now()
+		must(t, b.SetReadDeadline(begun.Add(brief)))
+		_, _, _, err := b.ReadMsg(make([]byte, 1), oobRoom(1))
+		timedOut(t, err)
+		isOpError(t, err, "readmsg")
+		if waited := time.Since(begun); waited < brief {
+			t.Errorf("it gave up after %v", waited)
+		}
+		must(t, b.SetReadDeadline(time.Time{}))
+		got := make(chan string, 1)
+		reading := begin(func() error {
+			p := make([]byte, 10)
+			n, _, _, err := b.ReadMsg(p, nil)
+			got <- string(p[:n])
+			return err
+		})
+		say(t, a, "news")
+		must(t, <-reading)
+		if text := <-got; text != "news" {
+			t.Errorf("read %q", text)
+		}
+		reading = begin(func() error { _, _, _, err := b.ReadMsg(make([]byte, 1), nil); return err })
+		must(t, b.Close())
+		matches(t, <-reading, net.ErrClosed)
+		_, err = b.WriteMsg([]byte("x"), nil)
+		matches(t, err, net.ErrClosed)
+	})
+}
+
+func TestRawMessageTooLongIsFlagged(t *testing.T) {
+	if ipc.FramedHere {
+		t.Skip("no messages but in frames")
+	}
+	story(t)
+	a, b := msgPair(t)
+	p := make([]byte, 4)
+	sendMsg(t, a, "too long")
+	n, _, flags, err := b.ReadMsg(p, oobRoom(1))
+	if string(p[:n]) != "too " || err != nil {
+		t.Errorf("read %q, %v", p[:n], err)
+	}
+	if runtime.GOOS == "freebsd" { // where the rest may follow: FreeBSD 15
+		t.Logf("flags are %#x", flags)
+		return
+	}
+	if flags&syscall.MSG_TRUNC == 0 {
+		t.Errorf("flags are %#x", flags)
+	}
+	sendMsg(t, a, "too long")
+	_, err = b.RecvFiles(1)
+	matches(t, err, ipc.ErrNoFiles)
+	if n, _, flags, err := b.ReadMsg(p, nil); string(p[:n]) != "too " || flags&syscall.MSG_TRUNC == 0 || err != nil {
+		t.Errorf("read %q, flags %#x, %v", p[:n], flags, err)
+	}
+	sendMsg(t, a, "next")
+	expectMsg(t, b, "next")
+}
+
+func TestEmptyRawMessageIsNotTheEnd(t *testing.T) {
+	if ipc.FramedHere {
+		t.Skip("no messages but in frames")
+	}
+	story(t)
+	needsEmpty(t)
+	a, b := msgPair(t)
+	for range 2 {
+		sendMsg(t, a, "")
+	}
+	must(t, a.Close())
+	for _, oob := range [][]byte{nil, oobRoom(1)} {
+		if n, _, _, err := b.ReadMsg(make([]byte, 10), oob); n != 0 || err != nil {
+			t.Errorf("read %d, %v", n, err)
+		}
+	}
+	if n, _, _, err := b.ReadMsg(make([]byte, 10), nil); n != 0 || err != io.EOF {
+		t.Errorf("read %d, %v at the end", n, err)
+	}
+}
+
+// TestControlDataWithoutRoomIsClosed counts; that the kernel says so is another
+// test, as not every emulator does.
+func TestControlDataWithoutRoomIsClosed(t *testing.T) {
+	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
+		r, w := stdPipe(t)
+		for _, room := range []int{0, 1, 2, 4} {
+			before := openDescriptors()
+			_, err := a.WriteMsg([]byte("x"), rightsOf(t, w, w, w, w, w))
+			must(t, err)
+			oob := make([]byte, 0)
+			if room > 0 {
+				oob = make([]byte, syscall.CmsgSpace(4*room))
+			}
+			n, oobn, _, err := b.ReadMsg(make([]byte, 10), oob)
+			if n != 1 || err != nil {
+				t.Errorf("read %d, %v", n, err)
+			}
+			files := filesIn(t, oob[:oobn])
+			for _, f := range files {
+				must(t, f.Close())
+			}
+			if len(files) > 5 {
+				t.Errorf("%d files arrive", len(files))
+			}
+			if now := openDescriptors(); now != before {
+				t.Errorf("with room for %d files, %d descriptors became %d", room, before, now)
+			}
+		}
+		must(t, w.Close())
+		expectEOF(t, r)
+		filesStillPass(t, a, b)
+	})
+}
+
+func TestControlDataWithoutRoomIsFlagged(t *testing.T) {
+	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
+		_, w := stdPipe(t)
+		_, err := a.WriteMsg([]byte("x"), rightsOf(t, w, w, w, w, w))
+		must(t, err)
+		oob := make([]byte, syscall.CmsgSpace(4))
+		_, oobn, flags, err := b.ReadMsg(make([]byte, 10), oob)
+		must(t, err)
+		filesIn(t, oob[:oobn])
+		if flags&syscall.MSG_CTRUNC == 0 {
+			t.Errorf("flags are %#x", flags)
+		}
+	})
+}
+
+// ---------------------------------------------------------------------------
+// Adopting what is no connection of that kind
+
+func TestForeignDescriptorsAreNotAdopted(t *testing.T) {
+	story(t)
+	file := func(fd int, err error) *os.File {
+		t.Helper()
+		must(t, err)
+		f := os.NewFile(uintptr(fd), "foreign")
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	pairOf := func(typ int) *os.File {
+		t.Helper()
+		fds, err := syscall.Socketpair(syscall.AF_UNIX, typ, 0)
+		must(t, err)
+		f := file(fds[1], nil)
+		_ = f
+		return file(fds[0], nil)
+	}
+	foreign := map[string]*os.File{
+		"a datagram socket":             file(syscall.Socket(syscall.AF_UNIX, syscall.SOCK_DGRAM, 0)),
+		"a connected datagram socket":   pairOf(syscall.SOCK_DGRAM),
+		"an unconnected stream socket":  file(syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)),
+		"a TCP socket":                  file(syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)),
+		"a file":                        textFile(t, "x"),
+		"a folder":                      file(syscall.Open(os.TempDir(), syscall.O_RDONLY, 0)),
+		"a device":                      file(syscall.Open("/dev/null", syscall.O_RDWR, 0)),
+		"a stream socket (of messages)": pairOf(syscall.SOCK_STREAM),
+	}
+	var p [2]int
+	must(t, syscall.Pipe(p[:]))
+	foreign["a pipe"], foreign["its other end"] = file(p[0], nil), file(p[1], nil)
+	sys, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	foreign["a listening socket"] = file(sys, err)
+	path := openDir(t) + "/socket"
+	must(t, syscall.Bind(sys, &syscall.SockaddrUnix{Name: path}))
+	defer os.Remove(path)
+	must(t, syscall.Listen(sys, 1))
+	if !ipc.FramedHere {
+		foreign["a message socket (of bytes)"] = pairOf(syscall.SOCK_SEQPACKET)
+		foreign["an unconnected message socket"] = file(syscall.Socket(syscall.AF_UNIX, syscall.SOCK_SEQPACKET, 0))
+	}
+	if l, err := net.Listen("tcp", "127.0.0.1:0"); err == nil { // if there is a loopback
+		defer l.Close()
+		if c, err := net.Dial("tcp", l.Addr().String()); err == nil {
+			defer c.Close()
+			f, err := c.(*net.TCPConn).File()
+			must(t, err)
+			defer f.Close()
+			foreign["a TCP connection"] = f
+		}
+	}
+
+	for what, f := range foreign {
+		before, mode := openDescriptors(), sharedModeIsNonblocking(t, f)
+		refused := func(by string, err error) {
+			t.Helper()
+			if err == nil {
+				t.Fatalf("%s adopts %s", by, what)
+			}
+			isOpError(t, err, "file")
+			if len(err.Error()) < len("file unix: x") || strings.Contains(err.Error(), "%!") {
+				t.Errorf("%s, %s: %v explains nothing", by, what, err)
+			}
+		}
+		if !strings.HasSuffix(what, "(of messages)") {
+			_, err := ipc.FileConn(f)
+			refused("FileConn", err)
+		}
+		if !strings.HasSuffix(what, "(of bytes)") && !(ipc.FramedHere && strings.HasSuffix(what, "(of messages)")) {
+			_, err := ipc.FileMsgConn(f)
+			refused("FileMsgConn", err)
+		}
+		if _, err := f.Stat(); err != nil {
+			t.Errorf("%s is gone: %v", what, err)
+		}
+		if sharedModeIsNonblocking(t, f) != mode {
+			t.Errorf("the mode of %s was changed", what)
+		}
+		if now := openDescriptors(); now != before {
+			t.Errorf("%s: %d descriptors became %d", what, before, now)
+		}
+	}
+	closed := textFile(t, "x")
+	must(t, closed.Close())
+	for _, f := range []*os.File{nil, closed} {
+		if _, err := ipc.FileMsgConn(f); err == nil {
+			t.Errorf("FileMsgConn adopts %v", f)
+		}
+	}
+}
+
+// ---------------------------------------------------------------------------
+// A C program at the other end
+
+// cPeer is the other end in C, with descriptor 3 for a socket. It says what it
+// finds, and is told by its argument what to do.
+const cPeer = `
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define MAX 253
+
+static void die(const char *what) { perror(what); exit(1); }
+
+static void send_files(int n) {
+	int fds[MAX];
+	for (int i = 0; i < n; i++) {
+		int p[2];
+		char text[32];
+		if (pipe(p) < 0) die("pipe");
+		snprintf(text, sizeof text, "file %d", i);
+		if (write(p[1], text, strlen(text)) < 0) die("write");
+		close(p[1]);
+		fds[i] = p[0];
+	}
+	char zero = 0, control[CMSG_SPACE(sizeof fds)];
+	memset(control, 0, sizeof control);
+	struct iovec iov = { &zero, 1 };
+	struct msghdr msg = { 0 };
+	msg.msg_iov = &iov;
+	msg.msg_iovlen = 1;
+	msg.msg_control = control;
+	msg.msg_controllen = CMSG_SPACE(n * sizeof(int));
+	struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SCM_RIGHTS;
+	c->cmsg_len = CMSG_LEN(n * sizeof(int));
+	memcpy(CMSG_DATA(c), fds, n * sizeof(int));
+	if (sendmsg(3, &msg, 0) != 1) die("sendmsg");
+	for (int i = 0; i < n; i++) close(fds[i]);
+}
+
+static void recv_files(void) {
+	char data[16], control[CMSG_SPACE(MAX * sizeof(int))];
+	struct iovec iov = { data, sizeof data };
+	struct msghdr msg = { 0 };
+	msg.msg_iov = &iov;
+	msg.msg_iovlen = 1;
+	msg.msg_control = control;
+	msg.msg_controllen = sizeof control;
+	ssize_t n = recvmsg(3, &msg, 0);
+	if (n < 0) die("recvmsg");
+	int files = 0;
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c; c = CMSG_NXTHDR(&msg, c)) {
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
+		int m = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+		for (int i = 0; i < m; i++) {
+			int fd;
+			char text[64];
+			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof fd);
+			snprintf(text, sizeof text, "C has file %d\n", files++);
+			if (write(fd, text, strlen(text)) < 0) die("write");
+			close(fd);
+		}
+	}
+	printf("%d files with %d bytes, the first is %d, control %s\n", files, (int)n, data[0],
+		msg.msg_flags & MSG_CTRUNC ? "cut off" : "whole");
+}
+
+int main(int argc, char **argv) {
+	if (fcntl(3, F_SETFL, fcntl(3, F_GETFL) & ~O_NONBLOCK) < 0) die("fcntl");
+	setvbuf(stdout, 0, _IOLBF, 0);
+	for (int i = 1; i < argc; i++) {
+		if (strncmp(argv[i], "send", 4) == 0) send_files(atoi(argv[i] + 4));
+		else if (strcmp(argv[i], "recv") == 0) recv_files();
+		else if (strcmp(argv[i], "say") == 0) { if (write(3, "plain", 5) != 5) die("write"); }
+	}
+	return 0;
+}
+`
+
+func TestFilesToAndFromAProgramInC(t *testing.T) {
+	gcc, err := exec.LookPath("gcc")
+	if err != nil {
+		t.Skip(err)
+	}
+	dir := t.TempDir()
+	source, program := filepath.Join(dir, "peer.c"), filepath.Join(dir, "peer")
+	must(t, os.WriteFile(source, []byte(cPeer), 0o600))
+	if out, err := exec.Command(gcc, "-o", program, source).CombinedOutput(); err != nil {
+		t.Skipf("gcc does not compile here: %v: %s", err, out)
+	}
+	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
+		end, err := b.File()
+		must(t, err)
+		cmd := exec.Command(program, "recv", "recv", "send1", "send3", "say", "send253", "recv")
+		cmd.ExtraFiles = []*os.File{end}
+		out, err := cmd.StdoutPipe()
+		must(t, err)
+		cmd.Stderr = os.Stderr
+		if err := cmd.Start(); errors.Is(err, os.ErrPermission) {
+			t.Skipf("programs cannot be run from the temporary folder: %v", err)
+		} else {
+			must(t, err)
+		}
+		defer func() { cmd.Process.Kill(); cmd.Wait() }()
+		must(t, errors.Join(end.Close(), b.Close())) // only the program has that end now
+
+		gives := func(n int) {
+			t.Helper()
+			r, w := stdPipe(t)
+			files := make([]*os.File, n)
+			want := ""
+			for i := range files {
+				files[i] = w
+				want += fmt.Sprintf("C has file %d\n", i)
+			}
+			sendFiles(t, a, files...)
+			expect(t, out, fmt.Sprintf("%d files with 1 bytes, the first is 0, control whole\n", n))
+			must(t, w.Close())
+			holds(t, r, want) // and the program has closed what it got
+		}
+		takes := func(n int) {
+			t.Helper()
+			for i, f := range recvFiles(t, a, n) {
+				holds(t, f, fmt.Sprintf("file %d", i))
+				must(t, f.Close())
+			}
+		}
+		gives(1)
+		gives(200)
+		takes(1)
+		takes(3)
+		_, err = a.RecvFiles(1)
+		matches(t, err, ipc.ErrNoFiles)
+		hear(t, a, "plain")
+		takes(253)
+		gives(253)
+		if err := cmd.Wait(); err != nil {
+			t.Error(err)
+		}
+		hearEOF(t, a)
+	})
+}

@@ -1,0 +1,303 @@
+// What is true of Linux alone: abstract names, threads, and how the kernel says
+// that a backlog is full.
+package ipc_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/interprocess-go/ipc"
+)
+
+func init() {
+	badAddrs = append(badAddrs, badAddr{
+		ipc.Name(strings.Repeat("n", 108)), ipc.ErrNameTooLong, []string{"abstract", "108 bytes", "limit is 107"},
+	})
+	roles["groups"] = childTellsItsGroups
+}
+
+// ---------------------------------------------------------------------------
+// Abstract names
+
+func TestNameIsTheAbstractSocketOfExactlyThatName(t *testing.T) {
+	for what, name := range map[string]string{
+		"Plain":   unique(),
+		"Slashes": "/a/../" + unique() + "/",
+		"AtSign":  "@" + unique(),
+		"Longest": (unique() + strings.Repeat("n", 107))[:107],
+		"Unicode": unique() + "ü",
+	} {
+		t.Run(what, func(t *testing.T) {
+			story(t)
+			l := listen(t, ipc.Name(name))
+			table, err := os.ReadFile("/proc/net/unix")
+			must(t, err)
+			if !slices.ContainsFunc(strings.Split(string(table), "\n"), func(line string) bool {
+				return strings.HasSuffix(line, " @"+name)
+			}) {
+				t.Errorf("/proc/net/unix does not have @%s", name)
+			}
+
+			foreign, err := net.Dial("unix", "@"+name)
+			must(t, err)
+			defer foreign.Close()
+			talk(t, foreign, accept(t, l))
+			must(t, l.Close())
+
+			other, err := net.Listen("unix", "@"+name)
+			must(t, err)
+			defer other.Close()
+			client := dial(t, ipc.Name(name))
+			if client.RemoteAddr() != ipc.Name(name) {
+				t.Errorf("the address is %v", client.RemoteAddr())
+			}
+			server, err := other.Accept()
+			must(t, err)
+			defer server.Close()
+			talk(t, client, server)
+		})
+	}
+}
+
+func TestLiveNameIsKeptUnderEveryPolicy(t *testing.T) {
+	story(t)
+	addr := nameAddr(t)
+	l := listen(t, addr)
+	for _, policy := range policies {
+		_, err := ipc.ListenConfig{Takeover: policy}.Listen(addr)
+		isErrno(t, err, "listen", "bind", syscall.EADDRINUSE)
+		matches(t, err, ipc.ErrAddrInUse)
+	}
+	serves(t, l, addr)
+}
+
+func TestNameHasNoFileToConfigure(t *testing.T) {
+	story(t)
+	for _, sys := range []ipc.SysListenConfig{{Mode: 0o600}, {UID: 1}, {GID: 1}} {
+		_, err := ipc.ListenConfig{Sys: &sys}.Listen(nameAddr(t))
+		if err == nil || !strings.Contains(err.Error(), "abstract") {
+			t.Errorf("%+v: %v", sys, err)
+		}
+	}
+	must(t, listenWith(t, ipc.ListenConfig{KeepName: true, Sys: &ipc.SysListenConfig{}}, nameAddr(t)).Close())
+}
+
+func TestAdoptedEndsKnowAbstractNames(t *testing.T) {
+	story(t)
+	addr := nameAddr(t)
+	l := listen(t, addr)
+	f, err := l.File()
+	must(t, err)
+	defer f.Close()
+	adopted, err := ipc.FileListener(f)
+	must(t, err)
+	defer adopted.Close()
+	if adopted.Addr() != addr {
+		t.Errorf("the listener's address is %v, want %v", adopted.Addr(), addr)
+	}
+
+	self := unique()
+	foreign, err := net.DialUnix("unix",
+		&net.UnixAddr{Name: "@" + self, Net: "unix"}, &net.UnixAddr{Name: addr.String(), Net: "unix"})
+	must(t, err)
+	defer foreign.Close()
+	if got := accept(t, adopted).RemoteAddr(); got != ipc.Name(self) {
+		t.Errorf("the client's address is %v, want @%s", got, self)
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Full backlogs
+
+func TestForeignServerWithAFullBacklogIsRespected(t *testing.T) {
+	story(t)
+	path := openDir(t) + "/socket"
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	must(t, err)
+	defer syscall.Close(fd)
+	must(t, syscall.Bind(fd, &syscall.SockaddrUnix{Name: path}))
+	defer os.Remove(path)
+	must(t, syscall.Listen(fd, 0))
+	for {
+		c, err := net.Dial("unix", path)
+		if errors.Is(err, syscall.EAGAIN) {
+			break
+		}
+		must(t, err)
+		defer c.Close()
+	}
+	before, err := os.Lstat(path)
+	must(t, err)
+	for _, policy := range []ipc.Takeover{ipc.TakeoverStale, ipc.TakeoverNever} {
+		_, err := ipc.ListenConfig{Takeover: policy}.Listen(ipc.Path(path))
+		matches(t, err, ipc.ErrAddrInUse)
+	}
+	after, err := os.Lstat(path)
+	must(t, err)
+	if !os.SameFile(before, after) {
+		t.Error("the socket of a live server was replaced")
+	}
+}
+
+func TestBacklogIsThatOfListen(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		for _, backlog := range []int{1, 5} {
+			l := listenWith(t, ipc.ListenConfig{Backlog: backlog}, addr)
+			waiting := fill(t, addr)
+			if n := len(waiting); n != backlog+1 { // unix(7) lets one more in
+				t.Errorf("%d clients wait in a backlog of %d", n, backlog)
+			}
+			must(t, l.Close())
+			for _, c := range waiting {
+				must(t, c.Close())
+			}
+		}
+	})
+}
+
+// ---------------------------------------------------------------------------
+// Threads, resets, groups
+
+func threads(t *testing.T) int {
+	t.Helper()
+	status, err := os.ReadFile("/proc/self/status")
+	must(t, err)
+	_, rest, _ := strings.Cut(string(status), "\nThreads:")
+	n, err := strconv.Atoi(strings.TrimSpace(strings.SplitN(rest, "\n", 2)[0]))
+	must(t, err)
+	return n
+}
+
+func TestWaitingHoldsNoThread(t *testing.T) {
+	story(t)
+	const each = 100
+	before := threads(t)
+	var waiting []<-chan error
+	var ends []io.Closer
+	for range each {
+		a, b := pair(t)
+		l := listen(t, ipc.Addr{})
+		ends = append(ends, a, b, l)
+		waiting = append(waiting,
+			begin(func() error { _, err := a.Read(make([]byte, 1)); return err }),
+			begin(func() error { _, err := b.Read(make([]byte, 1)); return err }),
+			begin(func() error { _, err := l.Accept(); return err }))
+	}
+	awaitParked(t, "(*Conn).Read", 2*each)
+	awaitParked(t, "(*Listener).AcceptConn", each)
+	if now := threads(t); now > before+each { // a few are made to make the ends
+		t.Errorf("%d waits made %d threads of %d", 3*each, now, before)
+	}
+	for _, end := range ends {
+		must(t, end.Close())
+	}
+	for _, done := range waiting {
+		if err := <-done; err != io.EOF {
+			matches(t, err, net.ErrClosed)
+		}
+	}
+}
+
+func TestPeerThatLeavesDataUnreadResets(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	send(t, a, "never read")
+	must(t, b.Close())
+	_, err := a.Read(make([]byte, 1))
+	isErrno(t, err, "read", "read", syscall.ECONNRESET)
+	expectEOF(t, a) // once told, it is the end as any other
+}
+
+func TestPeersGroups(t *testing.T) {
+	story(t)
+	needsRoot(t)
+	l := listen(t, ipc.Addr{})
+	c := startChildWith(t, exec.Cmd{}, "groups", l.Addr().String())
+	server := accept(t, l)
+	p := peerOf(t, server)
+	if p.Groups() == nil {
+		t.Skip("this kernel does not tell the groups of a peer")
+	}
+	want := childGroups()
+	if got := p.Groups(); !slices.Equal(got, want) {
+		t.Errorf("%d groups %v, want %d %v", len(got), got, len(want), want)
+	}
+	p.Groups()[0] = 1 // is the caller's to change
+	if got := p.Groups(); !slices.Equal(got, want) {
+		t.Errorf("the groups became %v", got)
+	}
+	c.mustSay("done")
+	c.end()
+}
+
+// childGroups are more than one asks for at first.
+func childGroups() (groups []int) {
+	for i := range 100 {
+		groups = append(groups, 1000+i)
+	}
+	return groups
+}
+
+func childTellsItsGroups(p *parent, args []string) error {
+	if err := syscall.Setgroups(childGroups()); err != nil {
+		return err
+	}
+	addr, err := ipc.ParseAddr(args[0])
+	if err != nil {
+		return err
+	}
+	c, err := ipc.Dial(addr)
+	if err != nil {
+		return err
+	}
+	p.say("done")
+	p.hear()
+	return c.Close()
+}
+
+// ---------------------------------------------------------------------------
+// Users and /proc
+
+func TestUmaskIsNotTouched(t *testing.T) {
+	story(t)
+	addr := pathAddr(t)
+	umask := func() string {
+		status, err := os.ReadFile("/proc/self/status")
+		if err != nil {
+			return err.Error()
+		}
+		_, rest, _ := strings.Cut(string(status), "\nUmask:")
+		return strings.TrimSpace(strings.SplitN(rest, "\n", 2)[0])
+	}
+	want := umask()
+	stop := make(chan struct{})
+	watching := begin(func() error {
+		for {
+			select {
+			case <-stop:
+				return nil
+			default:
+				if now := umask(); now != want {
+					return fmt.Errorf("the umask became %s", now)
+				}
+			}
+		}
+	})
+	for end := time.Now().Add(100 * time.Millisecond); time.Now().Before(end); {
+		l, err := ipc.Listen(addr)
+		must(t, err)
+		must(t, l.Close())
+	}
+	close(stop)
+	must(t, <-watching)
+}

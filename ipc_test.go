@@ -1,0 +1,2483 @@
+//go:build unix || windows
+
+// The tests of this file hold on every system that the package supports, and
+// see the package as its users do. What only one system has is in the files of
+// that system.
+//
+// Every test begins with story, which ends the process with all stacks if the
+// test hangs, and fails it if it leaves a goroutine or a descriptor behind.
+// Addresses come from pathAddr and nameAddr, which fail the test if a file is
+// left. Child processes are this very program, see startChild.
+package ipc_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/interprocess-go/ipc"
+)
+
+// ---------------------------------------------------------------------------
+// The frame of every test
+
+const (
+	patience = 60 * time.Second // for a whole test, and for a child's life
+	soon     = 20 * time.Second // for a condition that is about to hold
+	brief    = 30 * time.Millisecond
+
+	tooMuch = 16 << 20 // more than any connection holds
+)
+
+func TestMain(m *testing.M) {
+	if role := os.Getenv(childRole); role != "" {
+		os.Exit(childMain(role, os.Args[1:]))
+	}
+	os.Exit(m.Run())
+}
+
+// countDescriptors returns how many descriptors or handles the process has. A
+// system's test file sets it; where it is nil they are not counted.
+var countDescriptors func() int
+
+func openDescriptors() int {
+	if countDescriptors == nil {
+		return 0
+	}
+	return countDescriptors()
+}
+
+// story begins a test.
+func story(t *testing.T) {
+	t.Helper()
+	warmUp()
+	dog := time.AfterFunc(patience, func() {
+		panic(t.Name() + " hangs\n\n" + stacks())
+	})
+	goroutines, descriptors := runtime.NumGoroutine(), openDescriptors()
+	t.Cleanup(func() {
+		defer dog.Stop()
+		if t.Failed() {
+			return
+		}
+		if !holdsSoon(func() bool { return runtime.NumGoroutine() <= goroutines }) {
+			t.Errorf("%d goroutines at the start, %d at the end\n\n%s", goroutines, runtime.NumGoroutine(), stacks())
+		}
+		if !holdsSoon(func() bool { return openDescriptors() <= descriptors }) {
+			t.Errorf("%d descriptors at the start, %d at the end", descriptors, openDescriptors())
+		}
+	})
+}
+
+// warmUp lets the runtime open the descriptors that it keeps for good.
+var warmUp = sync.OnceFunc(func() {
+	if a, b, err := ipc.Pair(); err == nil {
+		a.SetReadDeadline(time.Now().Add(time.Millisecond))
+		a.Read(make([]byte, 1))
+		a.Close()
+		b.Close()
+	}
+})
+
+func stacks() string {
+	buf := make([]byte, 1<<20)
+	return string(buf[:runtime.Stack(buf, true)])
+}
+
+func holdsSoon(condition func() bool) bool {
+	for end := time.Now().Add(soon); !condition(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			return false
+		}
+	}
+	return true
+}
+
+func eventually(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	if !holdsSoon(condition) {
+		t.Fatalf("still not so: %s\n\n%s", what, stacks())
+	}
+}
+
+// awaitParked returns when n goroutines wait, at rest, inside a function of the
+// package, named as in a stack trace: "(*Conn).Read".
+func awaitParked(t *testing.T, function string, n int) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%d goroutines wait in %s", n, function), func() bool {
+		parked := 0
+		for g := range strings.SplitSeq(stacks(), "\n\n") {
+			state, frames, _ := strings.Cut(g, "\n")
+			awake := strings.Contains(state, "[runn") || // running, runnable
+				runtime.GOOS != "windows" && strings.Contains(state, "[syscall")
+			if !awake && strings.Contains(frames, "/ipc."+function+"(") {
+				parked++
+			}
+		}
+		return parked >= n
+	})
+}
+
+// underRace reports whether the race detector is at work: it allocates.
+func underRace() bool {
+	info, ok := debug.ReadBuildInfo()
+	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
+}
+
+// begin runs f in a goroutine; the channel delivers its error once.
+func begin(f func() error) <-chan error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	return done
+}
+
+// ---------------------------------------------------------------------------
+// Addresses for tests
+
+// unique returns a name that no other test and no other process uses.
+func unique() string {
+	return fmt.Sprintf("ipc-test-%d-%d-%s", os.Getpid(), uniques.Add(1), strconv.FormatInt(time.Now().UnixNano(), 36))
+}
+
+var uniques atomic.Int64
+
+// tempDir returns a folder in which the test must leave no file.
+func tempDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	leavesNoFiles(t, dir)
+	return dir
+}
+
+func leavesNoFiles(t *testing.T, dir string) {
+	t.Cleanup(func() {
+		if t.Failed() {
+			return
+		}
+		must(t, filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+			if err == nil && !entry.IsDir() {
+				t.Errorf("the test leaves %s behind", path)
+			}
+			return err
+		}))
+	})
+}
+
+// pathAddr returns an address made with Path where nothing is.
+func pathAddr(t *testing.T) ipc.Addr {
+	t.Helper()
+	if runtime.GOOS == "windows" {
+		return ipc.Path(`\\.\pipe\` + unique())
+	}
+	return ipc.Path(filepath.Join(tempDir(t), "socket"))
+}
+
+// nameAddr returns an address made with Name where nothing is.
+func nameAddr(t *testing.T) ipc.Addr {
+	t.Helper()
+	name := unique()
+	if runtime.GOOS != "windows" {
+		t.Cleanup(func() {
+			if left, _ := filepath.Glob("/tmp/" + name + "*"); len(left) > 0 && !t.Failed() {
+				t.Errorf("the test leaves %s behind", left)
+			}
+		})
+	}
+	return ipc.Name(name)
+}
+
+// overEachAddr tells a story twice: over a path and over a name.
+func overEachAddr(t *testing.T, tell func(t *testing.T, addr ipc.Addr)) {
+	t.Run("Path", func(t *testing.T) { story(t); tell(t, pathAddr(t)) })
+	t.Run("Name", func(t *testing.T) { story(t); tell(t, nameAddr(t)) })
+}
+
+// ---------------------------------------------------------------------------
+// Words that the stories are told in
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// matches fails the test unless err matches every target.
+func matches(t *testing.T, err error, targets ...error) {
+	t.Helper()
+	for _, target := range targets {
+		if !errors.Is(err, target) {
+			t.Fatalf("error is %v, want one that matches %v", err, target)
+		}
+	}
+}
+
+// timedOut fails the test unless err is what a passed deadline gives.
+func timedOut(t *testing.T, err error) {
+	t.Helper()
+	matches(t, err, os.ErrDeadlineExceeded)
+	var ne net.Error
+	if !errors.As(err, &ne) || !ne.Timeout() {
+		t.Fatalf("%v is not a net.Error that says Timeout", err)
+	}
+}
+
+func listen(t *testing.T, addr ipc.Addr) *ipc.Listener {
+	t.Helper()
+	return listenWith(t, ipc.ListenConfig{}, addr)
+}
+
+func listenWith(t *testing.T, lc ipc.ListenConfig, addr ipc.Addr) *ipc.Listener {
+	t.Helper()
+	l, err := lc.Listen(addr)
+	must(t, err)
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+func dial(t *testing.T, addr net.Addr) *ipc.Conn {
+	t.Helper()
+	c, err := ipc.Dial(addr.(ipc.Addr))
+	must(t, err)
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func accept(t *testing.T, l *ipc.Listener) *ipc.Conn {
+	t.Helper()
+	c, err := l.AcceptConn()
+	must(t, err)
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// connect returns both ends of a new connection to the listener.
+func connect(t *testing.T, l *ipc.Listener) (client, server *ipc.Conn) {
+	t.Helper()
+	return dial(t, l.Addr()), accept(t, l)
+}
+
+func pair(t *testing.T) (a, b *ipc.Conn) {
+	t.Helper()
+	a, b, err := ipc.Pair()
+	must(t, err)
+	t.Cleanup(func() { a.Close(); b.Close() })
+	return a, b
+}
+
+func send(t *testing.T, w io.Writer, text string) {
+	t.Helper()
+	if n, err := io.WriteString(w, text); err != nil || n != len(text) {
+		t.Fatalf("write: %d, %v", n, err)
+	}
+}
+
+func expect(t *testing.T, r io.Reader, text string) {
+	t.Helper()
+	got := make([]byte, len(text))
+	if n, err := io.ReadFull(r, got); err != nil || string(got) != text {
+		t.Fatalf("read %q, %v; want %q", got[:n], err, text)
+	}
+}
+
+func expectEOF(t *testing.T, r io.Reader) {
+	t.Helper()
+	if n, err := r.Read(make([]byte, 16)); n != 0 || err != io.EOF {
+		t.Fatalf("read %d, %v; want io.EOF itself", n, err)
+	}
+}
+
+// talk proves that two ends are connected to each other.
+func talk(t *testing.T, a, b io.ReadWriter) {
+	t.Helper()
+	send(t, a, "ping")
+	expect(t, b, "ping")
+	send(t, b, "pong")
+	expect(t, a, "pong")
+}
+
+// serves proves that the listener is the one that clients of addr reach.
+func serves(t *testing.T, l *ipc.Listener, addr ipc.Addr) {
+	t.Helper()
+	client := dial(t, addr)
+	server := accept(t, l)
+	talk(t, client, server)
+	must(t, client.Close())
+	must(t, server.Close())
+}
+
+// fill connects clients until the listener has no room for one more.
+func fill(t *testing.T, addr ipc.Addr) (waiting []*ipc.Conn) {
+	t.Helper()
+	for refused := 0; refused < 2; { // one could be the fault of a busy machine
+		c, err := ipc.Dialer{Timeout: 50 * time.Millisecond}.Dial(addr)
+		if err != nil {
+			timedOut(t, err)
+			refused++
+			continue
+		}
+		t.Cleanup(func() { c.Close() })
+		if waiting = append(waiting, c); len(waiting) > 100 {
+			t.Fatal("100 clients have room in a backlog of 1")
+		}
+	}
+	return waiting
+}
+
+// pattern returns n bytes that tell where they belong.
+func pattern(n int) []byte {
+	p := make([]byte, n)
+	for i := range p {
+		p[i] = byte(i) ^ byte(i>>8) ^ byte(i>>16)
+	}
+	return p
+}
+
+// ---------------------------------------------------------------------------
+// Children
+//
+// A child is this program run again, with its role in the environment. It talks
+// in lines: what it says on standard output the test hears, and the other way
+// round. It ends when its standard input does.
+
+const (
+	childRole = "IPC_TEST_CHILD"
+	childExec = "IPC_TEST_EXEC" // a command to run this program with: "qemu-aarch64-static"
+)
+
+// roles is what a child can be. It returns an error to fail the test.
+var roles = map[string]func(p *parent, args []string) error{
+	"serve":   childServes,
+	"race":    childRaces,
+	"connect": childConnects,
+}
+
+// A parent is the test as its child sees it.
+type parent struct{ in *bufio.Scanner }
+
+func (p *parent) say(format string, args ...any) { fmt.Printf(format+"\n", args...) }
+
+// hear returns the next line, or "" when the test has no more to say.
+func (p *parent) hear() string {
+	p.in.Scan()
+	return p.in.Text()
+}
+
+// asChild is run first in a child; a system's test file may set it.
+var asChild func() error
+
+func childMain(role string, args []string) int {
+	time.AfterFunc(patience, func() { panic("the child " + role + " hangs\n\n" + stacks()) })
+	err := fmt.Errorf("no such role: %s", role)
+	if play := roles[role]; play != nil {
+		err = nil
+		if asChild != nil {
+			err = asChild()
+		}
+		if err == nil {
+			err = play(&parent{bufio.NewScanner(os.Stdin)}, args)
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+type child struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	in     io.WriteCloser
+	out    *bufio.Reader
+	errors bytes.Buffer // what it wrote to standard error; read after Wait
+	ended  bool
+}
+
+func startChild(t *testing.T, role string, args ...string) *child {
+	t.Helper()
+	return startChildWith(t, exec.Cmd{}, role, args...)
+}
+
+// startChildWith starts a child with the ExtraFiles and the SysProcAttr, and more
+// in its environment from the Env, of cmd.
+func startChildWith(t *testing.T, with exec.Cmd, role string, args ...string) *child {
+	t.Helper()
+	program, err := os.Executable()
+	if err != nil {
+		program = os.Args[0]
+	}
+	command := append(strings.Fields(os.Getenv(childExec)), program)
+	c := &child{t: t, cmd: exec.Command(command[0], append(command[1:], args...)...)}
+	c.cmd.Env = append(append(os.Environ(), childRole+"="+role, goRace()), with.Env...)
+	c.cmd.ExtraFiles, c.cmd.SysProcAttr = with.ExtraFiles, with.SysProcAttr
+	c.cmd.Stderr = &c.errors
+	c.in, err = c.cmd.StdinPipe()
+	must(t, err)
+	out, err := c.cmd.StdoutPipe()
+	must(t, err)
+	c.out = bufio.NewReader(out)
+	must(t, c.cmd.Start())
+	t.Cleanup(c.kill)
+	return c
+}
+
+// goRace keeps the race detector from making every child wait a second at its end.
+func goRace() string { return "GORACE=" + os.Getenv("GORACE") + " atexit_sleep_ms=0" }
+
+func (c *child) pid() int { return c.cmd.Process.Pid }
+
+func (c *child) say(line string) {
+	c.t.Helper()
+	_, err := io.WriteString(c.in, line+"\n")
+	must(c.t, err)
+}
+
+// hear returns the next line of the child, which must say something.
+func (c *child) hear() string {
+	c.t.Helper()
+	line, err := c.out.ReadString('\n')
+	if err != nil {
+		c.kill()
+		c.t.Fatalf("the child says no more: %v: %s", err, c.errors.Bytes())
+	}
+	return strings.TrimSpace(line)
+}
+
+func (c *child) mustSay(want string) {
+	c.t.Helper()
+	if got := c.hear(); got != want {
+		c.t.Fatalf("the child says %q, want %q", got, want)
+	}
+}
+
+// end tells the child that there is no more to do; it must find all in order.
+func (c *child) end() {
+	c.t.Helper()
+	c.in.Close()
+	c.ended = true
+	if err := c.cmd.Wait(); err != nil {
+		c.t.Fatalf("the child fails: %v: %s", err, c.errors.Bytes())
+	}
+}
+
+// kill ends the child as a crash or kill -9 does.
+func (c *child) kill() {
+	if !c.ended {
+		c.ended = true
+		c.cmd.Process.Kill() // before its input ends, or it might end in good order
+		c.in.Close()
+		c.cmd.Wait()
+	}
+}
+
+// childServes listens at the address and echoes what each client sends, until it
+// is told to end.
+func childServes(p *parent, args []string) error {
+	addr, err := ipc.ParseAddr(args[0])
+	if err != nil {
+		return err
+	}
+	var lc ipc.ListenConfig
+	if len(args) > 1 && args[1] == "everyone" {
+		lc.Access = ipc.Everyone
+	}
+	l, err := lc.Listen(addr)
+	if err != nil {
+		return err
+	}
+	go func() {
+		for conn := range l.Conns() {
+			go func() { io.Copy(conn, conn); conn.Close() }()
+		}
+	}()
+	p.say("serving")
+	p.hear()
+	return l.Close()
+}
+
+// childRaces listens at every address it is told, at the word, and says whether
+// it got it. It serves until the next word.
+func childRaces(p *parent, args []string) error {
+	addr, err := ipc.ParseAddr(args[0])
+	if err != nil {
+		return err
+	}
+	p.say("ready")
+	for p.hear() == "go" {
+		l, err := ipc.Listen(addr)
+		switch {
+		case err == nil:
+			p.say("won")
+		case errors.Is(err, ipc.ErrAddrInUse):
+			p.say("lost")
+		default:
+			p.say("failed: %v", err)
+		}
+		p.hear()
+		if l != nil {
+			if err := l.Close(); err != nil {
+				return err
+			}
+		}
+		p.say("ready")
+	}
+	return nil
+}
+
+// childConnects dials the address, says how that went, and echoes until the
+// other side ends.
+func childConnects(p *parent, args []string) error {
+	addr, err := ipc.ParseAddr(args[0])
+	if err != nil {
+		return err
+	}
+	d := ipc.Dialer{Timeout: soon}
+	if len(args) > 1 && args[1] == "everyone" {
+		d.Access = ipc.Everyone
+	}
+	conn, err := d.Dial(addr)
+	switch {
+	case errors.Is(err, ipc.ErrUntrusted):
+		p.say("untrusted")
+		return nil
+	case errors.Is(err, os.ErrPermission):
+		p.say("permission denied")
+		return nil
+	case err != nil:
+		return err
+	}
+	defer conn.Close()
+	io.WriteString(conn, "hello from a child") // a server that refuses may be gone already
+	greeting := make([]byte, len("welcome"))
+	if _, err := io.ReadFull(conn, greeting); err != nil {
+		p.say("turned away")
+		return nil
+	}
+	p.say("%s", greeting)
+	p.hear()
+	return nil
+}
+
+// ---------------------------------------------------------------------------
+// Addresses
+
+func TestAddrsSurviveEveryWayOfWritingThem(t *testing.T) {
+	story(t)
+	for _, addr := range []ipc.Addr{
+		ipc.Path("/run/app/socket"), ipc.Path("socket"), ipc.Path("./@socket"), ipc.Path("@socket"),
+		ipc.Path(`\\.\pipe\app`), ipc.Path("ünïcödé/s"), ipc.Path("with space"),
+		ipc.Name("app"), ipc.Name("@app"), ipc.Name("a/b"), ipc.Name("ünïcödé"), ipc.Name(" "),
+	} {
+		if got, err := ipc.ParseAddr(addr.String()); got != addr || err != nil {
+			t.Errorf("ParseAddr(%q) = %v, %v", addr, got, err)
+		}
+		text, err := addr.MarshalText()
+		must(t, err)
+		var back ipc.Addr
+		if err := back.UnmarshalText(text); back != addr || err != nil {
+			t.Errorf("UnmarshalText(%q) = %v, %v", text, back, err)
+		}
+
+		type config struct {
+			Server ipc.Addr
+			Named  map[ipc.Addr]int
+		}
+		in := config{addr, map[ipc.Addr]int{addr: 1}}
+		data, err := json.Marshal(in)
+		must(t, err)
+		var out config
+		must(t, json.Unmarshal(data, &out))
+		if out.Server != addr || out.Named[addr] != 1 {
+			t.Errorf("JSON %s became %v", data, out)
+		}
+
+		var flagged ipc.Addr
+		flags := flag.NewFlagSet("", flag.ContinueOnError)
+		flags.TextVar(&flagged, "server", ipc.Name("default"), "")
+		must(t, flags.Parse([]string{"-server", addr.String()}))
+		if flagged != addr {
+			t.Errorf("-server %s gave %v", addr, flagged)
+		}
+	}
+}
+
+func TestAddrsAreComparable(t *testing.T) {
+	story(t)
+	seen := map[ipc.Addr]string{
+		ipc.Path("a"): "path a", ipc.Name("a"): "name a", ipc.Path("b"): "path b", {}: "none",
+	}
+	for addr, want := range map[ipc.Addr]string{
+		ipc.Path("a"): "path a", ipc.Name("a"): "name a", ipc.Path("b"): "path b", {}: "none", ipc.Name("b"): "",
+	} {
+		if got := seen[addr]; got != want {
+			t.Errorf("found %q under %v, want %q", got, addr, want)
+		}
+	}
+	if ipc.Path("a") == ipc.Name("a") {
+		t.Error("a path and a name of the same text are equal")
+	}
+}
+
+func TestAddrTellsItsNetworkAndText(t *testing.T) {
+	story(t)
+	network := "unix"
+	if runtime.GOOS == "windows" {
+		network = "pipe"
+	}
+	for _, c := range []struct {
+		addr ipc.Addr
+		text string
+	}{{ipc.Path("/a/b"), "/a/b"}, {ipc.Path("@b"), "./@b"}, {ipc.Name("b"), "@b"}, {ipc.Addr{}, ""}} {
+		if got := c.addr.String(); got != c.text {
+			t.Errorf("String is %q, want %q", got, c.text)
+		}
+		if got := c.addr.Network(); got != network {
+			t.Errorf("Network of %q is %q, want %q", c.text, got, network)
+		}
+	}
+	if got, err := ipc.ParseAddr("@b"); got != ipc.Name("b") || err != nil {
+		t.Errorf("@b is %#v, %v; want the name b", got, err)
+	}
+	if got, err := ipc.ParseAddr("b"); got != ipc.Path("b") || err != nil {
+		t.Errorf("b is %#v, %v; want the path b", got, err)
+	}
+}
+
+func TestZeroAddrIsAnEmptyText(t *testing.T) {
+	story(t)
+	text, err := ipc.Addr{}.MarshalText()
+	if len(text) != 0 || err != nil {
+		t.Errorf("MarshalText: %q, %v", text, err)
+	}
+	addr := ipc.Name("before")
+	if err := addr.UnmarshalText(nil); err != nil || addr != (ipc.Addr{}) {
+		t.Errorf("UnmarshalText of nothing: %v, %v", addr, err)
+	}
+}
+
+func TestTextThatIsNoAddressIsRefused(t *testing.T) {
+	story(t)
+	for text, words := range map[string][]string{
+		"":        {"address"},
+		"@":       {"name", "empty"},
+		"a\x00b":  {"NUL", "1", `"a\x00b"`},
+		"@ab\x00": {"NUL", "2", `"ab\x00"`},
+	} {
+		addr, err := ipc.ParseAddr(text)
+		if err == nil {
+			t.Errorf("ParseAddr(%q) = %v", text, addr)
+			continue
+		}
+		if addr != (ipc.Addr{}) {
+			t.Errorf("ParseAddr(%q) gives %v with its error", text, addr)
+		}
+		for _, word := range words {
+			if text != "" && !strings.Contains(err.Error(), word) {
+				t.Errorf("ParseAddr(%q): %q does not say %q", text, err, word)
+			}
+		}
+		kept := ipc.Name("kept")
+		if text != "" && (kept.UnmarshalText([]byte(text)) == nil || kept != ipc.Name("kept")) {
+			t.Errorf("UnmarshalText(%q) made it %v", text, kept)
+		}
+	}
+}
+
+// A badAddr is an address that no call may accept, and words that the error has.
+type badAddr struct {
+	addr  ipc.Addr
+	is    error
+	words []string
+}
+
+// badAddrs are bad everywhere; a system's test file may add its own.
+var badAddrs = []badAddr{
+	{addr: ipc.Path(""), words: []string{"empty"}},
+	{addr: ipc.Name(""), words: []string{"empty"}},
+	{addr: ipc.Path("a\x00b"), words: []string{"NUL", "1"}},
+	{addr: ipc.Name("ab\x00"), words: []string{"NUL", "2"}},
+	{addr: ipc.Name("\x00ab"), words: []string{"NUL", "0"}},
+	{addr: ipc.Name(strings.Repeat("n", 5000)), is: ipc.ErrNameTooLong, words: []string{"50", "limit"}},
+}
+
+// refused checks the error of a call that was given a bad address: it says what
+// is wrong and with what, and no system call was needed to find out.
+func (bad badAddr) refused(t *testing.T, op string, err error) {
+	t.Helper()
+	if err == nil {
+		t.Errorf("%s accepts %.40q", op, bad.addr)
+		return
+	}
+	var oe *net.OpError
+	if !errors.As(err, &oe) || oe.Op != op || oe.Net != bad.addr.Network() || oe.Addr != bad.addr {
+		t.Errorf("%s of %.40q: %#v is not a *net.OpError about it", op, bad.addr, err)
+	}
+	if bad.is != nil && !errors.Is(err, bad.is) {
+		t.Errorf("%s of %.40q: %v does not match %v", op, bad.addr, err, bad.is)
+	}
+	if errno := syscall.Errno(0); errors.As(err, &errno) {
+		t.Errorf("%s of %.40q: %v comes from a system call", op, bad.addr, err)
+	}
+	for _, word := range append(bad.words, bad.addr.String()) {
+		if !strings.Contains(err.Error(), word) {
+			t.Errorf("%s of %.40q: %q does not say %q", op, bad.addr, err, word)
+		}
+	}
+}
+
+func TestBadAddressesAreRefused(t *testing.T) {
+	story(t)
+	for _, bad := range badAddrs {
+		l, err := ipc.Listen(bad.addr)
+		bad.refused(t, "listen", err)
+		if l != nil {
+			t.Error("a listener comes with the error")
+		}
+		c, err := ipc.Dial(bad.addr)
+		bad.refused(t, "dial", err)
+		if c != nil {
+			t.Error("a connection comes with the error")
+		}
+		_, err = ipc.Dialer{Wait: true}.Dial(bad.addr) // would wait for ever
+		bad.refused(t, "dial", err)
+	}
+	if _, err := ipc.Dial(ipc.Addr{}); err == nil || !strings.Contains(err.Error(), "no address") {
+		t.Errorf("dial of the zero Addr: %v", err)
+	}
+}
+
+func TestBadOptionsAreRefused(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		for _, c := range []struct {
+			lc    ipc.ListenConfig
+			words []string
+		}{
+			{ipc.ListenConfig{Access: 2}, []string{"Access(2)", "OwnerOnly", "Everyone"}},
+			{ipc.ListenConfig{Takeover: 3}, []string{"Takeover(3)", "TakeoverStale"}},
+			{ipc.ListenConfig{Backlog: -1}, []string{"Backlog", "-1", "0 or more"}},
+		} {
+			l, err := c.lc.Listen(addr)
+			if err == nil {
+				l.Close()
+				t.Fatalf("%+v is accepted", c.lc)
+			}
+			for _, word := range c.words {
+				if !strings.Contains(err.Error(), word) {
+					t.Errorf("%q does not say %q", err, word)
+				}
+			}
+		}
+		listen(t, addr)
+		if _, err := (ipc.Dialer{Access: 2}).Dial(addr); err == nil || !strings.Contains(err.Error(), "Access(2)") {
+			t.Errorf("Dialer{Access: 2}: %v", err)
+		}
+	})
+}
+
+func TestOptionsHaveNames(t *testing.T) {
+	story(t)
+	for v, want := range map[fmt.Stringer]string{
+		ipc.OwnerOnly: "OwnerOnly", ipc.Everyone: "Everyone", ipc.Access(9): "Access(9)",
+		ipc.TakeoverStale: "TakeoverStale", ipc.TakeoverNever: "TakeoverNever",
+		ipc.TakeoverAlways: "TakeoverAlways", ipc.Takeover(9): "Takeover(9)",
+	} {
+		if got := v.String(); got != want {
+			t.Errorf("String is %q, want %q", got, want)
+		}
+	}
+	if (ipc.ListenConfig{}).Access != ipc.OwnerOnly || (ipc.ListenConfig{}).Takeover != ipc.TakeoverStale {
+		t.Error("the zero values are not the safe ones")
+	}
+}
+
+func TestBothEndsKnowTheAddress(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		client, server := connect(t, l)
+		for what, got := range map[string]net.Addr{
+			"the listener's": l.Addr(), "the server's": server.LocalAddr(), "the client's remote": client.RemoteAddr(),
+		} {
+			if got != addr {
+				t.Errorf("%s address is %v, want %v", what, got, addr)
+			}
+		}
+		if client.LocalAddr() != (ipc.Addr{}) || server.RemoteAddr() != (ipc.Addr{}) {
+			t.Errorf("a client has an address: %v, %v", client.LocalAddr(), server.RemoteAddr())
+		}
+	})
+}
+
+func TestZeroAddrListensAtAFreshName(t *testing.T) {
+	story(t)
+	a, b := listen(t, ipc.Addr{}), listen(t, ipc.Addr{})
+	if a.Addr() == b.Addr() {
+		t.Fatalf("two listeners at %v", a.Addr())
+	}
+	for _, l := range []*ipc.Listener{a, b} {
+		addr, err := ipc.ParseAddr(l.Addr().String()) // as another process would be told
+		must(t, err)
+		serves(t, l, addr)
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Listening
+
+func TestNobodyListens(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		_, err := ipc.Dial(addr)
+		matches(t, err, ipc.ErrNoListener)
+		var oe *net.OpError
+		if !errors.As(err, &oe) || oe.Op != "dial" || oe.Net != addr.Network() || oe.Addr != addr {
+			t.Errorf("%#v does not say what was dialed", err)
+		}
+		if !strings.Contains(err.Error(), addr.String()) {
+			t.Errorf("%q does not name the address", err)
+		}
+
+		l := listen(t, addr)
+		serves(t, l, addr)
+		must(t, l.Close())
+		_, err = ipc.Dial(addr)
+		matches(t, err, ipc.ErrNoListener)
+	})
+}
+
+func TestLiveServerIsNotReplaced(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		for _, policy := range []ipc.Takeover{ipc.TakeoverStale, ipc.TakeoverNever} {
+			_, err := ipc.ListenConfig{Takeover: policy}.Listen(addr)
+			matches(t, err, ipc.ErrAddrInUse)
+			var oe *net.OpError
+			if !errors.As(err, &oe) || oe.Op != "listen" || oe.Addr != addr {
+				t.Errorf("%#v does not say what failed", err)
+			}
+			serves(t, l, addr)
+		}
+	})
+}
+
+func TestLiveServerOfAnotherProcessIsNotReplaced(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		server := startChild(t, "serve", addr.String())
+		server.mustSay("serving")
+		_, err := ipc.Listen(addr)
+		matches(t, err, ipc.ErrAddrInUse)
+		client := dial(t, addr)
+		send(t, client, "still there?")
+		expect(t, client, "still there?")
+		server.end()
+	})
+}
+
+func TestKilledServersAddressIsFree(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		for range 3 {
+			server := startChild(t, "serve", addr.String())
+			server.mustSay("serving")
+			server.kill()
+			_, err := ipc.Dial(addr)
+			matches(t, err, ipc.ErrNoListener)
+		}
+		serves(t, listen(t, addr), addr)
+	})
+}
+
+func TestOneOfManyStartersWins(t *testing.T) {
+	const starters, rounds = 16, 3
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		var children []*child
+		for range starters {
+			children = append(children, startChild(t, "race", addr.String()))
+		}
+		for _, c := range children {
+			c.mustSay("ready")
+		}
+		for range rounds {
+			dead := startChild(t, "serve", addr.String())
+			dead.mustSay("serving")
+			dead.kill()
+			for _, c := range children {
+				c.say("go")
+			}
+			winners := 0
+			for _, c := range children {
+				switch said := c.hear(); said {
+				case "won":
+					winners++
+				case "lost":
+				default:
+					t.Error(said)
+				}
+			}
+			if winners != 1 {
+				t.Fatalf("%d starters have the address", winners)
+			}
+			for _, c := range children {
+				c.say("done")
+				c.mustSay("ready")
+			}
+		}
+		for _, c := range children {
+			c.end()
+		}
+	})
+}
+
+func TestOneOfManyGoroutinesWins(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		for range 50 {
+			const starters = 8
+			var starting sync.WaitGroup
+			listeners := make([]*ipc.Listener, starters)
+			for i := range starters {
+				starting.Go(func() {
+					l, err := ipc.Listen(addr)
+					if err != nil && !errors.Is(err, ipc.ErrAddrInUse) {
+						t.Error(err)
+					}
+					listeners[i] = l
+				})
+			}
+			starting.Wait()
+			winners := 0
+			for _, l := range listeners {
+				if l != nil {
+					winners++
+					serves(t, l, addr)
+					must(t, l.Close())
+				}
+			}
+			if winners != 1 {
+				t.Fatalf("%d starters have the address", winners)
+			}
+		}
+	})
+}
+
+func TestAcceptEndsAtTheDeadline(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		past := time.Now().Add(-time.Hour)
+
+		must(t, l.SetDeadline(past))
+		c, err := l.Accept()
+		timedOut(t, err)
+		if c != nil {
+			t.Errorf("%T comes with the error", c)
+		}
+		var oe *net.OpError
+		if !errors.As(err, &oe) || oe.Op != "accept" || oe.Addr != addr {
+			t.Errorf("%#v does not say what failed", err)
+		}
+
+		begun := time.Now()
+		must(t, l.SetDeadline(begun.Add(brief)))
+		_, err = l.Accept()
+		timedOut(t, err)
+		if waited := time.Since(begun); waited < brief {
+			t.Errorf("gave up after %v, the deadline was %v", waited, brief)
+		}
+
+		must(t, l.SetDeadline(time.Time{}))
+		serves(t, l, addr)
+
+		waiting := begin(func() error { _, err := l.Accept(); return err })
+		awaitParked(t, "(*Listener).AcceptConn", 1)
+		must(t, l.SetDeadline(past))
+		timedOut(t, <-waiting)
+
+		must(t, l.SetDeadline(time.Now().Add(time.Hour)))
+		serves(t, l, addr)
+	})
+}
+
+func TestCloseEndsEveryAccept(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		const waiters = 5
+		var waiting [waiters]<-chan error
+		for i := range waiting {
+			waiting[i] = begin(func() error { _, err := l.Accept(); return err })
+		}
+		awaitParked(t, "(*Listener).AcceptConn", waiters)
+		must(t, l.Close())
+		for _, done := range waiting {
+			matches(t, <-done, net.ErrClosed)
+		}
+
+		matches(t, l.Close(), net.ErrClosed)
+		matches(t, l.SetDeadline(time.Now()), net.ErrClosed)
+		if c, err := l.Accept(); c != nil || !errors.Is(err, net.ErrClosed) {
+			t.Errorf("Accept after Close: %v, %v", c, err)
+		}
+		if l.Addr() != addr {
+			t.Errorf("the address is %v after Close", l.Addr())
+		}
+	})
+}
+
+func TestOneOfManyListenerClosesSucceeds(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		for range 20 {
+			l := listen(t, addr)
+			var closing [4]<-chan error
+			for i := range closing {
+				closing[i] = begin(l.Close)
+			}
+			succeeded := 0
+			for _, done := range closing {
+				if err := <-done; err == nil {
+					succeeded++
+				} else {
+					matches(t, err, net.ErrClosed)
+				}
+			}
+			if succeeded != 1 {
+				t.Fatalf("%d of the closes succeed", succeeded)
+			}
+		}
+	})
+}
+
+func TestCloseDisconnectsClientsThatWait(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		client := dial(t, addr)
+		reading := begin(func() error { _, err := client.Read(make([]byte, 1)); return err })
+		must(t, l.Close())
+		if err := <-reading; err != io.EOF && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("a client that was not accepted reads %v", err)
+		}
+	})
+}
+
+func TestCloseOfListenerKeepsItsConnections(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		client, server := connect(t, l)
+		must(t, l.Close())
+		talk(t, client, server)
+	})
+}
+
+func TestConnsEndsAtClose(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		const clients = 5
+		for range clients {
+			dial(t, addr)
+			if served := 0; true {
+				for conn, err := range l.Conns() { // left by break, taken up again
+					must(t, err)
+					must(t, conn.Close())
+					served++
+					break
+				}
+				if served != 1 {
+					t.Fatalf("%d clients served", served)
+				}
+			}
+		}
+
+		ended := begin(func() error {
+			for conn, err := range l.Conns() {
+				if err != nil {
+					return err
+				}
+				conn.Close()
+			}
+			return nil
+		})
+		expectEOF(t, dial(t, addr))
+		awaitParked(t, "(*Listener).AcceptConn", 1)
+		must(t, l.Close())
+		must(t, <-ended)
+		for range l.Conns() {
+			t.Error("a closed listener has another client")
+		}
+	})
+}
+
+func TestConnsHandsErrorsToTheLoop(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		must(t, l.SetDeadline(time.Now().Add(-time.Hour)))
+		failures := 0
+		for conn, err := range l.Conns() {
+			if err == nil {
+				conn.Close()
+				break
+			}
+			timedOut(t, err)
+			if conn != nil {
+				t.Error("a connection comes with the error")
+			}
+			if failures++; failures == 3 { // the loop went on; let it succeed
+				must(t, l.SetDeadline(time.Time{}))
+				dial(t, addr)
+			}
+		}
+		if failures != 3 {
+			t.Errorf("%d errors, want 3", failures)
+		}
+	})
+}
+
+func TestAcceptNeverSeesClientsThatCheckRefuses(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		var open atomic.Bool
+		var asked atomic.Int32
+		l := listenWith(t, ipc.ListenConfig{Check: func(p ipc.Peer) error {
+			asked.Add(1)
+			if pid, ok := p.PID(); ok && pid != os.Getpid() {
+				t.Errorf("Check is told of %v", p)
+			}
+			if !open.Load() {
+				return errors.New("we are closed")
+			}
+			return nil
+		}}, addr)
+
+		accepted := make(chan *ipc.Conn, 1)
+		accepting := begin(func() error {
+			c, err := l.AcceptConn()
+			accepted <- c
+			return err
+		})
+		for range 3 {
+			refused := dial(t, addr)
+			if n, err := refused.Read(make([]byte, 1)); n != 0 || err == nil {
+				t.Fatalf("a refused client reads %d, %v", n, err)
+			}
+		}
+		open.Store(true)
+		client := dial(t, addr)
+		must(t, <-accepting)
+		server := <-accepted
+		defer server.Close()
+		talk(t, client, server)
+		if n := asked.Load(); n != 4 {
+			t.Errorf("Check was asked %d times about 4 clients", n)
+		}
+	})
+}
+
+// ---------------------------------------------------------------------------
+// Dialing
+
+func TestFullBacklogMakesDialWait(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listenWith(t, ipc.ListenConfig{Backlog: 1}, addr)
+		waiting := fill(t, addr)
+
+		dialed := make(chan *ipc.Conn, 1)
+		dialing := begin(func() error {
+			c, err := ipc.Dial(addr)
+			dialed <- c
+			return err
+		})
+		awaitParked(t, "Dialer.DialContext", 1)
+		for _, client := range waiting {
+			talk(t, client, accept(t, l))
+		}
+		server := accept(t, l)
+		must(t, <-dialing)
+		client := <-dialed
+		defer client.Close()
+		talk(t, client, server)
+	})
+}
+
+// A dialEnd is a way to end a Dial that waits.
+var dialEnds = map[string]func(addr ipc.Addr, d ipc.Dialer) error{
+	"Timeout": func(addr ipc.Addr, d ipc.Dialer) error {
+		d.Timeout = brief
+		_, err := d.Dial(addr)
+		return err
+	},
+	"Deadline": func(addr ipc.Addr, d ipc.Dialer) error {
+		d.Deadline = time.Now().Add(brief)
+		_, err := d.Dial(addr)
+		return err
+	},
+	"Context": func(addr ipc.Addr, d ipc.Dialer) error {
+		ctx, cancel := context.WithTimeout(context.Background(), brief)
+		defer cancel()
+		_, err := d.DialContext(ctx, addr)
+		return err
+	},
+	"FirstOfThree": func(addr ipc.Addr, d ipc.Dialer) error {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+		defer cancel()
+		d.Deadline = time.Now().Add(2 * time.Hour)
+		d.Timeout = brief
+		_, err := d.DialContext(ctx, addr)
+		return err
+	},
+}
+
+// endsAtItsDeadline dials an address that lets nobody in, with every deadline.
+func endsAtItsDeadline(t *testing.T, addr ipc.Addr, d ipc.Dialer) {
+	t.Helper()
+	for name, dialUntil := range dialEnds {
+		begun := time.Now()
+		err := dialUntil(addr, d)
+		if waited := time.Since(begun); waited < brief {
+			t.Errorf("%s: gave up after %v, before %v", name, waited, brief)
+		}
+		timedOut(t, err)
+		matches(t, err, context.DeadlineExceeded)
+		var oe *net.OpError
+		if !errors.As(err, &oe) || oe.Op != "dial" || oe.Addr != addr {
+			t.Errorf("%s: %#v does not say what failed", name, err)
+		}
+	}
+}
+
+func TestFullBacklogEndsDialAtItsDeadline(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listenWith(t, ipc.ListenConfig{Backlog: 1}, addr)
+		waiting := fill(t, addr)
+		endsAtItsDeadline(t, addr, ipc.Dialer{})
+		endsAtItsDeadline(t, addr, ipc.Dialer{Wait: true})
+		for _, client := range waiting { // nobody who gave up is in the way
+			talk(t, client, accept(t, l))
+		}
+		serves(t, l, addr)
+	})
+}
+
+func TestWaitEndsAtItsDeadline(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		endsAtItsDeadline(t, addr, ipc.Dialer{Wait: true})
+	})
+}
+
+func TestDeadlineInThePastEndsDialAtOnce(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		listen(t, addr)
+		_, err := ipc.Dialer{Deadline: time.Now().Add(-time.Hour)}.Dial(addr)
+		timedOut(t, err)
+		_, err = ipc.Dialer{Timeout: -time.Hour}.Dial(addr)
+		timedOut(t, err)
+	})
+}
+
+func TestWaitWaitsForTheServer(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		const clients = 3
+		dialed := make(chan *ipc.Conn, clients)
+		var dialing [clients]<-chan error
+		for i := range dialing {
+			dialing[i] = begin(func() error {
+				c, err := ipc.Dialer{Wait: true}.Dial(addr)
+				dialed <- c
+				return err
+			})
+		}
+		awaitParked(t, "Dialer.DialContext", clients)
+		l := listen(t, addr)
+		for range dialing {
+			server := accept(t, l)
+			send(t, server, "at last")
+			must(t, server.Close())
+		}
+		for _, done := range dialing {
+			must(t, <-done)
+			client := <-dialed
+			defer client.Close()
+			expect(t, client, "at last")
+		}
+	})
+}
+
+func TestWaitOutlivesARestartOfTheServer(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		dead := startChild(t, "serve", addr.String())
+		dead.mustSay("serving")
+		dead.kill() // leaves a path that refuses
+		dialed := make(chan *ipc.Conn, 1)
+		dialing := begin(func() error {
+			c, err := ipc.Dialer{Wait: true}.Dial(addr)
+			dialed <- c
+			return err
+		})
+		awaitParked(t, "Dialer.DialContext", 1)
+		l := listen(t, addr)
+		server := accept(t, l)
+		must(t, <-dialing)
+		client := <-dialed
+		defer client.Close()
+		talk(t, client, server)
+	})
+}
+
+func TestCancelEndsEveryWayOfWaiting(t *testing.T) {
+	cancelled := func(t *testing.T, addr ipc.Addr, d ipc.Dialer) {
+		t.Helper()
+		ctx, cancel := context.WithCancel(context.Background())
+		dialing := begin(func() error { _, err := d.DialContext(ctx, addr); return err })
+		awaitParked(t, "Dialer.DialContext", 1)
+		cancel()
+		err := <-dialing
+		matches(t, err, context.Canceled)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%v matches a deadline that was not", err)
+		}
+		_, err = d.DialContext(ctx, addr) // cancelled before it begins
+		matches(t, err, context.Canceled)
+	}
+	t.Run("FullBacklog", func(t *testing.T) {
+		overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+			listenWith(t, ipc.ListenConfig{Backlog: 1}, addr)
+			fill(t, addr)
+			cancelled(t, addr, ipc.Dialer{})
+			cancelled(t, addr, ipc.Dialer{Timeout: time.Hour})
+		})
+	})
+	t.Run("NoServer", func(t *testing.T) {
+		overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+			cancelled(t, addr, ipc.Dialer{Wait: true})
+		})
+	})
+	t.Run("RefusingServer", func(t *testing.T) {
+		overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+			dead := startChild(t, "serve", addr.String())
+			dead.mustSay("serving")
+			dead.kill()
+			cancelled(t, addr, ipc.Dialer{Wait: true})
+			listen(t, addr).Close() // takes the path away
+		})
+	})
+}
+
+func TestContextHasNoSayOnceConnected(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		ctx, cancel := context.WithCancel(context.Background())
+		client, err := ipc.Dialer{}.DialContext(ctx, addr)
+		must(t, err)
+		defer client.Close()
+		cancel()
+		talk(t, client, accept(t, l))
+	})
+}
+
+func TestListenerCloseEndsDialsThatWait(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listenWith(t, ipc.ListenConfig{Backlog: 1}, addr)
+		waiting := fill(t, addr)
+		var dialing [3]<-chan error
+		for i := range dialing {
+			dialing[i] = begin(func() error { _, err := ipc.Dial(addr); return err })
+		}
+		awaitParked(t, "Dialer.DialContext", len(dialing))
+		must(t, l.Close())
+		for _, client := range waiting {
+			client.Close()
+		}
+		for _, done := range dialing {
+			matches(t, <-done, ipc.ErrNoListener)
+		}
+	})
+}
+
+func TestDialersCheckCanRefuseTheServer(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		stranger := errors.New("not whom I expected")
+		var told ipc.Peer
+		for _, access := range []ipc.Access{ipc.OwnerOnly, ipc.Everyone} {
+			c, err := ipc.Dialer{Access: access, Check: func(p ipc.Peer) error { told = p; return stranger }}.Dial(addr)
+			matches(t, err, ipc.ErrUntrusted, stranger)
+			if c != nil {
+				t.Error("a connection comes with the error")
+			}
+			if pid, ok := told.PID(); ok && pid != os.Getpid() {
+				t.Errorf("Check is told of %v", told)
+			}
+			expectEOF(t, accept(t, l)) // nothing was sent to it
+		}
+		client, err := ipc.Dialer{Check: func(ipc.Peer) error { return nil }}.Dial(addr)
+		must(t, err)
+		defer client.Close()
+		talk(t, client, accept(t, l))
+	})
+}
+
+func TestDialAndCloseOfListenerRace(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		for range 300 {
+			l, err := ipc.Listen(addr)
+			must(t, err)
+			accepting := begin(func() error {
+				for conn := range l.Conns() {
+					conn.Close()
+				}
+				return nil
+			})
+			dialing := begin(func() error {
+				c, err := ipc.Dial(addr)
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				if n, err := c.Read(make([]byte, 1)); n != 0 || err == nil {
+					return fmt.Errorf("read %d, %v", n, err)
+				}
+				return nil
+			})
+			must(t, l.Close())
+			must(t, <-accepting)
+			if err := <-dialing; err != nil {
+				matches(t, err, ipc.ErrNoListener)
+			}
+		}
+	})
+}
+
+// ---------------------------------------------------------------------------
+// Peers
+
+// me returns the identity of this process's user as os/user has it.
+func me(t *testing.T) string {
+	t.Helper()
+	u, err := user.Current()
+	must(t, err)
+	return u.Uid
+}
+
+// pidsAreTold reports whether the system says the pid of a peer.
+var pidsAreTold = slices.Contains([]string{
+	"linux", "android", "windows", "darwin", "freebsd", "netbsd", "openbsd", "illumos"}, runtime.GOOS)
+
+// isProcess checks that p tells of the process of that number, run by this user.
+func isProcess(t *testing.T, p ipc.Peer, pid int) {
+	t.Helper()
+	got, ok := p.PID()
+	if ok && got != pid || ok != pidsAreTold {
+		t.Errorf("PID is %d, %v; want %d, %v", got, ok, pid, pidsAreTold)
+	}
+	if ok && !strings.Contains(p.String(), "pid "+strconv.Itoa(pid)) {
+		t.Errorf("%q does not tell the pid", p)
+	}
+	if got, want := p.UserID(), me(t); got != want {
+		t.Errorf("UserID is %q, want %q", got, want)
+	}
+	if !strings.Contains(p.String(), p.UserID()) {
+		t.Errorf("%q does not tell the user", p)
+	}
+	uid, ok := p.UID()
+	if want := os.Getuid(); ok && uid != want || ok != (want >= 0) {
+		t.Errorf("UID is %d, %v; want %d", uid, ok, want)
+	}
+	gid, ok := p.GID()
+	if want := os.Getgid(); ok && gid != want || ok != (want >= 0) {
+		t.Errorf("GID is %d, %v; want %d", gid, ok, want)
+	}
+}
+
+func peerOf(t *testing.T, c *ipc.Conn) ipc.Peer {
+	t.Helper()
+	p, err := c.Peer()
+	must(t, err)
+	return p
+}
+
+func TestPeerTellsWhoIsThere(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		client, server := connect(t, l)
+		isProcess(t, peerOf(t, client), os.Getpid())
+		isProcess(t, peerOf(t, server), os.Getpid())
+	})
+	t.Run("Pair", func(t *testing.T) {
+		story(t)
+		a, b := pair(t)
+		isProcess(t, peerOf(t, a), os.Getpid())
+		isProcess(t, peerOf(t, b), os.Getpid())
+	})
+}
+
+func TestPeerInAnotherProcess(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		client := startChild(t, "connect", addr.String())
+		server := accept(t, l)
+		isProcess(t, peerOf(t, server), client.pid())
+		expect(t, server, "hello from a child")
+		send(t, server, "welcome")
+		client.mustSay("welcome")
+		client.end()
+		must(t, l.Close())
+
+		serving := startChild(t, "serve", addr.String())
+		serving.mustSay("serving")
+		isProcess(t, peerOf(t, dial(t, addr)), serving.pid())
+		serving.end()
+	})
+}
+
+func TestWhatIsNotKnownOfAPeerIsAbsent(t *testing.T) {
+	story(t)
+	var p ipc.Peer
+	if pid, ok := p.PID(); pid != 0 || ok {
+		t.Errorf("PID is %d, %v", pid, ok)
+	}
+	if uid, ok := p.UID(); uid != 0 || ok {
+		t.Errorf("UID is %d, %v", uid, ok)
+	}
+	if gid, ok := p.GID(); gid != 0 || ok {
+		t.Errorf("GID is %d, %v", gid, ok)
+	}
+	if p.UserID() != "" || p.Groups() != nil || p.String() != "unknown peer" {
+		t.Errorf("%q %v %q", p.UserID(), p.Groups(), p)
+	}
+}
+
+func TestPeerThatIsGoneIsNoPanic(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		client, server := connect(t, l)
+		must(t, client.Close())
+		if p, err := server.Peer(); err == nil {
+			if id := p.UserID(); id != "" && id != me(t) {
+				t.Errorf("the peer was %v", p)
+			}
+		} else if oe := (*net.OpError)(nil); !errors.As(err, &oe) {
+			t.Errorf("%#v is not a *net.OpError", err)
+		}
+		must(t, server.Close())
+		_, err := server.Peer()
+		matches(t, err, net.ErrClosed)
+	})
+}
+
+// ---------------------------------------------------------------------------
+// Conversations
+
+// converse is one side of the exchange: two messages each way, the first ends
+// with a newline, the second with NUL, read and written at the same time.
+func converse(c *ipc.Conn, say, want [2]string) error {
+	writing := begin(func() error {
+		for _, line := range say {
+			if _, err := io.WriteString(c, line); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	r := bufio.NewReader(c)
+	var failed error
+	for i, end := range []byte{'\n', 0} {
+		if got, err := r.ReadString(end); failed == nil && (err != nil || got != want[i]) {
+			failed = fmt.Errorf("heard %q, %v; want %q", got, err, want[i])
+		}
+	}
+	if err := <-writing; failed == nil {
+		failed = err
+	}
+	return failed
+}
+
+func TestManyClientsConverseAtOnce(t *testing.T) {
+	const clients = 80
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		fromServer := [2]string{"Hello from server!\n", "The server bids you farewell.\x00"}
+		fromClient := [2]string{"Hello from client!\n", "The client takes its leave.\x00"}
+		pid := os.Getpid()
+		known := func(c *ipc.Conn) error {
+			p, err := c.Peer()
+			if got, ok := p.PID(); ok && got != pid {
+				return fmt.Errorf("the peer is %v", p)
+			}
+			return err
+		}
+
+		var all sync.WaitGroup
+		all.Go(func() {
+			for range clients {
+				conn, err := l.AcceptConn()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				all.Go(func() {
+					defer conn.Close()
+					if err := errors.Join(known(conn), converse(conn, fromServer, fromClient)); err != nil {
+						t.Error("server:", err)
+					}
+				})
+			}
+		})
+		for range clients {
+			all.Go(func() {
+				conn, err := ipc.Dial(addr)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer conn.Close()
+				if err := errors.Join(known(conn), converse(conn, fromClient, fromServer)); err != nil {
+					t.Error("client:", err)
+				}
+			})
+		}
+		all.Wait()
+		must(t, l.Close())
+		_, err := ipc.Dial(addr)
+		matches(t, err, ipc.ErrNoListener)
+	})
+}
+
+func TestPairIsConnected(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	talk(t, a, b)
+	talk(t, b, a)
+	for _, addr := range []net.Addr{a.LocalAddr(), a.RemoteAddr(), b.LocalAddr(), b.RemoteAddr()} {
+		if addr != (ipc.Addr{}) {
+			t.Errorf("an end of a pair has the address %v", addr)
+		}
+	}
+	must(t, a.Close())
+	expectEOF(t, b)
+}
+
+func TestBothDirectionsCarryMuchAtOnce(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	const size = 4 << 20
+	data := pattern(size)
+	mirror := bytes.Clone(data)
+	slices.Reverse(mirror)
+	var done []<-chan error
+	for _, way := range []struct {
+		from, to *ipc.Conn
+		data     []byte
+	}{{a, b, data}, {b, a, mirror}} {
+		done = append(done,
+			begin(func() error {
+				n, err := way.from.Write(way.data)
+				if err == nil && n != size {
+					err = fmt.Errorf("wrote %d of %d", n, size)
+				}
+				return err
+			}),
+			begin(func() error {
+				got := make([]byte, size)
+				_, err := io.ReadFull(way.to, got)
+				if err == nil && !bytes.Equal(got, way.data) {
+					err = errors.New("the bytes were changed on their way")
+				}
+				return err
+			}))
+	}
+	for _, d := range done {
+		must(t, <-d)
+	}
+}
+
+func TestWhatWasWrittenCanBeReadAfterClose(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		for range 20 {
+			client, server := connect(t, l)
+			for _, way := range [][2]*ipc.Conn{{client, server}, {server, client}} {
+				text := strings.Repeat("last words ", 100)
+				send(t, way[0], text)
+				if way[0] == server {
+					must(t, server.Close())
+				}
+				expect(t, way[1], text)
+			}
+			expectEOF(t, client)
+			expectEOF(t, client) // and so it stays
+		}
+		client, server := connect(t, l)
+		send(t, client, "sent and gone")
+		must(t, client.Close())
+		must(t, l.Close())
+		expect(t, server, "sent and gone")
+		expectEOF(t, server)
+	})
+}
+
+func TestClientThatLeftBeforeAcceptIsHeard(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		early := dial(t, addr)
+		send(t, early, "could not wait")
+		must(t, early.Close())
+		server := accept(t, l)
+		expect(t, server, "could not wait")
+		expectEOF(t, server)
+		serves(t, l, addr)
+	})
+}
+
+func TestClientThatComesAndGoesHarmsNobody(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		for range 10 {
+			must(t, dial(t, addr).Close())
+		}
+		client := dial(t, addr)
+		send(t, client, "here to stay")
+		for { // those that left may or may not be seen
+			server := accept(t, l)
+			first := make([]byte, 4)
+			if _, err := io.ReadFull(server, first); err == io.EOF {
+				must(t, server.Close())
+				continue
+			}
+			expect(t, server, " to stay")
+			break
+		}
+	})
+}
+
+func TestWriteToAPeerThatIsGone(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	must(t, b.Close())
+	var err error
+	eventually(t, "a write fails", func() bool {
+		_, err = a.Write([]byte("anybody?"))
+		return err != nil
+	})
+	matches(t, err, syscall.EPIPE)
+	var oe *net.OpError
+	if !errors.As(err, &oe) || oe.Op != "write" || oe.Timeout() {
+		t.Errorf("%#v does not say what failed", err)
+	}
+	_, err = a.WriteBuffers(&net.Buffers{[]byte("any"), []byte("body?")})
+	matches(t, err, syscall.EPIPE)
+	expectEOF(t, a)
+}
+
+func TestPeerThatLeavesEndsWritesThatWait(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	writing := begin(func() error { _, err := a.Write(make([]byte, tooMuch)); return err })
+	awaitParked(t, "(*Conn).Write", 1)
+	must(t, b.Close())
+	matches(t, <-writing, syscall.EPIPE)
+}
+
+func TestPeerThatLeavesEndsReadsThatWait(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	reading := begin(func() error { _, err := a.Read(make([]byte, 1)); return err })
+	awaitParked(t, "(*Conn).Read", 1)
+	must(t, b.Close())
+	if err := <-reading; err != io.EOF {
+		t.Errorf("read: %v, want io.EOF", err)
+	}
+}
+
+func TestReadsAndWritesOfNothing(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	for _, p := range [][]byte{nil, {}} {
+		if n, err := a.Write(p); n != 0 || err != nil {
+			t.Errorf("write of nothing: %d, %v", n, err)
+		}
+		if n, err := a.Read(p); n != 0 || err != nil {
+			t.Errorf("read of nothing: %d, %v", n, err)
+		}
+	}
+	if n, err := a.WriteBuffers(&net.Buffers{nil, {}}); n != 0 || err != nil {
+		t.Errorf("write of no buffers: %d, %v", n, err)
+	}
+	if n, err := a.ReadBuffers([][]byte{nil, {}}); n != 0 || err != nil {
+		t.Errorf("read of no buffers: %d, %v", n, err)
+	}
+	send(t, a, "something")
+	expect(t, b, "something") // and nothing before it, no end of the stream either
+}
+
+func TestWritesAreNotMingled(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	const writers, records, size = 6, 8, 300_000 // larger than any socket buffer
+	var writing sync.WaitGroup
+	for w := range writers {
+		writing.Go(func() {
+			record := bytes.Repeat([]byte{byte(w)}, size)
+			for i := range records {
+				var err error
+				if i%2 == 0 {
+					_, err = a.Write(record)
+				} else {
+					_, err = a.WriteBuffers(&net.Buffers{record[:size/3], record[size/3:]})
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	record := make([]byte, size)
+	for range writers * records {
+		if _, err := io.ReadFull(b, record); err != nil {
+			t.Fatal(err)
+		}
+		if n := bytes.Count(record, record[:1]); n != size {
+			t.Fatalf("%d bytes of another write among those of writer %d", size-n, record[0])
+		}
+	}
+	writing.Wait()
+}
+
+func TestConcurrentReadsShareTheStream(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	const size = 1 << 20
+	var sum, count atomic.Int64
+	var reading sync.WaitGroup
+	for range 4 {
+		reading.Go(func() {
+			for buf := make([]byte, 1000); ; {
+				n, err := b.Read(buf)
+				count.Add(int64(n))
+				for _, x := range buf[:n] {
+					sum.Add(int64(x))
+				}
+				if err != nil {
+					if err != io.EOF {
+						t.Error(err)
+					}
+					return
+				}
+			}
+		})
+	}
+	data, want := pattern(size), int64(0)
+	for _, x := range data {
+		want += int64(x)
+	}
+	send(t, a, string(data))
+	must(t, a.Close())
+	reading.Wait()
+	if count.Load() != size || sum.Load() != want {
+		t.Errorf("%d bytes of sum %d arrive, want %d of sum %d", count.Load(), sum.Load(), size, want)
+	}
+}
+
+func TestWriteBuffersTakesWhatItWrote(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	const size, pieces = 3_000_000, 3000 // more pieces than one system call takes
+	data := pattern(size)
+	var bufs net.Buffers
+	for rest := data; len(rest) > 0; {
+		n := min(size/pieces, len(rest))
+		bufs = append(bufs, nil, rest[:n])
+		rest = rest[n:]
+	}
+	bufs = append(bufs, nil)
+	writing := begin(func() error {
+		n, err := a.WriteBuffers(&bufs)
+		if err == nil && (n != size || len(bufs) != 0) {
+			err = fmt.Errorf("wrote %d of %d, %d buffers left", n, size, len(bufs))
+		}
+		return err
+	})
+	got := make([]byte, size)
+	_, err := io.ReadFull(b, got)
+	must(t, err)
+	must(t, <-writing)
+	if !bytes.Equal(got, data) {
+		t.Error("the bytes were changed on their way")
+	}
+}
+
+func TestWriteBuffersThatFailsLeavesTheRest(t *testing.T) {
+	story(t)
+	a, _ := pair(t)
+	const size = 8 << 20
+	data := pattern(size)
+	bufs := net.Buffers{data[:size/4], data[size/4 : size/2], data[size/2:]}
+	must(t, a.SetWriteDeadline(time.Now().Add(brief)))
+	n, err := a.WriteBuffers(&bufs)
+	timedOut(t, err)
+	if left := bytes.Join(bufs, nil); !bytes.Equal(left, data[n:]) {
+		t.Errorf("%d bytes written, %d left of %d", n, len(left), size)
+	}
+}
+
+func TestReadBuffersFillsInTurn(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	one, two, three := make([]byte, 4), make([]byte, 3), make([]byte, 100)
+	reading := begin(func() error { // waits for the first byte, and not for full buffers
+		n, err := b.ReadBuffers([][]byte{nil, one})
+		if err == nil && (n != 1 || one[0] != '!') {
+			err = fmt.Errorf("read %d %q", n, one)
+		}
+		return err
+	})
+	send(t, a, "!")
+	must(t, <-reading)
+
+	send(t, a, "onetwothree")
+	var got []byte
+	for len(got) < len("onetwothree") {
+		n, err := b.ReadBuffers([][]byte{one, {}, two, three})
+		must(t, err)
+		if n < 1 {
+			t.Fatal("read nothing, without an error")
+		}
+		got = append(got, slices.Concat(one, two, three)[:n]...)
+	}
+	if string(got) != "onetwothree" {
+		t.Errorf("read %q", got)
+	}
+	must(t, a.Close())
+	if n, err := b.ReadBuffers([][]byte{one, two}); n != 0 || err != io.EOF {
+		t.Errorf("at the end: %d, %v; want io.EOF", n, err)
+	}
+}
+
+func TestCopyBothWays(t *testing.T) {
+	story(t)
+	const size = 3 << 20
+	data := pattern(size)
+	a, b := pair(t)
+	c, d := pair(t)
+	relaying := begin(func() error { // from one connection to another
+		n, err := io.Copy(c, b)
+		if err == nil && n != size {
+			err = fmt.Errorf("relayed %d of %d", n, size)
+		}
+		return errors.Join(err, c.Close())
+	})
+	sending := begin(func() error {
+		n, err := io.Copy(a, bytes.NewReader(data))
+		if err == nil && n != size {
+			err = fmt.Errorf("sent %d of %d", n, size)
+		}
+		return errors.Join(err, a.Close())
+	})
+	var got bytes.Buffer
+	if n, err := io.Copy(&got, d); n != size || err != nil {
+		t.Errorf("received %d, %v", n, err)
+	}
+	must(t, <-sending)
+	must(t, <-relaying)
+	if !bytes.Equal(got.Bytes(), data) {
+		t.Error("the bytes were changed on their way")
+	}
+}
+
+func TestHalfClose(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		client, server := connect(t, l)
+		send(t, client, "question")
+		if err := client.CloseWrite(); runtime.GOOS == "windows" {
+			matches(t, err, errors.ErrUnsupported)
+			matches(t, client.CloseRead(), errors.ErrUnsupported)
+			expect(t, server, "question")
+			talk(t, client, server)
+			return
+		} else {
+			must(t, err)
+		}
+		expect(t, server, "question")
+		expectEOF(t, server)
+		_, err := client.Write([]byte("more"))
+		matches(t, err, syscall.EPIPE)
+		send(t, server, "answer")
+		expect(t, client, "answer")
+
+		must(t, client.CloseRead())
+		expectEOF(t, client)
+		must(t, client.Close())
+	})
+}
+
+// ---------------------------------------------------------------------------
+// Closing connections
+
+func TestCloseEndsReadsAndWritesThatWait(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		client, _ := connect(t, l)
+		reads := []<-chan error{
+			begin(func() error { _, err := client.Read(make([]byte, 1)); return err }),
+			begin(func() error { _, err := client.Read(make([]byte, 1)); return err }), // queues behind the first
+		}
+		writes := []<-chan error{
+			begin(func() error { _, err := client.Write(make([]byte, tooMuch)); return err }),
+		}
+		awaitParked(t, "(*Conn).Read", 2)
+		awaitParked(t, "(*Conn).Write", 1)
+		writes = append(writes, begin(func() error { _, err := client.Write(make([]byte, 1)); return err }))
+		awaitParked(t, "(*Conn).Write", 2)
+		must(t, client.Close())
+		for _, done := range append(reads, writes...) {
+			matches(t, <-done, net.ErrClosed)
+		}
+	})
+}
+
+func TestNothingWorksAfterClose(t *testing.T) {
+	story(t)
+	c, peer := pair(t)
+	send(t, peer, "unread")
+	raw, err := c.SyscallConn()
+	must(t, err)
+	must(t, c.Close())
+	for what, call := range map[string]func() error{
+		"Close":            c.Close,
+		"Read":             func() error { _, err := c.Read(make([]byte, 1)); return err },
+		"Write":            func() error { _, err := c.Write(make([]byte, 1)); return err },
+		"ReadBuffers":      func() error { _, err := c.ReadBuffers([][]byte{make([]byte, 1)}); return err },
+		"WriteBuffers":     func() error { _, err := c.WriteBuffers(&net.Buffers{make([]byte, 1)}); return err },
+		"WriteTo":          func() error { _, err := c.WriteTo(io.Discard); return err },
+		"ReadFrom":         func() error { _, err := c.ReadFrom(strings.NewReader("x")); return err },
+		"SetDeadline":      func() error { return c.SetDeadline(time.Time{}) },
+		"SetReadDeadline":  func() error { return c.SetReadDeadline(time.Now()) },
+		"SetWriteDeadline": func() error { return c.SetWriteDeadline(time.Now()) },
+		"Peer":             func() error { _, err := c.Peer(); return err },
+		"File":             func() error { _, err := c.File(); return err },
+		"Control":          func() error { return raw.Control(func(uintptr) { t.Error("the descriptor is gone") }) },
+	} {
+		if err := call(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("%s after Close: %v", what, err)
+		} else if oe := (*net.OpError)(nil); what != "Control" && !errors.As(err, &oe) {
+			t.Errorf("%s after Close: %#v is not a *net.OpError", what, err)
+		}
+	}
+}
+
+func TestOneOfManyClosesSucceeds(t *testing.T) {
+	story(t)
+	for range 100 {
+		c, _ := pair(t)
+		reading := begin(func() error { _, err := c.Read(make([]byte, 1)); return err })
+		var closing [4]<-chan error
+		for i := range closing {
+			closing[i] = begin(c.Close)
+		}
+		succeeded := 0
+		for _, done := range closing {
+			if err := <-done; err == nil {
+				succeeded++
+			} else {
+				matches(t, err, net.ErrClosed)
+			}
+		}
+		if succeeded != 1 {
+			t.Fatalf("%d of the closes succeed", succeeded)
+		}
+		matches(t, <-reading, net.ErrClosed)
+	}
+}
+
+func TestCloseWhileEverythingIsUnderWay(t *testing.T) {
+	story(t)
+	for range 50 {
+		c, peer := pair(t)
+		raw, err := c.SyscallConn()
+		must(t, err)
+		calls := []func() error{
+			func() error { _, err := c.Read(make([]byte, 10)); return err },
+			func() error { _, err := c.Write(make([]byte, 1000)); return err },
+			func() error { return c.SetReadDeadline(time.Now().Add(time.Hour)) },
+			func() error { return c.SetDeadline(time.Time{}) },
+			func() error { _, err := c.Peer(); return err },
+			func() error { return raw.Control(func(uintptr) {}) },
+			func() error { _, err := c.WriteBuffers(&net.Buffers{make([]byte, 10)}); return err },
+		}
+		var busy sync.WaitGroup
+		for _, call := range calls {
+			busy.Go(func() {
+				for { // until Close
+					if err := call(); errors.Is(err, net.ErrClosed) {
+						return
+					} else if err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		send(t, peer, "some news")
+		expect(t, peer, string(make([]byte, 2000)))
+		must(t, c.Close())
+		busy.Wait()
+		peer.Close()
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Deadlines
+
+func TestDeadlineInThePastFailsAtOnce(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		a, b := connect(t, l)
+		send(t, b, "kept") // even though there is something to read
+		must(t, a.SetDeadline(time.Now().Add(-time.Hour)))
+		for range 3 {
+			n, err := a.Read(make([]byte, 10))
+			timedOut(t, err)
+			if n != 0 {
+				t.Errorf("read %d bytes with the error", n)
+			}
+			n, err = a.Write([]byte("unsaid"))
+			timedOut(t, err)
+			if n != 0 {
+				t.Errorf("wrote %d bytes with the error", n)
+			}
+			var oe *net.OpError
+			if !errors.As(err, &oe) || oe.Op != "write" || oe.Addr != addr {
+				t.Errorf("%#v does not say what failed", err)
+			}
+		}
+		must(t, a.SetDeadline(time.Time{}))
+		expect(t, a, "kept")
+		talk(t, a, b)
+	})
+}
+
+func TestDeadlineIsNotEarly(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	for range 3 {
+		begun := time.Now()
+		must(t, a.SetReadDeadline(begun.Add(brief)))
+		_, err := a.Read(make([]byte, 1))
+		timedOut(t, err)
+		if waited := time.Since(begun); waited < brief {
+			t.Errorf("read gave up after %v, before %v", waited, brief)
+		}
+	}
+	begun := time.Now()
+	must(t, a.SetWriteDeadline(begun.Add(brief)))
+	n, err := a.Write(make([]byte, tooMuch))
+	timedOut(t, err)
+	if waited := time.Since(begun); waited < brief {
+		t.Errorf("write gave up after %v, before %v", waited, brief)
+	}
+	if runtime.GOOS != "windows" { // where what was not read is taken back
+		must(t, a.Close())
+		if got, err := io.Copy(io.Discard, b); got != int64(n) || err != nil {
+			t.Errorf("%d bytes were written it says, %d arrive, %v", n, got, err)
+		}
+	}
+}
+
+func TestDeadlineEndsWhatWaitsAlready(t *testing.T) {
+	story(t)
+	a, _ := pair(t)
+	reading := begin(func() error { _, err := a.Read(make([]byte, 1)); return err })
+	writing := begin(func() error { _, err := a.Write(make([]byte, tooMuch)); return err })
+	awaitParked(t, "(*Conn).Read", 1)
+	awaitParked(t, "(*Conn).Write", 1)
+	must(t, a.SetReadDeadline(time.Now().Add(-time.Second)))
+	timedOut(t, <-reading)
+	select {
+	case err := <-writing:
+		t.Fatalf("the read deadline ends a write: %v", err)
+	default:
+	}
+	must(t, a.SetWriteDeadline(time.Now().Add(brief)))
+	timedOut(t, <-writing)
+}
+
+func TestDeadlineThatIsClearedIsNone(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	must(t, a.SetReadDeadline(time.Now().Add(brief)))
+	reading := begin(func() error {
+		_, err := io.ReadFull(a, make([]byte, 4))
+		return err
+	})
+	must(t, a.SetReadDeadline(time.Time{}))
+	_, err := b.Read(nil)
+	must(t, err)
+	must(t, b.SetReadDeadline(time.Now().Add(2*brief))) // outlasts the deadline that was
+	_, err = b.Read(make([]byte, 1))
+	timedOut(t, err)
+	send(t, b, "here")
+	if err := <-reading; err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatal(err)
+	} else if err != nil {
+		// The machine slept between setting and clearing it: nothing is proven.
+		t.Log("the deadline passed before it could be cleared")
+	}
+}
+
+func TestReadAndWriteDeadlinesAreApart(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	past := time.Now().Add(-time.Hour)
+	must(t, a.SetReadDeadline(past))
+	send(t, a, "written")
+	expect(t, b, "written")
+	must(t, a.SetReadDeadline(time.Time{}))
+	must(t, a.SetWriteDeadline(past))
+	send(t, b, "read")
+	expect(t, a, "read")
+	_, err := a.Write([]byte("late"))
+	timedOut(t, err)
+}
+
+func TestReadThatTimesOutLosesNothing(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		a, b := connect(t, l)
+		const records = 3000
+		writing := begin(func() error {
+			var record [8]byte
+			for i := range records {
+				binary.BigEndian.PutUint64(record[:], uint64(i))
+				if _, err := a.Write(record[:]); err != nil {
+					return err
+				}
+				if i%16 == 0 {
+					time.Sleep(50 * time.Microsecond) // let the reader wait now and then
+				}
+			}
+			return a.Close()
+		})
+		var got []byte
+		timeouts := 0
+		for buf := make([]byte, 20); ; {
+			must(t, b.SetReadDeadline(time.Now().Add(time.Duration(timeouts%7)*20*time.Microsecond)))
+			n, err := b.Read(buf)
+			got = append(got, buf[:n]...)
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				timedOut(t, err)
+				timeouts++
+			}
+		}
+		must(t, <-writing)
+		if len(got) != 8*records {
+			t.Fatalf("%d bytes of %d arrive, with %d timeouts", len(got), 8*records, timeouts)
+		}
+		for i := range records {
+			if x := binary.BigEndian.Uint64(got[8*i:]); x != uint64(i) {
+				t.Fatalf("record %d is %d", i, x)
+			}
+		}
+		if timeouts == 0 {
+			t.Error("no read timed out: nothing was tested")
+		}
+	})
+}
+
+// ---------------------------------------------------------------------------
+// Costs
+
+func TestNothingIsLeftAfterManyRounds(t *testing.T) {
+	const rounds = 1000
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		round := func() {
+			l, err := ipc.Listen(addr)
+			must(t, err)
+			client, err := ipc.Dial(addr)
+			must(t, err)
+			server, err := l.AcceptConn()
+			must(t, err)
+			reading := begin(func() error { _, err := io.ReadFull(server, make([]byte, 4)); return err })
+			send(t, client, "ping")
+			must(t, <-reading)
+			_, err = ipc.Listen(addr) // one that fails
+			matches(t, err, ipc.ErrAddrInUse)
+			must(t, client.SetDeadline(time.Now().Add(time.Hour)))
+			_, err = ipc.Dialer{Check: func(ipc.Peer) error { return io.EOF }}.Dial(addr)
+			matches(t, err, ipc.ErrUntrusted)
+			must(t, client.Close())
+			expectEOF(t, server)
+			must(t, server.Close())
+			must(t, l.Close())
+			_, err = ipc.Dial(addr)
+			matches(t, err, ipc.ErrNoListener)
+		}
+		round()
+		goroutines, descriptors := runtime.NumGoroutine(), openDescriptors()
+		for range rounds {
+			round()
+		}
+		eventually(t, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= goroutines })
+		if now := openDescriptors(); now > descriptors {
+			t.Errorf("%d descriptors became %d in %d rounds", descriptors, now, rounds)
+		}
+	})
+}
+
+func TestReadAndWriteAllocateNothing(t *testing.T) {
+	story(t)
+	if underRace() {
+		t.Skip("the race detector allocates")
+	}
+	a, b := pair(t)
+	ready := func(c, d *ipc.Conn) float64 { // neither call waits
+		buf := make([]byte, 64)
+		return testing.AllocsPerRun(200, func() {
+			if _, err := c.Write(buf); err != nil {
+				t.Error(err)
+			}
+			if _, err := d.Read(buf); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if n := ready(a, b); n != 0 {
+		t.Errorf("a write and a read that do not wait allocate %v times", n)
+	}
+
+	echoing := begin(func() error {
+		buf := make([]byte, 64)
+		for {
+			n, err := b.Read(buf)
+			if err != nil {
+				return err
+			}
+			if _, err := b.Write(buf[:n]); err != nil {
+				return err
+			}
+		}
+	})
+	buf := make([]byte, 64)
+	roundTrip := func() {
+		if _, err := a.Write(buf); err != nil {
+			t.Error(err)
+		}
+		if _, err := io.ReadFull(a, buf); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := testing.AllocsPerRun(500, roundTrip); n != 0 { // here reads wait
+		t.Errorf("a round trip allocates %v times", n)
+	}
+	must(t, a.SetDeadline(time.Now().Add(time.Hour)))
+	must(t, b.SetDeadline(time.Now().Add(time.Hour)))
+	if n := testing.AllocsPerRun(500, roundTrip); n != 0 {
+		t.Errorf("a round trip with deadlines allocates %v times", n)
+	}
+	must(t, a.Close())
+	if err := <-echoing; err != io.EOF {
+		t.Error(err)
+	}
+}
+
+func TestBuffersAllocateNothing(t *testing.T) {
+	story(t)
+	if underRace() {
+		t.Skip("the race detector allocates")
+	}
+	a, b := pair(t)
+	one, two := make([]byte, 32), make([]byte, 32)
+	in := [][]byte{one, two}
+	backing := make([][]byte, 2)
+	bufs := new(net.Buffers)
+	if n := testing.AllocsPerRun(200, func() {
+		backing[0], backing[1] = one, two
+		*bufs = backing
+		if _, err := a.WriteBuffers(bufs); err != nil {
+			t.Error(err)
+		}
+		for got := int64(0); got < 64; {
+			n, err := b.ReadBuffers(in)
+			if err != nil {
+				t.Error(err)
+			}
+			got += n
+		}
+	}); n != 0 {
+		t.Errorf("WriteBuffers and ReadBuffers allocate %v times", n)
+	}
+}
+
+// ---------------------------------------------------------------------------
+// HTTP
+
+func TestHTTPServerAndTransport(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		mux := http.NewServeMux()
+		mux.HandleFunc("GET /hello", func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprintf(w, "hello from %s", r.Context().Value(http.LocalAddrContextKey))
+		})
+		mux.HandleFunc("POST /echo", func(w http.ResponseWriter, r *http.Request) { io.Copy(w, r.Body) })
+		server := &http.Server{Handler: mux, ReadTimeout: patience, WriteTimeout: patience, IdleTimeout: patience}
+		serving := begin(func() error { return server.Serve(l) })
+
+		transport := &http.Transport{
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return ipc.Dialer{}.DialContext(ctx, addr)
+			},
+		}
+		client := &http.Client{Transport: transport, Timeout: patience}
+		get := func(do func() (*http.Response, error)) (string, error) {
+			resp, err := do()
+			if err != nil {
+				return "", err
+			}
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			return string(body), err
+		}
+
+		var busy sync.WaitGroup
+		for range 8 {
+			busy.Go(func() {
+				for range 5 {
+					body, err := get(func() (*http.Response, error) { return client.Get("http://server/hello") })
+					if want := "hello from " + addr.String(); err != nil || body != want {
+						t.Errorf("%q, %v; want %q", body, err, want)
+					}
+				}
+				big := string(pattern(1 << 20))
+				body, err := get(func() (*http.Response, error) {
+					return client.Post("http://server/echo", "application/octet-stream", strings.NewReader(big))
+				})
+				if err != nil || body != big {
+					t.Errorf("%d bytes come back of %d, %v", len(body), len(big), err)
+				}
+			})
+		}
+		busy.Wait()
+		transport.CloseIdleConnections()
+		ctx, cancel := context.WithTimeout(context.Background(), soon)
+		defer cancel()
+		must(t, server.Shutdown(ctx))
+		matches(t, <-serving, http.ErrServerClosed)
+	})
+}

@@ -1,0 +1,1529 @@
+//go:build unix || windows
+
+// Messages: MsgConn, MsgListener, MsgPair. Every story is told twice where the
+// system keeps the boundaries of messages: as it does so, and over frames, as on
+// the systems that do not.
+package ipc_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/interprocess-go/ipc"
+)
+
+func init() {
+	roles["message"] = childMessages
+	roles["servemsg"] = childServesMessages
+}
+
+// ---------------------------------------------------------------------------
+// Words that the stories are told in
+
+// framed makes the messages of the test travel in frames.
+func framed(t *testing.T) {
+	before := ipc.FrameMessages(true)
+	t.Cleanup(func() { ipc.FrameMessages(before) })
+}
+
+// overEachFraming tells a story of messages as the system carries them, where it
+// does, and of messages in frames.
+func overEachFraming(t *testing.T, tell func(t *testing.T)) {
+	if !ipc.FramedHere {
+		t.Run("Native", func(t *testing.T) { story(t); tell(t) })
+	}
+	t.Run("Framed", func(t *testing.T) { framed(t); story(t); tell(t) })
+}
+
+// overEachMsgAddr tells the story over a path and over a name.
+func overEachMsgAddr(t *testing.T, tell func(t *testing.T, addr ipc.Addr)) {
+	overEachFraming(t, func(t *testing.T) {
+		overEachAddr(t, tell)
+	})
+}
+
+// overEachMsgConn tells the story over connections however they are made.
+func overEachMsgConn(t *testing.T, tell func(t *testing.T, a, b *ipc.MsgConn)) {
+	overEachFraming(t, func(t *testing.T) {
+		overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+			a, b := msgConnect(t, listenMsg(t, addr))
+			tell(t, a, b)
+		})
+		t.Run("Pair", func(t *testing.T) {
+			story(t)
+			a, b := msgPair(t)
+			tell(t, a, b)
+		})
+	})
+}
+
+func listenMsg(t *testing.T, addr ipc.Addr) *ipc.MsgListener {
+	t.Helper()
+	return listenMsgWith(t, ipc.ListenConfig{}, addr)
+}
+
+func listenMsgWith(t *testing.T, lc ipc.ListenConfig, addr ipc.Addr) *ipc.MsgListener {
+	t.Helper()
+	l, err := lc.ListenMsg(addr)
+	must(t, err)
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+func dialMsg(t *testing.T, addr net.Addr) *ipc.MsgConn {
+	t.Helper()
+	c, err := ipc.DialMsg(addr.(ipc.Addr))
+	must(t, err)
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func acceptMsg(t *testing.T, l *ipc.MsgListener) *ipc.MsgConn {
+	t.Helper()
+	c, err := l.Accept()
+	must(t, err)
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func msgConnect(t *testing.T, l *ipc.MsgListener) (client, server *ipc.MsgConn) {
+	t.Helper()
+	return dialMsg(t, l.Addr()), acceptMsg(t, l)
+}
+
+func msgPair(t *testing.T) (a, b *ipc.MsgConn) {
+	t.Helper()
+	a, b, err := ipc.MsgPair()
+	must(t, err)
+	t.Cleanup(func() { a.Close(); b.Close() })
+	return a, b
+}
+
+func sendMsg(t *testing.T, c *ipc.MsgConn, text string) {
+	t.Helper()
+	must(t, c.Send([]byte(text)))
+}
+
+// expectMsg receives one message, into a buffer with room for more.
+func expectMsg(t *testing.T, c *ipc.MsgConn, text string) {
+	t.Helper()
+	buf := make([]byte, len(text)+10)
+	if n, err := c.Recv(buf); err != nil || string(buf[:n]) != text {
+		t.Fatalf("received %q, %v; want %q", buf[:n], err, text)
+	}
+}
+
+func expectMsgEOF(t *testing.T, c *ipc.MsgConn) {
+	t.Helper()
+	if n, err := c.Recv(make([]byte, 16)); n != 0 || err != io.EOF {
+		t.Fatalf("received %d, %v; want io.EOF itself", n, err)
+	}
+	if p, err := c.RecvAppend([]byte("kept")); string(p) != "kept" || err != io.EOF {
+		t.Fatalf("received %q, %v; want io.EOF itself", p, err)
+	}
+	if n, err := c.Recv(nil); n != 0 || err != io.EOF {
+		t.Fatalf("received %d, %v into nothing; want io.EOF itself", n, err)
+	}
+}
+
+func msgTalk(t *testing.T, a, b *ipc.MsgConn) {
+	t.Helper()
+	sendMsg(t, a, "ping")
+	expectMsg(t, b, "ping")
+	sendMsg(t, b, "pong")
+	expectMsg(t, a, "pong")
+}
+
+// isOpError fails the test unless err is a *net.OpError of that operation.
+func isOpError(t *testing.T, err error, op string) {
+	t.Helper()
+	if oe := (*net.OpError)(nil); !errors.As(err, &oe) || oe.Op != op {
+		t.Fatalf("%#v (%v) is not a *net.OpError of %q", err, err, op)
+	}
+}
+
+// needsEmpty skips the test where no empty message can be sent, once it has seen
+// that the package says so.
+func needsEmpty(t *testing.T) {
+	t.Helper()
+	a, b := msgPair(t)
+	err := a.Send(nil)
+	if errors.Is(err, errors.ErrUnsupported) && runtime.GOOS == "freebsd" && a.Native() {
+		isOpError(t, err, "send")
+		matches(t, a.Send([]byte{}), errors.ErrUnsupported)
+		msgTalk(t, a, b)
+		t.Skip("this system cannot send an empty message")
+	}
+	must(t, err)
+}
+
+// numbered returns a message of at least 8 bytes that tells which one it is, and
+// whether it is whole.
+func numbered(i, length int) []byte {
+	p := pattern(max(8, length))
+	binary.BigEndian.PutUint32(p, uint32(i))
+	binary.BigEndian.PutUint32(p[4:], uint32(len(p)))
+	return p
+}
+
+// numberOf returns the number of a message that is whole.
+func numberOf(p []byte) (int, error) {
+	if len(p) < 8 || int(binary.BigEndian.Uint32(p[4:])) != len(p) {
+		return 0, fmt.Errorf("a message of %d bytes is torn: %q", len(p), p[:min(len(p), 16)])
+	}
+	i := int(binary.BigEndian.Uint32(p))
+	if !bytes.Equal(p, numbered(i, len(p))) {
+		return 0, fmt.Errorf("message %d of %d bytes is garbled", i, len(p))
+	}
+	return i, nil
+}
+
+// childMessages says a message to the server at the address, and tells the
+// answer.
+func childMessages(p *parent, args []string) error {
+	addr, err := ipc.ParseAddr(args[0])
+	if err != nil {
+		return err
+	}
+	ipc.FrameMessages(ipc.FramedHere || slices.Contains(args, "framed"))
+	d := ipc.Dialer{Timeout: soon}
+	if slices.Contains(args, "everyone") {
+		d.Access = ipc.Everyone
+	}
+	c, err := d.DialMsg(context.Background(), addr)
+	switch {
+	case errors.Is(err, ipc.ErrUntrusted):
+		p.say("untrusted")
+		return nil
+	case errors.Is(err, os.ErrPermission):
+		p.say("permission denied")
+		return nil
+	case err != nil:
+		return err
+	}
+	defer c.Close()
+	c.Send([]byte("hello from a child")) // a server that refuses may be gone already
+	greeting, err := c.RecvAppend(nil)
+	if err != nil {
+		p.say("turned away")
+		return nil
+	}
+	p.say("%s", greeting)
+	p.hear()
+	return nil
+}
+
+// childServesMessages echoes the messages of each client, until it is told to end.
+func childServesMessages(p *parent, args []string) error {
+	addr, err := ipc.ParseAddr(args[0])
+	if err != nil {
+		return err
+	}
+	ipc.FrameMessages(ipc.FramedHere || slices.Contains(args, "framed"))
+	l, err := ipc.ListenMsg(addr)
+	if err != nil {
+		return err
+	}
+	go func() {
+		for c := range l.Conns() {
+			go echoMessages(c)
+		}
+	}()
+	p.say("serving")
+	p.hear()
+	return l.Close()
+}
+
+func echoMessages(c *ipc.MsgConn) error {
+	defer c.Close()
+	var buf []byte
+	for {
+		p, err := c.RecvAppend(buf[:0])
+		if err == nil {
+			err = c.Send(p)
+		}
+		if err != nil {
+			return err
+		}
+		buf = p
+	}
+}
+
+// asFramed is the argument for a child that is to do as this process does.
+func asFramed(c interface{ Native() bool }) string {
+	if c.Native() {
+		return "native"
+	}
+	return "framed"
+}
+
+// ---------------------------------------------------------------------------
+// Boundaries
+
+func TestMessagesKeepTheirBoundaries(t *testing.T) {
+	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		for range 2 {
+			sendMsg(t, a, "first")
+			sendMsg(t, a, "the second")
+			expectMsg(t, b, "first")
+			expectMsg(t, b, "the second")
+			a, b = b, a
+		}
+		sendMsg(t, a, "third")
+		sendMsg(t, a, "fourth")
+		p, err := b.RecvAppend(nil)
+		if string(p) != "third" || err != nil {
+			t.Errorf("received %q, %v", p, err)
+		}
+		p, err = b.RecvAppend(p)
+		if string(p) != "thirdfourth" || err != nil {
+			t.Errorf("received %q, %v", p, err)
+		}
+	})
+}
+
+func TestEmptyMessagesAreNotTheEnd(t *testing.T) {
+	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		needsEmpty(t)
+		for _, text := range []string{"", "one", "", "", "", "two", ""} {
+			sendMsg(t, a, text)
+		}
+		expectMsg(t, b, "")
+		expectMsg(t, b, "one")
+		if n, err := b.Recv(nil); n != 0 || err != nil {
+			t.Errorf("received %d, %v into nothing", n, err)
+		}
+		if p, err := b.RecvAppend(nil); len(p) != 0 || err != nil {
+			t.Errorf("received %q, %v", p, err)
+		}
+		if p, err := b.RecvAppend([]byte("kept")); string(p) != "kept" || err != nil {
+			t.Errorf("received %q, %v", p, err)
+		}
+		expectMsg(t, b, "two")
+		expectMsg(t, b, "")
+		msgTalk(t, b, a)
+		must(t, a.Close())
+		expectMsgEOF(t, b)
+	})
+}
+
+func TestEmptyMessageBeforeCloseIsReceived(t *testing.T) {
+	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		needsEmpty(t)
+		sendMsg(t, a, "last but two")
+		sendMsg(t, a, "")
+		sendMsg(t, a, "")
+		must(t, a.Close())
+		expectMsg(t, b, "last but two")
+		expectMsg(t, b, "")
+		if p, err := b.RecvAppend(nil); len(p) != 0 || err != nil {
+			t.Errorf("received %q, %v", p, err)
+		}
+		for range 3 {
+			expectMsgEOF(t, b)
+		}
+	})
+}
+
+func TestEmptyMessageWakesTheReceiver(t *testing.T) {
+	overEachFraming(t, func(t *testing.T) {
+		needsEmpty(t)
+		for range 50 {
+			a, b := msgPair(t)
+			receiving := begin(func() error { _, err := b.Recv(make([]byte, 10)); return err })
+			must(t, a.Send(nil))
+			must(t, <-receiving)
+			receiving = begin(func() error { _, err := b.RecvAppend(nil); return err })
+			must(t, a.Send([]byte{}))
+			must(t, <-receiving)
+			receiving = begin(func() error { _, err := b.Recv(make([]byte, 10)); return err })
+			must(t, a.Close())
+			if err := <-receiving; err != io.EOF {
+				t.Fatalf("%v at the end", err)
+			}
+			must(t, b.Close())
+		}
+	})
+}
+
+func TestMessageTooLongForItsBufferIsCut(t *testing.T) {
+	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		for _, length := range []int{11, 100, 5000} {
+			long := pattern(length)
+			sending := begin(func() error { return errors.Join(a.Send(long), a.Send(long[:10]), a.Send([]byte("next"))) })
+			room := bytes.Repeat([]byte{'x'}, 20)
+			n, err := b.Recv(room[:10])
+			matches(t, err, ipc.ErrMsgTooLong)
+			isOpError(t, err, "recv")
+			if n != 10 || !bytes.Equal(room[:10], long[:10]) {
+				t.Errorf("received %d bytes, %q", n, room[:10])
+			}
+			if !bytes.Equal(room[10:], bytes.Repeat([]byte{'x'}, 10)) {
+				t.Error("more than the buffer was written")
+			}
+			if n, err := b.Recv(room[:10]); n != 10 || err != nil { // this one fits to the byte
+				t.Errorf("received %d, %v", n, err)
+			}
+			expectMsg(t, b, "next")
+			must(t, <-sending)
+		}
+		msgTalk(t, a, b)
+	})
+}
+
+func TestMessageIntoNothingIsDropped(t *testing.T) {
+	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		for _, text := range []string{"x", "longer"} {
+			for _, room := range [][]byte{nil, {}} {
+				sendMsg(t, a, text)
+				n, err := b.Recv(room)
+				matches(t, err, ipc.ErrMsgTooLong)
+				if n != 0 {
+					t.Errorf("received %d bytes into nothing", n)
+				}
+			}
+		}
+		sendMsg(t, a, "next")
+		expectMsg(t, b, "next")
+	})
+}
+
+func TestRecvAppendGrowsAndKeepsWhatIsThere(t *testing.T) {
+	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		for _, length := range []int{1, 3, 100, 5000, 7000} {
+			sending := begin(func() error { return a.Send(pattern(length)) })
+			p, err := b.RecvAppend([]byte("prefix"))
+			if err != nil || !bytes.Equal(p, append([]byte("prefix"), pattern(length)...)) {
+				t.Fatalf("received %d bytes for %d, %v", len(p), length, err)
+			}
+			must(t, <-sending)
+		}
+
+		// What is beyond the length is the receiver's to use, no more of it than
+		// the message needs.
+		room := make([]byte, 6, 1<<20)
+		copy(room, "prefix")
+		sendMsg(t, a, "message")
+		p, err := b.RecvAppend(room)
+		if string(p) != "prefixmessage" || err != nil {
+			t.Errorf("received %q, %v", p, err)
+		}
+		if &p[0] != &room[0] {
+			t.Error("it moved although there was room")
+		}
+	})
+}
+
+func TestRecvAppendThatFailsReturnsWhatItGot(t *testing.T) {
+	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		unchanged := func(what string, target error) {
+			t.Helper()
+			for _, dst := range [][]byte{nil, []byte("prefix"), make([]byte, 3, 100)} {
+				p, err := b.RecvAppend(dst)
+				matches(t, err, target)
+				if len(p) != len(dst) || cap(p) != cap(dst) || len(p) > 0 && &p[0] != &dst[0] {
+					t.Errorf("%s: returned %q of %d for %q of %d", what, p, cap(p), dst, cap(dst))
+				}
+			}
+		}
+		must(t, b.SetReadDeadline(time.Now().Add(-time.Second)))
+		unchanged("deadline", os.ErrDeadlineExceeded)
+		must(t, b.SetReadDeadline(time.Time{}))
+		must(t, a.Close())
+		unchanged("end", io.EOF)
+		must(t, b.Close())
+		unchanged("closed", net.ErrClosed)
+	})
+}
+
+// ---------------------------------------------------------------------------
+// Sizes
+
+// allow makes room for messages of n bytes from a to b, and returns what length
+// there is room for.
+func allow(t *testing.T, a, b *ipc.MsgConn, n int) int {
+	t.Helper()
+	switch {
+	case !a.Native() || runtime.GOOS == "linux" || runtime.GOOS == "android" || runtime.GOOS == "windows":
+		return n // Linux: up to 200 KiB
+	case errors.Join(a.SetWriteBuffer(2*n), b.SetReadBuffer(2*n)) == nil:
+		return n
+	}
+	return 2000
+}
+
+func TestMessagesOfManySizes(t *testing.T) {
+	sizes := []int{200_000}
+	for n := 1; n < 200_000; n *= 2 {
+		sizes = append(sizes, n, n+1, 2*n-1)
+	}
+	for n := 1; n < 64; n++ {
+		sizes = append(sizes, n)
+	}
+	overEachFraming(t, func(t *testing.T) {
+		a, b := msgPair(t)
+		limit := allow(t, a, b, 200_000)
+		for i, n := range sizes {
+			if n > limit {
+				continue
+			}
+			message := pattern(n)
+			sending := begin(func() error { return a.Send(message) })
+			var got []byte
+			var err error
+			if i%2 == 0 {
+				got, err = b.RecvAppend(nil)
+			} else {
+				got = make([]byte, n)
+				_, err = b.Recv(got)
+			}
+			must(t, errors.Join(err, <-sending))
+			if !bytes.Equal(got, message) {
+				t.Fatalf("%d bytes arrive as %d others", n, len(got))
+			}
+		}
+		must(t, a.Close())
+		expectMsgEOF(t, b)
+	})
+}
+
+func TestMessageTooLongToSend(t *testing.T) {
+	overEachFraming(t, func(t *testing.T) {
+		a, b := msgPair(t)
+		if a.Native() && runtime.GOOS == "windows" {
+			t.Skip("a pipe takes messages of any length")
+		}
+		err := a.Send(make([]byte, 64<<20))
+		matches(t, err, ipc.ErrMsgTooLong)
+		isOpError(t, err, "send")
+		msgTalk(t, a, b) // nothing of it is in the way
+		if !a.Native() {
+			matches(t, a.Send(make([]byte, ipc.FrameMax+1)), ipc.ErrMsgTooLong)
+			sending := begin(func() error { return a.Send(make([]byte, ipc.FrameMax)) })
+			p, err := b.RecvAppend(nil)
+			must(t, errors.Join(err, <-sending))
+			if len(p) != ipc.FrameMax {
+				t.Errorf("received %d bytes", len(p))
+			}
+			msgTalk(t, a, b)
+			return
+		}
+
+		n := 512 // no system takes less
+		for err == nil || n == 512 {
+			n *= 2
+			if err = a.Send(pattern(n)); err != nil {
+				break
+			}
+			if p, err := b.RecvAppend(nil); len(p) != n || err != nil {
+				t.Fatalf("received %d bytes of %d, %v", len(p), n, err)
+			}
+		}
+		matches(t, err, ipc.ErrMsgTooLong)
+		if err := errors.Join(a.SetWriteBuffer(2*n), b.SetReadBuffer(2*n)); err != nil && runtime.GOOS != "linux" {
+			t.Logf("the system has no larger buffers: %v", err)
+			return
+		}
+		must(t, a.Send(pattern(n)))
+		if p, err := b.RecvAppend(nil); !bytes.Equal(p, pattern(n)) || err != nil {
+			t.Errorf("received %d bytes of %d, %v", len(p), n, err)
+		}
+		msgTalk(t, a, b)
+	})
+}
+
+// ---------------------------------------------------------------------------
+// Deadlines
+
+func TestMessageDeadlineInThePastFailsAtOnce(t *testing.T) {
+	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		sendMsg(t, b, "kept")
+		must(t, a.SetDeadline(time.Now().Add(-time.Hour)))
+		for range 3 {
+			n, err := a.Recv(make([]byte, 10))
+			timedOut(t, err)
+			isOpError(t, err, "recv")
+			if n != 0 {
+				t.Errorf("received %d bytes with the error", n)
+			}
+			_, err = a.RecvAppend(nil)
+			timedOut(t, err)
+			err = a.Send([]byte("unsaid"))
+			timedOut(t, err)
+			isOpError(t, err, "send")
+		}
+		must(t, a.SetDeadline(time.Time{}))
+		expectMsg(t, a, "kept")
+		msgTalk(t, a, b)
+	})
+}
+
+func TestMessageDeadlineIsNotEarly(t *testing.T) {
+	overEachFraming(t, func(t *testing.T) {
+		a, b := msgPair(t)
+		for i := range 4 {
+			begun := time.Now()
+			must(t, a.SetReadDeadline(begun.Add(brief)))
+			var err error
+			if i%2 == 0 {
+				_, err = a.Recv(make([]byte, 1))
+			} else {
+				_, err = a.RecvAppend(nil)
+			}
+			timedOut(t, err)
+			if waited := time.Since(begun); waited < brief {
+				t.Errorf("it gave up after %v, before %v", waited, brief)
+			}
+		}
+		must(t, a.SetReadDeadline(time.Now().Add(time.Hour)))
+		msgTalk(t, a, b)
+	})
+}
+
+func TestRecvThatTimesOutLosesNothing(t *testing.T) {
+	overEachFraming(t, func(t *testing.T) {
+		a, b := msgPair(t)
+		const messages = 3000
+		sending := begin(func() error {
+			for i := range messages {
+				if err := a.Send(numbered(i, i%100)); err != nil {
+					return err
+				}
+				if i%16 == 0 {
+					time.Sleep(50 * time.Microsecond) // let the receiver wait now and then
+				}
+			}
+			return a.Close()
+		})
+		timeouts, want := 0, 0
+		for turn := 0; ; turn++ {
+			must(t, b.SetReadDeadline(time.Now().Add(time.Duration(timeouts%7)*20*time.Microsecond)))
+			p := make([]byte, 200)
+			n, err := 0, error(nil)
+			if turn%2 == 0 {
+				n, err = b.Recv(p)
+				p = p[:n]
+			} else {
+				p, err = b.RecvAppend(p[:0])
+			}
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				timedOut(t, err)
+				timeouts++
+				continue
+			}
+			i, err := numberOf(p)
+			must(t, err)
+			if i != want {
+				t.Fatalf("message %d arrives when %d is due, after %d timeouts", i, want, timeouts)
+			}
+			want++
+		}
+		must(t, <-sending)
+		if want != messages {
+			t.Fatalf("%d messages of %d arrive, with %d timeouts", want, messages, timeouts)
+		}
+		if timeouts == 0 {
+			t.Error("no receive timed out: nothing was tested")
+		}
+	})
+}
+
+func TestSendThatTimesOutSendsAllOrNothing(t *testing.T) {
+	overEachFraming(t, func(t *testing.T) {
+		a, b := msgPair(t)
+		const length = 2000
+		sent, timeouts, cutOff := 0, 0, false
+		for timeouts < 5 && !cutOff {
+			must(t, a.SetWriteDeadline(time.Now().Add(5*time.Millisecond)))
+			switch err := a.Send(numbered(sent, length)); {
+			case err == nil:
+				sent++
+			case timeouts > 0 && errors.Is(err, syscall.EPIPE) && !a.Native():
+				cutOff = true // the peer has a part of a message, so none can follow
+			default:
+				timedOut(t, err)
+				timeouts++
+			}
+		}
+		must(t, a.SetWriteDeadline(time.Time{}))
+		sending := begin(func() error {
+			if !cutOff {
+				if err := a.Send([]byte("after all")); err != nil {
+					return err
+				}
+			}
+			return a.Close()
+		})
+		for want := range sent {
+			p, err := b.RecvAppend(nil)
+			must(t, err)
+			i, err := numberOf(p)
+			must(t, err)
+			if i != want {
+				t.Fatalf("message %d arrives when %d is due", i, want)
+			}
+		}
+		if cutOff {
+			if _, err := b.RecvAppend(nil); err != io.EOF { // where the pipe took the part back
+				matches(t, err, io.ErrUnexpectedEOF)
+			}
+		} else {
+			expectMsg(t, b, "after all")
+			expectMsgEOF(t, b)
+		}
+		must(t, <-sending)
+	})
+}
+
+// ---------------------------------------------------------------------------
+// Many at once
+
+func TestEveryMessageArrivesOnceAndWhole(t *testing.T) {
+	const senders, receivers, each = 8, 4, 200
+	overEachFraming(t, func(t *testing.T) {
+		a, b := msgPair(t)
+		limit := allow(t, a, b, 6000)
+		var sending, receiving sync.WaitGroup
+		for s := range senders {
+			sending.Go(func() {
+				for i := range each {
+					number := s*each + i
+					if err := a.Send(numbered(number, number*7919%limit)); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		var mu sync.Mutex
+		seen := map[int]int{}
+		last := make([][senders]int, receivers) // of each sender, as each receiver saw it
+		for r := range receivers {
+			receiving.Go(func() {
+				for turn := r; ; turn++ {
+					p := make([]byte, 6000)
+					n, err := 0, error(nil)
+					if turn%2 == 0 {
+						n, err = b.Recv(p)
+						p = p[:n]
+					} else {
+						p, err = b.RecvAppend(nil)
+					}
+					if err == io.EOF {
+						return
+					}
+					i := 0
+					if err == nil {
+						i, err = numberOf(p)
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if was := last[r][i/each]; was > i%each {
+						t.Errorf("message %d of sender %d is behind %d", i%each, i/each, was)
+					}
+					last[r][i/each] = i % each
+					mu.Lock()
+					seen[i]++
+					mu.Unlock()
+				}
+			})
+		}
+		sending.Wait()
+		must(t, a.Close())
+		receiving.Wait()
+		for i := range senders * each {
+			if seen[i] != 1 {
+				t.Errorf("message %d arrives %d times", i, seen[i])
+			}
+		}
+		if len(seen) != senders*each {
+			t.Errorf("%d messages arrive of %d", len(seen), senders*each)
+		}
+	})
+}
+
+func TestMessagesGoBothWaysAtOnce(t *testing.T) {
+	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		const messages = 300
+		var all sync.WaitGroup
+		for _, c := range []*ipc.MsgConn{a, b} {
+			all.Go(func() {
+				for i := range messages {
+					if err := c.Send(numbered(i, 1500)); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+			all.Go(func() {
+				for want := range messages {
+					p, err := c.RecvAppend(nil)
+					if err == nil {
+						var i int
+						if i, err = numberOf(p); i != want {
+							err = fmt.Errorf("message %d arrives when %d is due, %w", i, want, err)
+						}
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		all.Wait()
+	})
+}
+
+// ---------------------------------------------------------------------------
+// Closing
+
+func TestWhatWasSentCanBeReceivedAfterClose(t *testing.T) {
+	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		sendMsg(t, a, "one")
+		sendMsg(t, a, "two")
+		must(t, a.Close())
+		expectMsg(t, b, "one")
+		p, err := b.RecvAppend(nil)
+		if string(p) != "two" || err != nil {
+			t.Errorf("received %q, %v", p, err)
+		}
+		expectMsgEOF(t, b)
+		expectMsgEOF(t, b)
+	})
+}
+
+func TestSendToAPeerThatIsGone(t *testing.T) {
+	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		must(t, b.Close())
+		var err error
+		eventually(t, "a send fails", func() bool { err = a.Send([]byte("hello?")); return err != nil })
+		matches(t, err, syscall.EPIPE)
+		isOpError(t, err, "send")
+		matches(t, a.Send([]byte("hello?")), syscall.EPIPE)
+	})
+}
+
+func TestPeerThatLeavesEndsMessagesThatWait(t *testing.T) {
+	overEachFraming(t, func(t *testing.T) {
+		a, b := msgPair(t)
+		receiving := begin(func() error { _, err := a.Recv(make([]byte, 10)); return err })
+		awaitParked(t, "(*MsgConn).Recv", 1)
+		must(t, b.Close())
+		if err := <-receiving; err != io.EOF {
+			t.Errorf("%v at the end", err)
+		}
+
+		a, b = msgPair(t)
+		sending := begin(func() error { return sendUntilItFails(a) })
+		awaitParked(t, "(*MsgConn).Send", 1)
+		must(t, b.Close())
+		matches(t, <-sending, syscall.EPIPE)
+	})
+}
+
+func sendUntilItFails(c *ipc.MsgConn) error {
+	for {
+		if err := c.Send(make([]byte, 2000)); err != nil {
+			return err
+		}
+	}
+}
+
+func TestCloseEndsMessagesThatWait(t *testing.T) {
+	overEachMsgConn(t, func(t *testing.T, a, _ *ipc.MsgConn) {
+		waiting := []<-chan error{
+			begin(func() error { _, err := a.Recv(make([]byte, 10)); return err }),
+			begin(func() error { _, err := a.RecvAppend(nil); return err }), // one queues behind the other
+			begin(func() error { return sendUntilItFails(a) }),
+			begin(func() error { return sendUntilItFails(a) }),
+		}
+		awaitParked(t, "(*MsgConn).Recv", 1)
+		awaitParked(t, "(*MsgConn).RecvAppend", 1)
+		awaitParked(t, "(*MsgConn).Send", 2)
+		must(t, a.Close())
+		for _, done := range waiting {
+			matches(t, <-done, net.ErrClosed)
+		}
+	})
+}
+
+func TestNoMessageAfterClose(t *testing.T) {
+	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		sendMsg(t, b, "unread")
+		must(t, a.Close())
+		for what, call := range map[string]func() error{
+			"Close":       a.Close,
+			"Send":        func() error { return a.Send([]byte("x")) },
+			"Recv":        func() error { _, err := a.Recv(make([]byte, 10)); return err },
+			"RecvAppend":  func() error { _, err := a.RecvAppend(nil); return err },
+			"SetDeadline": func() error { return a.SetDeadline(time.Time{}) },
+			"Peer":        func() error { _, err := a.Peer(); return err },
+			"File":        func() error { _, err := a.File(); return err },
+		} {
+			if err := call(); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("%s after Close: %v", what, err)
+			} else if oe := (*net.OpError)(nil); !errors.As(err, &oe) {
+				t.Errorf("%s after Close: %#v is not a *net.OpError", what, err)
+			}
+		}
+	})
+}
+
+func TestCloseWhileMessagesAreUnderWay(t *testing.T) {
+	overEachFraming(t, func(t *testing.T) {
+		for range 30 {
+			a, b := msgPair(t)
+			var busy sync.WaitGroup
+			for _, call := range []func() error{
+				func() error { return a.Send(make([]byte, 100)) },
+				func() error { return a.Send(make([]byte, 1000)) },
+				func() error { _, err := a.Recv(make([]byte, 200)); return err },
+				func() error { _, err := a.RecvAppend(nil); return err },
+				func() error { return a.SetDeadline(time.Now().Add(time.Hour)) },
+				func() error { return a.SetDeadline(time.Time{}) },
+				func() error { _, err := a.Peer(); return err },
+			} {
+				busy.Go(func() {
+					for { // until Close
+						if err := call(); errors.Is(err, net.ErrClosed) {
+							return
+						} else if err != nil {
+							t.Error(err)
+							return
+						}
+					}
+				})
+			}
+			for range 20 {
+				sendMsg(t, b, "some news")
+				_, err := b.RecvAppend(nil)
+				must(t, err)
+			}
+			must(t, a.Close())
+			busy.Wait()
+			must(t, b.Close())
+		}
+	})
+}
+
+// ---------------------------------------------------------------------------
+// Servers
+
+func TestBothEndsOfMessagesKnowTheAddress(t *testing.T) {
+	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listenMsg(t, addr)
+		if l.Addr() != addr {
+			t.Errorf("the listener's address is %v", l.Addr())
+		}
+		client, server := msgConnect(t, l)
+		if client.RemoteAddr() != addr || server.LocalAddr() != addr || client.LocalAddr() != (ipc.Addr{}) {
+			t.Errorf("addresses are %v %v %v", client.RemoteAddr(), server.LocalAddr(), client.LocalAddr())
+		}
+		isProcess(t, peerOfMsg(t, client), os.Getpid())
+		isProcess(t, peerOfMsg(t, server), os.Getpid())
+		msgTalk(t, client, server)
+	})
+}
+
+func peerOfMsg(t *testing.T, c *ipc.MsgConn) ipc.Peer {
+	t.Helper()
+	p, err := c.Peer()
+	must(t, err)
+	return p
+}
+
+func TestNativeTellsWhoKeepsTheBoundaries(t *testing.T) {
+	overEachFraming(t, func(t *testing.T) {
+		native := !strings.HasSuffix(t.Name(), "/Framed")
+		a, b := msgPair(t)
+		client, server := msgConnect(t, listenMsg(t, ipc.Addr{}))
+		for _, c := range []*ipc.MsgConn{a, b, client, server} {
+			if c.Native() != native {
+				t.Errorf("Native is %v", c.Native())
+			}
+		}
+	})
+}
+
+func TestMessageServerWithManyClients(t *testing.T) {
+	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listenMsg(t, addr)
+		var all sync.WaitGroup
+		all.Go(func() {
+			for c, err := range l.Conns() {
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				all.Go(func() {
+					if err := echoMessages(c); err != io.EOF {
+						t.Error(err)
+					}
+				})
+			}
+		})
+		var clients sync.WaitGroup
+		for i := range 30 {
+			clients.Go(func() {
+				c, err := ipc.DialMsg(addr)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer c.Close()
+				for j := range 10 {
+					message := numbered(i*100+j, 50*j)
+					if err := c.Send(message); err != nil {
+						t.Error(err)
+						return
+					}
+					if p, err := c.RecvAppend(nil); err != nil || !bytes.Equal(p, message) {
+						t.Errorf("%d bytes come back of %d, %v", len(p), len(message), err)
+						return
+					}
+				}
+			})
+		}
+		clients.Wait()
+		must(t, l.Close())
+		all.Wait()
+		_, err := ipc.DialMsg(addr)
+		matches(t, err, ipc.ErrNoListener)
+		isOpError(t, err, "dial")
+	})
+}
+
+func TestClientOfMessagesThatLeftBeforeAcceptIsHeard(t *testing.T) {
+	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listenMsg(t, addr)
+		client := dialMsg(t, addr)
+		sendMsg(t, client, "early")
+		sendMsg(t, client, "bird")
+		must(t, client.Close())
+		server := acceptMsg(t, l)
+		expectMsg(t, server, "early")
+		expectMsg(t, server, "bird")
+		expectMsgEOF(t, server)
+	})
+}
+
+func TestMessageServerEndsAtDeadlineAndClose(t *testing.T) {
+	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listenMsg(t, addr)
+		begun := time.Now()
+		must(t, l.SetDeadline(begun.Add(brief)))
+		_, err := l.Accept()
+		timedOut(t, err)
+		isOpError(t, err, "accept")
+		if waited := time.Since(begun); waited < brief {
+			t.Errorf("it gave up after %v", waited)
+		}
+		must(t, l.SetDeadline(time.Time{}))
+		accepting := begin(func() error { _, err := l.Accept(); return err })
+		awaitParked(t, "(*MsgListener).Accept", 1)
+		must(t, l.Close())
+		matches(t, <-accepting, net.ErrClosed)
+		matches(t, l.Close(), net.ErrClosed)
+		_, err = l.Accept()
+		matches(t, err, net.ErrClosed)
+	})
+}
+
+// kindsApart reports whether a server for streams and one for messages have
+// nothing to do with each other at the address: the abstract names of Linux are
+// of one kind of socket each.
+func kindsApart(addr ipc.Addr, native bool) bool {
+	linux := runtime.GOOS == "linux" || runtime.GOOS == "android"
+	return linux && native && strings.HasPrefix(addr.String(), "@")
+}
+
+func TestOneAddressHasOneServerOfEitherKind(t *testing.T) {
+	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
+		works := func(l *ipc.MsgListener) {
+			t.Helper()
+			client, server := msgConnect(t, l)
+			msgTalk(t, client, server)
+		}
+		l := listenMsg(t, addr)
+		_, err := ipc.ListenMsg(addr)
+		matches(t, err, ipc.ErrAddrInUse)
+		works(l)
+		a, _ := msgPair(t)
+		if kindsApart(addr, a.Native()) {
+			serves(t, listen(t, addr), addr)
+			works(l)
+			return
+		}
+		_, err = ipc.Listen(addr)
+		matches(t, err, ipc.ErrAddrInUse)
+		works(l)
+		must(t, l.Close())
+
+		other := listen(t, addr)
+		_, err = ipc.ListenMsg(addr)
+		matches(t, err, ipc.ErrAddrInUse)
+		serves(t, other, addr)
+		must(t, other.Close())
+		works(listenMsg(t, addr))
+	})
+}
+
+func TestKilledMessageServersAddressIsFree(t *testing.T) {
+	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
+		a, _ := msgPair(t)
+		c := startChild(t, "servemsg", addr.String(), asFramed(a))
+		c.mustSay("serving")
+		client := dialMsg(t, addr)
+		sendMsg(t, client, "echo")
+		expectMsg(t, client, "echo")
+		isProcess(t, peerOfMsg(t, client), c.pid())
+		_, err := ipc.ListenMsg(addr)
+		matches(t, err, ipc.ErrAddrInUse)
+		c.kill()
+		expectMsgEOF(t, client)
+		var l *ipc.MsgListener
+		eventually(t, "the address is free", func() bool { // a moment may pass until the system has cleared away
+			l, err = ipc.ListenMsg(addr)
+			return err == nil
+		})
+		defer l.Close()
+		client, server := msgConnect(t, l)
+		msgTalk(t, client, server)
+	})
+}
+
+func TestMessagesWithAChild(t *testing.T) {
+	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listenMsg(t, addr)
+		a, _ := msgPair(t)
+		c := startChild(t, "message", addr.String(), asFramed(a))
+		server := acceptMsg(t, l)
+		isProcess(t, peerOfMsg(t, server), c.pid())
+		expectMsg(t, server, "hello from a child")
+		sendMsg(t, server, "welcome")
+		c.mustSay("welcome")
+		c.end()
+		expectMsgEOF(t, server)
+	})
+}
+
+func TestMessageServersCheckCanRefuse(t *testing.T) {
+	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
+		refuse := true
+		l := listenMsgWith(t, ipc.ListenConfig{Check: func(p ipc.Peer) error {
+			isProcess(t, p, os.Getpid())
+			if refuse {
+				refuse = false
+				return errors.New("not you")
+			}
+			return nil
+		}}, addr)
+		refused := dialMsg(t, addr)
+		welcome := dialMsg(t, addr)
+		server := acceptMsg(t, l)
+		msgTalk(t, welcome, server)
+		if _, err := refused.Recv(make([]byte, 10)); err == nil {
+			t.Error("a client that was refused receives something")
+		}
+
+		_, err := ipc.Dialer{Check: func(ipc.Peer) error { return errors.New("nor you") }}.DialMsg(context.Background(), addr)
+		matches(t, err, ipc.ErrUntrusted)
+	})
+}
+
+func TestDialMsgEndsAsDialDoes(t *testing.T) {
+	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
+		_, err := ipc.DialMsg(addr)
+		matches(t, err, ipc.ErrNoListener)
+		begun := time.Now()
+		_, err = ipc.Dialer{Wait: true, Timeout: brief}.DialMsg(context.Background(), addr)
+		timedOut(t, err)
+		if waited := time.Since(begun); waited < brief {
+			t.Errorf("it gave up after %v", waited)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		dialing := begin(func() error { _, err := ipc.Dialer{Wait: true}.DialMsg(ctx, addr); return err })
+		cancel()
+		matches(t, <-dialing, context.Canceled)
+
+		l := make(chan *ipc.MsgListener, 1)
+		dialing = begin(func() error {
+			c, err := ipc.Dialer{Wait: true}.DialMsg(context.Background(), addr)
+			if err == nil {
+				err = c.Close()
+			}
+			return err
+		})
+		l <- listenMsg(t, addr)
+		acceptMsg(t, <-l)
+		must(t, <-dialing)
+	})
+}
+
+// ---------------------------------------------------------------------------
+// Streams and messages by mistake
+
+func TestStreamAndMessagesDoNotMix(t *testing.T) {
+	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listenMsg(t, addr)
+		native := !strings.Contains(t.Name(), "/Framed/")
+		d := ipc.Dialer{Wait: !kindsApart(addr, native), Timeout: soon}
+		// refused checks why there is no connection of the wrong kind. It fails at
+		// once: nobody waits for a server that is there.
+		refused := func(err error) {
+			t.Helper()
+			isOpError(t, err, "dial")
+			if got := errors.Is(err, ipc.ErrNoListener); got != kindsApart(addr, native) {
+				t.Errorf("%v: is there a listener?", err)
+			}
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("%v: waited for a listener that is there", err)
+			}
+		}
+		made := func(c io.Closer) { // on some systems it is, and does no harm
+			t.Helper()
+			if native && runtime.GOOS != "windows" {
+				t.Error("a connection of the wrong kind is made")
+			}
+			must(t, c.Close())
+		}
+
+		if c, err := d.Dial(addr); err != nil {
+			refused(err)
+		} else {
+			server := acceptMsg(t, l)
+			send(t, c, "GET / HTTP/1.1\r\n\r\n")
+			if p, err := server.RecvAppend(nil); err == nil && !native {
+				t.Errorf("bytes are received as the message %q", p)
+			}
+			must(t, server.Close())
+			made(c)
+		}
+		client, server := msgConnect(t, l)
+		msgTalk(t, client, server)
+		must(t, l.Close())
+
+		other := listen(t, addr)
+		if c, err := d.DialMsg(context.Background(), addr); err != nil {
+			refused(err)
+		} else {
+			server := accept(t, other)
+			sendMsg(t, c, "hello")
+			if n, err := server.Read(make([]byte, 20)); n == 0 || err != nil {
+				t.Errorf("read %d, %v", n, err)
+			}
+			must(t, server.Close())
+			made(c)
+		}
+		serves(t, other, addr)
+	})
+}
+
+// ---------------------------------------------------------------------------
+// Costs
+
+func TestSendAndRecvAllocateNothing(t *testing.T) {
+	overEachFraming(t, func(t *testing.T) {
+		if underRace() {
+			t.Skip("the race detector allocates")
+		}
+		a, b := msgPair(t)
+		buf, room := make([]byte, 64), make([]byte, 0, 1<<20)
+		check := func(what string, do func() error) {
+			t.Helper()
+			if n := testing.AllocsPerRun(500, func() {
+				if err := do(); err != nil {
+					t.Error(err)
+				}
+			}); n != 0 {
+				t.Errorf("%s allocates %v times", what, n)
+			}
+		}
+		check("a send and a receive that do not wait", func() error {
+			err := a.Send(buf)
+			_, e := b.Recv(buf)
+			return errors.Join(err, e)
+		})
+		check("RecvAppend with room", func() error {
+			err := a.Send(buf)
+			_, e := b.RecvAppend(room)
+			return errors.Join(err, e)
+		})
+
+		echoing := begin(func() error {
+			buf := make([]byte, 64)
+			for {
+				n, err := b.Recv(buf)
+				if err != nil {
+					return err
+				}
+				if err := b.Send(buf[:n]); err != nil {
+					return err
+				}
+			}
+		})
+		roundTrip := func() error {
+			if err := a.Send(buf); err != nil {
+				return err
+			}
+			_, err := a.Recv(buf)
+			return err
+		}
+		check("a round trip", roundTrip) // here receives wait
+		must(t, a.SetDeadline(time.Now().Add(time.Hour)))
+		must(t, b.SetDeadline(time.Now().Add(time.Hour)))
+		check("a round trip with deadlines", roundTrip)
+		must(t, a.Close())
+		if err := <-echoing; err != io.EOF {
+			t.Error(err)
+		}
+	})
+}
+
+// ---------------------------------------------------------------------------
+// What frames look like, and what is done about those that look otherwise
+
+// frameEnds returns an end for messages in frames, and the stream at its other
+// end.
+func frameEnds(t *testing.T) (c *ipc.MsgConn, stream *ipc.Conn) {
+	t.Helper()
+	l := listenMsg(t, ipc.Addr{})
+	stream = dial(t, l.Addr())
+	c = acceptMsg(t, l)
+	must(t, l.Close())
+	return c, stream
+}
+
+// overFrames tells a story of a peer that need not follow the rules.
+func overFrames(t *testing.T, tell func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn)) {
+	framed(t)
+	story(t)
+	c, stream := frameEnds(t)
+	tell(t, c, stream)
+}
+
+func TestFrameIsLengthAndMessage(t *testing.T) {
+	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
+		sendMsg(t, c, "hello")
+		sendMsg(t, c, "")
+		expect(t, stream, "\x00\x00\x00\x05hello\x00\x00\x00\x00")
+		sending := begin(func() error { return c.Send(pattern(0x010203)) })
+		expect(t, stream, "\x00\x01\x02\x03"+string(pattern(0x010203)))
+		must(t, <-sending)
+
+		send(t, stream, "\x00\x00\x00\x03one\x00\x00\x00\x00\x00\x00\x00\x03two\x00\x00\x01\x00")
+		expectMsg(t, c, "one")
+		expectMsg(t, c, "")
+		expectMsg(t, c, "two")
+		send(t, stream, string(pattern(256)))
+		p, err := c.RecvAppend(nil)
+		if !bytes.Equal(p, pattern(256)) || err != nil {
+			t.Errorf("received %d bytes, %v", len(p), err)
+		}
+	})
+}
+
+func TestFrameThatComesInPiecesIsPutTogether(t *testing.T) {
+	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
+		const wire = "\x00\x00\x00\x0ahelloworld"
+		late := func() { must(t, c.SetReadDeadline(time.Now().Add(2*time.Millisecond))) }
+		// attempts receive with too little time, each in its own way, and must
+		// lose nothing.
+		attempts := []func() (int, error){
+			func() (int, error) { return c.Recv(make([]byte, 20)) },
+			func() (int, error) { p, err := c.RecvAppend(nil); return len(p), err },
+			func() (int, error) { return c.Recv(make([]byte, 10)) },
+			func() (int, error) { p, err := c.RecvAppend(make([]byte, 0, 4)); return len(p), err },
+		}
+		for first := range attempts {
+			for i := range len(wire) {
+				late()
+				n, err := attempts[(first+i)%len(attempts)]()
+				timedOut(t, err)
+				if n != 0 {
+					t.Errorf("received %d bytes with the error", n)
+				}
+				send(t, stream, wire[i:i+1])
+			}
+			must(t, c.SetReadDeadline(time.Time{}))
+			expectMsg(t, c, "helloworld")
+		}
+
+		// A receive with a small buffer after one that got further.
+		send(t, stream, wire[:12])
+		late()
+		_, err := c.RecvAppend(nil)
+		timedOut(t, err)
+		must(t, c.SetReadDeadline(time.Time{}))
+		small := make([]byte, 3)
+		n, err := c.Recv(small)
+		matches(t, err, ipc.ErrMsgTooLong)
+		if n != 3 || string(small) != "hel" {
+			t.Errorf("received %q", small[:n])
+		}
+		send(t, stream, wire[12:]+wire)
+		expectMsg(t, c, "helloworld")
+	})
+}
+
+func TestPeerThatLeavesWithinAFrame(t *testing.T) {
+	const wire = "\x00\x00\x00\x0ahelloworld"
+	receives := map[string]func(c *ipc.MsgConn) error{
+		"Recv":       func(c *ipc.MsgConn) error { _, err := c.Recv(make([]byte, 20)); return err },
+		"RecvAppend": func(c *ipc.MsgConn) error { _, err := c.RecvAppend(nil); return err },
+	}
+	for what, receive := range receives {
+		t.Run(what, func(t *testing.T) {
+			framed(t)
+			story(t)
+			for cut := 1; cut < len(wire); cut++ {
+				c, stream := frameEnds(t)
+				send(t, stream, "\x00\x00\x00\x05whole"+wire[:cut])
+				must(t, stream.Close())
+				expectMsg(t, c, "whole")
+				for range 2 {
+					err := receive(c)
+					matches(t, err, io.ErrUnexpectedEOF)
+					isOpError(t, err, "recv")
+					if errors.Is(err, io.EOF) {
+						t.Errorf("%v looks like the end", err)
+					}
+				}
+				must(t, c.Close())
+			}
+		})
+	}
+	t.Run("InWhatIsDropped", func(t *testing.T) {
+		overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
+			send(t, stream, wire[:8])
+			must(t, stream.Close())
+			_, err := c.Recv(make([]byte, 2))
+			matches(t, err, ipc.ErrMsgTooLong)
+			matches(t, receives["Recv"](c), io.ErrUnexpectedEOF)
+			matches(t, receives["RecvAppend"](c), io.ErrUnexpectedEOF)
+		})
+	})
+}
+
+// allocated returns how much memory do allocates.
+func allocated(do func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	do()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
+func TestLengthOfAFrameIsNotBelieved(t *testing.T) {
+	const little = 1 << 20
+	for _, length := range []string{"\xff\xff\xff\xff", "\x80\x00\x00\x00", "\x7f\xff\xff\xff", "\x01\x00\x00\x01", "HTTP"} {
+		t.Run(fmt.Sprintf("%x", length), func(t *testing.T) {
+			overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
+				send(t, stream, length+"and so on")
+				if n := allocated(func() {
+					for range 2 {
+						_, err := c.RecvAppend(nil)
+						isOpError(t, err, "recv")
+						n, err := c.Recv(make([]byte, 10))
+						isOpError(t, err, "recv")
+						if n != 0 {
+							t.Errorf("received %d bytes", n)
+						}
+						// A receiver that goes on after a message that is too
+						// long must not go on for ever.
+						if errors.Is(err, ipc.ErrMsgTooLong) || errors.Is(err, io.EOF) {
+							t.Errorf("%v looks as if one could go on", err)
+						}
+					}
+				}); n > little {
+					t.Errorf("%d bytes are allocated", n)
+				}
+				sendMsg(t, c, "the other way") // which is none the worse
+				expect(t, stream, "\x00\x00\x00\x0dthe other way")
+			})
+		})
+	}
+	t.Run("promised", func(t *testing.T) {
+		overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
+			send(t, stream, "\x01\x00\x00\x00only this")
+			if n := allocated(func() {
+				for range 10 {
+					must(t, c.SetReadDeadline(time.Now().Add(time.Millisecond)))
+					_, err := c.RecvAppend(nil)
+					timedOut(t, err)
+				}
+				must(t, stream.Close())
+				must(t, c.SetReadDeadline(time.Time{}))
+				_, err := c.RecvAppend(nil)
+				matches(t, err, io.ErrUnexpectedEOF)
+			}); n > little {
+				t.Errorf("%d bytes are allocated for 9", n)
+			}
+		})
+	})
+}
+
+func TestSendCutInTheMiddlePoisonsTheConnection(t *testing.T) {
+	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
+		sendMsg(t, c, "whole")
+		message := pattern(tooMuch)
+		sending := begin(func() error { return c.Send(message) })
+		expect(t, stream, "\x00\x00\x00\x05whole"+"\x01\x00\x00\x00") // a part is with the peer
+		must(t, c.SetWriteDeadline(time.Now().Add(brief)))
+		timedOut(t, <-sending)
+		must(t, c.SetWriteDeadline(time.Time{}))
+		for range 2 {
+			err := c.Send([]byte("must not be taken for the rest"))
+			matches(t, err, syscall.EPIPE)
+			isOpError(t, err, "send")
+		}
+		matches(t, c.Send(nil), syscall.EPIPE)
+		send(t, stream, "\x00\x00\x00\x0dthe other way") // which is none the worse
+		expectMsg(t, c, "the other way")
+
+		if runtime.GOOS == "windows" { // no half close
+			must(t, c.Close())
+		}
+		got, err := io.ReadAll(stream) // ends though c is open: the peer does not wait for the rest
+		must(t, err)
+		if !bytes.HasPrefix(message, got) {
+			t.Errorf("%d bytes arrive, not those that were sent", len(got))
+		}
+		must(t, c.Close())
+		matches(t, c.Send([]byte("x")), net.ErrClosed)
+	})
+}
+
+func TestCloseWithinAFrameEndsEverySend(t *testing.T) {
+	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
+		sending := []<-chan error{begin(func() error { return c.Send(pattern(tooMuch)) })}
+		expect(t, stream, "\x01\x00\x00\x00") // a part is with the peer
+		for range 3 {
+			sending = append(sending, begin(func() error { return c.Send([]byte("queues behind it")) }))
+		}
+		awaitParked(t, "(*MsgConn).Send", 4)
+		must(t, c.Close())
+		for _, done := range sending {
+			matches(t, <-done, net.ErrClosed)
+		}
+	})
+}

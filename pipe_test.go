@@ -1,0 +1,1230 @@
+//go:build unix || windows
+
+// Unnamed pipes, the adoption of files that are pipes, and copying between ends
+// of every kind.
+package ipc_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/interprocess-go/ipc"
+)
+
+func pipe(t *testing.T) (*ipc.PipeReader, *ipc.PipeWriter) {
+	t.Helper()
+	r, w, err := ipc.Pipe()
+	must(t, err)
+	t.Cleanup(func() { r.Close(); w.Close() })
+	return r, w
+}
+
+// isPipeError checks that err is the *net.OpError of that operation on a pipe.
+func isPipeError(t *testing.T, err error, op string) {
+	t.Helper()
+	var oe *net.OpError
+	if !errors.As(err, &oe) || oe.Op != op || oe.Net != "pipe" {
+		t.Errorf("%#v is not a *net.OpError of %q on a pipe", err, op)
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Reading, writing, closing
+
+func TestPipeCarriesWhatIsWritten(t *testing.T) {
+	story(t)
+	r, w := pipe(t)
+	send(t, w, "one")
+	send(t, w, "two")
+	expect(t, r, "onet")
+	expect(t, r, "wo")
+	send(t, w, "three")
+	must(t, w.Close())
+	expect(t, r, "three") // what was written before Close is not lost
+	expectEOF(t, r)
+	expectEOF(t, r)
+}
+
+func TestPipeCarriesMuch(t *testing.T) {
+	data := pattern(8<<20 + 321)
+	for _, step := range []int{777, 64 << 10, len(data)} {
+		t.Run(fmt.Sprint(step), func(t *testing.T) {
+			story(t)
+			r, w := pipe(t)
+			writing := begin(func() error {
+				for rest := data; len(rest) > 0; {
+					p := rest[:min(step, len(rest))]
+					if n, err := w.Write(p); n != len(p) || err != nil {
+						return fmt.Errorf("wrote %d of %d: %w", n, len(p), err)
+					}
+					rest = rest[len(p):]
+				}
+				return w.Close()
+			})
+			var got []byte
+			for p := make([]byte, step+1); ; {
+				n, err := r.Read(p)
+				got = append(got, p[:n]...)
+				if err == io.EOF {
+					break
+				}
+				must(t, err)
+				if n == 0 {
+					t.Fatal("a read of nothing that is not the end")
+				}
+			}
+			must(t, <-writing)
+			if !bytes.Equal(got, data) {
+				t.Errorf("%d bytes arrive of %d, or others", len(got), len(data))
+			}
+		})
+	}
+}
+
+func TestPipeReadsAndWritesOfNothing(t *testing.T) {
+	story(t)
+	r, w := pipe(t)
+	for _, p := range [][]byte{nil, {}} {
+		if n, err := r.Read(p); n != 0 || err != nil {
+			t.Errorf("read of nothing: %d, %v", n, err)
+		}
+		if n, err := w.Write(p); n != 0 || err != nil {
+			t.Errorf("write of nothing: %d, %v", n, err)
+		}
+	}
+	send(t, w, "something")
+	expect(t, r, "something")
+}
+
+func TestPipeWithoutReader(t *testing.T) {
+	story(t)
+	r, w := pipe(t)
+	must(t, r.Close())
+	for range 3 {
+		n, err := w.Write([]byte("nobody reads this"))
+		matches(t, err, syscall.EPIPE)
+		isPipeError(t, err, "write")
+		if n != 0 {
+			t.Errorf("wrote %d bytes", n)
+		}
+	}
+}
+
+func TestPipeReaderThatLeavesEndsWritesThatWait(t *testing.T) {
+	story(t)
+	r, w := pipe(t)
+	writing := begin(func() error {
+		n, err := w.Write(make([]byte, tooMuch))
+		if n == tooMuch {
+			return errors.New("all is written")
+		}
+		return err
+	})
+	awaitParked(t, "(*PipeWriter).Write", 1)
+	must(t, r.Close())
+	matches(t, <-writing, syscall.EPIPE)
+}
+
+func TestPipeWriterThatLeavesEndsReadsThatWait(t *testing.T) {
+	story(t)
+	r, w := pipe(t)
+	reading := begin(func() error { _, err := r.Read(make([]byte, 1)); return err })
+	awaitParked(t, "(*PipeReader).Read", 1)
+	must(t, w.Close())
+	if err := <-reading; err != io.EOF {
+		t.Errorf("read ends with %v, want io.EOF itself", err)
+	}
+}
+
+func TestPipeCloseEndsReadsAndWritesThatWait(t *testing.T) {
+	story(t)
+	r, w := pipe(t)
+	full, _ := pipe(t)
+	var waiting []<-chan error
+	for range 2 { // the second queues behind the first
+		waiting = append(waiting, begin(func() error { _, err := full.Read(make([]byte, 1)); return err }))
+	}
+	awaitParked(t, "(*PipeReader).Read", 2)
+	waiting = append(waiting, begin(func() error { _, err := w.Write(make([]byte, tooMuch)); return err }))
+	awaitParked(t, "(*PipeWriter).Write", 1)
+	waiting = append(waiting, begin(func() error { _, err := w.Write(make([]byte, 1)); return err }))
+	awaitParked(t, "(*PipeWriter).Write", 2)
+	must(t, full.Close())
+	must(t, w.Close())
+	for _, done := range waiting {
+		matches(t, <-done, net.ErrClosed)
+	}
+	if n, err := io.Copy(io.Discard, r); n == 0 || err != nil {
+		t.Errorf("of what was written %d bytes are left, %v", n, err)
+	}
+}
+
+func TestNothingWorksAfterPipeClose(t *testing.T) {
+	story(t)
+	r, w := pipe(t)
+	send(t, w, "unread")
+	rawR, err := r.SyscallConn()
+	must(t, err)
+	rawW, err := w.SyscallConn()
+	must(t, err)
+	must(t, r.Close())
+	must(t, w.Close())
+	for what, call := range map[string]func() error{
+		"Read":             func() error { _, err := r.Read(make([]byte, 1)); return err },
+		"WriteTo":          func() error { _, err := r.WriteTo(io.Discard); return err },
+		"SetReadDeadline":  func() error { return r.SetReadDeadline(time.Now()) },
+		"reader's File":    func() error { _, err := r.File(); return err },
+		"reader's Close":   r.Close,
+		"reader's Control": func() error { return rawR.Control(func(uintptr) {}) },
+		"Write":            func() error { _, err := w.Write(make([]byte, 1)); return err },
+		"ReadFrom":         func() error { _, err := w.ReadFrom(strings.NewReader("more")); return err },
+		"SetWriteDeadline": func() error { return w.SetWriteDeadline(time.Time{}) },
+		"writer's File":    func() error { _, err := w.File(); return err },
+		"writer's Close":   w.Close,
+		"writer's Control": func() error { return rawW.Control(func(uintptr) {}) },
+	} {
+		if err := call(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("%s: %v, want net.ErrClosed", what, err)
+		}
+	}
+}
+
+func TestOneOfManyPipeClosesSucceeds(t *testing.T) {
+	story(t)
+	for range 50 {
+		r, w := pipe(t)
+		reading := begin(func() error { _, err := r.Read(make([]byte, 1)); return err })
+		var succeeded atomic.Int32
+		var busy sync.WaitGroup
+		for range 4 {
+			busy.Go(func() {
+				switch err := r.Close(); {
+				case err == nil:
+					succeeded.Add(1)
+				case !errors.Is(err, net.ErrClosed):
+					t.Error(err)
+				}
+			})
+		}
+		busy.Wait()
+		if n := succeeded.Load(); n != 1 {
+			t.Fatalf("%d of the closes succeed", n)
+		}
+		matches(t, <-reading, net.ErrClosed)
+		must(t, w.Close())
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Deadlines
+
+func TestPipeDeadlineInThePastFailsAtOnce(t *testing.T) {
+	story(t)
+	r, w := pipe(t)
+	send(t, w, "kept") // even though there is something to read
+	past := time.Now().Add(-time.Hour)
+	must(t, r.SetReadDeadline(past))
+	must(t, w.SetWriteDeadline(past))
+	for range 3 {
+		n, err := r.Read(make([]byte, 10))
+		timedOut(t, err)
+		isPipeError(t, err, "read")
+		if n != 0 {
+			t.Errorf("read %d bytes with the error", n)
+		}
+		n, err = w.Write([]byte("unsaid"))
+		timedOut(t, err)
+		isPipeError(t, err, "write")
+		if n != 0 {
+			t.Errorf("wrote %d bytes with the error", n)
+		}
+	}
+	must(t, r.SetReadDeadline(time.Time{}))
+	must(t, w.SetWriteDeadline(time.Time{}))
+	expect(t, r, "kept")
+	send(t, w, "said")
+	expect(t, r, "said")
+}
+
+func TestPipeDeadlineIsNotEarly(t *testing.T) {
+	story(t)
+	r, w := pipe(t)
+	begun := time.Now()
+	must(t, r.SetReadDeadline(begun.Add(brief)))
+	_, err := r.Read(make([]byte, 1))
+	timedOut(t, err)
+	if waited := time.Since(begun); waited < brief {
+		t.Errorf("read gave up after %v, before %v", waited, brief)
+	}
+	must(t, r.SetReadDeadline(time.Time{}))
+
+	begun = time.Now()
+	must(t, w.SetWriteDeadline(begun.Add(brief)))
+	n, err := w.Write(make([]byte, tooMuch))
+	timedOut(t, err)
+	if waited := time.Since(begun); waited < brief {
+		t.Errorf("write gave up after %v, before %v", waited, brief)
+	}
+	if runtime.GOOS != "windows" { // where what was not read is taken back
+		must(t, w.Close())
+		if got, err := io.Copy(io.Discard, r); got != int64(n) || err != nil {
+			t.Errorf("%d bytes were written it says, %d arrive, %v", n, got, err)
+		}
+	}
+}
+
+func TestPipeDeadlineEndsWhatWaitsAlready(t *testing.T) {
+	story(t)
+	r, _ := pipe(t)
+	_, w := pipe(t)
+	reading := begin(func() error { _, err := r.Read(make([]byte, 1)); return err })
+	writing := begin(func() error { _, err := w.Write(make([]byte, tooMuch)); return err })
+	awaitParked(t, "(*PipeReader).Read", 1)
+	awaitParked(t, "(*PipeWriter).Write", 1)
+	must(t, r.SetReadDeadline(time.Now().Add(-time.Second)))
+	timedOut(t, <-reading)
+	must(t, w.SetWriteDeadline(time.Now().Add(brief)))
+	timedOut(t, <-writing)
+}
+
+func TestPipeReadThatTimesOutLosesNothing(t *testing.T) {
+	story(t)
+	r, w := pipe(t)
+	const records = 2000
+	writing := begin(func() error {
+		var record [8]byte
+		for i := range records {
+			binary.BigEndian.PutUint64(record[:], uint64(i))
+			if _, err := w.Write(record[:]); err != nil {
+				return err
+			}
+			if i%16 == 0 {
+				time.Sleep(50 * time.Microsecond) // let the reader wait now and then
+			}
+		}
+		return w.Close()
+	})
+	var got []byte
+	timeouts := 0
+	for buf := make([]byte, 20); ; {
+		must(t, r.SetReadDeadline(time.Now().Add(time.Duration(timeouts%7)*20*time.Microsecond)))
+		n, err := r.Read(buf)
+		got = append(got, buf[:n]...)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			timedOut(t, err)
+			timeouts++
+		}
+	}
+	must(t, <-writing)
+	if len(got) != 8*records {
+		t.Fatalf("%d bytes of %d arrive, with %d timeouts", len(got), 8*records, timeouts)
+	}
+	for i := range records {
+		if x := binary.BigEndian.Uint64(got[8*i:]); x != uint64(i) {
+			t.Fatalf("record %d is %d", i, x)
+		}
+	}
+	if timeouts == 0 {
+		t.Error("no read timed out: nothing was tested")
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Costs
+
+func TestPipeAllocatesNothing(t *testing.T) {
+	story(t)
+	if underRace() {
+		t.Skip("the race detector allocates")
+	}
+	r, w := pipe(t)
+	back, answer := pipe(t)
+	buf := make([]byte, 64)
+	if n := testing.AllocsPerRun(200, func() { // neither call waits
+		if _, err := w.Write(buf); err != nil {
+			t.Error(err)
+		}
+		if _, err := r.Read(buf); err != nil {
+			t.Error(err)
+		}
+	}); n != 0 {
+		t.Errorf("a write and a read that do not wait allocate %v times", n)
+	}
+
+	echoing := begin(func() error {
+		buf := make([]byte, 64)
+		for {
+			n, err := r.Read(buf)
+			if err != nil {
+				return err
+			}
+			if _, err := answer.Write(buf[:n]); err != nil {
+				return err
+			}
+		}
+	})
+	roundTrip := func() { // reads wait
+		if _, err := w.Write(buf); err != nil {
+			t.Error(err)
+		}
+		if _, err := io.ReadFull(back, buf); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := testing.AllocsPerRun(500, roundTrip); n != 0 {
+		t.Errorf("a round trip allocates %v times", n)
+	}
+	later := time.Now().Add(time.Hour)
+	must(t, errors.Join(back.SetReadDeadline(later), w.SetWriteDeadline(later),
+		r.SetReadDeadline(later), answer.SetWriteDeadline(later)))
+	if n := testing.AllocsPerRun(500, roundTrip); n != 0 {
+		t.Errorf("a round trip with deadlines allocates %v times", n)
+	}
+	must(t, w.Close())
+	if err := <-echoing; err != io.EOF {
+		t.Error(err)
+	}
+}
+
+func TestNothingIsLeftAfterManyPipes(t *testing.T) {
+	story(t)
+	const rounds = 1000
+	round := func() {
+		r, w, err := ipc.Pipe()
+		must(t, err)
+		reading := begin(func() error { _, err := io.ReadFull(r, make([]byte, 4)); return err })
+		must(t, w.SetWriteDeadline(time.Now().Add(time.Hour)))
+		send(t, w, "ping")
+		must(t, <-reading)
+		f, err := w.File()
+		must(t, err)
+		must(t, w.Close())
+		must(t, f.Close())
+		expectEOF(t, r)
+		must(t, r.Close())
+	}
+	round()
+	goroutines, descriptors := runtime.NumGoroutine(), openDescriptors()
+	for range rounds {
+		round()
+	}
+	eventually(t, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= goroutines })
+	if now := openDescriptors(); now > descriptors {
+		t.Errorf("%d descriptors became %d in %d rounds", descriptors, now, rounds)
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Files
+
+func TestPipeFileIsADuplicate(t *testing.T) {
+	story(t)
+	r, w := pipe(t)
+	rf, err := r.File()
+	must(t, err)
+	wf, err := w.File()
+	must(t, err)
+	must(t, r.Close())
+	must(t, w.Close())
+	r2, err := ipc.FileReader(rf)
+	must(t, err)
+	defer r2.Close()
+	w2, err := ipc.FileWriter(wf)
+	must(t, err)
+	defer w2.Close()
+	must(t, rf.Close())
+	must(t, wf.Close())
+	send(t, w2, "by duplicates")
+	expect(t, r2, "by duplicates")
+
+	must(t, r2.SetReadDeadline(time.Now().Add(brief)))
+	_, err = r2.Read(make([]byte, 1))
+	timedOut(t, err)
+	must(t, r2.SetReadDeadline(time.Time{}))
+	reading := begin(func() error { _, err := r2.Read(make([]byte, 1)); return err })
+	awaitParked(t, "(*PipeReader).Read", 1)
+	must(t, w2.Close()) // the last of the writers
+	if err := <-reading; err != io.EOF {
+		t.Errorf("read ends with %v, want io.EOF", err)
+	}
+	must(t, r2.Close())
+}
+
+func TestPipeSyscallConnReachesTheEnd(t *testing.T) {
+	story(t)
+	r, w := pipe(t)
+	rawR, err := r.SyscallConn()
+	must(t, err)
+	rawW, err := w.SyscallConn()
+	must(t, err)
+	var a, b uintptr
+	must(t, rawR.Control(func(sys uintptr) { a = sys }))
+	must(t, rawW.Control(func(sys uintptr) { b = sys }))
+	if a == b || a == 0 || b == 0 {
+		t.Errorf("the descriptors are %d and %d", a, b)
+	}
+	send(t, w, "as before")
+	expect(t, r, "as before")
+}
+
+// isStillOpen checks that the file was left with its owner.
+func isStillOpen(t *testing.T, what string, f *os.File) {
+	t.Helper()
+	raw, err := f.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(uintptr) {})
+	}
+	if err == nil {
+		_, err = f.Stat()
+	}
+	if err != nil {
+		t.Errorf("%s is gone: %v", what, err)
+	}
+}
+
+func TestWhatIsNoPipeIsNotAdopted(t *testing.T) {
+	story(t)
+	file, err := os.Create(tempDir(t) + "/file")
+	must(t, err)
+	defer os.Remove(file.Name())
+	defer file.Close()
+	for what, f := range map[string]*os.File{"a file": file, "nil": nil} {
+		for op, adopt := range adopters {
+			err := adopt(f)
+			isPipeError(t, err, "file")
+			if err == nil {
+				t.Errorf("%s adopts %s", op, what)
+			} else if f != nil {
+				matches(t, err, errors.ErrUnsupported)
+				isStillOpen(t, what, f)
+			}
+		}
+	}
+	must(t, file.Close())
+	for op, adopt := range adopters {
+		if adopt(file) == nil {
+			t.Errorf("%s adopts a closed file", op)
+		}
+	}
+}
+
+// adopters adopt a file and, should that succeed, close what came of it.
+var adopters = map[string]func(*os.File) error{
+	"FileReader": func(f *os.File) error {
+		r, err := ipc.FileReader(f)
+		if err == nil {
+			r.Close()
+		}
+		return err
+	},
+	"FileWriter": func(f *os.File) error {
+		w, err := ipc.FileWriter(f)
+		if err == nil {
+			w.Close()
+		}
+		return err
+	},
+}
+
+func TestPipeEndOfTheOtherDirectionIsNotAdopted(t *testing.T) {
+	if runtime.GOOS == "freebsd" {
+		t.Skip("pipes are two-way here")
+	}
+	story(t)
+	r, w := pipe(t)
+	rf, err := r.File()
+	must(t, err)
+	defer rf.Close()
+	wf, err := w.File()
+	must(t, err)
+	defer wf.Close()
+	for op, f := range map[string]*os.File{"FileWriter": rf, "FileReader": wf} {
+		err := adopters[op](f)
+		if err == nil {
+			t.Errorf("%s adopts the other end", op)
+		}
+		isPipeError(t, err, "file")
+		isStillOpen(t, "the end", f)
+	}
+	send(t, w, "as before")
+	expect(t, r, "as before")
+}
+
+// ---------------------------------------------------------------------------
+// Copying: what comes out is what went in, whatever the two ends are and
+// whichever way the system takes between them.
+
+// inverted changes what it reads: a copy that goes around its Read shows.
+type inverted struct{ io.Reader }
+
+func (r inverted) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	invert(p[:n])
+	return n, err
+}
+
+// inverting changes what is written to it: a copy that goes around its Write
+// shows.
+type inverting struct{ io.WriteCloser }
+
+func (w inverting) Write(p []byte) (int, error) {
+	q := bytes.Clone(p)
+	invert(q)
+	return w.WriteCloser.Write(q)
+}
+
+func invert(p []byte) {
+	for i := range p {
+		p[i] ^= 0xff
+	}
+}
+
+// tcpPair returns the ends of a TCP connection over the loopback.
+func tcpPair(t *testing.T) (a, b *net.TCPConn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		l, err = net.Listen("tcp", "[::1]:0")
+	}
+	if err != nil {
+		t.Skipf("there is no loopback: %v", err)
+	}
+	defer l.Close()
+	accepted := make(chan net.Conn, 1)
+	accepting := begin(func() error {
+		c, err := l.Accept()
+		accepted <- c
+		return err
+	})
+	dialed, err := net.DialTimeout("tcp", l.Addr().String(), soon)
+	if err != nil {
+		l.Close()
+		<-accepting
+		t.Skipf("the loopback leads nowhere: %v", err)
+	}
+	must(t, <-accepting)
+	a, b = dialed.(*net.TCPConn), (<-accepted).(*net.TCPConn)
+	t.Cleanup(func() { a.Close(); b.Close() })
+	return a, b
+}
+
+// unixPair returns the ends of a connection of package net.
+func unixPair(t *testing.T) (a, b *net.UnixConn) {
+	t.Helper()
+	if runtime.GOOS == "windows" {
+		t.Skip("package net adopts no socket here")
+	}
+	c, d := pair(t)
+	foreign := func(c *ipc.Conn) *net.UnixConn {
+		f, err := c.File()
+		must(t, err)
+		conn, err := net.FileConn(f)
+		must(t, errors.Join(err, f.Close(), c.Close()))
+		t.Cleanup(func() { conn.Close() })
+		return conn.(*net.UnixConn)
+	}
+	return foreign(c), foreign(d)
+}
+
+func osPipe(t *testing.T) (r, w *os.File) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	must(t, err)
+	t.Cleanup(func() { r.Close(); w.Close() })
+	return r, w
+}
+
+// A source makes a reader of the data. One of its own is what this package
+// copies from by other means than Read.
+type source struct {
+	name string
+	own  bool
+	open func(t *testing.T, data []byte) io.Reader
+}
+
+// feed writes the data to w and closes it.
+func feed(t *testing.T, w io.WriteCloser, data []byte) {
+	t.Helper()
+	feeding := begin(func() error {
+		_, err := w.Write(data)
+		return errors.Join(err, w.Close())
+	})
+	t.Cleanup(func() {
+		if err := <-feeding; err != nil && !t.Failed() {
+			t.Errorf("the source is fed: %v", err)
+		}
+	})
+}
+
+var sources = []source{
+	{"Conn", true, func(t *testing.T, data []byte) io.Reader {
+		a, b := pair(t)
+		feed(t, b, data)
+		return a
+	}},
+	{"PipeReader", true, func(t *testing.T, data []byte) io.Reader {
+		r, w := pipe(t)
+		feed(t, w, data)
+		return r
+	}},
+	{"TCPConn", false, func(t *testing.T, data []byte) io.Reader {
+		a, b := tcpPair(t)
+		feed(t, b, data)
+		return a
+	}},
+	{"UnixConn", false, func(t *testing.T, data []byte) io.Reader {
+		a, b := unixPair(t)
+		feed(t, b, data)
+		return a
+	}},
+	{"OSPipe", false, func(t *testing.T, data []byte) io.Reader {
+		r, w := osPipe(t)
+		feed(t, w, data)
+		return r
+	}},
+	{"File", false, func(t *testing.T, data []byte) io.Reader {
+		f, err := os.CreateTemp(tempDir(t), "")
+		must(t, err)
+		t.Cleanup(func() { f.Close(); os.Remove(f.Name()) })
+		_, err = f.Write(append([]byte("skipped"), data...))
+		must(t, err)
+		_, err = f.Seek(int64(len("skipped")), io.SeekStart)
+		must(t, err)
+		return f
+	}},
+	{"BytesReader", false, func(t *testing.T, data []byte) io.Reader { return bytes.NewReader(data) }},
+	{"LimitedConn", false, func(t *testing.T, data []byte) io.Reader {
+		a, b := pair(t)
+		feed(t, b, append(bytes.Clone(data), "kept back"...))
+		t.Cleanup(func() { expect(t, a, "kept back"); expectEOF(t, a) })
+		return io.LimitReader(a, int64(len(data)))
+	}},
+	{"LimitedPipe", false, func(t *testing.T, data []byte) io.Reader {
+		r, w := pipe(t)
+		feed(t, w, append(bytes.Clone(data), "kept back"...))
+		t.Cleanup(func() { expect(t, r, "kept back"); expectEOF(t, r) })
+		return io.LimitReader(r, int64(len(data)))
+	}},
+	{"TwiceLimitedConn", false, func(t *testing.T, data []byte) io.Reader {
+		a, b := pair(t)
+		feed(t, b, append(bytes.Clone(data), "kept back"...))
+		t.Cleanup(func() { expect(t, a, "kept back"); expectEOF(t, a) })
+		return io.LimitReader(io.LimitReader(a, int64(len(data))), int64(len(data)+3))
+	}},
+	{"WrappedConn", false, func(t *testing.T, data []byte) io.Reader {
+		a, b := pair(t)
+		data = bytes.Clone(data)
+		invert(data)
+		feed(t, b, data)
+		return inverted{a}
+	}},
+}
+
+// A sink makes a writer, and tells what arrived there when it was closed.
+type sink struct {
+	name string
+	own  bool
+	open func(t *testing.T) (w io.WriteCloser, arrived func() []byte)
+}
+
+// collect reads r to its end.
+func collect(t *testing.T, r io.Reader) (arrived func() []byte) {
+	t.Helper()
+	var got bytes.Buffer
+	draining := begin(func() error {
+		_, err := got.ReadFrom(struct{ io.Reader }{r})
+		return err
+	})
+	return func() []byte {
+		must(t, <-draining)
+		return got.Bytes()
+	}
+}
+
+var sinks = []sink{
+	{"Conn", true, func(t *testing.T) (io.WriteCloser, func() []byte) {
+		a, b := pair(t)
+		return a, collect(t, b)
+	}},
+	{"PipeWriter", true, func(t *testing.T) (io.WriteCloser, func() []byte) {
+		r, w := pipe(t)
+		return w, collect(t, r)
+	}},
+	{"TCPConn", false, func(t *testing.T) (io.WriteCloser, func() []byte) {
+		a, b := tcpPair(t)
+		return a, collect(t, b)
+	}},
+	{"UnixConn", false, func(t *testing.T) (io.WriteCloser, func() []byte) {
+		a, b := unixPair(t)
+		return a, collect(t, b)
+	}},
+	{"OSPipe", false, func(t *testing.T) (io.WriteCloser, func() []byte) {
+		r, w := osPipe(t)
+		return w, collect(t, r)
+	}},
+	{"File", false, func(t *testing.T) (io.WriteCloser, func() []byte) {
+		name := tempDir(t) + "/sink"
+		must(t, os.WriteFile(name, []byte("kept, "), 0o600))
+		t.Cleanup(func() { os.Remove(name) })
+		f, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND, 0)
+		must(t, err)
+		t.Cleanup(func() { f.Close() })
+		return f, func() []byte {
+			got, err := os.ReadFile(name)
+			must(t, err)
+			got, kept := bytes.CutPrefix(got, []byte("kept, "))
+			if !kept {
+				t.Error("the copy is not behind what was in the file")
+			}
+			return got
+		}
+	}},
+	{"WrappedConn", false, func(t *testing.T) (io.WriteCloser, func() []byte) {
+		a, b := pair(t)
+		arrived := collect(t, b)
+		return inverting{a}, func() []byte {
+			got := arrived()
+			invert(got)
+			return got
+		}
+	}},
+}
+
+func TestCopyIsExact(t *testing.T) {
+	data := pattern(700<<10 + 123)
+	for _, from := range sources {
+		for _, to := range sinks {
+			if !from.own && !to.own && !strings.Contains(from.name, "Limited") && from.name != "WrappedConn" && to.name != "WrappedConn" {
+				continue // package io and net alone
+			}
+			for way, copying := range map[string]func(w io.Writer, r io.Reader) (int64, error){
+				"Copy": io.Copy,
+				"WriteTo": func(w io.Writer, r io.Reader) (int64, error) {
+					return r.(io.WriterTo).WriteTo(w)
+				},
+				"ReadFrom": func(w io.Writer, r io.Reader) (int64, error) {
+					return w.(io.ReaderFrom).ReadFrom(r)
+				},
+			} {
+				if way == "WriteTo" && !from.own || way == "ReadFrom" && !to.own {
+					continue
+				}
+				t.Run(from.name+"To"+to.name+"By"+way, func(t *testing.T) {
+					story(t)
+					for _, data := range [][]byte{data, data[:1], nil} {
+						src := from.open(t, data)
+						dst, arrived := to.open(t)
+						n, err := copying(dst, src)
+						if n != int64(len(data)) || err != nil {
+							t.Errorf("copied %d of %d, %v", n, len(data), err)
+						}
+						must(t, dst.Close())
+						if got := arrived(); !bytes.Equal(got, data) {
+							t.Errorf("of %d bytes %d arrive, or others", len(data), len(got))
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
+// The types that a copy knows, each inside one that does more.
+type (
+	wrappedConn  struct{ *ipc.Conn }
+	wrappedPipe  struct{ *ipc.PipeReader }
+	wrappedTCP   struct{ *net.TCPConn }
+	wrappedFile  struct{ *os.File }
+	wrappingConn struct{ *ipc.Conn }
+	wrappingPipe struct{ *ipc.PipeWriter }
+	wrappingTCP  struct{ *net.TCPConn }
+)
+
+func (w wrappedConn) Read(p []byte) (int, error)   { return inverted{w.Conn}.Read(p) }
+func (w wrappedPipe) Read(p []byte) (int, error)   { return inverted{w.PipeReader}.Read(p) }
+func (w wrappedTCP) Read(p []byte) (int, error)    { return inverted{w.TCPConn}.Read(p) }
+func (w wrappedFile) Read(p []byte) (int, error)   { return inverted{w.File}.Read(p) }
+func (w wrappingConn) Write(p []byte) (int, error) { return inverting{w.Conn}.Write(p) }
+func (w wrappingPipe) Write(p []byte) (int, error) { return inverting{w.PipeWriter}.Write(p) }
+func (w wrappingTCP) Write(p []byte) (int, error)  { return inverting{w.TCPConn}.Write(p) }
+
+func TestCopyGoesThroughTheReadOfAWrapper(t *testing.T) {
+	data := pattern(100 << 10)
+	invertedData := bytes.Clone(data)
+	invert(invertedData)
+	wrap := map[string]func(io.Reader) io.Reader{
+		"Conn":       func(r io.Reader) io.Reader { return wrappedConn{r.(*ipc.Conn)} },
+		"PipeReader": func(r io.Reader) io.Reader { return wrappedPipe{r.(*ipc.PipeReader)} },
+		"TCPConn":    func(r io.Reader) io.Reader { return wrappedTCP{r.(*net.TCPConn)} },
+		"File":       func(r io.Reader) io.Reader { return wrappedFile{r.(*os.File)} },
+	}
+	for _, from := range sources {
+		for _, to := range sinks {
+			if wrap[from.name] == nil || !to.own {
+				continue
+			}
+			t.Run(from.name+"To"+to.name, func(t *testing.T) {
+				story(t)
+				for _, limited := range []bool{false, true} {
+					src := wrap[from.name](from.open(t, invertedData))
+					if limited {
+						src = io.LimitReader(src, tooMuch)
+					}
+					dst, arrived := to.open(t)
+					n, err := dst.(io.ReaderFrom).ReadFrom(src)
+					if n != int64(len(data)) || err != nil {
+						t.Errorf("copied %d of %d, %v", n, len(data), err)
+					}
+					must(t, dst.Close())
+					if !bytes.Equal(arrived(), data) {
+						t.Error("the copy goes around the wrapper's Read")
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestCopyGoesThroughTheWriteOfAWrapper(t *testing.T) {
+	data := pattern(100 << 10)
+	invertedData := bytes.Clone(data)
+	invert(invertedData)
+	wrap := map[string]func(io.Writer) io.Writer{
+		"Conn":       func(w io.Writer) io.Writer { return wrappingConn{w.(*ipc.Conn)} },
+		"PipeWriter": func(w io.Writer) io.Writer { return wrappingPipe{w.(*ipc.PipeWriter)} },
+		"TCPConn":    func(w io.Writer) io.Writer { return wrappingTCP{w.(*net.TCPConn)} },
+	}
+	for _, from := range sources {
+		for _, to := range sinks {
+			if wrap[to.name] == nil || !from.own {
+				continue
+			}
+			t.Run(from.name+"To"+to.name, func(t *testing.T) {
+				story(t)
+				src := from.open(t, data)
+				dst, arrived := to.open(t)
+				n, err := src.(io.WriterTo).WriteTo(wrap[to.name](dst))
+				if n != int64(len(data)) || err != nil {
+					t.Errorf("copied %d of %d, %v", n, len(data), err)
+				}
+				must(t, dst.Close())
+				if !bytes.Equal(arrived(), invertedData) {
+					t.Error("the copy goes around the wrapper's Write")
+				}
+			})
+		}
+	}
+}
+
+func TestLimitedReaderKnowsWhatWasCopied(t *testing.T) {
+	for _, to := range sinks {
+		if !to.own {
+			continue
+		}
+		t.Run(to.name, func(t *testing.T) {
+			story(t)
+			a, b := pair(t)
+			send(t, b, "abcdefghij")
+			dst, arrived := to.open(t)
+			l := &io.LimitedReader{R: a, N: 4}
+			if n, err := dst.(io.ReaderFrom).ReadFrom(l); n != 4 || err != nil || l.N != 0 {
+				t.Errorf("copied %d, %v, and %d are left to copy", n, err, l.N)
+			}
+			if n, err := dst.(io.ReaderFrom).ReadFrom(l); n != 0 || err != nil {
+				t.Errorf("beyond the limit: %d, %v", n, err)
+			}
+			must(t, b.Close())
+			l.N = 100
+			if n, err := dst.(io.ReaderFrom).ReadFrom(l); n != 6 || err != nil || l.N != 94 {
+				t.Errorf("copied %d, %v, and %d are left to copy", n, err, l.N)
+			}
+			l.N = -1
+			if n, err := dst.(io.ReaderFrom).ReadFrom(l); n != 0 || err != nil {
+				t.Errorf("with a negative limit: %d, %v", n, err)
+			}
+			must(t, dst.Close())
+			if got := arrived(); string(got) != "abcdefghij" {
+				t.Errorf("%q arrives", got)
+			}
+		})
+	}
+}
+
+// A stretch is a copy under way: from is written to, to is read from, and the
+// copy goes between the two inner ends.
+type stretch struct {
+	in  io.WriteCloser // what is written here
+	src interface {
+		io.ReadCloser
+		SetReadDeadline(time.Time) error
+	}
+	dst interface {
+		io.WriteCloser
+		SetWriteDeadline(time.Time) error
+	}
+	out io.ReadCloser // arrives here
+}
+
+// overEachStretch tells a story over each pair of kinds of ends, and over each
+// of the two methods that copy.
+func overEachStretch(t *testing.T, tell func(t *testing.T, s stretch, copying func() (int64, error))) {
+	for _, from := range []string{"Conn", "Pipe"} {
+		for _, to := range []string{"Conn", "Pipe"} {
+			for _, way := range []string{"WriteTo", "ReadFrom"} {
+				t.Run(from+"To"+to+"By"+way, func(t *testing.T) {
+					story(t)
+					var s stretch
+					if from == "Conn" {
+						a, b := pair(t)
+						s.in, s.src = a, b
+					} else {
+						r, w := pipe(t)
+						s.in, s.src = w, r
+					}
+					if to == "Conn" {
+						a, b := pair(t)
+						s.dst, s.out = a, b
+					} else {
+						r, w := pipe(t)
+						s.dst, s.out = w, r
+					}
+					tell(t, s, func() (int64, error) {
+						if way == "WriteTo" {
+							return s.src.(io.WriterTo).WriteTo(s.dst)
+						}
+						return s.dst.(io.ReaderFrom).ReadFrom(s.src)
+					})
+				})
+			}
+		}
+	}
+}
+
+// flood writes to w until that fails.
+func flood(w io.Writer) <-chan error {
+	return begin(func() error {
+		for p := make([]byte, 10<<10); ; {
+			if _, err := w.Write(p); err != nil {
+				return err
+			}
+		}
+	})
+}
+
+// parkedCopying waits until the copy of a stretch waits for something.
+func parkedCopying(t *testing.T) {
+	t.Helper()
+	eventually(t, "the copy waits", func() bool {
+		for g := range strings.SplitSeq(stacks(), "\n\n") {
+			state, frames, _ := strings.Cut(g, "\n")
+			copying := strings.Contains(frames, "/ipc.copyOut(") || strings.Contains(frames, "/ipc.copyIn(")
+			if copying && (strings.Contains(state, "[IO wait") || strings.Contains(state, "[select")) {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+func TestCopyEndsWithItsSource(t *testing.T) {
+	overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
+		done := begin(func() error {
+			n, err := copying()
+			if err == nil && n != 10 {
+				err = fmt.Errorf("copied %d of 10", n)
+			}
+			return err
+		})
+		send(t, s.in, "first")
+		expect(t, s.out, "first") // at once, not at the end
+		parkedCopying(t)
+		send(t, s.in, "after")
+		expect(t, s.out, "after")
+		must(t, s.in.Close())
+		must(t, <-done)
+		must(t, s.dst.Close())
+		expectEOF(t, s.out)
+	})
+}
+
+func TestCopyEndsWhenNobodyReadsTheSink(t *testing.T) {
+	overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
+		done := begin(func() error { _, err := copying(); return err })
+		flooding := flood(s.in)
+		expect(t, s.out, string(make([]byte, 300<<10)))
+		must(t, s.out.Close())
+		matches(t, <-done, syscall.EPIPE)
+		must(t, s.src.Close())
+		matches(t, <-flooding, syscall.EPIPE)
+	})
+}
+
+func TestCopyEndsWhenItsSourceIsClosed(t *testing.T) {
+	overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
+		done := begin(func() error { _, err := copying(); return err })
+		send(t, s.in, "first")
+		expect(t, s.out, "first")
+		parkedCopying(t)
+		must(t, s.src.Close())
+		matches(t, <-done, net.ErrClosed)
+		send(t, s.dst, "and more") // is not of the copy's business
+		expect(t, s.out, "and more")
+	})
+}
+
+func TestCopyEndsWhenItsSinkIsClosed(t *testing.T) {
+	t.Run("WhileItWaitsForTheSource", func(t *testing.T) {
+		overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
+			done := begin(func() error { _, err := copying(); return err })
+			send(t, s.in, "first")
+			expect(t, s.out, "first")
+			parkedCopying(t)
+			must(t, s.dst.Close())
+			expectEOF(t, s.out)
+			send(t, s.in, "in vain") // a copy may not learn of it before
+			matches(t, <-done, net.ErrClosed)
+		})
+	})
+	t.Run("WhileItWaitsForTheSink", func(t *testing.T) {
+		overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
+			flooding := flood(s.in)
+			done := begin(func() error { _, err := copying(); return err })
+			expect(t, s.out, string(make([]byte, 100<<10)))
+			parkedCopying(t)
+			must(t, s.dst.Close())
+			matches(t, <-done, net.ErrClosed)
+			must(t, s.src.Close())
+			matches(t, <-flooding, syscall.EPIPE)
+		})
+	})
+}
+
+func TestCopyEndsAtTheReadDeadline(t *testing.T) {
+	overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
+		for range 2 {
+			done := begin(func() error {
+				n, err := copying()
+				if n != 5 {
+					err = fmt.Errorf("copied %d of 5: %w", n, err)
+				}
+				return err
+			})
+			send(t, s.in, "first")
+			expect(t, s.out, "first")
+			parkedCopying(t)
+			must(t, s.src.SetReadDeadline(time.Now().Add(brief)))
+			timedOut(t, <-done)
+			must(t, s.src.SetReadDeadline(time.Time{})) // and nothing was lost
+		}
+	})
+}
+
+func TestCopyEndsAtTheWriteDeadline(t *testing.T) {
+	overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
+		flooding := flood(s.in)
+		done := begin(func() error { _, err := copying(); return err })
+		expect(t, s.out, string(make([]byte, 100<<10)))
+		parkedCopying(t)
+		must(t, s.dst.SetWriteDeadline(time.Now().Add(brief)))
+		timedOut(t, <-done)
+		must(t, s.src.Close())
+		matches(t, <-flooding, syscall.EPIPE)
+	})
+}
+
+// A copy that never has to wait must notice a deadline all the same.
+func TestDeadlineEndsACopyThatNeverWaits(t *testing.T) {
+	for what, set := range map[string]func(s stretch, t time.Time) error{
+		"Read":  func(s stretch, t time.Time) error { return s.src.SetReadDeadline(t) },
+		"Write": func(s stretch, t time.Time) error { return s.dst.SetWriteDeadline(t) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
+				send(t, s.in, "there is data, and room for it")
+				must(t, set(s, time.Now().Add(-time.Hour)))
+				must(t, s.in.Close()) // or a copy that errs would wait
+				n, err := copying()
+				timedOut(t, err)
+				if n != 0 {
+					t.Errorf("copied %d bytes", n)
+				}
+			})
+		})
+	}
+}
+
+func TestCopyDoesNotComeBetweenTheBytesOfAWrite(t *testing.T) {
+	overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
+		const size, writes = 300 << 10, 10
+		flooding := flood(s.in) // with zeros
+		done := begin(func() error { _, err := copying(); return err })
+		writing := begin(func() error {
+			for range writes {
+				if _, err := s.dst.Write(bytes.Repeat([]byte{1}, size)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		run, ones := 0, 0
+		for p := make([]byte, 4<<10); ones < size*writes; {
+			n, err := s.out.Read(p)
+			must(t, err)
+			for _, b := range p[:n] {
+				if b == 1 {
+					run++
+					ones++
+				} else if run%size != 0 {
+					t.Fatalf("the copy comes between byte %d and the next of a write", run)
+				} else {
+					run = 0
+				}
+			}
+		}
+		must(t, <-writing)
+		must(t, s.src.Close())
+		discarding := begin(func() error { _, err := io.Copy(io.Discard, s.out); return err })
+		matches(t, <-done, net.ErrClosed)
+		matches(t, <-flooding, syscall.EPIPE)
+		must(t, s.dst.Close())
+		must(t, <-discarding)
+	})
+}
+
+func TestNothingIsLeftAfterManyCopies(t *testing.T) {
+	overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
+		round := func() {
+			must(t, s.src.SetReadDeadline(time.Now().Add(time.Millisecond)))
+			send(t, s.in, "data")
+			_, err := copying()
+			timedOut(t, err)
+			got := make([]byte, 10)
+			if _, err := s.out.Read(got); err != nil {
+				t.Fatal(err)
+			}
+		}
+		round()
+		descriptors := openDescriptors()
+		for range 20 {
+			round()
+		}
+		if now := openDescriptors(); now > descriptors {
+			t.Errorf("%d descriptors became %d", descriptors, now)
+		}
+	})
+}

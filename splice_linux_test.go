@@ -1,0 +1,442 @@
+// What pipes, FIFOs and copies are on Linux alone: capacities, threads, and the
+// bytes that do not pass through this process.
+package ipc_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/interprocess-go/ipc"
+)
+
+func init() {
+	roles["splice"] = childSplicesWithoutDescriptors
+}
+
+// ---------------------------------------------------------------------------
+// Capacity
+
+func TestPipeCapacity(t *testing.T) {
+	story(t)
+	r, w := pipe(t)
+	before, err := r.Capacity()
+	must(t, err)
+	if before < os.Getpagesize() {
+		t.Errorf("the capacity is %d", before)
+	}
+	for _, end := range []interface {
+		SetCapacity(int) error
+		Capacity() (int, error)
+	}{r, w} {
+		must(t, end.SetCapacity(2*before-1)) // the kernel rounds it up
+		for _, other := range []interface{ Capacity() (int, error) }{r, w} {
+			if n, err := other.Capacity(); n != 2*before || err != nil {
+				t.Errorf("the capacity is %d, %v; want %d", n, err, 2*before)
+			}
+		}
+		must(t, w.SetWriteDeadline(time.Now().Add(brief)))
+		n, err := w.Write(make([]byte, tooMuch))
+		timedOut(t, err)
+		if n != 2*before {
+			t.Errorf("there is room for %d bytes, want %d", n, 2*before)
+		}
+		err = end.SetCapacity(before)
+		matches(t, err, syscall.EBUSY) // more is in it
+		isPipeError(t, err, "set")
+		if _, err := io.ReadFull(r, make([]byte, n)); err != nil {
+			t.Error(err)
+		}
+		must(t, end.SetCapacity(before))
+		if end.SetCapacity(-1) == nil {
+			t.Error("a negative capacity is accepted")
+		}
+	}
+	must(t, r.Close())
+	_, err = r.Capacity()
+	matches(t, err, net.ErrClosed)
+	isPipeError(t, err, "get")
+	matches(t, r.SetCapacity(before), net.ErrClosed)
+}
+
+func TestFIFOCapacity(t *testing.T) {
+	story(t)
+	r, w := polled.open(t, makeFIFO(t, tempDir(t)))
+	must(t, w.SetCapacity(128<<10))
+	if n, err := r.Capacity(); n != 128<<10 || err != nil {
+		t.Errorf("the capacity is %d, %v", n, err)
+	}
+}
+
+// ---------------------------------------------------------------------------
+// FIFOs
+
+// On other systems it is not to be seen that somebody was there.
+func TestFIFOWriterThatSaysNothingIsNoticed(t *testing.T) {
+	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
+		cmd, _ := shell(t, `: > "$0"`, path)
+		r, err := w.openReader(t.Context(), path)
+		must(t, err)
+		defer r.Close()
+		expectEOF(t, r)
+		must(t, cmd.Wait())
+
+		opening := begin(func() error {
+			r, err := w.openReader(t.Context(), path)
+			if err != nil {
+				return err
+			}
+			if n, err := r.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+				return fmt.Errorf("read %d, %w", n, err)
+			}
+			return r.Close()
+		})
+		awaitParked(t, "OpenFIFOReader", 1)
+		must(t, r.Close())
+		p, err := w.openWriter(t.Context(), path)
+		must(t, err)
+		must(t, p.Close())
+		must(t, <-opening)
+	})
+}
+
+// ---------------------------------------------------------------------------
+// Threads
+
+func TestWaitingAtPipesHoldsNoThread(t *testing.T) {
+	const each = 60
+	before := threads(t)
+	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
+		var ends []io.Closer
+		var ended, opening []<-chan error
+		for i := range each {
+			r, _ := pipe(t)
+			_, full := pipe(t)
+			ended = append(ended,
+				begin(func() error { _, err := r.Read(make([]byte, 1)); return err }),
+				begin(func() error { _, err := full.Write(make([]byte, tooMuch)); return err }))
+			ends = append(ends, r, full)
+			fifo := path + strconv.Itoa(i)
+			must(t, ipc.Mkfifo(fifo, 0o600))
+			t.Cleanup(func() { os.Remove(fifo) })
+			fr, _ := w.open(t, fifo)
+			ended = append(ended, begin(func() error { _, err := fr.Read(make([]byte, 1)); return err }))
+			ends = append(ends, fr)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		for i := range each {
+			name := []string{"OpenFIFOReader", "OpenFIFOWriter"}[i%2]
+			fifo := path + "-" + strconv.Itoa(i)
+			must(t, ipc.Mkfifo(fifo, 0o600))
+			t.Cleanup(func() { os.Remove(fifo) })
+			opening = append(opening, begin(func() error { _, err := openers[name](ctx, fifo); return err }))
+		}
+		awaitParked(t, "(*PipeReader).Read", 2*each)
+		awaitParked(t, "(*PipeWriter).Write", each)
+		awaitParked(t, "OpenFIFOReader", each/2)
+		awaitParked(t, "OpenFIFOWriter", each/2)
+		if now := threads(t); now > before+20 {
+			t.Errorf("%d waits made %d threads of %d", 4*each, now, before)
+		}
+		for _, end := range ends {
+			must(t, end.Close())
+		}
+		for _, done := range ended {
+			matches(t, <-done, net.ErrClosed)
+		}
+		cancel()
+		for _, done := range opening {
+			matches(t, <-done, context.Canceled)
+		}
+	})
+}
+
+// ---------------------------------------------------------------------------
+// Splicing
+
+// readByProcess returns how many bytes this process has read by read(2) and its
+// kin, which splice(2) is none of: see proc_pid_io(5).
+func readByProcess(t *testing.T) int64 {
+	t.Helper()
+	counters, err := os.ReadFile("/proc/self/io")
+	if err != nil {
+		t.Skipf("the kernel does not count what is read: %v", err)
+	}
+	_, rest, _ := strings.Cut("\n"+string(counters), "\nrchar: ")
+	n, err := strconv.ParseInt(strings.SplitN(rest, "\n", 2)[0], 10, 64)
+	must(t, err)
+	return n
+}
+
+func TestCopiesDoNotPassThroughThisProcess(t *testing.T) {
+	data := pattern(4 << 20)
+	splices := func(name string) bool {
+		return slices.Contains([]string{
+			"Conn", "PipeReader", "PipeWriter", "TCPConn", "UnixConn", "LimitedConn", "LimitedPipe", "OSPipe",
+		}, name)
+	}
+	for _, from := range sources {
+		for _, to := range sinks {
+			if !splices(from.name) || !splices(to.name) || !from.own && !to.own || to.name == "OSPipe" {
+				continue
+			}
+			t.Run(from.name+"To"+to.name, func(t *testing.T) {
+				story(t)
+				src := from.open(t, data)
+				dst, arrived := to.open(t)
+				before := readByProcess(t)
+				var n int64
+				var err error
+				if to.own {
+					n, err = dst.(io.ReaderFrom).ReadFrom(src)
+				} else if from.own {
+					n, err = src.(io.WriterTo).WriteTo(dst)
+				}
+				must(t, dst.Close())
+				if got := arrived(); n != int64(len(data)) || err != nil || !bytes.Equal(got, data) {
+					t.Errorf("copied %d of %d, %v", n, len(data), err)
+				}
+				// What arrives is read by this test; a copy through the process
+				// reads it once more.
+				if read := readByProcess(t) - before; read > int64(len(data))*3/2 {
+					t.Errorf("%d bytes were read to copy %d", read, len(data))
+				}
+			})
+		}
+	}
+}
+
+// What the kernel does not splice is copied all the same.
+func TestCopyOfFilesThatAreNotSpliced(t *testing.T) {
+	story(t)
+	r, w := pipe(t)
+	a, b := pair(t)
+	for path, out := range map[string]io.Reader{"/proc/self/cmdline": r, "/proc/self/environ": b} {
+		want, err := os.ReadFile(path)
+		must(t, err)
+		f, err := os.Open(path)
+		must(t, err)
+		var dst interface {
+			io.ReaderFrom
+			io.Closer
+		} = w
+		if out == io.Reader(b) {
+			dst = a
+		}
+		arrived := collect(t, out)
+		n, err := dst.ReadFrom(f)
+		if n != int64(len(want)) || err != nil {
+			t.Errorf("%s: copied %d of %d, %v", path, n, len(want), err)
+		}
+		must(t, errors.Join(f.Close(), dst.Close()))
+		if !bytes.Equal(arrived(), want) {
+			t.Errorf("%s: other bytes arrive", path)
+		}
+	}
+	dir, err := os.Open("/")
+	must(t, err)
+	defer dir.Close()
+	_, w = pipe(t)
+	_, err = w.ReadFrom(dir)
+	matches(t, err, syscall.EISDIR)
+}
+
+func TestCopyFromAFollowedFileEndsAtItsEnd(t *testing.T) {
+	story(t)
+	name := tempDir(t) + "/log"
+	must(t, os.WriteFile(name, []byte("first"), 0o600))
+	defer os.Remove(name)
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_APPEND, 0)
+	must(t, err)
+	defer f.Close()
+	r, w := pipe(t)
+	for _, text := range []string{"first", "then", ""} {
+		if n, err := w.ReadFrom(f); n != int64(len(text)) || err != nil {
+			t.Errorf("copied %d of %q, %v", n, text, err)
+		}
+		expect(t, r, text)
+		if text == "first" {
+			send(t, f, "then")
+		}
+	}
+}
+
+// Each datagram stays one, and an empty one is no end.
+func TestCopyLeavesDatagramsAlone(t *testing.T) {
+	story(t)
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0)
+	must(t, err)
+	var ends [2]*net.UnixConn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "end")
+		c, err := net.FileConn(f)
+		must(t, errors.Join(err, f.Close()))
+		defer c.Close()
+		ends[i] = c.(*net.UnixConn)
+	}
+	r, w := pipe(t)
+	datagrams := []string{"one", "", "three"}
+	for _, d := range datagrams {
+		_, err := ends[0].Write([]byte(d))
+		must(t, err)
+	}
+	must(t, ends[1].SetReadDeadline(time.Now().Add(brief)))
+	n, err := w.ReadFrom(ends[1])
+	timedOut(t, err)
+	if n != int64(len("onethree")) {
+		t.Errorf("copied %d bytes of %d", n, len("onethree"))
+	}
+	must(t, w.Close())
+	got, err := io.ReadAll(r)
+	if string(got) != "onethree" || err != nil {
+		t.Errorf("%q arrives, %v", got, err)
+	}
+}
+
+func TestCopyAllocatesLittle(t *testing.T) {
+	story(t)
+	if underRace() {
+		t.Skip("the race detector allocates")
+	}
+	a, b := pair(t)
+	r, w := pipe(t)
+	copying := begin(func() error { _, err := w.ReadFrom(b); return err })
+	buf := make([]byte, 100)
+	if n := testing.AllocsPerRun(500, func() { // the copy waits each time
+		if _, err := a.Write(buf); err != nil {
+			t.Error(err)
+		}
+		if _, err := io.ReadFull(r, buf); err != nil {
+			t.Error(err)
+		}
+	}); n != 0 {
+		t.Errorf("a copy under way allocates %v times for each wait", n)
+	}
+	must(t, a.Close())
+	must(t, <-copying)
+}
+
+func TestCopyWithoutDescriptors(t *testing.T) {
+	story(t)
+	startChild(t, "splice").end()
+}
+
+// childSplicesWithoutDescriptors copies between sockets where there is none left
+// for a pipe between them.
+func childSplicesWithoutDescriptors(*parent, []string) error {
+	a, b, err := ipc.Pair()
+	if err != nil {
+		return err
+	}
+	c, d, err := ipc.Pair()
+	if err != nil {
+		return err
+	}
+	data := pattern(1 << 20)
+	later := time.Now().Add(time.Hour) // joins the poller, which takes descriptors
+	err = errors.Join(a.SetDeadline(later), b.SetDeadline(later), c.SetDeadline(later), d.SetDeadline(later))
+	if err != nil {
+		return err
+	}
+	limit := syscall.Rlimit{Cur: 64, Max: 64}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+	for {
+		if _, err := syscall.Dup(0); err == syscall.EMFILE {
+			break
+		} else if err != nil {
+			return err
+		}
+	}
+	feeding := begin(func() error { _, err := a.Write(data); return errors.Join(err, a.Close()) })
+	copying := begin(func() error {
+		n, err := c.ReadFrom(b)
+		if n != int64(len(data)) {
+			err = fmt.Errorf("copied %d of %d, %w", n, len(data), err)
+		}
+		return errors.Join(err, c.Close())
+	})
+	got, err := io.ReadAll(d)
+	if !bytes.Equal(got, data) {
+		err = fmt.Errorf("of %d bytes %d arrive, %w", len(data), len(got), err)
+	}
+	return errors.Join(err, <-feeding, <-copying)
+}
+
+func TestCopyHoldsNoThread(t *testing.T) {
+	story(t)
+	const each = 50
+	before := threads(t)
+	var ends []io.Closer
+	var copying []<-chan error
+	for range each {
+		_, b := pair(t)
+		c, _ := pair(t)
+		r, _ := pipe(t)
+		_, full := pipe(t)
+		must(t, full.SetWriteDeadline(time.Now())) // fill it
+		for {
+			if _, err := full.Write(make([]byte, 4096)); err != nil {
+				break
+			}
+		}
+		copying = append(copying, begin(func() error { _, err := c.ReadFrom(b); return err }))
+		copying = append(copying, begin(func() error { _, err := r.WriteTo(full); return err }))
+		ends = append(ends, b, r)
+	}
+	eventually(t, "the copies wait", func() bool {
+		return strings.Count(stacks(), "splicer).run(") >= 2*each
+	})
+	if now := threads(t); now > before+20 {
+		t.Errorf("%d copies made %d threads of %d", 2*each, now, before)
+	}
+	for _, end := range ends {
+		must(t, end.Close())
+	}
+	for _, done := range copying {
+		matches(t, <-done, net.ErrClosed)
+	}
+}
+
+func TestCopyFeedsAProgram(t *testing.T) {
+	story(t)
+	cat, err := exec.LookPath("cat")
+	if err != nil {
+		t.Skip("there is no cat")
+	}
+	data := pattern(1 << 20)
+	a, b := pair(t)
+	c, d := pair(t)
+	feed(t, a, data)
+	in, inW := pipe(t)
+	outR, out := pipe(t)
+	cmd := exec.Command(cat)
+	cmd.Stdin, err = in.File()
+	must(t, err)
+	cmd.Stdout, err = out.File()
+	must(t, err)
+	must(t, cmd.Start())
+	must(t, errors.Join(cmd.Stdin.(*os.File).Close(), cmd.Stdout.(*os.File).Close(), in.Close(), out.Close()))
+	feeding := begin(func() error { _, err := inW.ReadFrom(b); return errors.Join(err, inW.Close()) })
+	reading := begin(func() error { _, err := outR.WriteTo(c); return errors.Join(err, c.Close()) })
+	got, err := io.ReadAll(d)
+	must(t, err)
+	must(t, errors.Join(<-feeding, <-reading))
+	err = cmd.Wait()
+	if !bytes.Equal(got, data) || err != nil {
+		t.Errorf("of %d bytes %d come out of cat, %v", len(data), len(got), err)
+	}
+}
