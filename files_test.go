@@ -388,9 +388,8 @@ func TestNonblockingModeTravelsWithTheFile(t *testing.T) {
 		nonblocking, _ := stdPipe(t)
 		blocking, _ := stdPipe(t)
 		blocking.Fd() // this makes it so
-		blocking2 := textFile(t, "x")
 
-		sendFiles(t, a, nonblocking, blocking, blocking2)
+		sendFiles(t, a, nonblocking, blocking, textFile(t, "x"))
 		for i, f := range recvFiles(t, b, 3) {
 			if got, want := isNonblocking(f), i == 0; got != want {
 				t.Errorf("file %d is nonblocking: %v", i, got)
@@ -398,14 +397,8 @@ func TestNonblockingModeTravelsWithTheFile(t *testing.T) {
 		}
 		must(t, nonblocking.SetReadDeadline(time.Now().Add(brief))) // and so it is still for its sender
 		_, err := nonblocking.Read(make([]byte, 1))
-		timedOut2(t, err)
+		matches(t, err, os.ErrDeadlineExceeded)
 	})
-}
-
-// timedOut2 is timedOut for files of package os, whose errors are no net.Error.
-func timedOut2(t *testing.T, err error) {
-	t.Helper()
-	matches(t, err, os.ErrDeadlineExceeded)
 }
 
 // ---------------------------------------------------------------------------

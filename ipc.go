@@ -1154,9 +1154,11 @@ type framing struct {
 
 	receiving sync.Mutex // one message at a time; guards what follows
 	start     [frameHeader]byte
-	got       int    // bytes of start, and of the message, that were read so far
-	part      []byte // the message so far, if a receive ended within it
-	skip      int    // bytes to drop before the next frame
+	got       int        // bytes of start, and of the message, that were read so far
+	part      []byte     // the message so far, if a receive ended within it
+	skip      int        // bytes to drop before the next frame
+	files     []*os.File // that came with start
+	cutOff    error      // what was wrong with them
 }
 
 // frameHeader is the length of the prefix; frameMax the longest message, so that
@@ -1172,8 +1174,8 @@ func (f *framing) send(fd *fd, p []byte) error {
 	}
 	f.sending.Lock()
 	defer f.sending.Unlock()
-	if f.torn != nil {
-		return f.torn
+	if err := f.usable(fd); err != nil {
+		return err
 	}
 	f.header = frameOf(len(p))
 	f.room = [2][]byte{f.header[:], p}
@@ -1186,6 +1188,14 @@ func (f *framing) send(fd *fd, p []byte) error {
 		fd.closeWrite()
 	}
 	return err
+}
+
+// usable returns why nothing can be sent any more, or nil.
+func (f *framing) usable(fd *fd) error {
+	if f.torn != nil && fd.closeWrite() == net.ErrClosed {
+		return net.ErrClosed
+	}
+	return f.torn
 }
 
 func frameOf(n int) [frameHeader]byte {
@@ -1254,7 +1264,7 @@ func (f *framing) recv(fd *fd, p []byte) (int, error) {
 		n += m
 	}
 	f.skip = size - max(n, len(f.part))
-	f.got, f.part = 0, nil
+	f.received()
 	if size > len(p) {
 		return n, ErrMsgTooLong
 	}
@@ -1281,7 +1291,7 @@ func (f *framing) recvAppend(fd *fd, dst []byte) ([]byte, error) {
 		}
 		p = p[:len(p)+n]
 	}
-	f.got, f.part = 0, nil
+	f.received()
 	return p, nil
 }
 
@@ -1383,8 +1393,8 @@ func atMost(max int, files []*os.File, err error) ([]*os.File, error) {
 func (f *framing) sendFiles(fd *fd, files []*os.File) error {
 	f.sending.Lock()
 	defer f.sending.Unlock()
-	if f.torn != nil {
-		return f.torn
+	if err := f.usable(fd); err != nil {
+		return err
 	}
 	length := frameOf(len(zeroByte))
 	return fd.sendFiles(files, append(length[:], zeroByte[:]...))
@@ -1396,31 +1406,40 @@ func (f *framing) recvFiles(fd *fd) ([]*os.File, error) {
 	if err := f.drop(fd); err != nil {
 		return nil, err
 	}
-	if f.got > 0 {
+	if f.got == 0 {
+		n, files, err := fd.recvRights(f.start[:])
+		if n == 0 {
+			return nil, err
+		}
+		f.got, f.files, f.cutOff = n, files, err
+	}
+	if f.files == nil && f.cutOff == nil {
 		return nil, ErrNoFiles
 	}
-	n, files, err := fd.recvRights(f.start[:])
-	f.got += n
-	if err != nil || files == nil {
-		if err == nil {
-			err = ErrNoFiles
-		}
-		return nil, err
-	}
 	size, err := f.next(fd)
-	if err == nil && size == len(zeroByte) && f.part == nil {
-		var b [1]byte
-		if _, err = fd.read(b[:]); err == nil && b == zeroByte {
-			f.got = 0
-			return files, nil
-		}
-		f.part = b[:] // somebody else's message: it is for the next Recv
-	}
 	if err != nil {
-		closeFiles(files)
 		return nil, within(err)
 	}
-	return files, nil
+	if size == len(zeroByte) && f.part == nil {
+		var b [1]byte
+		if _, err := fd.read(b[:]); err != nil {
+			return nil, within(err)
+		}
+		f.part = b[:]
+	}
+	files, err := f.files, f.cutOff
+	f.files, f.cutOff = nil, nil
+	if size == len(zeroByte) && f.part[0] == zeroByte[0] {
+		f.got, f.part = 0, nil
+	} // or it is somebody else's message, for the next Recv
+	return files, err
+}
+
+// received ends the receipt of a message, and of files that nobody asked for.
+func (f *framing) received() {
+	f.got, f.part = 0, nil
+	closeFiles(f.files)
+	f.files, f.cutOff = nil, nil
 }
 
 func closeFiles(files []*os.File) {
@@ -1702,17 +1721,17 @@ func init() {
 
 // parseInherited reads the value of the variable.
 func parseInherited(list string) (map[string]*inheritedEnd, error) {
-	ends := map[string]*inheritedEnd{}
+	ends, tokens := map[string]*inheritedEnd{}, map[string]bool{}
 	for entry := range strings.SplitSeq(list, ";") {
 		if list == "" {
 			break
 		}
 		name, rest, _ := strings.Cut(entry, ",")
 		kind, token, ok := strings.Cut(rest, ",")
-		if !ok || !validEndName(name) || !validToken(token) || ends[name] != nil {
+		if !ok || !validEndName(name) || !validToken(token) || ends[name] != nil || tokens[token] {
 			return nil, &addrError{what: inheritVar + " is garbled at " + strconv.Quote(entry)}
 		}
-		ends[name] = &inheritedEnd{kind, token}
+		ends[name], tokens[token] = &inheritedEnd{kind, token}, true
 	}
 	return ends, nil
 }

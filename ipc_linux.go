@@ -100,7 +100,7 @@ func (f *fd) recvPeer(p []byte) (n int, peer Peer, err error) {
 		return 0, Peer{}, err
 	}
 	h := &f.r
-	if err := f.enter(h); err != nil {
+	if err := f.enterRecv(h); err != nil {
 		return 0, Peer{}, err
 	}
 	defer f.leave(h)
@@ -211,6 +211,9 @@ func spliceEnd(v any) (raw syscall.RawConn) {
 	case *net.TCPConn:
 		raw, err = v.SyscallConn()
 	case *net.UnixConn:
+		if v.LocalAddr().Network() != "unix" {
+			return nil // messages, which splice would join
+		}
 		raw, err = v.SyscallConn()
 	case *os.File:
 		raw, err = v.SyscallConn()
@@ -266,15 +269,26 @@ type splicer struct {
 	want    int // to move, and how it went
 	n       int
 	errno   syscall.Errno
-	blocked bool // it is the other side that has to be waited for
+	blocked bool  // it is src that has to be waited for
+	gone    error // src was closed
+
+	side    int // the descriptor of dst
+	fromSrc func(src uintptr)
 }
 
 func (s *splicer) run(limit int64) (total int64, done bool, err error) {
-	fill, drain := s.fill, s.drain // made once, so that no wait allocates
+	// The functions are made once, so that no wait allocates.
+	fill, drain := s.fill, s.drain
+	s.fromSrc = func(src uintptr) {
+		s.move(int(src), s.side)
+		s.blocked = s.errno == syscall.EAGAIN && !readable(int(src))
+	}
 	for total < limit {
 		s.want = int(min(spliceRoom, limit-total))
 		if s.in < 0 {
-			err = s.direct(fill, drain)
+			if err = s.direct(fill, drain); err == nil {
+				err = s.gone
+			}
 		} else {
 			err = s.src.Read(fill)
 		}
@@ -306,10 +320,11 @@ func (s *splicer) run(limit int64) (total int64, done bool, err error) {
 }
 
 // direct moves bytes where one side is a pipe, so that one call needs both sides
-// to be ready, and waits for the side that is not.
+// to be ready. It moves them as a write to dst, so that no other write is torn,
+// and asks src first, whose deadline and Close count too.
 func (s *splicer) direct(fill, drain func(uintptr) bool) error {
 	for {
-		if err := s.src.Read(fill); err != nil || !s.blocked {
+		if err := s.src.Read(fill); err != nil {
 			return err
 		}
 		if err := s.dst.Write(drain); err != nil || !s.blocked {
@@ -323,12 +338,7 @@ func (s *splicer) fill(src uintptr) bool {
 	if s.in >= 0 {
 		return s.move(int(src), s.in)
 	}
-	err := s.dst.Control(func(dst uintptr) { s.move(int(src), int(dst)) })
-	if err != nil {
-		s.errno = syscall.EPIPE // closed by its owner
-	}
-	s.blocked = s.errno == syscall.EAGAIN && ready(int(src), pollIn)
-	return s.errno != syscall.EAGAIN || s.blocked
+	return readable(int(src))
 }
 
 // drain is called when dst may be ready.
@@ -336,12 +346,9 @@ func (s *splicer) drain(dst uintptr) bool {
 	if s.out >= 0 {
 		return s.move(s.out, int(dst))
 	}
-	err := s.src.Control(func(src uintptr) {
-		s.move(int(src), int(dst))
-		s.blocked = s.errno == syscall.EAGAIN && !ready(int(src), pollIn)
-	})
-	if err != nil {
-		s.errno, s.blocked = syscall.EBADF, false
+	s.side, s.blocked = int(dst), false
+	if s.gone = s.src.Control(s.fromSrc); s.gone != nil {
+		return true
 	}
 	return s.errno != syscall.EAGAIN || s.blocked
 }
@@ -415,7 +422,11 @@ func newPipe(p *[2]int) error { return syscall.Pipe2(p[:], socketFlags) }
 func mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
 
 // hungUp reports whether the FIFO had a writer that left.
-func hungUp(sys int) bool { return ready(sys, pollHup) }
+func hungUp(sys int) bool { return poll(sys)&pollHup != 0 }
+
+// readable reports whether the descriptor has something to read: data, the end or
+// an error.
+func readable(sys int) bool { return poll(sys) != 0 }
 
 // asm-generic/poll.h: POLLIN, POLLHUP.
 const (
@@ -423,16 +434,16 @@ const (
 	pollHup = 0x10
 )
 
-// ready reports whether poll(2) says the event of the descriptor; by ppoll(2),
-// which every architecture has.
-func ready(sys int, event int16) bool {
+// poll returns what poll(2) says of the reading side of the descriptor; by
+// ppoll(2), which every architecture has.
+func poll(sys int) int16 {
 	p := struct {
 		fd              int32
 		events, revents int16
-	}{fd: int32(sys), events: event}
+	}{fd: int32(sys), events: pollIn}
 	var now [2]int64 // a timespec of zero, whatever its width
-	n, _, errno := syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
-	return errno == 0 && n == 1 && p.revents&event != 0
+	syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
+	return p.revents
 }
 
 func accept(sys int) (int, error) {

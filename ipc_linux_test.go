@@ -117,6 +117,37 @@ func TestAdoptedEndsKnowAbstractNames(t *testing.T) {
 }
 
 // ---------------------------------------------------------------------------
+// Folders
+
+func TestChangesOfAFolderTakeTurns(t *testing.T) {
+	story(t)
+	dir := tempDir(t)
+	folder, err := os.Open(dir)
+	must(t, err)
+	defer folder.Close()
+	whileTaken := func(change func() error, unchanged func() bool) {
+		t.Helper()
+		must(t, syscall.Flock(int(folder.Fd()), syscall.LOCK_EX))
+		changing := begin(change)
+		awaitParked(t, "takeGuard", 1)
+		if !unchanged() {
+			t.Error("a change does not wait for its turn")
+		}
+		must(t, syscall.Flock(int(folder.Fd()), syscall.LOCK_UN))
+		must(t, <-changing)
+	}
+	var l *ipc.Listener
+	exists := func() bool { _, err := os.Lstat(dir + "/socket"); return err == nil }
+	whileTaken(func() (err error) {
+		l, err = ipc.Listen(ipc.Path(dir + "/socket"))
+		return err
+	}, func() bool { return !exists() })
+	modeOf(t, dir+"/socket")
+	whileTaken(func() error { return l.Close() }, exists)
+	isGone(t, dir+"/socket")
+}
+
+// ---------------------------------------------------------------------------
 // Full backlogs
 
 func TestForeignServerWithAFullBacklogIsRespected(t *testing.T) {

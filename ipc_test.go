@@ -1814,8 +1814,9 @@ func TestReadsAndWritesOfNothing(t *testing.T) {
 			t.Errorf("read of nothing: %d, %v", n, err)
 		}
 	}
-	if n, err := a.WriteBuffers(&net.Buffers{nil, {}}); n != 0 || err != nil {
-		t.Errorf("write of no buffers: %d, %v", n, err)
+	bufs := net.Buffers{nil, {}}
+	if n, err := a.WriteBuffers(&bufs); n != 0 || err != nil || len(bufs) != 0 {
+		t.Errorf("write of no buffers: %d, %v, %d left", n, err, len(bufs))
 	}
 	if n, err := a.ReadBuffers([][]byte{nil, {}}); n != 0 || err != nil {
 		t.Errorf("read of no buffers: %d, %v", n, err)

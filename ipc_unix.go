@@ -147,7 +147,8 @@ func squattable(a Addr) bool { return a.kind == nameAddr }
 // sockAddr returns the socket address of a target that fits into one.
 func sockAddr(target string) *syscall.SockaddrUnix { return &syscall.SockaddrUnix{Name: target} }
 
-// sunPathMax is the longest target that a sockaddr_un of package syscall takes.
+// sunPathMax is the longest path, or name, that a sockaddr_un of package syscall
+// takes.
 const sunPathMax = len(syscall.RawSockaddrUnix{}.Path) - 1
 
 // addrOf returns the Addr that the kernel gave as sa.
@@ -332,6 +333,10 @@ func claim(sys int, path string, lc *ListenConfig) (_ *socketFile, err error) {
 	defer giveBack()
 
 	// What was decided above must still be so under the guard.
+	if lc.Takeover == TakeoverAlways && !displace && !f.holdsLock() {
+		f.unlock() // another one with TakeoverAlways was faster, and is displaced in turn
+		displace = true
+	}
 	switch now, err := lstat(path); {
 	case !displace && !f.holdsLock(), lc.Takeover != TakeoverAlways && now.id != found:
 		return nil, inUse("bind")
@@ -522,6 +527,7 @@ func (f *socketFile) unlock() {
 	if f.lock >= 0 {
 		flock(f.lock, false)
 		syscall.Close(f.lock)
+		f.lock = -1
 	}
 }
 
@@ -694,7 +700,7 @@ func shortLink(path string) (short string, release func(), err error) {
 
 // connect makes one attempt to connect to the target.
 func connect(target string, kind transport, _ *SysDialer) (*fd, error) {
-	if len(target) > sunPathMax {
+	if len(target) > sunPathMax && !isAbstract(target) {
 		short, release, err := shorten(target)
 		if err != nil {
 			return nil, err
@@ -816,7 +822,6 @@ func newConnFD(sys int, kind transport) *fd {
 	f := newFD(sys)
 	if kind == messages && !framesMessages {
 		f.kind = messages
-		markMessages(sys)
 	}
 	return f
 }
@@ -924,21 +929,18 @@ func pipe() (r, w *fd, err error) {
 
 // adoptPipe returns the end of a pipe or FIFO over a duplicate of f.
 func adoptPipe(f *os.File, d direction) (*fd, error) {
-	fd, err := adopt(f, streams, isPipe)
-	if err != nil {
-		return nil, err
-	}
-	// The open mode has no call in package syscall; an empty transfer in the
-	// wrong direction is EBADF and otherwise nothing.
 	try := syscall.Read
 	if d == writing {
 		try = syscall.Write
 	}
-	if err := fd.control("fcntl", func() error { _, err := try(fd.sys, nil); return err }); err != nil {
-		fd.close()
-		return nil, err
-	}
-	return fd, nil
+	return adopt(f, streams, func(sys int) error {
+		if err := isPipe(sys); err != nil {
+			return err
+		}
+		// The open mode has no call in package syscall; an empty transfer in the
+		// wrong direction is EBADF and otherwise nothing.
+		return os.NewSyscallError("fcntl", control(func() error { _, err := try(sys, nil); return err }))
+	})
 }
 
 // isPipe refuses every descriptor that is not a pipe or FIFO.
@@ -1108,7 +1110,8 @@ func (f *fd) bequeath(cmd *exec.Cmd) (token string, err error) {
 	if _, err := f.join(); err != nil {
 		return "", err
 	}
-	cmd.ExtraFiles = append(cmd.ExtraFiles, f.file)
+	n := len(cmd.ExtraFiles)
+	cmd.ExtraFiles = append(cmd.ExtraFiles[:n:n], f.file) // not into what another Cmd shares
 	return strconv.Itoa(2 + len(cmd.ExtraFiles)), nil // after 0, 1 and 2
 }
 
@@ -1182,7 +1185,7 @@ func activated() (ls []*Listener, err error) {
 		return nil, configError("LISTEN_FDS", strconv.Quote(fds), "a number of descriptors")
 	}
 	var names []string
-	if list, ok := os.LookupEnv("LISTEN_FDNAMES"); ok {
+	if list, ok := os.LookupEnv("LISTEN_FDNAMES"); ok && n > 0 {
 		if names = strings.Split(list, ":"); len(names) != n {
 			return nil, configError("LISTEN_FDNAMES", strconv.Quote(list), strconv.Itoa(n)+" names")
 		}
@@ -1253,19 +1256,20 @@ const isClosing = 1 << 30
 
 // A half is one direction of an fd and the operation that is under way in it.
 type half struct {
-	mu    sync.Mutex               // one operation at a time; guards all but until and expiry
-	call  func(int, *half) error   // one attempt, which never blocks
-	buf   []byte                   // argument of call
-	iov   []iovec                  // argument of call, kept for its capacity
-	oob   []byte                   // argument of call: control messages
-	flags int                      // argument of call; result of a receive
-	n     int                      // result of call
-	oobn  int                      // result of call
-	err   error                    // result of call
-	again func(sysfd uintptr) bool // call as the poller wants it; made once, so that no wait allocates
-	ahead []byte                   // was read while looking for something else; the next read returns it
-	held  bool                     // ahead is a whole message, which may be empty
-	one   [1]byte                  // room for what is only looked at
+	mu     sync.Mutex               // one operation at a time; guards all but until and expiry
+	call   func(int, *half) error   // one attempt, which never blocks
+	buf    []byte                   // argument of call
+	iov    []iovec                  // argument of call, kept for its capacity
+	oob    []byte                   // argument of call: control messages
+	flags  int                      // argument of call; result of a receive
+	n      int                      // result of call
+	oobn   int                      // result of call
+	err    error                    // result of call
+	again  func(sysfd uintptr) bool // call as the poller wants it; made once, so that no wait allocates
+	ahead  []byte                   // was read while looking for something else; the next read returns it
+	held   bool                     // ahead is a whole message, which may be empty
+	marked bool                     // markMessages was called
+	one    [1]byte                  // room for what is only looked at
 
 	until  time.Time    // the deadline; guarded by fd.mu
 	expiry atomic.Int64 // the same on the clock of now, 0 for none, for those who look on their way
@@ -1923,10 +1927,23 @@ func sendError(err error) error {
 	return writeError("sendmsg", err)
 }
 
+// enterRecv begins a receive. The first one of messages makes the kernel mark
+// them; before, the socket may yet go to a program that knows nothing of that.
+func (f *fd) enterRecv(h *half) error {
+	if err := f.enter(h); err != nil {
+		return err
+	}
+	if f.kind == messages && !h.marked {
+		markMessages(f.sys)
+		h.marked = true
+	}
+	return nil
+}
+
 // recv receives one message into p.
 func (f *fd) recv(p []byte) (int, error) {
 	h := &f.r
-	if err := f.enter(h); err != nil {
+	if err := f.enterRecv(h); err != nil {
 		return 0, err
 	}
 	defer f.leave(h)
@@ -1980,7 +1997,7 @@ func (f *fd) dropRest(h *half) error {
 // recvAppend receives one message of any length behind dst.
 func (f *fd) recvAppend(dst []byte) ([]byte, error) {
 	h := &f.r
-	if err := f.enter(h); err != nil {
+	if err := f.enterRecv(h); err != nil {
 		return dst, err
 	}
 	defer f.leave(h)
@@ -2071,7 +2088,7 @@ func withFDs(files []*os.File, fds []int, do func(fds []int) error) error {
 // next read.
 func (f *fd) recvFiles() ([]*os.File, error) {
 	h := &f.r
-	if err := f.enter(h); err != nil {
+	if err := f.enterRecv(h); err != nil {
 		return nil, err
 	}
 	defer f.leave(h)
@@ -2088,22 +2105,20 @@ func (f *fd) recvFiles() ([]*os.File, error) {
 	}
 	p := make([]byte, size)
 	n, files, err := f.takeRights(h, p)
-	if err != nil {
-		return nil, err
+	if err == nil && files == nil {
+		err = ErrNoFiles
 	}
-	if files == nil || n != 1 || p[0] != 0 {
+	if alone := n == 1 && p[0] == 0 && err != ErrNoFiles; !alone && (n > 0 || err == ErrNoFiles) {
 		h.ahead, h.held = p[:n], f.kind == messages
 	}
-	if files == nil {
-		return nil, ErrNoFiles
-	}
-	return files, nil
+	return files, err
 }
 
-// recvRights receives some data, and the descriptors that came with it.
+// recvRights receives some data, and the descriptors that came with it. It tells
+// of the data also when there is something wrong with the descriptors.
 func (f *fd) recvRights(p []byte) (int, []*os.File, error) {
 	h := &f.r
-	if err := f.enter(h); err != nil {
+	if err := f.enterRecv(h); err != nil {
 		return 0, nil, err
 	}
 	defer f.leave(h)
@@ -2125,7 +2140,7 @@ func (f *fd) takeRights(h *half, p []byte) (int, []*os.File, error) {
 		for _, fd := range fds {
 			syscall.Close(fd)
 		}
-		return 0, nil, err
+		return h.n, nil, err
 	}
 	if h.n == 0 && len(fds) == 0 && !(f.kind == messages && isMessage(h.flags, h.oobn)) {
 		return 0, nil, io.EOF
@@ -2148,6 +2163,7 @@ func rights(oob []byte) (fds []int, err error) {
 		if m.Header.Level != syscall.SOL_SOCKET || m.Header.Type != syscall.SCM_RIGHTS {
 			continue
 		}
+		m.Data = m.Data[:len(m.Data)&^3] // whole descriptors, or ParseUnixRights panics
 		some, e := syscall.ParseUnixRights(&m)
 		if e != nil {
 			err = e
@@ -2177,7 +2193,7 @@ func (c *endpoint) WriteMsg(p, oob []byte) (n int, err error) {
 
 func (f *fd) readMsg(p, oob []byte) (n, oobn, flags int, err error) {
 	h := &f.r
-	if err := f.enter(h); err != nil {
+	if err := f.enterRecv(h); err != nil {
 		return 0, 0, 0, err
 	}
 	defer f.leave(h)

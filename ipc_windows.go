@@ -822,9 +822,7 @@ func (s *instances) accept() (*fd, error) {
 		if fd != nil || err != nil {
 			return fd, err
 		}
-		if _, err := syscall.WaitForSingleObject(s.changed, wait); err != nil {
-			return nil, os.NewSyscallError("WaitForSingleObject", err)
-		}
+		waitFor(s.changed, wait)
 	}
 }
 
@@ -836,14 +834,10 @@ func (s *instances) take() (_ *fd, wait uint32, err error) {
 	if s.closed {
 		return nil, 0, net.ErrClosed
 	}
-	wait = syscall.INFINITE
-	if !s.deadline.IsZero() {
-		left := time.Until(s.deadline)
-		if left <= 0 {
-			return nil, 0, os.ErrDeadlineExceeded
-		}
-		wait = uint32(min(left/time.Millisecond+1, 1<<30))
+	if !s.deadline.IsZero() && !time.Now().Before(s.deadline) {
+		return nil, 0, os.ErrDeadlineExceeded
 	}
+	wait = milliseconds(s.deadline)
 	// Only with a limit can instances be missing.
 	for s.limit > 0 && len(s.armed) < s.backlog && len(s.armed)+s.out < s.limit {
 		if err := s.add(len(s.armed)+s.out == 0); err != nil {
@@ -939,7 +933,7 @@ func (s *instances) remove(in *instance) {
 
 // arm begins to listen for a client.
 func (in *instance) arm(changed syscall.Handle) {
-	in.overlapped = syscall.Overlapped{HEvent: changed}
+	in.overlapped = syscall.Overlapped{Internal: statusPending, HEvent: changed}
 	err := connectNamedPipe(in.sys, &in.overlapped)
 	in.pending = err == syscall.ERROR_IO_PENDING
 	if in.err = err; err == errPipeConnected { // the client came first
@@ -951,7 +945,7 @@ func (in *instance) arm(changed syscall.Handle) {
 // left without a word is errNoData, as if it had left before arm.
 func (in *instance) outcome(ends direction) (done bool, err error) {
 	if in.pending {
-		if !in.ended() {
+		if !ended(&in.overlapped) {
 			return false, nil
 		}
 		in.pending = false
@@ -961,12 +955,6 @@ func (in *instance) outcome(ends direction) (done bool, err error) {
 		in.err = errNoData
 	}
 	return true, in.err
-}
-
-// ended reports whether the kernel is done with the operation.
-func (in *instance) ended() bool {
-	const statusPending = 0x103 // ntstatus.h
-	return atomic.LoadUintptr(&in.overlapped.Internal) != statusPending
 }
 
 // close stops listening, and returns when no operation is under way any more.
@@ -987,10 +975,8 @@ func (s *instances) close() error {
 		if in.pending {
 			// If there is nothing to cancel, it has ended or is about to.
 			syscall.CancelIoEx(in.sys, &in.overlapped)
-			for !in.ended() {
-				if _, e := syscall.WaitForSingleObject(s.changed, syscall.INFINITE); e != nil {
-					return os.NewSyscallError("WaitForSingleObject", e)
-				}
+			for !ended(&in.overlapped) {
+				waitFor(s.changed, syscall.INFINITE)
 			}
 		}
 		if e := syscall.CloseHandle(in.sys); err == nil {
@@ -1262,7 +1248,9 @@ func adoptSys(h syscall.Handle, kind transport, d direction) (*fd, error) {
 // bequeath adds the handle to those that cmd's process inherits. A handle that
 // was used belongs to the completion port of this process for good.
 func (f *fd) bequeath(cmd *exec.Cmd) (token string, err error) {
-	if f.file.Load() != nil {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.file != nil {
 		return "", &addrError{"this end was used in this process", errors.ErrUnsupported}
 	}
 	err = f.control("SetHandleInformation", func(h syscall.Handle) error {
@@ -1317,113 +1305,148 @@ func inheritedListener(string) (*Listener, error) { return nil, errors.ErrUnsupp
 // ---------------------------------------------------------------------------
 // Handles: the one way to system calls that may block
 //
-// Reading and writing, with deadlines and Close, is os.File's: it hands the
-// overlapped handle to the runtime's completion port, and a goroutine that waits
-// holds no thread. The handle becomes an os.File at its first use and not
-// before, because one that belongs to the completion port of a process cannot be
-// used asynchronously by another.
+// Every read and write is an overlapped operation, and there are two ways to wait
+// for its end. In its own thread, on an event: that is fast, as nobody has to wake
+// a thread to look at a completion port and then another to run the goroutine,
+// but it holds the thread. Or parked, as an os.File, which hands the handle to
+// the runtime's completion port: that holds no thread, and one that waits long
+// should do so.
 //
-// Whatever else is asked of the handle goes through control, which keeps it from
-// being closed meanwhile.
+// A read waits in its thread for a short time, if that paid lately, and is then
+// cancelled, which loses nothing, and parks. A write cannot change from the one to
+// the other, for when it is cancelled it is not known what the peer has read of
+// it. It waits in its thread until it is done, as long as few do so at once.
+//
+// The handle's value must not go to somebody else while a call uses it, so each
+// operation counts as a user of the fd, and Close closes it after the last one.
+// It becomes an os.File no sooner than it parks: once it belongs to the
+// completion port of a process, it cannot be used asynchronously by another.
 
-// An fd is an overlapped, not inheritable handle of one end of a pipe.
+// An fd is an overlapped handle of one end of a pipe.
 type fd struct {
-	sys     syscall.Handle
-	kind    transport // what it reads
-	ends    direction // what the pipe lets this end do
-	server  bool      // this is the server's end
-	remote  bool      // the other end is, or may be, on another machine
-	made    time.Time // when it was known to be connected
-	place   *instances
-	closing chan struct{} // closed by close
+	sys    syscall.Handle
+	kind   transport // what it reads
+	ends   direction // what the pipe lets this end do
+	server bool      // this is the server's end
+	remote bool      // the other end is, or may be, on another machine
+	made   time.Time // when it was known to be connected
+	place  *instances
+	r, w   half
+	spin   atomic.Int64 // the most nanoseconds that a read waits in its thread; less than 0 is spinDefault
+	state  atomic.Int32 // number of users, and isClosing
 
-	r, w half
-
-	mu      sync.RWMutex            // guards closed; held, for reading, by every control
-	closed  bool                    // set once
-	file    atomic.Pointer[os.File] // owns sys since the first use; nil before; set under mu
-	cleanup runtime.Cleanup         // closes sys if nobody does; stopped when file takes over
+	mu      sync.Mutex      // guards what follows, and the end of each half; keeps Close and SetDeadline apart
+	idle    chan struct{}   // made by Close; closed when it is the last user
+	file    *os.File        // owns sys since the first park; nil before
+	parks   bool            // file can park: sys belongs to no other completion port
+	cleanup runtime.Cleanup // closes sys if nobody does; stopped when file takes over
 }
+
+// isClosing is the bit of fd.state that is set once, by Close.
+const isClosing = 1 << 30
 
 // A half is one direction of an fd and the operation that is under way in it.
 type half struct {
-	mu      sync.Mutex // one operation at a time; guards the rest
-	scratch [1]byte    // for reads that must not be empty
+	mu     sync.Mutex // one operation at a time; guards scratch, sitOut and lost
+	one    [1]byte    // for reads that must not be empty
+	sitOut int        // reads that do not wait in their thread
+	lost   int        // how many it had to sit out last
+
+	deadline time.Time // guarded by fd.mu
+	slot     *slot     // of the operation that waits in its thread; guarded by fd.mu
 }
 
 // newFD takes ownership of h. If the fd is dropped without Close, the garbage
 // collector closes it, as it does for os and net.
 func newFD(h syscall.Handle, kind transport, ends direction, server bool) *fd {
-	f := &fd{sys: h, kind: kind, ends: ends, server: server, made: time.Now(), closing: make(chan struct{})}
+	f := &fd{sys: h, kind: kind, ends: ends, server: server, made: time.Now()}
+	f.spin.Store(-1)
 	f.cleanup = runtime.AddCleanup(f, func(h syscall.Handle) { syscall.CloseHandle(h) }, h)
 	return f
 }
+
+// use counts the caller as a user of the handle, unless it is closed.
+func (f *fd) use() error {
+	for {
+		s := f.state.Load()
+		if s&isClosing != 0 {
+			return net.ErrClosed
+		}
+		if f.state.CompareAndSwap(s, s+1) {
+			return nil
+		}
+	}
+}
+
+// unuse ends what use began. The last user tells Close.
+func (f *fd) unuse() {
+	if f.state.Add(-1) == isClosing {
+		close(f.idle)
+	}
+}
+
+func (f *fd) isClosing() bool { return f.state.Load()&isClosing != 0 }
 
 // close gives the place among the instances back, wakes whoever waits, and
 // returns when the handle is gone.
 func (f *fd) close() error {
 	f.mu.Lock()
-	if f.closed {
+	if f.isClosing() {
 		f.mu.Unlock()
 		return net.ErrClosed
 	}
-	f.closed = true
+	f.idle = make(chan struct{})
+	users := f.state.Add(isClosing) - isClosing
+	f.r.wake()
+	f.w.wake()
+	if f.parks {
+		f.file.SetDeadline(time.Unix(1, 0)) // in the past: ends every wait
+	}
 	f.mu.Unlock()
-	close(f.closing)
 	if f.place != nil {
 		f.place.giveBack()
 	}
-	if file := f.file.Load(); file != nil { // nobody sets it any more
-		return callError("CloseHandle", file.Close())
+	for users > 0 {
+		select {
+		case <-f.idle:
+			users = 0
+		case <-time.After(cancelPause): // Flush has nothing that could be woken
+			syscall.CancelIoEx(f.sys, nil)
+		}
 	}
 	f.cleanup.Stop()
+	if f.file != nil { // nobody else is left to change it
+		return callError("CloseHandle", f.file.Close())
+	}
 	return os.NewSyscallError("CloseHandle", syscall.CloseHandle(f.sys))
 }
 
-// join returns the os.File that the handle belongs to, and makes it the first
-// time.
-func (f *fd) join() (*os.File, error) {
-	if file := f.file.Load(); file != nil {
-		return file, nil // if it is closed it says so
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.closed {
-		return nil, net.ErrClosed
-	}
-	file := f.file.Load()
-	if file == nil {
-		f.cleanup.Stop()
-		file = os.NewFile(uintptr(f.sys), "pipe")
-		f.file.Store(file)
-	}
-	return file, nil
-}
+// cancelPause is the time between attempts to cancel a call that may not have
+// begun.
+const cancelPause = time.Millisecond
 
-// control makes a call on the handle that does not block.
-func (f *fd) control(name string, call func(syscall.Handle) error) error {
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	if f.closed {
-		return net.ErrClosed
-	}
-	return callError(name, call(f.sys))
-}
-
-// begin begins an operation on a half, which ends with h.mu.Unlock.
-func (f *fd) begin(d direction) (file *os.File, h *half, err error) {
+// enter begins an operation on a half, leave ends it.
+func (f *fd) enter(d direction) (*half, error) {
 	if f.ends&d == 0 {
-		return nil, nil, errDirection(f.ends)
+		return nil, errDirection(f.ends)
 	}
-	if file, err = f.join(); err != nil {
-		return nil, nil, err
-	}
-	h = &f.r
+	h := &f.r
 	if d == writing {
 		h = &f.w
 	}
 	h.mu.Lock()
-	return file, h, nil
+	if err := f.use(); err != nil {
+		h.mu.Unlock()
+		return nil, err
+	}
+	raceRelease()
+	return h, nil
+}
+
+func (f *fd) leave(h *half) {
+	raceAcquire()
+	f.unuse()
+	h.mu.Unlock()
 }
 
 // errDirection refuses what the direction of the pipe does not allow.
@@ -1434,19 +1457,40 @@ func errDirection(ends direction) error {
 	return &addrError{"this end of a one-way pipe can only be written", errors.ErrUnsupported}
 }
 
+// control makes a call on the handle that does not block.
+func (f *fd) control(name string, call func(syscall.Handle) error) error {
+	if err := f.use(); err != nil {
+		return err
+	}
+	defer f.unuse()
+	return callError(name, call(f.sys))
+}
+
+// join makes the handle an os.File, if it is not yet, and reports whether that
+// can park. The caller is a user.
+func (f *fd) join() (file *os.File, parks bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.file == nil {
+		f.cleanup.Stop()
+		f.file = os.NewFile(uintptr(f.sys), "pipe")
+		f.parks = f.file.SetReadDeadline(f.r.deadline) == nil && f.file.SetWriteDeadline(f.w.deadline) == nil
+		if f.parks && f.isClosing() {
+			f.file.SetDeadline(time.Unix(1, 0)) // Close came before
+		}
+	}
+	return f.file, f.parks
+}
+
 // receive makes one ReadFile of at least one byte. more says that there is more
 // of the message; n is 0, without an error, if an empty write was read.
-func (f *fd) receive(file *os.File, p []byte) (n int, more bool, err error) {
+func (f *fd) receive(h *half, p []byte) (n int, more bool, err error) {
 	p = p[:min(len(p), ioMax)]
 	for {
-		n, err = file.Read(p)
-		if err == nil {
+		n, err = f.readFile(h, p)
+		switch err {
+		case nil:
 			return n, false, nil
-		}
-		switch err = errnoOf(err); err {
-		case io.EOF: // the peer is gone, or has written nothing
-			_, _, err = f.peek(nil)
-			return 0, false, err
 		case syscall.ERROR_MORE_DATA: // n is not reliable: Wine leaves it 0
 			return len(p), true, nil
 		case syscall.ERROR_OPERATION_ABORTED: // by somebody else who has the handle
@@ -1456,36 +1500,113 @@ func (f *fd) receive(file *os.File, p []byte) (n int, more bool, err error) {
 	}
 }
 
-// transmit makes one WriteFile.
-func (f *fd) transmit(file *os.File, p []byte) (int, error) {
-	n, err := file.Write(p)
-	if err != nil {
-		err = writeError("WriteFile", err)
+// readFile makes a ReadFile and waits for its end in the way that suits.
+func (f *fd) readFile(h *half, p []byte) (int, error) {
+	if limit := f.spinLimit(h); limit > 0 {
+		if s, _ := takeSlot(false); s != nil {
+			n, err := f.inThread(h, s, limit, p, syscall.ReadFile)
+			if err != errInVain {
+				return n, err
+			}
+		}
 	}
-	return n, err
+	file, parks := f.join()
+	if !parks {
+		s, err := takeSlot(true)
+		if err != nil {
+			return 0, err
+		}
+		return f.inThread(h, s, forever, p, syscall.ReadFile)
+	}
+
+	// A read of an empty message and the end of the stream look alike to
+	// os.File. What is in the queue of a peer that is gone does not change any
+	// more: if there is something, the read gets it. If the peer is still there
+	// after the read, that was a message.
+	certain := false
+	if f.kind == messages {
+		info, err := localInfo(f.sys)
+		if err == nil && info.state == pipeClosing {
+			_, _, _, err = peekMessage(f.sys, nil)
+			certain = err == nil
+		}
+		if err != nil {
+			return 0, errnoOf(err)
+		}
+	}
+	n, err := file.Read(p)
+	if err == io.EOF && !certain {
+		_, _, _, err = peekMessage(f.sys, nil)
+	} else if err == io.EOF {
+		err = nil
+	}
+	return n, f.whyEnded(err)
 }
 
-// setDeadline sets the deadlines of one or both directions. It does so as a
-// control: os.File has an error of its own for one that is closed.
-func (f *fd) setDeadline(t time.Time, d direction) error {
-	file := f.file.Load()
-	if file == nil && !t.IsZero() { // or else none was ever set
-		var err error
-		if file, err = f.join(); err != nil {
-			return err
+// whyEnded says why an operation of os.File ended: Close wakes those that wait by
+// a deadline in the past.
+func (f *fd) whyEnded(err error) error {
+	if err = errnoOf(err); err == os.ErrDeadlineExceeded && f.isClosing() {
+		return net.ErrClosed
+	}
+	return err
+}
+
+// transmit makes a WriteFile, and for a stream of bytes too long for one more of
+// them.
+func (f *fd) transmit(h *half, p []byte) (n int, err error) {
+	for {
+		m, err := f.writeFile(h, p[n:min(len(p), n+ioMax)])
+		n += m
+		if err != nil || n >= len(p) {
+			return n, writeError("WriteFile", err)
 		}
 	}
-	return f.control("", func(syscall.Handle) error {
-		switch {
-		case file == nil:
-			return nil
-		case d == reading:
-			return file.SetReadDeadline(t)
-		case d == writing:
-			return file.SetWriteDeadline(t)
+}
+
+// writeFile makes a WriteFile and waits for its end in the way that suits. For
+// the race detector no os.File is written, which if it is read at the same time
+// races with itself.
+func (f *fd) writeFile(h *half, p []byte) (int, error) {
+	s, err := takeSlot(raceBuild())
+	if s == nil && err == nil {
+		file, parks := f.join()
+		if parks {
+			n, err := file.Write(p)
+			return n, f.whyEnded(err)
 		}
-		return file.SetDeadline(t)
-	})
+		s, err = takeSlot(true)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return f.inThread(h, s, forever, p, syscall.WriteFile)
+}
+
+// setDeadline sets the deadlines of one or both directions.
+func (f *fd) setDeadline(t time.Time, d direction) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.isClosing() {
+		return net.ErrClosed // or the wake-up of Close would be undone
+	}
+	if d&reading != 0 {
+		f.r.deadline = t
+		f.r.wake()
+	}
+	if d&writing != 0 {
+		f.w.deadline = t
+		f.w.wake()
+	}
+	switch {
+	case !f.parks:
+		return nil
+	case d == reading:
+		return callError("", f.file.SetReadDeadline(t))
+	case d == writing:
+		return callError("", f.file.SetWriteDeadline(t))
+	}
+	return callError("", f.file.SetDeadline(t))
 }
 
 // A rawConn is an fd as a syscall.RawConn. Windows has no readiness to wait for:
@@ -1502,18 +1623,268 @@ func (c rawConn) Read(fn func(fd uintptr) bool) error  { return c.once(reading, 
 func (c rawConn) Write(fn func(fd uintptr) bool) error { return c.once(writing, fn) }
 
 func (c rawConn) once(d direction, fn func(fd uintptr) bool) error {
-	_, h, err := c.f.begin(d)
+	h, err := c.f.enter(d)
 	if err != nil {
 		return err
 	}
-	defer h.mu.Unlock()
-	return c.f.control("", func(sys syscall.Handle) error {
-		if !fn(uintptr(sys)) {
-			return errors.ErrUnsupported
-		}
-		return nil
-	})
+	defer c.f.leave(h)
+	if !fn(uintptr(c.f.sys)) {
+		return errors.ErrUnsupported
+	}
+	return nil
 }
+
+// ---------------------------------------------------------------------------
+// Waiting in the thread
+
+// How long a read waits in its thread before it parks, if SetSpin does not say
+// otherwise. A wait in vain costs the calls to cancel the read and to begin it
+// again, so a half that waited in vain does not wait at its next reads, twice as
+// many as the time before.
+const (
+	spinDefault = 2 * time.Millisecond
+	sitOutMax   = 1024
+)
+
+// forever is the limit of an operation that does not park.
+const forever time.Duration = -1
+
+// errInVain ends an operation that took longer than its limit.
+var errInVain = errors.New("waited in vain")
+
+func (f *fd) setSpin(d time.Duration) { f.spin.Store(int64(d)) }
+
+// spinLimit returns how long the next read should wait in its thread.
+func (f *fd) spinLimit(h *half) time.Duration {
+	if h.sitOut > 0 {
+		h.sitOut--
+		return 0
+	}
+	if limit := time.Duration(f.spin.Load()); limit >= 0 {
+		return limit
+	}
+	return spinDefault
+}
+
+// gauge learns from how a wait of limited time ended.
+func (h *half) gauge(err error) {
+	if err == errInVain {
+		h.lost = min(2*h.lost+1, sitOutMax)
+		h.sitOut = h.lost
+	} else {
+		h.lost /= 2
+	}
+}
+
+// wake makes the operation that waits in its thread see whether it should go on.
+// The caller holds fd.mu.
+func (h *half) wake() {
+	if h.slot != nil {
+		setEvent(h.slot.event)
+	}
+}
+
+// A slot is what an operation needs that its own thread waits for. The kernel
+// uses overlapped and the buffer until the operation has ended.
+type slot struct {
+	overlapped syscall.Overlapped
+	event      syscall.Handle // auto-reset: it has ended, or there may be a reason to end it
+	buffer     *byte          // keeps what is read into or written where it is: in the heap, alive
+	done       uint32         // how many bytes were transferred, if the operation ended at once
+	next       *slot          // in the list of free slots
+}
+
+// slotsMax is how many operations wait in their threads at once, but for those
+// that cannot wait otherwise.
+const slotsMax = 32
+
+// slots are the slots of the process. They stay for its life, but for those made
+// beyond slotsMax.
+var slots struct {
+	mu   sync.Mutex // guards the rest
+	free *slot      // a list
+	made int
+}
+
+// takeSlot returns a slot that nobody uses. If there are too many it returns none,
+// unless the caller must have one.
+func takeSlot(must bool) (*slot, error) {
+	slots.mu.Lock()
+	defer slots.mu.Unlock()
+	if s := slots.free; s != nil {
+		slots.free, s.next = s.next, nil
+		return s, nil
+	}
+	if slots.made >= slotsMax && !must {
+		return nil, nil
+	}
+	event, err := createEvent()
+	if err != nil {
+		return nil, err
+	}
+	slots.made++
+	return &slot{event: event}, nil
+}
+
+func giveSlot(s *slot) {
+	s.buffer = nil
+	slots.mu.Lock()
+	defer slots.mu.Unlock()
+	if slots.made > slotsMax {
+		slots.made--
+		syscall.CloseHandle(s.event)
+		return
+	}
+	slots.free, s.next = s, slots.free
+}
+
+// inThread makes the call with the slot, which it gives back, waits for its end
+// within the limit, and returns how many bytes it transferred.
+func (f *fd) inThread(h *half, s *slot, limit time.Duration, p []byte,
+	call func(h syscall.Handle, p []byte, done *uint32, o *syscall.Overlapped) error) (int, error) {
+	defer giveSlot(s)
+	if _, err := f.patience(context.Background(), h, time.Time{}, forever); err != nil {
+		return 0, err
+	}
+	s.begin()
+	s.buffer = unsafe.SliceData(p)
+	err := call(f.sys, p, &s.done, &s.overlapped)
+	if err != syscall.ERROR_IO_PENDING {
+		return int(s.done), err
+	}
+	n, err := f.await(context.Background(), h, s, limit)
+	if limit != forever {
+		h.gauge(err)
+	}
+	return n, err
+}
+
+// begin prepares the slot for an operation.
+func (s *slot) begin() {
+	s.done = 0
+	s.overlapped = syscall.Overlapped{
+		Internal: statusPending, // not every call sets it at once
+		HEvent:   s.event | keepFromPort,
+	}
+}
+
+// statusPending is where the kernel puts the result of an operation that is under
+// way: STATUS_PENDING of ntstatus.h.
+const statusPending = 0x103
+
+// ended reports whether the kernel is done with an operation that did not end at
+// once.
+func ended(o *syscall.Overlapped) bool { return atomic.LoadUintptr(&o.Internal) != statusPending }
+
+// await waits for the end of the operation in the slot, and cancels it when it
+// should not go on. It returns when it has ended, in any case.
+func (f *fd) await(ctx context.Context, h *half, s *slot, limit time.Duration) (int, error) {
+	f.mu.Lock()
+	h.slot = s
+	f.mu.Unlock()
+	begun := time.Now()
+	var why error
+	for !ended(&s.overlapped) {
+		var wait uint32 = syscall.INFINITE
+		if why == nil {
+			if wait, why = f.patience(ctx, h, begun, limit); why != nil {
+				wait = syscall.INFINITE
+				// If there is nothing to cancel, it has ended or is about to.
+				syscall.CancelIoEx(f.sys, &s.overlapped)
+			}
+		}
+		waitFor(s.event, wait)
+	}
+	f.mu.Lock()
+	h.slot = nil
+	f.mu.Unlock()
+	var n uint32
+	err := overlappedResult(f.sys, &s.overlapped, &n)
+	if err == syscall.ERROR_OPERATION_ABORTED && why != nil {
+		err = why
+	}
+	return int(n), err
+}
+
+// patience returns how many milliseconds an operation may wait on, or why it may
+// not.
+func (f *fd) patience(ctx context.Context, h *half, begun time.Time, limit time.Duration) (wait uint32, why error) {
+	f.mu.Lock()
+	until := h.deadline
+	f.mu.Unlock()
+	switch {
+	case f.isClosing():
+		return 0, net.ErrClosed
+	case ctx.Err() != nil:
+		return 0, contextError(ctx)
+	case !until.IsZero() && !time.Now().Before(until):
+		return 0, os.ErrDeadlineExceeded
+	}
+	if limit != forever {
+		end := begun.Add(limit)
+		if !time.Now().Before(end) {
+			return 0, errInVain
+		}
+		if until.IsZero() || end.Before(until) {
+			until = end
+		}
+	}
+	return milliseconds(until), nil
+}
+
+// contextError is the error of a context that has ended, as that of a Dial is.
+func contextError(ctx context.Context) error {
+	if err := ctx.Err(); err != context.DeadlineExceeded {
+		return err
+	}
+	return &timeoutError{}
+}
+
+// milliseconds returns how long to wait until t, which is none if zero.
+func milliseconds(t time.Time) uint32 {
+	if t.IsZero() {
+		return syscall.INFINITE
+	}
+	return uint32(min(max(time.Until(t), 0)/time.Millisecond+1, 1<<30))
+}
+
+// ---------------------------------------------------------------------------
+// The race detector
+//
+// It does not see that what happens before a write happens before the read that
+// returns it. Package syscall tells it for calls that end at once, and these do
+// for all. They do nothing in a build without the detector.
+
+// raceSync is what the detector sees instead of the bytes: an atomic that every
+// operation adds to before and reads after its calls.
+var raceSync atomic.Int32
+
+func raceRelease() {
+	if raceBuild() {
+		raceSync.Add(1)
+	}
+}
+
+func raceAcquire() {
+	if raceBuild() {
+		raceSync.Load()
+	}
+}
+
+// raceBuild reports whether this is a build with -race. There is no file of the
+// package that only such a build would take, so it looks at what only such a
+// build does: sync.Pool loses a quarter of what is put into it.
+var raceBuild = sync.OnceValue(func() bool {
+	var pool sync.Pool
+	lost := 0
+	for range 256 {
+		pool.Put(&pool)
+		if pool.Get() == nil {
+			lost++
+		}
+	}
+	return lost > 16 // 64 are expected; otherwise 0, or 1 if preempted just then
+})
 
 // ---------------------------------------------------------------------------
 // Operations on handles
@@ -1522,45 +1893,42 @@ func (c rawConn) once(d direction, fn func(fd uintptr) bool) error {
 const ioMax = 1 << 30
 
 func (f *fd) read(p []byte) (int, error) {
-	file, h, err := f.begin(reading)
+	h, err := f.enter(reading)
 	if err != nil {
 		return 0, err
 	}
-	defer h.mu.Unlock()
-	return f.readStream(file, p)
+	defer f.leave(h)
+	return f.readStream(h, p)
 }
 
 // readStream reads at least one byte, wherever messages begin and end.
-func (f *fd) readStream(file *os.File, p []byte) (n int, err error) {
-	if len(p) == 0 {
-		return 0, f.control("", func(syscall.Handle) error { return nil })
-	}
-	for n == 0 && err == nil {
-		n, _, err = f.receive(file, p)
+func (f *fd) readStream(h *half, p []byte) (n int, err error) {
+	for len(p) > 0 && n == 0 && err == nil {
+		n, _, err = f.receive(h, p)
 	}
 	return n, err
 }
 
 func (f *fd) write(p []byte) (int, error) {
-	file, h, err := f.begin(writing)
+	h, err := f.enter(writing)
 	if err != nil {
 		return 0, err
 	}
-	defer h.mu.Unlock()
-	if len(p) == 0 { // is no write of a stream, but would be one of a pipe
-		return 0, f.control("", func(syscall.Handle) error { return nil })
+	defer f.leave(h)
+	if len(p) == 0 { // nothing to a stream, but something to a pipe
+		return 0, nil
 	}
-	return f.transmit(file, p)
+	return f.transmit(h, p)
 }
 
 // readBuffers reads into the first buffer; what is there already goes on into
 // the next ones.
 func (f *fd) readBuffers(bufs [][]byte) (total int64, err error) {
-	file, h, err := f.begin(reading)
+	h, err := f.enter(reading)
 	if err != nil {
 		return 0, err
 	}
-	defer h.mu.Unlock()
+	defer f.leave(h)
 	for _, p := range bufs {
 		if len(p) == 0 {
 			continue
@@ -1570,7 +1938,7 @@ func (f *fd) readBuffers(bufs [][]byte) (total int64, err error) {
 				break // the next read tells
 			}
 		}
-		n, err := f.readStream(file, p)
+		n, err := f.readStream(h, p)
 		total += int64(n)
 		if err != nil && total == 0 {
 			return 0, err
@@ -1583,14 +1951,14 @@ func (f *fd) readBuffers(bufs [][]byte) (total int64, err error) {
 }
 
 func (f *fd) writeBuffers(bufs *net.Buffers) (total int64, err error) {
-	file, h, err := f.begin(writing)
+	h, err := f.enter(writing)
 	if err != nil {
 		return 0, err
 	}
-	defer h.mu.Unlock()
+	defer f.leave(h)
 	for len(*bufs) > 0 {
 		if p := (*bufs)[0]; len(p) > 0 {
-			n, err := f.transmit(file, p)
+			n, err := f.transmit(h, p)
 			total += int64(n)
 			if err != nil {
 				(*bufs)[0] = p[n:]
@@ -1605,18 +1973,18 @@ func (f *fd) writeBuffers(bufs *net.Buffers) (total int64, err error) {
 
 // send writes one message.
 func (f *fd) send(p []byte) error {
-	file, h, err := f.begin(writing)
+	h, err := f.enter(writing)
 	if err != nil {
 		return err
 	}
-	defer h.mu.Unlock()
+	defer f.leave(h)
 	if f.kind != messages {
 		return errNoMessages
 	}
 	if len(p) > ioMax {
-		return &classified{tooLong("the message", len(p), ioMax), ErrMsgTooLong}
+		return errMsgTooLong
 	}
-	_, err = f.transmit(file, p)
+	_, err = f.transmit(h, p)
 	return err
 }
 
@@ -1625,59 +1993,35 @@ var errNoMessages = &addrError{"this end of the pipe does not read messages", er
 
 // readMessage reads one message or the part of it that fits into p.
 func (f *fd) readMessage(p []byte) (n int, more bool, err error) {
-	file, h, err := f.begin(reading)
+	h, err := f.enter(reading)
 	if err != nil {
 		return 0, false, err
 	}
-	defer h.mu.Unlock()
+	defer f.leave(h)
 	switch {
 	case f.kind != messages:
 		return 0, false, errNoMessages
 	case len(p) == 0:
 		return 0, false, configError("the buffer", "empty", "one of at least one byte")
 	}
-	return f.nextPart(file, p)
-}
-
-// nextPart is receive for messages. A read of an empty message and the end of the
-// stream look alike to os.File, and when the peer is gone afterwards, receive
-// takes the one for the other. What is in the queue of a peer that is gone
-// already does not change any more: if there is something, the read gets it.
-func (f *fd) nextPart(file *os.File, p []byte) (n int, more bool, err error) {
-	certain := false
-	err = f.control("", func(h syscall.Handle) error {
-		info, err := localInfo(h)
-		if err == nil && info.state == pipeClosing {
-			_, _, _, err = peekMessage(h, nil)
-			certain = err == nil
-		}
-		return err
-	})
-	if err != nil {
-		return 0, false, readError("PeekNamedPipe", err)
-	}
-	n, more, err = f.receive(file, p)
-	if certain && err == io.EOF {
-		err = nil
-	}
-	return n, more, err
+	return f.receive(h, p)
 }
 
 // recv reads one message into p, and drops what does not fit.
 func (f *fd) recv(p []byte) (int, error) {
-	file, h, err := f.begin(reading)
+	h, err := f.enter(reading)
 	if err != nil {
 		return 0, err
 	}
-	defer h.mu.Unlock()
+	defer f.leave(h)
 	into := p
 	if len(p) == 0 {
-		into = h.scratch[:]
+		into = h.one[:]
 	}
-	n, more, err := f.nextPart(file, into)
+	n, more, err := f.receive(h, into)
 	if more || n > len(p) {
 		if more {
-			err = f.drop(file)
+			err = f.drop(h)
 		}
 		if err == nil {
 			err = errMsgDropped
@@ -1686,14 +2030,17 @@ func (f *fd) recv(p []byte) (int, error) {
 	return min(n, len(p)), err
 }
 
+// errMsgTooLong refuses to send more than goes in one call.
+var errMsgTooLong = &addrError{"the message is longer than 1 GiB", ErrMsgTooLong}
+
 // errMsgDropped says that the rest of a message is lost.
 var errMsgDropped = &addrError{"the message is longer than the buffer", ErrMsgTooLong}
 
 // drop reads the rest of a message.
-func (f *fd) drop(file *os.File) error {
+func (f *fd) drop(h *half) error {
 	rest := make([]byte, 64<<10)
 	for {
-		if _, more, err := f.receive(file, rest); err != nil || !more {
+		if _, more, err := f.receive(h, rest); err != nil || !more {
 			return err
 		}
 	}
@@ -1701,18 +2048,18 @@ func (f *fd) drop(file *os.File) error {
 
 // recvAppend reads one message of any length to the end of dst.
 func (f *fd) recvAppend(dst []byte) ([]byte, error) {
-	file, h, err := f.begin(reading)
+	h, err := f.enter(reading)
 	if err != nil {
 		return dst, err
 	}
-	defer h.mu.Unlock()
+	defer f.leave(h)
 	p := grow(dst, 1)
-	n, more, err := f.nextPart(file, p[len(p):cap(p)])
+	n, more, err := f.receive(h, p[len(p):cap(p)])
 	for p = p[:len(p)+n]; more && err == nil; p = p[:len(p)+n] {
 		var left int
 		if _, left, err = f.peek(nil); err == nil {
 			p = grow(p, max(left, 1))
-			n, more, err = f.receive(file, p[len(p):cap(p)])
+			n, more, err = f.receive(h, p[len(p):cap(p)])
 		}
 		if err != nil {
 			n = 0
@@ -1749,126 +2096,98 @@ func (f *fd) peek(p []byte) (n, size int, err error) {
 }
 
 // transact makes a TransactNamedPipe.
-func (f *fd) transact(ctx context.Context, request, reply []byte) (n int, err error) {
-	file, w, err := f.begin(writing)
+func (f *fd) transact(ctx context.Context, request, reply []byte) (int, error) {
+	w, err := f.enter(writing)
 	if err != nil {
 		return 0, err
 	}
-	defer w.mu.Unlock()
-	_, r, err := f.begin(reading)
+	defer f.leave(w)
+	r, err := f.enter(reading)
 	if err != nil {
 		return 0, err
 	}
-	defer r.mu.Unlock()
-	if f.kind != messages {
+	defer f.leave(r)
+	switch {
+	case f.kind != messages:
 		return 0, errNoMessages
+	case len(request) > ioMax || len(reply) > ioMax:
+		return 0, errMsgTooLong
 	}
-	if len(request) > ioMax || len(reply) > ioMax {
-		return 0, &classified{tooLong("the message", max(len(request), len(reply)), ioMax), ErrMsgTooLong}
-	}
-	event, err := createEvent()
+	s, err := takeSlot(true)
 	if err != nil {
 		return 0, err
 	}
-	defer syscall.CloseHandle(event)
-
-	// The kernel uses all three until the operation has ended, which call
-	// waits for.
-	overlapped := &syscall.Overlapped{HEvent: event | keepFromPort}
-	var pinner runtime.Pinner
+	defer giveSlot(s)
+	if _, err := f.patience(ctx, r, time.Time{}, forever); err != nil {
+		return 0, err
+	}
+	var pinner runtime.Pinner // for the kernel, until the operation has ended
 	defer pinner.Unpin()
-	pinner.Pin(overlapped)
-	if len(request) > 0 {
-		pinner.Pin(&request[0])
-	}
-	if len(reply) > 0 {
-		pinner.Pin(&reply[0])
-	}
-
-	var done uint32
-	err = f.hold(file, ctx, func(h syscall.Handle) error {
-		err := transactNamedPipe(h, request, reply, overlapped)
-		if err != syscall.ERROR_IO_PENDING && err != nil && err != syscall.ERROR_MORE_DATA {
-			return err
+	for _, p := range [][]byte{request, reply} {
+		if len(p) > 0 {
+			pinner.Pin(&p[0])
 		}
-		if _, err := syscall.WaitForSingleObject(event, syscall.INFINITE); err != nil {
-			return err
-		}
-		return overlappedResult(h, overlapped, &done)
-	}, func(h syscall.Handle) { syscall.CancelIoEx(h, overlapped) })
+	}
+	s.begin()
+	n := 0
+	err = transactNamedPipe(f.sys, request, reply, &s.done, &s.overlapped)
+	if err == syscall.ERROR_IO_PENDING {
+		stop := context.AfterFunc(ctx, func() { setEvent(s.event) }) // one that is late harms nobody
+		n, err = f.await(ctx, r, s, forever)
+		stop()
+	} else {
+		n = int(s.done)
+	}
 	if err == syscall.ERROR_MORE_DATA {
-		if err = f.drop(file); err == nil {
+		if err = f.drop(r); err == nil {
 			err = errMsgDropped
 		}
 		return len(reply), err
 	}
-	return int(done), writeError("TransactNamedPipe", err)
+	return n, writeError("TransactNamedPipe", err)
 }
 
-// flush makes a FlushFileBuffers.
+// flush makes a FlushFileBuffers, which holds its thread and has nothing to wake
+// it by. It is cancelled again and again, since it may not have begun yet, when
+// ctx ends, and by Close. A read that is cancelled along with it is made again.
 func (f *fd) flush(ctx context.Context) error {
 	if f.ends&writing == 0 {
 		return nil
 	}
-	file, w, err := f.begin(writing)
+	h, err := f.enter(writing)
 	if err != nil {
 		return err
 	}
-	defer w.mu.Unlock()
-	// A read that is cancelled along with the flush is made again: see receive.
-	err = f.hold(file, ctx, syscall.FlushFileBuffers, func(h syscall.Handle) { syscall.CancelIoEx(h, nil) })
-	if isGone(err) {
-		return nil
+	defer f.leave(h)
+	if ctx.Err() != nil {
+		return contextError(ctx)
 	}
-	return callError("FlushFileBuffers", err)
-}
-
-// hold makes a call that holds its thread. When ctx or the fd ends, it cancels the
-// call, and again after a pause, since the call may not have begun yet, until it
-// returns. The handle stays open so long.
-func (f *fd) hold(file *os.File, ctx context.Context, call func(syscall.Handle) error, cancel func(syscall.Handle)) error {
-	raw, err := file.SyscallConn()
-	if err != nil {
-		return callError("", err)
-	}
-	var result, ended error
-	err = raw.Control(func(sys uintptr) {
-		h := syscall.Handle(sys)
-		returned := make(chan struct{})
-		var watch sync.WaitGroup
-		watch.Go(func() {
+	returned, cancelled := make(chan struct{}), make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(cancelled)
+		for {
+			syscall.CancelIoEx(f.sys, nil)
 			select {
 			case <-returned:
 				return
-			case <-ctx.Done():
-				ended = ctx.Err()
-				if ended == context.DeadlineExceeded {
-					ended = &timeoutError{}
-				}
-			case <-f.closing:
-				ended = net.ErrClosed
+			case <-time.After(cancelPause):
 			}
-			for pause := time.NewTicker(time.Millisecond); ; {
-				cancel(h)
-				select {
-				case <-returned:
-					pause.Stop()
-					return
-				case <-pause.C:
-				}
-			}
-		})
-		result = call(h)
-		close(returned)
-		watch.Wait()
+		}
 	})
-	if err != nil { // os.File has one reason not to call, and its own error for it
+	err = syscall.FlushFileBuffers(f.sys)
+	close(returned)
+	if !stop() {
+		<-cancelled // it uses the handle no more
+	}
+	switch {
+	case isGone(err):
+		return nil
+	case err == syscall.ERROR_OPERATION_ABORTED && f.isClosing():
 		return net.ErrClosed
+	case err == syscall.ERROR_OPERATION_ABORTED && ctx.Err() != nil:
+		return contextError(ctx)
 	}
-	if result == syscall.ERROR_OPERATION_ABORTED && ended != nil {
-		return ended
-	}
-	return result
+	return callError("FlushFileBuffers", err)
 }
 
 func (f *fd) closeRead() error  { return errors.ErrUnsupported }
@@ -2054,11 +2373,9 @@ func (f *fd) impersonate(run func()) error {
 // dupFile joins first, or the duplicate would take this end's place at the
 // completion port.
 func (f *fd) dupFile(name string) (*os.File, error) {
-	if _, err := f.join(); err != nil {
-		return nil, err
-	}
 	var d syscall.Handle
 	err := f.control("", func(h syscall.Handle) (err error) {
+		f.join()
 		d, err = duplicate(h)
 		return err
 	})
@@ -2204,6 +2521,12 @@ func setEvent(event syscall.Handle) error {
 	return os.NewSyscallError("SetEvent", failure(r, errno))
 }
 
+// waitFor waits for an event. A wait that fails, for which there is no reason, is
+// one that ended early: who waits examines everything again.
+func waitFor(event syscall.Handle, milliseconds uint32) {
+	syscall.WaitForSingleObject(event, milliseconds)
+}
+
 // keepFromPort, in the event of an OVERLAPPED, keeps the end of the operation
 // from the completion port that the handle belongs to (GetQueuedCompletionStatus).
 const keepFromPort = 1
@@ -2345,11 +2668,11 @@ func peekMessage(h syscall.Handle, p []byte) (n, avail, left int, err error) {
 	return int(read), int(total), int(rest), failure(r, errno)
 }
 
-func transactNamedPipe(h syscall.Handle, request, reply []byte, o *syscall.Overlapped) error {
+func transactNamedPipe(h syscall.Handle, request, reply []byte, done *uint32, o *syscall.Overlapped) error {
 	r, _, errno := syscall.SyscallN(procTransactNamedPipe.Addr(), uintptr(h),
 		uintptr(unsafe.Pointer(unsafe.SliceData(request))), uintptr(len(request)),
 		uintptr(unsafe.Pointer(unsafe.SliceData(reply))), uintptr(len(reply)),
-		0, uintptr(unsafe.Pointer(o)))
+		uintptr(unsafe.Pointer(done)), uintptr(unsafe.Pointer(o)))
 	return failure(r, errno)
 }
 

@@ -1,0 +1,549 @@
+//go:build unix
+
+// Listening sockets from a service manager, and from an older process of the
+// same server.
+package ipc_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/interprocess-go/ipc"
+)
+
+func init() {
+	for role, play := range map[string]func(*parent, []string) error{
+		"trampoline": childBecomesActivated,
+		"activated":  childServesAsActivated,
+		"inactive":   childIsNotActivated,
+		"successor":  childTakesOver,
+	} {
+		roles[role] = play
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Activation: see sd_listen_fds(3)
+
+// An activation is what a service manager would tell the child.
+type activation struct {
+	pid   string // LISTEN_PID; "self" is the child's own
+	fds   string // LISTEN_FDS
+	names string // LISTEN_FDNAMES
+	files []*os.File
+}
+
+const unset = "-"
+
+// start starts a child that is told so. The files are its descriptors from 3 on.
+func (a activation) start(t *testing.T, role string, args ...string) *child {
+	t.Helper()
+	return startChildWith(t, exec.Cmd{ExtraFiles: a.files}, "trampoline",
+		append([]string{role, a.pid, a.fds, a.names}, args...)...)
+}
+
+// childBecomesActivated turns into a program of the other role, which only thus
+// can be told its own process id before it starts.
+func childBecomesActivated(_ *parent, args []string) error {
+	pid := args[1]
+	if pid == "self" {
+		pid = strconv.Itoa(os.Getpid())
+	}
+	for name, value := range map[string]string{
+		childRole: args[0], "LISTEN_PID": pid, "LISTEN_FDS": args[2], "LISTEN_FDNAMES": args[3],
+	} {
+		if value == unset {
+			os.Unsetenv(name)
+		} else if err := os.Setenv(name, value); err != nil {
+			return err
+		}
+	}
+	cmd := again("", args[4:]...)
+	if cmd.Err != nil {
+		return cmd.Err
+	}
+	return syscall.Exec(cmd.Path, cmd.Args, os.Environ())
+}
+
+// childServesAsActivated tells the name and the address of each listener, serves
+// one client of each, and closes it.
+func childServesAsActivated(p *parent, args []string) error {
+	ls, err := ipc.Activated()
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
+		if value, ok := os.LookupEnv(name); ok {
+			return fmt.Errorf("%s is still %q", name, value)
+		}
+	}
+	if again, err := ipc.Activated(); again != nil || err != nil {
+		return fmt.Errorf("a second time: %v, %w", again, err)
+	}
+	// What a child of this process must not have.
+	var descriptors []string
+	for i := range ls {
+		var st syscall.Stat_t
+		if err := syscall.Fstat(3+i, &st); err != nil {
+			return err
+		}
+		descriptors = append(descriptors, fmt.Sprintf("%d %d %d", 3+i, st.Dev, st.Ino))
+	}
+	grandchild := again("inherits", descriptors...)
+	grandchild.Stdin = nil
+	if err := grandchild.Run(); err != nil {
+		return fmt.Errorf("a child of the child: %w", err)
+	}
+	for _, l := range ls {
+		if err := l.SetDeadline(time.Now().Add(-time.Second)); err != nil {
+			return err
+		}
+		if _, err := l.Accept(); !errors.Is(err, os.ErrDeadlineExceeded) {
+			return fmt.Errorf("past its deadline Accept gives %v", err)
+		}
+		if err := l.SetDeadline(time.Time{}); err != nil {
+			return err
+		}
+		p.say("%s %v", l.FDName(), l.Addr())
+	}
+	p.say("that is all")
+	for _, l := range ls {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(c, c)
+		if err := errors.Join(err, c.Close(), l.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fileOf returns a duplicate that the test closes.
+func fileOf(t *testing.T, l interface{ File() (*os.File, error) }) *os.File {
+	t.Helper()
+	f, err := l.File()
+	must(t, err)
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func TestActivatedTakesTheListeners(t *testing.T) {
+	for names, want := range map[string][2]string{"web:admin": {"web", "admin"}, unset: {"unknown", "unknown"}, ":": {"", ""}} {
+		t.Run(names, func(t *testing.T) {
+			story(t)
+			path := sockPath(t)
+			first := listen(t, ipc.Path(path))
+			second := listen(t, nameAddr(t))
+			if first.FDName() != "" {
+				t.Errorf("a listener of this package is called %q", first.FDName())
+			}
+			c := activation{"self", "2", names, []*os.File{fileOf(t, first), fileOf(t, second)}}.start(t, "activated")
+			for i, l := range []*ipc.Listener{first, second} {
+				c.mustSay(strings.TrimSpace(want[i] + " " + addrOfSocket(l)))
+			}
+			c.mustSay("that is all")
+			for _, l := range []*ipc.Listener{first, second} {
+				client := dial(t, l.Addr())
+				talkToEcho(t, client)
+				must(t, client.Close())
+			}
+			c.end()
+			serves(t, first, ipc.Path(path)) // the child's Close removed nothing
+			serves(t, second, second.Addr().(ipc.Addr))
+		})
+	}
+}
+
+// addrOfSocket returns the listener's address as its socket alone tells it: a
+// name is a path where names are files.
+func addrOfSocket(l *ipc.Listener) string {
+	text := l.Addr().String()
+	if name, ok := strings.CutPrefix(text, "@"); ok {
+		if _, err := os.Lstat("/tmp/" + name); err == nil {
+			return "/tmp/" + name
+		}
+	}
+	return text
+}
+
+// talkToEcho proves that an echo is at the other end.
+func talkToEcho(t *testing.T, c io.ReadWriter) {
+	t.Helper()
+	send(t, c, "is there an echo?")
+	expect(t, c, "is there an echo?")
+}
+
+func TestActivatedTakesBlockingSockets(t *testing.T) {
+	story(t)
+	path := openDir(t) + "/socket"
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0) // as C programs make it
+	must(t, err)
+	f := os.NewFile(uintptr(fd), "socket")
+	defer f.Close()
+	must(t, syscall.Bind(fd, &syscall.SockaddrUnix{Name: path}))
+	defer os.Remove(path)
+	must(t, syscall.Listen(fd, 5))
+	c := activation{"self", "1", "socket", []*os.File{f}}.start(t, "activated") // sets deadlines
+	c.mustSay("socket " + path)
+	c.mustSay("that is all")
+	client := dial(t, ipc.Path(path))
+	talkToEcho(t, client)
+	must(t, client.Close())
+	c.end()
+	if _, err := os.Lstat(path); err != nil {
+		t.Errorf("the manager's socket is gone: %v", err)
+	}
+}
+
+// childIsNotActivated calls Activated, which must not take anything: the error
+// holds the words, or it is none if there are no words. The argument before them
+// says whether the variables are left.
+func childIsNotActivated(_ *parent, args []string) error {
+	before := os.Environ()
+	var stats []syscall.Stat_t
+	for fd := 3; ; fd++ {
+		var st syscall.Stat_t
+		if syscall.Fstat(fd, &st) != nil {
+			break
+		}
+		stats = append(stats, st)
+	}
+	for range 2 {
+		ls, err := ipc.Activated()
+		if ls != nil {
+			return fmt.Errorf("there are listeners: %v", ls)
+		}
+		words := args[1:]
+		if (err == nil) != (len(words) == 0) {
+			return fmt.Errorf("the error is %v, want one with %q", err, words)
+		}
+		if err != nil {
+			if oe := (*net.OpError)(nil); !errors.As(err, &oe) || oe.Op != "activate" {
+				return fmt.Errorf("%#v is not a *net.OpError of an activation", err)
+			}
+			for _, word := range words {
+				if !strings.Contains(err.Error(), word) {
+					return fmt.Errorf("%q does not say %s", err, word)
+				}
+			}
+		}
+	}
+	if after := os.Environ(); args[0] == "left" && !slices.Equal(before, after) {
+		return fmt.Errorf("the environment was %q and is %q", before, after)
+	} else if args[0] == "unset" && strings.Contains(strings.Join(after, "\n"), "LISTEN_") {
+		return fmt.Errorf("the environment is still %q", after)
+	}
+	for i, st := range stats {
+		var now syscall.Stat_t
+		if err := syscall.Fstat(3+i, &now); err != nil || now.Ino != st.Ino || now.Dev != st.Dev {
+			return fmt.Errorf("descriptor %d is not what it was: %v", 3+i, err)
+		}
+	}
+	return nil
+}
+
+func TestNotActivated(t *testing.T) {
+	story(t)
+	l := listen(t, ipc.Addr{})
+	f := fileOf(t, l)
+	for what, c := range map[string]struct {
+		activation
+		want []string
+	}{
+		"not at all":           {activation{pid: unset, fds: unset, names: unset}, []string{"left"}},
+		"without descriptors":  {activation{pid: "self", fds: unset, names: unset}, []string{"left"}},
+		"without a process id": {activation{pid: unset, fds: "1", names: unset}, []string{"left"}},
+		"another process":      {activation{pid: "1", fds: "1", names: "a"}, []string{"left"}},
+		"another, garbled":     {activation{pid: "1", fds: "many", names: "a"}, []string{"left"}},
+		"none":                 {activation{pid: "self", fds: "0", names: unset}, []string{"unset"}},
+		"none, with names":     {activation{pid: "self", fds: "0", names: ""}, []string{"unset"}},
+		"pid is a word":        {activation{pid: "me", fds: "1", names: "a"}, []string{"left", "LISTEN_PID", `"me"`}},
+		"pid is negative":      {activation{pid: "-7", fds: "1", names: "a"}, []string{"left", "LISTEN_PID", `"-7"`}},
+		"pid is 0":             {activation{pid: "0", fds: "1", names: "a"}, []string{"left", "LISTEN_PID"}},
+		"pid is huge":          {activation{pid: "99999999999999999999", fds: "1", names: "a"}, []string{"left", "LISTEN_PID"}},
+		"fds is a word":        {activation{pid: "self", fds: "many", names: "a"}, []string{"left", "LISTEN_FDS", `"many"`}},
+		"fds is negative":      {activation{pid: "self", fds: "-1", names: "a"}, []string{"left", "LISTEN_FDS"}},
+		"fds is not whole":     {activation{pid: "self", fds: "1.0", names: "a"}, []string{"left", "LISTEN_FDS"}},
+		"fds is huge":          {activation{pid: "self", fds: "999999999", names: unset}, []string{"left", "LISTEN_FDS"}},
+		"too many names":       {activation{pid: "self", fds: "1", names: "a:b"}, []string{"left", "LISTEN_FDNAMES", `"a:b"`}},
+		"too few names":        {activation{pid: "self", fds: "2", names: "a"}, []string{"left", "LISTEN_FDNAMES"}},
+		"more than are open":   {activation{pid: "self", fds: "300", names: unset}, []string{"left", "descriptor 4"}},
+		"separators alone":     {activation{pid: "self", fds: "1", names: ":,:"}, []string{"left", "LISTEN_FDNAMES"}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			story(t)
+			c.files = []*os.File{f}
+			c.start(t, "inactive", c.want...).end()
+		})
+	}
+	serves(t, l, l.Addr().(ipc.Addr))
+}
+
+func TestActivatedRefusesWhatDoesNotListen(t *testing.T) {
+	story(t)
+	dir := openDir(t)
+	l := listen(t, ipc.Addr{})
+	listening := fileOf(t, l)
+	a, _ := pair(t)
+	_, w := pipe(t)
+	socket := func(family, typ int) *os.File {
+		fd, err := syscall.Socket(family, typ, 0)
+		must(t, err)
+		f := os.NewFile(uintptr(fd), "socket")
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	null, err := os.Open(os.DevNull)
+	must(t, err)
+	defer null.Close()
+	bound := socket(syscall.AF_UNIX, syscall.SOCK_STREAM)
+	raw, err := bound.SyscallConn()
+	must(t, err)
+	must(t, raw.Control(func(fd uintptr) { err = syscall.Bind(int(fd), &syscall.SockaddrUnix{Name: dir + "/bound"}) }))
+	must(t, err)
+	defer os.Remove(dir + "/bound")
+	wrong := map[string]*os.File{
+		"a connection":            fileOf(t, a),
+		"a pipe":                  fileOf(t, w),
+		"a device":                null,
+		"a socket without a name": socket(syscall.AF_UNIX, syscall.SOCK_STREAM),
+		"a socket with a name":    bound,
+		"a datagram socket":       socket(syscall.AF_UNIX, syscall.SOCK_DGRAM),
+	}
+	if tcp, err := net.Listen("tcp", "127.0.0.1:0"); err == nil {
+		defer tcp.Close()
+		wrong["a TCP listener"] = fileOf(t, tcp.(*net.TCPListener))
+	}
+	for what, f := range wrong {
+		t.Run(what, func(t *testing.T) {
+			story(t)
+			activation{"self", "3", "a:b:c", []*os.File{listening, f, listening}}.
+				start(t, "inactive", "left", "descriptor 4").end()
+		})
+	}
+	serves(t, l, l.Addr().(ipc.Addr))
+}
+
+func TestActivationBySystemd(t *testing.T) {
+	story(t)
+	const program = "systemd-socket-activate"
+	if _, err := exec.LookPath(program); err != nil {
+		t.Skipf("%s is not installed", program)
+	}
+	dir := openDir(t)
+	paths := []string{dir + "/web", dir + "/admin"}
+	// The manager runs the child, and clears its environment but for -E.
+	t.Setenv(childExec, fmt.Sprintf("%s -l %s -l %s --fdname=web:admin -E %s=activated -E %s=%s %s",
+		program, paths[0], paths[1], childRole, childExec, os.Getenv(childExec), os.Getenv(childExec)))
+	c := startChild(t, "nothing, but for -E")
+	var clients []*ipc.Conn
+	for _, path := range paths {
+		defer os.Remove(path)
+		client, err := ipc.Dialer{Wait: true, Timeout: soon}.Dial(ipc.Path(path)) // starts the child
+		must(t, err)
+		defer client.Close()
+		clients = append(clients, client)
+	}
+	c.mustSay("web " + paths[0])
+	c.mustSay("admin " + paths[1])
+	c.mustSay("that is all")
+	for _, client := range clients {
+		talkToEcho(t, client)
+		must(t, client.Close())
+	}
+	c.end()
+	for _, path := range paths {
+		if _, err := os.Lstat(path); err != nil {
+			t.Errorf("the manager's socket is gone: %v", err)
+		}
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Hand-over
+
+// A shift is a server's accept loop, in whichever process: each client is told
+// the process id.
+type shift struct {
+	l       *ipc.Listener
+	clients sync.WaitGroup
+	ended   chan struct{}
+}
+
+func beginShift(l *ipc.Listener) *shift {
+	s := &shift{l: l, ended: make(chan struct{})}
+	go func() {
+		defer close(s.ended)
+		for c, err := range l.Conns() {
+			if err != nil {
+				continue // a client will say that it was not served
+			}
+			s.clients.Go(func() {
+				fmt.Fprintln(c, os.Getpid())
+				c.Close()
+			})
+		}
+	}()
+	return s
+}
+
+// end leaves what comes from now on to the next shift, and finishes the rest.
+func (s *shift) end() error {
+	err := s.l.Close()
+	<-s.ended
+	s.clients.Wait()
+	return err
+}
+
+// bequest gives a successor the listener in one of the ways.
+func bequest(cmd *exec.Cmd, way string, l *ipc.Listener) (release func(), err error) {
+	if way == "Inherit" {
+		return func() {}, ipc.Inherit(cmd, "listener", l)
+	}
+	f, err := l.File()
+	if err != nil {
+		return nil, err
+	}
+	cmd.ExtraFiles = append(cmd.ExtraFiles, f) // descriptor 3
+	return func() { f.Close() }, nil
+}
+
+// childTakesOver serves as the successor of the process that started it, and
+// when it is told to, starts its own and leaves the rest to it.
+func childTakesOver(p *parent, args []string) error {
+	way := args[0]
+	var l *ipc.Listener
+	var err error
+	if way == "Inherit" {
+		l, err = ipc.InheritedListener("listener")
+	} else {
+		f := os.NewFile(3, "listener")
+		l, err = ipc.FileListener(f)
+		f.Close()
+	}
+	if err != nil {
+		return err
+	}
+	s := beginShift(l)
+	p.say("serving %d", os.Getpid())
+	if p.hear() == "" {
+		return s.end()
+	}
+	next := again("successor", way)
+	next.Stdout = nil
+	said, err := next.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	release, err := bequest(next, way, l)
+	if err != nil {
+		return err
+	}
+	if err := next.Start(); err != nil {
+		return err
+	}
+	release()
+	var pid int
+	if _, err := fmt.Fscanf(said, "serving %d\n", &pid); err != nil {
+		return err
+	}
+	if err := s.end(); err != nil {
+		return err
+	}
+	p.say("handed over to %d", pid)
+	return next.Wait()
+}
+
+func TestHandOverRefusesNoClient(t *testing.T) {
+	for _, way := range []string{"Inherit", "File"} {
+		t.Run(way, func(t *testing.T) {
+			overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+				first := beginShift(listenWith(t, ipc.ListenConfig{KeepName: true}, addr))
+				defer removeSocket(addr)
+
+				var mu sync.Mutex
+				served := map[int]int{} // by process id
+				count := func(pid int) int { mu.Lock(); defer mu.Unlock(); return served[pid] }
+				ctx, stop := context.WithCancel(t.Context())
+				defer stop()
+				var clients []<-chan error
+				for range 3 {
+					clients = append(clients, begin(func() error {
+						for ctx.Err() == nil {
+							c, err := ipc.Dialer{Timeout: soon}.Dial(addr)
+							if err != nil {
+								return err
+							}
+							c.SetDeadline(time.Now().Add(soon))
+							var pid int
+							if _, err := fmt.Fscan(c, &pid); err != nil {
+								return fmt.Errorf("a client is not served: %w", err)
+							}
+							c.Close()
+							mu.Lock()
+							served[pid]++
+							mu.Unlock()
+						}
+						return nil
+					}))
+				}
+				const enough = 20
+				eventually(t, "the first serves", func() bool { return count(os.Getpid()) >= enough })
+
+				var cmd exec.Cmd
+				cmd.Env = []string{}
+				release, err := bequest(&cmd, way, first.l)
+				must(t, err)
+				c := startChildWith(t, cmd, "successor", way)
+				release()
+				var second, third int
+				if _, err := fmt.Sscanf(c.hear(), "serving %d", &second); err != nil {
+					t.Fatal(err)
+				}
+				must(t, first.end())
+				eventually(t, "the second serves", func() bool { return count(second) >= enough })
+				_, err = ipc.Listen(addr)
+				matches(t, err, ipc.ErrAddrInUse) // though the first has given its claim up
+
+				c.say("hand over")
+				if _, err := fmt.Sscanf(c.hear(), "handed over to %d", &third); err != nil {
+					t.Fatal(err)
+				}
+				late := count(second)
+				eventually(t, "the third serves", func() bool { return count(third) >= enough })
+				if count(second) > late+len(clients) || third == second || second == os.Getpid() {
+					t.Errorf("the process that left goes on to serve: %v", served)
+				}
+				stop()
+				for _, done := range clients {
+					must(t, <-done)
+				}
+				c.outlive()
+			})
+		})
+	}
+}
+
+// removeSocket removes what a listener with KeepName leaves behind, if that is
+// something.
+func removeSocket(addr ipc.Addr) {
+	path := addr.String()
+	if name, ok := strings.CutPrefix(path, "@"); ok {
+		path = "/tmp/" + name
+	}
+	os.Remove(path)
+}

@@ -1,0 +1,862 @@
+//go:build unix || windows
+
+// Ends that a child process is given.
+package ipc_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/interprocess-go/ipc"
+)
+
+func init() {
+	for role, play := range map[string]func(*parent, []string) error{
+		"takes ends":  childServesItsEnds,
+		"tries ends":  childTakesEndsInEveryWay,
+		"keeps ends":  childKeepsItsEnds,
+		"relays ends": childPassesItsEndOn,
+		"lives on":    childLives,
+		"has no ends": childAsksForWhatItHasNot,
+	} {
+		roles[role] = play
+	}
+}
+
+// inheritVar tells a child of its ends. Its name is part of the interface: a
+// program may be asked to clear its environment but for it.
+const inheritVar = "IPC_INHERIT"
+
+// An heir is a child to be, and the ends that it will be given.
+type heir struct {
+	t   *testing.T
+	cmd exec.Cmd
+}
+
+func newHeir(t *testing.T) *heir { return &heir{t: t, cmd: exec.Cmd{Env: []string{}}} }
+
+func (h *heir) gets(name string, end ipc.Inheritable) {
+	h.t.Helper()
+	must(h.t, ipc.Inherit(&h.cmd, name, end))
+}
+
+func (h *heir) start(role string, args ...string) *child {
+	h.t.Helper()
+	return startChildWith(h.t, h.cmd, role, args...)
+}
+
+// childServesItsEnds takes the ends that the arguments tell, "kind name", and
+// serves each until its end: connections and clients of listeners by an echo, a
+// reader by a copy to the writer.
+func childServesItsEnds(p *parent, args []string) error {
+	var r *ipc.PipeReader
+	var w *ipc.PipeWriter
+	var failed []error
+	var mu sync.Mutex
+	var busy sync.WaitGroup
+	serve := func(what string, f func() error) {
+		busy.Go(func() {
+			if err := f(); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				failed = append(failed, fmt.Errorf("%s: %w", what, err))
+			}
+		})
+	}
+	for _, arg := range args {
+		kind, name, _ := strings.Cut(arg, " ")
+		var err error
+		switch kind {
+		case "conn":
+			var c *ipc.Conn
+			if c, err = ipc.InheritedConn(name); err == nil {
+				serve(arg, func() error { _, err := io.Copy(c, c); return errors.Join(err, c.Close()) })
+			}
+		case "msgconn":
+			var c *ipc.MsgConn
+			if c, err = ipc.InheritedMsgConn(name); err == nil {
+				serve(arg, func() error { return errors.Join(returnMessages(c), c.Close()) })
+			}
+		case "reader":
+			r, err = ipc.InheritedReader(name)
+		case "writer":
+			w, err = ipc.InheritedWriter(name)
+		case "listener":
+			var l *ipc.Listener
+			if l, err = ipc.InheritedListener(name); err == nil {
+				serve(arg, func() error {
+					c, err := l.Accept()
+					if err != nil {
+						return err
+					}
+					_, err = io.Copy(c, c)
+					return errors.Join(err, c.Close(), l.Close())
+				})
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", arg, err)
+		}
+	}
+	if r != nil {
+		serve("reader to writer", func() error { _, err := io.Copy(w, r); return errors.Join(err, r.Close(), w.Close()) })
+	}
+	p.say("serving")
+	busy.Wait()
+	return errors.Join(failed...)
+}
+
+func returnMessages(c *ipc.MsgConn) error {
+	for {
+		msg, err := c.RecvAppend(nil)
+		if err == io.EOF {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if err := c.Send(msg); err != nil {
+			return err
+		}
+	}
+}
+
+// echoes proves that what is written to w comes back from r.
+func echoes(t *testing.T, w io.Writer, r io.Reader) {
+	t.Helper()
+	data := pattern(500 << 10)
+	writing := begin(func() error { _, err := w.Write(data); return err })
+	got := make([]byte, len(data))
+	if n, err := io.ReadFull(r, got); err != nil || !bytes.Equal(got, data) {
+		t.Fatalf("of %d bytes %d come back, %v", len(data), n, err)
+	}
+	must(t, <-writing)
+}
+
+// echoesMessages proves it of messages.
+func echoesMessages(t *testing.T, c *ipc.MsgConn) {
+	t.Helper()
+	for _, msg := range []string{"one", "another", string(pattern(5000)), "a last one"} {
+		must(t, c.Send([]byte(msg)))
+		if got, err := c.RecvAppend(nil); string(got) != msg || err != nil {
+			t.Fatalf("%.20q comes back for %.20q, %v", got, msg, err)
+		}
+	}
+}
+
+// ---------------------------------------------------------------------------
+// What a child is given
+
+func TestChildUsesTheEndsItIsGiven(t *testing.T) {
+	t.Run("Conn", func(t *testing.T) {
+		story(t)
+		a, b := pair(t)
+		h := newHeir(t)
+		h.gets("c", b)
+		c := h.start("takes ends", "conn c")
+		must(t, b.Close())
+		c.mustSay("serving")
+		echoes(t, a, a)
+		must(t, a.Close())
+		c.end()
+	})
+	t.Run("DialedConn", func(t *testing.T) {
+		overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+			a, b := connect(t, listen(t, addr))
+			h := newHeir(t)
+			h.gets("c", b)
+			c := h.start("takes ends", "conn c")
+			must(t, b.Close())
+			c.mustSay("serving")
+			echoes(t, a, a)
+			must(t, a.Close())
+			c.end()
+		})
+	})
+	t.Run("MsgConn", func(t *testing.T) {
+		story(t)
+		a, b, err := ipc.MsgPair()
+		must(t, err)
+		defer a.Close()
+		h := newHeir(t)
+		h.gets("m", b)
+		c := h.start("takes ends", "msgconn m")
+		must(t, b.Close())
+		c.mustSay("serving")
+		echoesMessages(t, a)
+		must(t, a.Close())
+		c.end()
+	})
+	t.Run("Pipes", func(t *testing.T) {
+		story(t)
+		r, w := pipe(t)
+		back, answer := pipe(t)
+		h := newHeir(t)
+		h.gets("in", r)
+		h.gets("out", answer)
+		c := h.start("takes ends", "reader in", "writer out")
+		must(t, errors.Join(r.Close(), answer.Close()))
+		c.mustSay("serving")
+		echoes(t, w, back)
+		must(t, w.Close())
+		expectEOF(t, back)
+		c.end()
+	})
+	t.Run("Listener", func(t *testing.T) {
+		overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+			l := listen(t, addr)
+			h := newHeir(t)
+			if runtime.GOOS == "windows" {
+				matches(t, ipc.Inherit(&h.cmd, "l", l), errors.ErrUnsupported)
+				return
+			}
+			h.gets("l", l)
+			c := h.start("takes ends", "listener l")
+			client := dial(t, addr) // the child is the one to accept it
+			c.mustSay("serving")
+			echoes(t, client, client)
+			must(t, client.Close())
+			c.end()
+			serves(t, l, addr) // neither the socket nor its file went with the child
+		})
+	})
+}
+
+func TestChildIsGivenManyEnds(t *testing.T) {
+	story(t)
+	h := newHeir(t)
+	var args []string
+	var conns []*ipc.Conn
+	var given []io.Closer
+	give := func(kind, name string, end interface {
+		ipc.Inheritable
+		io.Closer
+	}) {
+		h.gets(name, end)
+		args = append(args, kind+" "+name)
+		given = append(given, end)
+	}
+	for i := range 8 {
+		a, b := pair(t)
+		give("conn", fmt.Sprintf("conn-%d.x_Y", i), b)
+		conns = append(conns, a)
+	}
+	m, n, err := ipc.MsgPair()
+	must(t, err)
+	defer m.Close()
+	give("msgconn", "M", n)
+	r, w := pipe(t)
+	back, answer := pipe(t)
+	give("writer", ".", answer)
+	give("reader", "-", r)
+	slices.Reverse(args) // the order in which they are taken is the child's
+	c := h.start("takes ends", args...)
+	for _, end := range given {
+		must(t, end.Close())
+	}
+	c.mustSay("serving")
+	for i, conn := range conns { // each is the one of its name
+		send(t, conn, fmt.Sprint("to ", i))
+		expect(t, conn, fmt.Sprint("to ", i))
+	}
+	echoesMessages(t, m)
+	echoes(t, w, back)
+	for _, conn := range conns {
+		must(t, conn.Close())
+	}
+	must(t, errors.Join(m.Close(), w.Close()))
+	c.end()
+}
+
+func TestEndOfAChildIsTheEndOfItsStreams(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	m, n, err := ipc.MsgPair()
+	must(t, err)
+	defer m.Close()
+	r, w := pipe(t)
+	in, out := pipe(t)
+	h := newHeir(t)
+	h.gets("c", b)
+	h.gets("m", n)
+	h.gets("w", w)
+	h.gets("r", in)
+	c := h.start("takes ends", "conn c", "msgconn m", "reader r", "writer w")
+	must(t, errors.Join(b.Close(), n.Close(), w.Close(), in.Close()))
+	c.mustSay("serving")
+	reading := []<-chan error{
+		begin(func() error { _, err := a.Read(make([]byte, 1)); return err }),
+		begin(func() error { _, err := m.Recv(make([]byte, 1)); return err }),
+		begin(func() error { _, err := r.Read(make([]byte, 1)); return err }),
+	}
+	awaitParked(t, "(*Conn).Read", 1)
+	awaitParked(t, "(*MsgConn).Recv", 1)
+	awaitParked(t, "(*PipeReader).Read", 1)
+	c.kill()
+	for _, done := range reading {
+		if err := <-done; err != io.EOF {
+			t.Errorf("a read ends with %v, want io.EOF", err)
+		}
+	}
+	_, err = a.Write([]byte("x"))
+	matches(t, err, syscall.EPIPE)
+	matches(t, m.Send([]byte("x")), syscall.EPIPE)
+	_, err = out.Write([]byte("x"))
+	matches(t, err, syscall.EPIPE)
+}
+
+func TestParentsEndsHonourDeadlinesAfterStart(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	r, w := pipe(t)
+	in, out := pipe(t)
+	h := newHeir(t)
+	h.gets("c", b)
+	h.gets("w", w)
+	h.gets("r", in)
+	c := h.start("keeps ends") // reads nothing and writes nothing
+	c.mustSay("ready")
+	type end struct {
+		what  string
+		read  func(p []byte) (int, error)
+		write func(p []byte) (int, error)
+		set   func(time.Time) error
+		close func() error
+	}
+	ends := []end{
+		{"the connection", a.Read, a.Write, a.SetDeadline, a.Close},
+		{"the reader", r.Read, nil, r.SetReadDeadline, r.Close},
+		{"the writer", nil, out.Write, out.SetWriteDeadline, out.Close},
+	}
+	if runtime.GOOS != "windows" { // where an end is used by one process alone
+		ends = append(ends,
+			end{"the connection that was given", b.Read, b.Write, b.SetDeadline, b.Close},
+			end{"the reader that was given", in.Read, nil, in.SetReadDeadline, in.Close},
+			end{"the writer that was given", nil, w.Write, w.SetWriteDeadline, w.Close})
+	}
+	for _, e := range ends {
+		for _, call := range []func([]byte) (int, error){e.read, e.write} {
+			if call == nil {
+				continue
+			}
+			begun := time.Now()
+			must(t, e.set(begun.Add(brief)))
+			_, err := call(make([]byte, tooMuch))
+			for err == nil { // what an earlier end wrote
+				_, err = call(make([]byte, tooMuch))
+			}
+			timedOut(t, err)
+			if waited := time.Since(begun); waited < brief {
+				t.Errorf("%s gave up after %v", e.what, waited)
+			}
+			must(t, e.set(time.Time{}))
+		}
+	}
+	reading := begin(func() error { _, err := r.Read(make([]byte, tooMuch)); return err })
+	for _, e := range ends {
+		must(t, e.close())
+	}
+	if err := <-reading; err != nil {
+		matches(t, err, net.ErrClosed)
+	}
+	c.end()
+}
+
+func TestEndIsTakenOnce(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	r, w := pipe(t)
+	h := newHeir(t)
+	h.gets("c", b)
+	h.gets("r", r)
+	c := h.start("tries ends", "c", "r")
+	must(t, errors.Join(b.Close(), r.Close()))
+	c.mustSay("as it should")
+	send(t, w, "by the pipe")
+	expect(t, a, "by the pipe")
+	send(t, a, ".")
+	c.end()
+}
+
+// inheritors take an end in each way, and say what is wrong with it.
+var inheritors = map[string]func(name string) (io.Closer, error){
+	"conn":     func(name string) (io.Closer, error) { return errOrNil(ipc.InheritedConn(name)) },
+	"msgconn":  func(name string) (io.Closer, error) { return errOrNil(ipc.InheritedMsgConn(name)) },
+	"reader":   func(name string) (io.Closer, error) { return errOrNil(ipc.InheritedReader(name)) },
+	"writer":   func(name string) (io.Closer, error) { return errOrNil(ipc.InheritedWriter(name)) },
+	"listener": func(name string) (io.Closer, error) { return errOrNil(ipc.InheritedListener(name)) },
+}
+
+// errOrNil keeps a nil pointer from becoming an interface that is not nil.
+func errOrNil[E interface {
+	comparable
+	io.Closer
+}](end E, err error) (io.Closer, error) {
+	var none E
+	if err != nil {
+		if end != none {
+			panic("an end comes with an error")
+		}
+		return nil, err
+	}
+	return end, nil
+}
+
+// refusedEnd returns an error unless err, of InheritedX, is a clear one that
+// holds the words.
+func refusedEnd(err error, words ...string) error {
+	var oe *net.OpError
+	if !errors.As(err, &oe) || oe.Op != "inherit" || oe.Net != "pipe" {
+		return fmt.Errorf("%v (%#v) is not a *net.OpError of an inheritance", err, err)
+	}
+	for _, word := range words {
+		if !strings.Contains(err.Error(), word) {
+			return fmt.Errorf("%q does not say %s", err, word)
+		}
+	}
+	return nil
+}
+
+// childTakesEndsInEveryWay takes a connection and a reader, each in every wrong
+// way, then in the right one, then again, and passes on what it reads.
+func childTakesEndsInEveryWay(p *parent, args []string) error {
+	if list, ok := os.LookupEnv(inheritVar); ok {
+		return fmt.Errorf("%s is still there: %s", inheritVar, list)
+	}
+	for i, right := range []string{"conn", "reader"} {
+		for kind, take := range inheritors {
+			if kind == right {
+				continue
+			}
+			_, err := take(args[i])
+			if err := refusedEnd(err, args[i], right, kind); err != nil {
+				return err
+			}
+		}
+	}
+	c, err := ipc.InheritedConn(args[0])
+	if err != nil {
+		return err
+	}
+	r, err := ipc.InheritedReader(args[1])
+	if err != nil {
+		return err
+	}
+	for _, take := range inheritors {
+		for _, name := range append(args, "another", "") {
+			_, err := take(name)
+			if err := refusedEnd(err, fmt.Sprintf("%q", name)); err != nil {
+				return err
+			}
+		}
+	}
+	if err := c.SetReadDeadline(time.Now().Add(brief)); err != nil {
+		return err
+	}
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("an inherited end without news gives %v", err)
+	}
+	if err := errors.Join(c.SetReadDeadline(time.Time{})); err != nil {
+		return err
+	}
+	p.say("as it should")
+	if _, err := io.CopyN(c, r, int64(len("by the pipe"))); err != nil {
+		return err
+	}
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		return err
+	}
+	return errors.Join(c.Close(), r.Close())
+}
+
+// ---------------------------------------------------------------------------
+// What a grandchild is given
+
+// again returns a command that is this program in another role, for a child
+// that has children itself.
+func again(role string, args ...string) *exec.Cmd {
+	program, err := os.Executable()
+	if err != nil {
+		program = os.Args[0]
+	}
+	command := append(strings.Fields(os.Getenv(childExec)), program)
+	cmd := exec.Command(command[0], append(command[1:], args...)...)
+	cmd.Env = append(os.Environ(), childRole+"="+role)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	return cmd
+}
+
+// outlive waits until everything that has the child's standard output, also a
+// child of it, has ended.
+func (c *child) outlive() {
+	c.t.Helper()
+	c.in.Close()
+	if rest, err := io.ReadAll(c.out); len(rest) > 0 || err != nil {
+		c.t.Errorf("the child goes on to say %q, %v", rest, err)
+	}
+	c.end()
+}
+
+func TestEndsAreNotPassedOn(t *testing.T) {
+	story(t)
+	taken, b := pair(t)
+	left, d := pair(t)
+	r, w := pipe(t)
+	h := newHeir(t)
+	h.gets("taken", b)
+	h.gets("left", d)
+	h.gets("w", w)
+	c := h.start("keeps ends", "taken")
+	must(t, errors.Join(b.Close(), d.Close(), w.Close()))
+	c.mustSay("ready")
+	c.say("start a child and leave")
+	c.mustSay("alive")
+	// The child is gone, its child is not: had that one of the ends, they would
+	// not be closed.
+	for _, end := range []interface {
+		io.Reader
+		SetReadDeadline(time.Time) error
+	}{taken, left, r} {
+		must(t, end.SetReadDeadline(time.Now().Add(soon)))
+		expectEOF(t, end)
+	}
+	c.outlive()
+}
+
+// childKeepsItsEnds takes the end of the argument, if there is one, and starts a
+// child that outlives it.
+func childKeepsItsEnds(p *parent, args []string) error {
+	if len(args) > 0 {
+		c, err := ipc.InheritedConn(args[0])
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+	}
+	p.say("ready")
+	if p.hear() == "" {
+		return nil
+	}
+	return again("lives on").Start()
+}
+
+// childLives says whether it is told of ends, and lives until its input ends.
+func childLives(p *parent, args []string) error {
+	if list, ok := os.LookupEnv(inheritVar); ok {
+		p.say("told of %s", list)
+	}
+	if _, err := ipc.InheritedConn("left"); err == nil {
+		p.say("given an end")
+	}
+	p.say("alive")
+	p.hear()
+	return nil
+}
+
+func TestEndIsPassedOnByInheritAlone(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	in, out := pipe(t)
+	r, w := pipe(t)
+	h := newHeir(t)
+	h.gets("c", b)
+	h.gets("r", in)
+	h.gets("w", w)
+	c := h.start("relays ends", "c", "r", "w")
+	must(t, errors.Join(b.Close(), in.Close(), w.Close()))
+	c.mustSay("serving") // says the grandchild
+	echoes(t, a, a)
+	echoes(t, out, r)
+	must(t, errors.Join(a.Close(), out.Close()))
+	c.mustSay("relayed")
+	c.end()
+}
+
+// childPassesItsEndOn gives what it was given to a child of its own, under other
+// names.
+func childPassesItsEndOn(p *parent, args []string) error {
+	c, err := ipc.InheritedConn(args[0])
+	if err != nil {
+		return err
+	}
+	r, err := ipc.InheritedReader(args[1])
+	if err != nil {
+		return err
+	}
+	w, err := ipc.InheritedWriter(args[2])
+	if err != nil {
+		return err
+	}
+	cmd := again("takes ends", "conn other", "reader in", "writer out")
+	err = errors.Join(ipc.Inherit(cmd, "other", c), ipc.Inherit(cmd, "in", r), ipc.Inherit(cmd, "out", w))
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	if err := errors.Join(c.Close(), r.Close(), w.Close(), cmd.Wait()); err != nil {
+		return err
+	}
+	p.say("relayed")
+	return nil
+}
+
+// ---------------------------------------------------------------------------
+// What cannot be given
+
+func TestBadNamesOfEndsAreRefused(t *testing.T) {
+	story(t)
+	_, b := pair(t)
+	for _, name := range []string{"", " ", "a b", "a,b", "a;b", "a=b", "a/b", "ü", "a\x00", "a\n"} {
+		var cmd exec.Cmd
+		err := ipc.Inherit(&cmd, name, b)
+		if err == nil {
+			t.Errorf("the name %q is taken", name)
+		} else if err := refusedEnd(err, "name", "letters"); err != nil {
+			t.Errorf("%q: %v", name, err)
+		}
+		if cmd.Env != nil || cmd.ExtraFiles != nil || cmd.SysProcAttr != nil {
+			t.Errorf("%q: the command became %+v", name, cmd)
+		}
+	}
+}
+
+func TestNameIsGivenOnce(t *testing.T) {
+	story(t)
+	_, b := pair(t)
+	_, d := pair(t)
+	h := newHeir(t)
+	h.gets("x", b)
+	env, files := slices.Clone(h.cmd.Env), len(h.cmd.ExtraFiles)
+	for _, end := range []ipc.Inheritable{b, d} {
+		if err := refusedEnd(ipc.Inherit(&h.cmd, "x", end), "x", "once"); err != nil {
+			t.Error(err)
+		}
+	}
+	if !slices.Equal(h.cmd.Env, env) || len(h.cmd.ExtraFiles) != files {
+		t.Errorf("a refused end is in the command: %v", h.cmd.Env)
+	}
+	h.gets("y", d)
+}
+
+func TestClosedEndCannotBeGiven(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	r, w := pipe(t)
+	l := listen(t, ipc.Addr{})
+	m, n, err := ipc.MsgPair()
+	must(t, err)
+	must(t, errors.Join(a.Close(), b.Close(), r.Close(), w.Close(), l.Close(), m.Close(), n.Close()))
+	for _, end := range []ipc.Inheritable{a, r, w, l, m} {
+		var cmd exec.Cmd
+		err := ipc.Inherit(&cmd, "x", end)
+		if _, listener := end.(*ipc.Listener); !listener || runtime.GOOS != "windows" {
+			matches(t, err, net.ErrClosed)
+		}
+		if err := refusedEnd(err); err != nil {
+			t.Error(err)
+		}
+		if cmd.Env != nil || cmd.ExtraFiles != nil || cmd.SysProcAttr != nil {
+			t.Errorf("the command became %+v", cmd)
+		}
+	}
+}
+
+func TestUsedEndCannotBeGivenWhereItBelongsToTheProcess(t *testing.T) {
+	if runtime.GOOS != "windows" {
+		t.Skip("here it can")
+	}
+	story(t)
+	a, b := pair(t)
+	talk(t, a, b)
+	var cmd exec.Cmd
+	matches(t, ipc.Inherit(&cmd, "x", b), errors.ErrUnsupported)
+}
+
+func TestEndOfAChildThatDoesNotStartIsUsable(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	cmd := exec.Command(tempDir(t) + "/no such program")
+	must(t, ipc.Inherit(cmd, "x", b))
+	if cmd.Start() == nil {
+		t.Fatal("it starts")
+	}
+	talk(t, a, b)
+	must(t, b.SetReadDeadline(time.Now().Add(brief)))
+	_, err := b.Read(make([]byte, 1))
+	timedOut(t, err)
+}
+
+// ---------------------------------------------------------------------------
+// The command and its environment
+
+func TestInheritKeepsTheEnvironment(t *testing.T) {
+	story(t)
+	_, b := pair(t)
+	_, d := pair(t)
+	t.Setenv("IPC_TEST_MARK", "of the parent")
+	var cmd exec.Cmd // whose environment is this process's
+	must(t, ipc.Inherit(&cmd, "b", b))
+	must(t, ipc.Inherit(&cmd, "d", d))
+	if n := len(cmd.Env); n != len(os.Environ())+1 || !slices.Equal(cmd.Env[:n-1], os.Environ()) {
+		t.Errorf("the environment became %q", cmd.Env)
+	}
+
+	own := make([]string, 2, 10)
+	own[0], own[1] = "A=1", "B=2"
+	spare := own[:10]
+	cmd = exec.Cmd{Env: own}
+	must(t, ipc.Inherit(&cmd, "b", b))
+	must(t, ipc.Inherit(&cmd, "d", d))
+	if len(cmd.Env) != 3 || !slices.Equal(cmd.Env[:2], own) || !strings.HasPrefix(cmd.Env[2], inheritVar+"=") {
+		t.Errorf("the environment became %q", cmd.Env)
+	}
+	if spare[2] != "" {
+		t.Error("the caller's slice was written to beyond its end")
+	}
+	if _, ok := os.LookupEnv(inheritVar); ok {
+		t.Error("the parent's own environment was changed")
+	}
+
+	for _, garbled := range []string{"x", "x,conn", "x,conn,3;;"} {
+		cmd = exec.Cmd{Env: []string{inheritVar + "=" + garbled}}
+		if err := refusedEnd(ipc.Inherit(&cmd, "b", b), inheritVar); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestCommandsDoNotShareWhatTheyAreGiven(t *testing.T) {
+	story(t)
+	_, b := pair(t)
+	_, d := pair(t)
+	files := make([]*os.File, 0, 4)
+	first, second := exec.Cmd{ExtraFiles: files}, exec.Cmd{ExtraFiles: files}
+	must(t, ipc.Inherit(&first, "x", b))
+	given := slices.Clone(first.ExtraFiles)
+	must(t, ipc.Inherit(&second, "x", d))
+	if !slices.Equal(first.ExtraFiles, given) {
+		t.Error("the end for one command is given to another")
+	}
+}
+
+// ---------------------------------------------------------------------------
+// What a child is told wrong
+
+// garbledLists are values of the variable from which no end "x" that is a
+// connection must come, and a word of the error each.
+var garbledLists = map[string]string{
+	"":                                    `"x"`,
+	"x":                                   "garbled",
+	",":                                   "garbled",
+	";":                                   "garbled",
+	",,":                                  "garbled",
+	"=":                                   "garbled",
+	"x,conn":                              "garbled",
+	"x,conn,":                             "garbled",
+	"x,conn,-1":                           "garbled",
+	"x,conn,0":                            "garbled",
+	"x,conn,+5":                           "garbled",
+	"x,conn,05":                           "garbled",
+	"x,conn,5x":                           "garbled",
+	"x,conn,5,5":                          "garbled",
+	"x,conn, 5":                           "garbled",
+	"x,conn,5;":                           "garbled",
+	";x,conn,5":                           "garbled",
+	"x,conn,5;;y,conn,6":                  "garbled",
+	"x,conn,5;x,conn,6":                   "garbled",
+	"x,conn,5;y,conn,5":                   "garbled", // two owners of one
+	"x,conn,99999999999999999999":         "garbled",
+	",conn,5":                             "garbled",
+	"x y,conn,5;x,conn,6":                 "garbled",
+	"\xff\xfe,conn,5":                     "garbled",
+	"x,conn,5\n":                          "garbled",
+	strings.Repeat("x,conn,5;", 5000):     "garbled",
+	strings.Repeat("x", 50000):            "garbled",
+	"y,conn,5":                            `"x"`,
+	"X,conn,5":                            `"x"`,
+	"x,CONN,5":                            "CONN",
+	"x,,5":                                "conn",
+	"x,listener,5":                        "listener",
+	"x,conn,987654":                       "", // which is not open: the system says so
+	"x,conn,3;y,msgconn,987654;z,conn,10": "", // a file
+}
+
+func TestGarbledVariableIsAClearError(t *testing.T) {
+	story(t)
+	file, err := os.Create(tempDir(t) + "/file")
+	must(t, err)
+	defer os.Remove(file.Name())
+	defer file.Close()
+	inexistent := exec.Cmd{}
+	if runtime.GOOS != "windows" {
+		inexistent.ExtraFiles = []*os.File{file}
+	}
+	for list, word := range garbledLists {
+		cmd := inexistent
+		cmd.Env = []string{inheritVar + "=" + list}
+		c := startChildWith(t, cmd, "has no ends", word)
+		for { // to its last word, which may be a panic
+			line, err := c.out.ReadString('\n')
+			if err != nil {
+				break
+			}
+			t.Errorf("%.60q: %s", list, line)
+		}
+		c.ended = true
+		c.in.Close()
+		if err := c.cmd.Wait(); err != nil {
+			t.Errorf("%.60q: %v: %s", list, err, c.errors.Bytes())
+		}
+	}
+}
+
+func TestMissingVariableIsAClearError(t *testing.T) {
+	story(t)
+	for _, take := range inheritors {
+		for _, name := range []string{"x", ""} {
+			_, err := take(name)
+			if err := refusedEnd(err, fmt.Sprintf("%q", name)); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+// childAsksForWhatItHasNot asks for the end "x", and says so if it is given one
+// or the error does not hold the word.
+func childAsksForWhatItHasNot(p *parent, args []string) error {
+	for range 2 {
+		c, err := inheritors["conn"]("x")
+		if err == nil {
+			p.say("there is an end %#v", c)
+			continue
+		}
+		if err := refusedEnd(err, args[0]); err != nil {
+			p.say("%v", err)
+		}
+		for _, take := range inheritors {
+			for _, name := range []string{"", "nothing", "x\x00"} {
+				if _, err := take(name); err == nil {
+					p.say("there is an end %q", name)
+				}
+			}
+		}
+	}
+	if list, ok := os.LookupEnv(inheritVar); ok {
+		p.say("%s is still there: %.20s", inheritVar, list)
+	}
+	return nil
+}

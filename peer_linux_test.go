@@ -1,0 +1,443 @@
+// What Linux tells of a peer beyond the portable facts: its process whatever
+// becomes of the number, its groups and label, and who sent each message.
+package ipc_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/interprocess-go/ipc"
+)
+
+func init() {
+	roles["shares"] = childSharesAnEnd
+}
+
+// A linuxEnd is a Conn or a MsgConn.
+type linuxEnd interface {
+	carrier
+	Peer() (ipc.Peer, error)
+	PeerPidfd() (*os.File, error)
+	PeerGroups() ([]int, error)
+	PeerLabel() (string, error)
+}
+
+// ---------------------------------------------------------------------------
+// The process itself
+
+// peerPidfd skips the test before Linux 6.5.
+func peerPidfd(t *testing.T, c linuxEnd) *os.File {
+	t.Helper()
+	f, err := c.PeerPidfd()
+	if errors.Is(err, errors.ErrUnsupported) {
+		isOpError(t, err, "peer")
+		t.Skip(err)
+	}
+	must(t, err)
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// fdinfo returns a field of /proc/self/fdinfo: see proc_pid_fdinfo(5).
+func fdinfo(t *testing.T, f *os.File, field string) string {
+	t.Helper()
+	info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", sysFD(t, f)))
+	must(t, err)
+	for line := range strings.SplitSeq(string(info), "\n") {
+		if value, ok := strings.CutPrefix(line, field+":"); ok {
+			return strings.TrimSpace(value)
+		}
+	}
+	t.Fatalf("no %s in %q", field, info)
+	return ""
+}
+
+// readable reports whether poll(2) would say so of the file, by epoll(7).
+func readable(t *testing.T, f *os.File) bool {
+	t.Helper()
+	ep, err := syscall.EpollCreate1(syscall.EPOLL_CLOEXEC)
+	must(t, err)
+	defer syscall.Close(ep)
+	must(t, syscall.EpollCtl(ep, syscall.EPOLL_CTL_ADD, sysFD(t, f), &syscall.EpollEvent{Events: syscall.EPOLLIN}))
+	events := make([]syscall.EpollEvent, 1)
+	for {
+		n, err := syscall.EpollWait(ep, events, 0)
+		if err == syscall.EINTR {
+			continue
+		}
+		must(t, err)
+		return n == 1 && events[0].Events&syscall.EPOLLIN != 0
+	}
+}
+
+func TestPidfdIsOfThePeersProcess(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		first := startChild(t, "connect", addr.String())
+		server := accept(t, l)
+		second := startChild(t, "connect", addr.String())
+		other := accept(t, l)
+		f, g := peerPidfd(t, server), peerPidfd(t, other)
+		if got, want := fdinfo(t, f, "Pid"), fmt.Sprint(first.pid()); got != want {
+			t.Errorf("it is of process %s, want %s", got, want)
+		}
+		if got, want := fdinfo(t, g, "Pid"), fmt.Sprint(second.pid()); got != want {
+			t.Errorf("it is of process %s, want %s", got, want)
+		}
+		if readable(t, f) || readable(t, g) {
+			t.Error("it tells the end of a process that lives")
+		}
+
+		first.kill() // and its number is free for others
+		if !readable(t, f) {
+			t.Error("it does not tell the end of the process")
+		}
+		if readable(t, g) {
+			t.Error("it tells the end of another process")
+		}
+		for range 3 {
+			if got := fdinfo(t, f, "Pid"); got != "-1" {
+				t.Errorf("of a process that ended it says %s", got)
+			}
+			startChild(t, "inherits").end() // whoever comes after
+		}
+
+		// Asked for only now, it is of nobody, or there is none. The number is
+		// known still: that is why one asks for more.
+		if late, err := server.PeerPidfd(); err != nil {
+			isOpError(t, err, "peer")
+		} else {
+			if got := fdinfo(t, late, "Pid"); got != "-1" {
+				t.Errorf("of a process that ended it says %s", got)
+			}
+			must(t, late.Close())
+		}
+		if pid, ok := peerOf(t, server).PID(); pid != first.pid() || !ok {
+			t.Errorf("PID is %d, %v", pid, ok)
+		}
+		second.kill()
+	})
+}
+
+func TestPidfdOfMessagesAndPairs(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	c, d := msgPair(t)
+	e, f := msgConnect(t, listenMsg(t, ipc.Addr{}))
+	for _, end := range []linuxEnd{a, b, c, d, e, f} {
+		pidfd := peerPidfd(t, end)
+		if got, want := fdinfo(t, pidfd, "Pid"), fmt.Sprint(os.Getpid()); got != want {
+			t.Errorf("it is of process %s, want %s", got, want)
+		}
+		must(t, pidfd.Close())
+	}
+	must(t, a.Close())
+	_, err := a.PeerPidfd()
+	matches(t, err, net.ErrClosed)
+}
+
+func TestPidfdIsCloseOnExec(t *testing.T) {
+	story(t)
+	a, _ := pair(t)
+	var flags int
+	_, err := fmt.Sscanf(fdinfo(t, peerPidfd(t, a), "flags"), "%o", &flags)
+	must(t, err)
+	if flags&syscall.O_CLOEXEC == 0 {
+		t.Errorf("flags are %#o", flags)
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Groups and labels
+
+func TestPeerGroupsAreThoseOfPeer(t *testing.T) {
+	story(t)
+	needsRoot(t)
+	l := listen(t, ipc.Addr{})
+	c := startChild(t, "groups", l.Addr().String())
+	server := accept(t, l)
+	groups, err := server.PeerGroups()
+	must(t, err)
+	if want := childGroups(); !slices.Equal(groups, want) {
+		t.Errorf("%d groups %v, want %d", len(groups), groups, len(want))
+	}
+	if got := peerOf(t, server).Groups(); !slices.Equal(groups, got) {
+		t.Errorf("groups are %v, and of Peer %v", groups, got)
+	}
+	c.mustSay("done")
+	c.end()
+	must(t, server.Close())
+	_, err = server.PeerGroups()
+	matches(t, err, net.ErrClosed)
+}
+
+func TestPeerGroupsOfThisProcess(t *testing.T) {
+	story(t)
+	want, err := os.Getgroups()
+	must(t, err)
+	slices.Sort(want)
+	a, _ := pair(t)
+	b, _ := msgPair(t)
+	for _, end := range []linuxEnd{a, b} {
+		got, err := end.PeerGroups()
+		must(t, err)
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("groups are %v, want %v", got, want)
+		}
+	}
+}
+
+func TestPeerLabelIsThereOrUnsupported(t *testing.T) {
+	story(t)
+	a, _ := pair(t)
+	b, _ := msgPair(t)
+	for _, end := range []linuxEnd{a, b} {
+		label, err := end.PeerLabel()
+		if err != nil {
+			matches(t, err, errors.ErrUnsupported)
+			isOpError(t, err, "peer")
+			if label != "" {
+				t.Errorf("%q comes with the error", label)
+			}
+			continue
+		}
+		if strings.ContainsRune(label, 0) {
+			t.Errorf("the label is %q", label)
+		}
+		if own, err := os.ReadFile("/proc/self/attr/current"); err == nil && label != strings.Trim(string(own), "\x00\n") {
+			t.Errorf("the label is %q, that of this process %q", label, own)
+		}
+	}
+	must(t, a.Close())
+	_, err := a.PeerLabel()
+	matches(t, err, net.ErrClosed)
+}
+
+// ---------------------------------------------------------------------------
+// The sender of each message
+
+// recvFrom receives the text and returns who sent it.
+func recvFrom(t *testing.T, c *ipc.MsgConn, text string) ipc.Peer {
+	t.Helper()
+	p := make([]byte, len(text)+10)
+	n, peer, err := c.RecvPeer(p)
+	if string(p[:n]) != text || err != nil {
+		t.Fatalf("received %q, %v; want %q", p[:n], err, text)
+	}
+	return peer
+}
+
+// nothingYet lets RecvPeer ask for the senders of the messages that follow.
+func nothingYet(t *testing.T, c *ipc.MsgConn) {
+	t.Helper()
+	must(t, c.SetReadDeadline(time.Now().Add(-time.Second)))
+	_, peer, err := c.RecvPeer(make([]byte, 1))
+	timedOut(t, err)
+	isOpError(t, err, "recv")
+	if peer.String() != "unknown peer" {
+		t.Errorf("with the error comes the peer %v", peer)
+	}
+	must(t, c.SetReadDeadline(time.Time{}))
+}
+
+// childSharesAnEnd sends each line it hears over the end that it got.
+func childSharesAnEnd(p *parent, _ []string) error {
+	f := os.NewFile(3, "end")
+	c, err := ipc.FileMsgConn(f)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	for line := p.hear(); line != ""; line = p.hear() {
+		if err := c.Send([]byte(line)); err != nil {
+			return err
+		}
+	}
+	return c.Close()
+}
+
+func TestEveryMessageTellsItsSender(t *testing.T) {
+	story(t)
+	a, b := msgPair(t)
+	f, err := b.File()
+	must(t, err)
+	defer f.Close()
+	share := exec.Cmd{ExtraFiles: []*os.File{f}}
+	one, two := startChildWith(t, share, "shares"), startChildWith(t, share, "shares")
+	nothingYet(t, a)
+
+	for i := range 5 {
+		ours, ones, twos := fmt.Sprint("ours ", i), fmt.Sprint("one's ", i), fmt.Sprint("two's ", i)
+		one.say(ones)
+		isProcess(t, recvFrom(t, a, ones), one.pid())
+		sendMsg(t, b, ours)
+		isProcess(t, recvFrom(t, a, ours), os.Getpid())
+		two.say(twos)
+		isProcess(t, recvFrom(t, a, twos), two.pid())
+		isProcess(t, peerOfMsg(t, a), os.Getpid()) // which is who made the pair, all the while
+	}
+	sendMsg(t, a, "and back") // the other end is none the wiser
+	expectMsg(t, b, "and back")
+	one.say("the last") // that of a process that is gone
+	one.end()
+	isProcess(t, recvFrom(t, a, "the last"), one.pid())
+	two.end()
+}
+
+func TestMessageTellsItsUser(t *testing.T) {
+	story(t)
+	needsRoot(t)
+	a, b := msgPair(t)
+	f, err := b.File()
+	must(t, err)
+	defer f.Close()
+	stranger := startChildWith(t, exec.Cmd{
+		ExtraFiles: []*os.File{f}, Env: []string{fmt.Sprintf("%s=%d:%d", childUser, nobody, nobody)},
+	}, "shares")
+	nothingYet(t, a)
+	stranger.say("hello")
+	p := recvFrom(t, a, "hello")
+	uid, _ := p.UID()
+	gid, _ := p.GID()
+	pid, _ := p.PID()
+	if uid != nobody || gid != nobody || pid != stranger.pid() {
+		t.Errorf("the sender is %v", p)
+	}
+	if uid, _ := peerOfMsg(t, a).UID(); uid != 0 {
+		t.Errorf("the peer is user %d", uid)
+	}
+	stranger.end()
+}
+
+func TestMessageFromBeforeHasNoWrongSender(t *testing.T) {
+	story(t)
+	a, b := msgPair(t)
+	sendMsg(t, b, "early")
+	if p := recvFrom(t, a, "early"); p.String() == "unknown peer" {
+		_, pid := p.PID()
+		_, uid := p.UID()
+		_, gid := p.GID()
+		if pid || uid || gid || p.UserID() != "" || p.Groups() != nil {
+			t.Errorf("nothing is known, but %#v", p)
+		}
+	} else {
+		isProcess(t, p, os.Getpid())
+	}
+	sendMsg(t, b, "later")
+	isProcess(t, recvFrom(t, a, "later"), os.Getpid())
+	sendMsg(t, b, "held")
+	_, err := a.RecvFiles(1)
+	matches(t, err, ipc.ErrNoFiles)
+	if p := recvFrom(t, a, "held"); p.String() != "unknown peer" {
+		isProcess(t, p, os.Getpid())
+	}
+	sendMsg(t, b, "plain") // the other receives work as before
+	expectMsg(t, a, "plain")
+	sendMsg(t, b, "appended")
+	p, err := a.RecvAppend(nil)
+	if string(p) != "appended" || err != nil {
+		t.Errorf("received %q, %v", p, err)
+	}
+	filesStillPass(t, b, a)
+}
+
+func TestRecvPeerIsARecv(t *testing.T) {
+	story(t)
+	a, b := msgPair(t)
+	nothingYet(t, a)
+	sendMsg(t, b, "too long")
+	p := make([]byte, 3)
+	n, peer, err := a.RecvPeer(p)
+	matches(t, err, ipc.ErrMsgTooLong)
+	if n != 3 || string(p) != "too" {
+		t.Errorf("received %q", p[:n])
+	}
+	isProcess(t, peer, os.Getpid())
+	sendMsg(t, b, "x")
+	n, peer, err = a.RecvPeer(nil)
+	matches(t, err, ipc.ErrMsgTooLong)
+	if n != 0 {
+		t.Errorf("received %d bytes into nothing", n)
+	}
+	isProcess(t, peer, os.Getpid())
+	sendMsg(t, b, "")
+	isProcess(t, recvFrom(t, a, ""), os.Getpid())
+	sendMsg(t, b, "last")
+	must(t, b.Close())
+	isProcess(t, recvFrom(t, a, "last"), os.Getpid())
+	n, peer, err = a.RecvPeer(make([]byte, 10))
+	if n != 0 || peer.String() != "unknown peer" || err != io.EOF {
+		t.Errorf("received %d of %v, %v at the end", n, peer, err)
+	}
+	must(t, a.Close())
+	_, _, err = a.RecvPeer(make([]byte, 10))
+	matches(t, err, net.ErrClosed)
+}
+
+func TestFilesThatComeWithASenderAreClosed(t *testing.T) {
+	story(t)
+	a, b := msgPair(t)
+	nothingYet(t, a)
+	r, w := stdPipe(t)
+	for _, n := range []int{1, 3, 60, 253} { // more than there is room for, too
+		files := make([]*os.File, n)
+		for i := range files {
+			files[i] = w
+		}
+		before := openDescriptors()
+		sendFiles(t, b, files...)
+		isProcess(t, recvFrom(t, a, "\x00"), os.Getpid())
+		if now := openDescriptors(); now != before {
+			t.Errorf("of %d files %d are left", n, now-before)
+		}
+	}
+	must(t, w.Close())
+	expectEOF(t, r)
+}
+
+// TestRawCredentials sends and receives them as a program does that uses the raw
+// calls for what the package does not wrap.
+func TestRawCredentials(t *testing.T) {
+	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
+		raw, err := b.SyscallConn()
+		must(t, err)
+		var on error
+		must(t, raw.Control(func(fd uintptr) {
+			on = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_PASSCRED, 1)
+		}))
+		must(t, on)
+		self := syscall.Ucred{Pid: int32(os.Getpid()), Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())}
+		for _, oob := range [][]byte{syscall.UnixCredentials(&self), nil} { // by us, or by the kernel
+			_, err := a.WriteMsg([]byte("it is me"), oob)
+			must(t, err)
+			p, oob := make([]byte, 20), make([]byte, 256)
+			n, oobn, _, err := b.ReadMsg(p, oob)
+			if string(p[:n]) != "it is me" || err != nil {
+				t.Fatalf("read %q, %v", p[:n], err)
+			}
+			msgs, err := syscall.ParseSocketControlMessage(oob[:oobn])
+			must(t, err)
+			found := false
+			for _, m := range msgs {
+				if cred, err := syscall.ParseUnixCredentials(&m); err == nil {
+					found = true
+					if *cred != self {
+						t.Errorf("the sender is %+v", cred)
+					}
+				}
+			}
+			if !found {
+				t.Errorf("no credentials in %d messages", len(msgs))
+			}
+		}
+	})
+}
