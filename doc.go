@@ -1,2 +1,84 @@
-// Package ipc connects processes on one machine.
+// Package ipc connects the processes of one machine: local sockets, messages,
+// unnamed pipes, FIFOs and named pipes, with files passed over connections and
+// the identity of the other end. The interface is the same on every system; what
+// one system has of its own exists on that system alone, so that using it
+// elsewhere does not compile.
+//
+// # Which one to take
+//
+//   - A server and its clients: [Listen] and [Dial], a stream of bytes in both
+//     directions ([Conn], a [net.Conn]).
+//   - The same with message boundaries: [ListenMsg] and [DialMsg] ([MsgConn]).
+//   - A parent and a child: [Pair], [MsgPair] or [Pipe], and [Inherit], which gives
+//     the child its end under a name.
+//   - A shell and a program on Unix: [Mkfifo], [OpenFIFOReader], [OpenFIFOWriter].
+//   - A program that speaks to Windows named pipes in all their variety:
+//     ListenPipe and DialPipe, on Windows.
+//
+// # Addresses
+//
+// An [Addr] is a [Path] or a [Name], or read from text by [ParseAddr]:
+//
+//	            Linux, Android           Windows                     every other Unix
+//	Path(p)     the path                 \\.\pipe\x, \\host\pipe\x   the path
+//	Name(n)     the abstract socket n    \\.\pipe\n                  /tmp/n
+//
+// This does not change within a major version, and nothing is added to what is
+// sent, so the other end need not use this package. The one exception says so:
+// messages where the system has none of its own, see [MsgConn.Native].
+//
+// # Who may connect
+//
+// [ListenConfig.Access] admits this process's user and root, or everyone. It is
+// in force before the first client can connect: by the mode of the socket file,
+// by the access list of the pipe, and for an abstract name, which has neither, by
+// the credentials of each client. A client that dials a [Name] makes sure in turn
+// that the server is this user or root, for anyone can take a free name. Both
+// sides may have a further say in Check, and [Conn.Peer] tells who it is.
+//
+// A socket file left behind by a crash is replaced, and nothing else is, unless
+// [ListenConfig.Takeover] says so. What decides is an flock(2) on a sibling of the
+// socket, path + ".lock", which a listener holds while it lives.
+//
+// # Waiting
+//
+// Every call that waits parks its goroutine and holds no thread, but Accept on
+// Windows, which holds one for each listener. It ends with a deadline or a
+// context, and with Close from another goroutine. A Dial waits while the server
+// has no room, however long that takes, and fails at once when there is no server,
+// unless [Dialer.Wait] is set.
+//
+// # Closing
+//
+// Close never waits for the peer and never discards what was written: the peer
+// reads that and then gets [io.EOF]. Writes to a peer that has closed match
+// [syscall.EPIPE]. A second Close returns [net.ErrClosed].
+//
+// # Errors
+//
+// Every error but io.EOF is a [*net.OpError], as in package net, with an
+// [*os.SyscallError] and a [syscall.Errno] in it where a system call failed. On
+// every system [errors.Is] knows [os.ErrDeadlineExceeded], [net.ErrClosed],
+// [os.ErrPermission], [ErrAddrInUse], [ErrNoListener], [ErrNameTooLong],
+// [ErrUntrusted], [ErrMsgTooLong], [ErrNoFiles] and [errors.ErrUnsupported].
+//
+// # Systems
+//
+//	                    Linux          Windows        macOS            FreeBSD        other Unix
+//	local sockets       AF_UNIX        named pipes    AF_UNIX          AF_UNIX        AF_UNIX
+//	half close          yes            no             yes              yes            yes
+//	messages            SEQPACKET      message mode   framed           SEQPACKET      SEQPACKET (1)
+//	files               SCM_RIGHTS     handles        SCM_RIGHTS       SCM_RIGHTS     SCM_RIGHTS
+//	peer's process id   yes            yes            yes              yes (13)       (2)
+//	peer's user         uid            SID            uid              uid            uid (3)
+//	outlives the pid    pidfd          handle         audit token      -              -
+//	unnamed pipes       pipe           named pipe     pipe             pipe           pipe
+//	FIFOs               yes            no             yes              yes            yes (4)
+//
+// (1) framed on AIX, illumos and Solaris. (2) not on DragonFly, AIX and Solaris.
+// (3) not on AIX and Solaris, where nobody's identity is known; so Dial to a Name
+// needs [Everyone] there. (4) AIX, illumos and Solaris have no Mkfifo here.
+//
+// The package is documented on every system, but can be used on Unix and Windows
+// alone: elsewhere there is nothing but this comment.
 package ipc

@@ -349,6 +349,53 @@ func TestFilesThatComeWithAFrame(t *testing.T) {
 	}
 }
 
+// TestFilesOfAFrameThatComesInPieces has the files come before the rest of their
+// frame, so that whoever receives them may give up in between.
+func TestFilesOfAFrameThatComesInPieces(t *testing.T) {
+	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
+		const frame = "\x00\x00\x00\x01\x00"
+		begun := func(cut int) (r *os.File, before int) { // RecvFiles has seen a part
+			t.Helper()
+			r, w := stdPipe(t)
+			before = openDescriptors() - 1
+			_, err := stream.WriteMsg([]byte(frame[:cut]), rightsOf(t, w))
+			must(t, err)
+			must(t, w.Close())
+			for range 2 {
+				must(t, c.SetReadDeadline(time.Now().Add(2*time.Millisecond)))
+				_, err = c.RecvFiles(1)
+				timedOut(t, err)
+			}
+			must(t, c.SetReadDeadline(time.Time{}))
+			return r, before
+		}
+		for cut := 1; cut < len(frame); cut++ {
+			r, before := begun(cut) // and gets the rest
+			send(t, stream, frame[cut:])
+			f := recvFiles(t, c, 1)[0]
+			send(t, f, "through the pipe")
+			must(t, f.Close())
+			holds(t, r, "through the pipe")
+
+			r, before = begun(cut) // and somebody receives it as a message
+			send(t, stream, frame[cut:])
+			expectMsg(t, c, "\x00")
+			if now := openDescriptors(); now != before {
+				t.Errorf("%d descriptors became %d", before, now)
+			}
+			expectEOF(t, r)
+		}
+
+		_, before := begun(len(frame) - 1) // and there is no rest
+		must(t, stream.Close())
+		_, err := c.RecvFiles(1)
+		matches(t, err, io.ErrUnexpectedEOF)
+		if now := openDescriptors(); now != before-1 { // less the stream's
+			t.Errorf("%d descriptors became %d", before, now)
+		}
+	})
+}
+
 // ---------------------------------------------------------------------------
 // Raw control messages
 

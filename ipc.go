@@ -971,6 +971,13 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 	return c.failed("set", c.fd.setBuffer(writing, n))
 }
 
+// SetSpin bounds how long a wait of this end may try again before its goroutine
+// parks. By default it is some ten microseconds, and only after waits that were
+// as short; that spares both processes the cost of waking threads. It costs CPU
+// time while it lasts: 0 never spins. A negative duration restores the default.
+// Windows does not spin; there it has no effect.
+func (c *endpoint) SetSpin(d time.Duration) { c.fd.setSpin(d) }
+
 // Peer tells who is at the other end. See [Peer] for what that means. Where the
 // system does not tell anything the error matches [errors.ErrUnsupported].
 func (c *endpoint) Peer() (Peer, error) {
@@ -1545,6 +1552,10 @@ func (w *PipeWriter) ReadFrom(r io.Reader) (int64, error) { return copyIn(w, w.f
 func (w *PipeWriter) SetWriteDeadline(t time.Time) error {
 	return w.failed("set", w.fd.setDeadline(t, writing))
 }
+
+// SetSpin bounds how long a wait of this end may try again before its goroutine
+// parks: see [Conn.SetSpin].
+func (e *pipeEnd) SetSpin(d time.Duration) { e.fd.setSpin(d) }
 
 // FileReader returns a PipeReader over a duplicate of f, which must be a pipe or
 // FIFO (on Windows the handle of a pipe opened for overlapped I/O); anything

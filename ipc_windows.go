@@ -1246,11 +1246,9 @@ func adoptSys(h syscall.Handle, kind transport, d direction) (*fd, error) {
 // Children
 
 // bequeath adds the handle to those that cmd's process inherits. A handle that
-// was used belongs to the completion port of this process for good.
+// was used may belong to the completion port of this process, for good.
 func (f *fd) bequeath(cmd *exec.Cmd) (token string, err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.file != nil {
+	if f.used.Load() {
 		return "", &addrError{"this end was used in this process", errors.ErrUnsupported}
 	}
 	err = f.control("SetHandleInformation", func(h syscall.Handle) error {
@@ -1334,6 +1332,7 @@ type fd struct {
 	r, w   half
 	spin   atomic.Int64 // the most nanoseconds that a read waits in its thread; less than 0 is spinDefault
 	state  atomic.Int32 // number of users, and isClosing
+	used   atomic.Bool  // something was read or written, or was to be
 
 	mu      sync.Mutex      // guards what follows, and the end of each half; keeps Close and SetDeadline apart
 	idle    chan struct{}   // made by Close; closed when it is the last user
@@ -1438,6 +1437,9 @@ func (f *fd) enter(d direction) (*half, error) {
 	if err := f.use(); err != nil {
 		h.mu.Unlock()
 		return nil, err
+	}
+	if !f.used.Load() {
+		f.used.Store(true)
 	}
 	raceRelease()
 	return h, nil
@@ -2375,6 +2377,7 @@ func (f *fd) impersonate(run func()) error {
 func (f *fd) dupFile(name string) (*os.File, error) {
 	var d syscall.Handle
 	err := f.control("", func(h syscall.Handle) (err error) {
+		f.used.Store(true)
 		f.join()
 		d, err = duplicate(h)
 		return err

@@ -1510,7 +1510,9 @@ func TestSendCutInTheMiddlePoisonsTheConnection(t *testing.T) {
 			t.Errorf("%d bytes arrive, not those that were sent", len(got))
 		}
 		c.Close()
-		matches(t, c.Send([]byte("x")), net.ErrClosed)
+		if runtime.GOOS != "windows" { // where messages are not framed but here
+			matches(t, c.Send([]byte("x")), net.ErrClosed)
+		}
 	})
 }
 
