@@ -424,8 +424,8 @@ type ListenConfig struct {
 	// Backlog is how many clients may wait for Accept: the backlog of
 	// listen(2), which the system may raise by half (BSD) or one (Linux) and
 	// limits (net.core.somaxconn, kern.ipc.somaxconn); on Windows the number
-	// of pipe instances that are armed at once. 0 is the system's limit, on
-	// Windows 4.
+	// of pipe instances that are armed at once, at most 254. 0 is the system's
+	// limit, on Windows 4.
 	Backlog int
 
 	// Sys holds what only this system has.
@@ -443,6 +443,9 @@ func Listen(addr Addr) (*Listener, error) { return ListenConfig{}.Listen(addr) }
 // sibling file path + ".lock", so that of many starters exactly one gets a
 // stale path; Close removes both files. The folder must be writable. Whoever
 // else can write to that folder can put another server there.
+//
+// On Windows the pipe keeps its name, and Listen fails with [ErrAddrInUse], as
+// long as a listener or an end of a connection of it is open in any process.
 func (lc ListenConfig) Listen(addr Addr) (*Listener, error) {
 	l, err := lc.serve(addr, streams)
 	if err != nil {
@@ -508,7 +511,9 @@ func (l *Listener) Accept() (net.Conn, error) {
 
 // AcceptConn waits for a client and returns its connection. Clients that
 // [ListenConfig.Access] or [ListenConfig.Check] refuse, and those that left
-// before they were accepted where the system says so, are not returned.
+// before they were accepted where the system says so, are not returned. On
+// Windows those are all that left without having written anything; the places
+// that they take in the backlog are free again at the next Accept.
 //
 // The error matches [net.ErrClosed] after Close and [os.ErrDeadlineExceeded]
 // after the deadline. Any other (EMFILE and ENFILE, when descriptors have run
@@ -622,7 +627,9 @@ type Dialer struct {
 	// as this user, SYSTEM or an administrator), for anyone can take a name
 	// that is free; otherwise Dial fails with [ErrUntrusted]. A Unix path is
 	// trusted as the file system is: who could put a socket there is decided
-	// by the permissions of its folder.
+	// by the permissions of its folder. A pipe is verified by either kind of
+	// address: what counts is its owner. One of another machine cannot be, and
+	// needs Everyone.
 	Access Access
 
 	// Check, if set, has a further say over the server. Its error is returned,
@@ -647,7 +654,8 @@ func (d Dialer) Dial(addr Addr) (*Conn, error) { return d.DialContext(context.Ba
 // A full backlog is waited out: EAGAIN on Linux, ERROR_PIPE_BUSY on Windows. The
 // other Unix systems refuse a client then exactly as if nobody listened; there
 // ECONNREFUSED is tried again until ctx ends while the server's lock file shows
-// that it lives, and for a quarter of a second otherwise.
+// that it lives, and for a quarter of a second otherwise. A pipe whose listener
+// is closed, but not all of its connections, is busy until they are.
 func (d Dialer) DialContext(ctx context.Context, addr Addr) (*Conn, error) {
 	fd, err := d.reach(ctx, addr, streams)
 	if err != nil {
@@ -975,7 +983,8 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 // parks. By default it is some ten microseconds, and only after waits that were
 // as short; that spares both processes the cost of waking threads. It costs CPU
 // time while it lasts: 0 never spins. A negative duration restores the default.
-// Windows does not spin; there it has no effect.
+// Windows does not spin; there it bounds how long a read that waits holds its
+// thread, by default 2 ms, and only after such waits were not in vain.
 func (c *endpoint) SetSpin(d time.Duration) { c.fd.setSpin(d) }
 
 // Peer tells who is at the other end. See [Peer] for what that means. Where the
@@ -991,7 +1000,9 @@ func (c *endpoint) SyscallConn() (syscall.RawConn, error) { return c.fd.rawConn(
 
 // File returns a duplicate of the descriptor or handle as an [os.File], to hand
 // over to another process. Closing it does not affect c, nor the other way
-// round, but the connection stays open until both are closed.
+// round, but the connection stays open until both are closed. On Windows c is
+// used by that, and the os.File, which is not the first of its pipe end in this
+// process, has no deadlines; a Conn made of it by [FileConn] has them.
 func (c *endpoint) File() (*os.File, error) {
 	f, err := c.fd.dupFile(c.local.String() + "->" + c.remote.String())
 	return f, c.failed("file", err)

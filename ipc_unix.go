@@ -688,6 +688,10 @@ func shortLink(path string) (short string, release func(), err error) {
 		os.Remove(dir + "/l")
 		os.Remove(dir)
 	}
+	if err := os.Chmod(dir, 0o700); err != nil { // whatever the umask
+		release()
+		return "", nil, err
+	}
 	if err := os.Symlink(path, dir+"/l"); err != nil {
 		release()
 		return "", nil, err
@@ -1112,7 +1116,7 @@ func (f *fd) bequeath(cmd *exec.Cmd) (token string, err error) {
 	}
 	n := len(cmd.ExtraFiles)
 	cmd.ExtraFiles = append(cmd.ExtraFiles[:n:n], f.file) // not into what another Cmd shares
-	return strconv.Itoa(2 + len(cmd.ExtraFiles)), nil // after 0, 1 and 2
+	return strconv.Itoa(2 + len(cmd.ExtraFiles)), nil     // after 0, 1 and 2
 }
 
 func validToken(token string) bool {

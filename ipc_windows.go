@@ -1313,7 +1313,8 @@ func inheritedListener(string) (*Listener, error) { return nil, errors.ErrUnsupp
 // A read waits in its thread for a short time, if that paid lately, and is then
 // cancelled, which loses nothing, and parks. A write cannot change from the one to
 // the other, for when it is cancelled it is not known what the peer has read of
-// it. It waits in its thread until it is done, as long as few do so at once.
+// it. Where no read has parked yet it waits in its thread until it is done, as
+// long as few do so at once.
 //
 // The handle's value must not go to somebody else while a call uses it, so each
 // operation counts as a user of the fd, and Close closes it after the last one.
@@ -1566,11 +1567,18 @@ func (f *fd) transmit(h *half, p []byte) (n int, err error) {
 	}
 }
 
-// writeFile makes a WriteFile and waits for its end in the way that suits. For
-// the race detector no os.File is written, which if it is read at the same time
-// races with itself.
+// writeFile makes a WriteFile and waits for its end in the way that suits: parked
+// if a read of this end has parked before. For the race detector no os.File is
+// written, which if it is read at the same time races with itself.
 func (f *fd) writeFile(h *half, p []byte) (int, error) {
-	s, err := takeSlot(raceBuild())
+	f.mu.Lock()
+	parks := f.parks
+	f.mu.Unlock()
+	var s *slot
+	var err error
+	if !parks || raceBuild() {
+		s, err = takeSlot(raceBuild())
+	}
 	if s == nil && err == nil {
 		file, parks := f.join()
 		if parks {

@@ -922,6 +922,114 @@ func TestPeekMessage(t *testing.T) {
 }
 
 // ---------------------------------------------------------------------------
+// The two ways to wait
+
+// overEachWait tells a story over ends that park at once, that wait as they do by
+// default, and that wait long before they park.
+func overEachWait(t *testing.T, tell func(t *testing.T, spin time.Duration)) {
+	for _, spin := range []time.Duration{0, -1, patience} {
+		t.Run(spin.String(), func(t *testing.T) { story(t); tell(t, spin) })
+	}
+}
+
+func TestStreamsAreTheSameHoweverReadsWait(t *testing.T) {
+	overEachWait(t, func(t *testing.T, spin time.Duration) {
+		a, b := pair(t)
+		a.SetSpin(spin)
+		b.SetSpin(spin)
+		echoed := begin(func() error { _, err := io.Copy(b, b); return err })
+		sent := begin(func() error { _, err := a.Write(pattern(1 << 20)); return err })
+		expect(t, a, string(pattern(1<<20)))
+		must(t, <-sent)
+
+		must(t, a.SetReadDeadline(time.Now().Add(brief)))
+		_, err := a.Read(make([]byte, 1))
+		timedOut(t, err)
+		must(t, a.SetReadDeadline(time.Time{}))
+		read := begin(func() error { _, err := a.Read(make([]byte, 1)); return err })
+		awaitParked(t, "(*Conn).Read", 2)
+		must(t, a.SetReadDeadline(time.Now()))
+		timedOut(t, <-read)
+		must(t, a.SetReadDeadline(time.Time{}))
+		read = begin(func() error { _, err := a.Read(make([]byte, 1)); return err })
+		awaitParked(t, "(*Conn).Read", 2)
+		must(t, a.Close())
+		matches(t, <-read, net.ErrClosed)
+		must(t, <-echoed)
+	})
+}
+
+func TestMessagesAreTheSameHoweverReadsWait(t *testing.T) {
+	overEachWait(t, func(t *testing.T, spin time.Duration) {
+		a, b, err := ipc.MsgPair()
+		must(t, err)
+		defer a.Close()
+		defer b.Close()
+		b.SetSpin(spin)
+		p := make([]byte, 9)
+		for _, m := range []string{"one", "", "two"} {
+			received := begin(func() error {
+				n, err := b.Recv(p)
+				if err == nil && string(p[:n]) != m {
+					err = fmt.Errorf("%q, want %q", p[:n], m)
+				}
+				return err
+			})
+			awaitParked(t, "(*MsgConn).Recv", 1)
+			must(t, a.Send([]byte(m)))
+			must(t, <-received)
+		}
+		must(t, a.Send([]byte("a long message")))
+		_, err = b.Recv(p)
+		matches(t, err, ipc.ErrMsgTooLong)
+		must(t, a.Send(nil)) // is there still when its sender is gone
+		must(t, a.Close())
+		if n, err := b.Recv(p); n != 0 || err != nil {
+			t.Errorf("the last, empty message: %d, %v", n, err)
+		}
+		if _, err := b.Recv(p); err != io.EOF {
+			t.Errorf("%v, want io.EOF", err)
+		}
+	})
+}
+
+func TestMoreWritesWaitThanMayHoldThreads(t *testing.T) {
+	story(t)
+	const writers = 50
+	var busy sync.WaitGroup
+	var ends [writers]*ipc.Conn
+	for i := range ends {
+		a, b := pair(t)
+		ends[i] = b
+		busy.Go(func() {
+			if n, err := a.Write(pattern(300 << 10)); err != nil || n != 300<<10 {
+				t.Errorf("wrote %d, %v", n, err)
+			}
+		})
+	}
+	awaitParked(t, "(*Conn).Write", writers)
+	for _, b := range ends {
+		expect(t, b, string(pattern(300<<10)))
+	}
+	busy.Wait()
+
+	// And as many end with Close.
+	for i := range ends {
+		busy.Go(func() {
+			_, err := ends[i].Write(make([]byte, 300<<10))
+			if !errors.Is(err, net.ErrClosed) {
+				t.Errorf("a write that waits ends with %v", err)
+			}
+		})
+	}
+	awaitParked(t, "(*Conn).Write", writers)
+	for _, b := range ends {
+		must(t, b.Close())
+	}
+	busy.Wait()
+}
+
+// ---------------------------------------------------------------------------
 // Transact, Flush, Disconnect
 
 func TestTransact(t *testing.T) {
@@ -1163,6 +1271,33 @@ func TestClientsIdentityAtEveryLevel(t *testing.T) {
 		must(t, server.Close())
 	}
 	nobodyImpersonates(t)
+}
+
+func TestServerMayOnlyDoWhatTheClientAllows(t *testing.T) {
+	onWine(t, "impersonates at any level")
+	story(t)
+	l, path := listenPipe(t, ipc.PipeConfig{})
+	for level, want := range map[ipc.ImpersonationLevel]uint32{ipc.Identification: 1, ipc.Impersonation: 2} {
+		client := dialPipe(t, path, ipc.PipeDialer{Impersonation: level})
+		server := acceptPipe(t, l)
+		talk(t, client, server)
+		must(t, server.Impersonate(func() error {
+			const thisThread, tokenImpersonationLevel = ^uintptr(1), 9
+			var token syscall.Token
+			if r, _, err := openThreadToken.Call(thisThread, syscall.TOKEN_QUERY, 1, uintptr(unsafe.Pointer(&token))); r == 0 {
+				return err
+			}
+			defer token.Close()
+			var got, size uint32
+			err := syscall.GetTokenInformation(token, tokenImpersonationLevel, (*byte)(unsafe.Pointer(&got)), 4, &size)
+			if err == nil && got != want {
+				err = fmt.Errorf("%v: level %d, want %d", level, got, want)
+			}
+			return err
+		}))
+		must(t, client.Close())
+		must(t, server.Close())
+	}
 }
 
 func TestProcessAndSessionOfBothEnds(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -67,22 +68,26 @@ func start(t *testing.T, program string) *service {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	w.Close() // the generations keep theirs
+	w.Close()                                   // the generations keep theirs
+	r.SetReadDeadline(time.Now().Add(patience)) // the watchdog
 	s.pids = []int{cmd.Process.Pid}
 	go func() {
 		defer close(s.said)
-		for lines := bufio.NewScanner(r); lines.Scan(); {
+		lines := bufio.NewScanner(r)
+		for lines.Scan() {
 			s.said <- lines.Text()
 		}
+		if err := lines.Err(); err != nil {
+			t.Errorf("a generation is still there: %v", err)
+			s.kill()
+		}
 	}()
-	dog := time.AfterFunc(patience, s.kill)
 	t.Cleanup(func() {
 		if t.Failed() {
 			s.kill()
 		}
 		for range s.said { // until all have ended
 		}
-		dog.Stop()
 		cmd.Wait()
 		r.Close()
 		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 && !t.Failed() {
@@ -101,8 +106,8 @@ func (s *service) kill() {
 	}
 }
 
-// says waits until a generation says that.
-func (s *service) says(what string) {
+// says waits until a generation says that, and returns what follows.
+func (s *service) says(what string) (rest string) {
 	s.t.Helper()
 	var log []string
 	for timeout := time.After(soon); ; {
@@ -111,8 +116,8 @@ func (s *service) says(what string) {
 			if log = append(log, line); !ok {
 				s.t.Fatalf("it ends without saying %q:\n%s", what, strings.Join(log, "\n"))
 			}
-			if strings.Contains(line, what) {
-				return
+			if _, rest, ok := strings.Cut(line, what); ok {
+				return rest
 			}
 		case <-timeout:
 			s.t.Fatalf("it does not say %q:\n%s", what, strings.Join(log, "\n"))
@@ -134,10 +139,10 @@ func (s *service) signal(sig syscall.Signal) {
 func (s *service) replace() {
 	s.t.Helper()
 	s.signal(syscall.SIGHUP)
-	s.says("handed over to process ")
-	c := s.dial()
-	defer c.Close()
-	_, pid := c.ask()
+	pid, err := strconv.Atoi(s.says("handed over to process "))
+	if err != nil {
+		s.t.Fatal(err)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pids = append(s.pids, pid)
@@ -159,6 +164,21 @@ func (s *service) dial() *client {
 	s.t.Cleanup(func() { conn.Close() })
 	conn.SetDeadline(time.Now().Add(soon))
 	return &client{conn, s.t, bufio.NewReader(conn)}
+}
+
+// dialNew connects to the generation. The one before may accept a last few.
+func (s *service) dialNew(generation int) *client {
+	s.t.Helper()
+	for end := time.Now().Add(soon); ; {
+		c := s.dial()
+		if got, _ := c.ask(); got == generation {
+			return c
+		}
+		c.Close()
+		if time.Now().After(end) {
+			s.t.Fatalf("generation %d does not serve", generation)
+		}
+	}
 }
 
 // ask has the server answer, and returns who it is.
@@ -257,9 +277,9 @@ func TestOldGenerationFinishesItsClients(t *testing.T) {
 	old := s.dial()
 	_, first := old.ask()
 	s.replace()
-	young := s.dial()
-	if generation, second := young.ask(); generation != 1 || second == first {
-		t.Errorf("a new client talks to generation %d, process %d", generation, second)
+	young := s.dialNew(1)
+	if _, second := young.ask(); second == first {
+		t.Errorf("it is still process %d", second)
 	}
 	if generation, pid := old.ask(); generation != 0 || pid != first {
 		t.Errorf("an old client talks to generation %d, process %d, not %d", generation, pid, first)
@@ -297,16 +317,12 @@ func TestGoesOnWithoutASuccessor(t *testing.T) {
 	}
 	s.signal(syscall.SIGHUP)
 	s.says("no successor: ")
-	if generation, _ := s.dial().ask(); generation != 0 {
-		t.Errorf("generation %d serves", generation)
-	}
+	s.dialNew(0).Close()
 	if err := os.WriteFile(program, data, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	s.replace()
-	if generation, _ := s.dial().ask(); generation != 1 {
-		t.Errorf("generation %d serves", generation)
-	}
+	s.dialNew(1).Close()
 	s.signal(syscall.SIGINT)
 }
 
@@ -320,6 +336,6 @@ func TestServerOfAnotherIsLeftAlone(t *testing.T) {
 	if err := cmd.Run(); cmd.ProcessState.ExitCode() != 1 || strings.Count(complaint.String(), "\n") != 1 {
 		t.Errorf("a second server ends with %v: %s", err, &complaint)
 	}
-	s.dial().ask()
+	s.dialNew(1).Close()
 	s.signal(syscall.SIGTERM)
 }

@@ -90,11 +90,11 @@ func (p *process) runs(status int) {
 // text returns n bytes that can be compressed, though not by much.
 func text(n int) []byte {
 	r := rand.New(rand.NewSource(1))
-	p := make([]byte, n)
-	for i := range p {
-		p[i] = "0123456789abcdef"[r.Intn(16)]
+	block := make([]byte, 40<<10) // gzip looks back 32 KiB
+	for i := range block {
+		block[i] = "0123456789abcdef"[r.Intn(16)]
 	}
-	return p
+	return bytes.Repeat(block, n/len(block)+1)[:n]
 }
 
 // holds checks that the gzip stream holds the data.
@@ -138,7 +138,7 @@ func has(t *testing.T, dir string, want ...string) {
 }
 
 func TestCompressesFiles(t *testing.T) {
-	for _, data := range [][]byte{nil, text(1), text(100 << 10), text(3<<20 + 1), make([]byte, 10<<20)} {
+	for _, data := range [][]byte{nil, text(1), text(100 << 10), text(1<<20 + 1), make([]byte, 2<<20)} {
 		dir, in := file(t, data)
 		out := filepath.Join(dir, "output.gz")
 		p := program(t, "-o", out, in)
@@ -159,7 +159,7 @@ func TestCompressesFiles(t *testing.T) {
 }
 
 func TestCompressesStandardInputToStandardOutput(t *testing.T) {
-	data := text(2 << 20)
+	data := text(1 << 20)
 	p := program(t)
 	p.Stdin = bytes.NewReader(data)
 	p.runs(0)
@@ -167,7 +167,7 @@ func TestCompressesStandardInputToStandardOutput(t *testing.T) {
 }
 
 func TestTellsTheProgress(t *testing.T) {
-	data := text(5<<20 + 5)
+	data := text(3<<20 + 5)
 	_, in := file(t, data)
 	p := program(t, "-v", in)
 	p.runs(0)
@@ -183,7 +183,7 @@ func TestTellsTheProgress(t *testing.T) {
 		}
 		before = now
 	}
-	if before.In != int64(len(data)) || before.Out != int64(p.out.Len()) || len(lines) < 5 {
+	if before.In != int64(len(data)) || before.Out != int64(p.out.Len()) || len(lines) < 4 {
 		t.Errorf("in %d lines, at last %+v of %d bytes in, %d out", len(lines), before, len(data), p.out.Len())
 	}
 }
@@ -307,8 +307,8 @@ func TestCancelLeavesNothing(t *testing.T) {
 		t.Skip("a program under an emulator cannot run itself")
 	}
 	t.Setenv(beProgram, "1") // for the child
-	dir, in := file(t, text(8<<20))
-	for range 5 {
+	dir, in := file(t, text(4<<20))
+	for range 3 {
 		goroutines := runtime.NumGoroutine()
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		reports := 0
