@@ -372,8 +372,8 @@ func (c *PipeConn) ReadMessage(p []byte) (n int, more bool, err error) {
 }
 
 // WriteMessage writes p as one message, which may be empty. The error matches
-// [ErrMsgTooLong] above 1 GiB, and [errors.ErrUnsupported] on a pipe that is not
-// of message type. See WriteFile.
+// [ErrMsgTooLong] above 1 GiB, and [errors.ErrUnsupported] on an end that reads
+// bytes. See WriteFile.
 func (c *PipeConn) WriteMessage(p []byte) error { return c.failed("write", c.fd.send(p)) }
 
 // PeekMessage copies what is there to read into p, without waiting and without
@@ -390,8 +390,8 @@ func (c *PipeConn) PeekMessage(p []byte) (n, size int, err error) {
 // one operation that holds an operating-system thread while it waits
 // (TransactNamedPipe). It returns the length of the reply; of one that does not
 // fit, reply is filled, the rest is dropped, and the error matches
-// [ErrMsgTooLong]. There must be nothing unread on this end. It ends with ctx;
-// deadlines do not concern it. Both ends must read messages of a duplex pipe.
+// [ErrMsgTooLong]. There must be nothing unread on this end, which must be one
+// that reads messages of a duplex pipe. It ends with ctx, and at the read deadline.
 func (c *PipeConn) Transact(ctx context.Context, request, reply []byte) (int, error) {
 	n, err := c.fd.transact(ctx, request, reply)
 	return n, c.failed("transact", err)
@@ -904,10 +904,13 @@ func (s *instances) giveBack() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.out--
-	if !s.closed {
-		s.add(false) // an error comes again, and is reported, in the Accept that this wakes
-		setEvent(s.changed)
+	if s.closed {
+		return
 	}
+	if len(s.armed) < s.backlog {
+		s.add(false) // an error comes again, and is reported, in the Accept that this wakes
+	}
+	setEvent(s.changed)
 }
 
 // add makes one more instance and arms it. Only the first one takes the name.
@@ -997,7 +1000,8 @@ func (s *instances) setDeadline(t time.Time) error {
 		return net.ErrClosed
 	}
 	s.deadline = t
-	return setEvent(s.changed)
+	setEvent(s.changed)
+	return nil
 }
 
 // control makes a call, which must not block, on one of the instances.
@@ -1026,16 +1030,15 @@ func deserted(h syscall.Handle, ends direction) bool {
 
 // A pipeSpec is what all instances of a pipe are made with.
 type pipeSpec struct {
-	target    string
-	kind      transport
-	direction Direction
-	ends      direction // of the server
-	remote    bool      // clients may be on other machines
-	inherit   bool
-	through   bool
-	in, out   uint32 // quotas in bytes
-	wait      int64  // in 100 ns; negative is relative to now
-	security  *SecurityDescriptor
+	target   string
+	kind     transport
+	ends     direction // of the server
+	remote   bool      // clients may be on other machines
+	inherit  bool
+	through  bool
+	in, out  uint32 // quotas in bytes
+	wait     int64  // in 100 ns; negative is relative to now
+	security *SecurityDescriptor
 }
 
 func newPipeSpec(target string, c PipeConfig) (*pipeSpec, error) {
@@ -1043,16 +1046,15 @@ func newPipeSpec(target string, c PipeConfig) (*pipeSpec, error) {
 		return nil, &addrError{what: `a pipe can be served on this machine only: write \\.\pipe\name`, is: errors.ErrUnsupported}
 	}
 	p := &pipeSpec{
-		target:    target,
-		direction: c.Direction,
-		ends:      c.Direction.ends(true),
-		remote:    c.AcceptRemote,
-		inherit:   c.Inheritable,
-		through:   c.WriteThrough,
-		in:        quota(c.ReadBuffer),
-		out:       quota(c.WriteBuffer),
-		wait:      -int64(c.DefaultWait / 100),
-		security:  c.Security,
+		target:   target,
+		ends:     c.Direction.ends(true),
+		remote:   c.AcceptRemote,
+		inherit:  c.Inheritable,
+		through:  c.WriteThrough,
+		in:       quota(c.ReadBuffer),
+		out:      quota(c.WriteBuffer),
+		wait:     -int64(c.DefaultWait / 100),
+		security: c.Security,
 	}
 	if c.Messages {
 		p.kind = messages
@@ -1237,8 +1239,12 @@ func adoptSys(h syscall.Handle, kind transport, d direction) (*fd, error) {
 	case reads != kind.native():
 		return nil, &addrError{"the pipe is not read as that kind of connection does", errors.ErrUnsupported}
 	}
+	far, err := isFar(h)
+	if err != nil {
+		return nil, err
+	}
 	f := newFD(h, reads, ends, server)
-	f.remote = true // it may be
+	f.remote = far || server // whose client may be anywhere
 	return f, nil
 }
 
@@ -1257,11 +1263,12 @@ func (f *fd) bequeath(cmd *exec.Cmd) (token string, err error) {
 	if err != nil {
 		return "", err
 	}
-	attr := syscall.SysProcAttr{}
+	var attr syscall.SysProcAttr // a copy: other commands may share the caller's
 	if cmd.SysProcAttr != nil {
 		attr = *cmd.SysProcAttr
 	}
-	attr.AdditionalInheritedHandles = append(attr.AdditionalInheritedHandles[:len(attr.AdditionalInheritedHandles):len(attr.AdditionalInheritedHandles)], f.sys)
+	given := attr.AdditionalInheritedHandles
+	attr.AdditionalInheritedHandles = append(given[:len(given):len(given)], f.sys)
 	cmd.SysProcAttr = &attr
 	return strconv.FormatUint(uint64(f.sys), 10), nil
 }
@@ -1324,12 +1331,12 @@ func inheritedListener(string) (*Listener, error) { return nil, errors.ErrUnsupp
 // An fd is an overlapped handle of one end of a pipe.
 type fd struct {
 	sys    syscall.Handle
-	kind   transport // what it reads
-	ends   direction // what the pipe lets this end do
-	server bool      // this is the server's end
-	remote bool      // the other end is, or may be, on another machine
-	made   time.Time // when it was known to be connected
-	place  *instances
+	kind   transport  // what it reads
+	ends   direction  // what the pipe lets this end do
+	server bool       // this is the server's end
+	remote bool       // the other end is, or may be, on another machine
+	made   time.Time  // when it was known to be connected
+	place  *instances // where Close gives a place back; nil: there is no limit
 	r, w   half
 	spin   atomic.Int64 // the most nanoseconds that a read waits in its thread; less than 0 is spinDefault
 	state  atomic.Int32 // number of users, and isClosing
@@ -1347,7 +1354,7 @@ const isClosing = 1 << 30
 
 // A half is one direction of an fd and the operation that is under way in it.
 type half struct {
-	mu     sync.Mutex // one operation at a time; guards scratch, sitOut and lost
+	mu     sync.Mutex // one operation at a time; guards one, sitOut and lost
 	one    [1]byte    // for reads that must not be empty
 	sitOut int        // reads that do not wait in their thread
 	lost   int        // how many it had to sit out last
@@ -1506,7 +1513,7 @@ func (f *fd) receive(h *half, p []byte) (n int, more bool, err error) {
 // readFile makes a ReadFile and waits for its end in the way that suits.
 func (f *fd) readFile(h *half, p []byte) (int, error) {
 	if limit := f.spinLimit(h); limit > 0 {
-		if s, _ := takeSlot(false); s != nil {
+		if s, _ := takeSlot(false); s != nil { // without one, it parks
 			n, err := f.inThread(h, s, limit, p, syscall.ReadFile)
 			if err != errInVain {
 				return n, err
@@ -1547,9 +1554,10 @@ func (f *fd) readFile(h *half, p []byte) (int, error) {
 }
 
 // whyEnded says why an operation of os.File ended: Close wakes those that wait by
-// a deadline in the past.
+// a deadline in the past, or cancels them.
 func (f *fd) whyEnded(err error) error {
-	if err = errnoOf(err); err == os.ErrDeadlineExceeded && f.isClosing() {
+	err = errnoOf(err)
+	if (err == os.ErrDeadlineExceeded || err == syscall.ERROR_OPERATION_ABORTED) && f.isClosing() {
 		return net.ErrClosed
 	}
 	return err
@@ -1810,8 +1818,13 @@ func (f *fd) await(ctx context.Context, h *half, s *slot, limit time.Duration) (
 	f.mu.Unlock()
 	var n uint32
 	err := overlappedResult(f.sys, &s.overlapped, &n)
-	if err == syscall.ERROR_OPERATION_ABORTED && why != nil {
-		err = why
+	if err == syscall.ERROR_OPERATION_ABORTED {
+		if why == nil { // Close may have cancelled everything
+			_, why = f.patience(ctx, h, begun, limit)
+		}
+		if why != nil {
+			err = why
+		}
 	}
 	return int(n), err
 }
@@ -2492,6 +2505,7 @@ var (
 	procSecurityDescriptorToString = advapi32.NewProc("ConvertSecurityDescriptorToStringSecurityDescriptorW")
 	procNtCreateNamedPipeFile      = ntdll.NewProc("NtCreateNamedPipeFile")
 	procNtQueryInformationFile     = ntdll.NewProc("NtQueryInformationFile")
+	procNtQueryVolumeInformation   = ntdll.NewProc("NtQueryVolumeInformationFile")
 	procRtlNtStatusToDosError      = ntdll.NewProc("RtlNtStatusToDosError")
 )
 
@@ -2527,10 +2541,8 @@ func createEvent() (syscall.Handle, error) {
 	return syscall.Handle(h), os.NewSyscallError("CreateEvent", failure(h, errno))
 }
 
-func setEvent(event syscall.Handle) error {
-	r, _, errno := syscall.SyscallN(procSetEvent.Addr(), uintptr(event))
-	return os.NewSyscallError("SetEvent", failure(r, errno))
-}
+// setEvent cannot fail for an event, and the callers have one.
+func setEvent(event syscall.Handle) { syscall.SyscallN(procSetEvent.Addr(), uintptr(event)) }
 
 // waitFor waits for an event. A wait that fails, for which there is no reason, is
 // one that ended early: who waits examines everything again.
@@ -2610,12 +2622,11 @@ func (p *pipeSpec) create(first bool) (syscall.Handle, error) {
 	if err = ntError(r); err == nil {
 		return h, nil
 	}
-	e := os.NewSyscallError("NtCreateNamedPipeFile", err)
-	switch {
-	case first && (err == syscall.ERROR_ALREADY_EXISTS || err == syscall.ERROR_ACCESS_DENIED && pipeExists(p.target)):
-		return 0, &classified{e, ErrAddrInUse}
+	failed := os.NewSyscallError("NtCreateNamedPipeFile", err)
+	if first && (err == syscall.ERROR_ALREADY_EXISTS || err == syscall.ERROR_ACCESS_DENIED && pipeExists(p.target)) {
+		return 0, &classified{failed, ErrAddrInUse}
 	}
-	return 0, e
+	return 0, failed
 }
 
 // ntdef.h: UNICODE_STRING; lengths in bytes.
@@ -2744,6 +2755,19 @@ func fileMode(h syscall.Handle) (mode uint32, err error) {
 	const fileModeInformation = 16
 	err = queryFile(h, fileModeInformation, unsafe.Pointer(&mode), unsafe.Sizeof(mode))
 	return mode, err
+}
+
+// isFar reports whether the handle is that of a file of another machine.
+func isFar(h syscall.Handle) (bool, error) {
+	const (
+		fileFsDeviceInformation = 4    // wdm.h
+		fileRemoteDevice        = 0x10 // FILE_REMOTE_DEVICE
+	)
+	var info struct{ typ, characteristics uint32 }
+	var status ioStatus
+	r, _, _ := syscall.SyscallN(procNtQueryVolumeInformation.Addr(), uintptr(h), uintptr(unsafe.Pointer(&status)),
+		uintptr(unsafe.Pointer(&info)), unsafe.Sizeof(info), fileFsDeviceInformation)
+	return info.characteristics&fileRemoteDevice != 0, os.NewSyscallError("NtQueryVolumeInformationFile", ntError(r))
 }
 
 func queryFile(h syscall.Handle, class uintptr, info unsafe.Pointer, size uintptr) error {
