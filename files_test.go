@@ -333,7 +333,7 @@ func TestMoreFilesThanAskedForAreClosed(t *testing.T) {
 			t.Errorf("%d files are returned with the error", len(got))
 		}
 		if now := openDescriptors(); now != before {
-			t.Errorf("%d descriptors became %d", before, now)
+			t.Fatalf("%d descriptors became %d", before, now)
 		}
 		must(t, w.Close())
 		expectEOF(t, r) // nobody has the other end any more
@@ -552,7 +552,7 @@ func TestFilesThatNobodyAskedForAreClosed(t *testing.T) {
 				t.Errorf("read %q, %v", p, err)
 			}
 			if now := openDescriptors(); now != before {
-				t.Errorf("%d descriptors became %d", before, now)
+				t.Fatalf("%d descriptors became %d", before, now)
 			}
 			must(t, w.Close())
 			expectEOF(t, r) // nobody has the other end any more

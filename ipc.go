@@ -1435,17 +1435,21 @@ func (f *framing) recvFiles(fd *fd) ([]*os.File, error) {
 		return nil, ErrNoFiles
 	}
 	size, err := f.next(fd)
+	if err == nil && size == len(zeroByte) && f.part == nil {
+		var b [1]byte
+		if _, err = fd.read(b[:]); err == nil {
+			f.part = b[:]
+		}
+	}
+	if within(err) == io.ErrUnexpectedEOF { // there is no rest of the frame
+		closeFiles(f.files)
+		f.files, f.cutOff = nil, io.ErrUnexpectedEOF
+	}
 	if err != nil {
 		return nil, within(err)
 	}
-	if size == len(zeroByte) && f.part == nil {
-		var b [1]byte
-		if _, err := fd.read(b[:]); err != nil {
-			return nil, within(err)
-		}
-		f.part = b[:]
-	}
-	files, err := f.files, f.cutOff
+	var files []*os.File
+	files, err = f.files, f.cutOff
 	f.files, f.cutOff = nil, nil
 	if size == len(zeroByte) && f.part[0] == zeroByte[0] {
 		f.got, f.part = 0, nil

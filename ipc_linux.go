@@ -280,8 +280,14 @@ func (s *splicer) run(limit int64) (total int64, done bool, err error) {
 	// The functions are made once, so that no wait allocates.
 	fill, drain := s.fill, s.drain
 	s.fromSrc = func(src uintptr) {
-		s.move(int(src), s.side)
-		s.blocked = s.errno == syscall.EAGAIN && !readable(int(src))
+		for {
+			s.move(int(src), s.side)
+			s.blocked = s.errno == syscall.EAGAIN && !readable(int(src))
+			if s.errno != syscall.EAGAIN || s.blocked || !writable(s.side) {
+				return
+			}
+			yield() // one of the two became ready just after
+		}
 	}
 	for total < limit {
 		s.want = int(min(spliceRoom, limit-total))
@@ -422,25 +428,27 @@ func newPipe(p *[2]int) error { return syscall.Pipe2(p[:], socketFlags) }
 func mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
 
 // hungUp reports whether the FIFO had a writer that left.
-func hungUp(sys int) bool { return poll(sys)&pollHup != 0 }
+func hungUp(sys int) bool { return poll(sys, pollIn)&pollHup != 0 }
 
 // readable reports whether the descriptor has something to read: data, the end or
-// an error.
-func readable(sys int) bool { return poll(sys) != 0 }
+// an error; writable whether it has room, or an error.
+func readable(sys int) bool { return poll(sys, pollIn) != 0 }
+func writable(sys int) bool { return poll(sys, pollOut) != 0 }
 
-// asm-generic/poll.h: POLLIN, POLLHUP.
+// asm-generic/poll.h: POLLIN, POLLOUT, POLLHUP.
 const (
 	pollIn  = 0x1
+	pollOut = 0x4
 	pollHup = 0x10
 )
 
-// poll returns what poll(2) says of the reading side of the descriptor; by
-// ppoll(2), which every architecture has.
-func poll(sys int) int16 {
+// poll returns what poll(2) says of the descriptor now; by ppoll(2), which every
+// architecture has.
+func poll(sys int, events int16) int16 {
 	p := struct {
 		fd              int32
 		events, revents int16
-	}{fd: int32(sys), events: pollIn}
+	}{fd: int32(sys), events: events}
 	var now [2]int64 // a timespec of zero, whatever its width
 	syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
 	return p.revents

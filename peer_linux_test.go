@@ -20,6 +20,8 @@ import (
 
 func init() {
 	roles["shares"] = childSharesAnEnd
+	roles["namespace"] = childMakesANamespace
+	roles["recycle"] = childMeetsTheSamePidTwice
 }
 
 // A linuxEnd is a Conn or a MsgConn.
@@ -50,15 +52,26 @@ func peerPidfd(t *testing.T, c linuxEnd) *os.File {
 // fdinfo returns a field of /proc/self/fdinfo: see proc_pid_fdinfo(5).
 func fdinfo(t *testing.T, f *os.File, field string) string {
 	t.Helper()
-	info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", sysFD(t, f)))
+	value, err := fdinfoField(f, field)
 	must(t, err)
+	return value
+}
+
+func fdinfoField(f *os.File, field string) (string, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return "", err
+	}
+	var info []byte
+	if e := raw.Control(func(fd uintptr) { info, err = os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd)) }); e != nil || err != nil {
+		return "", errors.Join(e, err)
+	}
 	for line := range strings.SplitSeq(string(info), "\n") {
 		if value, ok := strings.CutPrefix(line, field+":"); ok {
-			return strings.TrimSpace(value)
+			return strings.TrimSpace(value), nil
 		}
 	}
-	t.Fatalf("no %s in %q", field, info)
-	return ""
+	return "", fmt.Errorf("no %s in %q", field, info)
 }
 
 // readable reports whether poll(2) would say so of the file, by epoll(7).
@@ -126,6 +139,119 @@ func TestPidfdIsOfThePeersProcess(t *testing.T) {
 		}
 		second.kill()
 	})
+}
+
+// TestRecycledPidIsNotMistaken lets another process have the number of a peer
+// that ended. In a PID namespace of its own a process may say which number is
+// next, and the system outside is none the wiser.
+func TestRecycledPidIsNotMistaken(t *testing.T) {
+	story(t)
+	needsRoot(t)
+	c := startChild(t, "namespace")
+	if said := c.hear(); said != "not mistaken" {
+		t.Skip(said)
+	}
+	c.end()
+}
+
+// rerun returns the command for this program in another role, as startChild does.
+func rerun(role string, args ...string) *exec.Cmd {
+	program, err := os.Executable()
+	if err != nil {
+		program = os.Args[0]
+	}
+	command := append(strings.Fields(os.Getenv(childExec)), program)
+	cmd := exec.Command(command[0], append(command[1:], args...)...)
+	cmd.Env = append(os.Environ(), childRole+"="+role)
+	return cmd
+}
+
+func childMakesANamespace(p *parent, _ []string) error {
+	cmd := rerun("recycle")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	if err := cmd.Start(); err != nil {
+		p.say("no namespace: %v", err)
+		return nil
+	}
+	return cmd.Wait()
+}
+
+// childMeetsTheSamePidTwice is the first process of its namespace.
+func childMeetsTheSamePidTwice(p *parent, _ []string) error {
+	l, err := ipc.Listen(ipc.Addr{})
+	if err != nil {
+		return err
+	}
+	client := func() (*exec.Cmd, *ipc.Conn, error) {
+		cmd := rerun("connect", l.Addr().String())
+		if _, err := cmd.StdinPipe(); err != nil { // it stays as long as we do
+			return nil, nil, err
+		}
+		if err := cmd.Start(); err != nil {
+			return nil, nil, err
+		}
+		server, err := l.AcceptConn()
+		return cmd, server, err
+	}
+	end := func(cmd *exec.Cmd) {
+		cmd.Process.Kill()
+		cmd.Wait()
+	}
+
+	first, server, err := client()
+	if err != nil {
+		return err
+	}
+	pid := first.Process.Pid
+	early, err := server.PeerPidfd()
+	if errors.Is(err, errors.ErrUnsupported) {
+		p.say("%v", err)
+		return nil
+	} else if err != nil {
+		return err
+	}
+	end(first)
+	for try := 0; ; try++ {
+		err := os.WriteFile("/proc/sys/kernel/ns_last_pid", []byte(fmt.Sprint(pid-1)), 0)
+		if err != nil || try == 50 {
+			p.say("after %d attempts no process has the number %d again: %v", try, pid, err)
+			return nil
+		}
+		second, other, err := client()
+		if err != nil {
+			return err
+		}
+		defer end(second)
+		if second.Process.Pid != pid { // a thread was faster
+			continue
+		}
+		for _, c := range []*ipc.Conn{server, other} {
+			peer, err := c.Peer()
+			if got, _ := peer.PID(); got != pid || err != nil {
+				return fmt.Errorf("the peer is %v, %v", peer, err)
+			}
+		}
+		live, err := other.PeerPidfd()
+		if err != nil {
+			return err
+		}
+		if got, err := fdinfoField(live, "Pid"); got == "-1" || err != nil {
+			return fmt.Errorf("of a process that lives it says %s, %v", got, err)
+		}
+		break
+	}
+
+	if got, err := fdinfoField(early, "Pid"); got != "-1" || err != nil {
+		return fmt.Errorf("it became that of process %s, %v", got, err)
+	}
+	if late, err := server.PeerPidfd(); err == nil { // or there is none any more
+		if got, err := fdinfoField(late, "Pid"); got != "-1" || err != nil {
+			return fmt.Errorf("it is of process %s, a later one of the number, %v", got, err)
+		}
+	}
+	p.say("not mistaken")
+	return nil
 }
 
 func TestPidfdOfMessagesAndPairs(t *testing.T) {
@@ -397,7 +523,7 @@ func TestFilesThatComeWithASenderAreClosed(t *testing.T) {
 		sendFiles(t, b, files...)
 		isProcess(t, recvFrom(t, a, "\x00"), os.Getpid())
 		if now := openDescriptors(); now != before {
-			t.Errorf("of %d files %d are left", n, now-before)
+			t.Fatalf("of %d files %d are left", n, now-before)
 		}
 	}
 	must(t, w.Close())
