@@ -134,14 +134,14 @@ func (a *Addr) UnmarshalText(text []byte) error {
 func (a Addr) check() error {
 	switch {
 	case a == Addr{}:
-		return &addrError{what: "no address is given"}
+		return &ruleError{what: "no address is given"}
 	case a.text == "" && a.kind == nameAddr:
-		return &addrError{what: "the name is empty"}
+		return &ruleError{what: "the name is empty"}
 	case a.text == "":
-		return &addrError{what: "the path is empty"}
+		return &ruleError{what: "the path is empty"}
 	}
 	if i := strings.IndexByte(a.text, 0); i >= 0 {
-		return &addrError{what: "NUL byte at index " + strconv.Itoa(i) + " of " + strconv.Quote(a.text)}
+		return &ruleError{what: "NUL byte at index " + strconv.Itoa(i) + " of " + strconv.Quote(a.text)}
 	}
 	return nil
 }
@@ -183,18 +183,19 @@ var (
 	ErrUntrusted = errors.New("the server is not trusted")
 )
 
-// An addrError says what is wrong with an address. It matches is, if set.
-type addrError struct {
+// A ruleError is an error that this package finds itself: an argument, or what
+// came from outside, that breaks a rule. It matches is, if set.
+type ruleError struct {
 	what string
 	is   error
 }
 
-func (e *addrError) Error() string        { return e.what }
-func (e *addrError) Is(target error) bool { return e.is != nil && target == e.is }
+func (e *ruleError) Error() string        { return e.what }
+func (e *ruleError) Is(target error) bool { return e.is != nil && target == e.is }
 
 // tooLong is the error of an address of n bytes where limit are allowed.
 func tooLong(what string, n, limit int) error {
-	return &addrError{
+	return &ruleError{
 		what: what + " is " + strconv.Itoa(n) + " bytes long, the limit is " + strconv.Itoa(limit),
 		is:   ErrNameTooLong,
 	}
@@ -202,7 +203,7 @@ func tooLong(what string, n, limit int) error {
 
 // configError is the error of a field whose value breaks the rule.
 func configError(field, value, rule string) error {
-	return &addrError{what: field + " is " + value + ", it must be " + rule}
+	return &ruleError{what: field + " is " + value + ", it must be " + rule}
 }
 
 // A classified error is the system's error err, which also matches is: what
@@ -818,7 +819,7 @@ func (d *Dialer) trust(fd *fd, addr Addr) error {
 		return &classified{err, ErrUntrusted}
 	}
 	if verify && !p.trusted() {
-		return &addrError{"the server is not trusted: it runs as " + p.String(), ErrUntrusted}
+		return &ruleError{"the server is not trusted: it runs as " + p.String(), ErrUntrusted}
 	}
 	if d.Check != nil {
 		if err := d.Check(p); err != nil {
@@ -1188,7 +1189,7 @@ const (
 
 func (f *framing) send(fd *fd, p []byte) error {
 	if len(p) > frameMax {
-		return &addrError{"the message is " + strconv.Itoa(len(p)) + " bytes long, the limit is " + strconv.Itoa(frameMax), ErrMsgTooLong}
+		return &ruleError{"the message is " + strconv.Itoa(len(p)) + " bytes long, the limit is " + strconv.Itoa(frameMax), ErrMsgTooLong}
 	}
 	f.sending.Lock()
 	defer f.sending.Unlock()
@@ -1202,7 +1203,7 @@ func (f *framing) send(fd *fd, p []byte) error {
 	f.room = [2][]byte{}
 	if err != nil && n > 0 && err != net.ErrClosed {
 		// The peer has a part. It must not take the next message for the rest.
-		f.torn = &classified{&addrError{what: "an earlier message was cut off: " + err.Error()}, syscall.EPIPE}
+		f.torn = &classified{&ruleError{what: "an earlier message was cut off: " + err.Error()}, syscall.EPIPE}
 		fd.closeWrite()
 	}
 	return err
@@ -1238,7 +1239,7 @@ func (f *framing) next(fd *fd) (int, error) {
 	}
 	size := int(f.start[0])<<24 | int(f.start[1])<<16 | int(f.start[2])<<8 | int(f.start[3])
 	if uint(size) > frameMax {
-		return 0, &addrError{what: "the length of the next message is garbled: " + strconv.FormatUint(uint64(uint32(size)), 10) +
+		return 0, &ruleError{what: "the length of the next message is garbled: " + strconv.FormatUint(uint64(uint32(size)), 10) +
 			" bytes, the limit is " + strconv.Itoa(frameMax)}
 	}
 	return size, nil
@@ -1397,7 +1398,7 @@ func checkFiles(n int) error {
 // atMost refuses more files than were asked for.
 func atMost(max int, files []*os.File, err error) ([]*os.File, error) {
 	if len(files) > max {
-		err = &addrError{"the peer sent " + strconv.Itoa(len(files)) + " files, " + strconv.Itoa(max) + " were asked for", ErrMsgTooLong}
+		err = &ruleError{"the peer sent " + strconv.Itoa(len(files)) + " files, " + strconv.Itoa(max) + " were asked for", ErrMsgTooLong}
 	}
 	if err != nil {
 		closeFiles(files)
@@ -1755,7 +1756,7 @@ func parseInherited(list string) (map[string]*inheritedEnd, error) {
 		name, rest, _ := strings.Cut(entry, ",")
 		kind, token, ok := strings.Cut(rest, ",")
 		if !ok || !validEndName(name) || !validToken(token) || ends[name] != nil || tokens[token] {
-			return nil, &addrError{what: inheritVar + " is garbled at " + strconv.Quote(entry)}
+			return nil, &ruleError{what: inheritVar + " is garbled at " + strconv.Quote(entry)}
 		}
 		ends[name], tokens[token] = &inheritedEnd{kind, token}, true
 	}
@@ -1772,9 +1773,9 @@ func takeInherited(name, kind string) (*inheritedEnd, error) {
 	case inherited.err != nil:
 		return nil, inherited.err
 	case end == nil:
-		return nil, &addrError{what: "no end named " + strconv.Quote(name) + " was inherited, or it was taken before"}
+		return nil, &ruleError{what: "no end named " + strconv.Quote(name) + " was inherited, or it was taken before"}
 	case end.kind != kind:
-		return nil, &addrError{what: "the inherited end " + strconv.Quote(name) + " is a " + end.kind + ", not a " + kind}
+		return nil, &ruleError{what: "the inherited end " + strconv.Quote(name) + " is a " + end.kind + ", not a " + kind}
 	}
 	delete(inherited.ends, name)
 	return end, nil
@@ -1868,6 +1869,49 @@ func (l *Listener) bequeath(cmd *exec.Cmd) (kind, token string, err error) {
 }
 
 // ---------------------------------------------------------------------------
+// The race detector
+//
+// It does not see that what happens before a write happens before the read that
+// returns it. Package syscall tells it for calls that end at once, and these do
+// for all. They do nothing in a build without the detector.
+
+// raceSync is what the detector sees instead of the bytes: an atomic that every
+// operation adds to before and reads after its calls.
+var raceSync atomic.Int32
+
+func raceRelease() {
+	if raceBuild() {
+		raceSync.Add(1)
+	}
+}
+
+func raceAcquire() {
+	if raceBuild() {
+		raceSync.Load()
+	}
+}
+
+// raceBuild reports whether this is a build with -race. There is no file of the
+// package that only such a build would take, so it looks at what only such a
+// build does: sync.Pool loses a quarter of what is put into it.
+var raceBuild = sync.OnceValue(func() bool {
+	var pool sync.Pool
+	lost := 0
+	for range 256 {
+		pool.Put(&pool)
+		if pool.Get() == nil {
+			lost++
+		}
+	}
+	return lost > 16 // 64 are expected; otherwise 0, or 1 if preempted just then
+})
+
+// ---------------------------------------------------------------------------
+// What the systems share below this
+
+// ioMax is the most that one read or write asks for: macOS and FreeBSD fail
+// above INT_MAX, and os.File on Windows stops there.
+const ioMax = 1 << 30
 
 // A direction is one or both of the two halves of a descriptor.
 type direction uint8

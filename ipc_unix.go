@@ -51,7 +51,7 @@ func (s *SysListenConfig) check(abstract bool) error {
 	case s.GID < 0:
 		return configError("Sys.GID", strconv.Itoa(s.GID), "0 or more")
 	case abstract:
-		return &addrError{what: "Sys.Mode, UID and GID are of a socket file, and an abstract name has none"}
+		return &ruleError{what: "Sys.Mode, UID and GID are of a socket file, and an abstract name has none"}
 	}
 	return nil
 }
@@ -114,7 +114,7 @@ func (a Addr) resolve() (target string, err error) {
 	}
 	switch _, base := splitPath(target); {
 	case base == "" || base == "." || base == "..":
-		return "", &addrError{what: "the path " + strconv.Quote(target) + " names a folder"}
+		return "", &ruleError{what: "the path " + strconv.Quote(target) + " names a folder"}
 	case len(base) > nameMax:
 		return "", tooLong("the last element of the path", len(base), nameMax)
 	}
@@ -128,7 +128,7 @@ const nameMax = 255
 func tmpTarget(name string) (string, error) {
 	for element := range strings.SplitSeq(name, "/") {
 		if element == ".." {
-			return "", &addrError{what: "the name " + strconv.Quote(name) + " leads out of /tmp"}
+			return "", &ruleError{what: "the name " + strconv.Quote(name) + " leads out of /tmp"}
 		}
 	}
 	return "/tmp/" + name, nil
@@ -385,7 +385,7 @@ func claim(sys int, path string, lc *ListenConfig) (_ *socketFile, err error) {
 }
 
 // errNoSocket protects whatever else is at the path.
-var errNoSocket = &addrError{"a file that is not a socket is there", ErrAddrInUse}
+var errNoSocket = &ruleError{"a file that is not a socket is there", ErrAddrInUse}
 
 // vacancy decides whether the policy allows a socket to be put at the path, and
 // returns the identity of the one that is in the way, if any.
@@ -665,7 +665,7 @@ func setModeByPath(path string, typ, mode uint32, uid, gid int) error {
 }
 
 // errReplaced is for a file that somebody replaces as it is being made.
-var errReplaced = &addrError{"the file was replaced by another", ErrAddrInUse}
+var errReplaced = &ruleError{"the file was replaced by another", ErrAddrInUse}
 
 // shortLink makes a private symbolic link to a path that is too long for a
 // sockaddr_un, and returns its short name and how to remove it.
@@ -890,7 +890,7 @@ func isLocal(sys int, kind transport) error {
 		if kind == messages {
 			what = "message"
 		}
-		return &addrError{"the descriptor is not a local " + what + " socket", errors.ErrUnsupported}
+		return &ruleError{"the descriptor is not a local " + what + " socket", errors.ErrUnsupported}
 	}
 	return nil
 }
@@ -914,7 +914,7 @@ func isListening(sys int) error {
 	if on, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_ACCEPTCONN); err != nil {
 		return os.NewSyscallError("getsockopt", err)
 	} else if on == 0 {
-		return &addrError{what: "the descriptor is a socket that does not listen"}
+		return &ruleError{what: "the descriptor is a socket that does not listen"}
 	}
 	return nil
 }
@@ -954,7 +954,7 @@ func isPipe(sys int) error {
 		return os.NewSyscallError("fstat", err)
 	}
 	if st.Mode&syscall.S_IFMT != syscall.S_IFIFO {
-		return &addrError{"the descriptor is not a pipe", errors.ErrUnsupported}
+		return &ruleError{"the descriptor is not a pipe", errors.ErrUnsupported}
 	}
 	return nil
 }
@@ -1057,7 +1057,7 @@ func tryFIFO(path string, d direction) (*fd, error) {
 		return nil, os.NewSyscallError("lstat", err)
 	}
 	if st.Mode&syscall.S_IFMT != syscall.S_IFIFO {
-		return nil, &addrError{what: "the file is not a FIFO"}
+		return nil, &ruleError{what: "the file is not a FIFO"}
 	}
 	mode := syscall.O_RDONLY
 	if d == writing {
@@ -1196,7 +1196,7 @@ func activated() (ls []*Listener, err error) {
 	}
 	for i := range n {
 		if err := isListening(firstFD + i); err != nil {
-			return nil, &classified{&addrError{what: "descriptor " + strconv.Itoa(firstFD+i) + ": " + err.Error()}, err}
+			return nil, &classified{&ruleError{what: "descriptor " + strconv.Itoa(firstFD+i) + ": " + err.Error()}, err}
 		}
 	}
 	for i := range n {
@@ -1319,41 +1319,6 @@ func (f *fd) unuse() {
 	}
 	f.gone.Done()
 }
-
-// The race detector does not see that what happens before a write happens before
-// the read that returns it; package syscall tells it for its Read and Write, and
-// these do for every call here. They do nothing in a build without the detector.
-
-// raceSync is what the detector sees instead of the bytes: an atomic that every
-// call adds to before it and reads after it.
-var raceSync atomic.Int32
-
-func raceRelease() {
-	if raceBuild() {
-		raceSync.Add(1)
-	}
-}
-
-func raceAcquire() {
-	if raceBuild() {
-		raceSync.Load()
-	}
-}
-
-// raceBuild reports whether this is a build with -race. There is no file of the
-// package that only such a build would take, so it looks at what only such a
-// build does: sync.Pool loses a quarter of what is put into it.
-var raceBuild = sync.OnceValue(func() bool {
-	var pool sync.Pool
-	lost := 0
-	for range 256 {
-		pool.Put(&pool)
-		if pool.Get() == nil {
-			lost++
-		}
-	}
-	return lost > 16 // 64 are expected; otherwise 0, or 1 if preempted just then
-})
 
 // close marks the fd closed, wakes whoever waits on it, and returns when the
 // descriptor is gone: no call blocks, so that is at once.
@@ -1708,10 +1673,6 @@ func (c rawConn) wait(h *half, fn func(fd uintptr) bool) error {
 // ---------------------------------------------------------------------------
 // Operations on descriptors
 
-// ioMax is the most that one read or write asks for: macOS and FreeBSD fail
-// above INT_MAX.
-const ioMax = 1 << 30
-
 func (f *fd) read(p []byte) (int, error) {
 	h := &f.r
 	if err := f.enter(h); err != nil {
@@ -1907,7 +1868,7 @@ func recvmsgCall(sys int, h *half) (err error) {
 // next one.
 func (f *fd) send(p []byte) error {
 	if len(p) == 0 && looseRecords() {
-		return &addrError{"this system cannot send an empty message", errors.ErrUnsupported}
+		return &ruleError{"this system cannot send an empty message", errors.ErrUnsupported}
 	}
 	h := &f.w
 	if err := f.enter(h); err != nil {
@@ -2138,7 +2099,7 @@ func (f *fd) takeRights(h *half, p []byte) (int, []*os.File, error) {
 	}
 	fds, err := rights(h.oob[:h.oobn])
 	if err == nil && h.flags&syscall.MSG_CTRUNC != 0 {
-		err = &addrError{"the list of files was cut off", ErrMsgTooLong}
+		err = &ruleError{"the list of files was cut off", ErrMsgTooLong}
 	}
 	if err != nil {
 		for _, fd := range fds {

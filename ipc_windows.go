@@ -418,7 +418,7 @@ func (c *PipeConn) Disconnect() error {
 }
 
 // errNotServer refuses at a client's end what only a server's can do.
-var errNotServer = &addrError{"this is the client's end of the pipe", errors.ErrUnsupported}
+var errNotServer = &ruleError{"this is the client's end of the pipe", errors.ErrUnsupported}
 
 // Impersonate runs f with the identity and rights of the client, as far as its
 // [ImpersonationLevel] lets the server have them, and returns f's error. f runs
@@ -658,7 +658,7 @@ func (a Addr) resolve() (target string, err error) {
 	if a.kind == pathAddr {
 		host, rest, ok := cutPipePath(name)
 		if !ok {
-			return "", &classified{&addrError{what: "the path " + strconv.Quote(a.text) +
+			return "", &classified{&ruleError{what: "the path " + strconv.Quote(a.text) +
 				` is not that of a pipe: write \\.\pipe\name, or ipc.Name("name")`}, errors.ErrUnsupported}
 		}
 		if host != "." && host != "?" {
@@ -670,17 +670,17 @@ func (a Addr) resolve() (target string, err error) {
 	// another pipe or out of the folder of the pipes.
 	for element := range strings.SplitSeq(name, `\`) {
 		if element == "" || strings.HasSuffix(element, ".") || strings.HasSuffix(element, " ") {
-			return "", &addrError{what: "the name " + strconv.Quote(name) +
+			return "", &ruleError{what: "the name " + strconv.Quote(name) +
 				` has an element that is empty or ends in a dot or space, which Windows would drop`}
 		}
 	}
 	target = prefix + name
 	wide, err := syscall.UTF16FromString(target)
 	if err != nil || syscall.UTF16ToString(wide) != target {
-		return "", &addrError{what: "the name " + strconv.Quote(name) + " is not valid UTF-8"}
+		return "", &ruleError{what: "the name " + strconv.Quote(name) + " is not valid UTF-8"}
 	}
 	if units := len(wide) - 1; units > pathMax {
-		return "", &addrError{"the path is " + strconv.Itoa(units) + " UTF-16 characters long, the limit is " + strconv.Itoa(pathMax), ErrNameTooLong}
+		return "", &ruleError{"the path is " + strconv.Itoa(units) + " UTF-16 characters long, the limit is " + strconv.Itoa(pathMax), ErrNameTooLong}
 	}
 	return target, nil
 }
@@ -1012,7 +1012,7 @@ func (s *instances) control(call func(syscall.Handle) error) error {
 		return net.ErrClosed
 	}
 	if len(s.armed) == 0 {
-		return &addrError{"all instances of the pipe are connected", errors.ErrUnsupported}
+		return &ruleError{"all instances of the pipe are connected", errors.ErrUnsupported}
 	}
 	return call(s.armed[0].sys)
 }
@@ -1043,7 +1043,7 @@ type pipeSpec struct {
 
 func newPipeSpec(target string, c PipeConfig) (*pipeSpec, error) {
 	if isRemote(target) {
-		return nil, &addrError{what: `a pipe can be served on this machine only: write \\.\pipe\name`, is: errors.ErrUnsupported}
+		return nil, &ruleError{what: `a pipe can be served on this machine only: write \\.\pipe\name`, is: errors.ErrUnsupported}
 	}
 	p := &pipeSpec{
 		target:   target,
@@ -1211,7 +1211,7 @@ func adoptSys(h syscall.Handle, kind transport, d direction) (*fd, error) {
 		return nil, os.NewSyscallError("GetFileType", err)
 	}
 	if typ != syscall.FILE_TYPE_PIPE {
-		return nil, &addrError{"the handle is not that of a pipe", errors.ErrUnsupported}
+		return nil, &ruleError{"the handle is not that of a pipe", errors.ErrUnsupported}
 	}
 	info, err := localInfo(h)
 	if err != nil {
@@ -1226,7 +1226,7 @@ func adoptSys(h syscall.Handle, kind transport, d direction) (*fd, error) {
 	ends := [...]Direction{ClientToServer, ServerToClient, Duplex}[min(info.configuration, 2)].ends(server)
 	switch {
 	case mode&synchronous != 0:
-		return nil, &addrError{"the pipe was not opened for overlapped I/O", errors.ErrUnsupported}
+		return nil, &ruleError{"the pipe was not opened for overlapped I/O", errors.ErrUnsupported}
 	case ends&d != d:
 		return nil, errDirection(ends)
 	case info.state != pipeConnected && info.state != pipeClosing:
@@ -1237,7 +1237,7 @@ func adoptSys(h syscall.Handle, kind transport, d direction) (*fd, error) {
 	case err != nil:
 		return nil, err
 	case reads != kind.native():
-		return nil, &addrError{"the pipe is not read as that kind of connection does", errors.ErrUnsupported}
+		return nil, &ruleError{"the pipe is not read as that kind of connection does", errors.ErrUnsupported}
 	}
 	far, err := isFar(h)
 	if err != nil {
@@ -1255,7 +1255,7 @@ func adoptSys(h syscall.Handle, kind transport, d direction) (*fd, error) {
 // was used may belong to the completion port of this process, for good.
 func (f *fd) bequeath(cmd *exec.Cmd) (token string, err error) {
 	if f.used.Load() {
-		return "", &addrError{"this end was used in this process", errors.ErrUnsupported}
+		return "", &ruleError{"this end was used in this process", errors.ErrUnsupported}
 	}
 	err = f.control("SetHandleInformation", func(h syscall.Handle) error {
 		return syscall.SetHandleInformation(h, syscall.HANDLE_FLAG_INHERIT, syscall.HANDLE_FLAG_INHERIT)
@@ -1276,7 +1276,7 @@ func (f *fd) bequeath(cmd *exec.Cmd) (token string, err error) {
 // bequeath fails: the operations that are under way on a listener's instances
 // cannot go to another process.
 func (l *listener) bequeath(*exec.Cmd) (token string, err error) {
-	return "", &addrError{"a listener cannot be inherited on Windows", errors.ErrUnsupported}
+	return "", &ruleError{"a listener cannot be inherited on Windows", errors.ErrUnsupported}
 }
 
 func validToken(token string) bool {
@@ -1462,9 +1462,9 @@ func (f *fd) leave(h *half) {
 // errDirection refuses what the direction of the pipe does not allow.
 func errDirection(ends direction) error {
 	if ends == reading {
-		return &addrError{"this end of a one-way pipe can only be read", errors.ErrUnsupported}
+		return &ruleError{"this end of a one-way pipe can only be read", errors.ErrUnsupported}
 	}
-	return &addrError{"this end of a one-way pipe can only be written", errors.ErrUnsupported}
+	return &ruleError{"this end of a one-way pipe can only be written", errors.ErrUnsupported}
 }
 
 // control makes a call on the handle that does not block.
@@ -1872,48 +1872,7 @@ func milliseconds(t time.Time) uint32 {
 }
 
 // ---------------------------------------------------------------------------
-// The race detector
-//
-// It does not see that what happens before a write happens before the read that
-// returns it. Package syscall tells it for calls that end at once, and these do
-// for all. They do nothing in a build without the detector.
-
-// raceSync is what the detector sees instead of the bytes: an atomic that every
-// operation adds to before and reads after its calls.
-var raceSync atomic.Int32
-
-func raceRelease() {
-	if raceBuild() {
-		raceSync.Add(1)
-	}
-}
-
-func raceAcquire() {
-	if raceBuild() {
-		raceSync.Load()
-	}
-}
-
-// raceBuild reports whether this is a build with -race. There is no file of the
-// package that only such a build would take, so it looks at what only such a
-// build does: sync.Pool loses a quarter of what is put into it.
-var raceBuild = sync.OnceValue(func() bool {
-	var pool sync.Pool
-	lost := 0
-	for range 256 {
-		pool.Put(&pool)
-		if pool.Get() == nil {
-			lost++
-		}
-	}
-	return lost > 16 // 64 are expected; otherwise 0, or 1 if preempted just then
-})
-
-// ---------------------------------------------------------------------------
 // Operations on handles
-
-// ioMax is the most that os.File reads or writes in one call.
-const ioMax = 1 << 30
 
 func (f *fd) read(p []byte) (int, error) {
 	h, err := f.enter(reading)
@@ -2012,7 +1971,7 @@ func (f *fd) send(p []byte) error {
 }
 
 // errNoMessages refuses operations on messages where there are only bytes.
-var errNoMessages = &addrError{"this end of the pipe does not read messages", errors.ErrUnsupported}
+var errNoMessages = &ruleError{"this end of the pipe does not read messages", errors.ErrUnsupported}
 
 // readMessage reads one message or the part of it that fits into p.
 func (f *fd) readMessage(p []byte) (n int, more bool, err error) {
@@ -2054,10 +2013,10 @@ func (f *fd) recv(p []byte) (int, error) {
 }
 
 // errMsgTooLong refuses to send more than goes in one call.
-var errMsgTooLong = &addrError{"the message is longer than 1 GiB", ErrMsgTooLong}
+var errMsgTooLong = &ruleError{"the message is longer than 1 GiB", ErrMsgTooLong}
 
 // errMsgDropped says that the rest of a message is lost.
-var errMsgDropped = &addrError{"the message is longer than the buffer", ErrMsgTooLong}
+var errMsgDropped = &ruleError{"the message is longer than the buffer", ErrMsgTooLong}
 
 // drop reads the rest of a message.
 func (f *fd) drop(h *half) error {
@@ -2328,7 +2287,7 @@ func (f *fd) peerProcess(access uint32) (process syscall.Handle, err error) {
 	}
 	err = f.control("", func(h syscall.Handle) error {
 		if f.onOtherMachine(h) {
-			return &addrError{"the peer is on another machine", errors.ErrUnsupported}
+			return &ruleError{"the peer is on another machine", errors.ErrUnsupported}
 		}
 		pid, err := pipeNumber(question, h)
 		if err != nil {
@@ -2344,7 +2303,7 @@ func (f *fd) peerProcess(access uint32) (process syscall.Handle, err error) {
 	if err = syscall.GetProcessTimes(process, &created, &exited, &kernel, &user); err != nil {
 		err = os.NewSyscallError("GetProcessTimes", err)
 	} else if time.Unix(0, created.Nanoseconds()).After(f.made.Add(clockTick)) {
-		err = &addrError{what: "the process of the peer has ended"}
+		err = &ruleError{what: "the process of the peer has ended"}
 	}
 	if err != nil {
 		syscall.CloseHandle(process)
