@@ -49,9 +49,22 @@ func init() {
 	}
 }
 
-// descriptors returns the numbers of the descriptors that are open.
+// descriptors returns the numbers of the descriptors that are open. Where the
+// system lists them it asks for no others, which is much faster.
 func descriptors() (open []int) {
-	for fd := range 4096 {
+	candidates := make([]int, 0, 4096)
+	if entries, err := os.ReadDir("/proc/self/fd"); err == nil {
+		for _, e := range entries { // one of them is closed again by now
+			if fd, err := strconv.Atoi(e.Name()); err == nil {
+				candidates = append(candidates, fd)
+			}
+		}
+	} else {
+		for fd := range cap(candidates) {
+			candidates = append(candidates, fd)
+		}
+	}
+	for _, fd := range candidates {
 		var st syscall.Stat_t
 		if syscall.Fstat(fd, &st) == nil {
 			open = append(open, fd)

@@ -166,7 +166,8 @@ func TestPipeCloseEndsReadsAndWritesThatWait(t *testing.T) {
 	for _, done := range waiting {
 		matches(t, <-done, net.ErrClosed)
 	}
-	if n, err := io.Copy(io.Discard, r); n == 0 || err != nil {
+	n, err := io.Copy(io.Discard, r)
+	if err != nil || n == 0 && runtime.GOOS != "windows" { // where what was not read is taken back
 		t.Errorf("of what was written %d bytes are left, %v", n, err)
 	}
 }
@@ -665,7 +666,7 @@ func feed(t *testing.T, w io.WriteCloser, data []byte) {
 		return errors.Join(err, w.Close())
 	})
 	t.Cleanup(func() {
-		if !t.Failed() { // or it may wait for ever
+		if !t.Failed() && !t.Skipped() { // or it may wait for ever
 			must(t, <-feeding)
 		}
 	})
@@ -677,7 +678,7 @@ const keptBack = "kept back"
 func keepsBack(t *testing.T, r io.Reader) {
 	t.Helper()
 	t.Cleanup(func() {
-		if !t.Failed() {
+		if !t.Failed() && !t.Skipped() {
 			expect(t, r, keptBack)
 			expectEOF(t, r)
 		}
@@ -1046,7 +1047,8 @@ func parkedCopying(t *testing.T) {
 		for g := range strings.SplitSeq(stacks(), "\n\n") {
 			state, frames, _ := strings.Cut(g, "\n")
 			copying := strings.Contains(frames, "/ipc.copyOut(") || strings.Contains(frames, "/ipc.copyIn(")
-			if copying && (strings.Contains(state, "[IO wait") || strings.Contains(state, "[select")) {
+			awake := strings.Contains(state, "[runn") || runtime.GOOS != "windows" && strings.Contains(state, "[syscall")
+			if copying && !awake {
 				return true
 			}
 		}
@@ -1216,50 +1218,6 @@ func TestCopyDoesNotComeBetweenTheBytesOfAWrite(t *testing.T) {
 		matches(t, <-flooding, syscall.EPIPE)
 		must(t, s.dst.Close())
 		must(t, <-discarding)
-	})
-}
-
-func TestCopyAndReadsShareTheSource(t *testing.T) {
-	overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
-		const rounds = 1500
-		done := begin(func() error { _, err := copying(); return errors.Join(err, s.dst.Close()) })
-		var read atomic.Int64
-		reading := begin(func() error {
-			for p := make([]byte, 10); ; {
-				n, err := s.src.Read(p)
-				read.Add(int64(n))
-				if err == io.EOF {
-					return nil
-				} else if err != nil {
-					return err
-				}
-			}
-		})
-		var copied atomic.Int64
-		draining := begin(func() error {
-			for p := make([]byte, 10); ; {
-				n, err := s.out.Read(p)
-				copied.Add(int64(n))
-				if err == io.EOF {
-					return nil
-				} else if err != nil {
-					return err
-				}
-			}
-		})
-		for i := range rounds { // each arrives before the next is sent
-			send(t, s.in, "x")
-			for end := time.Now().Add(soon); read.Load()+copied.Load() <= int64(i); runtime.Gosched() {
-				if time.Now().After(end) {
-					t.Fatalf("byte %d does not arrive\n\n%s", i, stacks())
-				}
-			}
-		}
-		must(t, s.in.Close())
-		must(t, errors.Join(<-done, <-reading, <-draining))
-		if n := read.Load() + copied.Load(); n != rounds {
-			t.Errorf("%d bytes became %d", rounds, n)
-		}
 	})
 }
 

@@ -64,3 +64,16 @@ func FuzzRights(f *testing.F) {
 		}
 	})
 }
+
+func TestTokensAreNumbersOfDescriptors(t *testing.T) {
+	for _, token := range []string{"3", "4", "10", "1048576"} {
+		if !validToken(token) {
+			t.Errorf("%q is refused", token)
+		}
+	}
+	for _, token := range []string{"", "0", "1", "2", "-1", "-3", "+3", "03", "0x3", " 3", "3 ", "3.0", "1048577", "99999999999999999999", "three"} {
+		if validToken(token) { // 0, 1 and 2 are the standard ones; one text per number
+			t.Errorf("%q is accepted", token)
+		}
+	}
+}

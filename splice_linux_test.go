@@ -10,9 +10,11 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -215,6 +217,51 @@ func TestCopiesDoNotPassThroughThisProcess(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Others may take the very bytes that a copy has found to be there.
+func TestCopyAndReadsShareTheSource(t *testing.T) {
+	overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
+		const rounds = 1500
+		done := begin(func() error { _, err := copying(); return errors.Join(err, s.dst.Close()) })
+		var read atomic.Int64
+		reading := begin(func() error {
+			for p := make([]byte, 10); ; {
+				n, err := s.src.Read(p)
+				read.Add(int64(n))
+				if err == io.EOF {
+					return nil
+				} else if err != nil {
+					return err
+				}
+			}
+		})
+		var copied atomic.Int64
+		draining := begin(func() error {
+			for p := make([]byte, 10); ; {
+				n, err := s.out.Read(p)
+				copied.Add(int64(n))
+				if err == io.EOF {
+					return nil
+				} else if err != nil {
+					return err
+				}
+			}
+		})
+		for i := range rounds { // each arrives before the next is sent
+			send(t, s.in, "x")
+			for end := time.Now().Add(soon); read.Load()+copied.Load() <= int64(i); runtime.Gosched() {
+				if time.Now().After(end) {
+					t.Fatalf("byte %d does not arrive\n\n%s", i, stacks())
+				}
+			}
+		}
+		must(t, s.in.Close())
+		must(t, errors.Join(<-done, <-reading, <-draining))
+		if n := read.Load() + copied.Load(); n != rounds {
+			t.Errorf("%d bytes became %d", rounds, n)
+		}
+	})
 }
 
 // What the kernel does not splice is copied all the same.
