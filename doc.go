@@ -42,11 +42,14 @@
 //
 // # Waiting
 //
-// Every call that waits parks its goroutine and holds no thread, but Accept on
-// Windows, which holds one for each listener. It ends with a deadline or a
-// context, and with Close from another goroutine. A Dial waits while the server
-// has no room, however long that takes, and fails at once when there is no server,
-// unless [Dialer.Wait] is set.
+// Every call that waits parks its goroutine and holds no thread. Windows makes
+// exceptions: Accept holds one for each listener, a read for up to 2 milliseconds,
+// and up to 32 writes of a process hold one each. On Linux a wait may first try
+// again for some microseconds: see [Conn.SetSpin].
+//
+// A wait ends with a deadline or a context, and with Close from another goroutine.
+// A Dial waits while the server has no room, however long that takes, and fails at
+// once when there is no server, unless [Dialer.Wait] is set.
 //
 // # Closing
 //
