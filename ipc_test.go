@@ -1422,7 +1422,9 @@ func TestDialersCheckCanRefuseTheServer(t *testing.T) {
 			if pid, ok := told.PID(); ok && pid != os.Getpid() {
 				t.Errorf("Check is told of %v", told)
 			}
-			expectEOF(t, accept(t, l)) // nothing was sent to it
+			if runtime.GOOS != "windows" { // where a client that left is seen only if it sent something
+				expectEOF(t, accept(t, l)) // nothing was sent to it
+			}
 		}
 		client, err := ipc.Dialer{Check: func(ipc.Peer) error { return nil }}.Dial(addr)
 		must(t, err)
@@ -1535,7 +1537,7 @@ func TestPeerInAnotherProcess(t *testing.T) {
 		send(t, server, "welcome")
 		client.mustSay("welcome")
 		client.end()
-		must(t, l.Close())
+		must(t, errors.Join(server.Close(), l.Close()))
 
 		serving := startChild(t, "serve", addr.String())
 		serving.mustSay("serving")
@@ -1745,7 +1747,7 @@ func TestClientThatLeftBeforeAcceptIsHeard(t *testing.T) {
 
 func TestClientThatComesAndGoesHarmsNobody(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
+		l := listenWith(t, ipc.ListenConfig{Backlog: 20}, addr)
 		for range 10 {
 			must(t, dial(t, addr).Close())
 		}

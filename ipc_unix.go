@@ -199,7 +199,7 @@ func listen(target string, kind transport, lc *ListenConfig) (*listener, error) 
 	if err := lc.Sys.check(isAbstract(target)); err != nil {
 		return nil, err
 	}
-	sys, err := newSocket(kind)
+	sys, err := newSocket(socketType(kind))
 	if err != nil {
 		return nil, err
 	}
@@ -403,36 +403,28 @@ func (f *socketFile) vacancy(policy Takeover) (fileID, error) {
 	case policy == TakeoverAlways:
 		return at.id, nil
 	}
-	for range staleProbes {
-		switch err := probe(f.path); errnoOf(err) {
-		case syscall.ECONNREFUSED:
-			time.Sleep(probePause)
-		case syscall.ENOENT:
-			return fileID{}, nil // its owner has just removed it
-		case nil, syscall.EAGAIN, syscall.EPROTOTYPE: // served, full, another kind of socket
-			return fileID{}, inUse("bind")
-		default:
-			return fileID{}, err // cannot tell (no permission, no descriptors): hands off
-		}
+	switch err := probe(f.path); errnoOf(err) {
+	case syscall.ECONNREFUSED:
+		return at.id, nil
+	case syscall.ENOENT:
+		return fileID{}, nil // its owner has just removed it
+	case nil, syscall.EPROTOTYPE:
+		return fileID{}, inUse("bind")
+	default:
+		return fileID{}, err // cannot tell (no permission, no descriptors): hands off
 	}
-	return at.id, nil
 }
 
-// A server that does not use this package refuses clients between its bind and
-// its listen, and on some systems while its backlog is full. Only a socket that
-// refuses several times in a row is dead.
-const (
-	staleProbes = 3
-	probePause  = 10 * time.Millisecond
-)
-
-// probe attempts one connection to see whether somebody serves the path.
+// probe asks whether a socket of any process is bound to the path, by connecting
+// one for datagrams. Where a stream server is that is EPROTOTYPE, also if its
+// backlog is full or it does not listen yet, and the server does not notice; only
+// where nobody is left it is ECONNREFUSED.
 func probe(path string) error {
-	fd, err := connect(path, streams, nil)
+	f, err := connectSocket(path, syscall.SOCK_DGRAM)
 	if err != nil {
 		return err
 	}
-	return fd.close()
+	return f.close()
 }
 
 // place binds the socket at a path that fits into a sockaddr_un, gives the file
@@ -704,6 +696,14 @@ func shortLink(path string) (short string, release func(), err error) {
 
 // connect makes one attempt to connect to the target.
 func connect(target string, kind transport, _ *SysDialer) (*fd, error) {
+	f, err := connectSocket(target, socketType(kind))
+	if err == nil {
+		f.carry(kind)
+	}
+	return f, err
+}
+
+func connectSocket(target string, typ int) (*fd, error) {
 	if len(target) > sunPathMax && !isAbstract(target) {
 		short, release, err := shorten(target)
 		if err != nil {
@@ -712,11 +712,11 @@ func connect(target string, kind transport, _ *SysDialer) (*fd, error) {
 		defer release()
 		target = short
 	}
-	sys, err := newSocket(kind)
+	sys, err := newSocket(typ)
 	if err != nil {
 		return nil, err
 	}
-	f := newConnFD(sys, kind)
+	f := newFD(sys)
 	sa := sockAddr(target)
 	err = control(func() error { return syscall.Connect(sys, sa) })
 	if err == syscall.EINPROGRESS || err == syscall.EALREADY {
@@ -750,8 +750,9 @@ func (f *fd) finishConnect() error {
 }
 
 // judge tells what the failure of connect means. The BSDs and macOS refuse a
-// client when the backlog is full as they do when nobody listens; a listener of
-// this package shows by its lock that it is there.
+// client when the backlog is full as they do when nobody listens. There a probe
+// tells whether anybody is left, and the lock whether it is a listener of this
+// package, which is worth waiting for.
 func judge(target string, err error) verdict {
 	switch errnoOf(err) {
 	case syscall.EAGAIN:
@@ -759,10 +760,10 @@ func judge(target string, err error) verdict {
 	case syscall.ENOENT:
 		return absent
 	case syscall.ECONNREFUSED:
-		if !fullRefuses || isAbstract(target) {
+		switch {
+		case !fullRefuses || errnoOf(probe(target)) == syscall.ECONNREFUSED:
 			return absent
-		}
-		if lockHeld(target) {
+		case lockHeld(target):
 			return busy
 		}
 		return unsure
@@ -824,10 +825,14 @@ func pair(kind transport) (a, b *fd, err error) {
 // what it carries.
 func newConnFD(sys int, kind transport) *fd {
 	f := newFD(sys)
+	f.carry(kind)
+	return f
+}
+
+func (f *fd) carry(kind transport) {
 	if kind == messages && !framesMessages {
 		f.kind = messages
 	}
-	return f
 }
 
 // socketType returns the type of socket that carries the kind.
@@ -2345,9 +2350,9 @@ func atBirth(make func() error, made ...*int) error {
 	return nil
 }
 
-func newSocket(kind transport) (sys int, err error) {
+func newSocket(typ int) (sys int, err error) {
 	err = atBirth(func() (err error) {
-		sys, err = syscall.Socket(syscall.AF_UNIX, socketType(kind)|socketFlags, 0)
+		sys, err = syscall.Socket(syscall.AF_UNIX, typ|socketFlags, 0)
 		return err
 	}, &sys)
 	return sys, os.NewSyscallError("socket", err)

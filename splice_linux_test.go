@@ -47,7 +47,7 @@ func TestPipeCapacity(t *testing.T) {
 				t.Errorf("the capacity is %d, %v; want %d", n, err, 2*before)
 			}
 		}
-		must(t, w.SetWriteDeadline(time.Now().Add(brief)))
+		must(t, w.SetWriteDeadline(time.Now().Add(10*brief)))
 		n, err := w.Write(make([]byte, tooMuch))
 		timedOut(t, err)
 		if n != 2*before {
