@@ -437,6 +437,30 @@ func TestRawMessagesCarryFiles(t *testing.T) {
 	})
 }
 
+// TestRawMessagesNeedRoomForTheirFilesAlone sizes the buffer as the example of
+// cmsg(3) does: what the package asks of the kernel for itself is not in the way.
+func TestRawMessagesNeedRoomForTheirFilesAlone(t *testing.T) {
+	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
+		for _, n := range []int{1, 2, 253} {
+			files := cards(t, n)
+			_, err := a.WriteMsg([]byte("x"), rightsOf(t, files...))
+			must(t, err)
+			oob := make([]byte, syscall.CmsgSpace(4*n))
+			_, oobn, flags, err := b.ReadMsg(make([]byte, 10), oob)
+			must(t, err)
+			got := filesIn(t, oob[:oobn])
+			if len(got) != n || flags&syscall.MSG_CTRUNC != 0 {
+				t.Fatalf("%d files of %d arrive, flags are %#x", len(got), n, flags)
+			}
+			for _, f := range got {
+				must(t, f.Close())
+			}
+			say(t, a, "in between") // after a plain receive it is the same
+			hear(t, b, "in between")
+		}
+	})
+}
+
 func TestRawMessagesNeedNoControl(t *testing.T) {
 	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
 		n, err := a.WriteMsg([]byte("plain"), nil)
@@ -449,6 +473,11 @@ func TestRawMessagesNeedNoControl(t *testing.T) {
 		n, oobn, _, err := b.ReadMsg(p, nil)
 		if string(p[:n]) != "answer" || oobn != 0 || err != nil {
 			t.Errorf("read %q, %d, %v", p[:n], oobn, err)
+		}
+		say(t, a, "alone")
+		n, oobn, flags, err := b.ReadMsg(p, oobRoom(1))
+		if string(p[:n]) != "alone" || oobn != 0 || flags&syscall.MSG_CTRUNC != 0 || err != nil {
+			t.Errorf("read %q, %d, %#x, %v", p[:n], oobn, flags, err)
 		}
 
 		say(t, a, "held") // what RecvFiles has looked at

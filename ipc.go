@@ -1909,6 +1909,57 @@ var raceBuild = sync.OnceValue(func() bool {
 // ---------------------------------------------------------------------------
 // What the systems share below this
 
+// callError names the system call in an error of it, and leaves what is none
+// (net.ErrClosed, os.ErrDeadlineExceeded) as it is.
+func callError(call string, err error) error {
+	err = errnoOf(err)
+	if errno, ok := err.(syscall.Errno); ok {
+		return os.NewSyscallError(call, errno)
+	}
+	return err
+}
+
+// A users counts the calls that use a descriptor or handle. Its number must not
+// go to somebody else while one does, so the last user of a closed one lets it go.
+type users struct {
+	n atomic.Int32 // how many, and isClosing
+}
+
+// isClosing is the bit of users.n that is set once, by Close.
+const isClosing = 1 << 30
+
+// use counts the caller as a user, unless it is closed.
+func (u *users) use() error {
+	for {
+		n := u.n.Load()
+		if n&isClosing != 0 {
+			return net.ErrClosed
+		}
+		if u.n.CompareAndSwap(n, n+1) {
+			return nil
+		}
+	}
+}
+
+// left ends what use began, and reports whether that was the last user after
+// Close.
+func (u *users) left() bool { return u.n.Add(-1) == isClosing }
+
+// shut marks it closed and counts the caller as a user, once.
+func (u *users) shut() bool {
+	for {
+		n := u.n.Load()
+		if n&isClosing != 0 {
+			return false
+		}
+		if u.n.CompareAndSwap(n, (n|isClosing)+1) {
+			return true
+		}
+	}
+}
+
+func (u *users) closing() bool { return u.n.Load()&isClosing != 0 }
+
 // ioMax is the most that one read or write asks for: macOS and FreeBSD fail
 // above INT_MAX, and os.File on Windows stops there.
 const ioMax = 1 << 30

@@ -190,7 +190,7 @@ func joinPath(dir, base string) string {
 type listener struct {
 	*fd
 	file    *socketFile // nil: an abstract name, or the file is somebody else's
-	closing atomic.Bool // set by the one Close that gives the file up
+	givenUp atomic.Bool // set by the one Close that gives the file up
 	fdName  string      // what the service manager calls it
 	kind    transport   // of its connections
 }
@@ -248,7 +248,7 @@ func (l *listener) setDeadline(t time.Time) error { return l.fd.setDeadline(t, r
 // close removes the file first, so that the path does not lead to a socket that
 // refuses, and nobody who finds it refusing takes it for stale.
 func (l *listener) close() error {
-	if !l.closing.CompareAndSwap(false, true) {
+	if !l.givenUp.CompareAndSwap(false, true) {
 		return net.ErrClosed
 	}
 	var err error
@@ -1245,9 +1245,9 @@ func (l *Listener) FDName() string { return l.sys.fdName }
 
 // An fd is a nonblocking, close-on-exec descriptor that this package made.
 type fd struct {
+	users
 	sys     int
-	kind    transport    // messages: the kernel keeps their boundaries
-	state   atomic.Int32 // number of users, and isClosing; at isClosing alone the descriptor goes
+	kind    transport // messages: the kernel keeps their boundaries
 	gone    sync.WaitGroup
 	goneErr error // of close(2); written before gone is done
 	r, w    half
@@ -1259,9 +1259,6 @@ type fd struct {
 	raw     syscall.RawConn // of file
 	cleanup runtime.Cleanup // closes sys if nobody does; stopped when file takes over
 }
-
-// isClosing is the bit of fd.state that is set once, by Close.
-const isClosing = 1 << 30
 
 // A half is one direction of an fd and the operation that is under way in it.
 type half struct {
@@ -1298,22 +1295,9 @@ func newFD(sys int) *fd {
 	return f
 }
 
-// use counts the caller as a user of the descriptor, unless it is closed.
-func (f *fd) use() error {
-	for {
-		s := f.state.Load()
-		if s&isClosing != 0 {
-			return net.ErrClosed
-		}
-		if f.state.CompareAndSwap(s, s+1) {
-			return nil
-		}
-	}
-}
-
 // unuse ends what use began. The last user of a closed fd closes the descriptor.
 func (f *fd) unuse() {
-	if f.state.Add(-1) != isClosing {
+	if !f.left() {
 		return
 	}
 	if f.file != nil { // nobody else is left to change it
@@ -1328,14 +1312,8 @@ func (f *fd) unuse() {
 // close marks the fd closed, wakes whoever waits on it, and returns when the
 // descriptor is gone: no call blocks, so that is at once.
 func (f *fd) close() error {
-	for {
-		s := f.state.Load()
-		if s&isClosing != 0 {
-			return net.ErrClosed
-		}
-		if f.state.CompareAndSwap(s, (s|isClosing)+1) {
-			break
-		}
+	if !f.shut() {
+		return net.ErrClosed
 	}
 	raceRelease()
 	f.mu.Lock()
@@ -1527,7 +1505,7 @@ func (f *fd) spinFor(h *half, limit int64) bool {
 		case spent >= limit:
 			h.gauge.inVain()
 			return false
-		case f.state.Load()&isClosing != 0 || h.expired():
+		case f.closing() || h.expired():
 			return false // the wait that follows says so
 		}
 	}
@@ -1558,7 +1536,7 @@ func (f *fd) await(h *half, try func(sysfd uintptr) bool) error {
 	default:
 		err = raw.Write(try)
 	}
-	if err != nil && f.state.Load()&isClosing != 0 {
+	if err != nil && f.closing() {
 		return net.ErrClosed // Close wakes waits by a deadline in the past
 	}
 	return err
@@ -1572,7 +1550,7 @@ func (f *fd) nap(h *half, try func(sysfd uintptr) bool) error {
 	defer p.stop()
 	for {
 		switch {
-		case f.state.Load()&isClosing != 0:
+		case f.closing():
 			return net.ErrClosed
 		case h.expired():
 			return os.ErrDeadlineExceeded
@@ -1596,7 +1574,7 @@ func (h *half) attempt(sys int) bool {
 func (f *fd) join() (syscall.RawConn, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.state.Load()&isClosing != 0 {
+	if f.closing() {
 		return nil, net.ErrClosed
 	}
 	if f.file == nil {
@@ -1629,7 +1607,7 @@ func (f *fd) setDeadline(t time.Time, d direction) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.state.Load()&isClosing != 0 {
+	if f.closing() {
 		return net.ErrClosed // or the wake-up of Close would be undone
 	}
 	var err error
@@ -2270,15 +2248,6 @@ func (f *fd) control(name string, call func() error) error {
 
 // ---------------------------------------------------------------------------
 // Errors
-
-// callError names the system call in an error of it, and leaves what is none
-// (net.ErrClosed, os.ErrDeadlineExceeded) as it is.
-func callError(call string, err error) error {
-	if errno, ok := err.(syscall.Errno); ok {
-		return os.NewSyscallError(call, errno)
-	}
-	return err
-}
 
 // writeError is the callError of a write: what the systems say of a peer that is
 // gone all matches EPIPE. macOS says EPROTOTYPE while the peer is closing.

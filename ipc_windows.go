@@ -1330,6 +1330,7 @@ func inheritedListener(string) (*Listener, error) { return nil, errors.ErrUnsupp
 
 // An fd is an overlapped handle of one end of a pipe.
 type fd struct {
+	users
 	sys    syscall.Handle
 	kind   transport  // what it reads
 	ends   direction  // what the pipe lets this end do
@@ -1339,7 +1340,6 @@ type fd struct {
 	place  *instances // where Close gives a place back; nil: there is no limit
 	r, w   half
 	spin   atomic.Int64 // the most nanoseconds that a read waits in its thread; less than 0 is spinDefault
-	state  atomic.Int32 // number of users, and isClosing
 	used   atomic.Bool  // something was read or written, or was to be
 
 	mu      sync.Mutex      // guards what follows, and the end of each half; keeps Close and SetDeadline apart
@@ -1348,9 +1348,6 @@ type fd struct {
 	parks   bool            // file can park: sys belongs to no other completion port
 	cleanup runtime.Cleanup // closes sys if nobody does; stopped when file takes over
 }
-
-// isClosing is the bit of fd.state that is set once, by Close.
-const isClosing = 1 << 30
 
 // A half is one direction of an fd and the operation that is under way in it.
 type half struct {
@@ -1372,38 +1369,23 @@ func newFD(h syscall.Handle, kind transport, ends direction, server bool) *fd {
 	return f
 }
 
-// use counts the caller as a user of the handle, unless it is closed.
-func (f *fd) use() error {
-	for {
-		s := f.state.Load()
-		if s&isClosing != 0 {
-			return net.ErrClosed
-		}
-		if f.state.CompareAndSwap(s, s+1) {
-			return nil
-		}
-	}
-}
-
 // unuse ends what use began. The last user tells Close.
 func (f *fd) unuse() {
-	if f.state.Add(-1) == isClosing {
+	if f.left() {
 		close(f.idle)
 	}
 }
-
-func (f *fd) isClosing() bool { return f.state.Load()&isClosing != 0 }
 
 // close gives the place among the instances back, wakes whoever waits, and
 // returns when the handle is gone.
 func (f *fd) close() error {
 	f.mu.Lock()
-	if f.isClosing() {
+	if f.closing() {
 		f.mu.Unlock()
 		return net.ErrClosed
 	}
 	f.idle = make(chan struct{})
-	users := f.state.Add(isClosing) - isClosing
+	f.shut()
 	f.r.wake()
 	f.w.wake()
 	if f.parks {
@@ -1413,10 +1395,11 @@ func (f *fd) close() error {
 	if f.place != nil {
 		f.place.giveBack()
 	}
-	for users > 0 {
+	f.unuse()
+	for gone := false; !gone; {
 		select {
 		case <-f.idle:
-			users = 0
+			gone = true
 		case <-time.After(cancelPause): // Flush has nothing that could be woken
 			syscall.CancelIoEx(f.sys, nil)
 		}
@@ -1485,7 +1468,7 @@ func (f *fd) join() (file *os.File, parks bool) {
 		f.cleanup.Stop()
 		f.file = os.NewFile(uintptr(f.sys), "pipe")
 		f.parks = f.file.SetReadDeadline(f.r.deadline) == nil && f.file.SetWriteDeadline(f.w.deadline) == nil
-		if f.parks && f.isClosing() {
+		if f.parks && f.closing() {
 			f.file.SetDeadline(time.Unix(1, 0)) // Close came before
 		}
 	}
@@ -1557,7 +1540,7 @@ func (f *fd) readFile(h *half, p []byte) (int, error) {
 // a deadline in the past, or cancels them.
 func (f *fd) whyEnded(err error) error {
 	err = errnoOf(err)
-	if (err == os.ErrDeadlineExceeded || err == syscall.ERROR_OPERATION_ABORTED) && f.isClosing() {
+	if (err == os.ErrDeadlineExceeded || err == syscall.ERROR_OPERATION_ABORTED) && f.closing() {
 		return net.ErrClosed
 	}
 	return err
@@ -1605,7 +1588,7 @@ func (f *fd) writeFile(h *half, p []byte) (int, error) {
 func (f *fd) setDeadline(t time.Time, d direction) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.isClosing() {
+	if f.closing() {
 		return net.ErrClosed // or the wake-up of Close would be undone
 	}
 	if d&reading != 0 {
@@ -1836,7 +1819,7 @@ func (f *fd) patience(ctx context.Context, h *half, begun time.Time, limit time.
 	until := h.deadline
 	f.mu.Unlock()
 	switch {
-	case f.isClosing():
+	case f.closing():
 		return 0, net.ErrClosed
 	case ctx.Err() != nil:
 		return 0, contextError(ctx)
@@ -2164,7 +2147,7 @@ func (f *fd) flush(ctx context.Context) error {
 	switch {
 	case isGone(err):
 		return nil
-	case err == syscall.ERROR_OPERATION_ABORTED && f.isClosing():
+	case err == syscall.ERROR_OPERATION_ABORTED && f.closing():
 		return net.ErrClosed
 	case err == syscall.ERROR_OPERATION_ABORTED && ctx.Err() != nil:
 		return contextError(ctx)
@@ -2383,16 +2366,6 @@ const (
 	errPipeNotConnected syscall.Errno = 233 // ERROR_PIPE_NOT_CONNECTED
 	errPipeConnected    syscall.Errno = 535 // ERROR_PIPE_CONNECTED
 )
-
-// callError names the system call in an error of it, and leaves what is none
-// (net.ErrClosed, os.ErrDeadlineExceeded) as it is.
-func callError(call string, err error) error {
-	err = errnoOf(err)
-	if errno, ok := err.(syscall.Errno); ok {
-		return os.NewSyscallError(call, errno)
-	}
-	return err
-}
 
 // readError is the callError of a read: nothing more comes from a peer that is
 // gone.
