@@ -1245,7 +1245,8 @@ func (l *Listener) FDName() string { return l.sys.fdName }
 
 // An fd is a nonblocking, close-on-exec descriptor that this package made.
 type fd struct {
-	users
+	users // calls that use sys; the last one after Close lets it go
+
 	sys     int
 	kind    transport // messages: the kernel keeps their boundaries
 	gone    sync.WaitGroup

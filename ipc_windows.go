@@ -1330,7 +1330,8 @@ func inheritedListener(string) (*Listener, error) { return nil, errors.ErrUnsupp
 
 // An fd is an overlapped handle of one end of a pipe.
 type fd struct {
-	users
+	users // calls that use sys; the last one after Close tells Close
+
 	sys    syscall.Handle
 	kind   transport  // what it reads
 	ends   direction  // what the pipe lets this end do
