@@ -1912,6 +1912,9 @@ var raceBuild = sync.OnceValue(func() bool {
 // callError names the system call in an error of it, and leaves what is none
 // (net.ErrClosed, os.ErrDeadlineExceeded) as it is.
 func callError(call string, err error) error {
+	if err == nil { // of every message: it must not cost an allocation
+		return nil
+	}
 	err = errnoOf(err)
 	if errno, ok := err.(syscall.Errno); ok {
 		return os.NewSyscallError(call, errno)
