@@ -1328,9 +1328,9 @@ const maxFiles = 253
 // On Unix the descriptors travel as SCM_RIGHTS with one zero byte (unix(7)), on a
 // MsgConn with a message of one zero byte; a peer that reads instead sees that
 // byte and gets no files. macOS may lose a file that its sender closes before it
-// is received, so there the sender should wait for an answer. On Windows the
-// handles are duplicated into the peer's process, which this process must have
-// the right to open.
+// is received, so there the sender should wait for an answer. On Windows the error
+// matches [errors.ErrUnsupported]; there ShareHandle gives another process a
+// handle.
 func (c *Conn) SendFiles(files ...*os.File) error {
 	err := checkFiles(len(files))
 	if err == nil {
@@ -1663,7 +1663,8 @@ const (
 // The caller closes its copy of the end after Start (not before); only then does
 // the other side see the child's exit as the end of the stream. On Windows the
 // end must not have been used yet: a handle that this process has bound to its
-// completion port cannot be used by another.
+// completion port cannot be used by another; and a Listener cannot be given, the
+// error matches [errors.ErrUnsupported].
 func Inherit(cmd *exec.Cmd, name string, end Inheritable) error {
 	if err := inherit(cmd, name, end); err != nil {
 		return pipeError("inherit", Addr{}, err)
