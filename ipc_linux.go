@@ -503,6 +503,22 @@ func markMessages(sys int) {
 	syscall.SetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_TIMESTAMP, 1)
 }
 
+// markRoom is the room that the mark takes in a buffer for control messages, where
+// it comes first: CMSG_SPACE of a struct timeval.
+var markRoom = syscall.CmsgSpace(int(unsafe.Sizeof(syscall.Timeval{})))
+
+// unmarked returns the control messages behind the mark.
+func unmarked(oob []byte) []byte {
+	if len(oob) < markRoom {
+		return oob
+	}
+	h := (*syscall.Cmsghdr)(unsafe.Pointer(&oob[0])) // large enough, and aligned as an allocation is
+	if h.Level != syscall.SOL_SOCKET || h.Type != syscall.SCM_TIMESTAMP {
+		return oob
+	}
+	return oob[markRoom:]
+}
+
 func isMessage(flags, oobn int) bool { return oobn > 0 || flags&syscall.MSG_CTRUNC != 0 }
 
 func looseRecords() bool { return false }

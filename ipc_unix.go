@@ -2157,12 +2157,18 @@ func (f *fd) readMsg(p, oob []byte) (n, oobn, flags int, err error) {
 		return n, 0, flags, nil
 	}
 	h.buf, h.oob, h.flags = p, oob, 0
+	if f.kind == messages && markRoom > 0 {
+		h.oob = make([]byte, markRoom+len(oob)) // the mark comes first
+	}
 	if err := f.run(h, recvmsgCall); err != nil {
 		return 0, 0, 0, callError("recvmsg", err)
 	}
 	ended := f.kind != messages || !isMessage(h.flags, h.oobn)
 	if h.n == 0 && h.oobn == 0 && ended && len(p) > 0 {
 		return 0, 0, h.flags, io.EOF
+	}
+	if f.kind == messages && markRoom > 0 {
+		h.oobn = copy(oob, unmarked(h.oob[:h.oobn]))
 	}
 	return h.n, h.oobn, h.flags, nil
 }
