@@ -483,6 +483,9 @@ func TestBrokenOutputIsAnErrorAndLeavesNoSocketFile(t *testing.T) {
 // Servers
 
 func TestServerOfOneClientRefusesTheSecond(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("a pipe is busy, not gone, until its last connection is closed: the second client waits")
+	}
 	addr := address(t)
 	server := ipccat(t, nil, "-l", addr)
 	server.openInput()
