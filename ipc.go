@@ -905,8 +905,9 @@ func (c *Conn) WriteBuffers(bufs *net.Buffers) (int64, error) {
 }
 
 // ReadFrom copies from r to the connection until r ends, for [io.Copy]. On Linux
-// the bytes do not pass through this process where r is a Conn, a pipe end or a
-// TCP connection: see splice(2).
+// the bytes do not pass through this process where r is a Conn, a pipe end, a TCP
+// connection or a file: see splice(2). For the last two call ReadFrom itself:
+// io.Copy prefers their own WriteTo.
 func (c *Conn) ReadFrom(r io.Reader) (int64, error) { return copyIn(c, c.fd, r, c.failed) }
 
 // WriteTo copies from the connection to w until the peer closes, for [io.Copy].
@@ -1004,6 +1005,9 @@ func (c *endpoint) SyscallConn() (syscall.RawConn, error) { return c.fd.rawConn(
 // round, but the connection stays open until both are closed. On Windows c is
 // used by that, and the os.File, which is not the first of its pipe end in this
 // process, has no deadlines; a Conn made of it by [FileConn] has them.
+//
+// On Unix the duplicate is nonblocking, as c is, which a program that does not
+// expect it of its standard input reads as an error; [os.Pipe] is for that.
 func (c *endpoint) File() (*os.File, error) {
 	f, err := c.fd.dupFile(c.local.String() + "->" + c.remote.String())
 	return f, c.failed("file", err)
@@ -1557,9 +1561,8 @@ func (w *PipeWriter) Write(p []byte) (int, error) {
 	return n, w.failed("write", err)
 }
 
-// ReadFrom copies from r to the pipe until r ends, for [io.Copy]. On Linux the
-// bytes do not pass through this process where r is a Conn, a pipe end or a TCP
-// connection: see splice(2).
+// ReadFrom copies from r to the pipe until r ends, for [io.Copy]: see
+// [Conn.ReadFrom].
 func (w *PipeWriter) ReadFrom(r io.Reader) (int64, error) { return copyIn(w, w.fd, r, w.failed) }
 
 // SetWriteDeadline sets the time after which writes fail with an error that

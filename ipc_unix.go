@@ -1219,9 +1219,9 @@ func activated() (ls []*Listener, err error) {
 		}
 		ls = append(ls, l)
 	}
-	os.Unsetenv("LISTEN_PID")
-	os.Unsetenv("LISTEN_FDS")
-	os.Unsetenv("LISTEN_FDNAMES")
+	for _, name := range []string{"LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
+		os.Unsetenv(name)
+	}
 	return ls, nil
 }
 
