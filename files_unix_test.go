@@ -370,14 +370,14 @@ func TestFilesOfAFrameThatComesInPieces(t *testing.T) {
 			return r, before
 		}
 		for cut := 1; cut < len(frame); cut++ {
-			r, before := begun(cut) // and gets the rest
+			r, _ := begun(cut) // and gets the rest
 			send(t, stream, frame[cut:])
 			f := recvFiles(t, c, 1)[0]
 			send(t, f, "through the pipe")
 			must(t, f.Close())
 			holds(t, r, "through the pipe")
 
-			r, before = begun(cut) // and somebody receives it as a message
+			r, before := begun(cut) // and somebody receives it as a message
 			send(t, stream, frame[cut:])
 			expectMsg(t, c, "\x00")
 			if now := openDescriptors(); now != before {
