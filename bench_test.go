@@ -469,32 +469,44 @@ func manyBusy(side contender, path string, size int) (float64, error) {
 		}
 		defer c.Close()
 	}
-	var done sync.WaitGroup
-	var ops atomic.Int64
-	start := time.Now()
-	for range 100 {
+	var busy [100]net.Conn
+	for i := range busy {
 		c, err := side.dial(path)
 		if err != nil {
 			return 0, err
 		}
-		done.Add(1)
-		go func() {
-			defer done.Done()
-			defer c.Close()
+		defer c.Close()
+		busy[i] = c
+	}
+	p := make([]byte, size)
+	if err := swap(busy[len(busy)-1], p); err != nil { // now the server has accepted them all
+		return 0, err
+	}
+	var done sync.WaitGroup
+	var ops atomic.Int64
+	start := time.Now()
+	for _, c := range busy {
+		done.Go(func() {
 			p := make([]byte, size)
 			for time.Since(start) < *benchTime {
-				if _, err := c.Write(p); err != nil {
-					return
-				}
-				if _, err := io.ReadFull(c, p); err != nil {
+				if swap(c, p) != nil {
 					return
 				}
 				ops.Add(1)
 			}
-		}()
+		})
 	}
 	done.Wait()
 	return float64(ops.Load()) / time.Since(start).Seconds(), nil
+}
+
+// swap sends a message to an echo and receives it again.
+func swap(c net.Conn, p []byte) error {
+	if _, err := c.Write(p); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(c, p)
+	return err
 }
 
 // ---------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -1932,17 +1933,23 @@ type users struct {
 	n atomic.Int32 // how many, and isClosing
 }
 
-// isClosing is the bit of users.n that is set once, by Close.
-const isClosing = 1 << 30
+// isClosing is the bit of users.n that is set once, by Close; isHeld is the one
+// that is set while the only user is to stay the only one.
+const (
+	isClosing = 1 << 30
+	isHeld    = 1 << 29
+)
 
 // use counts the caller as a user, unless it is closed.
 func (u *users) use() error {
 	for {
 		n := u.n.Load()
-		if n&isClosing != 0 {
+		switch {
+		case n&isClosing != 0:
 			return net.ErrClosed
-		}
-		if u.n.CompareAndSwap(n, n+1) {
+		case n&isHeld != 0:
+			runtime.Gosched()
+		case u.n.CompareAndSwap(n, n+1):
 			return nil
 		}
 	}
@@ -1956,14 +1963,21 @@ func (u *users) left() bool { return u.n.Add(-1) == isClosing }
 func (u *users) shut() bool {
 	for {
 		n := u.n.Load()
-		if n&isClosing != 0 {
+		switch {
+		case n&isClosing != 0:
 			return false
-		}
-		if u.n.CompareAndSwap(n, (n|isClosing)+1) {
+		case n&isHeld != 0:
+			runtime.Gosched()
+		case u.n.CompareAndSwap(n, (n|isClosing)+1):
 			return true
 		}
 	}
 }
+
+// hold keeps others from becoming users, for the time of calls that do not block,
+// if the caller is the only one. letGo ends that.
+func (u *users) hold() bool { return u.n.CompareAndSwap(1, 1|isHeld) }
+func (u *users) letGo()     { u.n.Store(1) }
 
 func (u *users) closing() bool { return u.n.Load()&isClosing != 0 }
 

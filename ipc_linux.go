@@ -229,7 +229,7 @@ func spliceEnd(v any) (raw syscall.RawConn) {
 func (f *fd) spliceSource() syscall.RawConn {
 	f.r.mu.Lock()
 	defer f.r.mu.Unlock()
-	if len(f.r.ahead) > 0 {
+	if f.r.hasAhead() {
 		return nil
 	}
 	return rawConn{f}

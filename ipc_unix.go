@@ -1092,7 +1092,7 @@ func (f *fd) awaitWriter(p *patience) error {
 		err := control(func() (err error) { n, err = syscall.Read(f.sys, first[:]); return err })
 		switch {
 		case err == nil && n > 0:
-			h.ahead = first[:]
+			h.envelope = &envelope{ahead: first[:]}
 			return nil
 		case err == nil && (fifoQuiet || hungUp(f.sys)):
 			return nil // a writer came and left
@@ -1116,11 +1116,13 @@ func (f *fd) awaitWriter(p *patience) error {
 // asks it for the descriptor, which for a file that was nonblocking when it was
 // made changes nothing.
 func (f *fd) bequeath(cmd *exec.Cmd) (token string, err error) {
-	if _, err := f.join(); err != nil {
+	f.pin()
+	p, err := f.join()
+	if err != nil {
 		return "", err
 	}
 	n := len(cmd.ExtraFiles)
-	cmd.ExtraFiles = append(cmd.ExtraFiles[:n:n], f.file) // not into what another Cmd shares
+	cmd.ExtraFiles = append(cmd.ExtraFiles[:n:n], p.file) // not into what another Cmd shares
 	return strconv.Itoa(2 + len(cmd.ExtraFiles)), nil     // after 0, 1 and 2
 }
 
@@ -1238,7 +1240,8 @@ func (l *Listener) FDName() string { return l.sys.fdName }
 // thread costs the system several times what the call itself does. Only then does
 // the descriptor join the runtime's poller, by becoming an os.File, and the
 // goroutine parks there until the kernel has news; no thread is held. A connection
-// that never parks is never registered, and no thread wakes for what it gets.
+// that never parks is never registered, and no thread wakes for what it gets; one
+// that needs to park no longer leaves the poller again.
 //
 // The descriptor's number must not go to somebody else while a call uses it, so
 // each operation counts as a user of the fd, and the last user closes it.
@@ -1247,43 +1250,58 @@ func (l *Listener) FDName() string { return l.sys.fdName }
 type fd struct {
 	users // calls that use sys; the last one after Close lets it go
 
-	sys     int
+	sys     int       // changed by leavePoller alone, while nobody else is a user
 	kind    transport // messages: the kernel keeps their boundaries
 	gone    sync.WaitGroup
 	goneErr error // of close(2); written before gone is done
 	r, w    half
 	spin    atomic.Int64 // the most nanoseconds that a wait may spin; spinAdaptive by default
 
-	mu      sync.Mutex      // guards what follows, and keeps Close and SetDeadline apart
-	naps    bool            // the poller cannot serve it: see nap; settled by join
-	file    *os.File        // owns sys since the first wait; nil before
-	raw     syscall.RawConn // of file
-	cleanup runtime.Cleanup // closes sys if nobody does; stopped when file takes over
+	polled atomic.Pointer[registration] // nil unless it is with the poller; stored under mu, loaded by every wait
+
+	mu      sync.Mutex      // guards what follows, and keeps join, leavePoller, Close and SetDeadline apart
+	naps    bool            // the poller cannot serve it: see nap; settled before polled is
+	pinned  bool            // somebody may know the number, so it stays
+	cleanup runtime.Cleanup // closes sys if nobody does; stopped when a registration takes over
 }
 
-// A half is one direction of an fd and the operation that is under way in it.
+// A registration is what a descriptor is while it is with the runtime's poller.
+type registration struct {
+	file *os.File // owns the descriptor
+	raw  syscall.RawConn
+}
+
+// A half is one direction of an fd and the operation that is under way in it. A
+// connection that does nothing costs no more than this, so what only some
+// operations need is apart.
 type half struct {
-	mu     sync.Mutex               // one operation at a time; guards all but until and expiry
-	call   func(int, *half) error   // one attempt, which never blocks
-	buf    []byte                   // argument of call
-	iov    []iovec                  // argument of call, kept for its capacity
-	oob    []byte                   // argument of call: control messages
-	flags  int                      // argument of call; result of a receive
-	n      int                      // result of call
-	oobn   int                      // result of call
-	err    error                    // result of call
-	again  func(sysfd uintptr) bool // call as the poller wants it; made once, so that no wait allocates
-	ahead  []byte                   // was read while looking for something else; the next read returns it
-	held   bool                     // ahead is a whole message, which may be empty
-	marked bool                     // markMessages was called
-	one    [1]byte                  // room for what is only looked at
+	mu    sync.Mutex               // one operation at a time; guards all but expiry
+	call  func(int, *half) error   // one attempt, which never blocks
+	buf   []byte                   // argument of call
+	n     int                      // result of call
+	err   error                    // result of call
+	again func(sysfd uintptr) bool // call as the poller wants it; made once, so that no wait allocates
+	*envelope
 
-	until  time.Time    // the deadline; guarded by fd.mu
-	expiry atomic.Int64 // the same on the clock of now, 0 for none, for those who look on their way
+	expiry atomic.Int64 // the deadline on the clock of now, 0 for none; also for those who look on their way
 
+	served bool  // an accept succeeded since the last Gosched for it
 	parked bool  // the last operation had to park, and the next is likely to
+	tries  uint8 // attempts of the operation under way that the poller made, up to 2
 	raws   uint8 // counts calls, see rawEvery
 	gauge  gauge // whether spinning pays
+}
+
+// An envelope is what operations need that do more than read and write.
+type envelope struct {
+	iov    []iovec // argument of call, kept for its capacity
+	oob    []byte  // argument of call: control messages
+	flags  int     // argument of call; result of a receive
+	oobn   int     // result of call
+	ahead  []byte  // was read while looking for something else; the next read returns it
+	held   bool    // ahead is a whole message, which may be empty
+	marked bool    // markMessages was called
+	one    [1]byte // room for what is only looked at
 }
 
 // newFD takes ownership of sys. If the fd is dropped without Close, the garbage
@@ -1292,8 +1310,12 @@ func newFD(sys int) *fd {
 	f := &fd{sys: sys}
 	f.spin.Store(spinAdaptive)
 	f.gone.Add(1)
-	f.cleanup = runtime.AddCleanup(f, func(sys int) { syscall.Close(sys) }, sys)
+	f.own()
 	return f
+}
+
+func (f *fd) own() {
+	f.cleanup = runtime.AddCleanup(f, func(sys int) { syscall.Close(sys) }, f.sys)
 }
 
 // unuse ends what use began. The last user of a closed fd closes the descriptor.
@@ -1301,8 +1323,8 @@ func (f *fd) unuse() {
 	if !f.left() {
 		return
 	}
-	if f.file != nil { // nobody else is left to change it
-		f.goneErr = errnoOf(f.file.Close())
+	if p := f.polled.Load(); p != nil { // nobody else is left to change it
+		f.goneErr = errnoOf(p.file.Close())
 	} else {
 		f.cleanup.Stop()
 		f.goneErr = syscall.Close(f.sys)
@@ -1318,8 +1340,8 @@ func (f *fd) close() error {
 	}
 	raceRelease()
 	f.mu.Lock()
-	if f.file != nil {
-		f.file.SetDeadline(time.Unix(1, 0)) // in the past: ends every wait
+	if p := f.polled.Load(); p != nil {
+		p.file.SetDeadline(time.Unix(1, 0)) // in the past: ends every wait
 	}
 	f.mu.Unlock()
 	f.unuse()
@@ -1337,9 +1359,21 @@ func (f *fd) enter(h *half) error {
 	return nil
 }
 
+// enterMessage is enter for operations that need the envelope of the half.
+func (f *fd) enterMessage(h *half) error {
+	err := f.enter(h)
+	if err == nil && h.envelope == nil {
+		h.envelope = new(envelope)
+	}
+	return err
+}
+
 func (f *fd) leave(h *half) {
-	h.buf, h.oob, h.call = nil, nil, nil
-	clear(h.iov)
+	h.buf, h.call = nil, nil
+	if h.envelope != nil {
+		h.oob = nil
+		clear(h.iov)
+	}
 	f.unuse()
 	h.mu.Unlock()
 }
@@ -1360,27 +1394,42 @@ func (f *fd) untilDone(h *half) error {
 	}
 	// The poller makes an attempt before it parks. One that is likely to be in
 	// vain is not made twice.
-	if !h.parked || h.gauge.pays() {
+	spun := false
+	if !h.parked || h.gauge.ready() {
 		if h.attempt(f.sys) {
 			h.parked = false
 			return h.err
 		}
-		if limit := f.spinLimit(); limit > 0 && h.gauge.begin() {
+		if limit := f.spinLimit(); limit > 0 && h.gauge.ready() && startSpin() {
+			spun = true
 			done := f.spinFor(h, limit)
 			spinners.Add(-1)
 			if done {
 				h.parked = false
+				if h.gauge.wins == winsToLeave {
+					f.leavePoller()
+				}
 				return h.err
 			}
 		}
 	}
-	start := now()
-	h.parked = true
+	h.tries = 0
 	if err := f.await(h, nil); err != nil {
 		return err
 	}
-	h.gauge.waited(now() - start)
+	h.parked = h.tries > 1
+	if h.parked && !spun {
+		h.gauge.satOut()
+	}
 	return h.err
+}
+
+// deadline is the deadline as a time.
+func (h *half) deadline() (t time.Time) {
+	if e := h.expiry.Load(); e != 0 {
+		t = epoch.Add(time.Duration(e - 1))
+	}
+	return t
 }
 
 // expired reports whether the deadline has passed.
@@ -1397,78 +1446,100 @@ var epoch = time.Now()
 // ---------------------------------------------------------------------------
 // Spinning
 //
-// A spin costs the CPU time it takes, so it must win most of the time. Each half
-// keeps an estimate of how long its waits take and spins only if that is within
-// the limit; a spin in vain says more than any estimate, and makes it sit out
-// twice as many waits as the one before. A half that has hardly waited yet goes by
-// what all of them learned. No more goroutines spin than leave one CPU free.
+// A spin costs the CPU time it takes, so it must win most of the time. One in vain
+// makes its half sit out twice as many waits as the one before, one that won half as
+// many; so the price of looking whether it pays again is lost among a thousand
+// waits. Besides, those that lost last share a budget: what they lose together is a
+// small part of one CPU's time, however many they are and however busy the machine.
+// A half that has hardly waited yet goes by what all such halves learned, and
+// starts from there. No more goroutines spin than leave one CPU free.
 
 const (
 	spinAdaptive = -1                    // of fd.spin: up to spinDefault
 	spinDefault  = 50 * time.Microsecond // about the time of two wake-ups
+	spinLoaded   = time.Millisecond      // a spin as long lost its CPU to somebody else
 	sitOutMax    = 1024
+	budgetShare  = 16                   // one part in so many of the time may be lost
+	budgetAhead  = 2 * time.Millisecond // so much of it may be lost at once
 	youngWaits   = 4
+	winsToLeave  = 64 // spins won in a row after which it is time to leave the poller
 )
 
 // spinners is how many goroutines are spinning now.
 var spinners atomic.Int32
 
-// sharedWait is the estimate that a young half goes by, in nanoseconds.
-var sharedWait atomic.Int64
-
-// A gauge estimates whether it pays to spin. It is guarded by half.mu.
+// A gauge tells whether it pays to spin. It is guarded by half.mu.
 type gauge struct {
-	wait   int64 // estimate of the next wait in nanoseconds
 	waits  uint8 // how many waits it has seen, up to youngWaits
-	sitOut int32 // waits not to spin in
-	lost   int32 // how many it had to sit out last
+	wins   uint8 // spins won in a row, up to winsToLeave
+	record record
 }
 
-// pays reports whether the next wait is likely to be short enough to spin.
-func (g *gauge) pays() bool {
-	wait := g.wait
+// A record is how many waits are not to spin, and how many that was after the
+// last spin in vain.
+type record struct{ sitOut, lost int16 }
+
+// young is the record of the halves that have hardly waited, packed: several use
+// it at once, and that an update is lost now and then does no harm.
+var young atomic.Uint32
+
+func (r record) pack() uint32      { return uint32(uint16(r.sitOut))<<16 | uint32(uint16(r.lost)) }
+func unpackRecord(v uint32) record { return record{int16(v >> 16), int16(v)} }
+
+// paidUntil is the time by which the budget makes up for the spins in vain so far.
+var paidUntil atomic.Int64
+
+// ready reports whether the next wait is one to spin in.
+func (g *gauge) ready() bool {
+	r := g.record
 	if g.waits < youngWaits {
-		wait = sharedWait.Load()
+		r = unpackRecord(young.Load())
 	}
-	return g.sitOut == 0 && wait <= int64(spinDefault)
+	return r.sitOut == 0 && (r.lost == 0 || paidUntil.Load() <= now()+budgetShare*int64(budgetAhead))
 }
 
-// begin reports whether to spin now, and counts the spinner if so.
-func (g *gauge) begin() bool {
-	if !g.pays() {
-		return false
+// won, inVain and satOut tell how a wait went.
+func (g *gauge) won() {
+	g.wins = min(g.wins+1, winsToLeave)
+	g.update(func(r record) record { return record{0, r.lost / 2} })
+}
+
+func (g *gauge) inVain(spent int64) {
+	g.wins = 0
+	g.update(func(r record) record {
+		lost := 2*int(r.lost) + 1
+		if spent >= int64(spinLoaded) {
+			lost *= 8
+		}
+		paidUntil.Store(max(now(), paidUntil.Load()) + budgetShare*spent)
+		r.lost = int16(min(lost, sitOutMax))
+		r.sitOut = r.lost
+		return r
+	})
+}
+
+func (g *gauge) satOut() {
+	g.wins = 0
+	g.update(func(r record) record { return record{max(r.sitOut-1, 0), r.lost} })
+}
+
+func (g *gauge) update(next func(record) record) {
+	if g.waits == youngWaits {
+		g.record = next(g.record)
+		return
 	}
+	g.record = next(unpackRecord(young.Load()))
+	young.Store(g.record.pack())
+	g.waits++
+}
+
+// startSpin counts the caller as a spinner, unless there are enough.
+func startSpin() bool {
 	if spinners.Add(1) > spinnersMax() {
 		spinners.Add(-1)
 		return false
 	}
 	return true
-}
-
-// won and lost tell how a spin ended.
-func (g *gauge) won(wait int64) {
-	g.lost /= 2
-	g.waited(wait)
-}
-
-func (g *gauge) inVain() {
-	g.lost = min(2*g.lost+1, sitOutMax)
-	g.sitOut = g.lost
-}
-
-// waited adds a wait to the estimate. One that was very long counts as one that
-// was just too long: what counts is on which side of the limit the next will be.
-func (g *gauge) waited(ns int64) {
-	if g.sitOut > 0 {
-		g.sitOut--
-	}
-	ns = min(ns, 4*int64(spinDefault))
-	g.wait += (ns - g.wait) / 4
-	if g.waits < youngWaits {
-		g.waits++
-		shared := sharedWait.Load()
-		sharedWait.Store(shared + (ns-shared)/4) // that two do so at once and one is lost does no harm
-	}
 }
 
 // spinnersMax is read from the scheduler now and then, under a lock of its own.
@@ -1500,12 +1571,14 @@ func (f *fd) spinFor(h *half, limit int64) bool {
 		done := h.attempt(f.sys)
 		spent := now() - start
 		switch {
-		case done:
-			h.gauge.won(spent)
+		case done && spent < limit:
+			h.gauge.won()
 			return true
+		case done && spent < int64(spinLoaded):
+			return true // after a turn of somebody else on this CPU: no loss, but no gain
 		case spent >= limit:
-			h.gauge.inVain()
-			return false
+			h.gauge.inVain(spent)
+			return done
 		case f.closing() || h.expired():
 			return false // the wait that follows says so
 		}
@@ -1522,7 +1595,7 @@ func (f *fd) setSpin(d time.Duration) {
 // await calls try, by default another attempt at h's operation, when the half may
 // be ready, until it reports true.
 func (f *fd) await(h *half, try func(sysfd uintptr) bool) error {
-	raw, err := f.join()
+	p, err := f.join()
 	if err != nil {
 		return err
 	}
@@ -1533,9 +1606,9 @@ func (f *fd) await(h *half, try func(sysfd uintptr) bool) error {
 	case f.naps:
 		err = f.nap(h, try)
 	case h == &f.r:
-		err = raw.Read(try)
+		err = p.raw.Read(try)
 	default:
-		err = raw.Write(try)
+		err = p.raw.Write(try)
 	}
 	if err != nil && f.closing() {
 		return net.ErrClosed // Close wakes waits by a deadline in the past
@@ -1562,6 +1635,13 @@ func (f *fd) nap(h *half, try func(sysfd uintptr) bool) error {
 	}
 }
 
+// attemptAgain is an attempt that the poller makes: the first at once, before it
+// parks the goroutine.
+func (h *half) attemptAgain(sys int) bool {
+	h.tries = min(h.tries+1, 2)
+	return h.attempt(sys)
+}
+
 // attempt makes the call once and reports whether that was the end of it.
 func (h *half) attempt(sys int) bool {
 	for {
@@ -1572,28 +1652,67 @@ func (h *half) attempt(sys int) bool {
 }
 
 // join registers the descriptor with the runtime's poller, if it is not yet.
-func (f *fd) join() (syscall.RawConn, error) {
+func (f *fd) join() (*registration, error) {
+	if p := f.polled.Load(); p != nil {
+		return p, nil // should Close come now, its deadline ends the wait
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closing() {
 		return nil, net.ErrClosed
 	}
-	if f.file == nil {
-		f.cleanup.Stop()
-		f.file = os.NewFile(uintptr(f.sys), "ipc")
-		raw, err := f.file.SyscallConn()
-		if err != nil {
-			return nil, err
-		}
-		f.raw = raw
-		// This fails if the poller does not know it.
-		if f.file.SetReadDeadline(f.r.until) != nil || f.file.SetWriteDeadline(f.w.until) != nil {
-			f.naps = true
-		}
-		f.r.again = func(sysfd uintptr) bool { return f.r.attempt(int(sysfd)) }
-		f.w.again = func(sysfd uintptr) bool { return f.w.attempt(int(sysfd)) }
+	if p := f.polled.Load(); p != nil {
+		return p, nil
 	}
-	return f.raw, nil
+	f.cleanup.Stop()
+	p := &registration{file: os.NewFile(uintptr(f.sys), "ipc")}
+	var err error
+	if p.raw, err = p.file.SyscallConn(); err != nil {
+		return nil, err
+	}
+	// This fails if the poller does not know it.
+	err = p.file.SetDeadline(f.r.deadline())
+	if f.r.deadline() != f.w.deadline() && err == nil {
+		err = p.file.SetWriteDeadline(f.w.deadline())
+	}
+	f.naps = f.naps || err != nil
+	if f.r.again == nil {
+		f.r.again = func(sysfd uintptr) bool { return f.r.attemptAgain(int(sysfd)) }
+		f.w.again = func(sysfd uintptr) bool { return f.w.attemptAgain(int(sysfd)) }
+	}
+	f.polled.Store(p)
+	return p, nil
+}
+
+// leavePoller ends the registration, if the caller is the only user. That takes a
+// new number for the descriptor, since to end it is to close the old one; if there
+// is none to be had, or somebody knows the old one, all stays as it is.
+func (f *fd) leavePoller() {
+	p := f.polled.Load()
+	if p == nil || f.naps || !f.hold() {
+		return
+	}
+	defer f.letGo()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.pinned {
+		return
+	}
+	sys, err := dup(f.sys)
+	if err != nil {
+		return
+	}
+	f.polled.Store(nil)
+	p.file.Close() // what was written stays: sys leads to the same socket
+	f.sys = sys
+	f.own()
+}
+
+// pin keeps the number of the descriptor from changing.
+func (f *fd) pin() {
+	f.mu.Lock()
+	f.pinned = true
+	f.mu.Unlock()
 }
 
 // setDeadline sets the deadlines of one or both directions.
@@ -1604,7 +1723,7 @@ func (f *fd) setDeadline(t time.Time, d direction) error {
 	defer f.unuse()
 	expiry := int64(0)
 	if !t.IsZero() {
-		expiry = max(int64(t.Sub(epoch))+1, 1)
+		expiry = max(int64(min(t.Sub(epoch), 1<<63-2))+1, 1)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -1612,18 +1731,17 @@ func (f *fd) setDeadline(t time.Time, d direction) error {
 		return net.ErrClosed // or the wake-up of Close would be undone
 	}
 	var err error
+	p := f.polled.Load()
 	if d&reading != 0 {
-		f.r.until = t
 		f.r.expiry.Store(expiry)
-		if f.file != nil && !f.naps {
-			err = f.file.SetReadDeadline(t)
+		if p != nil && !f.naps {
+			err = p.file.SetReadDeadline(t)
 		}
 	}
 	if d&writing != 0 {
-		f.w.until = t
 		f.w.expiry.Store(expiry)
-		if f.file != nil && !f.naps && err == nil {
-			err = f.file.SetWriteDeadline(t)
+		if p != nil && !f.naps && err == nil {
+			err = p.file.SetWriteDeadline(t)
 		}
 	}
 	return err
@@ -1632,7 +1750,10 @@ func (f *fd) setDeadline(t time.Time, d direction) error {
 // A rawConn is an fd as a syscall.RawConn.
 type rawConn struct{ f *fd }
 
-func (f *fd) rawConn() (syscall.RawConn, error) { return rawConn{f}, nil }
+func (f *fd) rawConn() (syscall.RawConn, error) {
+	f.pin() // the caller may remember the number, though it may not use it
+	return rawConn{f}, nil
+}
 
 func (c rawConn) Control(fn func(fd uintptr)) error {
 	if err := c.f.use(); err != nil {
@@ -1666,14 +1787,17 @@ func (f *fd) read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	if len(h.ahead) > 0 {
+	if h.hasAhead() {
 		return h.readAhead(p), nil
 	}
 	h.buf = p[:min(len(p), ioMax)]
 	return h.received(f.run(h, readCall), "read")
 }
 
-// readAhead returns what was read before anybody asked for it.
+// readAhead returns what was read before anybody asked for it, hasAhead whether
+// there is any.
+func (h *half) hasAhead() bool { return h.envelope != nil && len(h.ahead) > 0 }
+
 func (h *half) readAhead(p []byte) int {
 	n := copy(p, h.ahead)
 	h.ahead = h.ahead[n:]
@@ -1710,7 +1834,7 @@ func (f *fd) write(p []byte) (n int, err error) {
 
 func (f *fd) readBuffers(bufs [][]byte) (int64, error) {
 	h := &f.r
-	if err := f.enter(h); err != nil {
+	if err := f.enterMessage(h); err != nil {
 		return 0, err
 	}
 	defer f.leave(h)
@@ -1726,7 +1850,7 @@ func (f *fd) readBuffers(bufs [][]byte) (int64, error) {
 
 func (f *fd) writeBuffers(bufs *net.Buffers) (total int64, err error) {
 	h := &f.w
-	if err := f.enter(h); err != nil {
+	if err := f.enterMessage(h); err != nil {
 		return 0, err
 	}
 	defer f.leave(h)
@@ -1817,7 +1941,22 @@ func readCall(sys int, h *half) (err error)   { h.n, err = read(sys, h.buf, h.ra
 func writeCall(sys int, h *half) (err error)  { h.n, err = write(sys, h.buf, h.raw()); return err }
 func readvCall(sys int, h *half) (err error)  { h.n, err = readv(sys, h.iov); return err }
 func writevCall(sys int, h *half) (err error) { h.n, err = writev(sys, h.iov); return err }
-func acceptCall(sys int, h *half) (err error) { h.n, err = accept(sys); return err }
+
+// acceptCall lets the connection that was accepted last be served before it looks
+// a second time whether there is another: to spin meanwhile would take the CPU
+// from the very goroutine that the next client waits for.
+func acceptCall(sys int, h *half) (err error) {
+	h.n, err = accept(sys)
+	if err == syscall.EAGAIN && h.served {
+		h.served = false
+		runtime.Gosched()
+		h.n, err = accept(sys)
+	}
+	if err == nil {
+		h.served = true
+	}
+	return err
+}
 
 func sendmsgCall(sys int, h *half) (err error) {
 	h.n, err = sendmsg(sys, h.buf, h.oob, h.flags)
@@ -1855,7 +1994,7 @@ func (f *fd) send(p []byte) error {
 		return &ruleError{"this system cannot send an empty message", errors.ErrUnsupported}
 	}
 	h := &f.w
-	if err := f.enter(h); err != nil {
+	if err := f.enterMessage(h); err != nil {
 		return err
 	}
 	defer f.leave(h)
@@ -1879,7 +2018,7 @@ func sendError(err error) error {
 // enterRecv begins a receive. The first one of messages makes the kernel mark
 // them; before, the socket may yet go to a program that knows nothing of that.
 func (f *fd) enterRecv(h *half) error {
-	if err := f.enter(h); err != nil {
+	if err := f.enterMessage(h); err != nil {
 		return err
 	}
 	if f.kind == messages && !h.marked {
@@ -1992,7 +2131,7 @@ func (f *fd) nextSize(h *half) (int, error) {
 // sendFiles sends the descriptors of the files as SCM_RIGHTS with the data.
 func (f *fd) sendFiles(files []*os.File, data []byte) error {
 	h := &f.w
-	if err := f.enter(h); err != nil {
+	if err := f.enterMessage(h); err != nil {
 		return err
 	}
 	defer f.leave(h)
@@ -2175,7 +2314,7 @@ func (f *fd) readMsg(p, oob []byte) (n, oobn, flags int, err error) {
 
 func (f *fd) writeMsg(p, oob []byte) (int, error) {
 	h := &f.w
-	if err := f.enter(h); err != nil {
+	if err := f.enterMessage(h); err != nil {
 		return 0, err
 	}
 	defer f.leave(h)
