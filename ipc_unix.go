@@ -204,6 +204,7 @@ func listen(target string, kind transport, lc *ListenConfig) (*listener, error) 
 		return nil, err
 	}
 	l := &listener{fd: newFD(sys), kind: kind}
+	l.limitSpin(lc.Spin)
 	if isAbstract(target) {
 		if err = bind(sys, target); err == nil {
 			err = startListening(sys, lc.Backlog)
@@ -299,9 +300,9 @@ const lockSuffix = ".lock"
 // claim binds the socket to the path and makes it listen, as lc says.
 func claim(sys int, path string, lc *ListenConfig) (_ *socketFile, err error) {
 	if path[0] != '/' {
-		wd, err := os.Getwd()
+		wd, err := syscall.Getwd()
 		if err != nil {
-			return nil, err
+			return nil, os.NewSyscallError("getwd", err)
 		}
 		path = joinPath(wd, path)
 	}
@@ -663,9 +664,9 @@ var errReplaced = &ruleError{"the file was replaced by another", ErrAddrInUse}
 // sockaddr_un, and returns its short name and how to remove it.
 func shortLink(path string) (short string, release func(), err error) {
 	if path[0] != '/' {
-		wd, err := os.Getwd()
+		wd, err := syscall.Getwd()
 		if err != nil {
-			return "", nil, err
+			return "", nil, os.NewSyscallError("getwd", err)
 		}
 		path = joinPath(wd, path)
 	}
@@ -1255,7 +1256,7 @@ type fd struct {
 	gone    sync.WaitGroup
 	goneErr error // of close(2); written before gone is done
 	r, w    half
-	spin    atomic.Int64 // the most nanoseconds that a wait may spin; spinAdaptive by default
+	spin    atomic.Int64 // the most nanoseconds that a wait may spin; spinUnset by default
 
 	polled atomic.Pointer[registration] // nil unless it is with the poller; stored under mu, loaded by every wait
 
@@ -1308,7 +1309,7 @@ type envelope struct {
 // collector closes it, as it does for os and net.
 func newFD(sys int) *fd {
 	f := &fd{sys: sys}
-	f.spin.Store(spinAdaptive)
+	f.spin.Store(spinUnset)
 	f.gone.Add(1)
 	f.own()
 	return f
@@ -1455,14 +1456,14 @@ var epoch = time.Now()
 // starts from there. No more goroutines spin than leave one CPU free.
 
 const (
-	spinAdaptive = -1                    // of fd.spin: up to spinDefault
-	spinDefault  = 50 * time.Microsecond // about the time of two wake-ups
-	spinLoaded   = time.Millisecond      // a spin as long lost its CPU to somebody else
-	sitOutMax    = 1024
-	budgetShare  = 16                   // one part in so many of the time may be lost
-	budgetAhead  = 2 * time.Millisecond // so much of it may be lost at once
-	youngWaits   = 4
-	winsToLeave  = 64 // spins won in a row after which it is time to leave the poller
+	spinUnset   = -1                    // of fd.spin: up to spinByDefault
+	spinDefault = 50 * time.Microsecond // about the time of two wake-ups
+	spinLoaded  = time.Millisecond      // a spin as long lost its CPU to somebody else
+	sitOutMax   = 1024
+	budgetShare = 16                   // one part in so many of the time may be lost
+	budgetAhead = 2 * time.Millisecond // so much of it may be lost at once
+	youngWaits  = 4
+	winsToLeave = 64 // spins won in a row after which it is time to leave the poller
 )
 
 // spinners is how many goroutines are spinning now.
@@ -1555,7 +1556,7 @@ var spinnersAsked, spinnersLimit atomic.Int32
 
 func (f *fd) spinLimit() int64 {
 	limit := f.spin.Load()
-	if limit == spinAdaptive {
+	if limit == spinUnset {
 		limit = spinByDefault
 	}
 	return limit
@@ -1585,9 +1586,7 @@ func (f *fd) spinFor(h *half, limit int64) bool {
 	}
 }
 
-func (f *fd) setSpin(d time.Duration) {
-	f.spin.Store(max(int64(d), spinAdaptive))
-}
+func (f *fd) setSpin(d time.Duration) { f.spin.Store(int64(d)) }
 
 // ---------------------------------------------------------------------------
 // Waiting
@@ -2420,11 +2419,18 @@ func classify(call string, err error) error {
 	}
 }
 
-// errnoOf returns the errno in err, or err itself if there is none.
+// errnoOf returns the errno in err, or err itself if there is none. errors.As says
+// the same, but brings reflection into programs that have no other use for it.
 func errnoOf(err error) error {
-	var errno syscall.Errno
-	if errors.As(err, &errno) {
-		return errno
+	for inner := err; inner != nil; {
+		switch e := inner.(type) {
+		case syscall.Errno:
+			return e
+		case interface{ Unwrap() error }:
+			inner = e.Unwrap()
+		default:
+			return err
+		}
 	}
 	return err
 }
