@@ -586,8 +586,11 @@ func TestEmptyRawMessageIsNotTheEnd(t *testing.T) {
 }
 
 // TestControlDataWithoutRoomIsClosed counts; that the kernel says so is another
-// test, as not every emulator does.
+// test.
 func TestControlDataWithoutRoomIsClosed(t *testing.T) {
+	if underEmulation() {
+		t.Skip("qemu-user asks the kernel for twice as much room as there is, and loses the files that are too many")
+	}
 	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
 		r, w := stdPipe(t)
 		for _, room := range []int{0, 1, 2, 4} {
@@ -620,6 +623,9 @@ func TestControlDataWithoutRoomIsClosed(t *testing.T) {
 }
 
 func TestControlDataWithoutRoomIsFlagged(t *testing.T) {
+	if underEmulation() {
+		t.Skip("qemu-user does not report MSG_CTRUNC")
+	}
 	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
 		_, w := stdPipe(t)
 		_, err := a.WriteMsg([]byte("x"), rightsOf(t, w, w, w, w, w))

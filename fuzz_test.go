@@ -9,6 +9,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -73,6 +75,8 @@ func FuzzFrames(f *testing.F) {
 	f.Add([]byte("\x01\x00\x00\x00hello"), []byte{7, 0})
 	f.Add([]byte("\x01\x00\x00\x01hello"), []byte{6})
 	f.Add([]byte("\x00\x00\x00\x0ahelloworld\x00\x00\x00\x02ok"), []byte{0x10, 0x21, 0x32, 0x43, 0x54})
+	f.Add([]byte("\x00\x00\x00\x01\x00\x00\x00\x00\x02ab"), []byte{3, 0x3f, 3, 4})
+	f.Add([]byte("\x00\x00\x00\x05hel"), []byte{0, 3})
 	f.Add([]byte{}, []byte{0})
 	f.Fuzz(func(t *testing.T, wire, script []byte) {
 		if len(wire) > 8000 || len(script) == 0 { // fits the queue of any system
@@ -102,8 +106,11 @@ func FuzzFrames(f *testing.F) {
 				late = false
 			}
 		}
+		asked := false // for files, in vain, which takes nothing
 		for turn := 0; ; turn++ {
 			order := script[turn%len(script)]
+			forFiles := order&3 == 3 && !asked && runtime.GOOS != "windows"
+			asked = false
 			if late {
 				must(t, c.SetReadDeadline(time.Now().Add(time.Millisecond*time.Duration(order>>7))))
 			} else {
@@ -111,13 +118,19 @@ func FuzzFrames(f *testing.F) {
 			}
 			var got []byte
 			room := -1
-			if order&1 == 0 {
+			switch {
+			case forFiles:
+				var files []*os.File
+				if files, err = c.RecvFiles(1); len(files) != 0 {
+					t.Fatal("bytes become files")
+				}
+			case order&1 == 0:
 				room = int(order >> 2 & 15)
 				got = make([]byte, room)
 				n := 0
 				n, err = c.Recv(got)
 				got = got[:n]
-			} else {
+			default:
 				prefix := make([]byte, order>>2&7, 16)
 				got, err = c.RecvAppend(prefix)
 				if len(got) < len(prefix) || err != nil && len(got) != len(prefix) {
@@ -130,7 +143,7 @@ func FuzzFrames(f *testing.F) {
 				if len(got) != 0 {
 					t.Fatalf("%q comes with %v", got, err)
 				}
-				more(1 + int(order>>1&3))
+				more(max(1+int(order>>1&3), len(wire)/64)) // or it would take long
 				continue
 			}
 
@@ -139,6 +152,14 @@ func FuzzFrames(f *testing.F) {
 			switch {
 			case len(rest) == 0 && !within:
 				wantErr = io.EOF
+			case forFiles && len(rest) == 0:
+				wantErr = io.ErrUnexpectedEOF
+			case forFiles:
+				if !errors.Is(err, ipc.ErrNoFiles) {
+					t.Fatalf("turn %d: asked for files where %q is: %v", turn, rest, err)
+				}
+				asked = true
+				continue
 			case len(rest) < 4:
 				wantErr = io.ErrUnexpectedEOF
 			default:

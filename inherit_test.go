@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -30,6 +31,9 @@ func init() {
 		"relays ends": childPassesItsEndOn,
 		"lives on":    childLives,
 		"has no ends": childAsksForWhatItHasNot,
+
+		"holds a listener": childHoldsAListener,
+		"succeeds":         childSucceeds,
 	} {
 		roles[role] = play
 	}
@@ -217,17 +221,19 @@ func TestChildUsesTheEndsItIsGiven(t *testing.T) {
 		overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 			l := listen(t, addr)
 			h := newHeir(t)
-			if runtime.GOOS == "windows" {
-				matches(t, ipc.Inherit(&h.cmd, "l", l), errors.ErrUnsupported)
-				return
-			}
 			h.gets("l", l)
 			c := h.start("takes ends", "listener l")
+			if runtime.GOOS == "windows" { // where both have clients of their own
+				must(t, l.Close())
+			}
 			client := dial(t, addr) // the child is the one to accept it
 			c.mustSay("serving")
 			echoes(t, client, client)
 			must(t, client.Close())
 			c.end()
+			if runtime.GOOS == "windows" {
+				l = listen(t, addr) // the name went with the child
+			}
 			serves(t, l, addr) // neither the socket nor its file went with the child
 		})
 	})
@@ -277,6 +283,144 @@ func TestChildIsGivenManyEnds(t *testing.T) {
 	}
 	must(t, errors.Join(m.Close(), w.Close()))
 	c.end()
+}
+
+func TestListenerServesOnWithoutItsHeirs(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		serves(t, l, addr)
+		h := newHeir(t)
+		h.gets("l", l)
+		for _, args := range [][]string{{"l"}, {}} { // one takes the listener, one does not
+			c := h.start("holds a listener", args...)
+			c.mustSay("ready")
+			c.end()
+			for range 5 {
+				serves(t, l, addr)
+			}
+		}
+	})
+}
+
+// childHoldsAListener takes the listener of the argument, if there is one, and
+// accepts nobody.
+func childHoldsAListener(p *parent, args []string) error {
+	if len(args) > 0 {
+		l, err := ipc.InheritedListener(args[0])
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+	}
+	p.say("ready")
+	p.hear()
+	return nil
+}
+
+func TestNobodyFindsNoListenerWhileOneTakesOver(t *testing.T) {
+	story(t)
+	addr := pathAddr(t)
+	l := listenWith(t, ipc.ListenConfig{KeepName: true}, addr)
+	serving := begin(func() error { welcome(l, "parent"); return nil })
+
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	var mu sync.Mutex
+	served := map[string]int{} // by whom
+	for range 4 {
+		clients.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				c, err := ipc.Dialer{Timeout: soon}.Dial(addr)
+				if err != nil {
+					t.Errorf("a client was refused: %v", err)
+					return
+				}
+				who, err := io.ReadAll(c)
+				c.Close()
+				if runtime.GOOS == "windows" && len(who) == 0 {
+					who = []byte("nobody") // waited for the one that left
+				} else if err != nil {
+					t.Errorf("a client was not served: %v", err)
+					return
+				}
+				mu.Lock()
+				served[string(who)]++
+				mu.Unlock()
+			}
+		})
+	}
+	isServedBy := func(who string) {
+		t.Helper()
+		eventually(t, who+" serves", func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return served[who] >= 20 || t.Failed()
+		})
+	}
+	isServedBy("parent")
+	h := newHeir(t)
+	h.gets("l", l)
+	c := h.start("succeeds", "l", "3")
+	must(t, l.Close()) // before the child can have taken its own
+	must(t, <-serving)
+	for generation := 3; generation > 0; generation-- {
+		isServedBy(fmt.Sprint("generation ", generation))
+		c.say("next")
+	}
+	close(stop)
+	clients.Wait()
+	c.outlive()
+	if runtime.GOOS != "windows" {
+		must(t, os.Remove(addr.String()))
+	}
+	_, err := ipc.Dial(addr)
+	matches(t, err, ipc.ErrNoListener)
+}
+
+// welcome tells each client who serves it, until the listener is closed.
+func welcome(l *ipc.Listener, who string) {
+	for c := range l.Conns() {
+		if c != nil {
+			io.WriteString(c, who)
+			c.Close()
+		}
+	}
+}
+
+// childSucceeds serves the listener of the first argument in as many generations
+// as the second one says, each of which at the word gives it to the next, by a
+// copy of its standard streams.
+func childSucceeds(p *parent, args []string) error {
+	l, err := ipc.InheritedListener(args[0])
+	if err != nil {
+		return err
+	}
+	left, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	serving := begin(func() error { welcome(l, fmt.Sprint("generation ", left)); return nil })
+	// One byte at a time: the rest is for the next generation.
+	for b := []byte{0}; b[0] != '\n'; {
+		if _, err := os.Stdin.Read(b); err != nil {
+			return err
+		}
+	}
+	if left > 1 {
+		next := again("succeeds", args[0], strconv.Itoa(left-1))
+		if err := ipc.Inherit(next, args[0], l); err != nil {
+			return err
+		}
+		if err := next.Start(); err != nil {
+			return err
+		}
+	}
+	return errors.Join(l.Close(), <-serving)
 }
 
 func TestEndOfAChildIsTheEndOfItsStreams(t *testing.T) {
@@ -662,9 +806,7 @@ func TestClosedEndCannotBeGiven(t *testing.T) {
 	for _, end := range []ipc.Inheritable{a, r, w, l, m} {
 		var cmd exec.Cmd
 		err := ipc.Inherit(&cmd, "x", end)
-		if _, listener := end.(*ipc.Listener); !listener || runtime.GOOS != "windows" {
-			matches(t, err, net.ErrClosed)
-		}
+		matches(t, err, net.ErrClosed)
 		if err := refusedEnd(err); err != nil {
 			t.Error(err)
 		}

@@ -181,6 +181,8 @@ var (
 
 	// ErrUntrusted is matched when the server reached by a Dial is not one
 	// that [Dialer.Access] or [Dialer.Check] accepts. Nothing was sent to it.
+	// On Windows it is also matched when a peer pretends to send files: see
+	// [Conn.RecvFiles].
 	ErrUntrusted = errors.New("the server is not trusted")
 )
 
@@ -774,13 +776,22 @@ const (
 // ended returns the error that ends the attempts, the last of which failed with
 // last, or nil.
 func (p *patience) ended(last error) error {
-	switch err := p.ctx.Err(); {
-	case err == context.Canceled:
+	if err := contextError(p.ctx, last); err != nil {
 		return err
-	case err != nil, !p.deadline.IsZero() && !time.Now().Before(p.deadline):
+	}
+	if !p.deadline.IsZero() && !time.Now().Before(p.deadline) {
 		return &timeoutError{last}
 	}
 	return nil
+}
+
+// contextError returns the error of what ctx ends, which failed with last before
+// if it was tried, or nil while ctx does not end it.
+func contextError(ctx context.Context, last error) error {
+	if err := ctx.Err(); err != context.DeadlineExceeded {
+		return err
+	}
+	return &timeoutError{last}
 }
 
 // pause waits a while, each time for longer, but not beyond the end.
@@ -875,7 +886,10 @@ const (
 	messages                  // messages: a MsgConn
 )
 
-// failed gives err, if it is one, the operation and the addresses.
+// failed gives err, if it is one, the operation and the addresses. Inlined, it
+// would double the stack of every goroutine that waits in Read.
+//
+//go:noinline
 func (c *endpoint) failed(op string, err error) error {
 	if err == nil || err == io.EOF {
 		return err
@@ -1230,10 +1244,15 @@ func (f *framing) send(fd *fd, p []byte) error {
 	f.room = [2][]byte{}
 	if err != nil && n > 0 && err != net.ErrClosed {
 		// The peer has a part. It must not take the next message for the rest.
-		f.torn = &classified{&ruleError{what: "an earlier message was cut off: " + err.Error()}, syscall.EPIPE}
+		f.torn = cutOff(err)
 		fd.closeWrite()
 	}
 	return err
+}
+
+// cutOff is the error of a send after one that ended within its message.
+func cutOff(err error) error {
+	return &classified{&ruleError{what: "an earlier message was cut off: " + err.Error()}, syscall.EPIPE}
 }
 
 // usable returns why nothing can be sent any more, or nil.
@@ -1355,9 +1374,17 @@ const maxFiles = 253
 // On Unix the descriptors travel as SCM_RIGHTS with one zero byte (unix(7)), on a
 // MsgConn with a message of one zero byte; a peer that reads instead sees that
 // byte and gets no files. macOS may lose a file that its sender closes before it
-// is received, so there the sender should wait for an answer. On Windows the error
-// matches [errors.ErrUnsupported]; there ShareHandle gives another process a
-// handle.
+// is received, so there the sender should wait for an answer.
+//
+// On Windows the handles are duplicated into the process at the other end, and a
+// record of some bytes tells it of them, on a MsgConn as one message; a peer that
+// reads instead sees the record. What it never receives stays open in it until it
+// ends. If this process may not open that one, or the connection has been handed
+// on since it was made, the duplicates wait in a process that may be this one, and
+// are lost if that ends before they are received. To another machine the error
+// matches [errors.ErrUnsupported].
+//
+// A file that is closed already matches [os.ErrClosed], and then none is sent.
 func (c *Conn) SendFiles(files ...*os.File) error {
 	err := checkFiles(len(files))
 	if err == nil {
@@ -1382,11 +1409,19 @@ func (c *MsgConn) SendFiles(files ...*os.File) error {
 // RecvFiles receives the files of one SendFiles, at most max of them (1 to 253),
 // in the order in which they were given, and waits until there are some. No
 // child of this process inherits them. A file that was nonblocking with its
-// sender is so here.
+// sender is so here; on Windows, where that is one opened for overlapped I/O, it
+// has deadlines only if the sender has not read or written it, but what [FileConn],
+// [FileReader] and [FileWriter] make of a pipe has them. Windows lets nobody see
+// the kind of a file, as [os.NewFile] does, while another process waits in a read
+// of it that is not overlapped, and RecvFiles then waits for that too.
 //
 // If the peer sent more than max, all are closed and the error matches
 // [ErrMsgTooLong]. If it sent data instead the error matches [ErrNoFiles], and
 // the data waits for the next read. [io.EOF] means that it has closed its end.
+//
+// On Windows the record that files are received by is made of plain bytes. Bytes
+// that look like one, and come from where nobody can put handles into this process,
+// are data: the error matches both ErrNoFiles and [ErrUntrusted].
 func (c *Conn) RecvFiles(max int) ([]*os.File, error) {
 	err := checkFiles(max)
 	var files []*os.File
@@ -1432,6 +1467,27 @@ func atMost(max int, files []*os.File, err error) ([]*os.File, error) {
 		return nil, err
 	}
 	return files, nil
+}
+
+// whileOpen calls do with the descriptors or handles of the files, appended to
+// sys, none of which can be closed meanwhile. It asks each file in the way that
+// leaves its mode alone.
+func whileOpen[H ~int | ~uintptr](files []*os.File, sys []H, do func(sys []H) error) error {
+	if len(files) == 0 {
+		return do(sys)
+	}
+	if files[0] == nil {
+		return configError("file "+strconv.Itoa(len(sys)), "nil", "open")
+	}
+	raw, err := files[0].SyscallConn()
+	if err != nil {
+		return err
+	}
+	e := raw.Control(func(s uintptr) { err = whileOpen(files[1:], append(sys, H(s)), do) })
+	if e != nil { // it was closed, for which this error of os matches nothing
+		return &classified{e, os.ErrClosed}
+	}
+	return err
 }
 
 // sendFiles sends the files with a frame of one zero byte. They go with its
@@ -1689,8 +1745,15 @@ const (
 // The caller closes its copy of the end after Start (not before); only then does
 // the other side see the child's exit as the end of the stream. On Windows the
 // end must not have been used yet: a handle that this process has bound to its
-// completion port cannot be used by another; and a Listener cannot be given, the
-// error matches [errors.ErrUnsupported].
+// completion port cannot be used by another.
+//
+// A Listener may have been used, and both processes may accept clients of it, so
+// that one can take over from the other without a moment in which nobody listens.
+// The child's has neither the Access, where that is not enforced by the kernel, nor
+// the Check of the [ListenConfig]. On Unix both have one queue of clients. On
+// Windows each has its own, of as many clients: a client that waits in the parent's
+// when that closes its Listener is disconnected, and sees io.EOF, or EPIPE when it
+// writes; one that dials before the child takes its own waits.
 func Inherit(cmd *exec.Cmd, name string, end Inheritable) error {
 	if err := inherit(cmd, name, end); err != nil {
 		return pipeError("inherit", Addr{}, err)

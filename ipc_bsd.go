@@ -17,6 +17,7 @@ const (
 	socketFlags   = syscall.SOCK_CLOEXEC | syscall.SOCK_NONBLOCK
 	framedHere    = false // SOCK_SEQPACKET keeps messages apart
 	peekTells     = false
+	cutsRights    = true
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
 	spinByDefault = 0     // whether it pays is not known
 	fifoPolls     = false // OpenBSD's poller refuses FIFOs, NetBSD's before 10 loses a writer
@@ -64,6 +65,7 @@ func markMessages(int) {}
 func isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 0 }
 
 func looseRecords() bool { return false }
+func carriesEmpty() bool { return true }
 
 func sendmsg(sys int, p, oob []byte, flags int) (int, error) { return stdSendmsg(sys, p, oob, flags) }
 

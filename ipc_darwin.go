@@ -13,6 +13,7 @@ const (
 	socketFlags   = 0    // no SOCK_CLOEXEC: descriptors are made under syscall.ForkLock
 	framedHere    = true // no SOCK_SEQPACKET
 	peekTells     = false
+	cutsRights    = false // descriptors that do not fit would stay open for nobody to find
 	cmsgCloexec   = 0     // received under syscall.ForkLock
 	spinByDefault = 0     // whether it pays is not known
 	fifoPolls     = false // the poller does not hear of the last writer's end
@@ -54,6 +55,7 @@ func unmarked(oob []byte) []byte { return oob }
 func markMessages(int)                                       {}
 func isMessage(flags, oobn int) bool                         { return true }
 func looseRecords() bool                                     { return false }
+func carriesEmpty() bool                                     { return true }
 func sendmsg(sys int, p, oob []byte, flags int) (int, error) { return stdSendmsg(sys, p, oob, flags) }
 
 func recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {

@@ -15,6 +15,7 @@ const (
 	socketFlags   = syscall.SOCK_CLOEXEC | syscall.SOCK_NONBLOCK
 	framedHere    = false // SOCK_SEQPACKET keeps messages apart
 	peekTells     = false
+	cutsRights    = true
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
 	spinByDefault = 0    // whether it pays is not known
 	fifoPolls     = true // the poller serves FIFOs
@@ -75,6 +76,8 @@ var looseRecords = sync.OnceValue(func() bool {
 	version, err := syscall.SysctlUint32("kern.osreldate")
 	return err == nil && version >= 1500000
 })
+
+func carriesEmpty() bool { return !looseRecords() }
 
 func sendmsg(sys int, p, oob []byte, flags int) (int, error) { return stdSendmsg(sys, p, oob, flags) }
 

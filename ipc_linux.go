@@ -19,6 +19,7 @@ const (
 	pathMax       = 4095  // PATH_MAX of linux/limits.h, less the NUL
 	socketFlags   = syscall.SOCK_CLOEXEC | syscall.SOCK_NONBLOCK
 	framedHere    = false // SOCK_SEQPACKET keeps messages apart
+	cutsRights    = true  // control messages that do not fit are cut off, and no descriptor gets lost
 	peekTells     = true  // MSG_PEEK|MSG_TRUNC returns the whole length of a message
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
 	spinByDefault = int64(spinDefault)
@@ -522,6 +523,7 @@ func unmarked(oob []byte) []byte {
 func isMessage(flags, oobn int) bool { return oobn > 0 || flags&syscall.MSG_CTRUNC != 0 }
 
 func looseRecords() bool { return false }
+func carriesEmpty() bool { return true }
 
 func sendmsg(sys int, p, oob []byte, flags int) (int, error) {
 	n, _, _, err := message(numbers.sendmsg, sys, p, oob, flags)

@@ -21,8 +21,9 @@ const (
 	socketFlags   = 0    // AIX has no SOCK_CLOEXEC: descriptors are made under syscall.ForkLock
 	framedHere    = true // SOCK_SEQPACKET is not known to work on each of them
 	peekTells     = false
-	cmsgCloexec   = 0 // received under syscall.ForkLock
-	spinByDefault = 0 // whether it pays is not known
+	cutsRights    = false // descriptors that do not fit would stay open for nobody to find
+	cmsgCloexec   = 0     // received under syscall.ForkLock
+	spinByDefault = 0     // whether it pays is not known
 	fifoPolls     = true
 	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
 )
@@ -98,6 +99,7 @@ func unmarked(oob []byte) []byte { return oob }
 func markMessages(int)                                       {}
 func isMessage(flags, oobn int) bool                         { return true }
 func looseRecords() bool                                     { return false }
+func carriesEmpty() bool                                     { return true }
 func sendmsg(sys int, p, oob []byte, flags int) (int, error) { return stdSendmsg(sys, p, oob, flags) }
 
 func recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {

@@ -445,6 +445,13 @@ func startChildWith(t *testing.T, with exec.Cmd, role string, args ...string) *c
 	return c
 }
 
+// underEmulation reports whether a program stands between this one and the kernel,
+// which it cannot serve in all that the kernel does: see qemu(1).
+func underEmulation() bool {
+	with := strings.Fields(os.Getenv(childExec))
+	return len(with) > 0 && strings.HasPrefix(filepath.Base(with[0]), "qemu-")
+}
+
 // goRace keeps the race detector from making every child wait a second at its end.
 func goRace() string { return "GORACE=" + os.Getenv("GORACE") + " atexit_sleep_ms=0" }
 

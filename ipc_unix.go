@@ -1301,6 +1301,8 @@ type envelope struct {
 	oobn   int     // result of call
 	ahead  []byte  // was read while looking for something else; the next read returns it
 	held   bool    // ahead is a whole message, which may be empty
+	skip   bool    // what comes next is the rest of a message, to be dropped
+	torn   error   // why no message can be sent any more
 	marked bool    // markMessages was called
 	one    [1]byte // room for what is only looked at
 }
@@ -1986,24 +1988,42 @@ func recvmsgCall(sys int, h *half) (err error) {
 // ---------------------------------------------------------------------------
 // Messages and control messages
 
-// send sends one message. MSG_EOR ends it: without, FreeBSD 15 joins it with the
-// next one.
 func (f *fd) send(p []byte) error {
-	if len(p) == 0 && looseRecords() {
-		return &ruleError{"this system cannot send an empty message", errors.ErrUnsupported}
-	}
 	h := &f.w
 	if err := f.enterMessage(h); err != nil {
 		return err
 	}
 	defer f.leave(h)
-	if looseRecords() { // the kernel would send a part of a message that is too long
-		if limit, err := syscall.GetsockoptInt(f.sys, syscall.SOL_SOCKET, syscall.SO_SNDBUF); err == nil && len(p) > limit {
+	return f.sendMessage(h, p, nil)
+}
+
+// sendMessage sends one message. MSG_EOR ends it: without, FreeBSD 15 joins it with
+// the next one.
+func (f *fd) sendMessage(h *half, p, oob []byte) error {
+	switch {
+	case h.torn != nil:
+		return h.torn
+	case len(p) == 0 && len(oob) == 0 && !carriesEmpty():
+		return &ruleError{"this system cannot send an empty message", errors.ErrUnsupported}
+	case looseRecords(): // the kernel would make several of one that is too long
+		limit, err := syscall.GetsockoptInt(f.sys, syscall.SOL_SOCKET, syscall.SO_SNDBUF)
+		if err == nil && len(p) > limit {
 			return sendError(syscall.EMSGSIZE)
 		}
 	}
-	h.buf, h.flags = p, syscall.MSG_EOR
-	return sendError(f.run(h, sendmsgCall))
+	h.buf, h.oob, h.flags = p, oob, syscall.MSG_EOR
+	for begun := false; ; begun = true {
+		err := f.run(h, sendmsgCall)
+		if err != nil && begun && err != net.ErrClosed {
+			// The peer has a part. It must not take the next message for the rest.
+			h.torn = cutOff(err)
+			syscall.Shutdown(f.sys, syscall.SHUT_WR)
+		}
+		if err != nil || h.n >= len(h.buf) {
+			return sendError(err)
+		}
+		h.buf, h.oob = h.buf[h.n:], nil // only where records are loose
+	}
 }
 
 // sendError is the writeError of a message.
@@ -2047,6 +2067,9 @@ func (f *fd) recvInto(h *half, p []byte) (n int, err error) {
 		h.held, h.ahead = false, nil
 		return n, err
 	}
+	if looseRecords() {
+		return f.recvParts(h, p)
+	}
 	h.buf, h.flags = p, 0
 	if len(p) == 0 {
 		h.buf = h.one[:] // a buffer without room learns nothing
@@ -2057,28 +2080,70 @@ func (f *fd) recvInto(h *half, p []byte) (n int, err error) {
 	switch n = min(h.n, len(p)); {
 	case h.n == 0 && !isMessage(h.flags, h.oobn):
 		return 0, io.EOF
-	case looseRecords() && h.flags&syscall.MSG_EOR == 0:
-		return n, f.dropRest(h)
 	case h.n > n || h.flags&syscall.MSG_TRUNC != 0:
 		return n, ErrMsgTooLong
 	}
 	return n, nil
 }
 
-// dropRest receives the rest of a message that did not fit, where the kernel
-// keeps it, and returns ErrMsgTooLong.
-func (f *fd) dropRest(h *half) error {
-	waste := make([]byte, 8<<10)
-	for h.flags&syscall.MSG_EOR == 0 {
-		h.buf, h.flags = waste, 0
-		if err := f.run(h, recvmsgCall); err != nil {
-			return callError("recvmsg", err)
-		}
-		if h.n == 0 {
-			break
-		}
+// recvParts is recvInto where a message may arrive in parts, of which only the last
+// one says that it is, and what does not fit a buffer stays for the next receive.
+func (f *fd) recvParts(h *half, p []byte) (int, error) {
+	if err := f.skipRest(h); err != nil {
+		return 0, err
 	}
-	return ErrMsgTooLong
+	room := p
+	if len(p) == 0 {
+		room = h.one[:] // a buffer without room learns nothing
+	}
+	n, last := copy(room, h.ahead), false
+	for n < len(room) && !last {
+		m, ends, err := f.nextPart(h, room[n:])
+		if err != nil {
+			return 0, h.keepPart(room[:n], err)
+		}
+		n, last = n+m, ends
+	}
+	h.skip, h.ahead = !last, nil
+	if h.skip || n > len(p) {
+		return min(n, len(p)), ErrMsgTooLong
+	}
+	return n, nil
+}
+
+// nextPart receives some of a message and reports whether that ends it.
+func (f *fd) nextPart(h *half, p []byte) (n int, ends bool, err error) {
+	h.buf, h.flags = p, 0
+	if err := f.run(h, recvmsgCall); err != nil {
+		return 0, false, callError("recvmsg", err)
+	}
+	ends = h.flags&syscall.MSG_EOR != 0
+	if h.n == 0 && !ends {
+		return 0, false, io.EOF
+	}
+	return h.n, ends, nil
+}
+
+// keepPart keeps for the next receive what one got of a message before the error,
+// and returns what to say.
+func (h *half) keepPart(part []byte, err error) error {
+	h.ahead = append([]byte(nil), part...)
+	if len(part) > 0 {
+		err = within(err)
+	}
+	return err
+}
+
+// skipRest receives the rest of a message that was too long for its receiver.
+func (f *fd) skipRest(h *half) error {
+	for h.skip {
+		_, ends, err := f.nextPart(h, make([]byte, 4<<10))
+		if err != nil {
+			return within(err)
+		}
+		h.skip = !ends
+	}
+	return nil
 }
 
 // recvAppend receives one message of any length behind dst.
@@ -2092,39 +2157,75 @@ func (f *fd) recvAppend(dst []byte) ([]byte, error) {
 }
 
 func (f *fd) recvBehind(h *half, dst []byte) ([]byte, error) {
-	if h.held {
+	switch {
+	case h.held:
 		dst = append(dst, h.ahead...)
 		h.held, h.ahead = false, nil
 		return dst, nil
+	case looseRecords():
+		return f.appendParts(h, dst)
 	}
-	size, err := f.nextSize(h)
+	p, err := f.makeRoom(h, dst)
 	if err != nil {
 		return dst, err
 	}
-	p := dst
-	if room := cap(p) - len(p); room < size {
-		p = append(p, make([]byte, size)...)[:len(dst)]
-	}
-	n, err := f.recvInto(h, p[len(p):len(p)+size])
+	n, err := f.recvInto(h, p[len(p):cap(p)])
 	if err != nil {
 		return dst, err
 	}
 	return p[:len(p)+n], nil
 }
 
-// nextSize waits for a message and returns how much room it may need: its length
-// where the kernel tells that of a message that is only looked at, or else the
-// size of the receive buffer, which none exceeds.
-func (f *fd) nextSize(h *half) (int, error) {
-	if !peekTells {
-		n, err := syscall.GetsockoptInt(f.sys, syscall.SOL_SOCKET, syscall.SO_RCVBUF)
-		return n, os.NewSyscallError("getsockopt", err)
+// makeRoom waits for a message and gives p room for it behind what is there. A
+// kernel that does not tell the length of a message that is only looked at tells
+// whether that was all of it.
+func (f *fd) makeRoom(h *half, p []byte) ([]byte, error) {
+	for {
+		h.buf, h.flags = p[len(p):cap(p)], syscall.MSG_PEEK
+		if peekTells {
+			h.buf, h.flags = nil, syscall.MSG_PEEK|syscall.MSG_TRUNC
+		} else if len(h.buf) == 0 {
+			h.buf = h.one[:]
+		}
+		if err := f.run(h, recvmsgCall); err != nil {
+			return p, callError("recvmsg", err)
+		}
+		if peekTells || h.flags&syscall.MSG_TRUNC == 0 {
+			return withRoom(p, h.n), nil
+		}
+		p = withRoom(p, max(roomAtLeast, 2*len(h.buf)))
 	}
-	h.buf, h.flags = nil, syscall.MSG_PEEK|syscall.MSG_TRUNC
-	if err := f.run(h, recvmsgCall); err != nil {
-		return 0, callError("recvmsg", err)
+}
+
+// appendParts is recvBehind where a message may arrive in parts: see recvParts.
+func (f *fd) appendParts(h *half, dst []byte) ([]byte, error) {
+	if err := f.skipRest(h); err != nil {
+		return dst, err
 	}
-	return h.n, nil
+	p := append(dst, h.ahead...)
+	for last := false; !last; {
+		if len(p) == cap(p) {
+			p = withRoom(p, max(roomAtLeast, len(p)-len(dst)))
+		}
+		n, ends, err := f.nextPart(h, p[len(p):cap(p)])
+		if err != nil {
+			return dst, h.keepPart(p[len(dst):], err)
+		}
+		p, last = p[:len(p)+n], ends
+	}
+	h.ahead = nil
+	return p, nil
+}
+
+// roomAtLeast is the room that a message of unknown length is given at first.
+const roomAtLeast = 512
+
+// withRoom returns p with room for n bytes behind it.
+func withRoom(p []byte, n int) []byte {
+	if cap(p)-len(p) >= n {
+		return p
+	}
+	return append(p, make([]byte, n)...)[:len(p)]
 }
 
 // sendFiles sends the descriptors of the files as SCM_RIGHTS with the data.
@@ -2134,11 +2235,11 @@ func (f *fd) sendFiles(files []*os.File, data []byte) error {
 		return err
 	}
 	defer f.leave(h)
-	return withFDs(files, make([]int, 0, len(files)), func(fds []int) error {
-		h.buf, h.oob, h.flags = data, syscall.UnixRights(fds...), 0
+	return whileOpen(files, make([]int, 0, len(files)), func(fds []int) error {
 		if f.kind == messages {
-			h.flags = syscall.MSG_EOR
+			return f.sendMessage(h, data, syscall.UnixRights(fds...))
 		}
+		h.buf, h.oob, h.flags = data, syscall.UnixRights(fds...), 0
 		for {
 			if err := f.run(h, sendmsgCall); err != nil {
 				return sendError(err)
@@ -2151,25 +2252,6 @@ func (f *fd) sendFiles(files []*os.File, data []byte) error {
 	})
 }
 
-// withFDs calls do with the descriptors of the files, none of which can be closed
-// meanwhile. It asks each file in the way that leaves its mode alone.
-func withFDs(files []*os.File, fds []int, do func(fds []int) error) error {
-	if len(files) == 0 {
-		return do(fds)
-	}
-	if files[0] == nil {
-		return configError("file "+strconv.Itoa(len(fds)), "nil", "open")
-	}
-	raw, err := files[0].SyscallConn()
-	if err != nil {
-		return err
-	}
-	if e := raw.Control(func(fd uintptr) { err = withFDs(files[1:], append(fds, int(fd)), do) }); e != nil {
-		return e
-	}
-	return err
-}
-
 // recvFiles receives one byte, or one message, with descriptors. Data that came
 // without them, or is not the zero byte that they travel with, is kept for the
 // next read.
@@ -2179,24 +2261,32 @@ func (f *fd) recvFiles() ([]*os.File, error) {
 		return nil, err
 	}
 	defer f.leave(h)
+	if err := f.skipRest(h); err != nil {
+		return nil, err
+	}
 	if h.held || len(h.ahead) > 0 {
 		return nil, ErrNoFiles
 	}
-	size := 1
-	if f.kind == messages {
-		n, err := f.nextSize(h)
+	p := make([]byte, 1)
+	switch {
+	case f.kind != messages:
+	case looseRecords(): // what does not fit stays
+		p = make([]byte, roomAtLeast)
+	default:
+		room, err := f.makeRoom(h, p[:0])
 		if err != nil {
 			return nil, err
 		}
-		size = max(size, n)
+		p = room[:cap(room)]
 	}
-	p := make([]byte, size)
 	n, files, err := f.takeRights(h, p)
 	if err == nil && files == nil {
 		err = ErrNoFiles
 	}
-	if alone := n == 1 && p[0] == 0 && err != ErrNoFiles; !alone && (n > 0 || err == ErrNoFiles) {
-		h.ahead, h.held = p[:n], f.kind == messages
+	whole := f.kind == messages && (!looseRecords() || h.flags&syscall.MSG_EOR != 0)
+	alone := n == 1 && p[0] == zeroByte[0] && err != ErrNoFiles && whole == (f.kind == messages)
+	if !alone && (n > 0 || err == ErrNoFiles) {
+		h.ahead, h.held = p[:n], whole
 	}
 	return files, err
 }
@@ -2213,10 +2303,12 @@ func (f *fd) recvRights(p []byte) (int, []*os.File, error) {
 }
 
 func (f *fd) takeRights(h *half, p []byte) (int, []*os.File, error) {
-	// Room for the most files that any system passes, so that the kernel never
-	// has to cut the list, and for what else it adds.
-	h.buf, h.oob, h.flags = p, make([]byte, syscall.CmsgSpace(4*rightsMax)+256), 0
-	if err := f.run(h, recvmsgCall); err != nil {
+	h.buf, h.oob, h.flags = p, make([]byte, rightsRoom), 0
+	err := f.run(h, recvmsgCall)
+	if err == syscall.EMSGSIZE {
+		return f.lostRights(h, err)
+	}
+	if err != nil {
 		return 0, nil, callError("recvmsg", err)
 	}
 	fds, err := rights(h.oob[:h.oobn])
@@ -2239,9 +2331,28 @@ func (f *fd) takeRights(h *half, p []byte) (int, []*os.File, error) {
 	return h.n, files, nil
 }
 
+// lostRights is for a process that had no descriptors left. The BSDs and macOS say
+// EMSGSIZE then, where Linux cuts the list off, and drop the files; the data of a
+// stream is still there, and goes as it would have gone with them.
+func (f *fd) lostRights(h *half, err error) (int, []*os.File, error) {
+	err = &classified{os.NewSyscallError("recvmsg", err), ErrMsgTooLong}
+	if f.kind == messages && !looseRecords() {
+		return 0, nil, err
+	}
+	h.oob, h.flags = nil, 0
+	if control(func() error { return recvmsgCall(f.sys, h) }) != nil {
+		return 0, nil, err
+	}
+	return h.n, nil, err
+}
+
 // rightsMax is the most descriptors that one message carries on any system
-// (macOS and NetBSD: 512).
-const rightsMax = 512
+// (macOS and NetBSD: 512); rightsRoom is room for as many, so that the kernel never
+// has to cut the list, and for what else it adds.
+const (
+	rightsMax  = 512
+	rightsRoom = 4*rightsMax + 280
+)
 
 // rights returns the descriptors in control messages.
 func rights(oob []byte) (fds []int, err error) {
@@ -2264,7 +2375,8 @@ func rights(oob []byte) (fds []int, err error) {
 // package does not wrap: it returns how much of p and of oob was filled, and the
 // flags (MSG_CTRUNC and the like). It waits until there is something. Descriptors
 // among the control messages are close-on-exec and the caller's to close;
-// [syscall.ParseSocketControlMessage] takes oob apart.
+// [syscall.ParseSocketControlMessage] takes oob apart. Where there is room in p for
+// no byte, one may be lost with them.
 func (c *endpoint) ReadMsg(p, oob []byte) (n, oobn, flags int, err error) {
 	n, oobn, flags, err = c.fd.readMsg(p, oob)
 	return n, oobn, flags, c.failed("readmsg", err)
@@ -2284,6 +2396,9 @@ func (f *fd) readMsg(p, oob []byte) (n, oobn, flags int, err error) {
 		return 0, 0, 0, err
 	}
 	defer f.leave(h)
+	if err := f.skipRest(h); err != nil {
+		return 0, 0, 0, err
+	}
 	if h.held || len(h.ahead) > 0 {
 		n := h.readAhead(p)
 		if h.held && len(h.ahead) > 0 {
@@ -2295,8 +2410,11 @@ func (f *fd) readMsg(p, oob []byte) (n, oobn, flags int, err error) {
 		return n, 0, flags, nil
 	}
 	h.buf, h.oob, h.flags = p, oob, 0
-	if f.kind == messages && markRoom > 0 {
+	switch {
+	case f.kind == messages && markRoom > 0:
 		h.oob = make([]byte, markRoom+len(oob)) // the mark comes first
+	case !cutsRights && len(p)+len(oob) > 0:
+		h.oob = make([]byte, rightsRoom)
 	}
 	if err := f.run(h, recvmsgCall); err != nil {
 		return 0, 0, 0, callError("recvmsg", err)
@@ -2305,10 +2423,37 @@ func (f *fd) readMsg(p, oob []byte) (n, oobn, flags int, err error) {
 	if h.n == 0 && h.oobn == 0 && ended && len(p) > 0 {
 		return 0, 0, h.flags, io.EOF
 	}
-	if f.kind == messages && markRoom > 0 {
+	switch {
+	case f.kind == messages && markRoom > 0:
 		h.oobn = copy(oob, unmarked(h.oob[:h.oobn]))
+	case !cutsRights && len(h.oob) > 0:
+		var cut bool
+		if h.oobn, cut = fitRights(oob, h.oob[:h.oobn]); cut {
+			h.flags |= syscall.MSG_CTRUNC
+		}
 	}
 	return h.n, h.oobn, h.flags, nil
+}
+
+// fitRights copies control messages into oob, or of too many only the descriptors
+// that fit, and reports whether any were cut off. It closes the other descriptors,
+// which a kernel that cuts without a thought leaves open for nobody to find.
+func fitRights(oob, got []byte) (n int, cut bool) {
+	if len(got) <= len(oob) {
+		return copy(oob, got), false
+	}
+	fds, _ := rights(got) // what is garbled is cut off
+	fit := 0
+	for fit < len(fds) && syscall.CmsgSpace(4*(fit+1)) <= len(oob) {
+		fit++
+	}
+	for _, fd := range fds[fit:] {
+		syscall.Close(fd)
+	}
+	if fit > 0 {
+		n = copy(oob, syscall.UnixRights(fds[:fit]...))
+	}
+	return n, true
 }
 
 func (f *fd) writeMsg(p, oob []byte) (int, error) {
@@ -2317,10 +2462,13 @@ func (f *fd) writeMsg(p, oob []byte) (int, error) {
 		return 0, err
 	}
 	defer f.leave(h)
-	h.buf, h.oob, h.flags = p, oob, 0
 	if f.kind == messages {
-		h.flags = syscall.MSG_EOR
+		if err := f.sendMessage(h, p, oob); err != nil {
+			return 0, err
+		}
+		return len(p), nil
 	}
+	h.buf, h.oob, h.flags = p, oob, 0
 	if err := f.run(h, sendmsgCall); err != nil {
 		return 0, sendError(err)
 	}
@@ -2509,7 +2657,22 @@ func stdSendmsg(sys int, p, oob []byte, flags int) (int, error) {
 
 func stdRecvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
 	n, oobn, got, _, err = syscall.Recvmsg(sys, p, oob, flags)
-	return n, oobn, got, err
+	return min(n, len(p)), oobn, got, err // it asks for a byte that p has no room for
+}
+
+// fullOrTooLong is the error of a send that needs so much room in a queue: EAGAIN
+// if it fits once the queue is empty, EMSGSIZE if it never does. Some kernels say
+// the one for the other. They tell how much a queue holds as the block size of the
+// socket: see the function behind stat of uipc_usrreq.c.
+func fullOrTooLong(sys, need int) error {
+	var st syscall.Stat_t
+	if err := control(func() error { return syscall.Fstat(sys, &st) }); err != nil {
+		return err
+	}
+	if need > int(st.Blksize) {
+		return syscall.EMSGSIZE
+	}
+	return syscall.EAGAIN
 }
 
 // bind binds the socket to a target that fits into a sockaddr_un.

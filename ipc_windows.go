@@ -116,10 +116,9 @@ func (c *endpoint) PeerProcess(access uint32) (syscall.Handle, error) {
 // The handle of a Conn or a pipe end that was used already, in this process, can
 // be shared, but not read or written asynchronously there: hand on unused ones.
 func ShareHandle(h, process syscall.Handle) (syscall.Handle, error) {
-	var there syscall.Handle
-	err := syscall.DuplicateHandle(currentProcess, h, process, &there, 0, false, syscall.DUPLICATE_SAME_ACCESS)
+	there, err := duplicateHandle(currentProcess, h, process, syscall.DUPLICATE_SAME_ACCESS)
 	if err != nil {
-		return 0, opError("share", Addr{}, Addr{}, os.NewSyscallError("DuplicateHandle", err))
+		return 0, opError("share", Addr{}, Addr{}, err)
 	}
 	return there, nil
 }
@@ -725,7 +724,22 @@ func listen(target string, kind transport, lc *ListenConfig) (*listener, error) 
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	return listenPipe(target, c)
+	p, err := newPipeSpec(target, c)
+	if err != nil {
+		return nil, err
+	}
+	s, err := newInstances(p, c.Backlog, 0)
+	if err != nil {
+		return nil, err
+	}
+	if kind != streams {
+		return s.listen(true)
+	}
+	if err := s.claim(); err != nil { // a Listener can be given to a child
+		s.close()
+		return nil, err
+	}
+	return s.listen(false)
 }
 
 func listenPipe(target string, c PipeConfig) (*listener, error) {
@@ -733,25 +747,11 @@ func listenPipe(target string, c PipeConfig) (*listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &instances{spec: p, limit: c.MaxInstances, backlog: min(c.Backlog, instancesMax)}
-	if s.backlog == 0 {
-		s.backlog = 4
-	}
-	if s.limit > 0 {
-		s.backlog = min(s.backlog, s.limit)
-	}
-	if s.changed, err = createEvent(); err != nil {
+	s, err := newInstances(p, c.Backlog, c.MaxInstances)
+	if err != nil {
 		return nil, err
 	}
-	for len(s.armed) < s.backlog {
-		if err := s.add(len(s.armed) == 0); err != nil {
-			s.close()
-			return nil, err
-		}
-	}
-	l := &listener{instances: s}
-	l.cleanup = runtime.AddCleanup(l, func(s *instances) { s.close() }, s)
-	return l, nil
+	return s.listen(true)
 }
 
 func (l *listener) close() error {
@@ -795,6 +795,8 @@ type instances struct {
 	backlog int            // how many are armed
 	limit   int            // how many may exist, connected ones included; 0 is no limit
 	changed syscall.Handle // auto-reset event: an operation ended, or closed or deadline changed
+	keeper  syscall.Handle // an instance that nobody can connect to, for Inherit; 0 if there is none
+	unkept  error          // why there is none
 
 	turn sync.Mutex // the Accept that waits, or the Close that has ended it; taken before mu
 
@@ -803,6 +805,58 @@ type instances struct {
 	out      int         // connections handed out and not closed; counted if there is a limit
 	closed   bool
 	deadline time.Time
+}
+
+// newInstances returns none yet: listen arms them.
+func newInstances(p *pipeSpec, backlog, limit int) (s *instances, err error) {
+	s = &instances{spec: p, limit: limit, backlog: min(backlog, instancesMax)}
+	if s.backlog == 0 {
+		s.backlog = 4
+	}
+	if limit > 0 {
+		s.backlog = min(s.backlog, limit)
+	}
+	s.changed, err = createEvent()
+	return s, err
+}
+
+// claim makes the pipe, and keeps its name with an instance that is no more than
+// that. A client can connect to an instance from its birth to when it has had
+// one, and nobody else knows of the pipe yet; so this process is its client, and
+// leaves. A real client that is faster has its place like any other.
+func (s *instances) claim() error {
+	for first := true; len(s.armed) < instancesMax; first = false {
+		h, err := s.spec.create(first)
+		if err != nil {
+			return err
+		}
+		const readAttributes = 0x80 // FILE_READ_ATTRIBUTES, which a pipe of any direction lets clients have
+		client, err := openPipe(s.spec.target, readAttributes, Anonymous.flags())
+		if err == nil {
+			s.keeper = h
+			return os.NewSyscallError("CloseHandle", syscall.CloseHandle(client))
+		}
+		s.arm(h)
+		if errnoOf(err) != errPipeBusy { // SysListenConfig.Security does not let this user in
+			s.unkept = err
+			return nil
+		}
+	}
+	s.unkept = os.NewSyscallError("CreateFile", errPipeBusy)
+	return nil
+}
+
+// listen arms the instances, the first of which may have to make the pipe.
+func (s *instances) listen(first bool) (*listener, error) {
+	for ; len(s.armed) < s.backlog; first = false {
+		if err := s.add(first); err != nil {
+			s.close()
+			return nil, err
+		}
+	}
+	l := &listener{instances: s}
+	l.cleanup = runtime.AddCleanup(l, func(s *instances) { s.close() }, s)
+	return l, nil
 }
 
 // An instance is one that listens, or has a client that was not accepted yet.
@@ -919,10 +973,14 @@ func (s *instances) add(first bool) error {
 	if err != nil {
 		return err
 	}
+	s.arm(h)
+	return nil
+}
+
+func (s *instances) arm(h syscall.Handle) {
 	in := &instance{sys: h}
 	s.armed = append(s.armed, in)
 	in.arm(s.changed)
-	return nil
 }
 
 func (s *instances) remove(in *instance) {
@@ -987,6 +1045,11 @@ func (s *instances) close() error {
 		}
 	}
 	s.armed = nil
+	if s.keeper != 0 {
+		if e := syscall.CloseHandle(s.keeper); err == nil {
+			err = e
+		}
+	}
 	if e := syscall.CloseHandle(s.changed); err == nil {
 		err = e
 	}
@@ -1222,8 +1285,8 @@ func adoptSys(h syscall.Handle, kind transport, d direction) (*fd, error) {
 	if err != nil {
 		return nil, err
 	}
-	server := info.end == 1 // FILE_PIPE_SERVER_END
-	ends := [...]Direction{ClientToServer, ServerToClient, Duplex}[min(info.configuration, 2)].ends(server)
+	server := info.end == pipeServerEnd
+	ends := [...]Direction{ClientToServer, ServerToClient, Duplex}[min(info.configuration, pipeDuplex)].ends(server)
 	switch {
 	case mode&synchronous != 0:
 		return nil, &ruleError{"the pipe was not opened for overlapped I/O", errors.ErrUnsupported}
@@ -1251,61 +1314,171 @@ func adoptSys(h syscall.Handle, kind transport, d direction) (*fd, error) {
 // ---------------------------------------------------------------------------
 // Children
 
-// bequeath adds the handle to those that cmd's process inherits. A handle that
-// was used may belong to the completion port of this process, for good.
-func (f *fd) bequeath(cmd *exec.Cmd) (token string, err error) {
-	if f.used.Load() {
-		return "", &ruleError{"this end was used in this process", errors.ErrUnsupported}
+// A token is what finds an end in the child: its handle and, as far as the system
+// does not tell it of that, what this process knows.
+type token struct {
+	handle  syscall.Handle
+	backlog int  // of a listener; 0 for every other end
+	remote  bool // the other end is, or may be, on another machine
+}
+
+const (
+	tokenSeparator = ":"
+	tokenRemote    = ":remote"
+)
+
+// String writes the handle, ":" and the backlog of a listener, and ":remote".
+func (t token) String() string {
+	text := strconv.FormatUint(uint64(t.handle), 10)
+	if t.backlog != 0 {
+		text += tokenSeparator + strconv.Itoa(t.backlog)
 	}
-	err = f.control("SetHandleInformation", func(h syscall.Handle) error {
-		return syscall.SetHandleInformation(h, syscall.HANDLE_FLAG_INHERIT, syscall.HANDLE_FLAG_INHERIT)
-	})
+	if t.remote {
+		text += tokenRemote
+	}
+	return text
+}
+
+// parseToken returns the zero token for what String does not write.
+func parseToken(text string) (t token) {
+	rest, remote := strings.CutSuffix(text, tokenRemote)
+	handle, backlog, _ := strings.Cut(rest, tokenSeparator)
+	h, _ := strconv.ParseUint(handle, 10, 32)
+	n, _ := strconv.ParseUint(backlog, 10, 8)
+	t = token{syscall.Handle(h), int(n), remote}
+	if h == 0 || n > instancesMax || t.String() != text {
+		return token{}
+	}
+	return t
+}
+
+func validToken(text string) bool { return parseToken(text) != token{} }
+
+// keepFromChildren makes an inherited handle one that children do not inherit.
+func keepFromChildren(text string) {
+	syscall.SetHandleInformation(parseToken(text).handle, syscall.HANDLE_FLAG_INHERIT, 0)
+}
+
+// give adds the handle of the token to those that cmd's process inherits.
+func (t token) give(cmd *exec.Cmd) (string, error) {
+	err := syscall.SetHandleInformation(t.handle, syscall.HANDLE_FLAG_INHERIT, syscall.HANDLE_FLAG_INHERIT)
 	if err != nil {
-		return "", err
+		return "", os.NewSyscallError("SetHandleInformation", err)
 	}
 	var attr syscall.SysProcAttr // a copy: other commands may share the caller's
 	if cmd.SysProcAttr != nil {
 		attr = *cmd.SysProcAttr
 	}
 	given := attr.AdditionalInheritedHandles
-	attr.AdditionalInheritedHandles = append(given[:len(given):len(given)], f.sys)
+	attr.AdditionalInheritedHandles = append(given[:len(given):len(given)], t.handle)
 	cmd.SysProcAttr = &attr
-	return strconv.FormatUint(uint64(f.sys), 10), nil
+	return t.String(), nil
 }
 
-// bequeath fails: the operations that are under way on a listener's instances
-// cannot go to another process.
-func (l *listener) bequeath(*exec.Cmd) (token string, err error) {
-	return "", &ruleError{"a listener cannot be inherited on Windows", errors.ErrUnsupported}
+// bequeath adds the handle to those that cmd's process inherits. A handle that
+// was used may belong to the completion port of this process, for good.
+func (f *fd) bequeath(cmd *exec.Cmd) (text string, err error) {
+	if f.used.Load() {
+		return "", &ruleError{"this end was used in this process", errors.ErrUnsupported}
+	}
+	err = f.control("", func(h syscall.Handle) error {
+		text, err = token{handle: h, remote: f.remote}.give(cmd)
+		return err
+	})
+	return text, err
 }
 
-func validToken(token string) bool {
-	h, err := strconv.ParseUint(token, 10, 32)
-	return err == nil && h > 0 && token == strconv.FormatUint(h, 10)
+func inheritedStream(text string) (*fd, error) {
+	return inheritedFD(text, streams, reading|writing)
 }
 
-// keepFromChildren makes an inherited handle one that children do not inherit.
-func keepFromChildren(token string) {
-	syscall.SetHandleInformation(tokenHandle(token), syscall.HANDLE_FLAG_INHERIT, 0)
+func inheritedMessages(text string) (*fd, error) {
+	return inheritedFD(text, messages, reading|writing)
 }
 
-// tokenHandle returns the handle of a token that is valid.
-func tokenHandle(token string) syscall.Handle {
-	h, _ := strconv.ParseUint(token, 10, 32)
-	return syscall.Handle(h)
+func inheritedPipe(text string) (*fd, error) { return inheritedFD(text, streams, 0) }
+
+func inheritedFD(text string, kind transport, d direction) (*fd, error) {
+	t := parseToken(text)
+	if t.backlog != 0 {
+		return nil, errNotThatEnd
+	}
+	f, err := adoptSys(t.handle, kind, d)
+	if err == nil {
+		f.remote = t.remote
+	}
+	return f, err
 }
 
-func inheritedStream(token string) (*fd, error) {
-	return adoptSys(tokenHandle(token), streams, reading|writing)
+// errNotThatEnd refuses a handle that is not of the end that the variable says.
+var errNotThatEnd = &ruleError{"the handle is not that of such an end", errors.ErrUnsupported}
+
+// bequeath gives the child the instance that keeps the name. The child makes and
+// arms others: on the listener's own, operations of this process are under way.
+func (l *listener) bequeath(cmd *exec.Cmd) (text string, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.closed:
+		return "", net.ErrClosed
+	case l.keeper == 0:
+		return "", l.unkept
+	}
+	return token{l.keeper, l.backlog, l.spec.remote}.give(cmd)
 }
 
-func inheritedMessages(token string) (*fd, error) {
-	return adoptSys(tokenHandle(token), messages, reading|writing)
+func inheritedListener(text string) (*Listener, error) {
+	t := parseToken(text)
+	l, err := adoptListener(t.handle, t.backlog, t.remote)
+	if err != nil {
+		return nil, err
+	}
+	return &Listener{server{sys: l, addr: Name(l.spec.target[len(localPrefix):])}}, nil
 }
 
-func inheritedPipe(token string) (*fd, error) { return adoptSys(tokenHandle(token), streams, 0) }
-
-func inheritedListener(string) (*Listener, error) { return nil, errors.ErrUnsupported }
+// adoptListener returns a listener whose instances are of the pipe of the keeper,
+// which it owns; if it cannot, keeper stays as it was.
+func adoptListener(keeper syscall.Handle, backlog int, remote bool) (*listener, error) {
+	typ, err := syscall.GetFileType(keeper)
+	if err != nil {
+		return nil, os.NewSyscallError("GetFileType", err)
+	}
+	if typ != syscall.FILE_TYPE_PIPE || backlog == 0 {
+		return nil, errNotThatEnd
+	}
+	info, err := localInfo(keeper)
+	if err != nil {
+		return nil, err
+	}
+	if info.end != pipeServerEnd || info.configuration != pipeDuplex || info.state != pipeClosing {
+		return nil, errNotThatEnd
+	}
+	name, err := pipeName(keeper)
+	if err != nil {
+		return nil, err
+	}
+	security, err := securityOf(keeper)
+	if err != nil {
+		return nil, err
+	}
+	p, err := newPipeSpec(localPrefix+name, PipeConfig{
+		Security: security, AcceptRemote: remote,
+		ReadBuffer: int(info.inQuota), WriteBuffer: int(info.outQuota),
+	})
+	if err != nil {
+		return nil, err
+	}
+	s, err := newInstances(p, backlog, 0)
+	if err != nil {
+		return nil, err
+	}
+	l, err := s.listen(false)
+	if err != nil {
+		return nil, err
+	}
+	s.keeper = keeper
+	return l, nil
+}
 
 // ---------------------------------------------------------------------------
 // Handles: the one way to system calls that may block
@@ -1356,6 +1529,8 @@ type half struct {
 	one    [1]byte    // for reads that must not be empty
 	sitOut int        // reads that do not wait in their thread
 	lost   int        // how many it had to sit out last
+
+	held atomic.Bool // an empty message was read that is the next one's to read; changed under mu
 
 	deadline time.Time // guarded by fd.mu
 	slot     *slot     // of the operation that waits in its thread; guarded by fd.mu
@@ -1476,9 +1651,14 @@ func (f *fd) join() (file *os.File, parks bool) {
 	return f.file, f.parks
 }
 
-// receive makes one ReadFile of at least one byte. more says that there is more
-// of the message; n is 0, without an error, if an empty write was read.
+// receive makes one ReadFile. more says that there is more of the message; n is 0,
+// without an error, if an empty write was read. With no room in p it waits for
+// something to read and takes nothing of it, but for an empty message.
 func (f *fd) receive(h *half, p []byte) (n int, more bool, err error) {
+	if h.held.Load() {
+		h.held.Store(false)
+		return 0, false, nil
+	}
 	p = p[:min(len(p), ioMax)]
 	for {
 		n, err = f.readFile(h, p)
@@ -1823,7 +2003,7 @@ func (f *fd) patience(ctx context.Context, h *half, begun time.Time, limit time.
 	case f.closing():
 		return 0, net.ErrClosed
 	case ctx.Err() != nil:
-		return 0, contextError(ctx)
+		return 0, contextError(ctx, nil)
 	case !until.IsZero() && !time.Now().Before(until):
 		return 0, os.ErrDeadlineExceeded
 	}
@@ -1837,14 +2017,6 @@ func (f *fd) patience(ctx context.Context, h *half, begun time.Time, limit time.
 		}
 	}
 	return milliseconds(until), nil
-}
-
-// contextError is the error of a context that has ended, as that of a Dial is.
-func contextError(ctx context.Context) error {
-	if err := ctx.Err(); err != context.DeadlineExceeded {
-		return err
-	}
-	return &timeoutError{}
 }
 
 // milliseconds returns how long to wait until t, which is none if zero.
@@ -2050,6 +2222,9 @@ func (f *fd) peek(p []byte) (n, size int, err error) {
 	if f.ends&reading == 0 {
 		return 0, 0, errDirection(f.ends)
 	}
+	if f.r.held.Load() {
+		return 0, 0, nil
+	}
 	err = f.control("", func(h syscall.Handle) (err error) {
 		var avail, left int
 		n, avail, left, err = peekMessage(h, p)
@@ -2126,7 +2301,7 @@ func (f *fd) flush(ctx context.Context) error {
 	}
 	defer f.leave(h)
 	if ctx.Err() != nil {
-		return contextError(ctx)
+		return contextError(ctx, nil)
 	}
 	returned, cancelled := make(chan struct{}), make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -2151,7 +2326,7 @@ func (f *fd) flush(ctx context.Context) error {
 	case err == syscall.ERROR_OPERATION_ABORTED && f.closing():
 		return net.ErrClosed
 	case err == syscall.ERROR_OPERATION_ABORTED && ctx.Err() != nil:
-		return contextError(ctx)
+		return contextError(ctx, nil)
 	}
 	return callError("FlushFileBuffers", err)
 }
@@ -2163,10 +2338,6 @@ func (f *fd) setBuffer(direction, int) error { return errors.ErrUnsupported }
 
 func (f *fd) spliceFrom(io.Reader) (int64, bool, error) { return 0, false, nil }
 func (f *fd) spliceTo(io.Writer) (int64, bool, error)   { return 0, false, nil }
-
-func (f *fd) sendFiles([]*os.File, []byte) error         { return errors.ErrUnsupported }
-func (f *fd) recvFiles() ([]*os.File, error)             { return nil, errors.ErrUnsupported }
-func (f *fd) recvRights([]byte) (int, []*os.File, error) { return 0, nil, errors.ErrUnsupported }
 
 // peer tells of the process at the other end what is known for certain. Its
 // number and session are recorded by the kernel when it opens or makes the pipe.
@@ -2261,9 +2432,14 @@ func (f *fd) clientUser() (string, error) {
 	return userOf(token)
 }
 
-// peerProcess opens the process at the other end. One that began after this end
+func (f *fd) peerProcess(access uint32) (syscall.Handle, error) {
+	process, _, err := f.openPeer(access)
+	return process, err
+}
+
+// openPeer opens the process at the other end. One that began after this end
 // was connected is another, with a number that was used again.
-func (f *fd) peerProcess(access uint32) (process syscall.Handle, err error) {
+func (f *fd) openPeer(access uint32) (process syscall.Handle, pid uint32, err error) {
 	const queryLimitedInformation = 0x1000
 	question := procServerProcessID
 	if f.server {
@@ -2271,17 +2447,16 @@ func (f *fd) peerProcess(access uint32) (process syscall.Handle, err error) {
 	}
 	err = f.control("", func(h syscall.Handle) error {
 		if f.onOtherMachine(h) {
-			return &ruleError{"the peer is on another machine", errors.ErrUnsupported}
+			return errOtherMachine
 		}
-		pid, err := pipeNumber(question, h)
-		if err != nil {
+		if pid, err = pipeNumber(question, h); err != nil {
 			return os.NewSyscallError(question.Name, err)
 		}
 		process, err = syscall.OpenProcess(access|queryLimitedInformation, false, pid)
 		return os.NewSyscallError("OpenProcess", err)
 	})
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	var created, exited, kernel, user syscall.Filetime
 	if err = syscall.GetProcessTimes(process, &created, &exited, &kernel, &user); err != nil {
@@ -2291,10 +2466,13 @@ func (f *fd) peerProcess(access uint32) (process syscall.Handle, err error) {
 	}
 	if err != nil {
 		syscall.CloseHandle(process)
-		return 0, err
+		return 0, 0, err
 	}
-	return process, nil
+	return process, pid, nil
 }
+
+// errOtherMachine refuses what can be done with a process of this machine only.
+var errOtherMachine = &ruleError{"the peer is on another machine", errors.ErrUnsupported}
 
 // clockTick is the longest step of the clock that time.Now reads; processes are
 // born by a finer one.
@@ -2354,6 +2532,312 @@ func (f *fd) dupFile(name string) (*os.File, error) {
 
 func (f *fd) localAddr() Addr  { return Addr{} }
 func (f *fd) remoteAddr() Addr { return Addr{} }
+
+// ---------------------------------------------------------------------------
+// Files over a connection
+//
+// A handle does not travel through a pipe. The sender duplicates it into a process
+// that the receiver can take it from, if possible the receiver itself, and says so
+// in a record, written by one WriteFile, which is one message where there are
+// messages:
+//
+//	 0  8 bytes  "ipcfiles"
+//	 8  4 bytes  1, the version
+//	12  4 bytes  n, the number of files, 1 to 253
+//	16  4 bytes  the id of the process that holds the handles
+//	20  4 bytes  the seal: a handle of a semaphore, in that process
+//	24  4 bytes  the count of the semaphore, random, 2^30 to 2^31-1
+//	28  4 bytes  its maximum, random, from the count to 2^31-1
+//	32  4n bytes the handles of the files, in that process
+//
+// The numbers have their least significant byte first; 32 bits of a handle are
+// significant in every process. The receiver takes the handles and the seal away
+// from the process that holds them (DUPLICATE_CLOSE_SOURCE).
+//
+// The bytes prove nothing. A hostile peer could name handles that this process has
+// of its own, to make it use or close them, and so could anybody whose data an
+// honest peer passes on. Therefore a record counts only if the seal is where it
+// says: a semaphore such as no program has otherwise. Who can put it there, into
+// this process or one that this process may take handles from, has the right to
+// duplicate handles there (PROCESS_DUP_HANDLE), and could use and close them anyway;
+// the system gives that right to no other user but SYSTEM and administrators, to no
+// sandbox, and to no process of lower integrity.
+
+const (
+	recordMark    = "ipcfiles"
+	recordVersion = 1
+	recordHead    = 32
+	recordMax     = recordHead + 4*maxFiles
+
+	sealMin, sealMax = 1 << 30, 1<<31 - 1
+
+	processDupHandle = 0x40 // winnt.h: PROCESS_DUP_HANDLE
+)
+
+// A record is what the other side has to know of the handles.
+type record struct {
+	pid          uint32 // of the process that holds them
+	seal         uint32
+	count, limit uint32 // of the seal
+	files        []uint32
+
+	holder syscall.Handle // that process, opened; 0 before
+}
+
+// release closes the holder, which if it is this process is not a real handle.
+func (r *record) release() {
+	if r.holder != currentProcess {
+		syscall.CloseHandle(r.holder)
+	}
+}
+
+func (r *record) bytes() []byte {
+	p := make([]byte, 0, recordHead+4*len(r.files))
+	p = append(p, recordMark...)
+	for _, word := range append([]uint32{recordVersion, uint32(len(r.files)), r.pid, r.seal, r.count, r.limit}, r.files...) {
+		p = append(p, byte(word), byte(word>>8), byte(word>>16), byte(word>>24))
+	}
+	return p
+}
+
+// parseRecord returns the record at the head of p and its length, or none if that
+// is not a record, or not all of it.
+func parseRecord(p []byte) (r *record, size int, err error) {
+	if len(p) < recordHead || string(p[:len(recordMark)]) != recordMark {
+		return nil, 0, nil
+	}
+	if version := wordAt(p[8:]); version != recordVersion {
+		return nil, 0, &ruleError{"the peer sends files in version " + strconv.FormatUint(uint64(version), 10) +
+			" of the record, this is version " + strconv.Itoa(recordVersion), errors.ErrUnsupported}
+	}
+	n := wordAt(p[12:])
+	r = &record{pid: wordAt(p[16:]), seal: wordAt(p[20:]), count: wordAt(p[24:]), limit: wordAt(p[28:])}
+	if n < 1 || n > maxFiles || r.count < sealMin || r.limit < r.count || r.limit > sealMax {
+		return nil, 0, nil
+	}
+	if size = recordHead + 4*int(n); size > len(p) {
+		return nil, 0, nil
+	}
+	for at := recordHead; at < size; at += 4 {
+		r.files = append(r.files, wordAt(p[at:]))
+	}
+	return r, size, nil
+}
+
+// sendFiles sends the files and the data behind them. Of the zero byte that files
+// travel with on Unix there is no need.
+func (f *fd) sendFiles(files []*os.File, data []byte) error {
+	h, err := f.enter(writing)
+	if err != nil {
+		return err
+	}
+	defer f.leave(h)
+	if len(data) == len(zeroByte) {
+		data = nil
+	}
+	return whileOpen(files, make([]syscall.Handle, 0, len(files)), func(handles []syscall.Handle) error {
+		r, err := f.deposit(handles)
+		if err != nil {
+			return err
+		}
+		defer r.release()
+		if _, err := f.transmit(h, append(r.bytes(), data...)); err != nil {
+			r.remove()
+			return err
+		}
+		return nil
+	})
+}
+
+// deposit duplicates the handles into the process that opened the other end: the
+// receiver, or the one that gave the receiver its end. If that is gone, or this
+// process may not open it, this process holds the duplicates itself, for the
+// receiver may be able to open this one.
+func (f *fd) deposit(handles []syscall.Handle) (*record, error) {
+	if f.onOtherMachine(f.sys) {
+		return nil, errOtherMachine
+	}
+	holder, pid, denied := f.openPeer(processDupHandle)
+	r := &record{pid: pid, holder: holder}
+	// While an end lives, so does whoever opened it, or it was handed on. So now
+	// the process is the right one, or nobody finds the seal where it looks.
+	info, err := localInfo(f.sys)
+	if err == nil && info.state != pipeConnected {
+		err = writeError("WriteFile", errNoData)
+	}
+	if denied == nil {
+		if err == nil && r.put(handles) == nil {
+			return r, nil
+		}
+		r.release()
+	}
+	if err != nil {
+		return nil, err
+	}
+	r = &record{pid: uint32(os.Getpid()), holder: currentProcess}
+	return r, r.put(handles)
+}
+
+// put duplicates the handles, and a seal, into the holder, all or none.
+func (r *record) put(handles []syscall.Handle) error {
+	var random [8]byte
+	if err := randomBytes(random[:]); err != nil {
+		return err
+	}
+	one, other := sealMin|wordAt(random[:])>>2, sealMin|wordAt(random[4:])>>2
+	r.count, r.limit = min(one, other), max(one, other)
+	seal, err := createSemaphore(r.count, r.limit)
+	if err != nil {
+		return err
+	}
+	if seal, err = moveHandle(currentProcess, seal, r.holder); err != nil {
+		return err
+	}
+	r.seal = uint32(seal)
+	for _, h := range handles {
+		there, err := duplicateHandle(currentProcess, h, r.holder, syscall.DUPLICATE_SAME_ACCESS)
+		if err != nil {
+			r.remove()
+			return err
+		}
+		r.files = append(r.files, uint32(there))
+	}
+	return nil
+}
+
+// remove closes what put has put into the holder, of which nobody knows.
+func (r *record) remove() {
+	for _, h := range append(r.files, r.seal) {
+		closeIn(r.holder, syscall.Handle(h))
+	}
+}
+
+// recvFiles receives a record and nothing behind it. Data is left for the next read.
+func (f *fd) recvFiles() ([]*os.File, error) {
+	_, handles, err := f.takeFiles(nil)
+	return filesOf(handles), err
+}
+
+// recvRights receives some data, and the files that it comes behind.
+func (f *fd) recvRights(p []byte) (int, []*os.File, error) {
+	n, handles, err := f.takeFiles(p)
+	if err == ErrNoFiles {
+		n, err = f.read(p)
+	}
+	return n, filesOf(handles), err
+}
+
+// filesOf returns the files of the handles. The connection is not locked meanwhile,
+// for os.NewFile may have to wait: see Conn.RecvFiles.
+func filesOf(handles []syscall.Handle) (files []*os.File) {
+	for _, h := range handles {
+		files = append(files, os.NewFile(uintptr(h), "received"))
+	}
+	return files
+}
+
+// takeFiles receives a record, and data of that length behind it, and takes the
+// handles. What is something else is left where it is, and so is a record until it
+// is known that the handles can be taken.
+func (f *fd) takeFiles(data []byte) (n int, handles []syscall.Handle, err error) {
+	h, err := f.enter(reading)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer f.leave(h)
+	r, size, err := f.nextRecord(h, len(data))
+	if err != nil {
+		return 0, nil, err
+	}
+	if err := r.open(); err != nil {
+		return 0, nil, &classified{&classified{err, ErrUntrusted}, ErrNoFiles}
+	}
+	defer r.release()
+	p := make([]byte, size+len(data))
+	for n := 0; n < len(p); {
+		m, _, err := f.receive(h, p[n:])
+		if err != nil {
+			return 0, nil, err
+		}
+		n += m
+	}
+	handles, err = r.take()
+	return copy(data, p[size:]), handles, err
+}
+
+// nextRecord waits until there is something to read, and returns the record and its
+// length if it is one, with so many bytes behind it. It reads nothing but an empty
+// message, which it holds for the next read.
+func (f *fd) nextRecord(h *half, behind int) (r *record, size int, err error) {
+	p := make([]byte, recordMax+behind)
+	pauses := patience{ctx: context.Background()}
+	defer pauses.stop()
+	for woken := false; !h.held.Load(); woken = true {
+		n, _, left, err := peekMessage(f.sys, p)
+		if err != nil {
+			return nil, 0, readError("PeekNamedPipe", err)
+		}
+		if n > 0 {
+			r, size, err := parseRecord(p[:n])
+			if err == nil && (r == nil || n < size+behind || f.kind == messages && n+left != size+behind) {
+				err = ErrNoFiles
+			}
+			return r, size, err
+		}
+		if woken { // by an empty write to a stream, which may go on waking
+			pauses.pause()
+		}
+		_, more, err := f.receive(h, nil)
+		if err != nil {
+			return nil, 0, err
+		}
+		h.held.Store(f.kind == messages && !more)
+	}
+	return nil, 0, ErrNoFiles
+}
+
+// open opens the holder, if the seal is there.
+func (r *record) open() (err error) {
+	r.holder = currentProcess
+	if int(r.pid) != os.Getpid() {
+		if r.holder, err = syscall.OpenProcess(processDupHandle, false, r.pid); err != nil {
+			return os.NewSyscallError("OpenProcess", err)
+		}
+	}
+	seal, err := duplicateHandle(r.holder, syscall.Handle(r.seal), currentProcess, syscall.DUPLICATE_SAME_ACCESS)
+	if err == nil {
+		var count, limit uint32
+		count, limit, err = semaphoreOf(seal)
+		if err == nil && (count != r.count || limit != r.limit) {
+			err = &ruleError{what: "the peer tells of files that it has not sent"}
+		}
+		syscall.CloseHandle(seal)
+	}
+	if err != nil {
+		r.release()
+	}
+	return err
+}
+
+// take takes the handles away from the holder, all or none, and the seal.
+func (r *record) take() (handles []syscall.Handle, err error) {
+	closeIn(r.holder, syscall.Handle(r.seal))
+	for _, there := range r.files {
+		h, e := moveHandle(r.holder, syscall.Handle(there), currentProcess)
+		if e != nil {
+			err = e
+			continue
+		}
+		handles = append(handles, h)
+	}
+	if err != nil {
+		for _, h := range handles {
+			syscall.CloseHandle(h)
+		}
+		return nil, err
+	}
+	return handles, nil
+}
 
 // ---------------------------------------------------------------------------
 // Errors
@@ -2416,6 +2900,7 @@ var (
 	ntdll    = syscall.NewLazyDLL("ntdll.dll")
 
 	procCreateEvent             = kernel32.NewProc("CreateEventW")
+	procCreateSemaphore         = kernel32.NewProc("CreateSemaphoreW")
 	procSetEvent                = kernel32.NewProc("SetEvent")
 	procGetOverlappedResult     = kernel32.NewProc("GetOverlappedResult")
 	procConnectNamedPipe        = kernel32.NewProc("ConnectNamedPipe")
@@ -2433,11 +2918,13 @@ var (
 	procGetKernelObjectSecurity    = advapi32.NewProc("GetKernelObjectSecurity")
 	procImpersonateNamedPipeClient = advapi32.NewProc("ImpersonateNamedPipeClient")
 	procOpenThreadToken            = advapi32.NewProc("OpenThreadToken")
+	procRtlGenRandom               = advapi32.NewProc("SystemFunction036") // as ntsecapi.h says
 	procRevertToSelf               = advapi32.NewProc("RevertToSelf")
 	procStringToSecurityDescriptor = advapi32.NewProc("ConvertStringSecurityDescriptorToSecurityDescriptorW")
 	procSecurityDescriptorToString = advapi32.NewProc("ConvertSecurityDescriptorToStringSecurityDescriptorW")
 	procNtCreateNamedPipeFile      = ntdll.NewProc("NtCreateNamedPipeFile")
 	procNtQueryInformationFile     = ntdll.NewProc("NtQueryInformationFile")
+	procNtQuerySemaphore           = ntdll.NewProc("NtQuerySemaphore")
 	procNtQueryVolumeInformation   = ntdll.NewProc("NtQueryVolumeInformationFile")
 	procRtlNtStatusToDosError      = ntdll.NewProc("RtlNtStatusToDosError")
 )
@@ -2660,16 +3147,34 @@ type pipeInfo struct {
 	state, end                            uint32
 }
 
-// ntifs.h: FILE_PIPE_CONNECTED_STATE, and CLOSING when the other end is gone.
+// ntifs.h: FILE_PIPE_CONNECTED_STATE, and CLOSING when the other end is gone;
+// FILE_PIPE_FULL_DUPLEX; FILE_PIPE_SERVER_END.
 const (
 	pipeConnected = 3
 	pipeClosing   = 4
+	pipeDuplex    = 2
+	pipeServerEnd = 1
 )
 
 func localInfo(h syscall.Handle) (info pipeInfo, err error) {
 	const filePipeLocalInformation = 24
 	err = queryFile(h, filePipeLocalInformation, unsafe.Pointer(&info), unsafe.Sizeof(info))
 	return info, err
+}
+
+// pipeName returns the name of the pipe of a handle, without the folder of pipes.
+func pipeName(h syscall.Handle) (string, error) {
+	const fileNameInformation = 9
+	var info struct {
+		length uint32 // in bytes
+		name   [pathMax + 1]uint16
+	}
+	err := queryFile(h, fileNameInformation, unsafe.Pointer(&info), unsafe.Sizeof(info))
+	if err != nil {
+		return "", err
+	}
+	name := syscall.UTF16ToString(info.name[:min(int(info.length/2), len(info.name))])
+	return strings.TrimPrefix(name, `\`), nil
 }
 
 // readMode returns what the end reads: FILE_PIPE_MESSAGE_MODE is 1.
@@ -2710,10 +3215,47 @@ func queryFile(h syscall.Handle, class uintptr, info unsafe.Pointer, size uintpt
 	return os.NewSyscallError("NtQueryInformationFile", ntError(r))
 }
 
-// duplicate returns another handle of this process, which children do not inherit.
-func duplicate(h syscall.Handle) (d syscall.Handle, err error) {
-	err = syscall.DuplicateHandle(currentProcess, h, currentProcess, &d, 0, false, syscall.DUPLICATE_SAME_ACCESS)
+// duplicate returns another handle of this process.
+func duplicate(h syscall.Handle) (syscall.Handle, error) {
+	return duplicateHandle(currentProcess, h, currentProcess, syscall.DUPLICATE_SAME_ACCESS)
+}
+
+// duplicateHandle duplicates a handle of one process into another, whose children
+// do not inherit it.
+func duplicateHandle(from, h, to syscall.Handle, options uint32) (d syscall.Handle, err error) {
+	err = syscall.DuplicateHandle(from, h, to, &d, 0, false, options)
 	return d, os.NewSyscallError("DuplicateHandle", err)
+}
+
+// moveHandle is duplicateHandle that closes h, whether it fails or not.
+func moveHandle(from, h, to syscall.Handle) (syscall.Handle, error) {
+	return duplicateHandle(from, h, to, syscall.DUPLICATE_SAME_ACCESS|syscall.DUPLICATE_CLOSE_SOURCE)
+}
+
+// closeIn closes a handle of a process. It fails only if that has ended, which
+// closed it.
+func closeIn(process, h syscall.Handle) {
+	syscall.DuplicateHandle(process, h, 0, nil, 0, false, syscall.DUPLICATE_CLOSE_SOURCE)
+}
+
+func createSemaphore(count, limit uint32) (syscall.Handle, error) {
+	h, _, errno := syscall.SyscallN(procCreateSemaphore.Addr(), 0, uintptr(count), uintptr(limit), 0)
+	return syscall.Handle(h), os.NewSyscallError("CreateSemaphore", failure(h, errno))
+}
+
+// semaphoreOf returns the count and the maximum of a semaphore.
+func semaphoreOf(h syscall.Handle) (count, limit uint32, err error) {
+	const semaphoreBasicInformation = 0
+	var info struct{ count, limit uint32 } // SEMAPHORE_BASIC_INFORMATION
+	r, _, _ := syscall.SyscallN(procNtQuerySemaphore.Addr(), uintptr(h), semaphoreBasicInformation,
+		uintptr(unsafe.Pointer(&info)), unsafe.Sizeof(info), 0)
+	return info.count, info.limit, os.NewSyscallError("NtQuerySemaphore", ntError(r))
+}
+
+// randomBytes fills p from the system's generator for secrets.
+func randomBytes(p []byte) error {
+	r, _, errno := syscall.SyscallN(procRtlGenRandom.Addr(), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+	return os.NewSyscallError("RtlGenRandom", failure(r&0xff, errno)) // a BOOLEAN is one byte
 }
 
 func impersonateNamedPipeClient(h syscall.Handle) error {

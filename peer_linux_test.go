@@ -286,6 +286,9 @@ func TestPidfdIsCloseOnExec(t *testing.T) {
 // Groups and labels
 
 func TestPeerGroupsAreThoseOfPeer(t *testing.T) {
+	if underEmulation() {
+		t.Skip("qemu-user takes SO_PEERGROUPS for a number of 4 bytes")
+	}
 	story(t)
 	needsRoot(t)
 	l := listen(t, ipc.Addr{})
@@ -510,6 +513,9 @@ func TestRecvPeerIsARecv(t *testing.T) {
 }
 
 func TestFilesThatComeWithASenderAreClosed(t *testing.T) {
+	if underEmulation() {
+		t.Skip("qemu-user asks the kernel for twice as much room as there is, and loses the files that are too many")
+	}
 	story(t)
 	a, b := msgPair(t)
 	nothingYet(t, a)

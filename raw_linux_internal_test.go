@@ -1,3 +1,5 @@
+//go:build linux
+
 package ipc
 
 import (
@@ -19,7 +21,7 @@ func sleepWithoutTimer(t *testing.T) {
 	}
 	f := newFD(int(sys))
 	t.Cleanup(func() { f.close() }) // later: an ordinary system call would wake it again
-	var at [2]syscall.Timespec // struct itimerspec of sys/timerfd.h
+	var at [2]syscall.Timespec      // struct itimerspec of sys/timerfd.h
 	at[1] = syscall.NsecToTimespec(int64(100 * time.Millisecond))
 	if _, _, errno := syscall.Syscall6(syscall.SYS_TIMERFD_SETTIME, sys, 0, uintptr(unsafe.Pointer(&at)), 0, 0, 0); errno != 0 {
 		t.Fatal(errno)

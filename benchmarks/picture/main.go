@@ -1,0 +1,144 @@
+// Command picture draws the ratios of the table that its parent folder's program
+// prints, as an SVG on standard output. It finds the table in any Markdown:
+//
+//	go run ./picture <../README.md >ratios.svg
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"image/color"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"gonum.org/v1/plot"
+	"gonum.org/v1/plot/font"
+	"gonum.org/v1/plot/plotter"
+	"gonum.org/v1/plot/vg"
+	"gonum.org/v1/plot/vg/draw"
+	"gonum.org/v1/plot/vg/vgsvg"
+)
+
+func main() {
+	bars, err := readTable(os.Stdin)
+	if err == nil {
+		err = drawBars(os.Stdout, bars)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// A bar is a row of the table.
+type bar struct {
+	name  string
+	ratio float64
+}
+
+// readTable returns the rows, which have a ratio, of the first table with columns
+// ipc, net and ratio.
+func readTable(r io.Reader) (bars []bar, err error) {
+	ratio := -1
+	for lines := bufio.NewScanner(r); lines.Scan(); {
+		cells := strings.Split(lines.Text(), "|")
+		for i := range cells {
+			cells[i] = strings.Trim(cells[i], " *")
+		}
+		switch {
+		case ratio < 0:
+			if slices.Contains(cells, "ipc") && slices.Contains(cells, "net") {
+				ratio = slices.Index(cells, "ratio")
+			}
+		case len(cells) <= ratio: // the table is over
+			return bars, nil
+		case cells[ratio] != "" && strings.Trim(cells[ratio], "-:") != "":
+			v, err := strconv.ParseFloat(cells[ratio], 64)
+			if err != nil {
+				return nil, err
+			}
+			bars = append(bars, bar{cells[1], v})
+		}
+	}
+	if len(bars) == 0 {
+		return nil, errors.New("no table with the columns ipc, net and ratio")
+	}
+	return bars, nil
+}
+
+var (
+	ink   = color.Gray{0x20}
+	paper = color.White // so that the picture can be read on a dark page too
+	less  = color.RGBA{0x2a, 0x7f, 0x9e, 0xff}
+	more  = color.RGBA{0xc8, 0x6a, 0x32, 0xff}
+)
+
+func drawBars(w io.Writer, bars []bar) error {
+	plot.DefaultFont = font.Font{Typeface: "Liberation", Variant: "Sans"}
+	plotter.DefaultFont = plot.DefaultFont
+	p := plot.New()
+	p.BackgroundColor = nil // see below
+	p.Title.Text = "ipc against package net: time or cost, net = 1, shorter is better"
+	p.X.Min = 0
+	p.X.Tick.Marker = plot.ConstantTicks{{Value: 0, Label: "0"}, {Value: 0.5, Label: "0.5"}, {Value: 1, Label: "net"}}
+
+	names := make([]string, len(bars))
+	values := [2]plotter.Values{make(plotter.Values, len(bars)), make(plotter.Values, len(bars))}
+	labels := plotter.XYLabels{}
+	for i, b := range bars {
+		at := len(bars) - 1 - i // the first row is at the top
+		names[at] = b.name
+		kind := 0
+		if b.ratio > 1 {
+			kind = 1
+		}
+		values[kind][at] = b.ratio
+		labels.XYs = append(labels.XYs, plotter.XY{X: b.ratio, Y: float64(at)})
+		labels.Labels = append(labels.Labels, strconv.FormatFloat(b.ratio, 'f', 2, 64))
+	}
+	for i, fill := range []color.Color{less, more} {
+		chart, err := plotter.NewBarChart(values[i], vg.Points(11))
+		if err != nil {
+			return err
+		}
+		chart.Horizontal, chart.Color, chart.LineStyle.Width = true, fill, 0
+		p.Add(chart)
+	}
+	figures, err := plotter.NewLabels(labels)
+	if err != nil {
+		return err
+	}
+	figures.Offset = vg.Point{X: vg.Points(4), Y: -vg.Points(4)}
+	one, err := plotter.NewLine(plotter.XYs{{X: 1, Y: -0.6}, {X: 1, Y: float64(len(bars)) - 0.4}})
+	if err != nil {
+		return err
+	}
+	one.Color, one.Dashes = ink, []vg.Length{vg.Points(3), vg.Points(3)}
+	p.Add(one, figures)
+	p.NominalY(names...)
+	p.X.Max *= 1.1              // room for the last figure
+	p.Y.Padding = vg.Points(24) // and for names in a wider font
+
+	canvas := vgsvg.New(vg.Points(640), vg.Points(float64(60+18*len(bars))))
+	whole := draw.New(canvas)
+	whole.SetColor(paper)
+	whole.Fill(whole.Rectangle.Path())
+	const margin = 6
+	p.Draw(draw.Crop(whole, margin, -margin, margin, -margin))
+	var picture strings.Builder
+	if _, err := canvas.WriteTo(&picture); err != nil {
+		return err
+	}
+	svg := strings.ReplaceAll(picture.String(), style, "") // once is enough
+	// Where that font is not installed, one with the same widths or a similar one is.
+	svg = strings.Replace(svg, "<svg ", `<svg font-family="Liberation Sans,Arial,Helvetica,sans-serif" `, 1)
+	_, err = io.WriteString(w, svg)
+	return err
+}
+
+// style is what the library says of every text.
+const style = "font-family:Liberation Sans;font-variant:normal;font-weight:normal;font-style:normal;"

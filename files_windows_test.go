@@ -1,0 +1,588 @@
+package ipc_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/interprocess-go/ipc"
+)
+
+// Files as Windows has them: handles that are put into another process, and the
+// record that tells it of them. What a program can do that does not use this
+// package, and what a peer can do that must not.
+
+func init() {
+	roles["locked"] = childIsLocked
+	roles["forges"] = childForges
+}
+
+var (
+	createSemaphore         = kernel32.NewProc("CreateSemaphoreW")
+	setKernelObjectSecurity = advapi32.NewProc("SetKernelObjectSecurity")
+	parseDescriptor         = advapi32.NewProc("ConvertStringSecurityDescriptorToSecurityDescriptorW")
+	ntQuerySemaphore        = ntdll.NewProc("NtQuerySemaphore")
+)
+
+// A letter is a record as any program could write it: the documentation of the
+// package is all it knows.
+type letter struct {
+	Mark    [8]byte
+	Version uint32
+	N       uint32
+	PID     uint32
+	Seal    uint32
+	Count   uint32
+	Limit   uint32
+}
+
+const letterSize = 32
+
+// write returns the bytes of a letter about the files.
+func (l letter) write(files ...uint32) string {
+	p, err := binary.Append(nil, binary.LittleEndian, l)
+	if err == nil {
+		p, err = binary.Append(p, binary.LittleEndian, files)
+	}
+	if err != nil {
+		panic(err)
+	}
+	return string(p)
+}
+
+// readLetter reads what write returns.
+func readLetter(t *testing.T, text string) (l letter, files []uint32) {
+	t.Helper()
+	n, err := binary.Decode([]byte(text), binary.LittleEndian, &l)
+	must(t, err)
+	files = make([]uint32, l.N)
+	m, err := binary.Decode([]byte(text[n:]), binary.LittleEndian, files)
+	must(t, err)
+	if n+m != len(text) {
+		t.Fatalf("%d bytes for %d files", len(text), l.N)
+	}
+	return l, files
+}
+
+// newLetter returns a letter with a seal in this process.
+func newLetter(t *testing.T, files int) letter {
+	t.Helper()
+	l := letter{Version: 1, N: uint32(files), PID: uint32(os.Getpid()), Count: 1<<30 + 12345, Limit: 1<<30 + 23456}
+	copy(l.Mark[:], "ipcfiles")
+	l.Seal = uint32(newSemaphore(t, l.Count, l.Limit))
+	return l
+}
+
+// newSemaphore returns the handle of a semaphore. It is closed if nobody did.
+func newSemaphore(t *testing.T, count, limit uint32) syscall.Handle {
+	t.Helper()
+	h, _, err := createSemaphore.Call(0, uintptr(count), uintptr(limit), 0)
+	if h == 0 {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if isSemaphore(syscall.Handle(h), count, limit) {
+			syscall.CloseHandle(syscall.Handle(h))
+		}
+	})
+	return syscall.Handle(h)
+}
+
+// isSemaphore reports whether this is the handle of such a semaphore.
+func isSemaphore(h syscall.Handle, count, limit uint32) bool {
+	var info [2]uint32
+	status, _, _ := ntQuerySemaphore.Call(uintptr(h), 0, uintptr(unsafe.Pointer(&info)), unsafe.Sizeof(info), 0)
+	return int32(status) >= 0 && info == [2]uint32{count, limit}
+}
+
+// handleOf returns another handle of the file, which is the caller's to close.
+func handleOf(t *testing.T, f syscall.Conn) (d syscall.Handle) {
+	t.Helper()
+	control(t, f, func(h uintptr) {
+		must(t, syscall.DuplicateHandle(thisProcess, syscall.Handle(h), thisProcess, &d, 0, false, syscall.DUPLICATE_SAME_ACCESS))
+	})
+	return d
+}
+
+// overEachPair tells a story over a stream and over messages.
+func overEachPair(t *testing.T, tell func(t *testing.T, a, b carrier)) {
+	t.Run("Stream", func(t *testing.T) {
+		story(t)
+		a, b := pair(t)
+		tell(t, a, b)
+	})
+	t.Run("Messages", func(t *testing.T) {
+		story(t)
+		a, b := msgPair(t)
+		tell(t, a, b)
+	})
+}
+
+// ---------------------------------------------------------------------------
+// The record
+
+func TestRecordIsAsDocumented(t *testing.T) {
+	overEachPair(t, func(t *testing.T, a, b carrier) {
+		sendFiles(t, a, textFile(t, "one"), textFile(t, "two"))
+		text := make([]byte, 100)
+		var n int
+		var err error
+		switch b := b.(type) {
+		case *ipc.Conn:
+			n, err = b.Read(text)
+		case *ipc.MsgConn:
+			n, err = b.Recv(text)
+		}
+		must(t, err)
+		l, files := readLetter(t, string(text[:n]))
+		if string(l.Mark[:]) != "ipcfiles" || l.Version != 1 || int(l.PID) != os.Getpid() {
+			t.Errorf("the record is %+v", l)
+		}
+		if l.Count < 1<<30 || l.Count > l.Limit || l.Limit >= 1<<31 || !isSemaphore(syscall.Handle(l.Seal), l.Count, l.Limit) {
+			t.Errorf("the seal is none: %+v", l)
+		}
+		must(t, syscall.CloseHandle(syscall.Handle(l.Seal)))
+		for i, h := range files {
+			f := os.NewFile(uintptr(h), "by hand")
+			holds(t, f, []string{"one", "two"}[i])
+			must(t, f.Close())
+		}
+		filesStillPass(t, a, b)
+	})
+}
+
+func TestOtherProgramsCanSendFiles(t *testing.T) {
+	overEachPair(t, func(t *testing.T, a, b carrier) {
+		l := newLetter(t, 2)
+		one, two := handleOf(t, textFile(t, "one")), handleOf(t, textFile(t, "two"))
+		say(t, a, l.write(uint32(one), uint32(two)))
+		say(t, a, "and on")
+		files := recvFiles(t, b, 2)
+		holds(t, files[0], "one")
+		holds(t, files[1], "two")
+		hear(t, b, "and on")
+		if isSemaphore(syscall.Handle(l.Seal), l.Count, l.Limit) {
+			t.Error("the seal is still there")
+		}
+	})
+}
+
+func TestRecordCountsOnce(t *testing.T) {
+	overEachPair(t, func(t *testing.T, a, b carrier) {
+		record := newLetter(t, 1).write(uint32(handleOf(t, textFile(t, "one"))))
+		say(t, a, record)
+		say(t, a, record)
+		recvFiles(t, b, 1)
+		_, err := b.RecvFiles(1)
+		matches(t, err, ipc.ErrUntrusted, ipc.ErrNoFiles)
+		hear(t, b, record)
+	})
+}
+
+func TestBytesThatAreNoRecordAreData(t *testing.T) {
+	overEachPair(t, func(t *testing.T, a, b carrier) {
+		f := textFile(t, "x")
+		h := uint32(handleOf(t, f))
+		good := newLetter(t, 1)
+		change := func(change func(l *letter)) string {
+			l := good
+			change(&l)
+			return l.write(h)
+		}
+		for what, text := range map[string]string{
+			"another mark":       change(func(l *letter) { l.Mark[7] = 'S' }),
+			"no files":           change(func(l *letter) { l.N = 0 }),
+			"too many files":     change(func(l *letter) { l.N = 254 }),
+			"very many files":    change(func(l *letter) { l.N = 0xffffffff }),
+			"a common semaphore": change(func(l *letter) { l.Count = 1 }),
+			"a low maximum":      change(func(l *letter) { l.Limit = l.Count - 1 }),
+			"a high maximum":     change(func(l *letter) { l.Limit = 1 << 31 }),
+			"more files":         change(func(l *letter) { l.N = 2 }),
+			"a part":             good.write(h)[:letterSize+3],
+			"the head":           good.write(),
+			"the mark":           "ipcfiles",
+			"a part of the mark": "ipc",
+		} {
+			say(t, a, text)
+			_, err := b.RecvFiles(253)
+			matches(t, err, ipc.ErrNoFiles)
+			if errors.Is(err, ipc.ErrUntrusted) {
+				t.Errorf("%s: %v", what, err)
+			}
+			hear(t, b, text)
+		}
+		if _, ok := a.(*ipc.MsgConn); ok {
+			say(t, a, good.write(h)+"!") // a message is a record or not
+			_, err := b.RecvFiles(1)
+			matches(t, err, ipc.ErrNoFiles)
+			hear(t, b, good.write(h)+"!")
+		}
+		say(t, a, good.write(h))
+		holds(t, recvFiles(t, b, 1)[0], "x")
+	})
+}
+
+func TestRecordOfALaterVersionIsAClearError(t *testing.T) {
+	overEachPair(t, func(t *testing.T, a, b carrier) {
+		l := newLetter(t, 1)
+		l.Version = 2
+		say(t, a, l.write(0))
+		_, err := b.RecvFiles(1)
+		matches(t, err, errors.ErrUnsupported)
+		if !strings.Contains(err.Error(), "version 2") {
+			t.Errorf("%q does not say the version", err)
+		}
+		hear(t, b, l.write(0))
+		filesStillPass(t, a, b)
+	})
+}
+
+// ---------------------------------------------------------------------------
+// Peers that are not to be believed
+
+func TestHandlesThatThePeerDidNotSendAreLeftAlone(t *testing.T) {
+	overEachPair(t, func(t *testing.T, a, b carrier) {
+		other := startChild(t, "waits")
+		other.mustSay("here")
+		mine := textFile(t, "mine")
+		h := handleOf(t, mine)
+		defer syscall.CloseHandle(h)
+		good := newLetter(t, 1)
+		common := newSemaphore(t, 1, 1)
+		before := handlesOf("File", "Semaphore", "Process")
+		for what, change := range map[string]func(l *letter){
+			"no seal":                 func(l *letter) { l.Seal = 0 },
+			"a seal that is none":     func(l *letter) { l.Seal = 0x7ffffff0 },
+			"this process for a seal": func(l *letter) { l.Seal = 0xffffffff },
+			"a file for a seal":       func(l *letter) { l.Seal = uint32(h) },
+			"a common semaphore":      func(l *letter) { l.Seal = uint32(common) },
+			"another count":           func(l *letter) { l.Count++ },
+			"another maximum":         func(l *letter) { l.Limit++ },
+			"another process":         func(l *letter) { l.PID = uint32(other.pid()) },
+			"no process":              func(l *letter) { l.PID = 0 },
+			"a process that is none":  func(l *letter) { l.PID = 0xfffffffc },
+		} {
+			l := good
+			change(&l)
+			text := l.write(uint32(h))
+			say(t, a, text)
+			for range 2 { // it stays so until the data is read
+				files, err := b.RecvFiles(1)
+				if !errors.Is(err, ipc.ErrUntrusted) || !errors.Is(err, ipc.ErrNoFiles) || files != nil {
+					t.Fatalf("%s: %d files, %v", what, len(files), err)
+				}
+				isOpError(t, err, "recvfiles")
+			}
+			hear(t, b, text)
+		}
+		if now := handlesOf("File", "Semaphore", "Process"); now != before {
+			t.Errorf("%d handles became %d", before, now)
+		}
+		holds(t, mine, "mine")
+		filesStillPass(t, a, b)
+		other.end()
+	})
+}
+
+func TestProcessThatNamesOurHandlesGetsNothing(t *testing.T) {
+	story(t)
+	l := listen(t, nameAddr(t))
+	mine := textFile(t, "mine")
+	h := handleOf(t, mine)
+	defer syscall.CloseHandle(h)
+	c := startChild(t, "forges", l.Addr().String(), strconv.Itoa(os.Getpid()), strconv.Itoa(int(h)))
+	server := accept(t, l)
+	before := handlesOf("File", "Semaphore", "Process")
+	_, err := server.RecvFiles(1)
+	matches(t, err, ipc.ErrUntrusted)
+	if now := handlesOf("File", "Semaphore", "Process"); now != before {
+		t.Errorf("%d handles became %d", before, now)
+	}
+	holds(t, mine, "mine")
+	must(t, server.Close())
+	c.end()
+}
+
+// childForges tells the server at the address of a handle of that process which it
+// did not put there, with a seal that is in its own.
+func childForges(p *parent, args []string) error {
+	addr, err := ipc.ParseAddr(args[0])
+	if err != nil {
+		return err
+	}
+	pid, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	h, err := strconv.Atoi(args[2])
+	if err != nil {
+		return err
+	}
+	l := letter{Version: 1, N: 1, PID: uint32(pid), Count: 1 << 30, Limit: 1 << 30}
+	copy(l.Mark[:], "ipcfiles")
+	seal, _, err := createSemaphore.Call(0, uintptr(l.Count), uintptr(l.Limit), 0)
+	if seal == 0 {
+		return err
+	}
+	l.Seal = uint32(seal)
+	c, err := ipc.Dial(addr)
+	if err != nil {
+		return err
+	}
+	if _, err := io.WriteString(c, l.write(uint32(h))); err != nil {
+		return err
+	}
+	p.hear()
+	return c.Close()
+}
+
+func TestFilesReachAPeerThatNobodyMayOpen(t *testing.T) {
+	story(t)
+	l := listen(t, nameAddr(t))
+	c := startChild(t, "locked", l.Addr().String())
+	server := accept(t, l)
+	c.mustSay("locked")
+	const dupHandle = 0x40 // PROCESS_DUP_HANDLE
+	if process, err := syscall.OpenProcess(dupHandle, false, uint32(c.pid())); err == nil {
+		syscall.CloseHandle(process)
+		t.Skip("this system lets this user open the process")
+	}
+	exchangesFiles(t, c, server)
+}
+
+// childIsLocked is childHandlesFiles in a process that nobody may open.
+func childIsLocked(p *parent, args []string) error {
+	text, err := syscall.UTF16PtrFromString("D:P(A;;0x1000;;;WD)") // PROCESS_QUERY_LIMITED_INFORMATION
+	if err != nil {
+		return err
+	}
+	var sd uintptr
+	if r, _, err := parseDescriptor.Call(uintptr(unsafe.Pointer(text)), 1, uintptr(unsafe.Pointer(&sd)), 0); r == 0 {
+		return err
+	}
+	const daclInformation = 4
+	if r, _, err := setKernelObjectSecurity.Call(uintptr(thisProcess), daclInformation, sd); r == 0 {
+		return err
+	}
+	p.say("locked")
+	return childHandlesFiles(p, args)
+}
+
+// ---------------------------------------------------------------------------
+// What arrives
+
+func TestReceivedHandlesAreNotInherited(t *testing.T) {
+	overEachPair(t, func(t *testing.T, a, b carrier) {
+		f := textFile(t, "x")
+		control(t, f, func(h uintptr) {
+			must(t, syscall.SetHandleInformation(syscall.Handle(h), syscall.HANDLE_FLAG_INHERIT, syscall.HANDLE_FLAG_INHERIT))
+		})
+		sendFiles(t, a, f, f)
+		for _, f := range recvFiles(t, b, 2) {
+			control(t, f, func(h uintptr) {
+				var flags uint32
+				if r, _, err := getHandleInformation.Call(h, uintptr(unsafe.Pointer(&flags))); r == 0 {
+					t.Fatal(err)
+				}
+				if flags != 0 {
+					t.Errorf("flags %#x", flags)
+				}
+			})
+		}
+	})
+}
+
+func TestOverlappedFilesAreSoForTheReceiver(t *testing.T) {
+	overEachPair(t, func(t *testing.T, a, b carrier) {
+		// A connection that its sender has used: a Conn made of it has deadlines.
+		near, far := pair(t)
+		talk(t, near, far)
+		f, err := far.File()
+		must(t, err)
+		sendFiles(t, a, f)
+		must(t, errors.Join(f.Close(), far.Close()))
+		got := recvFiles(t, b, 1)[0]
+		send(t, got, "as a file")
+		expect(t, near, "as a file")
+		c, err := ipc.FileConn(got)
+		must(t, err)
+		defer c.Close()
+		talk(t, near, c)
+		must(t, c.SetReadDeadline(time.Now().Add(brief)))
+		_, err = c.Read(make([]byte, 1))
+		timedOut(t, err)
+
+		// One that nobody has used is a file with deadlines.
+		near, far = pair(t)
+		say(t, a, newLetter(t, 1).write(uint32(handleOf(t, far))))
+		must(t, far.Close())
+		got = recvFiles(t, b, 1)[0]
+		must(t, got.SetReadDeadline(time.Now().Add(brief)))
+		_, err = got.Read(make([]byte, 1))
+		timedOut(t, err)
+		must(t, got.SetReadDeadline(time.Time{}))
+		talk(t, near, got)
+	})
+}
+
+func TestFilesGoTheWayOfTheirPipe(t *testing.T) {
+	story(t)
+	client, server := connectPipe(t, ipc.PipeConfig{Direction: ipc.ServerToClient, Messages: true})
+	sendFiles(t, server, textFile(t, "x"))
+	holds(t, recvFiles(t, client, 1)[0], "x")
+	matches(t, client.SendFiles(textFile(t, "y")), errors.ErrUnsupported)
+	_, err := server.RecvFiles(1)
+	matches(t, err, errors.ErrUnsupported)
+}
+
+// ---------------------------------------------------------------------------
+// Waiting
+
+func TestRecvFilesIsTheSameHoweverItWaits(t *testing.T) {
+	for _, spin := range []time.Duration{0, patience} {
+		t.Run(spin.String(), func(t *testing.T) {
+			overEachPair(t, func(t *testing.T, a, b carrier) {
+				b.(interface{ SetSpin(time.Duration) }).SetSpin(spin)
+				for range 3 {
+					received := begin(func() error {
+						files, err := b.RecvFiles(1)
+						for _, f := range files {
+							f.Close()
+						}
+						return err
+					})
+					awaitParked(t, recvFilesOf(b), 1)
+					sendFiles(t, a, textFile(t, "x"))
+					must(t, <-received)
+
+					received = begin(func() error { _, err := b.RecvFiles(1); return err })
+					awaitParked(t, recvFilesOf(b), 1)
+					say(t, a, "data")
+					matches(t, <-received, ipc.ErrNoFiles)
+					hear(t, b, "data")
+				}
+				must(t, b.SetReadDeadline(time.Now().Add(brief)))
+				_, err := b.RecvFiles(1)
+				timedOut(t, err)
+			})
+		})
+	}
+}
+
+func recvFilesOf(c carrier) string {
+	if _, ok := c.(*ipc.MsgConn); ok {
+		return "(*MsgConn).RecvFiles"
+	}
+	return "(*Conn).RecvFiles"
+}
+
+func TestEmptyMessageInsteadOfFilesIsTheNextToRead(t *testing.T) {
+	story(t)
+	client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
+	for range 2 {
+		must(t, client.WriteMessage(nil))
+		_, err := server.RecvFiles(1)
+		matches(t, err, ipc.ErrNoFiles)
+		must(t, client.WriteMessage([]byte("next")))
+		n, size, err := server.PeekMessage(make([]byte, 10))
+		if n != 0 || size != 0 || err != nil {
+			t.Errorf("there are %d bytes of %d to read, %v", n, size, err)
+		}
+		expectMessage(t, server, "")
+		if _, size, err = server.PeekMessage(nil); size != len("next") || err != nil {
+			t.Errorf("there are %d bytes to read, %v", size, err)
+		}
+		expectMessage(t, server, "next")
+	}
+	must(t, client.WriteMessage(nil))
+	must(t, client.Close())
+	_, err := server.RecvFiles(1)
+	matches(t, err, ipc.ErrNoFiles)
+	expectMessage(t, server, "")
+	if _, err := server.RecvFiles(1); err != io.EOF {
+		t.Errorf("%v at the end", err)
+	}
+}
+
+func TestEmptyWritesToAStreamAreNothing(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	event, _, err := createEvent.Call(0, 0, 0, 0)
+	if event == 0 {
+		t.Fatal(err)
+	}
+	defer syscall.CloseHandle(syscall.Handle(event))
+	for range 3 {
+		control(t, a, func(h uintptr) {
+			overlapped := &syscall.Overlapped{HEvent: syscall.Handle(event | 1)} // it does not pend: there is room
+			must(t, syscall.WriteFile(syscall.Handle(h), nil, nil, overlapped))
+		})
+		must(t, b.SetReadDeadline(time.Now().Add(brief)))
+		_, err = b.RecvFiles(1)
+		timedOut(t, err)
+		must(t, b.SetReadDeadline(time.Time{}))
+		filesStillPass(t, a, b)
+	}
+}
+
+// ---------------------------------------------------------------------------
+// What is left behind
+
+func TestFilesLeaveNoHandlesBehind(t *testing.T) {
+	overEachPair(t, func(t *testing.T, a, b carrier) {
+		f, closed := textFile(t, "x"), textFile(t, "y")
+		must(t, closed.Close())
+		once := func() {
+			sendFiles(t, a, f, f, f)
+			for _, f := range recvFiles(t, b, 3) {
+				must(t, f.Close())
+			}
+			sendFiles(t, a, f, f)
+			_, err := b.RecvFiles(1)
+			matches(t, err, ipc.ErrMsgTooLong)
+			if a.SendFiles(f, closed) == nil || a.SendFiles(f, nil) == nil {
+				t.Error("what is not open is sent")
+			}
+			must(t, a.SetWriteDeadline(time.Now().Add(-time.Second)))
+			timedOut(t, a.SendFiles(f, f))
+			must(t, a.SetWriteDeadline(time.Time{}))
+		}
+		once() // whatever is kept for good
+		before := handlesOf("File", "Semaphore", "Process")
+		for range 20 {
+			once()
+		}
+		must(t, b.Close())
+		matches(t, a.SendFiles(f), syscall.EPIPE)
+		if now := handlesOf("File", "Semaphore", "Process"); now != before-1 { // b is closed
+			t.Errorf("%d handles became %d", before, now)
+		}
+	})
+}
+
+func TestFilesThatAreTakenBackLeaveNoHandlesBehind(t *testing.T) {
+	overEachPair(t, func(t *testing.T, a, b carrier) {
+		f := textFile(t, "x")
+		say(t, a, strings.Repeat("x", 70<<10)[:64<<10]) // there is no more room
+		before := handlesOf("File", "Semaphore", "Process")
+		must(t, a.SetWriteDeadline(time.Now().Add(brief)))
+		timedOut(t, a.SendFiles(f, f, f))
+		must(t, a.SetWriteDeadline(time.Time{}))
+		sending := begin(func() error { return a.SendFiles(f) })
+		awaitParked(t, strings.Replace(recvFilesOf(a), "Recv", "Send", 1), 1)
+		must(t, a.Close())
+		if err := <-sending; err == nil {
+			t.Error("it is sent")
+		}
+		if now := handlesOf("File", "Semaphore", "Process"); now != before-1 { // a is closed
+			t.Errorf("%d handles became %d", before, now)
+		}
+	})
+}

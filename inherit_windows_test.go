@@ -1,0 +1,171 @@
+package ipc_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"unsafe"
+
+	"github.com/interprocess-go/ipc"
+)
+
+// Ends that a child process is given, as Windows has them.
+
+func init() {
+	roles["refuses an end"] = childRefusesAnEnd
+	roles["welcomes"] = childWelcomes
+}
+
+// instanceInfo returns the kind and the buffers of the pipe of an end.
+func instanceInfo(t *testing.T, c syscall.Conn) (info [3]uint32) {
+	t.Helper()
+	control(t, c, func(h uintptr) {
+		r, _, err := getNamedPipeInfo.Call(h, uintptr(unsafe.Pointer(&info[0])), uintptr(unsafe.Pointer(&info[1])),
+			uintptr(unsafe.Pointer(&info[2])), 0)
+		if r == 0 {
+			t.Fatal(err)
+		}
+	})
+	return info
+}
+
+func TestHeirsListenerIsAsItsParents(t *testing.T) {
+	for _, remote := range []bool{false, true} {
+		t.Run(fmt.Sprint("AcceptRemote ", remote), func(t *testing.T) {
+			story(t)
+			path := pipePath()
+			lc := ipc.ListenConfig{
+				Access:  ipc.Everyone,
+				Backlog: 2,
+				Sys:     &ipc.SysListenConfig{ReadBuffer: 12 << 10, WriteBuffer: 20 << 10, AcceptRemote: remote},
+			}
+			l := listenWith(t, lc, ipc.Path(path))
+			h := newHeir(t)
+			h.gets("l", l)
+			c := h.start("holds a listener", "l")
+			c.mustSay("ready")
+
+			before := dialPipe(t, path, ipc.PipeDialer{}) // an instance of the parent's
+			must(t, l.Close())
+			after := dialPipe(t, path, ipc.PipeDialer{})
+			if got, want := instanceInfo(t, after), instanceInfo(t, before); got != want {
+				t.Errorf("the kind and the buffers are %v, want %v", got, want)
+			}
+			was, err := before.SecurityDescriptor()
+			must(t, err)
+			is, err := after.SecurityDescriptor()
+			must(t, err)
+			if is.String() != was.String() {
+				t.Errorf("the descriptor is %v, want %v", is, was)
+			}
+			if n := 1 + len(fill(t, ipc.Path(path))); n != lc.Backlog {
+				t.Errorf("%d clients have room, want %d", n, lc.Backlog)
+			}
+			c.end()
+		})
+	}
+}
+
+func TestManyHeirsServeOneName(t *testing.T) {
+	story(t)
+	addr := nameAddr(t)
+	l := listen(t, addr)
+	var heirs []*child
+	for _, name := range []string{"first", "second"} {
+		h := newHeir(t)
+		h.gets(name, l)
+		c := h.start("welcomes", name)
+		c.mustSay("welcoming " + addr.String())
+		heirs = append(heirs, c)
+	}
+	must(t, l.Close())
+	servedBy := func(names ...string) {
+		t.Helper()
+		for _, name := range names {
+			eventually(t, name+" serves", func() bool {
+				var conns []*ipc.Conn // the system takes the instance that listens longest
+				defer func() {
+					for _, c := range conns {
+						c.Close()
+					}
+				}()
+				for range 20 {
+					c, err := ipc.Dialer{Timeout: soon}.Dial(addr)
+					must(t, err)
+					conns = append(conns, c)
+					if who, err := io.ReadAll(c); string(who) == name && err == nil {
+						return true
+					}
+				}
+				return false
+			})
+		}
+	}
+	servedBy("first", "second")
+	heirs[0].end()
+	servedBy("second")
+	_, err := ipc.Listen(addr)
+	matches(t, err, ipc.ErrAddrInUse)
+	heirs[1].end()
+	serves(t, listen(t, addr), addr)
+}
+
+// childWelcomes tells the clients of the listener of its argument that name.
+func childWelcomes(p *parent, args []string) error {
+	l, err := ipc.InheritedListener(args[0])
+	if err != nil {
+		return err
+	}
+	serving := begin(func() error { welcome(l, args[0]); return nil })
+	p.say("welcoming %v", l.Addr())
+	p.hear()
+	return errors.Join(l.Close(), <-serving)
+}
+
+func TestEndsAreTakenForWhatTheyAreAlone(t *testing.T) {
+	story(t)
+	_, conn := pair(t)
+	r, w := pipe(t)
+	l := listen(t, nameAddr(t))
+	for what, end := range map[string]ipc.Inheritable{"conn": conn, "reader": r, "writer": w, "listener": l} {
+		for _, kind := range []string{"conn", "msgconn", "listener"} {
+			if kind == what {
+				continue
+			}
+			h := newHeir(t)
+			h.gets("x", end)
+			// As if it were one of the other kind, in every way to write its token.
+			_, token, _ := strings.Cut(h.cmd.Env[0], ","+what+",")
+			handle, _, _ := strings.Cut(token, ":")
+			for _, token := range []string{handle, handle + ":4", handle + ":remote", handle + ":4:remote"} {
+				h.cmd.Env[0] = inheritVar + "=x," + kind + "," + token
+				c := h.start("refuses an end", kind)
+				c.mustSay("refused")
+				c.end()
+			}
+		}
+	}
+	runtime.KeepAlive(l) // with its handle
+}
+
+// childRefusesAnEnd takes the end "x" of the kind, which it must not get.
+func childRefusesAnEnd(p *parent, args []string) error {
+	for range 2 { // it stays where it is
+		end, err := inheritors[args[0]]("x")
+		if err == nil {
+			return fmt.Errorf("there is an end %#v", end)
+		}
+		if err := refusedEnd(err); err != nil {
+			return err
+		}
+		if strings.Contains(err.Error(), "garbled") {
+			return err
+		}
+	}
+	p.say("refused")
+	return nil
+}
