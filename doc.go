@@ -71,7 +71,7 @@
 //	local sockets       AF_UNIX        named pipes    AF_UNIX          AF_UNIX        AF_UNIX
 //	half close          yes            no             yes              yes            yes
 //	messages            SEQPACKET      message mode   framed           SEQPACKET      SEQPACKET (1)
-//	files               SCM_RIGHTS     no             SCM_RIGHTS       SCM_RIGHTS     SCM_RIGHTS
+//	files               SCM_RIGHTS     handles        SCM_RIGHTS       SCM_RIGHTS     SCM_RIGHTS
 //	peer's process id   yes            yes            yes              yes (13)       (2)
 //	peer's user         uid            SID            uid              uid            uid (3)
 //	outlives the pid    pidfd          handle         audit token      -              -
