@@ -23,6 +23,9 @@
 //	Path(p)     the path                 \\.\pipe\x, \\host\pipe\x   the path
 //	Name(n)     the abstract socket n    \\.\pipe\n                  /tmp/n
 //
+// Abstract names are apart for streams and for messages: a [Listener] and a
+// [MsgListener] may have the same one, on Linux alone.
+//
 // This does not change within a major version, and nothing is added to what is
 // sent, so the other end need not use this package. The one exception says so:
 // messages where the system has none of its own, see [MsgConn.Native].
@@ -51,11 +54,37 @@
 // A Dial waits while the server has no room, however long that takes, and fails at
 // once when there is no server, unless [Dialer.Wait] is set.
 //
+// # Speed
+//
+// No read, write, send or receive allocates, whether it waits or not. A round trip
+// is bound by waking the thread at the other end, so on Linux a wait that is likely
+// to be short spins instead, which costs less CPU time than it saves; what it may
+// cost at most is with [Conn.SetSpin]. A connection that needs not park is not
+// registered with the poller at all. [io.Copy] between connections and pipes is left
+// to the kernel on Linux (splice(2)), and [Conn.WriteBuffers] writes many buffers in
+// one call.
+//
 // # Closing
 //
 // Close never waits for the peer and never discards what was written: the peer
 // reads that and then gets [io.EOF]. Writes to a peer that has closed match
 // [syscall.EPIPE]. A second Close returns [net.ErrClosed].
+//
+// # Files
+//
+// [Conn.SendFiles] and [Conn.RecvFiles] pass open files over a connection: on Unix
+// as SCM_RIGHTS with one zero byte. On Windows the sender duplicates the handles
+// into a process that the receiver can take them from, which is the receiver if
+// that can be, and writes a record, by one WriteFile, of numbers of 4 bytes with the
+// least significant one first:
+//
+//	"ipcfiles", 1, how many files, 1 to 253, the id of that process,
+//	the seal, its count, its maximum, the handles of the files
+//
+// The seal is a handle, in that process too, of a semaphore whose count and maximum
+// are random, 2^30 to 2^31-1. A record without its seal is data: the receiver finds
+// it (NtQuerySemaphore) before it takes the handles (DUPLICATE_CLOSE_SOURCE), so that
+// nobody can name handles where they could not have put them.
 //
 // # Errors
 //

@@ -726,6 +726,9 @@ func TestWhatIsNoOpenFileIsNotSent(t *testing.T) {
 				t.Fatalf("%s: it is sent", what)
 			}
 			isOpError(t, err, "sendfiles")
+			if strings.HasPrefix(what, "closed") {
+				matches(t, err, os.ErrClosed)
+			}
 		}
 		if now := openDescriptors(); now != before {
 			t.Errorf("%d descriptors became %d", before, now)

@@ -142,6 +142,9 @@ func TestEndsAreTakenForWhatTheyAreAlone(t *testing.T) {
 			_, token, _ := strings.Cut(h.cmd.Env[0], ","+what+",")
 			handle, _, _ := strings.Cut(token, ":")
 			for _, token := range []string{handle, handle + ":4", handle + ":remote", handle + ":4:remote"} {
+				if what == "listener" && kind == "conn" && !strings.Contains(token, ":4") {
+					continue // its handle is that of a connection whose client has left
+				}
 				h.cmd.Env[0] = inheritVar + "=x," + kind + "," + token
 				c := h.start("refuses an end", kind)
 				c.mustSay("refused")

@@ -1409,11 +1409,11 @@ func (c *MsgConn) SendFiles(files ...*os.File) error {
 // RecvFiles receives the files of one SendFiles, at most max of them (1 to 253),
 // in the order in which they were given, and waits until there are some. No
 // child of this process inherits them. A file that was nonblocking with its
-// sender is so here; on Windows, where that is one opened for overlapped I/O, it
-// has deadlines only if the sender has not read or written it, but what [FileConn],
-// [FileReader] and [FileWriter] make of a pipe has them. Windows lets nobody see
-// the kind of a file, as [os.NewFile] does, while another process waits in a read
-// of it that is not overlapped, and RecvFiles then waits for that too.
+// sender is so here. On Windows that is one opened for overlapped I/O; it belongs
+// to the completion port of the sender and has no deadlines here, but what
+// [FileConn], [FileReader] and [FileWriter] make of a pipe has them. Windows lets
+// nobody see of which kind a file is, as [os.NewFile] must, while another process
+// waits in a read of it that is not overlapped; RecvFiles then waits for that too.
 //
 // If the peer sent more than max, all are closed and the error matches
 // [ErrMsgTooLong]. If it sent data instead the error matches [ErrNoFiles], and

@@ -17,7 +17,8 @@
 //	$ kill -HUP %1                # and then the process that it tells
 //
 // A service manager should be told of the new process, or watch the old one's
-// whole group. Windows hands no listener over: this example is for Unix.
+// whole group. It is told what to do by signals of Unix; Windows hands a listener
+// over in the same way.
 package main
 
 import (

@@ -151,16 +151,25 @@ func local(t *testing.T) place {
 
 var number atomic.Int64
 
-// tcp returns a TCP address of this machine.
+// tcp returns a TCP address of this machine, where one can be connected to.
 func tcp(t *testing.T) place {
 	t.Helper()
+	var failed error
 	for _, host := range []string{"127.0.0.1:0", "[::1]:0"} {
-		if l, err := net.Listen("tcp", host); err == nil {
+		l, err := net.Listen("tcp", host)
+		if err == nil {
+			var conn net.Conn
+			if conn, err = net.DialTimeout("tcp", l.Addr().String(), patience); err == nil {
+				conn.Close()
+			}
 			l.Close()
+		}
+		if err == nil {
 			return place{tcp: host}
 		}
+		failed = errors.Join(failed, err)
 	}
-	t.Skip("there is no address of TCP to listen at that stays on this machine")
+	t.Skipf("there is no TCP within this machine: %v", failed)
 	return place{}
 }
 
