@@ -75,8 +75,8 @@
 // [Conn.SendFiles] and [Conn.RecvFiles] pass open files over a connection: on Unix
 // as SCM_RIGHTS with one zero byte. On Windows the sender duplicates the handles
 // into a process that the receiver can take them from, which is the receiver if
-// that can be, and writes a record, by one WriteFile, of numbers of 4 bytes with the
-// least significant one first:
+// that can be, and writes a record, by one WriteFile, of numbers of 4 bytes, the
+// least significant byte first:
 //
 //	"ipcfiles", 1, how many files, 1 to 253, the id of that process,
 //	the seal, its count, its maximum, the handles of the files

@@ -2266,49 +2266,57 @@ func TestReadAndWriteDeadlinesAreApart(t *testing.T) {
 
 func TestReadThatTimesOutLosesNothing(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
-		a, b := connect(t, l)
-		const records = 3000
-		writing := begin(func() error {
-			var record [8]byte
-			for i := range records {
-				binary.BigEndian.PutUint64(record[:], uint64(i))
-				if _, err := a.Write(record[:]); err != nil {
-					return err
-				}
-				if i%16 == 0 {
-					time.Sleep(50 * time.Microsecond) // let the reader wait now and then
-				}
-			}
-			return a.Close()
-		})
-		var got []byte
-		timeouts := 0
-		for buf := make([]byte, 20); ; {
-			must(t, b.SetReadDeadline(time.Now().Add(time.Duration(timeouts%7)*20*time.Microsecond)))
-			n, err := b.Read(buf)
-			got = append(got, buf[:n]...)
-			if err == io.EOF {
-				break
-			}
-			if err != nil {
-				timedOut(t, err)
-				timeouts++
-			}
-		}
-		must(t, <-writing)
-		if len(got) != 8*records {
-			t.Fatalf("%d bytes of %d arrive, with %d timeouts", len(got), 8*records, timeouts)
-		}
-		for i := range records {
-			if x := binary.BigEndian.Uint64(got[8*i:]); x != uint64(i) {
-				t.Fatalf("record %d is %d", i, x)
-			}
-		}
-		if timeouts == 0 {
-			t.Error("no read timed out: nothing was tested")
-		}
+		a, b := connect(t, listen(t, addr))
+		losesNothingToDeadlines(t, b, a)
 	})
+}
+
+// losesNothingToDeadlines reads what is written at the other end, with deadlines
+// that pass all the time.
+func losesNothingToDeadlines(t *testing.T, r interface {
+	io.Reader
+	SetReadDeadline(time.Time) error
+}, w io.WriteCloser) {
+	const records = 3000
+	writing := begin(func() error {
+		var record [8]byte
+		for i := range records {
+			binary.BigEndian.PutUint64(record[:], uint64(i))
+			if _, err := w.Write(record[:]); err != nil {
+				return err
+			}
+			if i%16 == 0 {
+				time.Sleep(50 * time.Microsecond) // let the reader wait now and then
+			}
+		}
+		return w.Close()
+	})
+	var got []byte
+	timeouts := 0
+	for buf := make([]byte, 20); ; {
+		must(t, r.SetReadDeadline(time.Now().Add(time.Duration(timeouts%7)*20*time.Microsecond)))
+		n, err := r.Read(buf)
+		got = append(got, buf[:n]...)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			timedOut(t, err)
+			timeouts++
+		}
+	}
+	must(t, <-writing)
+	if len(got) != 8*records {
+		t.Fatalf("%d bytes of %d arrive, with %d timeouts", len(got), 8*records, timeouts)
+	}
+	for i := range records {
+		if x := binary.BigEndian.Uint64(got[8*i:]); x != uint64(i) {
+			t.Fatalf("record %d is %d", i, x)
+		}
+	}
+	if timeouts == 0 {
+		t.Error("no read timed out: nothing was tested")
+	}
 }
 
 // ---------------------------------------------------------------------------
@@ -2353,55 +2361,58 @@ func TestNothingIsLeftAfterManyRounds(t *testing.T) {
 
 func TestReadAndWriteAllocateNothing(t *testing.T) {
 	story(t)
+	a, b := pair(t)
+	allocateNothing(t, a, b, b, a, func(later time.Time) error {
+		return errors.Join(a.SetDeadline(later), b.SetDeadline(later))
+	})
+}
+
+// allocateNothing writes to w what r reads, and to back what answer reads, and
+// counts allocations. w is closed at the end.
+func allocateNothing(t *testing.T, w io.WriteCloser, r io.Reader, back io.Writer, answer io.Reader, setDeadlines func(time.Time) error) {
 	if underRace() {
 		t.Skip("the race detector allocates")
 	}
-	a, b := pair(t)
-	ready := func(c, d *ipc.Conn) float64 { // neither call waits
-		buf := make([]byte, 64)
-		return testing.AllocsPerRun(200, func() {
-			if _, err := c.Write(buf); err != nil {
-				t.Error(err)
-			}
-			if _, err := d.Read(buf); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	if n := ready(a, b); n != 0 {
+	buf := make([]byte, 64)
+	if n := testing.AllocsPerRun(200, func() { // neither call waits
+		if _, err := w.Write(buf); err != nil {
+			t.Error(err)
+		}
+		if _, err := r.Read(buf); err != nil {
+			t.Error(err)
+		}
+	}); n != 0 {
 		t.Errorf("a write and a read that do not wait allocate %v times", n)
 	}
 
 	echoing := begin(func() error {
 		buf := make([]byte, 64)
 		for {
-			n, err := b.Read(buf)
+			n, err := r.Read(buf)
 			if err != nil {
 				return err
 			}
-			if _, err := b.Write(buf[:n]); err != nil {
+			if _, err := back.Write(buf[:n]); err != nil {
 				return err
 			}
 		}
 	})
-	buf := make([]byte, 64)
-	roundTrip := func() {
-		if _, err := a.Write(buf); err != nil {
+	roundTrip := func() { // reads wait
+		if _, err := w.Write(buf); err != nil {
 			t.Error(err)
 		}
-		if _, err := io.ReadFull(a, buf); err != nil {
+		if _, err := io.ReadFull(answer, buf); err != nil {
 			t.Error(err)
 		}
 	}
-	if n := testing.AllocsPerRun(500, roundTrip); n != 0 { // here reads wait
+	if n := testing.AllocsPerRun(500, roundTrip); n != 0 {
 		t.Errorf("a round trip allocates %v times", n)
 	}
-	must(t, a.SetDeadline(time.Now().Add(time.Hour)))
-	must(t, b.SetDeadline(time.Now().Add(time.Hour)))
+	must(t, setDeadlines(time.Now().Add(time.Hour)))
 	if n := testing.AllocsPerRun(500, roundTrip); n != 0 {
 		t.Errorf("a round trip with deadlines allocates %v times", n)
 	}
-	must(t, a.Close())
+	must(t, w.Close())
 	if err := <-echoing; err != io.EOF {
 		t.Error(err)
 	}

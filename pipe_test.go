@@ -6,7 +6,6 @@ package ipc_test
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -303,46 +302,7 @@ func TestPipeDeadlineEndsWhatWaitsAlready(t *testing.T) {
 func TestPipeReadThatTimesOutLosesNothing(t *testing.T) {
 	story(t)
 	r, w := pipe(t)
-	const records = 2000
-	writing := begin(func() error {
-		var record [8]byte
-		for i := range records {
-			binary.BigEndian.PutUint64(record[:], uint64(i))
-			if _, err := w.Write(record[:]); err != nil {
-				return err
-			}
-			if i%16 == 0 {
-				time.Sleep(50 * time.Microsecond) // let the reader wait now and then
-			}
-		}
-		return w.Close()
-	})
-	var got []byte
-	timeouts := 0
-	for buf := make([]byte, 20); ; {
-		must(t, r.SetReadDeadline(time.Now().Add(time.Duration(timeouts%7)*20*time.Microsecond)))
-		n, err := r.Read(buf)
-		got = append(got, buf[:n]...)
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			timedOut(t, err)
-			timeouts++
-		}
-	}
-	must(t, <-writing)
-	if len(got) != 8*records {
-		t.Fatalf("%d bytes of %d arrive, with %d timeouts", len(got), 8*records, timeouts)
-	}
-	for i := range records {
-		if x := binary.BigEndian.Uint64(got[8*i:]); x != uint64(i) {
-			t.Fatalf("record %d is %d", i, x)
-		}
-	}
-	if timeouts == 0 {
-		t.Error("no read timed out: nothing was tested")
-	}
+	losesNothingToDeadlines(t, r, w)
 }
 
 // ---------------------------------------------------------------------------
@@ -350,56 +310,12 @@ func TestPipeReadThatTimesOutLosesNothing(t *testing.T) {
 
 func TestPipeAllocatesNothing(t *testing.T) {
 	story(t)
-	if underRace() {
-		t.Skip("the race detector allocates")
-	}
 	r, w := pipe(t)
-	back, answer := pipe(t)
-	buf := make([]byte, 64)
-	if n := testing.AllocsPerRun(200, func() { // neither call waits
-		if _, err := w.Write(buf); err != nil {
-			t.Error(err)
-		}
-		if _, err := r.Read(buf); err != nil {
-			t.Error(err)
-		}
-	}); n != 0 {
-		t.Errorf("a write and a read that do not wait allocate %v times", n)
-	}
-
-	echoing := begin(func() error {
-		buf := make([]byte, 64)
-		for {
-			n, err := r.Read(buf)
-			if err != nil {
-				return err
-			}
-			if _, err := answer.Write(buf[:n]); err != nil {
-				return err
-			}
-		}
+	answer, back := pipe(t)
+	allocateNothing(t, w, r, back, answer, func(later time.Time) error {
+		return errors.Join(r.SetReadDeadline(later), w.SetWriteDeadline(later),
+			answer.SetReadDeadline(later), back.SetWriteDeadline(later))
 	})
-	roundTrip := func() { // reads wait
-		if _, err := w.Write(buf); err != nil {
-			t.Error(err)
-		}
-		if _, err := io.ReadFull(back, buf); err != nil {
-			t.Error(err)
-		}
-	}
-	if n := testing.AllocsPerRun(500, roundTrip); n != 0 {
-		t.Errorf("a round trip allocates %v times", n)
-	}
-	later := time.Now().Add(time.Hour)
-	must(t, errors.Join(back.SetReadDeadline(later), w.SetWriteDeadline(later),
-		r.SetReadDeadline(later), answer.SetWriteDeadline(later)))
-	if n := testing.AllocsPerRun(500, roundTrip); n != 0 {
-		t.Errorf("a round trip with deadlines allocates %v times", n)
-	}
-	must(t, w.Close())
-	if err := <-echoing; err != io.EOF {
-		t.Error(err)
-	}
 }
 
 func TestNothingIsLeftAfterManyPipes(t *testing.T) {
