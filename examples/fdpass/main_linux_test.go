@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -22,10 +23,12 @@ func init() {
 	if !ok {
 		return
 	}
+	os.Unsetenv(tryToReach) // or the program that it runs would do the same
 	self, err := os.Executable()
 	if err != nil {
 		self = os.Args[0]
 	}
+	run := exec.Command(self, "-test.run=^$")
 	if err := confine(); err != nil {
 		fmt.Println("confine:", err)
 	}
@@ -39,7 +42,7 @@ func init() {
 		"write":                   os.WriteFile(filepath.Join(filepath.Dir(file), "new"), nil, 0o600),
 		"make a folder":           os.Mkdir("new", 0o700),
 		"remove the file":         os.Remove(file),
-		"run a program":           exec.Command(self, "-test.run=^$").Run(),
+		"run a program":           run.Run(),
 		"have root":               syscall.Setuid(0),
 		"leave the root folder":   syscall.Chroot(".."),
 	} {
@@ -86,7 +89,9 @@ func TestConfinedProcessReachesNothing(t *testing.T) {
 				}
 			}
 			// Not by its path, which may lead through a folder of root's.
-			cmd := exec.Command("/proc/self/exe")
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			cmd := exec.CommandContext(ctx, "/proc/self/exe")
 			cmd.Dir = dir
 			cmd.Env = append(os.Environ(), tryToReach+"="+file, "GORACE=atexit_sleep_ms=0")
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential}
