@@ -1410,6 +1410,7 @@ func (f *fd) untilDone(h *half) error {
 			if done {
 				h.parked = false
 				if h.gauge.wins == winsToLeave {
+					h.gauge.wins = 0
 					f.leavePoller()
 				}
 				return h.err
@@ -1474,7 +1475,7 @@ var spinners atomic.Int32
 // A gauge tells whether it pays to spin. It is guarded by half.mu.
 type gauge struct {
 	waits  uint8 // how many waits it has seen, up to youngWaits
-	wins   uint8 // spins won in a row, up to winsToLeave
+	wins   uint8 // spins won in a row, and since there were winsToLeave
 	record record
 }
 
@@ -1503,7 +1504,7 @@ func (g *gauge) ready() bool {
 
 // won, inVain and satOut tell how a wait went.
 func (g *gauge) won() {
-	g.wins = min(g.wins+1, winsToLeave)
+	g.wins++
 	g.update(func(r record) record { return record{0, r.lost / 2} })
 }
 
