@@ -368,12 +368,16 @@ func TestNobodyFindsNoListenerWhileOneTakesOver(t *testing.T) {
 	c := h.start("succeeds", "l", "3")
 	must(t, l.Close()) // before the child can have taken its own
 	must(t, <-serving)
-	for generation := 3; generation > 0; generation-- {
+	for generation := 3; ; generation-- {
 		isServedBy(fmt.Sprint("generation ", generation))
+		if generation == 1 {
+			break
+		}
 		c.say("next")
 	}
 	close(stop)
 	clients.Wait()
+	c.say("next") // to nobody
 	c.outlive()
 	if runtime.GOOS != "windows" {
 		must(t, os.Remove(addr.String()))
