@@ -297,6 +297,22 @@ func childTellsItsGroups(p *parent, args []string) error {
 }
 
 // ---------------------------------------------------------------------------
+// Half close
+
+func TestCloseReadEndsTheWritesOfThePeer(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		a, b := connect(t, listen(t, addr))
+		writing := begin(func() error { _, err := a.Write(make([]byte, tooMuch)); return err })
+		awaitParked(t, "(*Conn).Write", 1)
+		must(t, b.CloseRead())
+		matches(t, <-writing, syscall.EPIPE)
+		expectEOF(t, b)
+		send(t, b, "the other way")
+		expect(t, a, "the other way")
+	})
+}
+
+// ---------------------------------------------------------------------------
 // Users and /proc
 
 func TestUmaskIsNotTouched(t *testing.T) {

@@ -908,7 +908,22 @@ func isConnected(sys int, kind transport) error {
 		return err
 	}
 	_, err := syscall.Getpeername(sys)
+	if err != nil && wasConnected(sys) {
+		return nil
+	}
 	return os.NewSyscallError("getpeername", err) // ENOTCONN
+}
+
+// wasConnected reports whether the socket has had a peer, also if that is gone,
+// which only Linux tells by its name: by looking whether there is something to
+// receive, be it the end.
+func wasConnected(sys int) bool {
+	var b [1]byte
+	err := control(func() error {
+		_, _, _, err := recvmsg(sys, b[:], nil, syscall.MSG_PEEK|dontWait)
+		return err
+	})
+	return err == nil || err == syscall.EAGAIN || err == syscall.ECONNRESET
 }
 
 // isListening refuses every descriptor that is not a listening local stream
@@ -917,7 +932,14 @@ func isListening(sys int) error {
 	if err := isLocal(sys, streams); err != nil {
 		return err
 	}
-	if on, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_ACCEPTCONN); err != nil {
+	on, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_ACCEPTCONN)
+	if err == syscall.ENOPROTOOPT { // macOS; there only a listener refuses to connect like this
+		if syscall.Connect(sys, sockAddr("/")) == syscall.EOPNOTSUPP {
+			return nil
+		}
+		on, err = 0, nil
+	}
+	if err != nil {
 		return os.NewSyscallError("getsockopt", err)
 	} else if on == 0 {
 		return &ruleError{what: "the descriptor is a socket that does not listen"}
@@ -2479,8 +2501,24 @@ func (f *fd) writeMsg(p, oob []byte) (int, error) {
 // ---------------------------------------------------------------------------
 // Operations on descriptors that do not block
 
-func (f *fd) closeRead() error  { return f.shutdown(syscall.SHUT_RD) }
 func (f *fd) closeWrite() error { return f.shutdown(syscall.SHUT_WR) }
+
+// closeRead throws away what was not read yet, as the BSDs do by themselves: on
+// Linux reads would go on to return it, and a peer that waits for room to write
+// would not learn that nobody makes any.
+func (f *fd) closeRead() error {
+	if err := f.shutdown(syscall.SHUT_RD); err != nil {
+		return err
+	}
+	return f.control("read", func() error {
+		waste := make([]byte, 32<<10)
+		for {
+			if n, err := syscall.Read(f.sys, waste); n <= 0 && err != syscall.EINTR {
+				return nil // the end, or what the next read says
+			}
+		}
+	})
+}
 
 func (f *fd) shutdown(how int) error {
 	return f.control("shutdown", func() error { return syscall.Shutdown(f.sys, how) })
@@ -2635,7 +2673,16 @@ func acceptForkLocked(sys int) (conn int, err error) {
 		conn, _, err = syscall.Accept(sys)
 		return err
 	}, &conn)
-	return conn, err
+	return conn, acceptError(sys, err)
+}
+
+// acceptError takes a client for one that gave up if package syscall turned it away:
+// it does with EINVAL if the client is bound to a path too long for its sockaddr_un.
+func acceptError(sys int, err error) error {
+	if err == syscall.EINVAL && isListening(sys) == nil {
+		return syscall.ECONNABORTED
+	}
+	return err
 }
 
 // dupForkLocked duplicates a descriptor, close-on-exec, where package syscall

@@ -120,15 +120,14 @@ func dial(t *testing.T, addr ipc.Addr) *ipc.Conn {
 	return conn
 }
 
-// nobodyListens waits until the server has stopped listening, and checks that it
-// left nothing behind.
+// nobodyListens waits until the server has stopped listening.
 func nobodyListens(t *testing.T, addr ipc.Addr) {
 	t.Helper()
 	for giveUp := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		// On Windows the name is busy as long as there is a connection.
 		conn, err := ipc.Dialer{Timeout: time.Second}.Dial(addr)
 		if errors.Is(err, ipc.ErrNoListener) || runtime.GOOS == "windows" && errors.Is(err, os.ErrDeadlineExceeded) {
-			break
+			return
 		}
 		if err == nil {
 			conn.Close()
@@ -137,10 +136,17 @@ func nobodyListens(t *testing.T, addr ipc.Addr) {
 			t.Fatalf("the server goes on: %v", err)
 		}
 	}
-	if path := addr.String(); path[0] != '@' {
-		if left, err := os.ReadDir(filepath.Dir(path)); err != nil || len(left) > 0 {
-			t.Errorf("left behind: %v, %v", left, err)
-		}
+}
+
+// nothingLeft checks that the server, which has ended, has removed its files.
+func nothingLeft(t *testing.T, addr ipc.Addr) {
+	t.Helper()
+	path := addr.String()
+	if path[0] == '@' {
+		return
+	}
+	if left, err := os.ReadDir(filepath.Dir(path)); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
 
@@ -165,6 +171,20 @@ func serveHere(t *testing.T, addr ipc.Addr) (stop func() error) {
 	t.Cleanup(func() { stop() })
 	dial(t, addr).Close()
 	return stop
+}
+
+// readerWaits waits until the server, which is this process, has a request to read.
+func readerWaits(t *testing.T) {
+	t.Helper()
+	stacks := make([]byte, 1<<20)
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		if n := runtime.Stack(stacks, true); bytes.Contains(stacks[:n], []byte("(*board).read(")) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("the server has no request")
+		}
+	}
 }
 
 // get asks for the path.
@@ -301,6 +321,7 @@ func TestShutdownAnswersRequestsUnderWay(t *testing.T) {
 	// One request that waits, and one of which the server has only seen a part.
 	waiting := dial(t, addr)
 	io.WriteString(waiting, "GET /notes?after=0 HTTP/1.1\r\nHost: x\r\n\r\n")
+	readerWaits(t)
 	posting := dial(t, addr)
 	io.WriteString(posting, "POST /notes HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
 	const proceed = "HTTP/1.1 100 Continue\r\n\r\n" // it is being served
@@ -322,6 +343,7 @@ func TestShutdownAnswersRequestsUnderWay(t *testing.T) {
 	if err := <-stopped; err != nil {
 		t.Errorf("it stops with %v", err)
 	}
+	nothingLeft(t, addr)
 	for end := time.Now().Add(patience); runtime.NumGoroutine() > goroutines; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%d goroutines became %d", goroutines, runtime.NumGoroutine())
@@ -341,7 +363,7 @@ func TestSignalsEndTheServerAndLeaveNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.ends(0)
-		nobodyListens(t, addr)
+		nothingLeft(t, addr)
 		reader.ends(1) // it was told, or came too late
 	}
 }
@@ -353,7 +375,7 @@ func TestInterruptEndsAClientThatWaits(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	waited := make(chan error, 1)
 	go func() { waited <- request(ctx, io.Discard, addr, ipc.OwnerOnly, "/notes?after=0", "") }()
-	get(t, addr, "/notes")
+	readerWaits(t)
 	cancel()
 	if err := <-waited; !errors.Is(err, context.Canceled) {
 		t.Errorf("canceled, it ends with %v", err)
