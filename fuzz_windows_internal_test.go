@@ -101,6 +101,7 @@ func FuzzDescriptor(f *testing.F) {
 	f.Add(make([]byte, 20))
 	f.Add(slices.Repeat([]byte{0x7f}, 40))
 	f.Add(slices.Repeat([]byte{0x14, 0, 0, 0}, 40))
+	f.Add(slices.Repeat([]byte{0xff}, 40)) // offsets that are negative in 32 bits
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		sd := &SecurityDescriptor{raw}
 		for _, sid := range []string{sd.Owner(), sd.Group()} {

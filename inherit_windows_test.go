@@ -46,6 +46,9 @@ func TestHeirsListenerIsAsItsParents(t *testing.T) {
 			l := listenWith(t, lc, ipc.Path(path))
 			h := newHeir(t)
 			h.gets("l", l)
+			if strings.HasSuffix(h.cmd.Env[0], ":remote") != remote { // nothing else tells, on this machine
+				t.Errorf("the child is told %s", h.cmd.Env)
+			}
 			c := h.start("holds a listener", "l")
 			c.mustSay("ready")
 

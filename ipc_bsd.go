@@ -17,7 +17,8 @@ const (
 	socketFlags   = syscall.SOCK_CLOEXEC | syscall.SOCK_NONBLOCK
 	framedHere    = false // SOCK_SEQPACKET keeps messages apart
 	peekTells     = false
-	cutsRights    = true
+	cutsRights    = runtime.GOOS == "netbsd"
+	dontWait      = syscall.MSG_DONTWAIT
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
 	spinByDefault = 0     // whether it pays is not known
 	fifoPolls     = false // OpenBSD's poller refuses FIFOs, NetBSD's before 10 loses a writer
@@ -44,7 +45,7 @@ func yield() {}
 
 func accept(sys int) (int, error) {
 	conn, _, err := syscall.Accept4(sys, socketFlags)
-	return conn, err
+	return conn, acceptError(sys, err)
 }
 
 func dup(sys int) (int, error) { return dupForkLocked(sys) }
@@ -65,9 +66,69 @@ func markMessages(int) {}
 func isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 0 }
 
 func looseRecords() bool { return false }
-func carriesEmpty() bool { return true }
 
-func sendmsg(sys int, p, oob []byte, flags int) (int, error) { return stdSendmsg(sys, p, oob, flags) }
+// carriesEmpty reports whether an empty message can be sent: a receiver that waits
+// is woken for bytes alone. On NetBSD those of a control message do; package
+// syscall would send none without a byte of data.
+func carriesEmpty() bool { return runtime.GOOS == "netbsd" }
+
+func sendmsg(sys int, p, oob []byte, flags int) (int, error) {
+	record := flags&syscall.MSG_EOR != 0
+	need := len(oob)
+	if record {
+		need += len(p) // all or nothing
+	}
+	switch {
+	case runtime.GOOS == "netbsd" && len(oob) > 0:
+		return sendRights(sys, p, oob, record)
+	case runtime.GOOS == "netbsd" && record && need == 0:
+		return 0, sendEmpty(sys)
+	}
+	n, err := stdSendmsg(sys, p, oob, flags)
+	if err == syscall.EMSGSIZE || err == syscall.EAGAIN && record && len(oob) > 0 {
+		err = fullOrTooLong(sys, need)
+	}
+	return n, err
+}
+
+// sendRights sends with control messages on NetBSD. A descriptor is a pointer in
+// the queue there, and what does not fit then is thrown away and taken for sent; the
+// room that is left is SO_SNDBUF. A message must do without MSG_EOR, which would end
+// it with the first mbuf; it is a record all the same.
+func sendRights(sys int, p, oob []byte, record bool) (int, error) {
+	free, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_SNDBUF)
+	if err != nil {
+		return 0, err
+	}
+	need := 2*len(oob) + 1
+	if record {
+		need += max(len(p)-1, 0)
+	}
+	if need > free {
+		if _, err := syscall.Getpeername(sys); err == syscall.ENOTCONN {
+			return 0, syscall.EPIPE // there is no queue any more
+		}
+		return 0, fullOrTooLong(sys, need)
+	}
+	return stdSendmsg(sys, p[:min(len(p), free-2*len(oob))], oob, 0)
+}
+
+// sendEmpty sends an empty message on NetBSD, with an empty list of descriptors.
+func sendEmpty(sys int) error {
+	hdr := syscall.Msghdr{Iov: new(syscall.Iovec), Iovlen: 1, Control: &noRights[0]}
+	hdr.SetControllen(len(noRights))
+	_, _, errno := syscall.Syscall(syscall.SYS_SENDMSG, uintptr(sys), uintptr(unsafe.Pointer(&hdr)), syscall.MSG_EOR)
+	switch errno {
+	case 0:
+		return nil
+	case syscall.EMSGSIZE:
+		return syscall.EAGAIN // it is full, however small
+	}
+	return errno
+}
+
+// noRights is a control message that passes no descriptor; nobody changes it.
+var noRights = syscall.UnixRights()
 
 func recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
 	return stdRecvmsg(sys, p, oob, flags)

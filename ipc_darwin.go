@@ -2,6 +2,7 @@ package ipc
 
 import (
 	"io"
+	"sync"
 	"syscall"
 )
 
@@ -14,6 +15,7 @@ const (
 	framedHere    = true // no SOCK_SEQPACKET
 	peekTells     = false
 	cutsRights    = false // descriptors that do not fit would stay open for nobody to find
+	dontWait      = syscall.MSG_DONTWAIT
 	cmsgCloexec   = 0     // received under syscall.ForkLock
 	spinByDefault = 0     // whether it pays is not known
 	fifoPolls     = false // the poller does not hear of the last writer's end
@@ -42,9 +44,32 @@ func accept(sys int) (int, error) { return acceptForkLocked(sys) }
 
 func dup(sys int) (int, error) { return dupForkLocked(sys) }
 
-func read(sys int, p []byte, _ bool) (int, error)  { return syscall.Read(sys, p) }
+// read reads from a socket by recvmsg(2). Whoever is sent files gets them here, even
+// by a read(2), which tells nobody their numbers; so a peer could use up the
+// descriptors of this process.
+func read(sys int, p []byte, _ bool) (int, error) {
+	room := rightsRooms.Get().(*[rightsRoom]byte)
+	defer rightsRooms.Put(room)
+	syscall.ForkLock.RLock()
+	n, oobn, _, err := recvmsg(sys, p, room[:], dontWait) // a fork waits for this
+	if err == nil && oobn > 0 {
+		fds, _ := rights(room[:oobn])
+		for _, fd := range fds {
+			syscall.Close(fd)
+		}
+	}
+	syscall.ForkLock.RUnlock()
+	if err == syscall.ENOTSOCK {
+		return syscall.Read(sys, p)
+	}
+	return n, err
+}
+
+// rightsRooms holds buffers for the files that nobody asked for.
+var rightsRooms = sync.Pool{New: func() any { return new([rightsRoom]byte) }}
+
 func write(sys int, p []byte, _ bool) (int, error) { return syscall.Write(sys, p) }
-func readv(sys int, iov []iovec) (int, error)      { return syscall.Read(sys, first(iov)) }
+func readv(sys int, iov []iovec) (int, error)      { return read(sys, first(iov), false) }
 func writev(sys int, iov []iovec) (int, error)     { return syscall.Write(sys, first(iov)) }
 
 // Nothing marks messages here.
@@ -52,11 +77,20 @@ const markRoom = 0
 
 func unmarked(oob []byte) []byte { return oob }
 
-func markMessages(int)                                       {}
-func isMessage(flags, oobn int) bool                         { return true }
-func looseRecords() bool                                     { return false }
-func carriesEmpty() bool                                     { return true }
-func sendmsg(sys int, p, oob []byte, flags int) (int, error) { return stdSendmsg(sys, p, oob, flags) }
+func markMessages(int)               {}
+func isMessage(flags, oobn int) bool { return true }
+func looseRecords() bool             { return false }
+func carriesEmpty() bool             { return true }
+
+// sendmsg tells apart a queue that has no room for the control messages now and one
+// that never has: the kernel says EMSGSIZE for both.
+func sendmsg(sys int, p, oob []byte, flags int) (int, error) {
+	n, err := stdSendmsg(sys, p, oob, flags)
+	if err == syscall.EMSGSIZE && len(oob) > 0 {
+		err = fullOrTooLong(sys, len(oob))
+	}
+	return n, err
+}
 
 func recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
 	return stdRecvmsg(sys, p, oob, flags)

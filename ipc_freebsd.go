@@ -16,6 +16,7 @@ const (
 	framedHere    = false // SOCK_SEQPACKET keeps messages apart
 	peekTells     = false
 	cutsRights    = true
+	dontWait      = syscall.MSG_DONTWAIT
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
 	spinByDefault = 0    // whether it pays is not known
 	fifoPolls     = true // the poller serves FIFOs
@@ -40,9 +41,14 @@ func hungUp(int) bool { return false }
 
 func yield() {}
 
+// accept leaves the client's address out: package syscall refuses a client that is
+// bound to a path too long for its sockaddr_un.
 func accept(sys int) (int, error) {
-	conn, _, err := syscall.Accept4(sys, socketFlags)
-	return conn, err
+	conn, _, errno := syscall.Syscall6(syscall.SYS_ACCEPT4, uintptr(sys), 0, 0, socketFlags, 0, 0)
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(conn), nil
 }
 
 func dup(sys int) (int, error) {
@@ -79,10 +85,38 @@ var looseRecords = sync.OnceValue(func() bool {
 
 func carriesEmpty() bool { return !looseRecords() }
 
-func sendmsg(sys int, p, oob []byte, flags int) (int, error) { return stdSendmsg(sys, p, oob, flags) }
+func sendmsg(sys int, p, oob []byte, flags int) (int, error) {
+	n, err := stdSendmsg(sys, p, oob, flags)
+	if err == syscall.EAGAIN && len(oob) > 0 && flags&syscall.MSG_EOR != 0 && !looseRecords() {
+		err = fullOrTooLong(sys, len(p)+len(oob)) // the kernel waits for ever for what is too long
+	}
+	return n, err
+}
 
+// recvmsg leaves the peer's address out, which package syscall would allocate for
+// each message. But an empty one of another program, sent without MSG_EOR, is told
+// from the end by its having an address at all.
 func recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
-	return stdRecvmsg(sys, p, oob, flags)
+	var name, dummy [1]byte
+	room := p
+	if len(p) == 0 {
+		room = dummy[:] // a receive without room waits for nothing
+	}
+	iov := syscall.Iovec{Base: &room[0]}
+	iov.SetLen(len(room))
+	hdr := syscall.Msghdr{Name: &name[0], Namelen: 1, Iov: &iov, Iovlen: 1}
+	if len(oob) > 0 {
+		hdr.Control = &oob[0]
+		hdr.SetControllen(len(oob))
+	}
+	r, _, errno := syscall.Syscall(syscall.SYS_RECVMSG, uintptr(sys), uintptr(unsafe.Pointer(&hdr)), uintptr(flags))
+	if errno != 0 {
+		return 0, 0, 0, errno
+	}
+	if r == 0 && hdr.Namelen > 0 && !looseRecords() {
+		hdr.Flags |= syscall.MSG_EOR
+	}
+	return min(int(r), len(p)), int(hdr.Controllen), int(hdr.Flags), nil
 }
 
 func (f *fd) spliceFrom(io.Reader) (int64, bool, error) { return 0, false, nil }

@@ -21,6 +21,7 @@ const (
 	framedHere    = false // SOCK_SEQPACKET keeps messages apart
 	cutsRights    = true  // control messages that do not fit are cut off, and no descriptor gets lost
 	peekTells     = true  // MSG_PEEK|MSG_TRUNC returns the whole length of a message
+	dontWait      = syscall.MSG_DONTWAIT
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
 	spinByDefault = int64(spinDefault)
 	fifoPolls     = true  // the poller serves FIFOs

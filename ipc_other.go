@@ -28,6 +28,15 @@ const (
 	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
 )
 
+// dontWait is MSG_DONTWAIT of sys/socket.h, which is MSG_NONBLOCK on AIX.
+var dontWait = 0x80
+
+func init() {
+	if runtime.GOOS == "aix" {
+		dontWait = 0x4000
+	}
+}
+
 func nameTarget(name string) (string, error) { return tmpTarget(name) }
 
 func shorten(path string) (short string, release func(), err error) { return shortLink(path) }

@@ -965,14 +965,28 @@ func adoptPipe(f *os.File, d direction) (*fd, error) {
 	if d == writing {
 		try = syscall.Write
 	}
-	return adopt(f, streams, func(sys int) error {
+	return asPipe(adopt(f, streams, func(sys int) error {
 		if err := isPipe(sys); err != nil {
 			return err
 		}
 		// The open mode has no call in package syscall; an empty transfer in the
-		// wrong direction is EBADF and otherwise nothing.
-		return os.NewSyscallError("fcntl", control(func() error { _, err := try(sys, nil); return err }))
-	})
+		// wrong direction is EBADF and otherwise nothing, but perhaps the word
+		// that the other side is gone.
+		if _, err := try(sys, nil); err == syscall.EBADF {
+			return os.NewSyscallError("fcntl", err)
+		}
+		return nil
+	}))
+}
+
+// asPipe prepares the fd of an adopted pipe or FIFO. Only a FIFO is a file on a
+// device, where fifoPolls makes a difference.
+func asPipe(f *fd, err error) (*fd, error) {
+	if err != nil {
+		return nil, err
+	}
+	f.naps = !fifoPolls && fstatID(f.sys).dev != 0
+	return f, nil
 }
 
 // isPipe refuses every descriptor that is not a pipe or FIFO.
@@ -1170,7 +1184,9 @@ func inheritedSocket(token string, kind transport) (*fd, error) {
 	return adoptSys(tokenFD(token), kind, func(sys int) error { return isConnected(sys, kind) })
 }
 
-func inheritedPipe(token string) (*fd, error) { return adoptSys(tokenFD(token), streams, isPipe) }
+func inheritedPipe(token string) (*fd, error) {
+	return asPipe(adoptSys(tokenFD(token), streams, isPipe))
+}
 
 func inheritedListener(token string) (*Listener, error) {
 	return ownListener(tokenFD(token))
@@ -1991,6 +2007,7 @@ func recvmsgCall(sys int, h *half) (err error) {
 	if cmsgCloexec == 0 && len(h.oob) > 0 { // or the flag does it
 		syscall.ForkLock.RLock()
 		defer syscall.ForkLock.RUnlock()
+		h.flags |= dontWait // a fork waits for this
 	}
 	var got int
 	h.n, h.oobn, got, err = recvmsg(sys, h.buf, h.oob, h.flags|cmsgCloexec)

@@ -108,28 +108,7 @@ func TestDescriptorsAreCloseOnExecFromBirth(t *testing.T) {
 	story(t)
 	file := traceChildren(t, "-f", "-y", "-s", "64", "-e", "signal=none")
 
-	// The first descriptors of the child are those of a service manager, the rest
-	// are inherited.
-	h := newHeir(t)
-	dir := tempDir(t)
-	for range 2 {
-		f := fileOf(t, listen(t, ipc.Addr{}))
-		defer f.Close()
-		h.cmd.ExtraFiles = append(h.cmd.ExtraFiles, f)
-	}
-	a, _ := pair(t)
-	b, _ := msgPair(t)
-	r, w := pipe(t)
-	h.gets("conn", a)
-	h.gets("msgconn", b)
-	h.gets("reader", r)
-	h.gets("writer", w)
-	h.gets("listener", listen(t, ipc.Addr{}))
-	c := h.start("makes descriptors", dir, strconv.Itoa(2+len(h.cmd.ExtraFiles)))
-	var steps []string
-	for said := c.hear(); said != "done"; said = c.hear() {
-		steps = append(steps, said)
-	}
+	c, steps := makeDescriptors(t)
 
 	step, made := "", map[string]int{}
 	for _, call := range readTrace(t, file) {
@@ -154,6 +133,33 @@ func TestDescriptorsAreCloseOnExecFromBirth(t *testing.T) {
 		t.Logf("%3d births: %s", made[step], step)
 	}
 	c.end()
+}
+
+// makeDescriptors starts a child that makes descriptors in every way, and returns
+// what it says of each.
+func makeDescriptors(t *testing.T) (c *child, steps []string) {
+	t.Helper()
+	// The first descriptors of the child are those of a service manager, the rest
+	// are inherited.
+	h := newHeir(t)
+	for range 2 {
+		f := fileOf(t, listen(t, ipc.Addr{}))
+		t.Cleanup(func() { f.Close() })
+		h.cmd.ExtraFiles = append(h.cmd.ExtraFiles, f)
+	}
+	a, _ := pair(t)
+	b, _ := msgPair(t)
+	r, w := pipe(t)
+	h.gets("conn", a)
+	h.gets("msgconn", b)
+	h.gets("reader", r)
+	h.gets("writer", w)
+	h.gets("listener", listen(t, ipc.Addr{}))
+	c = h.start("makes descriptors", tempDir(t), strconv.Itoa(2+len(h.cmd.ExtraFiles)))
+	for said := c.hear(); said != "done"; said = c.hear() {
+		steps = append(steps, said)
+	}
+	return c, steps
 }
 
 // childMakesDescriptors makes them in every way there is, says which is next, and
@@ -441,6 +447,49 @@ func childMakesDescriptors(p *parent, args []string) error {
 	}
 	p.say("done")
 	return errors.Join(failed, os.Remove(fifo))
+}
+
+// ---------------------------------------------------------------------------
+// Interruptions
+
+// TestInterruptedCallsAreMadeAgain has strace answer every other call that a signal
+// may interrupt with EINTR. Nonblocking ones hardly ever are, so that no storm of
+// signals shows it.
+func TestInterruptedCallsAreMadeAgain(t *testing.T) {
+	story(t)
+	const calls = "accept4,connect,flock,openat,read,readv,recvmsg,sendmsg,splice,write,writev"
+	file := traceChildren(t, "-f", "-e", "signal=none", "-e", "trace="+calls, "-e", "inject="+calls+":error=EINTR:when=2+2")
+	interrupted := func(calls ...string) {
+		t.Helper()
+		count := map[string]int{}
+		for _, call := range readTrace(t, file) {
+			if strings.Contains(call.result, "(INJECTED)") {
+				count[call.name]++
+			}
+		}
+		t.Log(count)
+		for _, call := range calls {
+			if count[call] == 0 {
+				t.Errorf("%s was not interrupted", call)
+			}
+		}
+	}
+
+	c, _ := makeDescriptors(t)
+	c.end()
+	interrupted("accept4", "connect", "flock", "openat", "recvmsg", "sendmsg")
+
+	addr := nameAddr(t)
+	d := newDice(1)
+	server := startStress(t, "stress serve", addr, 128<<10, d)
+	server.mustSay("serving")
+	for range 4 {
+		c, err := ipc.Dial(addr)
+		must(t, err)
+		must(t, errors.Join(chat(c, true, 128<<10, d)))
+	}
+	server.end()
+	interrupted("accept4", "read", "readv", "write", "writev")
 }
 
 // ---------------------------------------------------------------------------
