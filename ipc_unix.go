@@ -80,7 +80,9 @@ func (l *server) File() (*os.File, error) {
 // listening stream socket of the local family (AF_UNIX); anything else is
 // refused. f stays the caller's to close, whatever the result, and becomes
 // nonblocking, as the two share that mode. Who may connect was decided when the
-// socket was made, and the listener never removes its file.
+// socket was made, and the listener never removes its file. Its Addr is what the
+// socket was bound to (getsockname(2)): where a [Listener] had to use a temporary
+// name, because of [TakeoverAlways] or a long path, that leads nowhere.
 func FileListener(f *os.File) (*Listener, error) {
 	fd, err := adopt(f, streams, isListening)
 	if err != nil {
