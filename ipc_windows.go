@@ -1659,9 +1659,23 @@ func (f *fd) receive(h *half, p []byte) (n int, more bool, err error) {
 		h.held.Store(false)
 		return 0, false, nil
 	}
+	return f.receivePart(h, p, false)
+}
+
+// receiveRest is receive of the rest of a message, which is there. A deadline does
+// not end it, or what was read of the message before would be lost.
+func (f *fd) receiveRest(h *half, p []byte) (n int, more bool, err error) {
+	return f.receivePart(h, p, true)
+}
+
+func (f *fd) receivePart(h *half, p []byte, rest bool) (n int, more bool, err error) {
 	p = p[:min(len(p), ioMax)]
 	for {
-		n, err = f.readFile(h, p)
+		if rest {
+			n, err = f.readRest(h, p)
+		} else {
+			n, err = f.readFile(h, p)
+		}
 		switch err {
 		case nil:
 			return n, false, nil
@@ -1672,6 +1686,15 @@ func (f *fd) receive(h *half, p []byte) (n int, more bool, err error) {
 			return n, false, readError("ReadFile", err)
 		}
 	}
+}
+
+// readRest makes a ReadFile of what is there.
+func (f *fd) readRest(h *half, p []byte) (int, error) {
+	s, err := takeSlot(true)
+	if err != nil {
+		return 0, err
+	}
+	return f.inThread(h, s, patient, p, syscall.ReadFile)
 }
 
 // readFile makes a ReadFile and waits for its end in the way that suits.
@@ -1828,8 +1851,12 @@ const (
 	sitOutMax   = 1024
 )
 
-// forever is the limit of an operation that does not park.
-const forever time.Duration = -1
+// What is no limit: of an operation that does not park, and of one that does not
+// end at the deadline either.
+const (
+	forever time.Duration = -1
+	patient time.Duration = -2
+)
 
 // errInVain ends an operation that took longer than its limit.
 var errInVain = errors.New("waited in vain")
@@ -1925,7 +1952,7 @@ func giveSlot(s *slot) {
 func (f *fd) inThread(h *half, s *slot, limit time.Duration, p []byte,
 	call func(h syscall.Handle, p []byte, done *uint32, o *syscall.Overlapped) error) (int, error) {
 	defer giveSlot(s)
-	if _, err := f.patience(context.Background(), h, time.Time{}, forever); err != nil {
+	if _, err := f.patience(context.Background(), h, time.Time{}, min(limit, forever)); err != nil {
 		return 0, err
 	}
 	s.begin()
@@ -1935,7 +1962,7 @@ func (f *fd) inThread(h *half, s *slot, limit time.Duration, p []byte,
 		return int(s.done), err
 	}
 	n, err := f.await(context.Background(), h, s, limit)
-	if limit != forever {
+	if limit > 0 {
 		h.gauge(err)
 	}
 	return n, err
@@ -1999,6 +2026,9 @@ func (f *fd) patience(ctx context.Context, h *half, begun time.Time, limit time.
 	f.mu.Lock()
 	until := h.deadline
 	f.mu.Unlock()
+	if limit == patient {
+		until = time.Time{}
+	}
 	switch {
 	case f.closing():
 		return 0, net.ErrClosed
@@ -2007,7 +2037,7 @@ func (f *fd) patience(ctx context.Context, h *half, begun time.Time, limit time.
 	case !until.IsZero() && !time.Now().Before(until):
 		return 0, os.ErrDeadlineExceeded
 	}
-	if limit != forever {
+	if limit > 0 {
 		end := begun.Add(limit)
 		if !time.Now().Before(end) {
 			return 0, errInVain
@@ -2178,7 +2208,7 @@ var errMsgDropped = &ruleError{"the message is longer than the buffer", ErrMsgTo
 func (f *fd) drop(h *half) error {
 	rest := make([]byte, 64<<10)
 	for {
-		if _, more, err := f.receive(h, rest); err != nil || !more {
+		if _, more, err := f.receiveRest(h, rest); err != nil || !more {
 			return err
 		}
 	}
@@ -2197,7 +2227,7 @@ func (f *fd) recvAppend(dst []byte) ([]byte, error) {
 		var left int
 		if _, left, err = f.peek(nil); err == nil {
 			p = grow(p, max(left, 1))
-			n, more, err = f.receive(h, p[len(p):cap(p)])
+			n, more, err = f.receiveRest(h, p[len(p):cap(p)])
 		}
 		if err != nil {
 			n = 0
@@ -2754,12 +2784,13 @@ func (f *fd) takeFiles(data []byte) (n int, handles []syscall.Handle, err error)
 	}
 	defer r.release()
 	p := make([]byte, size+len(data))
-	for n := 0; n < len(p); {
-		m, _, err := f.receive(h, p[n:])
-		if err != nil {
-			return 0, nil, err
-		}
+	for n, _, err = f.receive(h, p); err == nil && n < len(p); {
+		var m int
+		m, _, err = f.receiveRest(h, p[n:])
 		n += m
+	}
+	if err != nil {
+		return 0, nil, err
 	}
 	handles, err = r.take()
 	return copy(data, p[size:]), handles, err
@@ -2985,9 +3016,27 @@ func overlappedResult(h syscall.Handle, o *syscall.Overlapped, n *uint32) error 
 }
 
 // create makes one instance: the first of a pipe that does not exist yet, or one
-// more of a pipe that does. CreateNamedPipe would do for the former, but to the
-// latter it would as well make a new pipe, if the name was free.
+// more of a pipe that does. That a pipe exists is ERROR_ACCESS_DENIED, and so is
+// much else; it may also be gone by the time it is looked for, which is to be tried
+// again, though not for ever.
 func (p *pipeSpec) create(first bool) (syscall.Handle, error) {
+	const attempts = 100
+	for n := 1; ; n++ {
+		h, err := p.createInstance(first)
+		switch {
+		case err == nil:
+			return h, nil
+		case first && (err == syscall.ERROR_ALREADY_EXISTS || err == syscall.ERROR_ACCESS_DENIED && pipeExists(p.target)):
+			return 0, &classified{os.NewSyscallError("NtCreateNamedPipeFile", err), ErrAddrInUse}
+		case !first || err != syscall.ERROR_ACCESS_DENIED || n == attempts:
+			return 0, os.NewSyscallError("NtCreateNamedPipeFile", err)
+		}
+	}
+}
+
+// createInstance makes one attempt. CreateNamedPipe would do for the first instance,
+// but for one more it would as well make a new pipe, if the name was free.
+func (p *pipeSpec) createInstance(first bool) (syscall.Handle, error) {
 	const (
 		// winnt.h, wdm.h, ntifs.h
 		objCaseInsensitive = 0x40
@@ -3039,14 +3088,7 @@ func (p *pipeSpec) create(first bool) (syscall.Handle, error) {
 		uintptr(unsafe.Pointer(&status)), share, disposition, options, typ, mode, 0,
 		unlimited, uintptr(p.in), uintptr(p.out), uintptr(unsafe.Pointer(&p.wait)))
 	runtime.KeepAlive(p)
-	if err = ntError(r); err == nil {
-		return h, nil
-	}
-	failed := os.NewSyscallError("NtCreateNamedPipeFile", err)
-	if first && (err == syscall.ERROR_ALREADY_EXISTS || err == syscall.ERROR_ACCESS_DENIED && pipeExists(p.target)) {
-		return 0, &classified{failed, ErrAddrInUse}
-	}
-	return 0, failed
+	return h, ntError(r)
 }
 
 // ntdef.h: UNICODE_STRING; lengths in bytes.

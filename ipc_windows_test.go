@@ -1,6 +1,7 @@
 package ipc_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -431,6 +432,27 @@ func TestNameIsNeverFree(t *testing.T) {
 			must(t, <-squatter)
 		})
 	}
+}
+
+func TestNameThatIsTakenAndLeftIsInUseOrFree(t *testing.T) {
+	story(t)
+	addr := nameAddr(t)
+	var busy sync.WaitGroup
+	for range 3 {
+		busy.Go(func() {
+			for range 100 {
+				l, err := ipc.Listen(addr)
+				if err == nil {
+					err = l.Close()
+				}
+				if err != nil && !errors.Is(err, ipc.ErrAddrInUse) {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	busy.Wait()
 }
 
 func TestDroppedPipeListenerIsClosed(t *testing.T) {
@@ -1024,6 +1046,53 @@ func TestMessagesAreTheSameHoweverReadsWait(t *testing.T) {
 
 // threads is how many threads the program has had.
 func threads() int { return pprof.Lookup("threadcreate").Count() }
+
+func TestDeadlineDoesNotTearAMessage(t *testing.T) {
+	story(t)
+	const rounds = 300
+	a, b := msgPair(t)
+	sent := begin(func() error {
+		for i := range rounds {
+			if err := a.Send(pattern(1000 * (1 + i%50))); err != nil {
+				return err
+			}
+		}
+		return a.Close()
+	})
+	timeouts, short := 0, make([]byte, 700)
+	for i := 0; ; {
+		must(t, b.SetReadDeadline(time.Now().Add(time.Duration(timeouts%9)*20*time.Microsecond)))
+		var n int
+		var msg []byte
+		var err error
+		if i%2 == 0 {
+			msg, err = b.RecvAppend(nil)
+			n = len(msg)
+		} else if n, err = b.Recv(short); errors.Is(err, ipc.ErrMsgTooLong) {
+			err = nil
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			timeouts++
+			continue
+		}
+		if err == io.EOF && i == rounds {
+			break
+		}
+		must(t, err)
+		want := 1000 * (1 + i%50)
+		if i%2 != 0 {
+			want, msg = len(short), short
+		}
+		if n != want || !bytes.Equal(msg, pattern(want)) {
+			t.Fatalf("message %d arrives with %d bytes, want %d", i, n, want)
+		}
+		i++
+	}
+	must(t, <-sent)
+	if timeouts == 0 {
+		t.Error("no receive timed out: nothing was tested")
+	}
+}
 
 func TestManyWaitsHoldFewThreads(t *testing.T) {
 	story(t)
