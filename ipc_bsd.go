@@ -3,7 +3,6 @@
 package ipc
 
 import (
-	"io"
 	"runtime"
 	"syscall"
 	"unsafe"
@@ -16,6 +15,7 @@ const (
 	pathMax       = 1023 // PATH_MAX of sys/syslimits.h, less the NUL
 	socketFlags   = syscall.SOCK_CLOEXEC | syscall.SOCK_NONBLOCK
 	framedHere    = false // SOCK_SEQPACKET keeps messages apart
+	markRoom      = 0     // nothing marks messages
 	peekTells     = false
 	cutsRights    = runtime.GOOS == "netbsd"
 	dontWait      = syscall.MSG_DONTWAIT
@@ -25,54 +25,26 @@ const (
 	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
 )
 
-func nameTarget(name string) (string, error) { return tmpTarget(name) }
+type kernel struct{ everyUnix }
 
-func shorten(path string) (short string, release func(), err error) { return shortLink(path) }
+func (kernel) sysFlock(fd, how int) error            { return syscall.Flock(fd, how) }
+func (kernel) newPipe(p *[2]int) error               { return syscall.Pipe2(p[:], socketFlags) }
+func (kernel) mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
 
-func setMode(path string, typ, mode uint32, uid, gid int) error {
-	return setModeByPath(path, typ, mode, uid, gid)
-}
-
-func sysFlock(fd, how int) error { return syscall.Flock(fd, how) }
-
-func newPipe(p *[2]int) error { return syscall.Pipe2(p[:], socketFlags) }
-
-func mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
-
-func hungUp(int) bool { return false }
-
-func yield() {}
-
-func accept(sys int) (int, error) {
+func (kernel) accept(sys int) (int, error) {
 	conn, _, err := syscall.Accept4(sys, socketFlags)
 	return conn, acceptError(sys, err)
 }
 
-func dup(sys int) (int, error) { return dupForkLocked(sys) }
-
-func read(sys int, p []byte, _ bool) (int, error)  { return syscall.Read(sys, p) }
-func write(sys int, p []byte, _ bool) (int, error) { return syscall.Write(sys, p) }
-func readv(sys int, iov []iovec) (int, error)      { return syscall.Read(sys, first(iov)) }
-func writev(sys int, iov []iovec) (int, error)     { return syscall.Write(sys, first(iov)) }
-
-// Nothing marks messages here.
-const markRoom = 0
-
-func unmarked(oob []byte) []byte { return oob }
-
-func markMessages(int) {}
-
 // isMessage tells an empty message from the end: only a message ends a record.
-func isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 0 }
-
-func looseRecords() bool { return false }
+func (kernel) isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 0 }
 
 // carriesEmpty reports whether an empty message can be sent: a receiver that waits
 // is woken for bytes alone. On NetBSD those of a control message do; package
 // syscall would send none without a byte of data.
-func carriesEmpty() bool { return runtime.GOOS == "netbsd" }
+func (kernel) carriesEmpty() bool { return runtime.GOOS == "netbsd" }
 
-func sendmsg(sys int, p, oob []byte, flags int) (int, error) {
+func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
 	record := flags&syscall.MSG_EOR != 0
 	need := len(oob)
 	if record {
@@ -84,7 +56,7 @@ func sendmsg(sys int, p, oob []byte, flags int) (int, error) {
 	case runtime.GOOS == "netbsd" && record && need == 0:
 		return 0, sendEmpty(sys)
 	}
-	n, err := stdSendmsg(sys, p, oob, flags)
+	n, err := everyUnix{}.sendmsg(sys, p, oob, flags)
 	if err == syscall.EMSGSIZE || err == syscall.EAGAIN && record && len(oob) > 0 {
 		err = fullOrTooLong(sys, need)
 	}
@@ -110,7 +82,7 @@ func sendRights(sys int, p, oob []byte, record bool) (int, error) {
 		}
 		return 0, fullOrTooLong(sys, need)
 	}
-	return stdSendmsg(sys, p[:min(len(p), free-2*len(oob))], oob, 0)
+	return everyUnix{}.sendmsg(sys, p[:min(len(p), free-2*len(oob))], oob, 0)
 }
 
 // sendEmpty sends an empty message on NetBSD, with an empty list of descriptors.
@@ -130,18 +102,11 @@ func sendEmpty(sys int) error {
 // noRights is a control message that passes no descriptor; nobody changes it.
 var noRights = syscall.UnixRights()
 
-func recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
-	return stdRecvmsg(sys, p, oob, flags)
-}
-
-func (f *fd) spliceFrom(io.Reader) (int64, bool, error) { return 0, false, nil }
-func (f *fd) spliceTo(io.Writer) (int64, bool, error)   { return 0, false, nil }
-
 // peerOf asks as each of the three wants to be asked. Raw system calls are shut
 // off on OpenBSD, and package syscall has no getsockopt for a structure of any
 // kind; but its variants for fixed structures take any level and option, and the
 // kernel fills in what fits.
-func peerOf(sys int) (Peer, error) {
+func (kernel) peerOf(sys int) (Peer, error) {
 	const (
 		solLocal      = 0      // sys/un.h
 		localPeerCred = 1      // DragonFly: struct xucred of sys/ucred.h, which has no pid

@@ -1,7 +1,6 @@
 package ipc
 
 import (
-	"io"
 	"sync"
 	"syscall"
 )
@@ -13,6 +12,7 @@ const (
 	pathMax       = 1023 // PATH_MAX of sys/syslimits.h, less the NUL
 	socketFlags   = 0    // no SOCK_CLOEXEC: descriptors are made under syscall.ForkLock
 	framedHere    = true // no SOCK_SEQPACKET
+	markRoom      = 0    // nothing marks messages
 	peekTells     = false
 	cutsRights    = false // descriptors that do not fit would stay open for nobody to find
 	dontWait      = syscall.MSG_DONTWAIT
@@ -22,36 +22,19 @@ const (
 	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
 )
 
-func nameTarget(name string) (string, error) { return tmpTarget(name) }
+type kernel struct{ everyUnix }
 
-func shorten(path string) (short string, release func(), err error) { return shortLink(path) }
-
-func setMode(path string, typ, mode uint32, uid, gid int) error {
-	return setModeByPath(path, typ, mode, uid, gid)
-}
-
-func sysFlock(fd, how int) error { return syscall.Flock(fd, how) }
-
-func newPipe(p *[2]int) error { return syscall.Pipe(p[:]) }
-
-func mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
-
-func hungUp(int) bool { return false }
-
-func yield() {}
-
-func accept(sys int) (int, error) { return acceptForkLocked(sys) }
-
-func dup(sys int) (int, error) { return dupForkLocked(sys) }
+func (kernel) sysFlock(fd, how int) error            { return syscall.Flock(fd, how) }
+func (kernel) mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
 
 // read reads from a socket by recvmsg(2). Whoever is sent files gets them here, even
 // by a read(2), which tells nobody their numbers; so a peer could use up the
 // descriptors of this process.
-func read(sys int, p []byte, _ bool) (int, error) {
+func (kernel) read(sys int, p []byte, _ bool) (int, error) {
 	room := rightsRooms.Get().(*[rightsRoom]byte)
 	defer rightsRooms.Put(room)
 	syscall.ForkLock.RLock()
-	n, oobn, _, err := recvmsg(sys, p, room[:], dontWait) // a fork waits for this
+	n, oobn, _, err := kern.recvmsg(sys, p, room[:], dontWait) // a fork waits for this
 	if err == nil && oobn > 0 {
 		fds, _ := rights(room[:oobn])
 		for _, fd := range fds {
@@ -68,43 +51,22 @@ func read(sys int, p []byte, _ bool) (int, error) {
 // rightsRooms holds buffers for the files that nobody asked for.
 var rightsRooms = sync.Pool{New: func() any { return new([rightsRoom]byte) }}
 
-func write(sys int, p []byte, _ bool) (int, error) { return syscall.Write(sys, p) }
-func readv(sys int, iov []iovec) (int, error)      { return read(sys, first(iov), false) }
-func writev(sys int, iov []iovec) (int, error)     { return syscall.Write(sys, first(iov)) }
-
-// Nothing marks messages here.
-const markRoom = 0
-
-func unmarked(oob []byte) []byte { return oob }
-
-func markMessages(int)               {}
-func isMessage(flags, oobn int) bool { return true }
-func looseRecords() bool             { return false }
-func carriesEmpty() bool             { return true }
-
 // sendmsg tells apart a queue that has no room for the control messages now and one
 // that never has: the kernel says EMSGSIZE for both.
-func sendmsg(sys int, p, oob []byte, flags int) (int, error) {
-	n, err := stdSendmsg(sys, p, oob, flags)
+func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
+	n, err := everyUnix{}.sendmsg(sys, p, oob, flags)
 	if err == syscall.EMSGSIZE && len(oob) > 0 {
 		err = fullOrTooLong(sys, len(oob))
 	}
 	return n, err
 }
 
-func recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
-	return stdRecvmsg(sys, p, oob, flags)
-}
-
-func (f *fd) spliceFrom(io.Reader) (int64, bool, error) { return 0, false, nil }
-func (f *fd) spliceTo(io.Writer) (int64, bool, error)   { return 0, false, nil }
-
 // peerOf asks for LOCAL_PEERCRED and LOCAL_PEERPID, see unix(4). Package syscall
 // has no getsockopt for a structure of any kind; its variant for an
 // ICMPv6Filter, 32 bytes, takes any level and option, and the kernel fills in
 // the first 32 bytes of the struct xucred of sys/ucred.h: version, uid, number
 // of groups (16 bits), and the first five of sixteen groups.
-func peerOf(sys int) (Peer, error) {
+func (kernel) peerOf(sys int) (Peer, error) {
 	const (
 		solLocal      = 0 // sys/un.h
 		localPeerCred = 1

@@ -1,7 +1,6 @@
 package ipc
 
 import (
-	"io"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -14,6 +13,7 @@ const (
 	pathMax       = 1023 // PATH_MAX of sys/syslimits.h, less the NUL
 	socketFlags   = syscall.SOCK_CLOEXEC | syscall.SOCK_NONBLOCK
 	framedHere    = false // SOCK_SEQPACKET keeps messages apart
+	markRoom      = 0     // nothing marks messages
 	peekTells     = false
 	cutsRights    = true
 	dontWait      = syscall.MSG_DONTWAIT
@@ -23,27 +23,15 @@ const (
 	fifoQuiet     = true // a FIFO without a writer reads as empty, not as ended
 )
 
-func nameTarget(name string) (string, error) { return tmpTarget(name) }
+type kernel struct{ everyUnix }
 
-func shorten(path string) (short string, release func(), err error) { return shortLink(path) }
-
-func setMode(path string, typ, mode uint32, uid, gid int) error {
-	return setModeByPath(path, typ, mode, uid, gid)
-}
-
-func sysFlock(fd, how int) error { return syscall.Flock(fd, how) }
-
-func newPipe(p *[2]int) error { return syscall.Pipe2(p[:], socketFlags) }
-
-func mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
-
-func hungUp(int) bool { return false }
-
-func yield() {}
+func (kernel) sysFlock(fd, how int) error            { return syscall.Flock(fd, how) }
+func (kernel) newPipe(p *[2]int) error               { return syscall.Pipe2(p[:], socketFlags) }
+func (kernel) mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
 
 // accept leaves the client's address out: package syscall refuses a client that is
 // bound to a path too long for its sockaddr_un.
-func accept(sys int) (int, error) {
+func (kernel) accept(sys int) (int, error) {
 	conn, _, errno := syscall.Syscall6(syscall.SYS_ACCEPT4, uintptr(sys), 0, 0, socketFlags, 0, 0)
 	if errno != 0 {
 		return -1, errno
@@ -51,7 +39,7 @@ func accept(sys int) (int, error) {
 	return int(conn), nil
 }
 
-func dup(sys int) (int, error) {
+func (kernel) dup(sys int) (int, error) {
 	d, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(sys), syscall.F_DUPFD_CLOEXEC, 0)
 	if errno != 0 {
 		return -1, errno
@@ -59,35 +47,28 @@ func dup(sys int) (int, error) {
 	return int(d), nil
 }
 
-func read(sys int, p []byte, _ bool) (int, error)  { return syscall.Read(sys, p) }
-func write(sys int, p []byte, _ bool) (int, error) { return syscall.Write(sys, p) }
-func readv(sys int, iov []iovec) (int, error)      { return vector(syscall.SYS_READV, sys, iov) }
-func writev(sys int, iov []iovec) (int, error)     { return vector(syscall.SYS_WRITEV, sys, iov) }
-
-// Nothing marks messages here.
-const markRoom = 0
-
-func unmarked(oob []byte) []byte { return oob }
-
-func markMessages(int) {}
+func (kernel) readv(sys int, iov []iovec) (int, error)  { return vector(syscall.SYS_READV, sys, iov) }
+func (kernel) writev(sys int, iov []iovec) (int, error) { return vector(syscall.SYS_WRITEV, sys, iov) }
 
 // isMessage tells an empty message from the end: only a message ends a record.
-func isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 0 }
+func (kernel) isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 0 }
 
 // looseRecords reports whether this is FreeBSD 15 or later, whose messages are
 // records in a stream: an empty one does not exist, what does not fit a buffer
 // stays for the next receive, and of what does not fit the queue a part is sent.
-// It asks the kernel once for __FreeBSD_version of sys/param.h.
-var looseRecords = sync.OnceValue(func() bool {
+func (kernel) looseRecords() bool { return isFreeBSD15() }
+
+// isFreeBSD15 asks the kernel once for __FreeBSD_version of sys/param.h.
+var isFreeBSD15 = sync.OnceValue(func() bool {
 	version, err := syscall.SysctlUint32("kern.osreldate")
 	return err == nil && version >= 1500000
 })
 
-func carriesEmpty() bool { return !looseRecords() }
+func (kernel) carriesEmpty() bool { return !kern.looseRecords() }
 
-func sendmsg(sys int, p, oob []byte, flags int) (int, error) {
-	n, err := stdSendmsg(sys, p, oob, flags)
-	if err == syscall.EAGAIN && len(oob) > 0 && flags&syscall.MSG_EOR != 0 && !looseRecords() {
+func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
+	n, err := everyUnix{}.sendmsg(sys, p, oob, flags)
+	if err == syscall.EAGAIN && len(oob) > 0 && flags&syscall.MSG_EOR != 0 && !kern.looseRecords() {
 		err = fullOrTooLong(sys, len(p)+len(oob)) // the kernel waits for ever for what is too long
 	}
 	return n, err
@@ -96,7 +77,7 @@ func sendmsg(sys int, p, oob []byte, flags int) (int, error) {
 // recvmsg leaves the peer's address out, which package syscall would allocate for
 // each message. But an empty one of another program, sent without MSG_EOR, is told
 // from the end by its having an address at all.
-func recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
+func (kernel) recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
 	var name, dummy [1]byte
 	room := p
 	if len(p) == 0 {
@@ -113,18 +94,15 @@ func recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
 	if errno != 0 {
 		return 0, 0, 0, errno
 	}
-	if r == 0 && hdr.Namelen > 0 && !looseRecords() {
+	if r == 0 && hdr.Namelen > 0 && !kern.looseRecords() {
 		hdr.Flags |= syscall.MSG_EOR
 	}
 	return min(int(r), len(p)), int(hdr.Controllen), int(hdr.Flags), nil
 }
 
-func (f *fd) spliceFrom(io.Reader) (int64, bool, error) { return 0, false, nil }
-func (f *fd) spliceTo(io.Writer) (int64, bool, error)   { return 0, false, nil }
-
 // peerOf asks for LOCAL_PEERCRED, see unix(4): the struct xucred of sys/ucred.h,
 // whose last field is a pointer wide and holds cr_pid since FreeBSD 13.0.
-func peerOf(sys int) (Peer, error) {
+func (kernel) peerOf(sys int) (Peer, error) {
 	const (
 		solLocal      = 0 // sys/un.h
 		localPeerCred = 1

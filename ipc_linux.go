@@ -28,6 +28,8 @@ const (
 	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
 )
 
+type kernel struct{ everyUnix }
+
 // ---------------------------------------------------------------------------
 // What only Linux has
 
@@ -173,7 +175,7 @@ func (f *fd) fcntl(cmd, arg int) (n int, err error) {
 
 // spliceFrom copies from r until it ends, if it is something to splice from.
 // Unless it says done, the caller copies the rest by other means.
-func (f *fd) spliceFrom(r io.Reader) (n int64, done bool, err error) {
+func (kernel) spliceFrom(f *fd, r io.Reader) (n int64, done bool, err error) {
 	limit := int64(noLimit)
 	if l, ok := r.(*io.LimitedReader); ok {
 		r, limit = l.R, l.N
@@ -187,7 +189,7 @@ func (f *fd) spliceFrom(r io.Reader) (n int64, done bool, err error) {
 }
 
 // spliceTo copies to w until the peer closes, if it is something to splice to.
-func (f *fd) spliceTo(w io.Writer) (n int64, done bool, err error) {
+func (kernel) spliceTo(f *fd, w io.Writer) (n int64, done bool, err error) {
 	dst, src := spliceEnd(w), f.spliceSource()
 	if _, file := w.(*os.File); dst == nil || src == nil || file {
 		return 0, false, nil
@@ -288,7 +290,7 @@ func (s *splicer) run(limit int64) (total int64, done bool, err error) {
 			if s.errno != syscall.EAGAIN || s.blocked || !writable(s.side) {
 				return
 			}
-			yield() // one of the two became ready just after
+			kern.yield() // one of the two became ready just after
 		}
 	}
 	for total < limit {
@@ -376,7 +378,7 @@ func (s *splicer) move(from, to int) bool {
 // Primitives
 
 // nameTarget maps a name to the abstract socket of that name.
-func nameTarget(name string) (string, error) {
+func (kernel) nameTarget(name string) (string, error) {
 	if limit := sunPathMax; len(name) > limit {
 		return "", tooLong("the abstract name", len(name), limit)
 	}
@@ -389,7 +391,7 @@ const oPath = 0x200000
 
 // shorten returns a name of at most a few bytes for a path of any length: the
 // kernel follows /proc/self/fd/N to the very file, see proc(5).
-func shorten(path string) (short string, release func(), err error) { return pin(path, 0) }
+func (kernel) shorten(path string) (short string, release func(), err error) { return pin(path, 0) }
 
 func pin(path string, flags int) (short string, release func(), err error) {
 	fd, err := open(path, oPath|syscall.O_CLOEXEC|flags)
@@ -401,7 +403,7 @@ func pin(path string, flags int) (short string, release func(), err error) {
 
 // setMode sets permissions and owner of the file of that type at the path. It
 // holds on to the file, so that nothing put in its place meanwhile is changed.
-func setMode(path string, typ, mode uint32, uid, gid int) error {
+func (kernel) setMode(path string, typ, mode uint32, uid, gid int) error {
 	file, release, err := pin(path, syscall.O_NOFOLLOW)
 	if err != nil {
 		return err
@@ -409,7 +411,7 @@ func setMode(path string, typ, mode uint32, uid, gid int) error {
 	defer release()
 	var st syscall.Stat_t
 	if err := control(func() error { return syscall.Stat(file, &st) }); err == syscall.ENOENT {
-		return setModeByPath(path, typ, mode, uid, gid) // /proc is not mounted
+		return everyUnix{}.setMode(path, typ, mode, uid, gid) // /proc is not mounted
 	} else if err != nil {
 		return os.NewSyscallError("stat", err)
 	} else if st.Mode&syscall.S_IFMT != typ {
@@ -423,14 +425,14 @@ func setMode(path string, typ, mode uint32, uid, gid int) error {
 	return os.NewSyscallError("chmod", control(func() error { return syscall.Chmod(file, mode) }))
 }
 
-func sysFlock(fd, how int) error { return syscall.Flock(fd, how) }
+func (kernel) sysFlock(fd, how int) error { return syscall.Flock(fd, how) }
 
-func newPipe(p *[2]int) error { return syscall.Pipe2(p[:], socketFlags) }
+func (kernel) newPipe(p *[2]int) error { return syscall.Pipe2(p[:], socketFlags) }
 
-func mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
+func (kernel) mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
 
 // hungUp reports whether the FIFO had a writer that left.
-func hungUp(sys int) bool { return poll(sys, pollIn)&pollHup != 0 }
+func (kernel) hungUp(sys int) bool { return poll(sys, pollIn)&pollHup != 0 }
 
 // readable reports whether the descriptor has something to read: data, the end or
 // an error; writable whether it has room, or an error.
@@ -456,12 +458,12 @@ func poll(sys int, events int16) int16 {
 	return p.revents
 }
 
-func accept(sys int) (int, error) {
+func (kernel) accept(sys int) (int, error) {
 	conn, _, err := syscall.Accept4(sys, socketFlags)
 	return conn, err
 }
 
-func dup(sys int) (int, error) {
+func (kernel) dup(sys int) (int, error) {
 	d, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(sys), syscall.F_DUPFD_CLOEXEC, 0)
 	if errno != 0 {
 		return -1, errno
@@ -469,7 +471,7 @@ func dup(sys int) (int, error) {
 	return int(d), nil
 }
 
-func read(sys int, p []byte, raw bool) (int, error) {
+func (kernel) read(sys int, p []byte, raw bool) (int, error) {
 	if !raw || len(p) > rawMax || len(p) == 0 {
 		return syscall.Read(sys, p)
 	}
@@ -480,7 +482,7 @@ func read(sys int, p []byte, raw bool) (int, error) {
 	return int(n), nil
 }
 
-func write(sys int, p []byte, raw bool) (int, error) {
+func (kernel) write(sys int, p []byte, raw bool) (int, error) {
 	if !raw || len(p) > rawMax || len(p) == 0 {
 		return syscall.Write(sys, p)
 	}
@@ -492,16 +494,16 @@ func write(sys int, p []byte, raw bool) (int, error) {
 }
 
 // yield lets another thread of the machine have the CPU: sched_yield(2).
-func yield() { syscall.RawSyscall(syscall.SYS_SCHED_YIELD, 0, 0, 0) }
+func (kernel) yield() { syscall.RawSyscall(syscall.SYS_SCHED_YIELD, 0, 0, 0) }
 
-func readv(sys int, iov []iovec) (int, error)  { return vector(syscall.SYS_READV, sys, iov) }
-func writev(sys int, iov []iovec) (int, error) { return vector(syscall.SYS_WRITEV, sys, iov) }
+func (kernel) readv(sys int, iov []iovec) (int, error)  { return vector(syscall.SYS_READV, sys, iov) }
+func (kernel) writev(sys int, iov []iovec) (int, error) { return vector(syscall.SYS_WRITEV, sys, iov) }
 
 // markMessages makes the kernel set a time stamp on every message. There is no
 // room for it in a plain receive, which MSG_CTRUNC tells; so an empty message
 // differs from the end, where nothing was received and nothing cut off. Should
 // the kernel refuse, an empty message is taken for the end.
-func markMessages(sys int) {
+func (kernel) markMessages(sys int) {
 	syscall.SetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_TIMESTAMP, 1)
 }
 
@@ -510,7 +512,7 @@ func markMessages(sys int) {
 var markRoom = syscall.CmsgSpace(int(unsafe.Sizeof(syscall.Timeval{})))
 
 // unmarked returns the control messages behind the mark.
-func unmarked(oob []byte) []byte {
+func (kernel) unmarked(oob []byte) []byte {
 	if len(oob) < markRoom {
 		return oob
 	}
@@ -521,17 +523,14 @@ func unmarked(oob []byte) []byte {
 	return oob[markRoom:]
 }
 
-func isMessage(flags, oobn int) bool { return oobn > 0 || flags&syscall.MSG_CTRUNC != 0 }
+func (kernel) isMessage(flags, oobn int) bool { return oobn > 0 || flags&syscall.MSG_CTRUNC != 0 }
 
-func looseRecords() bool { return false }
-func carriesEmpty() bool { return true }
-
-func sendmsg(sys int, p, oob []byte, flags int) (int, error) {
+func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
 	n, _, _, err := message(numbers.sendmsg, sys, p, oob, flags)
 	return n, err
 }
 
-func recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
+func (kernel) recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
 	return message(numbers.recvmsg, sys, p, oob, flags)
 }
 
@@ -556,7 +555,7 @@ func message(trap uintptr, sys int, p, oob []byte, flags int) (n, oobn, got int,
 }
 
 // peerOf asks for SO_PEERCRED and SO_PEERGROUPS, see unix(7) and socket(7).
-func peerOf(sys int) (Peer, error) {
+func (kernel) peerOf(sys int) (Peer, error) {
 	cred, err := syscall.GetsockoptUcred(sys, syscall.SOL_SOCKET, syscall.SO_PEERCRED)
 	if err != nil {
 		return Peer{}, err

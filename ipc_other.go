@@ -4,7 +4,6 @@ package ipc
 
 import (
 	"errors"
-	"io"
 	"os"
 	"runtime"
 	"sync"
@@ -20,6 +19,7 @@ const (
 	pathMax       = 1022 // PATH_MAX of limits.h, less the NUL, and AIX's sun_path
 	socketFlags   = 0    // AIX has no SOCK_CLOEXEC: descriptors are made under syscall.ForkLock
 	framedHere    = true // SOCK_SEQPACKET is not known to work on each of them
+	markRoom      = 0    // nothing marks messages
 	peekTells     = false
 	cutsRights    = false // descriptors that do not fit would stay open for nobody to find
 	cmsgCloexec   = 0     // received under syscall.ForkLock
@@ -27,6 +27,8 @@ const (
 	fifoPolls     = true
 	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
 )
+
+type kernel struct{ everyUnix }
 
 // dontWait is MSG_DONTWAIT of sys/socket.h, which is MSG_NONBLOCK on AIX.
 var dontWait = 0x80
@@ -37,25 +39,18 @@ func init() {
 	}
 }
 
-func nameTarget(name string) (string, error) { return tmpTarget(name) }
-
-func shorten(path string) (short string, release func(), err error) { return shortLink(path) }
-
-func setMode(path string, typ, mode uint32, uid, gid int) error {
-	return setModeByPath(path, typ, mode, uid, gid)
-}
-
 // locked holds the files that this process has locked. There is no flock here;
 // the locks of fcntl(2) that stand in for it belong to the process, so between
 // its own goroutines this table decides.
 var locked struct {
+	taking     sync.Mutex     // held while a lock file is open and not locked yet
 	sync.Mutex                // guards files
 	files      map[int]fileID // by descriptor
 }
 
-// sysFlock locks as flock(2) does. A folder cannot be locked: fcntl(2) wants a
-// descriptor that can be written.
-func sysFlock(fd, how int) error {
+// sysFlock locks as flock(2) does. A folder is locked among the goroutines of this
+// process alone: fcntl(2) wants a descriptor that can be written.
+func (kernel) sysFlock(fd, how int) error {
 	locked.Lock()
 	defer locked.Unlock()
 	lock := syscall.Flock_t{Type: syscall.F_UNLCK}
@@ -73,6 +68,9 @@ func sysFlock(fd, how int) error {
 		locked.files[fd] = id
 	}
 	err := syscall.FcntlFlock(uintptr(fd), syscall.F_SETLK, &lock)
+	if err == syscall.EBADF {
+		err = nil // a folder
+	}
 	if err != nil || lock.Type == syscall.F_UNLCK {
 		delete(locked.files, fd)
 	}
@@ -82,46 +80,30 @@ func sysFlock(fd, how int) error {
 	return err
 }
 
-func newPipe(p *[2]int) error { return syscall.Pipe(p[:]) }
-
-// mkfifo has no call that package syscall offers on both AIX and Solaris.
-func mkfifo(string, uint32) error { return errors.ErrUnsupported }
-
-func hungUp(int) bool { return false }
-
-func yield() {}
-
-func accept(sys int) (int, error) { return acceptForkLocked(sys) }
-
-func dup(sys int) (int, error) { return dupForkLocked(sys) }
-
-func read(sys int, p []byte, _ bool) (int, error)  { return syscall.Read(sys, p) }
-func write(sys int, p []byte, _ bool) (int, error) { return syscall.Write(sys, p) }
-func readv(sys int, iov []iovec) (int, error)      { return syscall.Read(sys, first(iov)) }
-func writev(sys int, iov []iovec) (int, error)     { return syscall.Write(sys, first(iov)) }
-
-// Nothing marks messages here.
-const markRoom = 0
-
-func unmarked(oob []byte) []byte { return oob }
-
-func markMessages(int)                                       {}
-func isMessage(flags, oobn int) bool                         { return true }
-func looseRecords() bool                                     { return false }
-func carriesEmpty() bool                                     { return true }
-func sendmsg(sys int, p, oob []byte, flags int) (int, error) { return stdSendmsg(sys, p, oob, flags) }
-
-func recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
-	return stdRecvmsg(sys, p, oob, flags)
+// holdsLock reports whether this process has locked the file. If so it must not be
+// opened: a lock of fcntl(2) is gone once any descriptor of its file is closed. No
+// other is taken until letGo is called.
+func (kernel) holdsLock(path string) (held bool, letGo func()) {
+	locked.taking.Lock()
+	at, err := lstat(path)
+	if err != nil {
+		return false, locked.taking.Unlock
+	}
+	locked.Lock()
+	defer locked.Unlock()
+	for _, id := range locked.files {
+		held = held || id == at.id
+	}
+	return held, locked.taking.Unlock
 }
 
-func (f *fd) spliceFrom(io.Reader) (int64, bool, error) { return 0, false, nil }
-func (f *fd) spliceTo(io.Writer) (int64, bool, error)   { return 0, false, nil }
+// mkfifo has no call that package syscall offers on both AIX and Solaris.
+func (kernel) mkfifo(string, uint32) error { return errors.ErrUnsupported }
 
 // peerOf asks as getpeerucred(3C) of illumos does. Oracle's Solaris and AIX have
 // nothing that package syscall reaches; there nobody's identity is known, and
 // what depends on it is refused.
-func peerOf(sys int) (Peer, error) {
+func (kernel) peerOf(sys int) (Peer, error) {
 	const (
 		sysUcredsys   = 155 // sys/syscall.h
 		getPeerUcred  = 1   // sys/ucred.h: UCREDSYS_GETPEERUCRED

@@ -104,7 +104,7 @@ func (a Addr) resolve() (target string, err error) {
 	}
 	target = a.text
 	if a.kind == nameAddr {
-		if target, err = nameTarget(a.text); err != nil {
+		if target, err = kern.nameTarget(a.text); err != nil {
 			return "", err
 		}
 	}
@@ -126,8 +126,8 @@ func (a Addr) resolve() (target string, err error) {
 // nameMax is NAME_MAX, the longest element of a path, on every Unix.
 const nameMax = 255
 
-// tmpTarget maps a name to a file where the system has no abstract names.
-func tmpTarget(name string) (string, error) {
+// nameTarget maps a name to a file where the system has no abstract names.
+func (everyUnix) nameTarget(name string) (string, error) {
 	for element := range strings.SplitSeq(name, "/") {
 		if element == ".." {
 			return "", &ruleError{what: "the name " + strconv.Quote(name) + " leads out of /tmp"}
@@ -360,7 +360,7 @@ func claim(sys int, path string, lc *ListenConfig) (_ *socketFile, err error) {
 	}
 	folder, letGo := dir, func() {}
 	if len(joinPath(dir, name)) > sunPathMax {
-		if folder, letGo, err = shorten(dir); err != nil {
+		if folder, letGo, err = kern.shorten(dir); err != nil {
 			return nil, err
 		}
 	}
@@ -443,7 +443,7 @@ func (f *socketFile) place(sys int, at string, lc *ListenConfig) (err error) {
 		}
 	}()
 	mode, uid, gid := lc.fileMode()
-	if err := setMode(at, syscall.S_IFSOCK, mode, uid, gid); err != nil {
+	if err := kern.setMode(at, syscall.S_IFSOCK, mode, uid, gid); err != nil {
 		return err
 	}
 	made, err := lstat(at)
@@ -529,6 +529,11 @@ func (f *socketFile) unlock() {
 // takeLock creates or opens the file and takes the flock on it. The error is
 // EWOULDBLOCK if somebody else has it.
 func takeLock(path string) (int, error) {
+	held, letGo := kern.holdsLock(path)
+	defer letGo()
+	if held {
+		return -1, syscall.EWOULDBLOCK
+	}
 	for {
 		lock, err := openLock(path)
 		if err != nil {
@@ -630,6 +635,11 @@ func takeGuard(dir string) (release func(), err error) {
 // asking for its lock without taking it: see F_GETLK of fcntl(2), which tells of
 // an flock(2) too where the two are one thing (BSD, macOS).
 func lockHeld(path string) bool {
+	held, letGo := kern.holdsLock(path + lockSuffix)
+	defer letGo()
+	if held {
+		return true
+	}
 	fd, err := open(path+lockSuffix, syscall.O_RDONLY|syscall.O_CLOEXEC|syscall.O_NOFOLLOW|syscall.O_NONBLOCK)
 	if err != nil {
 		return false
@@ -640,10 +650,10 @@ func lockHeld(path string) bool {
 	return err == nil && lock.Type != syscall.F_UNLCK
 }
 
-// setModeByPath sets permissions and owner of the file of that type that was
+// setMode sets permissions and owner of the file of that type that was
 // just made at the path. What could have been put in its place since is looked
 // for before, not excluded: the folder is trusted to that degree.
-func setModeByPath(path string, typ, mode uint32, uid, gid int) error {
+func (everyUnix) setMode(path string, typ, mode uint32, uid, gid int) error {
 	var st syscall.Stat_t
 	if err := control(func() error { return syscall.Lstat(path, &st) }); err != nil {
 		return os.NewSyscallError("lstat", err)
@@ -662,9 +672,9 @@ func setModeByPath(path string, typ, mode uint32, uid, gid int) error {
 // errReplaced is for a file that somebody replaces as it is being made.
 var errReplaced = &ruleError{"the file was replaced by another", ErrAddrInUse}
 
-// shortLink makes a private symbolic link to a path that is too long for a
+// shorten makes a private symbolic link to a path that is too long for a
 // sockaddr_un, and returns its short name and how to remove it.
-func shortLink(path string) (short string, release func(), err error) {
+func (everyUnix) shorten(path string) (short string, release func(), err error) {
 	if path[0] != '/' {
 		wd, err := syscall.Getwd()
 		if err != nil {
@@ -708,7 +718,7 @@ func connect(target string, kind transport, _ *SysDialer) (*fd, error) {
 
 func connectSocket(target string, typ int) (*fd, error) {
 	if len(target) > sunPathMax && !isAbstract(target) {
-		short, release, err := shorten(target)
+		short, release, err := kern.shorten(target)
 		if err != nil {
 			return nil, err
 		}
@@ -858,7 +868,7 @@ func adopt(f *os.File, kind transport, check func(sys int) error) (*fd, error) {
 		return nil, err
 	}
 	sys := -1
-	if e := raw.Control(func(fd uintptr) { sys, err = dup(int(fd)) }); e != nil {
+	if e := raw.Control(func(fd uintptr) { sys, err = kern.dup(int(fd)) }); e != nil {
 		return nil, e
 	}
 	if err != nil {
@@ -922,7 +932,7 @@ func isConnected(sys int, kind transport) error {
 func wasConnected(sys int) bool {
 	var b [1]byte
 	err := control(func() error {
-		_, _, _, err := recvmsg(sys, b[:], nil, syscall.MSG_PEEK|dontWait)
+		_, _, _, err := kern.recvmsg(sys, b[:], nil, syscall.MSG_PEEK|dontWait)
 		return err
 	})
 	return err == nil || err == syscall.EAGAIN || err == syscall.ECONNRESET
@@ -954,7 +964,7 @@ func isListening(sys int) error {
 
 func pipe() (r, w *fd, err error) {
 	var p [2]int
-	err = atBirth(func() error { return newPipe(&p) }, &p[0], &p[1])
+	err = atBirth(func() error { return kern.newPipe(&p) }, &p[0], &p[1])
 	if err != nil {
 		return nil, nil, os.NewSyscallError("pipe", err)
 	}
@@ -1025,10 +1035,10 @@ func mkfifoExact(addr Addr, perm fs.FileMode) error {
 	}
 	// The umask can only take bits away, so the FIFO is never open to more
 	// users than it should be.
-	if err := control(func() error { return mkfifo(path, uint32(perm)) }); err != nil {
+	if err := control(func() error { return kern.mkfifo(path, uint32(perm)) }); err != nil {
 		return os.NewSyscallError("mkfifo", err)
 	}
-	if err := setMode(path, syscall.S_IFIFO, uint32(perm), -1, -1); err != nil {
+	if err := kern.setMode(path, syscall.S_IFIFO, uint32(perm), -1, -1); err != nil {
 		unlink(path)
 		return err
 	}
@@ -1133,7 +1143,7 @@ func (f *fd) awaitWriter(p *patience) error {
 		case err == nil && n > 0:
 			h.envelope = &envelope{ahead: first[:]}
 			return nil
-		case err == nil && (fifoQuiet || hungUp(f.sys)):
+		case err == nil && (fifoQuiet || kern.hungUp(f.sys)):
 			return nil // a writer came and left
 		case err == syscall.EAGAIN && !fifoQuiet:
 			return nil
@@ -1611,7 +1621,7 @@ func (f *fd) spinLimit() int64 {
 func (f *fd) spinFor(h *half, limit int64) bool {
 	start := now()
 	for {
-		yield()
+		kern.yield()
 		done := h.attempt(f.sys)
 		spent := now() - start
 		switch {
@@ -1740,7 +1750,7 @@ func (f *fd) leavePoller() {
 	if f.pinned {
 		return
 	}
-	sys, err := dup(f.sys)
+	sys, err := kern.dup(f.sys)
 	if err != nil {
 		return
 	}
@@ -1909,6 +1919,9 @@ func (f *fd) writeBuffers(bufs *net.Buffers) (total int64, err error) {
 	}
 }
 
+func (f *fd) spliceFrom(r io.Reader) (n int64, done bool, err error) { return kern.spliceFrom(f, r) }
+func (f *fd) spliceTo(w io.Writer) (n int64, done bool, err error)   { return kern.spliceTo(f, w) }
+
 // An iovec is the struct of readv(2), the same on every Unix.
 type iovec struct {
 	base *byte
@@ -1948,8 +1961,6 @@ func consume(bufs *net.Buffers, n int) {
 	}
 }
 
-// first returns the first buffer, which is what readv and writev work on where
-// package syscall does not reach them: short transfers are in their contract.
 func first(iov []iovec) []byte { return unsafe.Slice(iov[0].base, int(iov[0].len)) }
 
 // vector makes the call readv or writev by its number.
@@ -1979,20 +1990,20 @@ const (
 )
 
 // The calls of the operations: one attempt each.
-func readCall(sys int, h *half) (err error)   { h.n, err = read(sys, h.buf, h.raw()); return err }
-func writeCall(sys int, h *half) (err error)  { h.n, err = write(sys, h.buf, h.raw()); return err }
-func readvCall(sys int, h *half) (err error)  { h.n, err = readv(sys, h.iov); return err }
-func writevCall(sys int, h *half) (err error) { h.n, err = writev(sys, h.iov); return err }
+func readCall(sys int, h *half) (err error)   { h.n, err = kern.read(sys, h.buf, h.raw()); return err }
+func writeCall(sys int, h *half) (err error)  { h.n, err = kern.write(sys, h.buf, h.raw()); return err }
+func readvCall(sys int, h *half) (err error)  { h.n, err = kern.readv(sys, h.iov); return err }
+func writevCall(sys int, h *half) (err error) { h.n, err = kern.writev(sys, h.iov); return err }
 
 // acceptCall lets the connection that was accepted last be served before it looks
 // a second time whether there is another: to spin meanwhile would take the CPU
 // from the very goroutine that the next client waits for.
 func acceptCall(sys int, h *half) (err error) {
-	h.n, err = accept(sys)
+	h.n, err = kern.accept(sys)
 	if err == syscall.EAGAIN && h.served {
 		h.served = false
 		runtime.Gosched()
-		h.n, err = accept(sys)
+		h.n, err = kern.accept(sys)
 	}
 	if err == nil {
 		h.served = true
@@ -2001,7 +2012,7 @@ func acceptCall(sys int, h *half) (err error) {
 }
 
 func sendmsgCall(sys int, h *half) (err error) {
-	h.n, err = sendmsg(sys, h.buf, h.oob, h.flags)
+	h.n, err = kern.sendmsg(sys, h.buf, h.oob, h.flags)
 	return err
 }
 
@@ -2012,7 +2023,7 @@ func recvmsgCall(sys int, h *half) (err error) {
 		h.flags |= dontWait // a fork waits for this
 	}
 	var got int
-	h.n, h.oobn, got, err = recvmsg(sys, h.buf, h.oob, h.flags|cmsgCloexec)
+	h.n, h.oobn, got, err = kern.recvmsg(sys, h.buf, h.oob, h.flags|cmsgCloexec)
 	if err != nil {
 		return err
 	}
@@ -2045,9 +2056,9 @@ func (f *fd) sendMessage(h *half, p, oob []byte) error {
 	switch {
 	case h.torn != nil:
 		return h.torn
-	case len(p) == 0 && len(oob) == 0 && !carriesEmpty():
+	case len(p) == 0 && len(oob) == 0 && !kern.carriesEmpty():
 		return &ruleError{"this system cannot send an empty message", errors.ErrUnsupported}
-	case looseRecords(): // the kernel would make several of one that is too long
+	case kern.looseRecords(): // the kernel would make several of one that is too long
 		limit, err := syscall.GetsockoptInt(f.sys, syscall.SOL_SOCKET, syscall.SO_SNDBUF)
 		if err == nil && len(p) > limit {
 			return sendError(syscall.EMSGSIZE)
@@ -2083,7 +2094,7 @@ func (f *fd) enterRecv(h *half) error {
 		return err
 	}
 	if f.kind == messages && !h.marked {
-		markMessages(f.sys)
+		kern.markMessages(f.sys)
 		h.marked = true
 	}
 	return nil
@@ -2109,7 +2120,7 @@ func (f *fd) recvInto(h *half, p []byte) (n int, err error) {
 		h.held, h.ahead = false, nil
 		return n, err
 	}
-	if looseRecords() {
+	if kern.looseRecords() {
 		return f.recvParts(h, p)
 	}
 	h.buf, h.flags = p, 0
@@ -2120,7 +2131,7 @@ func (f *fd) recvInto(h *half, p []byte) (n int, err error) {
 		return 0, callError("recvmsg", err)
 	}
 	switch n = min(h.n, len(p)); {
-	case h.n == 0 && !isMessage(h.flags, h.oobn):
+	case h.n == 0 && !kern.isMessage(h.flags, h.oobn):
 		return 0, io.EOF
 	case h.n > n || h.flags&syscall.MSG_TRUNC != 0:
 		return n, ErrMsgTooLong
@@ -2204,7 +2215,7 @@ func (f *fd) recvBehind(h *half, dst []byte) ([]byte, error) {
 		dst = append(dst, h.ahead...)
 		h.held, h.ahead = false, nil
 		return dst, nil
-	case looseRecords():
+	case kern.looseRecords():
 		return f.appendParts(h, dst)
 	}
 	p, err := f.makeRoom(h, dst)
@@ -2312,7 +2323,7 @@ func (f *fd) recvFiles() ([]*os.File, error) {
 	p := make([]byte, 1)
 	switch {
 	case f.kind != messages:
-	case looseRecords(): // what does not fit stays
+	case kern.looseRecords(): // what does not fit stays
 		p = make([]byte, roomAtLeast)
 	default:
 		room, err := f.makeRoom(h, p[:0])
@@ -2325,7 +2336,7 @@ func (f *fd) recvFiles() ([]*os.File, error) {
 	if err == nil && files == nil {
 		err = ErrNoFiles
 	}
-	whole := f.kind == messages && (!looseRecords() || h.flags&syscall.MSG_EOR != 0)
+	whole := f.kind == messages && (!kern.looseRecords() || h.flags&syscall.MSG_EOR != 0)
 	alone := n == 1 && p[0] == zeroByte[0] && err != ErrNoFiles && whole == (f.kind == messages)
 	if !alone && (n > 0 || err == ErrNoFiles) {
 		h.ahead, h.held = p[:n], whole
@@ -2363,7 +2374,7 @@ func (f *fd) takeRights(h *half, p []byte) (int, []*os.File, error) {
 		}
 		return h.n, nil, err
 	}
-	if h.n == 0 && len(fds) == 0 && !(f.kind == messages && isMessage(h.flags, h.oobn)) {
+	if h.n == 0 && len(fds) == 0 && !(f.kind == messages && kern.isMessage(h.flags, h.oobn)) {
 		return 0, nil, io.EOF
 	}
 	var files []*os.File
@@ -2378,7 +2389,7 @@ func (f *fd) takeRights(h *half, p []byte) (int, []*os.File, error) {
 // stream is still there, and goes as it would have gone with them.
 func (f *fd) lostRights(h *half, err error) (int, []*os.File, error) {
 	err = &classified{os.NewSyscallError("recvmsg", err), ErrMsgTooLong}
-	if f.kind == messages && !looseRecords() {
+	if f.kind == messages && !kern.looseRecords() {
 		return 0, nil, err
 	}
 	h.oob, h.flags = nil, 0
@@ -2461,13 +2472,13 @@ func (f *fd) readMsg(p, oob []byte) (n, oobn, flags int, err error) {
 	if err := f.run(h, recvmsgCall); err != nil {
 		return 0, 0, 0, callError("recvmsg", err)
 	}
-	ended := f.kind != messages || !isMessage(h.flags, h.oobn)
+	ended := f.kind != messages || !kern.isMessage(h.flags, h.oobn)
 	if h.n == 0 && h.oobn == 0 && ended && len(p) > 0 {
 		return 0, 0, h.flags, io.EOF
 	}
 	switch {
 	case f.kind == messages && markRoom > 0:
-		h.oobn = copy(oob, unmarked(h.oob[:h.oobn]))
+		h.oobn = copy(oob, kern.unmarked(h.oob[:h.oobn]))
 	case !cutsRights && len(h.oob) > 0:
 		var cut bool
 		if h.oobn, cut = fitRights(oob, h.oob[:h.oobn]); cut {
@@ -2529,14 +2540,22 @@ func (f *fd) closeRead() error {
 	if err := f.shutdown(syscall.SHUT_RD); err != nil {
 		return err
 	}
-	return f.control("read", func() error {
-		waste := make([]byte, 32<<10)
-		for {
-			if n, err := syscall.Read(f.sys, waste); n <= 0 && err != syscall.EINTR {
-				return nil // the end, or what the next read says
-			}
+	// The reads that the shutdown woke come first, and those that wait for them: what
+	// they return must have no gap.
+	h := &f.r
+	if f.enter(h) != nil {
+		return nil // closed meanwhile, both ways
+	}
+	defer f.leave(h)
+	if h.envelope != nil {
+		h.held, h.ahead = false, nil
+	}
+	waste := make([]byte, 32<<10)
+	for {
+		if n, err := syscall.Read(f.sys, waste); n <= 0 && err != syscall.EINTR {
+			return nil // the end, or what the next read says
 		}
-	})
+	}
 }
 
 func (f *fd) shutdown(how int) error {
@@ -2558,7 +2577,7 @@ func (f *fd) setBuffer(d direction, n int) error {
 
 func (f *fd) peer() (p Peer, err error) {
 	err = f.control("getsockopt", func() (err error) {
-		p, err = peerOf(f.sys)
+		p, err = kern.peerOf(f.sys)
 		return err
 	})
 	return p, err
@@ -2567,7 +2586,7 @@ func (f *fd) peer() (p Peer, err error) {
 func (f *fd) dupFile(name string) (*os.File, error) {
 	var sys int
 	err := f.control("dup", func() (err error) {
-		sys, err = dup(f.sys)
+		sys, err = kern.dup(f.sys)
 		return err
 	})
 	if err != nil {
@@ -2644,6 +2663,48 @@ func errnoOf(err error) error {
 // ---------------------------------------------------------------------------
 // System calls
 
+// An everyUnix does what differs between the systems as every one of them can. The
+// type kernel of each system has it inside, and methods of its own where it can do
+// better.
+type everyUnix struct{}
+
+// kern is what this package knows of the kernel.
+var kern kernel
+
+// holdsLock is for systems where a lock of this process must be known before its
+// file is opened.
+func (everyUnix) holdsLock(string) (held bool, letGo func()) { return false, func() {} }
+
+func (everyUnix) newPipe(p *[2]int) error { return syscall.Pipe(p[:]) }
+
+func (everyUnix) read(sys int, p []byte, _ bool) (int, error)  { return syscall.Read(sys, p) }
+func (everyUnix) write(sys int, p []byte, _ bool) (int, error) { return syscall.Write(sys, p) }
+
+// readv and writev work on the first buffer where package syscall does not reach
+// them: short transfers are in their contract.
+func (everyUnix) readv(sys int, iov []iovec) (int, error)  { return kern.read(sys, first(iov), false) }
+func (everyUnix) writev(sys int, iov []iovec) (int, error) { return kern.write(sys, first(iov), false) }
+
+func (everyUnix) yield() {}
+
+// hungUp reports whether a FIFO had a writer that left, where the kernel tells.
+func (everyUnix) hungUp(int) bool { return false }
+
+// markMessages makes empty messages differ from the end, if they do not anyway;
+// isMessage tells by the result of a receive of no bytes whether it was one.
+func (everyUnix) markMessages(int)           {}
+func (everyUnix) isMessage(int, int) bool    { return true }
+func (everyUnix) unmarked(oob []byte) []byte { return oob }
+
+// looseRecords reports whether messages are no more than records in a stream: see
+// the one for FreeBSD. carriesEmpty reports whether a message may be empty.
+func (everyUnix) looseRecords() bool { return false }
+func (everyUnix) carriesEmpty() bool { return true }
+
+// No other system but Linux splices.
+func (everyUnix) spliceFrom(*fd, io.Reader) (int64, bool, error) { return 0, false, nil }
+func (everyUnix) spliceTo(*fd, io.Writer) (int64, bool, error)   { return 0, false, nil }
+
 // control makes a call that does not block, again if a signal interrupted it.
 func control(call func() error) error {
 	for {
@@ -2685,9 +2746,9 @@ func newSocket(typ int) (sys int, err error) {
 	return sys, os.NewSyscallError("socket", err)
 }
 
-// acceptForkLocked is accept for systems without accept4(2). The listener does not
+// accept is for systems without accept4(2). The listener does not
 // block, so neither does a fork that waits for the lock.
-func acceptForkLocked(sys int) (conn int, err error) {
+func (everyUnix) accept(sys int) (conn int, err error) {
 	err = atBirth(func() (err error) {
 		conn, _, err = syscall.Accept(sys)
 		return err
@@ -2704,9 +2765,9 @@ func acceptError(sys int, err error) error {
 	return err
 }
 
-// dupForkLocked duplicates a descriptor, close-on-exec, where package syscall
+// dup duplicates a descriptor, close-on-exec, where package syscall
 // does not reach F_DUPFD_CLOEXEC.
-func dupForkLocked(sys int) (int, error) {
+func (everyUnix) dup(sys int) (int, error) {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
 	d, err := syscall.Dup(sys)
@@ -2716,13 +2777,12 @@ func dupForkLocked(sys int) (int, error) {
 	return d, err
 }
 
-// stdSendmsg and stdRecvmsg are sendmsg(2) and recvmsg(2) as package syscall has
-// them.
-func stdSendmsg(sys int, p, oob []byte, flags int) (int, error) {
+// sendmsg and recvmsg are sendmsg(2) and recvmsg(2) as package syscall has them.
+func (everyUnix) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
 	return syscall.SendmsgN(sys, p, oob, nil, flags)
 }
 
-func stdRecvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
+func (everyUnix) recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
 	n, oobn, got, _, err = syscall.Recvmsg(sys, p, oob, flags)
 	return min(n, len(p)), oobn, got, err // it asks for a byte that p has no room for
 }
@@ -2767,7 +2827,7 @@ func flock(fd int, take bool) error {
 	if take {
 		how = lockEX | lockNB
 	}
-	return control(func() error { return sysFlock(fd, how) })
+	return control(func() error { return kern.sysFlock(fd, how) })
 }
 
 // sys/file.h, the same on every system that has flock.

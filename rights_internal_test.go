@@ -38,7 +38,7 @@ func FuzzRights(f *testing.F) {
 				t.Fatal(v)
 			}
 		}()
-		if rest := unmarked(slices.Clone(oob)); !bytes.HasSuffix(oob, rest) {
+		if rest := kern.unmarked(slices.Clone(oob)); !bytes.HasSuffix(oob, rest) {
 			t.Fatalf("behind the mark of %x is %x", oob, rest)
 		}
 		fds, err := rights(slices.Clone(oob))
