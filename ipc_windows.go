@@ -567,10 +567,11 @@ func (sd *SecurityDescriptor) Group() string { return sidAt(sd.raw, sd.word(8)) 
 // allows everybody everything; a DACL without entries allows nobody anything.
 func (sd *SecurityDescriptor) DACL() (entries []AccessEntry, ok bool) {
 	const header = 8 // of an ACL: revision, reserved, size in bytes, count
-	at := int(sd.word(16))
-	if at == 0 || at+header > len(sd.raw) {
+	offset := sd.word(16)
+	if offset == 0 || uint64(offset)+header > uint64(len(sd.raw)) {
 		return nil, false
 	}
+	at := int(offset)
 	count := int(sd.raw[at+4]) | int(sd.raw[at+5])<<8
 	for at += header; count > 0 && at+8 <= len(sd.raw); count-- {
 		kind, size := sd.raw[at], int(sd.raw[at+2])|int(sd.raw[at+3])<<8
@@ -597,7 +598,7 @@ func wordAt(b []byte) uint32 {
 
 // sidAt returns the SID at an offset as text, or "" if there is none.
 func sidAt(raw []byte, at uint32) string {
-	if at == 0 || int(at)+8 > len(raw) {
+	if at == 0 || uint64(at)+8 > uint64(len(raw)) {
 		return ""
 	}
 	sid := raw[at:]
