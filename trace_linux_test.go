@@ -512,6 +512,7 @@ func sitsIn(t *testing.T, file string) (calls []string) {
 		must(t, err)
 		last := string(text[strings.LastIndexByte(string(text), '\n')+1:]) // is without an end yet
 		name, _, _ := strings.Cut(last, "(")
+		name = strings.TrimSuffix(name, "_time64") // where a word is 32 bits
 		if last != "" && !slices.Contains(atRest, name) && !strings.HasPrefix(last, "read(0, ") {
 			calls = append(calls, last)
 		}
