@@ -35,7 +35,8 @@
 // [ListenConfig.Access] admits this process's user and root, or everyone. It is
 // in force before the first client can connect: by the mode of the socket file,
 // by the access list of the pipe, and for an abstract name, which has neither, by
-// the credentials of each client. A client that dials a [Name] makes sure in turn
+// the credentials of each client. For a listener that another process made,
+// [Listener.SetAccess] says so. A client that dials a [Name] makes sure in turn
 // that the server is this user or root, for anyone can take a free name. Both
 // sides may have a further say in Check, and [Conn.Peer] tells who it is.
 //

@@ -463,19 +463,20 @@ func (lc ListenConfig) Listen(addr Addr) (*Listener, error) {
 	return &Listener{l}, nil
 }
 
-func (lc *ListenConfig) serve(addr Addr, kind transport) (server, error) {
+func (lc *ListenConfig) serve(addr Addr, kind transport) (*server, error) {
 	if addr == (Addr{}) {
 		addr = Name(freshName())
 	}
-	l := server{addr: addr, check: lc.Check, spin: lc.Spin}
 	target, err := lc.target(addr)
-	if err == nil {
-		l.ownerOnly = lc.Access == OwnerOnly && !guarded(target)
-		l.sys, err = listen(target, kind, lc)
-	}
 	if err != nil {
-		return server{}, opError("listen", Addr{}, addr, err)
+		return nil, opError("listen", Addr{}, addr, err)
 	}
+	sys, err := listen(target, kind, lc)
+	if err != nil {
+		return nil, opError("listen", Addr{}, addr, err)
+	}
+	l := newServer(sys, addr, lc.Access == OwnerOnly && !guarded(target), lc.Check)
+	l.spin = lc.Spin
 	return l, nil
 }
 
@@ -499,16 +500,28 @@ func (lc *ListenConfig) validate() error {
 
 // A server is what Listener and MsgListener have in common.
 type server struct {
-	sys       *listener
-	addr      Addr
-	ownerOnly bool             // admit by credentials, because the kernel did not
+	sys   *listener
+	addr  Addr
+	spin  time.Duration             // ListenConfig.Spin
+	rules atomic.Pointer[admission] // replaced by SetAccess while others accept
+}
+
+// An admission decides in Accept which clients may stay, of those that the kernel
+// let connect.
+type admission struct {
+	ownerOnly bool             // by their credentials
 	check     func(Peer) error // ListenConfig.Check
-	spin      time.Duration    // ListenConfig.Spin
+}
+
+func newServer(sys *listener, addr Addr, ownerOnly bool, check func(Peer) error) *server {
+	l := &server{sys: sys, addr: addr}
+	l.rules.Store(&admission{ownerOnly, check})
+	return l
 }
 
 // A Listener is a server's end of a local socket. It is a [net.Listener] whose
 // connections are *Conn. All its methods may be called concurrently.
-type Listener struct{ server }
+type Listener struct{ *server }
 
 // Accept waits for a client and returns its connection, a *Conn.
 func (l *Listener) Accept() (net.Conn, error) {
@@ -578,13 +591,29 @@ func (l *server) accept() (*fd, error) {
 
 // admit reports whether the client at the other end of fd may stay.
 func (l *server) admit(fd *fd) bool {
-	if !l.ownerOnly && l.check == nil {
+	rules := l.rules.Load()
+	if !rules.ownerOnly && rules.check == nil {
 		return true
 	}
 	p, err := fd.peer()
 	return err == nil &&
-		(!l.ownerOnly || p.trusted()) &&
-		(l.check == nil || l.check(p) == nil)
+		(!rules.ownerOnly || p.trusted()) &&
+		(rules.check == nil || rules.check(p) == nil)
+}
+
+// SetAccess says who of those that can connect may stay, from the next client on:
+// for a listener that no [ListenConfig] made, but another process or the service
+// manager. With [OwnerOnly] each client's credentials must be those of this user
+// or root (on Windows: of this user, SYSTEM or an administrator); check is as
+// [ListenConfig.Check], or nil. It takes the place of what was said before, and
+// lets nobody in whom the permissions of a socket file or the access list of a pipe
+// keep out.
+func (l *server) SetAccess(access Access, check func(Peer) error) error {
+	if err := access.validate(); err != nil {
+		return opError("set", Addr{}, l.addr, err)
+	}
+	l.rules.Store(&admission{access == OwnerOnly, check})
+	return nil
 }
 
 // Addr returns the address that the listener was opened with, an [Addr].
@@ -1145,7 +1174,7 @@ func FileMsgConn(f *os.File) (*MsgConn, error) {
 
 // A MsgListener is a server's end of a local socket for messages. All its
 // methods may be called concurrently.
-type MsgListener struct{ server }
+type MsgListener struct{ *server }
 
 // Accept waits for a client and returns its connection: see
 // [Listener.AcceptConn].
@@ -1749,8 +1778,9 @@ const (
 //
 // A Listener may have been used, and both processes may accept clients of it, so
 // that one can take over from the other without a moment in which nobody listens.
-// The child's has neither the Access, where that is not enforced by the kernel, nor
-// the Check of the [ListenConfig]. On Unix both have one queue of clients. On
+// The child's has no [ListenConfig.Check], and on an abstract name it serves this
+// user and root alone, until [Listener.SetAccess] says otherwise; what guards a
+// socket file or a pipe guards it as before. On Unix both have one queue of clients. On
 // Windows each has its own, of as many clients: a client that waits in the parent's
 // when that closes its Listener is disconnected, and sees io.EOF, or EPIPE when it
 // writes; one that dials before the child takes its own waits.

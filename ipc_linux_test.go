@@ -116,6 +116,32 @@ func TestAdoptedEndsKnowAbstractNames(t *testing.T) {
 	}
 }
 
+// No permission guards the name, and what the socket was made for is not known.
+func TestAdoptedNameServesItsUserUntilToldOtherwise(t *testing.T) {
+	needsRoot(t)
+	story(t)
+	addr := nameAddr(t)
+	f, err := listenWith(t, ipc.ListenConfig{Access: ipc.Everyone}, addr).File()
+	must(t, err)
+	defer f.Close()
+	heir, err := ipc.FileListener(f)
+	must(t, err)
+	defer heir.Close()
+	done := welcomeAll(heir)
+	strangerHears := func(said string) {
+		t.Helper()
+		stranger := startStranger(t, "connect", addr.String())
+		stranger.mustSay(said)
+		stranger.end()
+	}
+	strangerHears("turned away")
+	expect(t, dial(t, addr), "welcome")
+	must(t, heir.SetAccess(ipc.Everyone, nil))
+	strangerHears("welcome")
+	must(t, heir.Close())
+	must(t, <-done)
+}
+
 // ---------------------------------------------------------------------------
 // Folders
 

@@ -329,6 +329,22 @@ func serves(t *testing.T, l *ipc.Listener, addr ipc.Addr) {
 	must(t, server.Close())
 }
 
+// welcomeAll welcomes everybody whom the listener admits until it is closed.
+func welcomeAll(l *ipc.Listener) <-chan error {
+	return begin(func() error {
+		for c, err := range l.Conns() {
+			if err != nil {
+				return err
+			}
+			_, err = io.WriteString(c, "welcome")
+			if err := errors.Join(err, c.Close()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // fill connects clients until the listener has no room for one more.
 func fill(t *testing.T, addr ipc.Addr) (waiting []*ipc.Conn) {
 	t.Helper()
@@ -1192,6 +1208,33 @@ func TestAcceptNeverSeesClientsThatCheckRefuses(t *testing.T) {
 		if n := asked.Load(); n != 4 {
 			t.Errorf("Check was asked %d times about 4 clients", n)
 		}
+	})
+}
+
+func TestSetAccessHoldsFromTheNextClientOn(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listenWith(t, ipc.ListenConfig{Check: func(ipc.Peer) error { return errors.New("we are closed") }}, addr)
+		done := welcomeAll(l)
+		isRefused := func() {
+			t.Helper()
+			if n, err := dial(t, addr).Read(make([]byte, 1)); n != 0 || err == nil {
+				t.Fatalf("a refused client reads %d, %v", n, err)
+			}
+		}
+		isRefused()
+		for range 2 {
+			must(t, l.SetAccess(ipc.OwnerOnly, nil))
+			expect(t, dial(t, addr), "welcome")
+			must(t, l.SetAccess(ipc.Everyone, func(ipc.Peer) error { return errors.New("we are closed again") }))
+			isRefused()
+		}
+		must(t, l.SetAccess(ipc.Everyone, nil))
+		if err := l.SetAccess(2, nil); err == nil || !strings.Contains(err.Error(), "Access(2)") {
+			t.Errorf("SetAccess(2): %v", err)
+		}
+		expect(t, dial(t, addr), "welcome") // what cannot be changes nothing
+		must(t, l.Close())
+		must(t, <-done)
 	})
 }
 

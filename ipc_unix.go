@@ -79,8 +79,10 @@ func (l *server) File() (*os.File, error) {
 // FileListener returns a listener over a duplicate of f, which must be a
 // listening stream socket of the local family (AF_UNIX); anything else is
 // refused. f stays the caller's to close, whatever the result, and becomes
-// nonblocking, as the two share that mode. Who may connect was decided when the
-// socket was made, and the listener never removes its file. Its Addr is what the
+// nonblocking, as the two share that mode. Who may connect is up to the socket
+// file as it is, which the listener never removes; an abstract name, which no
+// permission guards, serves this user and root alone until [Listener.SetAccess]
+// says otherwise. Its Addr is what the
 // socket was bound to (getsockname(2)): where a [Listener] had to use a temporary
 // name, because of [TakeoverAlways] or a long path, that leads nowhere.
 func FileListener(f *os.File) (*Listener, error) {
@@ -88,7 +90,15 @@ func FileListener(f *os.File) (*Listener, error) {
 	if err != nil {
 		return nil, opError("file", Addr{}, Addr{}, err)
 	}
-	return &Listener{server{sys: &listener{fd: fd}, addr: fd.localAddr()}}, nil
+	return adoptedListener(fd), nil
+}
+
+// adoptedListener returns the Listener of a socket that no ListenConfig made. If it
+// has no file for the kernel to guard, it is for this user, until SetAccess says
+// otherwise.
+func adoptedListener(fd *fd) *Listener {
+	addr := fd.localAddr()
+	return &Listener{newServer(&listener{fd: fd}, addr, addr.kind != pathAddr, nil)}
 }
 
 // ---------------------------------------------------------------------------
@@ -1211,15 +1221,16 @@ func ownListener(sys int) (*Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Listener{server{sys: &listener{fd: f}, addr: f.localAddr()}}, nil
+	return adoptedListener(f), nil
 }
 
 // Activated returns the listeners that the service manager opened for this
 // process, in its order: see sd_listen_fds(3). There are none unless LISTEN_PID
 // is this process. It unsets LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES, so that
 // neither a second call nor a child takes them for its own, and keeps the
-// descriptors from children. [Listener.FDName] tells which is which. Close does
-// not remove a socket file: it is the service manager's.
+// descriptors from children. [Listener.FDName] tells which is which, and who may
+// connect is as with [FileListener]. Close does not remove a socket file: it is the
+// service manager's.
 //
 // If the variables are garbled or a descriptor is no listening local stream
 // socket the error says which, and nothing is taken or unset.

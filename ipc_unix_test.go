@@ -208,6 +208,24 @@ func TestCheckCanRefuseAnotherUser(t *testing.T) {
 	})
 }
 
+func TestSetAccessRefusesAnotherUser(t *testing.T) {
+	overEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listenWith(t, ipc.ListenConfig{Access: ipc.Everyone}, addr)
+		done := welcomeAll(l)
+		for _, c := range []struct {
+			access ipc.Access
+			said   string
+		}{{ipc.OwnerOnly, "turned away"}, {ipc.Everyone, "welcome"}} {
+			must(t, l.SetAccess(c.access, nil))
+			stranger := startStranger(t, "connect", addr.String())
+			stranger.mustSay(c.said)
+			stranger.end()
+		}
+		must(t, l.Close())
+		must(t, <-done)
+	})
+}
+
 func TestRootIsAdmittedByAnotherUser(t *testing.T) {
 	overEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
 		server := startStranger(t, "serve", addr.String())
