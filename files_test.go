@@ -50,15 +50,7 @@ type carrier interface {
 // overEachCarrier tells a story over each kind of connection.
 func overEachCarrier(t *testing.T, tell func(t *testing.T, a, b carrier)) {
 	t.Run("Stream", func(t *testing.T) {
-		overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-			a, b := connect(t, listen(t, addr))
-			tell(t, a, b)
-		})
-		t.Run("Pair", func(t *testing.T) {
-			story(t)
-			a, b := pair(t)
-			tell(t, a, b)
-		})
+		overEachConn(t, func(t *testing.T, a, b *ipc.Conn) { tell(t, a, b) })
 	})
 	t.Run("Messages", func(t *testing.T) {
 		overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) { tell(t, a, b) })
@@ -66,31 +58,15 @@ func overEachCarrier(t *testing.T, tell func(t *testing.T, a, b carrier)) {
 }
 
 // say sends the text over a carrier, hear receives it.
-func say(t *testing.T, c carrier, text string) {
-	t.Helper()
-	if c, ok := c.(*ipc.MsgConn); ok {
-		sendMsg(t, c, text)
-		return
-	}
-	send(t, c.(*ipc.Conn), text)
-}
+func say(t *testing.T, c carrier, text string)  { t.Helper(); send(t, endOf(c), text) }
+func hear(t *testing.T, c carrier, text string) { t.Helper(); expect(t, endOf(c), text) }
+func hearEOF(t *testing.T, c carrier)           { t.Helper(); expectEOF(t, endOf(c)) }
 
-func hear(t *testing.T, c carrier, text string) {
-	t.Helper()
-	if c, ok := c.(*ipc.MsgConn); ok {
-		expectMsg(t, c, text)
-		return
+func endOf(c carrier) end {
+	if m, ok := c.(*ipc.MsgConn); ok {
+		return msgEnd{m}
 	}
-	expect(t, c.(*ipc.Conn), text)
-}
-
-func hearEOF(t *testing.T, c carrier) {
-	t.Helper()
-	if c, ok := c.(*ipc.MsgConn); ok {
-		expectMsgEOF(t, c)
-		return
-	}
-	expectEOF(t, c.(*ipc.Conn))
+	return c.(*ipc.Conn)
 }
 
 // textFile returns an open file that nobody else can open, with the text in it.
@@ -102,15 +78,6 @@ func textFile(t *testing.T, text string) *os.File {
 	must(t, err)
 	t.Cleanup(func() { f.Close() })
 	return f
-}
-
-// stdPipe returns the ends of a pipe of package os.
-func stdPipe(t *testing.T) (r, w *os.File) {
-	t.Helper()
-	r, w, err := os.Pipe()
-	must(t, err)
-	t.Cleanup(func() { r.Close(); w.Close() })
-	return r, w
 }
 
 func sendFiles(t *testing.T, c carrier, files ...*os.File) {
@@ -245,7 +212,7 @@ func TestFilesArriveInOrder(t *testing.T) {
 
 func TestFilesOfEveryKindArrive(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
-		r, w := stdPipe(t)
+		r, w := osPipe(t)
 		reader, writer, err := ipc.Pipe()
 		must(t, err)
 		defer reader.Close()
@@ -328,7 +295,7 @@ func TestNumberOfFilesIsChecked(t *testing.T) {
 
 func TestMoreFilesThanAskedForAreClosed(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
-		r, w := stdPipe(t)
+		r, w := osPipe(t)
 		files := []*os.File{textFile(t, "one"), w, textFile(t, "three")}
 		before := openDescriptors()
 		sendFiles(t, a, files...)
@@ -374,7 +341,7 @@ func TestFileReachesAnotherProcess(t *testing.T) {
 // exchangesFiles does what childHandlesFiles expects.
 func exchangesFiles(t *testing.T, c *child, line *ipc.Conn) {
 	t.Helper()
-	r, w := stdPipe(t)
+	r, w := osPipe(t)
 	sendFiles(t, line, textFile(t, "a file"), r)
 	send(t, w, "a pipe")
 	must(t, w.Close())
@@ -498,8 +465,8 @@ func TestNonblockingModeTravelsWithTheFile(t *testing.T) {
 		t.Skip("a mode of Unix")
 	}
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
-		nonblocking, _ := stdPipe(t)
-		blocking, _ := stdPipe(t)
+		nonblocking, _ := osPipe(t)
+		blocking, _ := osPipe(t)
 		blocking.Fd() // this makes it so
 
 		sendFiles(t, a, nonblocking, blocking, textFile(t, "x"))
@@ -654,7 +621,7 @@ func TestFilesThatNobodyAskedForAreClosed(t *testing.T) {
 			})
 		}
 		for _, read := range reads {
-			r, w := stdPipe(t)
+			r, w := osPipe(t)
 			f := textFile(t, "x")
 			before := openDescriptors()
 			sendFiles(t, a, w, f, w)
@@ -679,7 +646,7 @@ func TestFilesOnTheirWayAreClosedWithTheConnection(t *testing.T) {
 		if runtime.GOOS == "windows" {
 			t.Skip("handles are the peer's as soon as they are sent")
 		}
-		r, w := stdPipe(t)
+		r, w := osPipe(t)
 		for range 3 {
 			sendFiles(t, a, w, w)
 		}
@@ -692,7 +659,7 @@ func TestFilesOnTheirWayAreClosedWithTheConnection(t *testing.T) {
 
 func TestFilesOutliveTheConnection(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
-		r, w := stdPipe(t)
+		r, w := osPipe(t)
 		sendFiles(t, a, r)
 		must(t, a.Close())
 		f := recvFiles(t, b, 1)[0]
@@ -805,42 +772,24 @@ func TestRecvFilesThatTimesOutLosesNothing(t *testing.T) {
 			rounds = 200
 		}
 		deck := cards(t, 4)
-		sending := begin(func() error {
-			for i := range rounds {
-				if err := a.SendFiles(deck[i%4]); err != nil {
-					return err
-				}
-				if i%8 == 0 {
-					time.Sleep(50 * time.Microsecond) // let the receiver wait now and then
-				}
-			}
-			return a.Close()
-		})
-		timeouts, got := 0, 0
-		for {
-			must(t, b.SetReadDeadline(time.Now().Add(time.Duration(timeouts%7)*20*time.Microsecond)))
+		sending := trickle(rounds, a, func(i int) error { return a.SendFiles(deck[i%4]) })
+		got := 0
+		inAHurry(t, b, func() error {
 			files, err := b.RecvFiles(1)
-			if err == io.EOF {
-				break
-			}
 			if err != nil {
-				timedOut(t, err)
-				timeouts++
-				continue
+				return err
 			}
 			place, err := card(files[0])
 			must(t, errors.Join(err, files[0].Close()))
 			if place != got%4 {
-				t.Fatalf("card %d arrives in round %d, after %d timeouts", place, got, timeouts)
+				t.Fatalf("card %d arrives in round %d", place, got)
 			}
 			got++
-		}
+			return nil
+		})
 		must(t, <-sending)
 		if got != rounds {
 			t.Fatalf("%d files of %d arrive", got, rounds)
-		}
-		if timeouts == 0 {
-			t.Error("no receive timed out: nothing was tested")
 		}
 	})
 }

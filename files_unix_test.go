@@ -111,7 +111,7 @@ func descriptorArgs(t *testing.T, before []int) (args []string) {
 
 func TestReceivedFilesAreCloseOnExec(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
-		r, w := stdPipe(t)
+		r, w := osPipe(t)
 		before := descriptors()
 		sendFiles(t, a, r, w, r)
 		recvFiles(t, b, 3)
@@ -141,7 +141,7 @@ func sharedModeIsNonblocking(t *testing.T, f *os.File) bool {
 
 func TestModeOfSentFilesStaysAsItWas(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
-		nonblocking, _ := stdPipe(t)
+		nonblocking, _ := osPipe(t)
 		var p [2]int
 		must(t, syscall.Pipe(p[:]))
 		blocking := os.NewFile(uintptr(p[0]), "blocking")
@@ -356,7 +356,7 @@ func TestFilesOfAFrameThatComesInPieces(t *testing.T) {
 		const frame = "\x00\x00\x00\x01\x00"
 		begun := func(cut int) (r *os.File, before int) { // RecvFiles has seen a part
 			t.Helper()
-			r, w := stdPipe(t)
+			r, w := osPipe(t)
 			before = openDescriptors() - 1
 			_, err := stream.WriteMsg([]byte(frame[:cut]), rightsOf(t, w))
 			must(t, err)
@@ -592,7 +592,7 @@ func TestControlDataWithoutRoomIsClosed(t *testing.T) {
 		t.Skip("qemu-user asks the kernel for twice as much room as there is, and loses the files that are too many")
 	}
 	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
-		r, w := stdPipe(t)
+		r, w := osPipe(t)
 		for _, room := range []int{0, 1, 2, 4} {
 			before := openDescriptors()
 			_, err := a.WriteMsg([]byte("x"), rightsOf(t, w, w, w, w, w))
@@ -627,7 +627,7 @@ func TestControlDataWithoutRoomIsFlagged(t *testing.T) {
 		t.Skip("qemu-user does not report MSG_CTRUNC")
 	}
 	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
-		_, w := stdPipe(t)
+		_, w := osPipe(t)
 		_, err := a.WriteMsg([]byte("x"), rightsOf(t, w, w, w, w, w))
 		must(t, err)
 		oob := make([]byte, syscall.CmsgSpace(4))
@@ -847,7 +847,7 @@ func TestFilesToAndFromAProgramInC(t *testing.T) {
 
 		gives := func(n int) {
 			t.Helper()
-			r, w := stdPipe(t)
+			r, w := osPipe(t)
 			files := make([]*os.File, n)
 			want := ""
 			for i := range files {

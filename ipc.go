@@ -698,8 +698,9 @@ func (d Dialer) Dial(addr Addr) (*Conn, error) { return d.DialContext(context.Ba
 // A full backlog is waited out: EAGAIN on Linux, ERROR_PIPE_BUSY on Windows. The
 // other Unix systems refuse a client then exactly as if nobody listened; there
 // ECONNREFUSED is tried again until ctx ends while the server's lock file shows
-// that it lives, and for a quarter of a second if another socket is bound there. A pipe whose listener
-// is closed, but not all of its connections, is busy until they are.
+// that it lives, and for a quarter of a second if another socket is bound there.
+// A pipe whose listener is closed, but not all of its connections, is busy until
+// they are.
 func (d Dialer) DialContext(ctx context.Context, addr Addr) (*Conn, error) {
 	fd, err := d.reach(ctx, addr, streams)
 	if err != nil {

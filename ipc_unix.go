@@ -1303,7 +1303,7 @@ func (l *Listener) FDName() string { return l.sys.fdName }
 // the descriptor join the runtime's poller, by becoming an os.File, and the
 // goroutine parks there until the kernel has news; no thread is held. A connection
 // that never parks is never registered, and no thread wakes for what it gets; one
-// that needs to park no longer leaves the poller again.
+// that has not had to park for a while leaves the poller.
 //
 // The descriptor's number must not go to somebody else while a call uses it, so
 // each operation counts as a user of the fd, and the last user closes it.
@@ -1639,9 +1639,7 @@ func (f *fd) spinFor(h *half, limit int64) bool {
 		case done && spent < limit:
 			h.gauge.won()
 			return true
-		case done && spent < int64(spinLoaded):
-			return true // after a turn of somebody else on this CPU: no loss, but no gain
-		case spent >= limit:
+		case spent >= limit: // also if it is done now: others have use for this CPU
 			h.gauge.inVain(spent)
 			return done
 		case f.closing() || h.expired():

@@ -78,25 +78,19 @@ func listenMsg(t *testing.T, addr ipc.Addr) *ipc.MsgListener {
 func listenMsgWith(t *testing.T, lc ipc.ListenConfig, addr ipc.Addr) *ipc.MsgListener {
 	t.Helper()
 	l, err := lc.ListenMsg(addr)
-	must(t, err)
-	t.Cleanup(func() { l.Close() })
-	return l
+	return kept(t, l, err)
 }
 
 func dialMsg(t *testing.T, addr net.Addr) *ipc.MsgConn {
 	t.Helper()
 	c, err := ipc.DialMsg(addr.(ipc.Addr))
-	must(t, err)
-	t.Cleanup(func() { c.Close() })
-	return c
+	return kept(t, c, err)
 }
 
 func acceptMsg(t *testing.T, l *ipc.MsgListener) *ipc.MsgConn {
 	t.Helper()
 	c, err := l.Accept()
-	must(t, err)
-	t.Cleanup(func() { c.Close() })
-	return c
+	return kept(t, c, err)
 }
 
 func msgConnect(t *testing.T, l *ipc.MsgListener) (client, server *ipc.MsgConn) {
@@ -107,9 +101,7 @@ func msgConnect(t *testing.T, l *ipc.MsgListener) (client, server *ipc.MsgConn) 
 func msgPair(t *testing.T) (a, b *ipc.MsgConn) {
 	t.Helper()
 	a, b, err := ipc.MsgPair()
-	must(t, err)
-	t.Cleanup(func() { a.Close(); b.Close() })
-	return a, b
+	return kept(t, a, err), kept(t, b, err)
 }
 
 func sendMsg(t *testing.T, c *ipc.MsgConn, text string) {
@@ -117,16 +109,12 @@ func sendMsg(t *testing.T, c *ipc.MsgConn, text string) {
 	must(t, c.Send([]byte(text)))
 }
 
-// expectMsg receives one message, into a buffer with room for more.
 func expectMsg(t *testing.T, c *ipc.MsgConn, text string) {
 	t.Helper()
-	buf := make([]byte, len(text)+10)
-	if n, err := c.Recv(buf); err != nil || string(buf[:n]) != text {
-		t.Fatalf("received %q, %v; want %q", buf[:n], err, text)
-	}
+	expect(t, msgEnd{c}, text)
 }
 
-func expectMsgEOF(t *testing.T, c *ipc.MsgConn) {
+func expectMsgEOF(t *testing.T, c messenger) {
 	t.Helper()
 	if n, err := c.Recv(make([]byte, 16)); n != 0 || err != io.EOF {
 		t.Fatalf("received %d, %v; want io.EOF itself", n, err)
@@ -141,10 +129,7 @@ func expectMsgEOF(t *testing.T, c *ipc.MsgConn) {
 
 func msgTalk(t *testing.T, a, b *ipc.MsgConn) {
 	t.Helper()
-	sendMsg(t, a, "ping")
-	expectMsg(t, b, "ping")
-	sendMsg(t, b, "pong")
-	expectMsg(t, a, "pong")
+	talk(t, msgEnd{a}, msgEnd{b})
 }
 
 // isOpError fails the test unless err is a *net.OpError of that operation.
@@ -548,98 +533,35 @@ func TestMessageTooLongToSend(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Deadlines
 
-func TestMessageDeadlineInThePastFailsAtOnce(t *testing.T) {
-	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
-		sendMsg(t, b, "kept")
-		must(t, a.SetDeadline(time.Now().Add(-time.Hour)))
-		for range 3 {
-			n, err := a.Recv(make([]byte, 10))
-			timedOut(t, err)
-			isOpError(t, err, "recv")
-			if n != 0 {
-				t.Errorf("received %d bytes with the error", n)
-			}
-			_, err = a.RecvAppend(nil)
-			timedOut(t, err)
-			err = a.Send([]byte("unsaid"))
-			timedOut(t, err)
-			isOpError(t, err, "send")
-		}
-		must(t, a.SetDeadline(time.Time{}))
-		expectMsg(t, a, "kept")
-		msgTalk(t, a, b)
-	})
-}
-
-func TestMessageDeadlineIsNotEarly(t *testing.T) {
-	overEachFraming(t, func(t *testing.T) {
-		a, b := msgPair(t)
-		for i := range 4 {
-			begun := time.Now()
-			must(t, a.SetReadDeadline(begun.Add(brief)))
-			var err error
-			if i%2 == 0 {
-				_, err = a.Recv(make([]byte, 1))
-			} else {
-				_, err = a.RecvAppend(nil)
-			}
-			timedOut(t, err)
-			if waited := time.Since(begun); waited < brief {
-				t.Errorf("it gave up after %v, before %v", waited, brief)
-			}
-		}
-		must(t, a.SetReadDeadline(time.Now().Add(time.Hour)))
-		msgTalk(t, a, b)
-	})
-}
-
 func TestRecvThatTimesOutLosesNothing(t *testing.T) {
 	overEachFraming(t, func(t *testing.T) {
 		a, b := msgPair(t)
 		const messages = 3000
-		sending := begin(func() error {
-			for i := range messages {
-				if err := a.Send(numbered(i, i%100)); err != nil {
-					return err
-				}
-				if i%16 == 0 {
-					time.Sleep(50 * time.Microsecond) // let the receiver wait now and then
-				}
-			}
-			return a.Close()
-		})
-		timeouts, want := 0, 0
-		for turn := 0; ; turn++ {
-			must(t, b.SetReadDeadline(time.Now().Add(time.Duration(timeouts%7)*20*time.Microsecond)))
+		sending := trickle(messages, a, func(i int) error { return a.Send(numbered(i, i%100)) })
+		want, turn := 0, 0
+		inAHurry(t, b, func() error {
 			p := make([]byte, 200)
 			n, err := 0, error(nil)
-			if turn%2 == 0 {
+			if turn++; turn%2 == 0 {
 				n, err = b.Recv(p)
 				p = p[:n]
 			} else {
 				p, err = b.RecvAppend(p[:0])
 			}
-			if err == io.EOF {
-				break
-			}
 			if err != nil {
-				timedOut(t, err)
-				timeouts++
-				continue
+				return err
 			}
 			i, err := numberOf(p)
 			must(t, err)
 			if i != want {
-				t.Fatalf("message %d arrives when %d is due, after %d timeouts", i, want, timeouts)
+				t.Fatalf("message %d arrives when %d is due", i, want)
 			}
 			want++
-		}
+			return nil
+		})
 		must(t, <-sending)
 		if want != messages {
-			t.Fatalf("%d messages of %d arrive, with %d timeouts", want, messages, timeouts)
-		}
-		if timeouts == 0 {
-			t.Error("no receive timed out: nothing was tested")
+			t.Fatalf("%d messages of %d arrive", want, messages)
 		}
 	})
 }
@@ -811,35 +733,6 @@ func TestWhatWasSentCanBeReceivedAfterClose(t *testing.T) {
 	})
 }
 
-func TestSendToAPeerThatIsGone(t *testing.T) {
-	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
-		must(t, b.Close())
-		var err error
-		eventually(t, "a send fails", func() bool { err = a.Send([]byte("hello?")); return err != nil })
-		matches(t, err, syscall.EPIPE)
-		isOpError(t, err, "send")
-		matches(t, a.Send([]byte("hello?")), syscall.EPIPE)
-	})
-}
-
-func TestPeerThatLeavesEndsMessagesThatWait(t *testing.T) {
-	overEachFraming(t, func(t *testing.T) {
-		a, b := msgPair(t)
-		receiving := begin(func() error { _, err := a.Recv(make([]byte, 10)); return err })
-		awaitParked(t, "(*MsgConn).Recv", 1)
-		must(t, b.Close())
-		if err := <-receiving; err != io.EOF {
-			t.Errorf("%v at the end", err)
-		}
-
-		a, b = msgPair(t)
-		sending := begin(func() error { return sendUntilItFails(a) })
-		awaitParked(t, "(*MsgConn).Send", 1)
-		must(t, b.Close())
-		matches(t, <-sending, syscall.EPIPE)
-	})
-}
-
 func sendUntilItFails(c *ipc.MsgConn) error {
 	for {
 		if err := c.Send(make([]byte, 2000)); err != nil {
@@ -848,17 +741,11 @@ func sendUntilItFails(c *ipc.MsgConn) error {
 	}
 }
 
-func TestCloseEndsMessagesThatWait(t *testing.T) {
+func TestCloseEndsEveryWayToReceive(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, _ *ipc.MsgConn) {
-		waiting := []<-chan error{
-			begin(func() error { _, err := a.Recv(make([]byte, 10)); return err }),
-			begin(func() error { _, err := a.RecvAppend(nil); return err }), // one queues behind the other
-			begin(func() error { return sendUntilItFails(a) }),
-			begin(func() error { return sendUntilItFails(a) }),
-		}
-		awaitParked(t, "(*MsgConn).Recv", 1)
-		awaitParked(t, "(*MsgConn).RecvAppend", 1)
-		awaitParked(t, "(*MsgConn).Send", 2)
+		waiting := []<-chan error{beginRead(msgEnd{a}), beginRead(appendEnd{msgEnd{a}})} // one queues behind the other
+		awaitReads(t, msgEnd{a}, 1)
+		awaitReads(t, appendEnd{msgEnd{a}}, 1)
 		must(t, a.Close())
 		for _, done := range waiting {
 			matches(t, <-done, net.ErrClosed)
@@ -870,7 +757,7 @@ func TestNoMessageAfterClose(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		sendMsg(t, b, "unread")
 		must(t, a.Close())
-		for what, call := range map[string]func() error{
+		saysClosed(t, map[string]func() error{
 			"Close":       a.Close,
 			"Send":        func() error { return a.Send([]byte("x")) },
 			"Recv":        func() error { _, err := a.Recv(make([]byte, 10)); return err },
@@ -878,13 +765,7 @@ func TestNoMessageAfterClose(t *testing.T) {
 			"SetDeadline": func() error { return a.SetDeadline(time.Time{}) },
 			"Peer":        func() error { _, err := a.Peer(); return err },
 			"File":        func() error { _, err := a.File(); return err },
-		} {
-			if err := call(); !errors.Is(err, net.ErrClosed) {
-				t.Errorf("%s after Close: %v", what, err)
-			} else if oe := (*net.OpError)(nil); !errors.As(err, &oe) {
-				t.Errorf("%s after Close: %#v is not a *net.OpError", what, err)
-			}
-		}
+		})
 	})
 }
 
@@ -892,8 +773,7 @@ func TestCloseWhileMessagesAreUnderWay(t *testing.T) {
 	overEachFraming(t, func(t *testing.T) {
 		for range 30 {
 			a, b := msgPair(t)
-			var busy sync.WaitGroup
-			for _, call := range []func() error{
+			ended := untilClosed(t,
 				func() error { return a.Send(make([]byte, 100)) },
 				func() error { return a.Send(make([]byte, 1000)) },
 				func() error { _, err := a.Recv(make([]byte, 200)); return err },
@@ -901,25 +781,14 @@ func TestCloseWhileMessagesAreUnderWay(t *testing.T) {
 				func() error { return a.SetDeadline(time.Now().Add(time.Hour)) },
 				func() error { return a.SetDeadline(time.Time{}) },
 				func() error { _, err := a.Peer(); return err },
-			} {
-				busy.Go(func() {
-					for { // until Close
-						if err := call(); errors.Is(err, net.ErrClosed) {
-							return
-						} else if err != nil {
-							t.Error(err)
-							return
-						}
-					}
-				})
-			}
+			)
 			for range 20 {
 				sendMsg(t, b, "some news")
 				_, err := b.RecvAppend(nil)
 				must(t, err)
 			}
 			must(t, a.Close())
-			busy.Wait()
+			ended()
 			must(t, b.Close())
 		}
 	})
@@ -1236,67 +1105,6 @@ func TestStreamAndMessagesDoNotMix(t *testing.T) {
 			made(c)
 		}
 		serves(t, other, addr)
-	})
-}
-
-// ---------------------------------------------------------------------------
-// Costs
-
-func TestSendAndRecvAllocateNothing(t *testing.T) {
-	overEachFraming(t, func(t *testing.T) {
-		if underRace() {
-			t.Skip("the race detector allocates")
-		}
-		a, b := msgPair(t)
-		buf, room := make([]byte, 64), make([]byte, 0, 1<<20)
-		check := func(what string, do func() error) {
-			t.Helper()
-			if n := testing.AllocsPerRun(500, func() {
-				if err := do(); err != nil {
-					t.Error(err)
-				}
-			}); n != 0 {
-				t.Errorf("%s allocates %v times", what, n)
-			}
-		}
-		check("a send and a receive that do not wait", func() error {
-			err := a.Send(buf)
-			_, e := b.Recv(buf)
-			return errors.Join(err, e)
-		})
-		check("RecvAppend with room", func() error {
-			err := a.Send(buf)
-			_, e := b.RecvAppend(room)
-			return errors.Join(err, e)
-		})
-
-		echoing := begin(func() error {
-			buf := make([]byte, 64)
-			for {
-				n, err := b.Recv(buf)
-				if err != nil {
-					return err
-				}
-				if err := b.Send(buf[:n]); err != nil {
-					return err
-				}
-			}
-		})
-		roundTrip := func() error {
-			if err := a.Send(buf); err != nil {
-				return err
-			}
-			_, err := a.Recv(buf)
-			return err
-		}
-		check("a round trip", roundTrip) // here receives wait
-		must(t, a.SetDeadline(time.Now().Add(time.Hour)))
-		must(t, b.SetDeadline(time.Now().Add(time.Hour)))
-		check("a round trip with deadlines", roundTrip)
-		must(t, a.Close())
-		if err := <-echoing; err != io.EOF {
-			t.Error(err)
-		}
 	})
 }
 

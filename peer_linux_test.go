@@ -519,7 +519,7 @@ func TestFilesThatComeWithASenderAreClosed(t *testing.T) {
 	story(t)
 	a, b := msgPair(t)
 	nothingYet(t, a)
-	r, w := stdPipe(t)
+	r, w := osPipe(t)
 	for _, n := range []int{1, 3, 60, 253} { // more than there is room for, too
 		files := make([]*os.File, n)
 		for i := range files {

@@ -13,8 +13,6 @@ import (
 	"os"
 	"runtime"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -25,9 +23,7 @@ import (
 func pipe(t *testing.T) (*ipc.PipeReader, *ipc.PipeWriter) {
 	t.Helper()
 	r, w, err := ipc.Pipe()
-	must(t, err)
-	t.Cleanup(func() { r.Close(); w.Close() })
-	return r, w
+	return kept(t, r, err), kept(t, w, err)
 }
 
 // isPipeError checks that err is the *net.OpError of that operation on a pipe.
@@ -92,21 +88,6 @@ func TestPipeCarriesMuch(t *testing.T) {
 	}
 }
 
-func TestPipeReadsAndWritesOfNothing(t *testing.T) {
-	story(t)
-	r, w := pipe(t)
-	for _, p := range [][]byte{nil, {}} {
-		if n, err := r.Read(p); n != 0 || err != nil {
-			t.Errorf("read of nothing: %d, %v", n, err)
-		}
-		if n, err := w.Write(p); n != 0 || err != nil {
-			t.Errorf("write of nothing: %d, %v", n, err)
-		}
-	}
-	send(t, w, "something")
-	expect(t, r, "something")
-}
-
 func TestPipeWithoutReader(t *testing.T) {
 	story(t)
 	r, w := pipe(t)
@@ -121,56 +102,6 @@ func TestPipeWithoutReader(t *testing.T) {
 	}
 }
 
-func TestPipeReaderThatLeavesEndsWritesThatWait(t *testing.T) {
-	story(t)
-	r, w := pipe(t)
-	writing := begin(func() error {
-		n, err := w.Write(make([]byte, tooMuch))
-		if n == tooMuch {
-			return errors.New("all is written")
-		}
-		return err
-	})
-	awaitParked(t, "(*PipeWriter).Write", 1)
-	must(t, r.Close())
-	matches(t, <-writing, syscall.EPIPE)
-}
-
-func TestPipeWriterThatLeavesEndsReadsThatWait(t *testing.T) {
-	story(t)
-	r, w := pipe(t)
-	reading := begin(func() error { _, err := r.Read(make([]byte, 1)); return err })
-	awaitParked(t, "(*PipeReader).Read", 1)
-	must(t, w.Close())
-	if err := <-reading; err != io.EOF {
-		t.Errorf("read ends with %v, want io.EOF itself", err)
-	}
-}
-
-func TestPipeCloseEndsReadsAndWritesThatWait(t *testing.T) {
-	story(t)
-	r, w := pipe(t)
-	full, _ := pipe(t)
-	var waiting []<-chan error
-	for range 2 { // the second queues behind the first
-		waiting = append(waiting, begin(func() error { _, err := full.Read(make([]byte, 1)); return err }))
-	}
-	awaitParked(t, "(*PipeReader).Read", 2)
-	waiting = append(waiting, begin(func() error { _, err := w.Write(make([]byte, tooMuch)); return err }))
-	awaitParked(t, "(*PipeWriter).Write", 1)
-	waiting = append(waiting, begin(func() error { _, err := w.Write(make([]byte, 1)); return err }))
-	awaitParked(t, "(*PipeWriter).Write", 2)
-	must(t, full.Close())
-	must(t, w.Close())
-	for _, done := range waiting {
-		matches(t, <-done, net.ErrClosed)
-	}
-	n, err := io.Copy(io.Discard, r)
-	if err != nil || n == 0 && runtime.GOOS != "windows" { // where what was not read is taken back
-		t.Errorf("of what was written %d bytes are left, %v", n, err)
-	}
-}
-
 func TestNothingWorksAfterPipeClose(t *testing.T) {
 	story(t)
 	r, w := pipe(t)
@@ -181,7 +112,7 @@ func TestNothingWorksAfterPipeClose(t *testing.T) {
 	must(t, err)
 	must(t, r.Close())
 	must(t, w.Close())
-	for what, call := range map[string]func() error{
+	saysClosed(t, map[string]func() error{
 		"Read":             func() error { _, err := r.Read(make([]byte, 1)); return err },
 		"WriteTo":          func() error { _, err := r.WriteTo(io.Discard); return err },
 		"SetReadDeadline":  func() error { return r.SetReadDeadline(time.Now()) },
@@ -194,134 +125,18 @@ func TestNothingWorksAfterPipeClose(t *testing.T) {
 		"writer's File":    func() error { _, err := w.File(); return err },
 		"writer's Close":   w.Close,
 		"writer's Control": func() error { return rawW.Control(func(uintptr) {}) },
-	} {
-		if err := call(); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("%s: %v, want net.ErrClosed", what, err)
-		}
-	}
-}
-
-func TestOneOfManyPipeClosesSucceeds(t *testing.T) {
-	story(t)
-	for range 50 {
-		r, w := pipe(t)
-		reading := begin(func() error { _, err := r.Read(make([]byte, 1)); return err })
-		var succeeded atomic.Int32
-		var busy sync.WaitGroup
-		for range 4 {
-			busy.Go(func() {
-				switch err := r.Close(); {
-				case err == nil:
-					succeeded.Add(1)
-				case !errors.Is(err, net.ErrClosed):
-					t.Error(err)
-				}
-			})
-		}
-		busy.Wait()
-		if n := succeeded.Load(); n != 1 {
-			t.Fatalf("%d of the closes succeed", n)
-		}
-		matches(t, <-reading, net.ErrClosed)
-		must(t, w.Close())
-	}
+	})
 }
 
 // ---------------------------------------------------------------------------
 // Deadlines
 
-func TestPipeDeadlineInThePastFailsAtOnce(t *testing.T) {
-	story(t)
-	r, w := pipe(t)
-	send(t, w, "kept") // even though there is something to read
-	past := time.Now().Add(-time.Hour)
-	must(t, r.SetReadDeadline(past))
-	must(t, w.SetWriteDeadline(past))
-	for range 3 {
-		n, err := r.Read(make([]byte, 10))
-		timedOut(t, err)
-		isPipeError(t, err, "read")
-		if n != 0 {
-			t.Errorf("read %d bytes with the error", n)
-		}
-		n, err = w.Write([]byte("unsaid"))
-		timedOut(t, err)
-		isPipeError(t, err, "write")
-		if n != 0 {
-			t.Errorf("wrote %d bytes with the error", n)
-		}
-	}
-	must(t, r.SetReadDeadline(time.Time{}))
-	must(t, w.SetWriteDeadline(time.Time{}))
-	expect(t, r, "kept")
-	send(t, w, "said")
-	expect(t, r, "said")
-}
-
-func TestPipeDeadlineIsNotEarly(t *testing.T) {
-	story(t)
-	r, w := pipe(t)
-	begun := time.Now()
-	must(t, r.SetReadDeadline(begun.Add(brief)))
-	_, err := r.Read(make([]byte, 1))
-	timedOut(t, err)
-	if waited := time.Since(begun); waited < brief {
-		t.Errorf("read gave up after %v, before %v", waited, brief)
-	}
-	must(t, r.SetReadDeadline(time.Time{}))
-
-	begun = time.Now()
-	must(t, w.SetWriteDeadline(begun.Add(brief)))
-	n, err := w.Write(make([]byte, tooMuch))
-	timedOut(t, err)
-	if waited := time.Since(begun); waited < brief {
-		t.Errorf("write gave up after %v, before %v", waited, brief)
-	}
-	if runtime.GOOS != "windows" { // where what was not read is taken back
-		must(t, w.Close())
-		if got, err := io.Copy(io.Discard, r); got != int64(n) || err != nil {
-			t.Errorf("%d bytes were written it says, %d arrive, %v", n, got, err)
-		}
-	}
-}
-
-func TestPipeDeadlineEndsWhatWaitsAlready(t *testing.T) {
-	story(t)
-	r, _ := pipe(t)
-	_, w := pipe(t)
-	reading := begin(func() error { _, err := r.Read(make([]byte, 1)); return err })
-	writing := begin(func() error { _, err := w.Write(make([]byte, tooMuch)); return err })
-	awaitParked(t, "(*PipeReader).Read", 1)
-	awaitParked(t, "(*PipeWriter).Write", 1)
-	must(t, r.SetReadDeadline(time.Now().Add(-time.Second)))
-	timedOut(t, <-reading)
-	must(t, w.SetWriteDeadline(time.Now().Add(brief)))
-	timedOut(t, <-writing)
-}
-
-func TestPipeReadThatTimesOutLosesNothing(t *testing.T) {
-	story(t)
-	r, w := pipe(t)
-	losesNothingToDeadlines(t, r, w)
-}
-
 // ---------------------------------------------------------------------------
 // Costs
 
-func TestPipeAllocatesNothing(t *testing.T) {
-	story(t)
-	r, w := pipe(t)
-	answer, back := pipe(t)
-	allocateNothing(t, w, r, back, answer, func(later time.Time) error {
-		return errors.Join(r.SetReadDeadline(later), w.SetWriteDeadline(later),
-			answer.SetReadDeadline(later), back.SetWriteDeadline(later))
-	})
-}
-
 func TestNothingIsLeftAfterManyPipes(t *testing.T) {
 	story(t)
-	const rounds = 1000
-	round := func() {
+	leavesNothing(t, 1000, func() {
 		r, w, err := ipc.Pipe()
 		must(t, err)
 		reading := begin(func() error { _, err := io.ReadFull(r, make([]byte, 4)); return err })
@@ -334,16 +149,7 @@ func TestNothingIsLeftAfterManyPipes(t *testing.T) {
 		must(t, f.Close())
 		expectEOF(t, r)
 		must(t, r.Close())
-	}
-	round()
-	goroutines, descriptors := runtime.NumGoroutine(), openDescriptors()
-	for range rounds {
-		round()
-	}
-	eventually(t, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= goroutines })
-	if now := openDescriptors(); now > descriptors {
-		t.Errorf("%d descriptors became %d in %d rounds", descriptors, now, rounds)
-	}
+	})
 }
 
 // ---------------------------------------------------------------------------
@@ -558,12 +364,11 @@ func unixPair(t *testing.T) (a, b *net.UnixConn) {
 	return foreign(c), foreign(d)
 }
 
+// osPipe returns the ends of a pipe of package os.
 func osPipe(t *testing.T) (r, w *os.File) {
 	t.Helper()
 	r, w, err := os.Pipe()
-	must(t, err)
-	t.Cleanup(func() { r.Close(); w.Close() })
-	return r, w
+	return kept(t, r, err), kept(t, w, err)
 }
 
 // A source makes a reader of the data. One of its own is what this package
@@ -1139,7 +944,7 @@ func TestCopyDoesNotComeBetweenTheBytesOfAWrite(t *testing.T) {
 
 func TestNothingIsLeftAfterManyCopies(t *testing.T) {
 	overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
-		round := func() {
+		leavesNothing(t, 20, func() {
 			send(t, s.in, "data")
 			for copied := int64(0); copied < 4; {
 				must(t, s.src.SetReadDeadline(time.Now().Add(time.Millisecond)))
@@ -1148,14 +953,6 @@ func TestNothingIsLeftAfterManyCopies(t *testing.T) {
 				copied += n
 			}
 			expect(t, s.out, "data")
-		}
-		round()
-		descriptors := openDescriptors()
-		for range 20 {
-			round()
-		}
-		if now := openDescriptors(); now > descriptors {
-			t.Errorf("%d descriptors became %d", descriptors, now)
-		}
+		})
 	})
 }
