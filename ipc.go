@@ -456,28 +456,28 @@ func Listen(addr Addr) (*Listener, error) { return ListenConfig{}.Listen(addr) }
 // On Windows the pipe keeps its name, and Listen fails with [ErrAddrInUse], as
 // long as a listener or an end of a connection of it is open in any process.
 func (lc ListenConfig) Listen(addr Addr) (*Listener, error) {
-	l, err := lc.serve(addr, streams)
-	if err != nil {
+	l := new(Listener)
+	if err := lc.serve(&l.server, addr, streams); err != nil {
 		return nil, err
 	}
-	return &Listener{l}, nil
+	return l, nil
 }
 
-func (lc *ListenConfig) serve(addr Addr, kind transport) (*server, error) {
+// serve opens l at addr for connections of that kind.
+func (lc *ListenConfig) serve(l *server, addr Addr, kind transport) error {
 	if addr == (Addr{}) {
 		addr = Name(freshName())
 	}
 	target, err := lc.target(addr)
-	if err != nil {
-		return nil, opError("listen", Addr{}, addr, err)
+	if err == nil {
+		l.sys, err = listen(target, kind, lc)
 	}
-	sys, err := listen(target, kind, lc)
 	if err != nil {
-		return nil, opError("listen", Addr{}, addr, err)
+		return opError("listen", Addr{}, addr, err)
 	}
-	l := newServer(sys, addr, lc.Access == OwnerOnly && !guarded(target), lc.Check)
-	l.spin = lc.Spin
-	return l, nil
+	l.addr, l.spin = addr, lc.Spin
+	l.setRules(lc.Access == OwnerOnly && !guarded(target), lc.Check)
+	return nil
 }
 
 func (lc *ListenConfig) target(addr Addr) (string, error) {
@@ -513,15 +513,13 @@ type admission struct {
 	check     func(Peer) error // ListenConfig.Check
 }
 
-func newServer(sys *listener, addr Addr, ownerOnly bool, check func(Peer) error) *server {
-	l := &server{sys: sys, addr: addr}
+func (l *server) setRules(ownerOnly bool, check func(Peer) error) {
 	l.rules.Store(&admission{ownerOnly, check})
-	return l
 }
 
 // A Listener is a server's end of a local socket. It is a [net.Listener] whose
 // connections are *Conn. All its methods may be called concurrently.
-type Listener struct{ *server }
+type Listener struct{ server }
 
 // Accept waits for a client and returns its connection, a *Conn.
 func (l *Listener) Accept() (net.Conn, error) {
@@ -612,7 +610,7 @@ func (l *server) SetAccess(access Access, check func(Peer) error) error {
 	if err := access.validate(); err != nil {
 		return opError("set", Addr{}, l.addr, err)
 	}
-	l.rules.Store(&admission{access == OwnerOnly, check})
+	l.setRules(access == OwnerOnly, check)
 	return nil
 }
 
@@ -1135,11 +1133,11 @@ func ListenMsg(addr Addr) (*MsgListener, error) { return ListenConfig{}.ListenMs
 
 // ListenMsg opens a server for messages: see [ListenConfig.Listen].
 func (lc ListenConfig) ListenMsg(addr Addr) (*MsgListener, error) {
-	l, err := lc.serve(addr, messages)
-	if err != nil {
+	l := new(MsgListener)
+	if err := lc.serve(&l.server, addr, messages); err != nil {
 		return nil, err
 	}
-	return &MsgListener{l}, nil
+	return l, nil
 }
 
 // DialMsg connects to a server for messages: see [Dial].
@@ -1175,7 +1173,7 @@ func FileMsgConn(f *os.File) (*MsgConn, error) {
 
 // A MsgListener is a server's end of a local socket for messages. All its
 // methods may be called concurrently.
-type MsgListener struct{ *server }
+type MsgListener struct{ server }
 
 // Accept waits for a client and returns its connection: see
 // [Listener.AcceptConn].

@@ -97,8 +97,9 @@ func FileListener(f *os.File) (*Listener, error) {
 // has no file for the kernel to guard, it is for this user, until SetAccess says
 // otherwise.
 func adoptedListener(fd *fd) *Listener {
-	addr := fd.localAddr()
-	return &Listener{newServer(&listener{fd: fd}, addr, addr.kind != pathAddr, nil)}
+	l := &Listener{server{sys: &listener{fd: fd}, addr: fd.localAddr()}}
+	l.setRules(l.addr.kind != pathAddr, nil)
+	return l
 }
 
 // ---------------------------------------------------------------------------

@@ -256,9 +256,10 @@ func ListenPipe(path string, c PipeConfig) (*PipeListener, error) {
 	if err == nil {
 		var target string
 		if target, err = addr.resolve(); err == nil {
-			var l *listener
-			if l, err = listenPipe(target, c); err == nil {
-				return &PipeListener{newServer(l, addr, false, c.Check)}, nil
+			l := &PipeListener{server{addr: addr}}
+			l.setRules(false, c.Check)
+			if l.sys, err = listenPipe(target, c); err == nil {
+				return l, nil
 			}
 		}
 	}
@@ -267,7 +268,7 @@ func ListenPipe(path string, c PipeConfig) (*PipeListener, error) {
 
 // A PipeListener is the server of a named pipe. It is a [net.Listener] whose
 // connections are *PipeConn. All its methods may be called concurrently.
-type PipeListener struct{ *server }
+type PipeListener struct{ server }
 
 // Accept waits for a client and returns its connection, a *PipeConn: see
 // [Listener.AcceptConn].
@@ -1434,7 +1435,9 @@ func inheritedListener(text string) (*Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Listener{newServer(l, Name(l.spec.target[len(localPrefix):]), false, nil)}, nil
+	heir := &Listener{server{sys: l, addr: Name(l.spec.target[len(localPrefix):])}}
+	heir.setRules(false, nil)
+	return heir, nil
 }
 
 // adoptListener returns a listener whose instances are of the pipe of the keeper,
