@@ -11,6 +11,8 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
+	"os/user"
 	"time"
 
 	"github.com/interprocess-go/ipc"
@@ -206,4 +208,152 @@ func ExampleConn_WriteBuffers() {
 	// Output:
 	// 14 <nil> 0
 	// 5 bytes: hello
+}
+
+// Boundaries hold on every system.
+func ExampleMsgConn() {
+	a, b, err := ipc.MsgPair() // or ListenMsg and DialMsg
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer b.Close()
+	for _, message := range []string{"one", "two, which is longer"} {
+		if err := a.Send([]byte(message)); err != nil {
+			log.Fatal(err)
+		}
+	}
+	a.Close()
+
+	var message []byte
+	for {
+		message, err = b.RecvAppend(message[:0]) // grows to fit any message
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Printf("%q\n", message)
+	}
+	// Output:
+	// "one"
+	// "two, which is longer"
+}
+
+// A pipe whose reader has no patience, on every system.
+func ExamplePipe() {
+	r, w, err := ipc.Pipe()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer r.Close()
+
+	r.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+	_, err = r.Read(make([]byte, 1))
+	fmt.Println("nothing yet:", errors.Is(err, os.ErrDeadlineExceeded))
+	r.SetReadDeadline(time.Time{})
+
+	fmt.Fprintln(w, "what came through the pipe")
+	w.Close()
+	text, err := io.ReadAll(r)
+	fmt.Print(string(text))
+	// Output:
+	// nothing yet: true
+	// what came through the pipe
+}
+
+// The process that may open a file passes it to one that may not.
+func ExampleConn_SendFiles() {
+	a, b, err := ipc.Pair()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer a.Close()
+	defer b.Close()
+	f, err := os.CreateTemp("", "example")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	io.WriteString(f, "read by whoever has the file")
+
+	if err := a.SendFiles(f); err != nil {
+		log.Fatal(err)
+	}
+	files, err := b.RecvFiles(1)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer files[0].Close()
+	text, err := io.ReadAll(io.NewSectionReader(files[0], 0, 1<<20))
+	fmt.Println(string(text), err)
+	// Output: read by whoever has the file <nil>
+}
+
+// The kernel says who is there, so nobody needs a password.
+func ExampleConn_Peer() {
+	l, err := ipc.ListenConfig{Access: ipc.Everyone}.Listen(ipc.Name("my-service"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer l.Close()
+	for conn, err := range l.Conns() {
+		if err != nil {
+			log.Fatal(err)
+		}
+		peer, err := conn.Peer()
+		if err != nil {
+			log.Fatal(err) // not a word about it from this system
+		}
+		log.Print(peer) // pid 12 uid 1000 gid 1000
+		if who, err := user.LookupId(peer.UserID()); err == nil {
+			fmt.Fprintln(conn, "hello,", who.Name)
+		}
+		conn.Close()
+	}
+}
+
+// The parent gives its child a pipe and a connection, by name.
+func ExampleInherit() {
+	ours, theirs, err := ipc.Pair()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer ours.Close()
+	r, w, err := ipc.Pipe()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer w.Close()
+
+	cmd := exec.Command("child")
+	if err := errors.Join(ipc.Inherit(cmd, "control", theirs), ipc.Inherit(cmd, "input", r)); err != nil {
+		log.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		log.Fatal(err)
+	}
+	theirs.Close() // they are the child's now
+	r.Close()
+
+	fmt.Fprintln(w, "what it has to do")
+	text, err := io.ReadAll(ours) // until the child closes its end, or ends
+	fmt.Println(string(text), err, cmd.Wait())
+}
+
+// The child asks for what its parent gave it.
+func ExampleInheritedConn() {
+	control, err := ipc.InheritedConn("control")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer control.Close()
+	input, err := ipc.InheritedReader("input")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer input.Close()
+	n, err := io.Copy(io.Discard, input)
+	fmt.Fprintf(control, "%d bytes, %v", n, err)
 }
