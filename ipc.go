@@ -1197,8 +1197,8 @@ func (c *MsgConn) Native() bool { return c.framing == nil }
 // queue is full. A message is too long, and the error matches [ErrMsgTooLong],
 // when it exceeds the send buffer (about 200 KiB on Linux by default, 8 KiB on
 // the BSDs; see [Conn.SetWriteBuffer]), or 16 MiB where messages are not native.
-// FreeBSD 15 cannot send an empty message; there the error matches
-// [errors.ErrUnsupported]. After the peer has closed its end it matches
+// FreeBSD 15, OpenBSD and DragonFly cannot send an empty message; there the error
+// matches [errors.ErrUnsupported]. After the peer has closed its end it matches
 // [syscall.EPIPE].
 func (c *MsgConn) Send(p []byte) error {
 	if c.framing != nil {
