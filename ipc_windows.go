@@ -62,7 +62,8 @@ const (
 	// Identification lets the server learn who the client is, and nothing else.
 	Identification ImpersonationLevel = iota
 
-	// Anonymous does not let the server learn who the client is.
+	// Anonymous does not let the server learn from the pipe who the client is. A
+	// server may still look up the user of its process: see [Conn.Peer].
 	Anonymous
 
 	// Impersonation lets the server act as the client on its own machine.
@@ -98,10 +99,11 @@ func nameOf(typ string, value uint8, names ...string) string {
 func (p Peer) SessionID() (uint32, bool) { return p.system.session, p.system.knowsSession }
 
 // PeerProcess opens the process at the other end with the access rights, as
-// OpenProcess does (PROCESS_QUERY_LIMITED_INFORMATION is 0x1000): unlike its
-// number, the handle stays that of this process when it ends. The caller closes
-// it. A process that was started after the connection was made, and so has only
+// OpenProcess does, and PROCESS_QUERY_LIMITED_INFORMATION: unlike its number, the
+// handle stays that of this process when it ends. The caller closes it. A process
+// that was started after the Dial or the Accept of this end, and so has only
 // inherited the number of the peer, is refused. The error matches
+// [os.ErrPermission] if this process may not open that one, and
 // [errors.ErrUnsupported] for a peer on another machine.
 func (c *endpoint) PeerProcess(access uint32) (syscall.Handle, error) {
 	process, err := c.fd.peerProcess(access)
@@ -203,8 +205,9 @@ type PipeConfig struct {
 	// [SysListenConfig.AcceptRemote].
 	AcceptRemote bool
 
-	// WriteThrough makes writes to a client on another machine wait until they
-	// are there (FILE_FLAG_WRITE_THROUGH). It has no effect on this machine.
+	// WriteThrough makes writes of bytes to a client on another machine wait
+	// until they are there (FILE_FLAG_WRITE_THROUGH). It has no effect on this
+	// machine, nor on messages.
 	WriteThrough bool
 
 	// Inheritable makes the server ends inheritable: every process that is
@@ -242,6 +245,9 @@ func (c *PipeConfig) validate() error {
 			return configError(field.name, strconv.Itoa(field.value), "0 to "+strconv.Itoa(field.limit))
 		}
 	}
+	if c.Security != nil && len(c.Security.raw) == 0 {
+		return configError("Security", "empty", "made by ParseSDDL or NewSecurityDescriptor")
+	}
 	return nil
 }
 
@@ -249,7 +255,9 @@ func (c *PipeConfig) validate() error {
 const instancesMax = 254
 
 // ListenPipe makes the named pipe \\.\pipe\x, as CreateNamedPipe does, and
-// listens on it. The error matches [ErrAddrInUse] when the pipe exists.
+// listens on it. The error matches [ErrAddrInUse] when the pipe exists,
+// [ErrNameTooLong] when the path has more than 256 UTF-16 characters, and
+// [errors.ErrUnsupported] when it is not that of a pipe of this machine.
 func ListenPipe(path string, c PipeConfig) (*PipeListener, error) {
 	addr := Path(path)
 	err := c.validate()
@@ -293,7 +301,10 @@ func (l *PipeListener) AcceptPipe() (*PipeConn, error) {
 // [Listener.Conns].
 func (l *PipeListener) Conns() iter.Seq2[*PipeConn, error] { return untilClosed(l.AcceptPipe) }
 
-// SecurityDescriptor reads the owner, group and DACL of the pipe back.
+// SecurityDescriptor reads the owner, group and DACL of the pipe back
+// (GetKernelObjectSecurity), from an instance that listens: while
+// [PipeConfig.MaxInstances] are connected, the error matches
+// [errors.ErrUnsupported].
 func (l *PipeListener) SecurityDescriptor() (*SecurityDescriptor, error) {
 	var sd *SecurityDescriptor
 	err := l.sys.control(func(h syscall.Handle) (err error) {
@@ -391,7 +402,9 @@ func (c *PipeConn) PeekMessage(p []byte) (n, size int, err error) {
 // (TransactNamedPipe). It returns the length of the reply; of one that does not
 // fit, reply is filled, the rest is dropped, and the error matches
 // [ErrMsgTooLong]. There must be nothing unread on this end, which must be one
-// that reads messages of a duplex pipe. It ends with ctx, and at the read deadline.
+// that reads messages of a duplex pipe. It ends with ctx, and at the read deadline;
+// the peer may have the request all the same, and its reply is left for the next
+// read.
 func (c *PipeConn) Transact(ctx context.Context, request, reply []byte) (int, error) {
 	n, err := c.fd.transact(ctx, request, reply)
 	return n, c.failed("transact", err)
@@ -425,8 +438,8 @@ var errNotServer = &ruleError{"this is the client's end of the pipe", errors.Err
 // in a goroutine of its own on a thread of its own, and goroutines that it
 // starts do not impersonate anybody. The thread takes its own identity back when
 // f returns, panics or ends its goroutine; should that fail, which is an error
-// too, the thread is not used again. It is for the server's end. See
-// ImpersonateNamedPipeClient.
+// too, the thread is not used again. It is for the server's end; on the client's
+// the error matches [errors.ErrUnsupported]. See ImpersonateNamedPipeClient.
 //
 // A client that does not use this package and did not ask for static tracking
 // can be impersonated only after something of what it sent was read.
@@ -477,7 +490,9 @@ func (c *PipeConn) SecurityDescriptor() (*SecurityDescriptor, error) {
 // What only Windows has: security descriptors
 
 // A SecurityDescriptor says who owns a pipe and who may do what with it. It is a
-// self-relative SECURITY_DESCRIPTOR, and does not change.
+// self-relative SECURITY_DESCRIPTOR, and does not change. It is made by
+// [ParseSDDL] or [NewSecurityDescriptor], or read from a pipe; the zero value says
+// nothing and no pipe can have it.
 type SecurityDescriptor struct{ raw []byte }
 
 // Rights on a pipe (winnt.h). A client that may also create instances
@@ -500,9 +515,9 @@ const (
 )
 
 // An AccessEntry allows or denies the user or group of the SID the rights of the
-// mask.
+// mask (ACCESS_MASK).
 type AccessEntry struct {
-	SID  string
+	SID  string // "S-1-5-18", or as SDDL abbreviates it, "SY"
 	Mask uint32
 	Deny bool
 }
@@ -529,6 +544,9 @@ func NewSecurityDescriptor(entries ...AccessEntry) (*SecurityDescriptor, error) 
 	var sddl strings.Builder
 	sddl.WriteString("O:" + user + "D:P")
 	for _, e := range entries {
+		if strings.ContainsAny(e.SID, ";()") { // or it could say more than who
+			return nil, opError("security", Addr{}, Addr{}, configError("SID", strconv.Quote(e.SID), "a security identifier"))
+		}
 		what := "(A;;0x"
 		if e.Deny {
 			what = "(D;;0x"
@@ -542,7 +560,11 @@ func NewSecurityDescriptor(entries ...AccessEntry) (*SecurityDescriptor, error) 
 // [ServerRights]; SYSTEM and Administrators, and with Everyone all users, have
 // [ClientRights].
 func (a Access) SecurityDescriptor() (*SecurityDescriptor, error) {
-	user, err := currentUser()
+	err := a.validate()
+	var user string
+	if err == nil {
+		user, err = currentUser()
+	}
 	if err != nil {
 		return nil, opError("security", Addr{}, Addr{}, err)
 	}
@@ -619,15 +641,8 @@ func sidAt(raw []byte, at uint32) string {
 }
 
 // currentUser returns the SID of the user that this process runs as, whoever a
-// thread of it may impersonate.
-var currentUser = sync.OnceValues(func() (string, error) {
-	token, err := syscall.OpenCurrentProcessToken()
-	if err != nil {
-		return "", os.NewSyscallError("OpenProcessToken", err)
-	}
-	defer token.Close()
-	return userOf(token)
-})
+// thread of it may impersonate: to open the token might be denied to that one.
+var currentUser = sync.OnceValues(func() (string, error) { return userOf(currentProcessToken) })
 
 // userOf returns the SID of a token's user.
 func userOf(token syscall.Token) (string, error) {
@@ -832,8 +847,7 @@ func (s *instances) claim() error {
 		if err != nil {
 			return err
 		}
-		const readAttributes = 0x80 // FILE_READ_ATTRIBUTES, which a pipe of any direction lets clients have
-		client, err := openPipe(s.spec.target, readAttributes, Anonymous.flags())
+		client, err := openPipe(s.spec.target, fileReadAttributes, Anonymous.flags())
 		if err == nil {
 			s.keeper = h
 			return os.NewSyscallError("CloseHandle", syscall.CloseHandle(client))
@@ -941,6 +955,7 @@ func (s *instances) handOut(in *instance) (*fd, error) {
 	if s.limit > 0 {
 		s.out++
 		f.place = s
+		f.dropped = runtime.AddCleanup(f, (*instances).giveBack, s)
 	}
 	return f, nil
 }
@@ -955,7 +970,8 @@ func (s *instances) replace(in *instance, why error) error {
 }
 
 // giveBack arms an instance for the connection that is about to be closed, while
-// its handle still keeps the name.
+// its handle still keeps the name. That of one that was dropped without Close may
+// be gone; then it is Accept that makes the pipe again.
 func (s *instances) giveBack() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -999,13 +1015,15 @@ func (in *instance) arm(changed syscall.Handle) {
 	in.overlapped = syscall.Overlapped{Internal: statusPending, HEvent: changed}
 	err := connectNamedPipe(in.sys, &in.overlapped)
 	in.pending = err == syscall.ERROR_IO_PENDING
-	if in.err = err; err == errPipeConnected { // the client came first
+	// The client came first, and may have left since. It is outcome that asks
+	// whether it wrote anything.
+	if in.err = err; err == errPipeConnected || err == errNoData {
 		in.err = nil
 	}
 }
 
 // outcome reports whether arm has come to an end, and to which. A client that
-// left without a word is errNoData, as if it had left before arm.
+// left without a word is errNoData.
 func (in *instance) outcome(ends direction) (done bool, err error) {
 	if in.pending {
 		if !ended(&in.overlapped) {
@@ -1205,12 +1223,13 @@ func judge(_ string, err error) verdict {
 type peerSystem struct {
 	session      uint32
 	knowsSession bool
-	trusted      bool // a server that owns its pipe as trusted says
+	trusted      bool // see Peer.trusted
 }
 
-// trusted reports whether the peer, a server, is this process's user, SYSTEM or
-// an administrator. Only the owner of the pipe counts, which a user cannot
-// forge, and only on this machine, where these SIDs mean something.
+// trusted reports whether the peer is this process's user, SYSTEM or an
+// administrator. Of a server the owner of the pipe counts, which a user cannot
+// forge, of a client its token; and both only on this machine, where these SIDs
+// mean something.
 func (p Peer) trusted() bool { return p.system.trusted }
 
 // pair returns the server's and the client's end of a pipe of its own. Nobody
@@ -1356,7 +1375,8 @@ func parseToken(text string) (t token) {
 
 func validToken(text string) bool { return parseToken(text) != token{} }
 
-// keepFromChildren makes an inherited handle one that children do not inherit.
+// keepFromChildren makes an inherited handle one that children do not inherit. It
+// can fail only for what is no handle, and that is refused when it is asked for.
 func keepFromChildren(text string) {
 	syscall.SetHandleInformation(parseToken(text).handle, syscall.HANDLE_FLAG_INHERIT, 0)
 }
@@ -1517,8 +1537,11 @@ type fd struct {
 	made   time.Time  // when it was known to be connected
 	place  *instances // where Close gives a place back; nil: there is no limit
 	r, w   half
-	spin   atomic.Int64 // the most nanoseconds that a read waits in its thread; less than 0 is spinDefault
-	used   atomic.Bool  // something was read or written, or was to be
+
+	dropped runtime.Cleanup // gives the place back if nobody calls Close
+
+	spin atomic.Int64 // the most nanoseconds that a read waits in its thread; less than 0 is spinDefault
+	used atomic.Bool  // something was read or written, or was to be
 
 	mu      sync.Mutex      // guards what follows, and the end of each half; keeps Close and SetDeadline apart
 	idle    chan struct{}   // made by Close; closed when it is the last user
@@ -1573,6 +1596,7 @@ func (f *fd) close() error {
 	}
 	f.mu.Unlock()
 	if f.place != nil {
+		f.dropped.Stop()
 		f.place.giveBack()
 	}
 	f.unuse()
@@ -1630,13 +1654,18 @@ func errDirection(ends direction) error {
 	return &ruleError{"this end of a one-way pipe can only be written", errors.ErrUnsupported}
 }
 
-// control makes a call on the handle that does not block.
+// control makes a call on the handle that does not block. Without a name for the
+// error, call itself says which one it was.
 func (f *fd) control(name string, call func(syscall.Handle) error) error {
 	if err := f.use(); err != nil {
 		return err
 	}
 	defer f.unuse()
-	return callError(name, call(f.sys))
+	err := call(f.sys)
+	if name == "" {
+		return err
+	}
+	return callError(name, err)
 }
 
 // join makes the handle an os.File, if it is not yet, and reports whether that
@@ -1898,11 +1927,11 @@ func (h *half) wake() {
 }
 
 // A slot is what an operation needs that its own thread waits for. The kernel
-// uses overlapped and the buffer until the operation has ended.
+// uses overlapped and the buffers until the operation has ended.
 type slot struct {
 	overlapped syscall.Overlapped
 	event      syscall.Handle // auto-reset: it has ended, or there may be a reason to end it
-	buffer     *byte          // keeps what is read into or written where it is: in the heap, alive
+	buffers    [2]*byte       // keeps what is read into or written where it is: in the heap, alive
 	done       uint32         // how many bytes were transferred, if the operation ended at once
 	next       *slot          // in the list of free slots
 }
@@ -1940,7 +1969,7 @@ func takeSlot(must bool) (*slot, error) {
 }
 
 func giveSlot(s *slot) {
-	s.buffer = nil
+	s.buffers = [2]*byte{}
 	slots.mu.Lock()
 	defer slots.mu.Unlock()
 	if slots.made > slotsMax {
@@ -1956,11 +1985,12 @@ func giveSlot(s *slot) {
 func (f *fd) inThread(h *half, s *slot, limit time.Duration, p []byte,
 	call func(h syscall.Handle, p []byte, done *uint32, o *syscall.Overlapped) error) (int, error) {
 	defer giveSlot(s)
-	if _, err := f.patience(context.Background(), h, time.Time{}, min(limit, forever)); err != nil {
+	// What must not begin is not begun. A limit counts from then on.
+	if _, err := f.mayWait(context.Background(), h, time.Time{}, min(limit, forever)); err != nil {
 		return 0, err
 	}
 	s.begin()
-	s.buffer = unsafe.SliceData(p)
+	s.buffers[0] = unsafe.SliceData(p)
 	err := call(f.sys, p, &s.done, &s.overlapped)
 	if err != syscall.ERROR_IO_PENDING {
 		return int(s.done), err
@@ -2000,7 +2030,7 @@ func (f *fd) await(ctx context.Context, h *half, s *slot, limit time.Duration) (
 	for !ended(&s.overlapped) {
 		var wait uint32 = syscall.INFINITE
 		if why == nil {
-			if wait, why = f.patience(ctx, h, begun, limit); why != nil {
+			if wait, why = f.mayWait(ctx, h, begun, limit); why != nil {
 				wait = syscall.INFINITE
 				// If there is nothing to cancel, it has ended or is about to.
 				syscall.CancelIoEx(f.sys, &s.overlapped)
@@ -2015,7 +2045,7 @@ func (f *fd) await(ctx context.Context, h *half, s *slot, limit time.Duration) (
 	err := overlappedResult(f.sys, &s.overlapped, &n)
 	if err == syscall.ERROR_OPERATION_ABORTED {
 		if why == nil { // Close may have cancelled everything
-			_, why = f.patience(ctx, h, begun, limit)
+			_, why = f.mayWait(ctx, h, begun, limit)
 		}
 		if why != nil {
 			err = why
@@ -2024,9 +2054,9 @@ func (f *fd) await(ctx context.Context, h *half, s *slot, limit time.Duration) (
 	return int(n), err
 }
 
-// patience returns how many milliseconds an operation may wait on, or why it may
+// mayWait returns how many milliseconds an operation may wait on, or why it may
 // not.
-func (f *fd) patience(ctx context.Context, h *half, begun time.Time, limit time.Duration) (wait uint32, why error) {
+func (f *fd) mayWait(ctx context.Context, h *half, begun time.Time, limit time.Duration) (wait uint32, why error) {
 	f.mu.Lock()
 	until := h.deadline
 	f.mu.Unlock()
@@ -2293,21 +2323,19 @@ func (f *fd) transact(ctx context.Context, request, reply []byte) (int, error) {
 		return 0, err
 	}
 	defer giveSlot(s)
-	if _, err := f.patience(ctx, r, time.Time{}, forever); err != nil {
+	if _, err := f.mayWait(ctx, r, time.Time{}, forever); err != nil {
 		return 0, err
 	}
-	var pinner runtime.Pinner // for the kernel, until the operation has ended
-	defer pinner.Unpin()
-	for _, p := range [][]byte{request, reply} {
-		if len(p) > 0 {
-			pinner.Pin(&p[0])
-		}
-	}
 	s.begin()
+	s.buffers = [2]*byte{unsafe.SliceData(request), unsafe.SliceData(reply)}
 	n := 0
 	err = transactNamedPipe(f.sys, request, reply, &s.done, &s.overlapped)
 	if err == syscall.ERROR_IO_PENDING {
-		stop := context.AfterFunc(ctx, func() { setEvent(s.event) }) // one that is late harms nobody
+		stop := context.AfterFunc(ctx, func() {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			r.wake() // or the next operation, if this is late, which looks and goes on
+		})
 		n, err = f.await(ctx, r, s, forever)
 		stop()
 	} else {
@@ -2401,20 +2429,16 @@ func (f *fd) peer() (p Peer, err error) {
 	if err != nil {
 		return Peer{}, err
 	}
+	var trusted bool
 	if f.server {
-		p.user, err = f.clientUser()
+		p.user, trusted, err = f.clientUser()
 	} else {
-		p.user, err = f.owner()
-		me, e := currentUser()
-		if err == nil {
-			err = e
-		}
-		p.system.trusted = p.facts&knowsPID != 0 && err == nil &&
-			(p.user == me || p.user == sidSystem || p.user == sidAdministrators)
+		p.user, trusted, err = f.owner()
 	}
 	if p.facts == 0 && err != nil {
 		return Peer{}, err
 	}
+	p.system.trusted = trusted && err == nil && p.facts&knowsPID != 0
 	return p, nil
 }
 
@@ -2423,47 +2447,55 @@ func (f *fd) onOtherMachine(h syscall.Handle) bool {
 	return f.remote && (!f.server || !clientIsLocal(h))
 }
 
-// owner returns the owner of the pipe.
-func (f *fd) owner() (string, error) {
-	var owner string
-	err := f.control("", func(h syscall.Handle) error {
+// owner returns the owner of the pipe, and whether it is to be trusted.
+func (f *fd) owner() (owner string, trusted bool, err error) {
+	me, err := currentUser()
+	if err != nil {
+		return "", false, err
+	}
+	err = f.control("", func(h syscall.Handle) error {
 		sd, err := securityOf(h)
 		if err == nil {
 			owner = sd.Owner()
 		}
 		return err
 	})
-	return owner, err
+	return owner, owner == me || owner == sidSystem || owner == sidAdministrators, err
 }
 
-// clientUser returns the user of the client.
-func (f *fd) clientUser() (string, error) {
-	var user string
-	var err error
+// clientUser returns the user of the client, and whether it is to be trusted. One
+// that only its process tells of is not: until the server accepts, the number of a
+// process that has ended can go to another.
+func (f *fd) clientUser() (user string, trusted bool, err error) {
+	me, err := currentUser()
+	if err != nil {
+		return "", false, err
+	}
 	if e := f.impersonate(func() {
 		var token syscall.Token
 		if token, err = threadToken(); err == nil {
 			user, err = userOf(token)
+			trusted = err == nil && (user == me || user == sidSystem || isAdministrator(token))
 			token.Close()
 		}
 	}); e != nil {
 		err = e
 	}
 	if err == nil || err == net.ErrClosed {
-		return user, err
+		return user, trusted && err == nil, err
 	}
-	const queryLimitedInformation = 0x1000 // PROCESS_QUERY_LIMITED_INFORMATION
-	process, err := f.peerProcess(queryLimitedInformation)
+	process, err := f.peerProcess(0)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	defer syscall.CloseHandle(process)
 	var token syscall.Token
 	if err := syscall.OpenProcessToken(process, syscall.TOKEN_QUERY, &token); err != nil {
-		return "", os.NewSyscallError("OpenProcessToken", err)
+		return "", false, os.NewSyscallError("OpenProcessToken", err)
 	}
 	defer token.Close()
-	return userOf(token)
+	user, err = userOf(token)
+	return user, false, err
 }
 
 func (f *fd) peerProcess(access uint32) (syscall.Handle, error) {
@@ -2474,7 +2506,7 @@ func (f *fd) peerProcess(access uint32) (syscall.Handle, error) {
 // openPeer opens the process at the other end. One that began after this end
 // was connected is another, with a number that was used again.
 func (f *fd) openPeer(access uint32) (process syscall.Handle, pid uint32, err error) {
-	const queryLimitedInformation = 0x1000
+	const queryLimitedInformation = 0x1000 // winnt.h: PROCESS_QUERY_LIMITED_INFORMATION
 	question := procServerProcessID
 	if f.server {
 		question = procClientProcessID
@@ -2929,6 +2961,8 @@ func errnoOf(err error) error {
 // ---------------------------------------------------------------------------
 // System calls
 
+// Package syscall loads these libraries from the folder of the system alone, so that
+// none that lies beside the program takes their place.
 var (
 	kernel32 = syscall.NewLazyDLL("kernel32.dll")
 	advapi32 = syscall.NewLazyDLL("advapi32.dll")
@@ -2950,6 +2984,7 @@ var (
 	procServerProcessID         = kernel32.NewProc("GetNamedPipeServerProcessId")
 	procServerSessionID         = kernel32.NewProc("GetNamedPipeServerSessionId")
 
+	procCheckTokenMembership       = advapi32.NewProc("CheckTokenMembership")
 	procGetKernelObjectSecurity    = advapi32.NewProc("GetKernelObjectSecurity")
 	procImpersonateNamedPipeClient = advapi32.NewProc("ImpersonateNamedPipeClient")
 	procOpenThreadToken            = advapi32.NewProc("OpenThreadToken")
@@ -2964,10 +2999,11 @@ var (
 	procRtlNtStatusToDosError      = ntdll.NewProc("RtlNtStatusToDosError")
 )
 
-// The pseudo handles of winnt.h.
+// The pseudo handles of processthreadsapi.h.
 const (
-	currentProcess = ^syscall.Handle(0)     // GetCurrentProcess() is -1
-	currentThread  = ^syscall.Handle(0) - 1 // GetCurrentThread() is -2
+	currentProcess      = ^syscall.Handle(0)     // GetCurrentProcess() is -1
+	currentThread       = ^syscall.Handle(0) - 1 // GetCurrentThread() is -2
+	currentProcessToken = ^syscall.Token(0) - 3  // GetCurrentProcessToken() is -4
 )
 
 // failure returns the error of a call that returns 0 when it fails.
@@ -3051,7 +3087,6 @@ func (p *pipeSpec) createInstance(first bool) (syscall.Handle, error) {
 		filePipeMessage    = 1 // FILE_PIPE_MESSAGE_TYPE and FILE_PIPE_MESSAGE_MODE
 		filePipeRejectFar  = 2 // FILE_PIPE_REJECT_REMOTE_CLIENTS
 		unlimited          = 0xffffffff
-		readAttributes     = 0x80
 	)
 	path, err := syscall.UTF16FromString(`\??\pipe\` + p.target[len(localPrefix):])
 	if err != nil {
@@ -3082,7 +3117,7 @@ func (p *pipeSpec) createInstance(first bool) (syscall.Handle, error) {
 		share |= syscall.FILE_SHARE_WRITE
 	}
 	if p.ends&writing != 0 {
-		rights |= syscall.GENERIC_WRITE | readAttributes
+		rights |= syscall.GENERIC_WRITE | fileReadAttributes
 		share |= syscall.FILE_SHARE_READ
 	}
 	var h syscall.Handle
@@ -3091,7 +3126,6 @@ func (p *pipeSpec) createInstance(first bool) (syscall.Handle, error) {
 		uintptr(unsafe.Pointer(&h)), uintptr(rights), uintptr(unsafe.Pointer(&attributes)),
 		uintptr(unsafe.Pointer(&status)), share, disposition, options, typ, mode, 0,
 		unlimited, uintptr(p.in), uintptr(p.out), uintptr(unsafe.Pointer(&p.wait)))
-	runtime.KeepAlive(p)
 	return h, ntError(r)
 }
 
@@ -3113,6 +3147,10 @@ type objectAttributes struct {
 
 // wdm.h: IO_STATUS_BLOCK.
 type ioStatus struct{ status, information uintptr }
+
+// fileReadAttributes is FILE_READ_ATTRIBUTES of winnt.h, which a pipe of any
+// direction lets clients have.
+const fileReadAttributes = 0x80
 
 // openPipe opens a client's end.
 func openPipe(target string, rights, flags uint32) (syscall.Handle, error) {
@@ -3223,15 +3261,25 @@ func pipeName(h syscall.Handle) (string, error) {
 	return strings.TrimPrefix(name, `\`), nil
 }
 
-// readMode returns what the end reads: FILE_PIPE_MESSAGE_MODE is 1.
+// readMode returns what the end reads. One whose reads and writes do not wait
+// (PIPE_NOWAIT) is refused: they look like the end of the stream, and like success.
 func readMode(h syscall.Handle) (transport, error) {
-	const filePipeInformation = 23
+	const (
+		filePipeInformation = 23
+		messageMode         = 1 // FILE_PIPE_MESSAGE_MODE
+		completeOperation   = 1 // FILE_PIPE_COMPLETE_OPERATION
+	)
 	var info struct{ read, completion uint32 }
 	err := queryFile(h, filePipeInformation, unsafe.Pointer(&info), unsafe.Sizeof(info))
-	if info.read == 1 {
-		return messages, err
+	switch {
+	case err != nil:
+		return streams, err
+	case info.completion == completeOperation:
+		return streams, &ruleError{"the reads and writes of the pipe do not wait", errors.ErrUnsupported}
+	case info.read == messageMode:
+		return messages, nil
 	}
-	return streams, err
+	return streams, nil
 }
 
 // fileMode returns the options that the handle was opened with.
@@ -3320,6 +3368,19 @@ func threadToken() (token syscall.Token, err error) {
 	r, _, errno := syscall.SyscallN(procOpenThreadToken.Addr(), uintptr(currentThread), syscall.TOKEN_QUERY, 1,
 		uintptr(unsafe.Pointer(&token)))
 	return token, os.NewSyscallError("OpenThreadToken", failure(r, errno))
+}
+
+// isAdministrator reports whether the user that a thread's token stands for may act
+// as an administrator: one that the system does not answer for may not.
+func isAdministrator(token syscall.Token) bool {
+	sid, err := syscall.StringToSid(sidAdministrators)
+	if err != nil {
+		return false
+	}
+	var member int32
+	r, _, _ := syscall.SyscallN(procCheckTokenMembership.Addr(), uintptr(token),
+		uintptr(unsafe.Pointer(sid)), uintptr(unsafe.Pointer(&member)))
+	return r != 0 && member != 0
 }
 
 // winnt.h: SECURITY_INFORMATION.
