@@ -80,12 +80,13 @@
 // least significant byte first:
 //
 //	"ipcfiles", 1, how many files, 1 to 253, the id of that process,
-//	the seal, its count, its maximum, the handles of the files
+//	the count of the seals, of each file its handle and that of its seal
 //
-// The seal is a handle, in that process too, of a semaphore whose count and maximum
-// are random, 2^30 to 2^31-1. A record without its seal is data: the receiver finds
-// it (NtQuerySemaphore) before it takes the handles (DUPLICATE_CLOSE_SOURCE), so that
-// nobody can name handles where they could not have put them.
+// The seal of a file is a semaphore, in that process too, whose count is random,
+// 2^29 to 2^30-1, and whose maximum is 2^30 and a quarter of the file's handle. A
+// record without its seals is data: the receiver finds them (NtQuerySemaphore) before
+// it takes the handles (DUPLICATE_CLOSE_SOURCE), so that nobody can name handles where
+// they could not have put them.
 //
 // # Errors
 //

@@ -10,7 +10,7 @@ import (
 
 // FuzzRecord reads records of any content. It opens nothing and closes nothing.
 func FuzzRecord(f *testing.F) {
-	r := record{pid: 1, seal: 2, count: sealMin, limit: sealMax, files: []uint32{3, 4}}
+	r := record{pid: 1, count: sealCount, files: []sealedFile{{2, 3}, {4, 5}}}
 	f.Add(r.bytes())
 	f.Add(append(r.bytes(), "data"...))
 	f.Add(r.bytes()[:recordHead])

@@ -323,7 +323,9 @@ func (p Peer) GID() (int, bool) { return p.gid, p.facts&knowsGID != 0 }
 
 // UserID returns the identity of the peer's user in the form that
 // [os/user.LookupId] takes: a decimal user id, on Windows a SID. It is empty
-// when it is not known.
+// when it is not known: on Windows of a client that dialed with the level Anonymous,
+// as those of go-winio do by default, and of one of another program before something
+// of what it sent was read, if that program did not ask for static tracking.
 func (p Peer) UserID() string {
 	if p.facts&knowsUID != 0 {
 		return strconv.Itoa(p.uid)
@@ -661,13 +663,12 @@ type Dialer struct {
 	Wait bool
 
 	// Access says who may be the server. With OwnerOnly, the zero value, the
-	// server reached by a [Name] must run as this user or as root (on Windows:
-	// as this user, SYSTEM or an administrator), for anyone can take a name
-	// that is free; otherwise Dial fails with [ErrUntrusted]. A Unix path is
-	// trusted as the file system is: who could put a socket there is decided
-	// by the permissions of its folder. A pipe is verified by either kind of
-	// address: what counts is its owner. One of another machine cannot be, and
-	// needs Everyone.
+	// server reached by a [Name] must run as this user or as root, for anyone
+	// can take a name that is free; otherwise Dial fails with [ErrUntrusted]. A
+	// Unix path is trusted as the file system is: who could put a socket there
+	// is decided by the permissions of its folder. A Windows pipe must be owned
+	// by this user, SYSTEM or Administrators, whichever kind of address leads to
+	// it; that of another machine cannot be verified, and needs Everyone.
 	Access Access
 
 	// Check, if set, has a further say over the server. Its error is returned,
@@ -1196,7 +1197,8 @@ func (c *MsgConn) Native() bool { return c.framing == nil }
 // Send sends p as one message, whole or not at all, and waits while the peer's
 // queue is full. A message is too long, and the error matches [ErrMsgTooLong],
 // when it exceeds the send buffer (about 200 KiB on Linux by default, 8 KiB on
-// the BSDs; see [Conn.SetWriteBuffer]), or 16 MiB where messages are not native.
+// the BSDs; see [Conn.SetWriteBuffer]), 1 GiB on Windows, or 16 MiB where messages
+// are not native.
 // FreeBSD 15, OpenBSD and DragonFly cannot send an empty message; there the error
 // matches [errors.ErrUnsupported]. After the peer has closed its end it matches
 // [syscall.EPIPE].
@@ -1210,7 +1212,9 @@ func (c *MsgConn) Send(p []byte) error {
 // Recv receives one message into p, waits until there is one, and returns its
 // length. One that is longer than p fills it; the rest is dropped, and the error
 // matches [ErrMsgTooLong]. An empty message is 0 and no error; [io.EOF] comes
-// only when the peer has closed its end and all its messages were received.
+// only when the peer has closed its end and all its messages were received; on
+// Windows also in the place of an empty message that Recv waited for and that the
+// peer's Close followed at once.
 func (c *MsgConn) Recv(p []byte) (int, error) {
 	if c.framing != nil {
 		n, err := c.framing.recv(c.fd, p)

@@ -62,8 +62,8 @@ const (
 	// Identification lets the server learn who the client is, and nothing else.
 	Identification ImpersonationLevel = iota
 
-	// Anonymous does not let the server learn from the pipe who the client is. A
-	// server may still look up the user of its process: see [Conn.Peer].
+	// Anonymous does not let the server learn from the pipe who the client is,
+	// but for the id of its process.
 	Anonymous
 
 	// Impersonation lets the server act as the client on its own machine.
@@ -2463,9 +2463,9 @@ func (f *fd) owner() (owner string, trusted bool, err error) {
 	return owner, owner == me || owner == sidSystem || owner == sidAdministrators, err
 }
 
-// clientUser returns the user of the client, and whether it is to be trusted. One
-// that only its process tells of is not: until the server accepts, the number of a
-// process that has ended can go to another.
+// clientUser returns the user of the client, and whether it is to be trusted. It is
+// not asked of the client's process: until the server accepts, the number of one that
+// has ended can go to another.
 func (f *fd) clientUser() (user string, trusted bool, err error) {
 	me, err := currentUser()
 	if err != nil {
@@ -2481,21 +2481,7 @@ func (f *fd) clientUser() (user string, trusted bool, err error) {
 	}); e != nil {
 		err = e
 	}
-	if err == nil || err == net.ErrClosed {
-		return user, trusted && err == nil, err
-	}
-	process, err := f.peerProcess(0)
-	if err != nil {
-		return "", false, err
-	}
-	defer syscall.CloseHandle(process)
-	var token syscall.Token
-	if err := syscall.OpenProcessToken(process, syscall.TOKEN_QUERY, &token); err != nil {
-		return "", false, os.NewSyscallError("OpenProcessToken", err)
-	}
-	defer token.Close()
-	user, err = userOf(token)
-	return user, false, err
+	return user, trusted, err
 }
 
 func (f *fd) peerProcess(access uint32) (syscall.Handle, error) {
@@ -2611,44 +2597,52 @@ func (f *fd) remoteAddr() Addr { return Addr{} }
 //	 8  4 bytes  1, the version
 //	12  4 bytes  n, the number of files, 1 to 253
 //	16  4 bytes  the id of the process that holds the handles
-//	20  4 bytes  the seal: a handle of a semaphore, in that process
-//	24  4 bytes  the count of the semaphore, random, 2^30 to 2^31-1
-//	28  4 bytes  its maximum, random, from the count to 2^31-1
-//	32  4n bytes the handles of the files, in that process
+//	20  4 bytes  the count of the seals, random, 2^29 to 2^30-1
+//	24  8n bytes of each file its handle and that of its seal, in that process
 //
-// The numbers have their least significant byte first; 32 bits of a handle are
-// significant in every process. The receiver takes the handles and the seal away
-// from the process that holds them (DUPLICATE_CLOSE_SOURCE).
+// The seal of a file is a semaphore of that count, whose maximum is 2^30 and a
+// quarter of the handle of the file. The numbers have their least significant byte
+// first; 32 bits of a handle are significant in every process, but for the lowest
+// two. The receiver takes the handles away from the process that holds them
+// (DUPLICATE_CLOSE_SOURCE), and closes the seals.
 //
 // The bytes prove nothing. A hostile peer could name handles that this process has
 // of its own, to make it use or close them, and so could anybody whose data an
-// honest peer passes on. Therefore a record counts only if the seal is where it
-// says: a semaphore such as no program has otherwise. Who can put it there, into
-// this process or one that this process may take handles from, has the right to
-// duplicate handles there (PROCESS_DUP_HANDLE), and could use and close them anyway;
-// the system gives that right to no other user but SYSTEM and administrators, to no
-// sandbox, and to no process of lower integrity.
+// honest peer passes on. Therefore a file counts only if its seal is where the
+// record says: a semaphore such as no program has otherwise. Who can put it there,
+// into this process or one that this process may take handles from, has the right
+// to duplicate handles there (PROCESS_DUP_HANDLE), and could use and close them
+// anyway; the system gives that right to no other user but SYSTEM and
+// administrators, to no sandbox, and to no process of lower integrity. Who was only
+// told of a seal, as the peer of a process that holds files for it is, can name no
+// other handle by it.
 
 const (
 	recordMark    = "ipcfiles"
 	recordVersion = 1
-	recordHead    = 32
-	recordMax     = recordHead + 4*maxFiles
+	recordHead    = 24
+	recordMax     = recordHead + 8*maxFiles
 
-	sealMin, sealMax = 1 << 30, 1<<31 - 1
+	sealCount = 1 << 29 // the least
+	sealLimit = 1 << 30 // the least, and more than any count
 
 	processDupHandle = 0x40 // winnt.h: PROCESS_DUP_HANDLE
 )
 
 // A record is what the other side has to know of the handles.
 type record struct {
-	pid          uint32 // of the process that holds them
-	seal         uint32
-	count, limit uint32 // of the seal
-	files        []uint32
+	pid   uint32 // of the process that holds them
+	count uint32 // of the seals
+	files []sealedFile
 
 	holder syscall.Handle // that process, opened; 0 before
 }
+
+// A sealedFile is the handle of a file and that of the seal that is of it alone.
+type sealedFile struct{ file, seal uint32 }
+
+// limit returns the maximum of the seal.
+func (f sealedFile) limit() uint32 { return sealLimit | f.file>>2 }
 
 // release closes the holder, which if it is this process is not a real handle.
 func (r *record) release() {
@@ -2658,9 +2652,12 @@ func (r *record) release() {
 }
 
 func (r *record) bytes() []byte {
-	p := make([]byte, 0, recordHead+4*len(r.files))
-	p = append(p, recordMark...)
-	for _, word := range append([]uint32{recordVersion, uint32(len(r.files)), r.pid, r.seal, r.count, r.limit}, r.files...) {
+	words := []uint32{recordVersion, uint32(len(r.files)), r.pid, r.count}
+	for _, f := range r.files {
+		words = append(words, f.file, f.seal)
+	}
+	p := append(make([]byte, 0, recordHead+8*len(r.files)), recordMark...)
+	for _, word := range words {
 		p = append(p, byte(word), byte(word>>8), byte(word>>16), byte(word>>24))
 	}
 	return p
@@ -2677,15 +2674,15 @@ func parseRecord(p []byte) (r *record, size int, err error) {
 			" of the record, this is version " + strconv.Itoa(recordVersion), errors.ErrUnsupported}
 	}
 	n := wordAt(p[12:])
-	r = &record{pid: wordAt(p[16:]), seal: wordAt(p[20:]), count: wordAt(p[24:]), limit: wordAt(p[28:])}
-	if n < 1 || n > maxFiles || r.count < sealMin || r.limit < r.count || r.limit > sealMax {
+	r = &record{pid: wordAt(p[16:]), count: wordAt(p[20:])}
+	if n < 1 || n > maxFiles || r.count < sealCount || r.count >= sealLimit {
 		return nil, 0, nil
 	}
-	if size = recordHead + 4*int(n); size > len(p) {
+	if size = recordHead + 8*int(n); size > len(p) {
 		return nil, 0, nil
 	}
-	for at := recordHead; at < size; at += 4 {
-		r.files = append(r.files, wordAt(p[at:]))
+	for at := recordHead; at < size; at += 8 {
+		r.files = append(r.files, sealedFile{wordAt(p[at:]), wordAt(p[at+4:])})
 	}
 	return r, size, nil
 }
@@ -2744,37 +2741,47 @@ func (f *fd) deposit(handles []syscall.Handle) (*record, error) {
 	return r, r.put(handles)
 }
 
-// put duplicates the handles, and a seal, into the holder, all or none.
+// put duplicates the handles, and their seals, into the holder, all or none.
 func (r *record) put(handles []syscall.Handle) error {
-	var random [8]byte
+	var random [4]byte
 	if err := randomBytes(random[:]); err != nil {
 		return err
 	}
-	one, other := sealMin|wordAt(random[:])>>2, sealMin|wordAt(random[4:])>>2
-	r.count, r.limit = min(one, other), max(one, other)
-	seal, err := createSemaphore(r.count, r.limit)
-	if err != nil {
-		return err
-	}
-	if seal, err = moveHandle(currentProcess, seal, r.holder); err != nil {
-		return err
-	}
-	r.seal = uint32(seal)
+	r.count = sealCount | wordAt(random[:])>>3
 	for _, h := range handles {
-		there, err := duplicateHandle(currentProcess, h, r.holder, syscall.DUPLICATE_SAME_ACCESS)
-		if err != nil {
+		if err := r.add(h); err != nil {
 			r.remove()
 			return err
 		}
-		r.files = append(r.files, uint32(there))
 	}
+	return nil
+}
+
+// add duplicates one handle, and its seal, into the holder.
+func (r *record) add(h syscall.Handle) error {
+	there, err := duplicateHandle(currentProcess, h, r.holder, syscall.DUPLICATE_SAME_ACCESS)
+	if err != nil {
+		return err
+	}
+	f := sealedFile{file: uint32(there)}
+	seal, err := createSemaphore(r.count, f.limit())
+	if err == nil {
+		seal, err = moveHandle(currentProcess, seal, r.holder)
+	}
+	if err != nil {
+		closeIn(r.holder, there)
+		return err
+	}
+	f.seal = uint32(seal)
+	r.files = append(r.files, f)
 	return nil
 }
 
 // remove closes what put has put into the holder, of which nobody knows.
 func (r *record) remove() {
-	for _, h := range append(r.files, r.seal) {
-		closeIn(r.holder, syscall.Handle(h))
+	for _, f := range r.files {
+		closeIn(r.holder, syscall.Handle(f.file))
+		closeIn(r.holder, syscall.Handle(f.seal))
 	}
 }
 
@@ -2828,7 +2835,9 @@ func (f *fd) takeFiles(data []byte) (n int, handles []syscall.Handle, err error)
 	if err != nil {
 		return 0, nil, err
 	}
-	handles, err = r.take()
+	if handles, err = r.take(); err != nil {
+		err = &classified{err, ErrUntrusted}
+	}
 	return copy(data, p[size:]), handles, err
 }
 
@@ -2863,7 +2872,7 @@ func (f *fd) nextRecord(h *half, behind int) (r *record, size int, err error) {
 	return nil, 0, ErrNoFiles
 }
 
-// open opens the holder, if the seal is there.
+// open opens the holder, if the seals are there.
 func (r *record) open() (err error) {
 	r.holder = currentProcess
 	if int(r.pid) != os.Getpid() {
@@ -2871,26 +2880,45 @@ func (r *record) open() (err error) {
 			return os.NewSyscallError("OpenProcess", err)
 		}
 	}
-	seal, err := duplicateHandle(r.holder, syscall.Handle(r.seal), currentProcess, syscall.DUPLICATE_SAME_ACCESS)
-	if err == nil {
-		var count, limit uint32
-		count, limit, err = semaphoreOf(seal)
-		if err == nil && (count != r.count || limit != r.limit) {
-			err = &ruleError{what: "the peer tells of files that it has not sent"}
+	for _, f := range r.files {
+		if err = r.verify(f); err != nil {
+			r.release()
+			return err
 		}
-		syscall.CloseHandle(seal)
 	}
+	return nil
+}
+
+// verify looks for the seal of a file.
+func (r *record) verify(f sealedFile) error {
+	seal, err := duplicateHandle(r.holder, syscall.Handle(f.seal), currentProcess, syscall.DUPLICATE_SAME_ACCESS)
 	if err != nil {
-		r.release()
+		return err
 	}
+	count, limit, err := semaphoreOf(seal)
+	if err == nil && (count != r.count || limit != f.limit()) {
+		err = &ruleError{what: "the peer tells of files that it has not sent"}
+	}
+	syscall.CloseHandle(seal)
 	return err
 }
 
-// take takes the handles away from the holder, all or none, and the seal.
+// taking is held from the last look at the seal of a file until that is taken, so
+// that of a record that was sent twice, and of a file that stands in it twice, only
+// one counts: what has the number of a handle that was taken is something else.
+var taking sync.Mutex
+
+// take takes the handles away from the holder, all or none, and closes the seals.
 func (r *record) take() (handles []syscall.Handle, err error) {
-	closeIn(r.holder, syscall.Handle(r.seal))
-	for _, there := range r.files {
-		h, e := moveHandle(r.holder, syscall.Handle(there), currentProcess)
+	taking.Lock()
+	defer taking.Unlock()
+	for _, f := range r.files {
+		if e := r.verify(f); e != nil {
+			err = e
+			continue
+		}
+		closeIn(r.holder, syscall.Handle(f.seal))
+		h, e := moveHandle(r.holder, syscall.Handle(f.file), currentProcess)
 		if e != nil {
 			err = e
 			continue
