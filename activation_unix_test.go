@@ -80,10 +80,7 @@ func childBecomesActivated(_ *parent, args []string) error {
 // childServesAsActivated tells the name and the address of each listener, serves
 // one client of each, and closes it.
 func childServesAsActivated(p *parent, args []string) error {
-	ls, err := ipc.Activated()
-	if err != nil {
-		return err
-	}
+	ls := sure(ipc.Activated())
 	for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
 		if value, ok := os.LookupEnv(name); ok {
 			return fmt.Errorf("%s is still %q", name, value)
@@ -178,13 +175,6 @@ func addrOfSocket(l *ipc.Listener) string {
 		}
 	}
 	return text
-}
-
-// talkToEcho proves that an echo is at the other end.
-func talkToEcho(t *testing.T, c io.ReadWriter) {
-	t.Helper()
-	send(t, c, "is there an echo?")
-	expect(t, c, "is there an echo?")
 }
 
 func TestActivatedTakesBlockingSockets(t *testing.T) {
@@ -445,14 +435,8 @@ func childTakesOver(p *parent, args []string) error {
 	}
 	next := again("successor", way)
 	next.Stdout = nil
-	said, err := next.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	release, err := bequest(next, way, l)
-	if err != nil {
-		return err
-	}
+	said := sure(next.StdoutPipe())
+	release := sure(bequest(next, way, l))
 	if err := next.Start(); err != nil {
 		return err
 	}

@@ -13,9 +13,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -47,36 +44,16 @@ func makeFIFO(t *testing.T, dir string) (path string) {
 }
 
 func TestMkfifoModeIsExact(t *testing.T) {
-	for _, mask := range []string{"000", "022", "077", "0777"} {
-		for _, user := range []string{"", fmt.Sprintf("%d:%d", nobody, nobody)} {
-			name := "umask" + mask
-			if user != "" {
-				name += "OfNobody"
-			}
-			t.Run(name, func(t *testing.T) {
-				story(t)
-				if user != "" {
-					needsRoot(t)
-				}
-				dir := openDir(t)
-				makeFIFO(t, dir) // or skip
-				long := filepath.Join(dir, strings.Repeat("folder", 20), strings.Repeat("another", 10))
-				must(t, os.MkdirAll(long, 0o777))
-				must(t, os.Chmod(long, 0o777))
-				must(t, os.Chmod(filepath.Dir(long), 0o777))
-				startChildWith(t, exec.Cmd{Env: []string{childUser + "=" + user}}, "mkfifo", mask, dir, long).end()
-				must(t, os.Remove(dir+"/fifo"))
-			})
-		}
-	}
+	underEachUmask(t, func(t *testing.T, dir string, start func(role string) *child) {
+		makeFIFO(t, dir) // or skip
+		start("mkfifo").end()
+		must(t, os.Remove(dir+"/fifo"))
+	})
 }
 
 // childMakesFIFOs sets its umask and makes FIFOs of every mode.
 func childMakesFIFOs(_ *parent, args []string) error {
-	mask, err := strconv.ParseUint(args[0], 8, 32)
-	if err != nil {
-		return err
-	}
+	mask := sure(strconv.ParseUint(args[0], 8, 32))
 	syscall.Umask(int(mask))
 	for _, dir := range args[1:] {
 		for perm := fs.FileMode(0); perm <= 0o777; perm += 0o13 {
@@ -483,7 +460,7 @@ func TestFIFOEndsWithItsLastWriter(t *testing.T) {
 		must(t, r.SetReadDeadline(time.Time{}))
 		send(t, second, "of the second")
 		expect(t, r, "of the second")
-		reading := begin(func() error { _, err := r.Read(make([]byte, 1)); return err })
+		reading := beginRead(r)
 		awaitParked(t, "(*PipeReader).Read", 1)
 		must(t, second.Close())
 		if err := <-reading; err != io.EOF {
@@ -534,13 +511,13 @@ func TestDeadlineAndCloseEndWaitsAtAFIFO(t *testing.T) {
 			t.Errorf("of %d bytes %d arrive, %v", n, got, err)
 		}
 
-		reading := begin(func() error { _, err := r.Read(make([]byte, 1)); return err })
+		reading := beginRead(r)
 		awaitParked(t, "(*PipeReader).Read", 1)
 		must(t, r.SetReadDeadline(time.Now().Add(-time.Second))) // ends one that waits already
 		timedOut(t, <-reading)
 		must(t, r.SetReadDeadline(time.Time{}))
 
-		reading = begin(func() error { _, err := r.Read(make([]byte, 1)); return err })
+		reading = beginRead(r)
 		awaitParked(t, "(*PipeReader).Read", 1)
 		must(t, r.Close())
 		matches(t, <-reading, net.ErrClosed)
@@ -767,40 +744,23 @@ func TestDescriptorsOfPipesAreCloseOnExec(t *testing.T) {
 	story(t)
 	before := descriptors()
 	r, w := pipe(t)
-	rf, err := r.File()
-	must(t, err)
-	defer rf.Close()
-	adopted, err := ipc.FileReader(rf)
-	must(t, err)
-	defer adopted.Close()
+	f, err := r.File()
+	kept(t, f, err)
+	adopted, err := ipc.FileReader(f)
+	kept(t, adopted, err)
 	polled.open(t, makeFIFO(t, tempDir(t)))
 	send(t, w, "joined the poller or not")
-	var args []string
-	for _, fd := range descriptors() {
-		if !slices.Contains(before, fd) {
-			var st syscall.Stat_t
-			must(t, syscall.Fstat(fd, &st))
-			args = append(args, fmt.Sprintf("%d %d %d", fd, st.Dev, st.Ino))
-		}
+	if n := areCloseOnExec(t, before); n < 6 {
+		t.Fatalf("only %d new descriptors", n)
 	}
-	if len(args) < 6 {
-		t.Fatalf("only %d new descriptors", len(args))
-	}
-	startChild(t, "inherits", args...).end()
 }
 
 func TestPipesThatAreDroppedAreCollected(t *testing.T) {
-	story(t)
-	before := openDescriptors()
-	for range 50 {
+	areCollected(t, func() {
 		r, w, err := ipc.Pipe()
 		must(t, err)
 		must(t, r.SetReadDeadline(time.Now().Add(time.Hour))) // one that joined the poller, one that did not
 		_, _ = r, w
-	}
-	eventually(t, "the garbage collector closes them", func() bool {
-		runtime.GC()
-		return openDescriptors() <= before
 	})
 }
 

@@ -47,13 +47,27 @@ type carrier interface {
 	SyscallConn() (syscall.RawConn, error)
 }
 
-// overEachCarrier tells a story over each kind of connection.
+// overEachCarrier tells a story over each kind of connection, however it is made.
 func overEachCarrier(t *testing.T, tell func(t *testing.T, a, b carrier)) {
 	t.Run("Stream", func(t *testing.T) {
 		overEachConn(t, func(t *testing.T, a, b *ipc.Conn) { tell(t, a, b) })
 	})
 	t.Run("Messages", func(t *testing.T) {
 		overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) { tell(t, a, b) })
+	})
+}
+
+// overEachPair tells a story over a pair of each kind.
+func overEachPair(t *testing.T, tell func(t *testing.T, a, b carrier)) {
+	t.Run("Stream", func(t *testing.T) {
+		story(t)
+		a, b := pair(t)
+		tell(t, a, b)
+	})
+	t.Run("Messages", func(t *testing.T) {
+		story(t)
+		a, b := msgPair(t)
+		tell(t, a, b)
 	})
 }
 
@@ -170,10 +184,7 @@ func childHandlesFiles(p *parent, args []string) error {
 	if err != nil {
 		return err
 	}
-	files, err := c.RecvFiles(3)
-	if err != nil {
-		return err
-	}
+	files := sure(c.RecvFiles(3))
 	for _, f := range files {
 		text, err := io.ReadAll(f)
 		if err := errors.Join(err, f.Close()); err != nil {
@@ -414,14 +425,8 @@ func childMakesALineForOthers(*parent, []string) error {
 
 // childGivesAFile sends a file when the process that made the line has ended.
 func childGivesAFile(*parent, []string) error {
-	c, err := ipc.InheritedConn("line")
-	if err != nil {
-		return err
-	}
-	end, err := ipc.InheritedReader("end")
-	if err != nil {
-		return err
-	}
+	c := sure(ipc.InheritedConn("line"))
+	end := sure(ipc.InheritedReader("end"))
 	if _, err := io.Copy(io.Discard, end); err != nil {
 		return err
 	}
@@ -441,14 +446,8 @@ func childGivesAFile(*parent, []string) error {
 
 // childTakesAFile receives a file and tells what it holds.
 func childTakesAFile(p *parent, _ []string) error {
-	c, err := ipc.InheritedConn("line")
-	if err != nil {
-		return err
-	}
-	files, err := c.RecvFiles(1)
-	if err != nil {
-		return err
-	}
+	c := sure(ipc.InheritedConn("line"))
+	files := sure(c.RecvFiles(1))
 	text := make([]byte, len("from a sibling"))
 	if _, err := io.ReadFull(files[0], text); err != nil {
 		return err
@@ -840,56 +839,25 @@ func TestFilesOfManyAtOnce(t *testing.T) {
 	const senders, receivers, each = 4, 3, 50
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		deck := cards(t, senders*each+2)
-		var sending, receiving sync.WaitGroup
-		for s := range senders {
-			sending.Go(func() {
-				for i := range each {
-					n := s*each + i
-					if err := a.SendFiles(deck[n : n+1+n%3]...); err != nil { // 1 to 3 in a row
-						t.Error(err)
-						return
-					}
-				}
-			})
-		}
-		var mu sync.Mutex
-		seen := map[int]int{}
-		for range receivers {
-			receiving.Go(func() {
-				for {
-					files, err := b.RecvFiles(3)
-					if err == io.EOF {
-						return
-					}
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					first, err := card(files[0])
-					if err != nil || len(files) != 1+first%3 {
-						t.Errorf("%d files arrive behind %d, %v", len(files), first, err)
-					}
-					for i, f := range files {
-						if place, err := card(f); place != first+i || err != nil {
-							t.Errorf("%d is behind %d, %v", place, first, err)
-						}
-						if err := f.Close(); err != nil {
-							t.Error(err)
-						}
-					}
-					mu.Lock()
-					seen[first]++
-					mu.Unlock()
-				}
-			})
-		}
-		sending.Wait()
-		must(t, a.Close())
-		receiving.Wait()
-		for i := range senders * each {
-			if seen[i] != 1 {
-				t.Errorf("file %d arrives %d times", i, seen[i])
+		put := func(n int) error { return a.SendFiles(deck[n : n+1+n%3]...) } // 1 to 3 in a row
+		everythingArrivesOnce(t, a, senders*each, senders, put, receivers, func(int, int) (int, error) {
+			files, err := b.RecvFiles(3)
+			if err != nil {
+				return 0, err
 			}
-		}
+			first, err := card(files[0])
+			if err != nil || len(files) != 1+first%3 {
+				t.Errorf("%d files arrive behind %d, %v", len(files), first, err)
+			}
+			for i, f := range files {
+				if place, err := card(f); place != first+i || err != nil {
+					t.Errorf("%d is behind %d, %v", place, first, err)
+				}
+				if err := f.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+			return first, nil
+		})
 	})
 }

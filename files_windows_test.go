@@ -38,15 +38,19 @@ type letter struct {
 	Version uint32
 	N       uint32
 	PID     uint32
-	Seal    uint32
 	Count   uint32
-	Limit   uint32
 }
 
-const letterSize = 32
+const letterSize = 24
+
+// An enclosure is the handle of a file and that of its seal.
+type enclosure struct{ File, Seal uint32 }
+
+// limit returns the maximum that the seal of a file has.
+func limit(file uint32) uint32 { return 1<<30 + file/4 }
 
 // write returns the bytes of a letter about the files.
-func (l letter) write(files ...uint32) string {
+func (l letter) write(files ...enclosure) string {
 	p, err := binary.Append(nil, binary.LittleEndian, l)
 	if err == nil {
 		p, err = binary.Append(p, binary.LittleEndian, files)
@@ -58,11 +62,11 @@ func (l letter) write(files ...uint32) string {
 }
 
 // readLetter reads what write returns.
-func readLetter(t *testing.T, text string) (l letter, files []uint32) {
+func readLetter(t *testing.T, text string) (l letter, files []enclosure) {
 	t.Helper()
 	n, err := binary.Decode([]byte(text), binary.LittleEndian, &l)
 	must(t, err)
-	files = make([]uint32, l.N)
+	files = make([]enclosure, l.N)
 	m, err := binary.Decode([]byte(text[n:]), binary.LittleEndian, files)
 	must(t, err)
 	if n+m != len(text) {
@@ -71,13 +75,22 @@ func readLetter(t *testing.T, text string) (l letter, files []uint32) {
 	return l, files
 }
 
-// newLetter returns a letter with a seal in this process.
-func newLetter(t *testing.T, files int) letter {
-	t.Helper()
-	l := letter{Version: 1, N: uint32(files), PID: uint32(os.Getpid()), Count: 1<<30 + 12345, Limit: 1<<30 + 23456}
+// newLetter returns a letter about files that this process holds.
+func newLetter(files int) letter {
+	l := letter{Version: 1, N: uint32(files), PID: uint32(os.Getpid()), Count: 1<<29 + 12345}
 	copy(l.Mark[:], "ipcfiles")
-	l.Seal = uint32(newSemaphore(t, l.Count, l.Limit))
 	return l
+}
+
+// enclose returns the handle of a file and a seal of it, in this process.
+func (l letter) enclose(t *testing.T, h syscall.Handle) enclosure {
+	t.Helper()
+	return enclosure{uint32(h), uint32(newSemaphore(t, l.Count, limit(uint32(h))))}
+}
+
+// isSealed reports whether the seal is there.
+func (l letter) isSealed(e enclosure) bool {
+	return isSemaphore(syscall.Handle(e.Seal), l.Count, limit(e.File))
 }
 
 // newSemaphore returns the handle of a semaphore. It is closed if nobody did.
@@ -111,20 +124,6 @@ func handleOf(t *testing.T, f syscall.Conn) (d syscall.Handle) {
 	return d
 }
 
-// overEachPair tells a story over a stream and over messages.
-func overEachPair(t *testing.T, tell func(t *testing.T, a, b carrier)) {
-	t.Run("Stream", func(t *testing.T) {
-		story(t)
-		a, b := pair(t)
-		tell(t, a, b)
-	})
-	t.Run("Messages", func(t *testing.T) {
-		story(t)
-		a, b := msgPair(t)
-		tell(t, a, b)
-	})
-}
-
 // ---------------------------------------------------------------------------
 // The record
 
@@ -145,12 +144,15 @@ func TestRecordIsAsDocumented(t *testing.T) {
 		if string(l.Mark[:]) != "ipcfiles" || l.Version != 1 || int(l.PID) != os.Getpid() {
 			t.Errorf("the record is %+v", l)
 		}
-		if l.Count < 1<<30 || l.Count > l.Limit || l.Limit >= 1<<31 || !isSemaphore(syscall.Handle(l.Seal), l.Count, l.Limit) {
-			t.Errorf("the seal is none: %+v", l)
+		if l.Count < 1<<29 || l.Count >= 1<<30 {
+			t.Errorf("the count of the seals is %d", l.Count)
 		}
-		must(t, syscall.CloseHandle(syscall.Handle(l.Seal)))
-		for i, h := range files {
-			f := os.NewFile(uintptr(h), "by hand")
+		for i, e := range files {
+			if !l.isSealed(e) {
+				t.Errorf("the seal is none: %+v, %+v", l, e)
+			}
+			must(t, syscall.CloseHandle(syscall.Handle(e.Seal)))
+			f := os.NewFile(uintptr(e.File), "by hand")
 			holds(t, f, []string{"one", "two"}[i])
 			must(t, f.Close())
 		}
@@ -160,23 +162,24 @@ func TestRecordIsAsDocumented(t *testing.T) {
 
 func TestOtherProgramsCanSendFiles(t *testing.T) {
 	overEachPair(t, func(t *testing.T, a, b carrier) {
-		l := newLetter(t, 2)
-		one, two := handleOf(t, textFile(t, "one")), handleOf(t, textFile(t, "two"))
-		say(t, a, l.write(uint32(one), uint32(two)))
+		l := newLetter(2)
+		one, two := l.enclose(t, handleOf(t, textFile(t, "one"))), l.enclose(t, handleOf(t, textFile(t, "two")))
+		say(t, a, l.write(one, two))
 		say(t, a, "and on")
 		files := recvFiles(t, b, 2)
 		holds(t, files[0], "one")
 		holds(t, files[1], "two")
 		hear(t, b, "and on")
-		if isSemaphore(syscall.Handle(l.Seal), l.Count, l.Limit) {
-			t.Error("the seal is still there")
+		if l.isSealed(one) || l.isSealed(two) {
+			t.Error("a seal is still there")
 		}
 	})
 }
 
 func TestRecordCountsOnce(t *testing.T) {
 	overEachPair(t, func(t *testing.T, a, b carrier) {
-		record := newLetter(t, 1).write(uint32(handleOf(t, textFile(t, "one"))))
+		l := newLetter(1)
+		record := l.write(l.enclose(t, handleOf(t, textFile(t, "one"))))
 		say(t, a, record)
 		say(t, a, record)
 		recvFiles(t, b, 1)
@@ -189,8 +192,8 @@ func TestRecordCountsOnce(t *testing.T) {
 func TestBytesThatAreNoRecordAreData(t *testing.T) {
 	overEachPair(t, func(t *testing.T, a, b carrier) {
 		f := textFile(t, "x")
-		h := uint32(handleOf(t, f))
-		good := newLetter(t, 1)
+		good := newLetter(1)
+		h := good.enclose(t, handleOf(t, f))
 		change := func(change func(l *letter)) string {
 			l := good
 			change(&l)
@@ -202,8 +205,7 @@ func TestBytesThatAreNoRecordAreData(t *testing.T) {
 			"too many files":     change(func(l *letter) { l.N = 254 }),
 			"very many files":    change(func(l *letter) { l.N = 0xffffffff }),
 			"a common semaphore": change(func(l *letter) { l.Count = 1 }),
-			"a low maximum":      change(func(l *letter) { l.Limit = l.Count - 1 }),
-			"a high maximum":     change(func(l *letter) { l.Limit = 1 << 31 }),
+			"a high count":       change(func(l *letter) { l.Count = 1 << 30 }),
 			"more files":         change(func(l *letter) { l.N = 2 }),
 			"a part":             good.write(h)[:letterSize+3],
 			"the head":           good.write(),
@@ -231,15 +233,15 @@ func TestBytesThatAreNoRecordAreData(t *testing.T) {
 
 func TestRecordOfALaterVersionIsAClearError(t *testing.T) {
 	overEachPair(t, func(t *testing.T, a, b carrier) {
-		l := newLetter(t, 1)
+		l := newLetter(1)
 		l.Version = 2
-		say(t, a, l.write(0))
+		say(t, a, l.write(enclosure{}))
 		_, err := b.RecvFiles(1)
 		matches(t, err, errors.ErrUnsupported)
 		if !strings.Contains(err.Error(), "version 2") {
 			t.Errorf("%q does not say the version", err)
 		}
-		hear(t, b, l.write(0))
+		hear(t, b, l.write(enclosure{}))
 		filesStillPass(t, a, b)
 	})
 }
@@ -265,24 +267,25 @@ func TestHandlesThatThePeerDidNotSendAreLeftAlone(t *testing.T) {
 		mine := textFile(t, "mine")
 		h := handleOf(t, mine)
 		defer syscall.CloseHandle(h)
-		good := newLetter(t, 1)
+		good := newLetter(1)
+		file := good.enclose(t, h)
 		common := newSemaphore(t, 1, 1)
 		before := handlesOf("File", "Semaphore", "Process")
-		for what, change := range map[string]func(l *letter){
-			"no seal":                 func(l *letter) { l.Seal = 0 },
-			"a seal that is none":     func(l *letter) { l.Seal = 0x7ffffff0 },
-			"this process for a seal": func(l *letter) { l.Seal = 0xffffffff },
-			"a file for a seal":       func(l *letter) { l.Seal = uint32(h) },
-			"a common semaphore":      func(l *letter) { l.Seal = uint32(common) },
-			"another count":           func(l *letter) { l.Count++ },
-			"another maximum":         func(l *letter) { l.Limit++ },
-			"another process":         func(l *letter) { l.PID = uint32(other.pid()) },
-			"no process":              func(l *letter) { l.PID = 0 },
-			"a process that is none":  func(l *letter) { l.PID = 0xfffffffc },
+		for what, change := range map[string]func(l *letter, e *enclosure){
+			"no seal":                 func(_ *letter, e *enclosure) { e.Seal = 0 },
+			"a seal that is none":     func(_ *letter, e *enclosure) { e.Seal = 0x7ffffff0 },
+			"this process for a seal": func(_ *letter, e *enclosure) { e.Seal = 0xffffffff },
+			"a file for a seal":       func(_ *letter, e *enclosure) { e.Seal = uint32(h) },
+			"a common semaphore":      func(_ *letter, e *enclosure) { e.Seal = uint32(common) },
+			"the seal of another":     func(_ *letter, e *enclosure) { e.File += 4 },
+			"another count":           func(l *letter, _ *enclosure) { l.Count++ },
+			"another process":         func(l *letter, _ *enclosure) { l.PID = uint32(other.pid()) },
+			"no process":              func(l *letter, _ *enclosure) { l.PID = 0 },
+			"a process that is none":  func(l *letter, _ *enclosure) { l.PID = 0xfffffffc },
 		} {
-			l := good
-			change(&l)
-			text := l.write(uint32(h))
+			l, e := good, file
+			change(&l, &e)
+			text := l.write(e)
 			say(t, a, text)
 			for range 2 { // it stays so until the data is read
 				files, err := b.RecvFiles(1)
@@ -298,6 +301,87 @@ func TestHandlesThatThePeerDidNotSendAreLeftAlone(t *testing.T) {
 		filesStillPass(t, a, b)
 		other.end()
 	})
+}
+
+// A peer learns of the seals of what it is sent. Where the process that holds that is
+// the sender, as when it made both ends, the peer must not have it take other handles
+// of its own by them.
+func TestSealsThatThePeerWasToldOfAreNoHelp(t *testing.T) {
+	overEachPair(t, func(t *testing.T, a, b carrier) {
+		mine := textFile(t, "mine")
+		h := handleOf(t, mine)
+		defer syscall.CloseHandle(h)
+		sendFiles(t, a, textFile(t, "sent"))
+		text := make([]byte, letterSize+8)
+		must(t, hearInto(b, text))
+		l, files := readLetter(t, string(text))
+
+		forged := l.write(enclosure{uint32(h), files[0].Seal})
+		say(t, b, forged)
+		_, err := a.RecvFiles(1)
+		matches(t, err, ipc.ErrUntrusted, ipc.ErrNoFiles)
+		hear(t, a, forged)
+
+		l.N = 2
+		say(t, b, l.write(files[0], files[0])) // one file is no two
+		got, err := a.RecvFiles(2)
+		matches(t, err, ipc.ErrUntrusted)
+		if got != nil || l.isSealed(files[0]) {
+			t.Errorf("%d files, and the seal is there: %t", len(got), l.isSealed(files[0]))
+		}
+		isOpen(t, h, mine)
+		filesStillPass(t, a, b)
+	})
+}
+
+func TestRecordSentOnManyConnectionsCountsOnce(t *testing.T) {
+	story(t)
+	const conns = 4
+	var ends, peers [conns]*ipc.Conn
+	for i := range conns {
+		ends[i], peers[i] = pair(t)
+	}
+	for range 50 {
+		l := newLetter(1)
+		record := l.write(l.enclose(t, handleOf(t, textFile(t, "one"))))
+		got := make(chan []*os.File, conns)
+		for i := range conns {
+			send(t, ends[i], record)
+		}
+		for i := range conns {
+			go func() {
+				files, _ := peers[i].RecvFiles(1)
+				got <- files
+			}()
+		}
+		n := 0
+		for range conns {
+			for _, f := range <-got {
+				n++
+				holds(t, f, "one")
+				must(t, f.Close())
+			}
+		}
+		if n != 1 {
+			t.Fatalf("one file was received %d times", n)
+		}
+		for _, c := range peers { // those that did not get it have the record to read, or not any more
+			must(t, c.SetReadDeadline(time.Now().Add(time.Millisecond)))
+			c.Read(make([]byte, len(record)))
+			must(t, c.SetReadDeadline(time.Time{}))
+		}
+	}
+}
+
+// hearInto reads what is there into p.
+func hearInto(c carrier, p []byte) (err error) {
+	switch c := c.(type) {
+	case *ipc.Conn:
+		_, err = io.ReadFull(c, p)
+	case *ipc.MsgConn:
+		_, err = c.Recv(p)
+	}
+	return err
 }
 
 func TestProcessThatNamesOurHandlesGetsNothing(t *testing.T) {
@@ -320,30 +404,17 @@ func TestProcessThatNamesOurHandlesGetsNothing(t *testing.T) {
 // childForges tells the server at the address of a handle of that process which it
 // did not put there, with a seal that is in its own.
 func childForges(p *parent, args []string) error {
-	addr, err := ipc.ParseAddr(args[0])
-	if err != nil {
-		return err
-	}
-	pid, err := strconv.Atoi(args[1])
-	if err != nil {
-		return err
-	}
-	h, err := strconv.Atoi(args[2])
-	if err != nil {
-		return err
-	}
-	l := letter{Version: 1, N: 1, PID: uint32(pid), Count: 1 << 30, Limit: 1 << 30}
+	addr := sure(ipc.ParseAddr(args[0]))
+	pid := sure(strconv.Atoi(args[1]))
+	h := sure(strconv.Atoi(args[2]))
+	l := letter{Version: 1, N: 1, PID: uint32(pid), Count: 1 << 29}
 	copy(l.Mark[:], "ipcfiles")
-	seal, _, err := createSemaphore.Call(0, uintptr(l.Count), uintptr(l.Limit), 0)
+	seal, _, err := createSemaphore.Call(0, uintptr(l.Count), uintptr(limit(uint32(h))), 0)
 	if seal == 0 {
 		return err
 	}
-	l.Seal = uint32(seal)
-	c, err := ipc.Dial(addr)
-	if err != nil {
-		return err
-	}
-	if _, err := io.WriteString(c, l.write(uint32(h))); err != nil {
+	c := sure(ipc.Dial(addr))
+	if _, err := io.WriteString(c, l.write(enclosure{uint32(h), uint32(seal)})); err != nil {
 		return err
 	}
 	p.hear()
@@ -428,7 +499,8 @@ func TestOverlappedFilesAreSoForTheReceiver(t *testing.T) {
 
 		// One that nobody has used is a file with deadlines.
 		near, far = pair(t)
-		say(t, a, newLetter(t, 1).write(uint32(handleOf(t, far))))
+		l := newLetter(1)
+		say(t, a, l.write(l.enclose(t, handleOf(t, far))))
 		must(t, far.Close())
 		got = recvFiles(t, b, 1)[0]
 		must(t, got.SetReadDeadline(time.Now().Add(brief)))

@@ -3,11 +3,34 @@
 package ipc
 
 import (
+	"errors"
 	"maps"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 )
+
+// FuzzTarget looks up what addresses of any text are to the system, without asking
+// it. What a target must be like on this system is known to checkTarget.
+func FuzzTarget(f *testing.F) {
+	for _, s := range targetSeeds {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		for _, a := range []Addr{Path(text), Name(text)} {
+			target, err := a.resolve()
+			if errno := syscall.Errno(0); errors.As(err, &errno) {
+				t.Fatalf("%q asks the system: %v", a, err)
+			}
+			if err == nil {
+				checkTarget(t, a, text, target)
+			} else if target != "" {
+				t.Fatalf("%q is %q, with %v", a, target, err)
+			}
+		}
+	})
+}
 
 // FuzzInheritedEnvironment reads what anybody may have put into the environment.
 func FuzzInheritedEnvironment(f *testing.F) {

@@ -164,20 +164,7 @@ func echoesMessages(t *testing.T, c *ipc.MsgConn) {
 
 func TestChildUsesTheEndsItIsGiven(t *testing.T) {
 	t.Run("Conn", func(t *testing.T) {
-		story(t)
-		a, b := pair(t)
-		h := newHeir(t)
-		h.gets("c", b)
-		c := h.start("takes ends", "conn c")
-		must(t, b.Close())
-		c.mustSay("serving")
-		echoes(t, a, a)
-		must(t, a.Close())
-		c.end()
-	})
-	t.Run("DialedConn", func(t *testing.T) {
-		overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-			a, b := connect(t, listen(t, addr))
+		overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
 			h := newHeir(t)
 			h.gets("c", b)
 			c := h.start("takes ends", "conn c")
@@ -190,9 +177,7 @@ func TestChildUsesTheEndsItIsGiven(t *testing.T) {
 	})
 	t.Run("MsgConn", func(t *testing.T) {
 		story(t)
-		a, b, err := ipc.MsgPair()
-		must(t, err)
-		defer a.Close()
+		a, b := msgPair(t)
 		h := newHeir(t)
 		h.gets("m", b)
 		c := h.start("takes ends", "msgconn m")
@@ -258,9 +243,7 @@ func TestChildIsGivenManyEnds(t *testing.T) {
 		give("conn", fmt.Sprintf("conn-%d.x_Y", i), b)
 		conns = append(conns, a)
 	}
-	m, n, err := ipc.MsgPair()
-	must(t, err)
-	defer m.Close()
+	m, n := msgPair(t)
 	give("msgconn", "M", n)
 	r, w := pipe(t)
 	back, answer := pipe(t)
@@ -321,38 +304,31 @@ func TestNobodyFindsNoListenerWhileOneTakesOver(t *testing.T) {
 	story(t)
 	addr := pathAddr(t)
 	l := listenWith(t, ipc.ListenConfig{KeepName: true}, addr)
-	serving := begin(func() error { welcome(l, "parent"); return nil })
+	serving := welcome(l, "parent")
 
-	stop := make(chan struct{})
-	var clients sync.WaitGroup
+	var clients []func() error // end them
 	var mu sync.Mutex
 	served := map[string]int{} // by whom
 	for range 4 {
-		clients.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				c, err := ipc.Dialer{Timeout: soon}.Dial(addr)
-				if err != nil {
-					t.Errorf("a client was refused: %v", err)
-					return
-				}
-				who, err := io.ReadAll(c)
-				c.Close()
-				if runtime.GOOS == "windows" && len(who) == 0 {
-					who = []byte("nobody") // waited for the one that left
-				} else if err != nil {
-					t.Errorf("a client was not served: %v", err)
-					return
-				}
-				mu.Lock()
-				served[string(who)]++
-				mu.Unlock()
+		clients = append(clients, repeatedly(func() error {
+			c, err := ipc.Dialer{Timeout: soon}.Dial(addr)
+			if err != nil {
+				t.Errorf("a client was refused: %v", err)
+				return err
 			}
-		})
+			who, err := io.ReadAll(c)
+			c.Close()
+			if runtime.GOOS == "windows" && len(who) == 0 {
+				who = []byte("nobody") // waited for the one that left
+			} else if err != nil {
+				t.Errorf("a client was not served: %v", err)
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			served[string(who)]++
+			return nil
+		}))
 	}
 	isServedBy := func(who string) {
 		t.Helper()
@@ -375,8 +351,9 @@ func TestNobodyFindsNoListenerWhileOneTakesOver(t *testing.T) {
 		}
 		c.say("next")
 	}
-	close(stop)
-	clients.Wait()
+	for _, end := range clients {
+		must(t, end())
+	}
 	c.say("next") // to nobody
 	c.outlive()
 	if runtime.GOOS != "windows" {
@@ -387,28 +364,20 @@ func TestNobodyFindsNoListenerWhileOneTakesOver(t *testing.T) {
 }
 
 // welcome tells each client who serves it, until the listener is closed.
-func welcome(l *ipc.Listener, who string) {
-	for c := range l.Conns() {
-		if c != nil {
-			io.WriteString(c, who)
-			c.Close()
-		}
-	}
+func welcome(l *ipc.Listener, who string) <-chan error {
+	return serveEach(l, func(c *ipc.Conn) error {
+		io.WriteString(c, who) // to one that may be gone
+		return c.Close()
+	})
 }
 
 // childSucceeds serves the listener of the first argument in as many generations
 // as the second one says, each of which at the word gives it to the next, by a
 // copy of its standard streams.
 func childSucceeds(p *parent, args []string) error {
-	l, err := ipc.InheritedListener(args[0])
-	if err != nil {
-		return err
-	}
-	left, err := strconv.Atoi(args[1])
-	if err != nil {
-		return err
-	}
-	serving := begin(func() error { welcome(l, fmt.Sprint("generation ", left)); return nil })
+	l := sure(ipc.InheritedListener(args[0]))
+	left := sure(strconv.Atoi(args[1]))
+	serving := welcome(l, fmt.Sprint("generation ", left))
 	// One byte at a time: the rest is for the next generation.
 	for b := []byte{0}; b[0] != '\n'; {
 		if _, err := os.Stdin.Read(b); err != nil {
@@ -430,9 +399,7 @@ func childSucceeds(p *parent, args []string) error {
 func TestEndOfAChildIsTheEndOfItsStreams(t *testing.T) {
 	story(t)
 	a, b := pair(t)
-	m, n, err := ipc.MsgPair()
-	must(t, err)
-	defer m.Close()
+	m, n := msgPair(t)
 	r, w := pipe(t)
 	in, out := pipe(t)
 	h := newHeir(t)
@@ -444,9 +411,9 @@ func TestEndOfAChildIsTheEndOfItsStreams(t *testing.T) {
 	must(t, errors.Join(b.Close(), n.Close(), w.Close(), in.Close()))
 	c.mustSay("serving")
 	reading := []<-chan error{
-		begin(func() error { _, err := a.Read(make([]byte, 1)); return err }),
+		beginRead(a),
 		begin(func() error { _, err := m.Recv(make([]byte, 1)); return err }),
-		begin(func() error { _, err := r.Read(make([]byte, 1)); return err }),
+		beginRead(r),
 	}
 	awaitParked(t, "(*Conn).Read", 1)
 	awaitParked(t, "(*MsgConn).Recv", 1)
@@ -457,7 +424,7 @@ func TestEndOfAChildIsTheEndOfItsStreams(t *testing.T) {
 			t.Errorf("a read ends with %v, want io.EOF", err)
 		}
 	}
-	_, err = a.Write([]byte("x"))
+	_, err := a.Write([]byte("x"))
 	matches(t, err, syscall.EPIPE)
 	matches(t, m.Send([]byte("x")), syscall.EPIPE)
 	_, err = out.Write([]byte("x"))
@@ -593,14 +560,8 @@ func childTakesEndsInEveryWay(p *parent, args []string) error {
 			}
 		}
 	}
-	c, err := ipc.InheritedConn(args[0])
-	if err != nil {
-		return err
-	}
-	r, err := ipc.InheritedReader(args[1])
-	if err != nil {
-		return err
-	}
+	c := sure(ipc.InheritedConn(args[0]))
+	r := sure(ipc.InheritedReader(args[1]))
 	for _, take := range inheritors {
 		for _, name := range append(args, "another", "") {
 			_, err := take(name)
@@ -631,16 +592,9 @@ func childTakesEndsInEveryWay(p *parent, args []string) error {
 // ---------------------------------------------------------------------------
 // What a grandchild is given
 
-// again returns a command that is this program in another role, for a child
-// that has children itself.
+// again is rerun for a child that gives its standard streams to a child of its own.
 func again(role string, args ...string) *exec.Cmd {
-	program, err := os.Executable()
-	if err != nil {
-		program = os.Args[0]
-	}
-	command := append(strings.Fields(os.Getenv(childExec)), program)
-	cmd := exec.Command(command[0], append(command[1:], args...)...)
-	cmd.Env = append(os.Environ(), childRole+"="+role)
+	cmd := rerun(role, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	return cmd
 }
@@ -734,31 +688,21 @@ func TestEndIsPassedOnByInheritAlone(t *testing.T) {
 // childPassesItsEndOn gives what it was given to a child of its own, under other
 // names.
 func childPassesItsEndOn(p *parent, args []string) error {
-	c, err := ipc.InheritedConn(args[0])
-	if err != nil {
-		return err
-	}
-	r, err := ipc.InheritedReader(args[1])
-	if err != nil {
-		return err
-	}
-	w, err := ipc.InheritedWriter(args[2])
-	if err != nil {
-		return err
-	}
+	c := sure(ipc.InheritedConn(args[0]))
+	r := sure(ipc.InheritedReader(args[1]))
+	w := sure(ipc.InheritedWriter(args[2]))
 	cmd := again("takes ends", "conn other", "reader in", "writer out")
-	err = errors.Join(ipc.Inherit(cmd, "other", c), ipc.Inherit(cmd, "in", r), ipc.Inherit(cmd, "out", w))
-	if err != nil {
-		return err
+	err := errors.Join(ipc.Inherit(cmd, "other", c), ipc.Inherit(cmd, "in", r), ipc.Inherit(cmd, "out", w))
+	if err == nil {
+		err = cmd.Start()
 	}
-	if err := cmd.Start(); err != nil {
-		return err
+	if err == nil {
+		err = errors.Join(c.Close(), r.Close(), w.Close(), cmd.Wait())
 	}
-	if err := errors.Join(c.Close(), r.Close(), w.Close(), cmd.Wait()); err != nil {
-		return err
+	if err == nil {
+		p.say("relayed")
 	}
-	p.say("relayed")
-	return nil
+	return err
 }
 
 // ---------------------------------------------------------------------------
@@ -804,8 +748,7 @@ func TestClosedEndCannotBeGiven(t *testing.T) {
 	a, b := pair(t)
 	r, w := pipe(t)
 	l := listen(t, ipc.Addr{})
-	m, n, err := ipc.MsgPair()
-	must(t, err)
+	m, n := msgPair(t)
 	must(t, errors.Join(a.Close(), b.Close(), r.Close(), w.Close(), l.Close(), m.Close(), n.Close()))
 	for _, end := range []ipc.Inheritable{a, r, w, l, m} {
 		var cmd exec.Cmd

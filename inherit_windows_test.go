@@ -119,10 +119,7 @@ func TestManyHeirsServeOneName(t *testing.T) {
 
 // childWelcomes tells the clients of the listener of its argument that name.
 func childWelcomes(p *parent, args []string) error {
-	l, err := ipc.InheritedListener(args[0])
-	if err != nil {
-		return err
-	}
+	l := sure(ipc.InheritedListener(args[0]))
 	serving := begin(func() error { welcome(l, args[0]); return nil })
 	p.say("welcoming %v", l.Addr())
 	p.hear()

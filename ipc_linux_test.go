@@ -96,12 +96,7 @@ func TestAdoptedEndsKnowAbstractNames(t *testing.T) {
 	story(t)
 	addr := nameAddr(t)
 	l := listen(t, addr)
-	f, err := l.File()
-	must(t, err)
-	defer f.Close()
-	adopted, err := ipc.FileListener(f)
-	must(t, err)
-	defer adopted.Close()
+	adopted := adopt(t, l)
 	if adopted.Addr() != addr {
 		t.Errorf("the listener's address is %v, want %v", adopted.Addr(), addr)
 	}
@@ -121,12 +116,7 @@ func TestAdoptedNameServesItsUserUntilToldOtherwise(t *testing.T) {
 	needsRoot(t)
 	story(t)
 	addr := nameAddr(t)
-	f, err := listenWith(t, ipc.ListenConfig{Access: ipc.Everyone}, addr).File()
-	must(t, err)
-	defer f.Close()
-	heir, err := ipc.FileListener(f)
-	must(t, err)
-	defer heir.Close()
+	heir := adopt(t, listenWith(t, ipc.ListenConfig{Access: ipc.Everyone}, addr))
 	done := welcomeAll(heir)
 	strangerHears := func(said string) {
 		t.Helper()
@@ -193,17 +183,7 @@ func TestForeignServerWithAFullBacklogIsRespected(t *testing.T) {
 		must(t, err)
 		defer c.Close()
 	}
-	before, err := os.Lstat(path)
-	must(t, err)
-	for _, policy := range []ipc.Takeover{ipc.TakeoverStale, ipc.TakeoverNever} {
-		_, err := ipc.ListenConfig{Takeover: policy}.Listen(ipc.Path(path))
-		matches(t, err, ipc.ErrAddrInUse)
-	}
-	after, err := os.Lstat(path)
-	must(t, err)
-	if !os.SameFile(before, after) {
-		t.Error("the socket of a live server was replaced")
-	}
+	isRespected(t, path)
 }
 
 func TestBacklogIsThatOfListen(t *testing.T) {
@@ -246,8 +226,8 @@ func TestWaitingHoldsNoThread(t *testing.T) {
 		l := listen(t, ipc.Addr{})
 		ends = append(ends, a, b, l)
 		waiting = append(waiting,
-			begin(func() error { _, err := a.Read(make([]byte, 1)); return err }),
-			begin(func() error { _, err := b.Read(make([]byte, 1)); return err }),
+			beginRead(a),
+			beginRead(b),
 			begin(func() error { _, err := l.Accept(); return err }))
 	}
 	awaitParked(t, "(*Conn).Read", 2*each)
@@ -309,14 +289,8 @@ func childTellsItsGroups(p *parent, args []string) error {
 	if err := syscall.Setgroups(childGroups()); err != nil {
 		return err
 	}
-	addr, err := ipc.ParseAddr(args[0])
-	if err != nil {
-		return err
-	}
-	c, err := ipc.Dial(addr)
-	if err != nil {
-		return err
-	}
+	addr := sure(ipc.ParseAddr(args[0]))
+	c := sure(ipc.Dial(addr))
 	p.say("done")
 	p.hear()
 	return c.Close()
@@ -353,24 +327,16 @@ func TestUmaskIsNotTouched(t *testing.T) {
 		return strings.TrimSpace(strings.SplitN(rest, "\n", 2)[0])
 	}
 	want := umask()
-	stop := make(chan struct{})
-	watching := begin(func() error {
-		for {
-			select {
-			case <-stop:
-				return nil
-			default:
-				if now := umask(); now != want {
-					return fmt.Errorf("the umask became %s", now)
-				}
-			}
+	watchEnds := repeatedly(func() error {
+		if now := umask(); now != want {
+			return fmt.Errorf("the umask became %s", now)
 		}
+		return nil
 	})
 	for end := time.Now().Add(100 * time.Millisecond); time.Now().Before(end); {
 		l, err := ipc.Listen(addr)
 		must(t, err)
 		must(t, l.Close())
 	}
-	close(stop)
-	must(t, <-watching)
+	must(t, watchEnds())
 }

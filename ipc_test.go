@@ -2,7 +2,8 @@
 
 // The tests of this file hold on every system that the package supports, and
 // see the package as its users do. What only one system has is in the files of
-// that system.
+// that system. A story that holds for streams, for messages and for pipes is told
+// once: see overEachEnd and overEachServer.
 //
 // Every test begins with story, which ends the process with all stacks if the
 // test hangs, and fails it if it leaves a goroutine or a descriptor behind.
@@ -159,7 +160,8 @@ func beginRead(r io.Reader) <-chan error {
 	return begin(func() error { _, err := r.Read(make([]byte, 1)); return err })
 }
 
-// later makes an end in a goroutine; the function that it returns waits for it.
+// later makes an end in a goroutine, because that may have to wait; the function
+// that it returns waits for it.
 func later[C io.Closer](t *testing.T, do func() (C, error)) (await func() C) {
 	var c C
 	done := begin(func() (err error) { c, err = do(); return err })
@@ -196,7 +198,7 @@ func repeatedly(f func() error) (stop func() error) {
 	return func() error { close(quit); return <-done }
 }
 
-// leavesNothing does a thing many times, and looks what that leaves behind.
+// leavesNothing fails the test if a thing done many times leaves something behind.
 func leavesNothing(t *testing.T, rounds int, round func()) {
 	t.Helper()
 	round()
@@ -374,6 +376,13 @@ func talk(t *testing.T, a, b io.ReadWriter) {
 	expect(t, a, "pong")
 }
 
+// talkToEcho proves that an echo is at the other end.
+func talkToEcho(t *testing.T, c io.ReadWriter) {
+	t.Helper()
+	send(t, c, "is there an echo?")
+	expect(t, c, "is there an echo?")
+}
+
 // serves proves that the listener is the one that clients of addr reach.
 func serves(t *testing.T, l *ipc.Listener, addr ipc.Addr) {
 	t.Helper()
@@ -434,7 +443,7 @@ func pattern(n int) []byte {
 }
 
 // ---------------------------------------------------------------------------
-// Ends of every kind
+// Ends and servers of every kind
 
 // An end is one of two that are connected: what is written to one is read from
 // the other.
@@ -595,6 +604,56 @@ func beginWrite(w io.Writer) <-chan error {
 	return begin(func() error { _, err := writeMuch(w); return err })
 }
 
+// A server is a Listener or a MsgListener.
+type server struct {
+	listener
+	waits        string // the method that waits for a client, as in a stack trace
+	dial, accept func() (knownEnd, error)
+}
+
+type listener interface {
+	Addr() net.Addr
+	Close() error
+	SetDeadline(time.Time) error
+}
+
+// A knownEnd is one of a connection, and tells between whom.
+type knownEnd interface {
+	end
+	LocalAddr() net.Addr
+	RemoteAddr() net.Addr
+	Peer() (ipc.Peer, error)
+}
+
+// connect returns both ends of a new connection to the server.
+func (s server) connect(t *testing.T) (client, there knownEnd) {
+	t.Helper()
+	client, err := s.dial()
+	kept(t, client, err)
+	there, err = s.accept()
+	return client, kept(t, there, err)
+}
+
+// overEachServer tells a story over servers of either kind.
+func overEachServer(t *testing.T, tell func(t *testing.T, addr ipc.Addr, s server)) {
+	t.Run("Listener", func(t *testing.T) {
+		overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+			l := listen(t, addr)
+			tell(t, addr, server{l, "(*Listener).AcceptConn",
+				func() (knownEnd, error) { return ipc.Dial(addr) },
+				func() (knownEnd, error) { return l.AcceptConn() }})
+		})
+	})
+	t.Run("MsgListener", func(t *testing.T) {
+		overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
+			l := listenMsg(t, addr)
+			tell(t, addr, server{l, "(*MsgListener).Accept",
+				func() (knownEnd, error) { c, err := ipc.DialMsg(addr); return msgEnd{c}, err },
+				func() (knownEnd, error) { c, err := l.Accept(); return msgEnd{c}, err }})
+		})
+	})
+}
+
 // ---------------------------------------------------------------------------
 // Children
 //
@@ -647,6 +706,15 @@ func childMain(role string, args []string) int {
 	return 0
 }
 
+// sure returns v, or ends the child, which fails its test.
+func sure[V any](v V, err error) V {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	return v
+}
+
 type child struct {
 	t      *testing.T
 	cmd    *exec.Cmd
@@ -665,15 +733,11 @@ func startChild(t *testing.T, role string, args ...string) *child {
 // in its environment from the Env, of cmd.
 func startChildWith(t *testing.T, with exec.Cmd, role string, args ...string) *child {
 	t.Helper()
-	program, err := os.Executable()
-	if err != nil {
-		program = os.Args[0]
-	}
-	command := append(strings.Fields(os.Getenv(childExec)), program)
-	c := &child{t: t, cmd: exec.Command(command[0], append(command[1:], args...)...)}
-	c.cmd.Env = append(append(os.Environ(), childRole+"="+role, goRace()), with.Env...)
+	c := &child{t: t, cmd: rerun(role, args...)}
+	c.cmd.Env = append(append(c.cmd.Env, goRace()), with.Env...)
 	c.cmd.ExtraFiles, c.cmd.SysProcAttr = with.ExtraFiles, with.SysProcAttr
 	c.cmd.Stderr = &c.errors
+	var err error
 	c.in, err = c.cmd.StdinPipe()
 	must(t, err)
 	out, err := c.cmd.StdoutPipe()
@@ -682,6 +746,26 @@ func startChildWith(t *testing.T, with exec.Cmd, role string, args ...string) *c
 	must(t, c.cmd.Start())
 	t.Cleanup(c.kill)
 	return c
+}
+
+// startServer starts a child that echoes what it is sent at the address.
+func startServer(t *testing.T, addr ipc.Addr) *child {
+	t.Helper()
+	c := startChild(t, "serve", addr.String())
+	c.mustSay("serving")
+	return c
+}
+
+// rerun returns the command for this program in another role.
+func rerun(role string, args ...string) *exec.Cmd {
+	program, err := os.Executable()
+	if err != nil {
+		program = os.Args[0]
+	}
+	command := append(strings.Fields(os.Getenv(childExec)), program)
+	cmd := exec.Command(command[0], append(command[1:], args...)...)
+	cmd.Env = append(os.Environ(), childRole+"="+role)
+	return cmd
 }
 
 // underEmulation reports whether a program stands between this one and the kernel,
@@ -743,35 +827,25 @@ func (c *child) kill() {
 // childServes listens at the address and echoes what each client sends, until it
 // is told to end.
 func childServes(p *parent, args []string) error {
-	addr, err := ipc.ParseAddr(args[0])
-	if err != nil {
-		return err
-	}
+	addr := sure(ipc.ParseAddr(args[0]))
 	var lc ipc.ListenConfig
-	if len(args) > 1 && args[1] == "everyone" {
+	if slices.Contains(args, "everyone") {
 		lc.Access = ipc.Everyone
 	}
-	l, err := lc.Listen(addr)
-	if err != nil {
-		return err
-	}
-	go func() {
-		for conn := range l.Conns() {
-			go func() { io.Copy(conn, conn); conn.Close() }()
-		}
-	}()
+	l := sure(lc.Listen(addr))
+	serving := serveEach(l, func(c *ipc.Conn) error {
+		go func() { io.Copy(c, c); c.Close() }()
+		return nil
+	})
 	p.say("serving")
 	p.hear()
-	return l.Close()
+	return errors.Join(l.Close(), <-serving)
 }
 
 // childRaces listens at every address it is told, at the word, and says whether
 // it got it. It serves until the next word.
 func childRaces(p *parent, args []string) error {
-	addr, err := ipc.ParseAddr(args[0])
-	if err != nil {
-		return err
-	}
+	addr := sure(ipc.ParseAddr(args[0]))
 	p.say("ready")
 	for p.hear() == "go" {
 		l, err := ipc.Listen(addr)
@@ -794,18 +868,19 @@ func childRaces(p *parent, args []string) error {
 	return nil
 }
 
-// childConnects dials the address, says how that went, and echoes until the
-// other side ends.
+// childConnects dials the address, says how that went, and stays until the test
+// has no more to say.
 func childConnects(p *parent, args []string) error {
-	addr, err := ipc.ParseAddr(args[0])
-	if err != nil {
-		return err
-	}
+	return childGreets(p, args, func(d ipc.Dialer, addr ipc.Addr) (end, error) { return d.Dial(addr) })
+}
+
+func childGreets(p *parent, args []string, dial func(d ipc.Dialer, addr ipc.Addr) (end, error)) error {
+	addr := sure(ipc.ParseAddr(args[0]))
 	d := ipc.Dialer{Timeout: soon}
-	if len(args) > 1 && args[1] == "everyone" {
+	if slices.Contains(args, "everyone") {
 		d.Access = ipc.Everyone
 	}
-	conn, err := d.Dial(addr)
+	c, err := dial(d, addr)
 	switch {
 	case errors.Is(err, ipc.ErrUntrusted):
 		p.say("untrusted")
@@ -816,10 +891,10 @@ func childConnects(p *parent, args []string) error {
 	case err != nil:
 		return err
 	}
-	defer conn.Close()
-	io.WriteString(conn, "hello from a child") // a server that refuses may be gone already
+	defer c.Close()
+	io.WriteString(c, "hello from a child") // a server that refuses may be gone already
 	greeting := make([]byte, len("welcome"))
-	if _, err := io.ReadFull(conn, greeting); err != nil {
+	if _, err := io.ReadFull(c, greeting); err != nil {
 		p.say("turned away")
 		return nil
 	}
@@ -1061,19 +1136,19 @@ func TestOptionsHaveNames(t *testing.T) {
 }
 
 func TestBothEndsKnowTheAddress(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
-		client, server := connect(t, l)
+	overEachServer(t, func(t *testing.T, addr ipc.Addr, s server) {
+		client, there := s.connect(t)
 		for what, got := range map[string]net.Addr{
-			"the listener's": l.Addr(), "the server's": server.LocalAddr(), "the client's remote": client.RemoteAddr(),
+			"the listener's": s.Addr(), "the server's": there.LocalAddr(), "the client's remote": client.RemoteAddr(),
 		} {
 			if got != addr {
 				t.Errorf("%s address is %v, want %v", what, got, addr)
 			}
 		}
-		if client.LocalAddr() != (ipc.Addr{}) || server.RemoteAddr() != (ipc.Addr{}) {
-			t.Errorf("a client has an address: %v, %v", client.LocalAddr(), server.RemoteAddr())
+		if client.LocalAddr() != (ipc.Addr{}) || there.RemoteAddr() != (ipc.Addr{}) {
+			t.Errorf("a client has an address: %v, %v", client.LocalAddr(), there.RemoteAddr())
 		}
+		talk(t, client, there)
 	})
 }
 
@@ -1130,13 +1205,11 @@ func TestLiveServerIsNotReplaced(t *testing.T) {
 
 func TestLiveServerOfAnotherProcessIsNotReplaced(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		server := startChild(t, "serve", addr.String())
-		server.mustSay("serving")
+		server := startServer(t, addr)
 		_, err := ipc.Listen(addr)
 		matches(t, err, ipc.ErrAddrInUse)
 		client := dial(t, addr)
-		send(t, client, "still there?")
-		expect(t, client, "still there?")
+		talkToEcho(t, client)
 		server.end()
 	})
 }
@@ -1144,9 +1217,7 @@ func TestLiveServerOfAnotherProcessIsNotReplaced(t *testing.T) {
 func TestKilledServersAddressIsFree(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		for range 3 {
-			server := startChild(t, "serve", addr.String())
-			server.mustSay("serving")
-			server.kill()
+			startServer(t, addr).kill()
 			_, err := ipc.Dial(addr)
 			matches(t, err, ipc.ErrNoListener)
 		}
@@ -1165,9 +1236,7 @@ func TestOneOfManyStartersWins(t *testing.T) {
 			c.mustSay("ready")
 		}
 		for range rounds {
-			dead := startChild(t, "serve", addr.String())
-			dead.mustSay("serving")
-			dead.kill()
+			startServer(t, addr).kill()
 			for _, c := range children {
 				c.say("go")
 			}
@@ -1227,63 +1296,75 @@ func TestOneOfManyGoroutinesWins(t *testing.T) {
 }
 
 func TestAcceptEndsAtTheDeadline(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
+	overEachServer(t, func(t *testing.T, addr ipc.Addr, s server) {
+		serves := func() {
+			t.Helper()
+			client, there := s.connect(t)
+			talk(t, client, there)
+			must(t, errors.Join(client.Close(), there.Close()))
+		}
 		past := time.Now().Add(-time.Hour)
 
-		must(t, l.SetDeadline(past))
-		c, err := l.Accept()
+		must(t, s.SetDeadline(past))
+		_, err := s.accept()
 		timedOut(t, err)
-		if c != nil {
-			t.Errorf("%T comes with the error", c)
-		}
 		var oe *net.OpError
 		if !errors.As(err, &oe) || oe.Op != "accept" || oe.Addr != addr {
 			t.Errorf("%#v does not say what failed", err)
 		}
+		if l, ok := s.listener.(net.Listener); ok {
+			c, err := l.Accept()
+			timedOut(t, err)
+			if c != nil {
+				t.Errorf("%T comes with the error", c)
+			}
+		}
 
 		begun := time.Now()
-		must(t, l.SetDeadline(begun.Add(brief)))
-		_, err = l.Accept()
+		must(t, s.SetDeadline(begun.Add(brief)))
+		_, err = s.accept()
 		timedOut(t, err)
 		if waited := time.Since(begun); waited < brief {
 			t.Errorf("gave up after %v, the deadline was %v", waited, brief)
 		}
 
-		must(t, l.SetDeadline(time.Time{}))
-		serves(t, l, addr)
+		must(t, s.SetDeadline(time.Time{}))
+		serves()
 
-		waiting := begin(func() error { _, err := l.Accept(); return err })
-		awaitParked(t, "(*Listener).AcceptConn", 1)
-		must(t, l.SetDeadline(past))
+		waiting := begin(func() error { _, err := s.accept(); return err })
+		awaitParked(t, s.waits, 1)
+		must(t, s.SetDeadline(past))
 		timedOut(t, <-waiting)
 
-		must(t, l.SetDeadline(time.Now().Add(time.Hour)))
-		serves(t, l, addr)
+		must(t, s.SetDeadline(time.Now().Add(time.Hour)))
+		serves()
 	})
 }
 
 func TestCloseEndsEveryAccept(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
+	overEachServer(t, func(t *testing.T, addr ipc.Addr, s server) {
 		const waiters = 5
+		accept := func() error { _, err := s.accept(); return err }
 		var waiting [waiters]<-chan error
 		for i := range waiting {
-			waiting[i] = begin(func() error { _, err := l.Accept(); return err })
+			waiting[i] = begin(accept)
 		}
-		awaitParked(t, "(*Listener).AcceptConn", waiters)
-		must(t, l.Close())
+		awaitParked(t, s.waits, waiters)
+		must(t, s.Close())
 		for _, done := range waiting {
 			matches(t, <-done, net.ErrClosed)
 		}
 
-		matches(t, l.Close(), net.ErrClosed)
-		matches(t, l.SetDeadline(time.Now()), net.ErrClosed)
-		if c, err := l.Accept(); c != nil || !errors.Is(err, net.ErrClosed) {
-			t.Errorf("Accept after Close: %v, %v", c, err)
+		matches(t, s.Close(), net.ErrClosed)
+		matches(t, s.SetDeadline(time.Now()), net.ErrClosed)
+		matches(t, accept(), net.ErrClosed)
+		if l, ok := s.listener.(net.Listener); ok {
+			if c, err := l.Accept(); c != nil || !errors.Is(err, net.ErrClosed) {
+				t.Errorf("Accept after Close: %v, %v", c, err)
+			}
 		}
-		if l.Addr() != addr {
-			t.Errorf("the address is %v after Close", l.Addr())
+		if s.Addr() != addr {
+			t.Errorf("the address is %v after Close", s.Addr())
 		}
 	})
 }
@@ -1320,7 +1401,7 @@ func TestCloseDisconnectsClientsThatWait(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listen(t, addr)
 		client := dial(t, addr)
-		reading := begin(func() error { _, err := client.Read(make([]byte, 1)); return err })
+		reading := beginRead(client)
 		must(t, l.Close())
 		if err := <-reading; err != io.EOF && !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("a client that was not accepted reads %v", err)
@@ -1356,15 +1437,7 @@ func TestConnsEndsAtClose(t *testing.T) {
 			}
 		}
 
-		ended := begin(func() error {
-			for conn, err := range l.Conns() {
-				if err != nil {
-					return err
-				}
-				conn.Close()
-			}
-			return nil
-		})
+		ended := serveEach(l, (*ipc.Conn).Close)
 		expectEOF(t, dial(t, addr))
 		awaitParked(t, "(*Listener).AcceptConn", 1)
 		must(t, l.Close())
@@ -1415,12 +1488,7 @@ func TestAcceptNeverSeesClientsThatCheckRefuses(t *testing.T) {
 			return nil
 		}}, addr)
 
-		accepted := make(chan *ipc.Conn, 1)
-		accepting := begin(func() error {
-			c, err := l.AcceptConn()
-			accepted <- c
-			return err
-		})
+		accepted := later(t, l.AcceptConn)
 		for range 3 {
 			refused := dial(t, addr)
 			if n, err := refused.Read(make([]byte, 1)); n != 0 || err == nil {
@@ -1429,10 +1497,7 @@ func TestAcceptNeverSeesClientsThatCheckRefuses(t *testing.T) {
 		}
 		open.Store(true)
 		client := dial(t, addr)
-		must(t, <-accepting)
-		server := <-accepted
-		defer server.Close()
-		talk(t, client, server)
+		talk(t, client, accepted())
 		if n := asked.Load(); n != 4 {
 			t.Errorf("Check was asked %d times about 4 clients", n)
 		}
@@ -1474,21 +1539,13 @@ func TestFullBacklogMakesDialWait(t *testing.T) {
 		l := listenWith(t, ipc.ListenConfig{Backlog: 1}, addr)
 		waiting := fill(t, addr)
 
-		dialed := make(chan *ipc.Conn, 1)
-		dialing := begin(func() error {
-			c, err := ipc.Dial(addr)
-			dialed <- c
-			return err
-		})
+		dialed := later(t, func() (*ipc.Conn, error) { return ipc.Dial(addr) })
 		awaitParked(t, "Dialer.DialContext", 1)
 		for _, client := range waiting {
 			talk(t, client, accept(t, l))
 		}
 		server := accept(t, l)
-		must(t, <-dialing)
-		client := <-dialed
-		defer client.Close()
-		talk(t, client, server)
+		talk(t, dialed(), server)
 	})
 }
 
@@ -1570,49 +1627,31 @@ func TestDeadlineInThePastEndsDialAtOnce(t *testing.T) {
 func TestWaitWaitsForTheServer(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		const clients = 3
-		dialed := make(chan *ipc.Conn, clients)
-		var dialing [clients]<-chan error
-		for i := range dialing {
-			dialing[i] = begin(func() error {
-				c, err := ipc.Dialer{Wait: true}.Dial(addr)
-				dialed <- c
-				return err
-			})
+		var dialed [clients]func() *ipc.Conn
+		for i := range dialed {
+			dialed[i] = later(t, func() (*ipc.Conn, error) { return ipc.Dialer{Wait: true}.Dial(addr) })
 		}
 		awaitParked(t, "Dialer.DialContext", clients)
 		l := listen(t, addr)
-		for range dialing {
+		for range dialed {
 			server := accept(t, l)
 			send(t, server, "at last")
 			must(t, server.Close())
 		}
-		for _, done := range dialing {
-			must(t, <-done)
-			client := <-dialed
-			defer client.Close()
-			expect(t, client, "at last")
+		for _, client := range dialed {
+			expect(t, client(), "at last")
 		}
 	})
 }
 
 func TestWaitOutlivesARestartOfTheServer(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		dead := startChild(t, "serve", addr.String())
-		dead.mustSay("serving")
-		dead.kill() // leaves a path that refuses
-		dialed := make(chan *ipc.Conn, 1)
-		dialing := begin(func() error {
-			c, err := ipc.Dialer{Wait: true}.Dial(addr)
-			dialed <- c
-			return err
-		})
+		startServer(t, addr).kill() // leaves a path that refuses
+		dialed := later(t, func() (*ipc.Conn, error) { return ipc.Dialer{Wait: true}.Dial(addr) })
 		awaitParked(t, "Dialer.DialContext", 1)
 		l := listen(t, addr)
 		server := accept(t, l)
-		must(t, <-dialing)
-		client := <-dialed
-		defer client.Close()
-		talk(t, client, server)
+		talk(t, dialed(), server)
 	})
 }
 
@@ -1646,9 +1685,7 @@ func TestCancelEndsEveryWayOfWaiting(t *testing.T) {
 	})
 	t.Run("RefusingServer", func(t *testing.T) {
 		overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-			dead := startChild(t, "serve", addr.String())
-			dead.mustSay("serving")
-			dead.kill()
+			startServer(t, addr).kill()
 			cancelled(t, addr, ipc.Dialer{Wait: true})
 			listen(t, addr).Close() // takes the path away
 		})
@@ -1716,12 +1753,7 @@ func TestDialAndCloseOfListenerRace(t *testing.T) {
 		for range 300 {
 			l, err := ipc.Listen(addr)
 			must(t, err)
-			accepting := begin(func() error {
-				for conn := range l.Conns() {
-					conn.Close()
-				}
-				return nil
-			})
+			accepting := serveEach(l, (*ipc.Conn).Close)
 			dialing := begin(func() error {
 				c, err := ipc.Dial(addr)
 				if err != nil {
@@ -1783,7 +1815,7 @@ func isProcess(t *testing.T, p ipc.Peer, pid int) {
 	}
 }
 
-func peerOf(t *testing.T, c *ipc.Conn) ipc.Peer {
+func peerOf(t *testing.T, c interface{ Peer() (ipc.Peer, error) }) ipc.Peer {
 	t.Helper()
 	p, err := c.Peer()
 	must(t, err)
@@ -1791,11 +1823,10 @@ func peerOf(t *testing.T, c *ipc.Conn) ipc.Peer {
 }
 
 func TestPeerTellsWhoIsThere(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
-		client, server := connect(t, l)
+	overEachServer(t, func(t *testing.T, _ ipc.Addr, s server) {
+		client, there := s.connect(t)
 		isProcess(t, peerOf(t, client), os.Getpid())
-		isProcess(t, peerOf(t, server), os.Getpid())
+		isProcess(t, peerOf(t, there), os.Getpid())
 	})
 	t.Run("Pair", func(t *testing.T) {
 		story(t)
@@ -1817,8 +1848,7 @@ func TestPeerInAnotherProcess(t *testing.T) {
 		client.end()
 		must(t, errors.Join(server.Close(), l.Close()))
 
-		serving := startChild(t, "serve", addr.String())
-		serving.mustSay("serving")
+		serving := startServer(t, addr)
 		isProcess(t, peerOf(t, dial(t, addr)), serving.pid())
 		serving.end()
 	})
@@ -2011,15 +2041,19 @@ func TestWhatWasWrittenCanBeReadAfterClose(t *testing.T) {
 }
 
 func TestClientThatLeftBeforeAcceptIsHeard(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
-		early := dial(t, addr)
-		send(t, early, "could not wait")
+	overEachServer(t, func(t *testing.T, _ ipc.Addr, s server) {
+		early, err := s.dial()
+		kept(t, early, err)
+		send(t, early, "could")
+		send(t, early, " not wait")
 		must(t, early.Close())
-		server := accept(t, l)
-		expect(t, server, "could not wait")
-		expectEOF(t, server)
-		serves(t, l, addr)
+		there, err := s.accept()
+		kept(t, there, err)
+		expect(t, there, "could")
+		expect(t, there, " not wait")
+		expectEOF(t, there)
+		client, there := s.connect(t)
+		talk(t, client, there)
 	})
 }
 
@@ -2555,10 +2589,7 @@ func TestReadAndWriteDeadlinesAreApart(t *testing.T) {
 }
 
 func TestReadThatTimesOutLosesNothing(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		a, b := connect(t, listen(t, addr))
-		losesNothingToDeadlines(t, b, a)
-	})
+	overEachConn(t, func(t *testing.T, a, b *ipc.Conn) { losesNothingToDeadlines(t, b, a) })
 	t.Run("Pipe", func(t *testing.T) {
 		story(t)
 		r, w := pipe(t)
@@ -2663,24 +2694,15 @@ func TestNothingIsLeftAfterManyRounds(t *testing.T) {
 
 func TestReadAndWriteAllocateNothing(t *testing.T) {
 	overEachEnd(t, func(t *testing.T, a, b end) {
-		if underRace() {
-			t.Skip("the race detector allocates")
-		}
 		out, in := make([]byte, 64), make([]byte, 64)
-		allocatesNothing := func(what string, from end) {
-			t.Helper()
-			if n := testing.AllocsPerRun(500, func() {
-				if _, err := a.Write(out); err != nil {
-					t.Error(err)
-				}
-				if _, err := io.ReadFull(from, in); err != nil {
-					t.Error(err)
-				}
-			}); n != 0 {
-				t.Errorf("%s allocates %v times", what, n)
+		exchange := func(from end) error {
+			if _, err := a.Write(out); err != nil {
+				return err
 			}
+			_, err := io.ReadFull(from, in)
+			return err
 		}
-		allocatesNothing("a write and a read that do not wait", b)
+		allocatesNothing(t, "a write and a read that do not wait", func() error { return exchange(b) })
 		echoing := begin(func() error {
 			buf := make([]byte, 64)
 			for {
@@ -2693,10 +2715,11 @@ func TestReadAndWriteAllocateNothing(t *testing.T) {
 				}
 			}
 		})
-		allocatesNothing("a round trip", a) // here reads wait
+		roundTrip := func() error { return exchange(a) } // here reads wait
+		allocatesNothing(t, "a round trip", roundTrip)
 		must(t, a.SetDeadline(time.Now().Add(time.Hour)))
 		must(t, b.SetDeadline(time.Now().Add(time.Hour)))
-		allocatesNothing("a round trip with deadlines", a)
+		allocatesNothing(t, "a round trip with deadlines", roundTrip)
 		must(t, a.Close())
 		if err := <-echoing; err != io.EOF {
 			t.Error(err)
@@ -2704,32 +2727,39 @@ func TestReadAndWriteAllocateNothing(t *testing.T) {
 	})
 }
 
-func TestBuffersAllocateNothing(t *testing.T) {
-	story(t)
+// allocatesNothing fails the test if a thing done many times allocates.
+func allocatesNothing(t *testing.T, what string, do func() error) {
+	t.Helper()
 	if underRace() {
 		t.Skip("the race detector allocates")
 	}
+	if n := testing.AllocsPerRun(500, func() {
+		if err := do(); err != nil {
+			t.Error(err)
+		}
+	}); n != 0 {
+		t.Errorf("%s: %v allocations", what, n)
+	}
+}
+
+func TestBuffersAllocateNothing(t *testing.T) {
+	story(t)
 	a, b := pair(t)
 	one, two := make([]byte, 32), make([]byte, 32)
 	in := [][]byte{one, two}
 	backing := make([][]byte, 2)
 	bufs := new(net.Buffers)
-	if n := testing.AllocsPerRun(200, func() {
+	allocatesNothing(t, "WriteBuffers and ReadBuffers", func() error {
 		backing[0], backing[1] = one, two
 		*bufs = backing
-		if _, err := a.WriteBuffers(bufs); err != nil {
-			t.Error(err)
-		}
-		for got := int64(0); got < 64; {
-			n, err := b.ReadBuffers(in)
-			if err != nil {
-				t.Error(err)
-			}
+		_, err := a.WriteBuffers(bufs)
+		for got := int64(0); err == nil && got < 64; {
+			var n int64
+			n, err = b.ReadBuffers(in)
 			got += n
 		}
-	}); n != 0 {
-		t.Errorf("WriteBuffers and ReadBuffers allocate %v times", n)
-	}
+		return err
+	})
 }
 
 // ---------------------------------------------------------------------------

@@ -95,6 +95,14 @@ func startStranger(t *testing.T, role string, args ...string) *child {
 	return startChildWith(t, exec.Cmd{Env: []string{fmt.Sprintf("%s=%d:%d", childUser, nobody, nobody)}}, role, args...)
 }
 
+// startForeignServer starts one that echoes what it is sent at the address.
+func startForeignServer(t *testing.T, addr ipc.Addr, access ...string) *child {
+	t.Helper()
+	c := startStranger(t, "serve", append([]string{addr.String()}, access...)...)
+	c.mustSay("serving")
+	return c
+}
+
 // becomeUser gives up being root, in a child that is to be somebody else. The
 // program file need not be within that user's reach then.
 func becomeUser() error {
@@ -139,12 +147,7 @@ func overEachOpenAddr(t *testing.T, tell func(t *testing.T, addr ipc.Addr)) {
 func TestOwnerOnlyRefusesAnotherUser(t *testing.T) {
 	overEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listen(t, addr)
-		accepted := make(chan *ipc.Conn, 1)
-		accepting := begin(func() error {
-			c, err := l.AcceptConn()
-			accepted <- c
-			return err
-		})
+		accepted := later(t, l.AcceptConn)
 		for range 3 {
 			stranger := startStranger(t, "connect", addr.String(), "everyone")
 			if said := stranger.hear(); said != "permission denied" && said != "turned away" {
@@ -153,10 +156,7 @@ func TestOwnerOnlyRefusesAnotherUser(t *testing.T) {
 			stranger.end()
 		}
 		client := dial(t, addr) // the first that Accept sees
-		must(t, <-accepting)
-		server := <-accepted
-		defer server.Close()
-		talk(t, client, server)
+		talk(t, client, accepted())
 	})
 }
 
@@ -228,13 +228,11 @@ func TestSetAccessRefusesAnotherUser(t *testing.T) {
 
 func TestRootIsAdmittedByAnotherUser(t *testing.T) {
 	overEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
-		server := startStranger(t, "serve", addr.String())
-		server.mustSay("serving")
+		server := startForeignServer(t, addr)
 		client, err := ipc.Dialer{Access: ipc.Everyone}.Dial(addr)
 		must(t, err)
 		defer client.Close()
-		send(t, client, "it is me")
-		expect(t, client, "it is me")
+		talkToEcho(t, client)
 		server.end()
 	})
 }
@@ -243,8 +241,7 @@ func TestServerOfAnotherUserIsNotTrusted(t *testing.T) {
 	needsRoot(t)
 	story(t)
 	addr := nameAddr(t)
-	server := startStranger(t, "serve", addr.String(), "everyone")
-	server.mustSay("serving")
+	server := startForeignServer(t, addr, "everyone")
 	for range 2 {
 		c, err := ipc.Dial(addr)
 		matches(t, err, ipc.ErrUntrusted)
@@ -265,8 +262,7 @@ func TestServerOfAnotherUserIsNotTrusted(t *testing.T) {
 	if !asked {
 		t.Error("Check was not told that the server is nobody's")
 	}
-	send(t, client, "I know what I do")
-	expect(t, client, "I know what I do")
+	talkToEcho(t, client)
 	server.end()
 }
 
@@ -274,11 +270,9 @@ func TestPathIsTrustedAsTheFileSystemIs(t *testing.T) {
 	needsRoot(t)
 	story(t)
 	addr := ipc.Path(openDir(t) + "/socket")
-	server := startStranger(t, "serve", addr.String(), "everyone")
-	server.mustSay("serving")
+	server := startForeignServer(t, addr, "everyone")
 	client := dial(t, addr)
-	send(t, client, "anyone")
-	expect(t, client, "anyone")
+	talkToEcho(t, client)
 	server.end()
 }
 
@@ -377,6 +371,13 @@ func makeStale(t *testing.T, path string) {
 }
 
 func TestModeOfTheSocketIsExact(t *testing.T) {
+	underEachUmask(t, func(t *testing.T, dir string, start func(role string) *child) { start("umask").end() })
+}
+
+// underEachUmask tells a story under umasks of every kind, of this user and of
+// another. A child that is started has as its arguments the umask, the folder, and
+// one with a long path in it.
+func underEachUmask(t *testing.T, tell func(t *testing.T, dir string, start func(role string) *child)) {
 	for _, mask := range []string{"000", "022", "077", "0777"} {
 		for _, user := range []string{"", fmt.Sprintf("%d:%d", nobody, nobody)} {
 			name := "umask" + mask
@@ -393,8 +394,9 @@ func TestModeOfTheSocketIsExact(t *testing.T) {
 				must(t, os.MkdirAll(long, 0o777))
 				must(t, os.Chmod(long, 0o777))
 				must(t, os.Chmod(filepath.Dir(long), 0o777))
-				c := startChildWith(t, exec.Cmd{Env: []string{childUser + "=" + user}}, "umask", mask, dir, long)
-				c.end()
+				tell(t, dir, func(role string) *child {
+					return startChildWith(t, exec.Cmd{Env: []string{childUser + "=" + user}}, role, mask, dir, long)
+				})
 			})
 		}
 	}
@@ -404,35 +406,25 @@ func TestModeOfTheSocketIsExact(t *testing.T) {
 // it makes, and that files which other goroutines make meanwhile, and the umask
 // itself, are as the umask wants it.
 func childListensUnderUmask(_ *parent, args []string) error {
-	mask, err := strconv.ParseUint(args[0], 8, 32)
-	if err != nil {
-		return err
-	}
+	mask := sure(strconv.ParseUint(args[0], 8, 32))
 	syscall.Umask(int(mask))
 
-	stop := make(chan struct{})
-	bystander := begin(func() error {
-		want := fs.FileMode(0o666 &^ mask)
-		for name := args[1] + "/bystander"; ; {
-			select {
-			case <-stop:
-				return nil
-			default:
-			}
-			f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666)
-			if err != nil {
-				return err
-			}
-			st, err := f.Stat()
-			f.Close()
-			os.Remove(name)
-			if err != nil {
-				return err
-			}
-			if got := st.Mode().Perm(); got != want {
-				return fmt.Errorf("a bystander's file has mode %o, want %o: the umask was changed", got, want)
-			}
+	bystanderEnds := repeatedly(func() error {
+		name, want := args[1]+"/bystander", fs.FileMode(0o666&^mask)
+		f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666)
+		if err != nil {
+			return err
 		}
+		st, err := f.Stat()
+		f.Close()
+		os.Remove(name)
+		if err != nil {
+			return err
+		}
+		if got := st.Mode().Perm(); got != want {
+			return fmt.Errorf("a bystander's file has mode %o, want %o: the umask was changed", got, want)
+		}
+		return nil
 	})
 
 	checkModes := func() error {
@@ -465,16 +457,17 @@ func childListensUnderUmask(_ *parent, args []string) error {
 		}
 		return nil
 	}
+	var err error
 	for range 20 {
 		if err = checkModes(); err != nil {
 			break
 		}
 	}
-	close(stop)
+	err = errors.Join(err, bystanderEnds())
 	if now := syscall.Umask(int(mask)); now != int(mask) {
 		err = errors.Join(err, fmt.Errorf("the umask became %o", now))
 	}
-	return errors.Join(err, <-bystander)
+	return err
 }
 
 func TestSysListenConfigSetsModeAndOwner(t *testing.T) {
@@ -617,11 +610,7 @@ func childGivesSocketAway(_ *parent, args []string) error {
 var policies = []ipc.Takeover{ipc.TakeoverStale, ipc.TakeoverNever, ipc.TakeoverAlways}
 
 func TestStaleSocketIsReplacedAsThePolicySays(t *testing.T) {
-	killed := func(t *testing.T, path string) {
-		server := startChild(t, "serve", path)
-		server.mustSay("serving")
-		server.kill()
-	}
+	killed := func(t *testing.T, path string) { startServer(t, ipc.Path(path)).kill() }
 	for name, leave := range map[string]func(t *testing.T, path string){"Killed": killed, "Foreign": makeStale} {
 		for _, policy := range policies {
 			t.Run(name+policy.String(), func(t *testing.T) {
@@ -654,20 +643,27 @@ func TestForeignServerIsRespected(t *testing.T) {
 	story(t)
 	path := openDir(t) + "/socket"
 	serveForeign(t, path)
-	before, err := os.Lstat(path)
-	must(t, err)
 	for range 3 {
-		for _, policy := range []ipc.Takeover{ipc.TakeoverStale, ipc.TakeoverNever} {
-			_, err := ipc.ListenConfig{Takeover: policy}.Listen(ipc.Path(path))
-			matches(t, err, ipc.ErrAddrInUse)
-		}
-		after, err := os.Lstat(path)
-		must(t, err)
-		if !os.SameFile(before, after) {
-			t.Fatal("the socket of a live server was replaced")
-		}
+		isRespected(t, path)
 		isGone(t, path+".lock")
 		expect(t, dial(t, ipc.Path(path)), "foreign")
+	}
+}
+
+// isRespected checks that nobody takes the path of a live server who does not
+// insist.
+func isRespected(t *testing.T, path string) {
+	t.Helper()
+	before, err := os.Lstat(path)
+	must(t, err)
+	for _, policy := range []ipc.Takeover{ipc.TakeoverStale, ipc.TakeoverNever} {
+		_, err := ipc.ListenConfig{Takeover: policy}.Listen(ipc.Path(path))
+		matches(t, err, ipc.ErrAddrInUse)
+	}
+	after, err := os.Lstat(path)
+	must(t, err)
+	if !os.SameFile(before, after) {
+		t.Fatal("the socket of a live server was replaced")
 	}
 }
 
@@ -732,42 +728,26 @@ func TestFilesThatAreNoSocketsAreUntouched(t *testing.T) {
 func TestTakeoverAlwaysLeavesNoGap(t *testing.T) {
 	story(t)
 	addr := pathAddr(t)
-	var serving sync.WaitGroup
+	var serving []<-chan error
 	takeOver := func() *ipc.Listener {
 		l := listenWith(t, ipc.ListenConfig{Takeover: ipc.TakeoverAlways}, addr)
-		serving.Go(func() {
-			for conn, err := range l.Conns() {
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				conn.Close()
-			}
-		})
+		serving = append(serving, serveEach(l, (*ipc.Conn).Close))
 		return l
 	}
 	current := takeOver()
 
-	stop := make(chan struct{})
-	var dialing sync.WaitGroup
+	var clients []func() error // end them
 	var dials [2]atomic.Int64
 	for i := range dials {
-		dialing.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				c, err := ipc.Dial(addr)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				c.Close()
-				dials[i].Add(1)
+		clients = append(clients, repeatedly(func() error {
+			c, err := ipc.Dial(addr)
+			if err != nil {
+				t.Error(err)
+				return err
 			}
-		})
+			dials[i].Add(1)
+			return c.Close()
+		}))
 	}
 	for range 60 {
 		next := takeOver()
@@ -785,10 +765,13 @@ func TestTakeoverAlwaysLeavesNoGap(t *testing.T) {
 			break
 		}
 	}
-	close(stop)
-	dialing.Wait()
+	for _, end := range clients {
+		must(t, end())
+	}
 	must(t, current.Close())
-	serving.Wait()
+	for _, done := range serving {
+		must(t, <-done)
+	}
 }
 
 func TestDisplacedListenerKeepsWhatItHas(t *testing.T) {
@@ -992,8 +975,7 @@ func worksAt(t *testing.T, path string) {
 	_, err = ipc.Dial(addr)
 	matches(t, err, ipc.ErrNoListener, fs.ErrNotExist)
 
-	dead := startChild(t, "serve", path)
-	dead.mustSay("serving")
+	dead := startServer(t, addr)
 	send(t, dial(t, addr), "reached")
 	dead.kill()
 	_, err = ipc.Dial(addr)
@@ -1162,18 +1144,9 @@ func childRunsOutOfDescriptors(_ *parent, args []string) error {
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		return err
 	}
-	addr, err := ipc.ParseAddr(args[0])
-	if err != nil {
-		return err
-	}
-	l, err := ipc.Listen(addr)
-	if err != nil {
-		return err
-	}
-	client, err := ipc.Dial(addr)
-	if err != nil {
-		return err
-	}
+	addr := sure(ipc.ParseAddr(args[0]))
+	l := sure(ipc.Listen(addr))
+	client := sure(ipc.Dial(addr))
 	var crowd []*os.File
 	for {
 		f, err := os.Open("/")
@@ -1235,24 +1208,29 @@ func TestDescriptorsAreCloseOnExec(t *testing.T) {
 		dial(t, addr)
 		pair(t)
 		f, err := l.File()
-		must(t, err)
-		defer f.Close()
+		kept(t, f, err)
 		adopted, err := ipc.FileListener(f)
-		must(t, err)
-		defer adopted.Close()
-		args := []string{}
-		for _, fd := range descriptors() {
-			if !slices.Contains(before, fd) {
-				var st syscall.Stat_t
-				must(t, syscall.Fstat(fd, &st))
-				args = append(args, fmt.Sprintf("%d %d %d", fd, st.Dev, st.Ino))
-			}
+		kept(t, adopted, err)
+		if n := areCloseOnExec(t, before); n < 8 {
+			t.Fatalf("only %d new descriptors", n)
 		}
-		if len(args) < 8 {
-			t.Fatalf("only %d new descriptors", len(args))
-		}
-		startChild(t, "inherits", args...).end()
 	})
+}
+
+// areCloseOnExec starts a child that must not have the descriptors that came
+// since, and returns their number.
+func areCloseOnExec(t *testing.T, before []int) int {
+	t.Helper()
+	var args []string
+	for _, fd := range descriptors() {
+		if !slices.Contains(before, fd) {
+			var st syscall.Stat_t
+			must(t, syscall.Fstat(fd, &st))
+			args = append(args, fmt.Sprintf("%d %d %d", fd, st.Dev, st.Ino))
+		}
+	}
+	startChild(t, "inherits", args...).end()
+	return len(args)
 }
 
 // childLooksForDescriptors fails if it has one of its parent's.
@@ -1271,13 +1249,20 @@ func childLooksForDescriptors(_ *parent, args []string) error {
 }
 
 func TestConnectionsThatAreDroppedAreCollected(t *testing.T) {
-	story(t)
-	before := openDescriptors()
-	for range 50 {
+	areCollected(t, func() {
 		a, b, err := ipc.Pair()
 		must(t, err)
 		must(t, a.SetReadDeadline(time.Now().Add(time.Hour))) // one that joined the poller, one that did not
 		_, _ = a, b
+	})
+}
+
+// areCollected makes ends again and again that nobody closes.
+func areCollected(t *testing.T, drop func()) {
+	story(t)
+	before := openDescriptors()
+	for range 50 {
+		drop()
 	}
 	eventually(t, "the garbage collector closes them", func() bool {
 		runtime.GC()
@@ -1378,7 +1363,7 @@ func TestFileIsADuplicate(t *testing.T) {
 			t.Errorf("the address is %v, want %v", adopted.RemoteAddr(), addr)
 		}
 		isProcess(t, peerOf(t, adopted), os.Getpid())
-		reading := begin(func() error { _, err := adopted.Read(make([]byte, 1)); return err })
+		reading := beginRead(adopted)
 		awaitParked(t, "(*Conn).Read", 1)
 		must(t, adopted.Close())
 		matches(t, <-reading, net.ErrClosed)
@@ -1388,22 +1373,29 @@ func TestFileIsADuplicate(t *testing.T) {
 
 func TestFileConnAdoptsForeignSockets(t *testing.T) {
 	story(t)
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0) // blocking, as C programs make it
+	a, b := adoptPair(t, syscall.SOCK_STREAM, ipc.FileConn)
+	talk(t, a, b)
+	must(t, a.SetReadDeadline(time.Now().Add(brief)))
+	_, err := a.Read(make([]byte, 1))
+	timedOut(t, err)
+}
+
+// adoptPair adopts the ends of a socket pair of that type, made as C programs make
+// it.
+func adoptPair[C io.Closer](t *testing.T, typ int, adopt func(*os.File) (C, error)) (a, b C) {
+	t.Helper()
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, typ, 0) // blocking
 	must(t, err)
-	var ends [2]*ipc.Conn
+	var ends [2]C
 	for i, fd := range fds {
 		f := os.NewFile(uintptr(fd), "end")
-		ends[i], err = ipc.FileConn(f)
-		must(t, err)
-		defer ends[i].Close()
+		c, err := adopt(f)
+		ends[i] = kept(t, c, err)
 		_, err = f.Stat() // still the caller's
 		must(t, err)
 		must(t, f.Close())
 	}
-	talk(t, ends[0], ends[1])
-	must(t, ends[0].SetReadDeadline(time.Now().Add(brief)))
-	_, err = ends[0].Read(make([]byte, 1))
-	timedOut(t, err)
+	return ends[0], ends[1]
 }
 
 func TestWhatIsNoConnectionIsNotAdopted(t *testing.T) {
@@ -1462,15 +1454,21 @@ func TestWhatIsNoConnectionIsNotAdopted(t *testing.T) {
 	}
 }
 
+// adopt returns a second listener of the same socket.
+func adopt(t *testing.T, l *ipc.Listener) *ipc.Listener {
+	t.Helper()
+	f, err := l.File()
+	must(t, err)
+	adopted, err := ipc.FileListener(f)
+	must(t, f.Close())
+	return kept(t, adopted, err)
+}
+
 func TestFileListenerNeverUnlinks(t *testing.T) {
 	story(t)
 	path := sockPath(t)
 	l := listen(t, ipc.Path(path))
-	f, err := l.File()
-	must(t, err)
-	adopted, err := ipc.FileListener(f)
-	must(t, err)
-	must(t, f.Close())
+	adopted := adopt(t, l)
 	if adopted.Addr() != l.Addr() {
 		t.Errorf("the address is %v", adopted.Addr())
 	}
@@ -1507,10 +1505,7 @@ func childAdoptsListener(p *parent, _ []string) error {
 		return err
 	}
 	p.say("adopted %s", l.Addr())
-	c, err := l.Accept()
-	if err != nil {
-		return err
-	}
+	c := sure(l.Accept())
 	_, err = io.WriteString(c, "from the heir")
 	return errors.Join(err, c.Close(), l.Close())
 }

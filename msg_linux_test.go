@@ -92,26 +92,15 @@ func TestForeignEmptyMessagesAreReceived(t *testing.T) {
 
 func TestFileMsgConnAdoptsForeignSockets(t *testing.T) {
 	story(t)
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_SEQPACKET, 0) // blocking, as C programs make it
-	must(t, err)
-	var ends [2]*ipc.MsgConn
-	for i, fd := range fds {
-		f := os.NewFile(uintptr(fd), "end")
-		ends[i], err = ipc.FileMsgConn(f)
-		must(t, err)
-		defer ends[i].Close()
-		_, err = f.Stat() // still the caller's
-		must(t, err)
-		must(t, f.Close())
-	}
-	msgTalk(t, ends[0], ends[1])
-	must(t, ends[0].SetReadDeadline(time.Now().Add(brief)))
-	_, err = ends[0].Recv(make([]byte, 1))
+	a, b := adoptPair(t, syscall.SOCK_SEQPACKET, ipc.FileMsgConn)
+	msgTalk(t, a, b)
+	must(t, a.SetReadDeadline(time.Now().Add(brief)))
+	_, err := a.Recv(make([]byte, 1))
 	timedOut(t, err)
-	isProcess(t, peerOfMsg(t, ends[0]), os.Getpid())
-	must(t, ends[1].Close())
-	must(t, ends[0].SetReadDeadline(time.Time{}))
-	expectMsgEOF(t, ends[0])
+	isProcess(t, peerOf(t, a), os.Getpid())
+	must(t, b.Close())
+	must(t, a.SetReadDeadline(time.Time{}))
+	expectMsgEOF(t, a)
 }
 
 func TestFileOfAMsgConnIsADuplicate(t *testing.T) {

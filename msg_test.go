@@ -2,7 +2,8 @@
 
 // Messages: MsgConn, MsgListener, MsgPair. Every story is told twice where the
 // system keeps the boundaries of messages: as it does so, and over frames, as on
-// the systems that do not.
+// the systems that do not. What messages have in common with streams is told of
+// them in ipc_test.go.
 package ipc_test
 
 import (
@@ -176,52 +177,20 @@ func numberOf(p []byte) (int, error) {
 	return i, nil
 }
 
-// childMessages says a message to the server at the address, and tells the
-// answer.
+// childMessages is childConnects by messages.
 func childMessages(p *parent, args []string) error {
-	addr, err := ipc.ParseAddr(args[0])
-	if err != nil {
-		return err
-	}
 	ipc.FrameMessages(ipc.FramedHere || slices.Contains(args, "framed"))
-	d := ipc.Dialer{Timeout: soon}
-	if slices.Contains(args, "everyone") {
-		d.Access = ipc.Everyone
-	}
-	c, err := d.DialMsg(context.Background(), addr)
-	switch {
-	case errors.Is(err, ipc.ErrUntrusted):
-		p.say("untrusted")
-		return nil
-	case errors.Is(err, os.ErrPermission):
-		p.say("permission denied")
-		return nil
-	case err != nil:
-		return err
-	}
-	defer c.Close()
-	c.Send([]byte("hello from a child")) // a server that refuses may be gone already
-	greeting, err := c.RecvAppend(nil)
-	if err != nil {
-		p.say("turned away")
-		return nil
-	}
-	p.say("%s", greeting)
-	p.hear()
-	return nil
+	return childGreets(p, args, func(d ipc.Dialer, addr ipc.Addr) (end, error) {
+		c, err := d.DialMsg(context.Background(), addr)
+		return msgEnd{c}, err
+	})
 }
 
 // childServesMessages echoes the messages of each client, until it is told to end.
 func childServesMessages(p *parent, args []string) error {
-	addr, err := ipc.ParseAddr(args[0])
-	if err != nil {
-		return err
-	}
+	addr := sure(ipc.ParseAddr(args[0]))
 	ipc.FrameMessages(ipc.FramedHere || slices.Contains(args, "framed"))
-	l, err := ipc.ListenMsg(addr)
-	if err != nil {
-		return err
-	}
+	l := sure(ipc.ListenMsg(addr))
 	go func() {
 		for c := range l.Conns() {
 			go echoEach(c)
@@ -621,65 +590,79 @@ func TestEveryMessageArrivesOnceAndWhole(t *testing.T) {
 	overEachFraming(t, func(t *testing.T) {
 		a, b := msgPair(t)
 		limit := allow(t, a, b, 6000)
-		var sending, receiving sync.WaitGroup
-		for s := range senders {
-			sending.Go(func() {
-				for i := range each {
-					number := s*each + i
-					if err := a.Send(numbered(number, number*7919%limit)); err != nil {
-						t.Error(err)
-						return
-					}
-				}
-			})
-		}
-		var mu sync.Mutex
-		seen := map[int]int{}
 		last := make([][senders]int, receivers) // of each sender, as each receiver saw it
-		for r := range receivers {
-			receiving.Go(func() {
-				for turn := r; ; turn++ {
-					p := make([]byte, 6000)
-					n, err := 0, error(nil)
-					if turn%2 == 0 {
-						n, err = b.Recv(p)
-						p = p[:n]
-					} else {
-						p, err = b.RecvAppend(nil)
-					}
-					if err == io.EOF {
-						return
-					}
-					i := 0
-					if err == nil {
-						i, err = numberOf(p)
-					}
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					if was := last[r][i/each]; was > i%each {
-						t.Errorf("message %d of sender %d is behind %d", i%each, i/each, was)
-					}
-					last[r][i/each] = i % each
-					mu.Lock()
-					seen[i]++
-					mu.Unlock()
-				}
-			})
-		}
-		sending.Wait()
-		must(t, a.Close())
-		receiving.Wait()
-		for i := range senders * each {
-			if seen[i] != 1 {
-				t.Errorf("message %d arrives %d times", i, seen[i])
+		put := func(n int) error { return a.Send(numbered(n, n*7919%limit)) }
+		everythingArrivesOnce(t, a, senders*each, senders, put, receivers, func(r, turn int) (int, error) {
+			p := make([]byte, 6000)
+			n, err := 0, error(nil)
+			if turn%2 == 0 {
+				n, err = b.Recv(p)
+				p = p[:n]
+			} else {
+				p, err = b.RecvAppend(nil)
 			}
-		}
-		if len(seen) != senders*each {
-			t.Errorf("%d messages arrive of %d", len(seen), senders*each)
-		}
+			if err != nil {
+				return 0, err
+			}
+			i, err := numberOf(p)
+			if err != nil {
+				return 0, err
+			}
+			if was := last[r][i/each]; was > i%each {
+				t.Errorf("message %d of sender %d is behind %d", i%each, i/each, was)
+			}
+			last[r][i/each] = i % each
+			return i, nil
+		})
 	})
+}
+
+// everythingArrivesOnce puts numbered things into an end, by many senders of which
+// each puts its share in order, and has many receivers take them from the other end
+// until the first is closed. A receiver is told which one it is, and its turn.
+func everythingArrivesOnce(t *testing.T, w io.Closer, things, senders int, put func(n int) error, receivers int, take func(r, turn int) (int, error)) {
+	t.Helper()
+	var sending, receiving sync.WaitGroup
+	for s := range senders {
+		sending.Go(func() {
+			for n := s * things / senders; n < (s+1)*things/senders; n++ {
+				if err := put(n); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	var mu sync.Mutex
+	seen := map[int]int{}
+	for r := range receivers {
+		receiving.Go(func() {
+			for turn := r; ; turn++ {
+				n, err := take(r, turn)
+				if err == io.EOF {
+					return
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				seen[n]++
+				mu.Unlock()
+			}
+		})
+	}
+	sending.Wait()
+	must(t, w.Close())
+	receiving.Wait()
+	for n := range things {
+		if seen[n] != 1 {
+			t.Errorf("number %d arrives %d times", n, seen[n])
+		}
+	}
+	if len(seen) != things {
+		t.Errorf("%d things arrive of %d", len(seen), things)
+	}
 }
 
 func TestMessagesGoBothWaysAtOnce(t *testing.T) {
@@ -731,14 +714,6 @@ func TestWhatWasSentCanBeReceivedAfterClose(t *testing.T) {
 		expectMsgEOF(t, b)
 		expectMsgEOF(t, b)
 	})
-}
-
-func sendUntilItFails(c *ipc.MsgConn) error {
-	for {
-		if err := c.Send(make([]byte, 2000)); err != nil {
-			return err
-		}
-	}
 }
 
 func TestCloseEndsEveryWayToReceive(t *testing.T) {
@@ -796,29 +771,6 @@ func TestCloseWhileMessagesAreUnderWay(t *testing.T) {
 
 // ---------------------------------------------------------------------------
 // Servers
-
-func TestBothEndsOfMessagesKnowTheAddress(t *testing.T) {
-	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listenMsg(t, addr)
-		if l.Addr() != addr {
-			t.Errorf("the listener's address is %v", l.Addr())
-		}
-		client, server := msgConnect(t, l)
-		if client.RemoteAddr() != addr || server.LocalAddr() != addr || client.LocalAddr() != (ipc.Addr{}) {
-			t.Errorf("addresses are %v %v %v", client.RemoteAddr(), server.LocalAddr(), client.LocalAddr())
-		}
-		isProcess(t, peerOfMsg(t, client), os.Getpid())
-		isProcess(t, peerOfMsg(t, server), os.Getpid())
-		msgTalk(t, client, server)
-	})
-}
-
-func peerOfMsg(t *testing.T, c *ipc.MsgConn) ipc.Peer {
-	t.Helper()
-	p, err := c.Peer()
-	must(t, err)
-	return p
-}
 
 func TestNativeTellsWhoKeepsTheBoundaries(t *testing.T) {
 	overEachFraming(t, func(t *testing.T) {
@@ -881,42 +833,6 @@ func TestMessageServerWithManyClients(t *testing.T) {
 	})
 }
 
-func TestClientOfMessagesThatLeftBeforeAcceptIsHeard(t *testing.T) {
-	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listenMsg(t, addr)
-		client := dialMsg(t, addr)
-		sendMsg(t, client, "early")
-		sendMsg(t, client, "bird")
-		must(t, client.Close())
-		server := acceptMsg(t, l)
-		expectMsg(t, server, "early")
-		expectMsg(t, server, "bird")
-		expectMsgEOF(t, server)
-	})
-}
-
-func TestMessageServerEndsAtDeadlineAndClose(t *testing.T) {
-	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listenMsg(t, addr)
-		begun := time.Now()
-		must(t, l.SetDeadline(begun.Add(brief)))
-		_, err := l.Accept()
-		timedOut(t, err)
-		isOpError(t, err, "accept")
-		if waited := time.Since(begun); waited < brief {
-			t.Errorf("it gave up after %v", waited)
-		}
-		must(t, l.SetDeadline(time.Time{}))
-		accepting := begin(func() error { _, err := l.Accept(); return err })
-		awaitParked(t, "(*MsgListener).Accept", 1)
-		must(t, l.Close())
-		matches(t, <-accepting, net.ErrClosed)
-		matches(t, l.Close(), net.ErrClosed)
-		_, err = l.Accept()
-		matches(t, err, net.ErrClosed)
-	})
-}
-
 // kindsApart reports whether a server for streams and one for messages have
 // nothing to do with each other at the address: the abstract names of Linux are
 // of one kind of socket each.
@@ -965,7 +881,7 @@ func TestKilledMessageServersAddressIsFree(t *testing.T) {
 		client := dialMsg(t, addr)
 		sendMsg(t, client, "echo")
 		expectMsg(t, client, "echo")
-		isProcess(t, peerOfMsg(t, client), c.pid())
+		isProcess(t, peerOf(t, client), c.pid())
 		_, err := ipc.ListenMsg(addr)
 		matches(t, err, ipc.ErrAddrInUse)
 		c.kill()
@@ -987,7 +903,7 @@ func TestMessagesWithAChild(t *testing.T) {
 		a, _ := msgPair(t)
 		c := startChild(t, "message", addr.String(), asFramed(a))
 		server := acceptMsg(t, l)
-		isProcess(t, peerOfMsg(t, server), c.pid())
+		isProcess(t, peerOf(t, server), c.pid())
 		expectMsg(t, server, "hello from a child")
 		sendMsg(t, server, "welcome")
 		c.mustSay("welcome")
@@ -1035,17 +951,11 @@ func TestDialMsgEndsAsDialDoes(t *testing.T) {
 		cancel()
 		matches(t, <-dialing, context.Canceled)
 
-		arrived := make(chan *ipc.MsgConn, 1)
-		dialing = begin(func() error {
-			c, err := ipc.Dialer{Wait: true}.DialMsg(context.Background(), addr)
-			arrived <- c
-			return err
+		dialed := later(t, func() (*ipc.MsgConn, error) {
+			return ipc.Dialer{Wait: true}.DialMsg(context.Background(), addr)
 		})
 		server := acceptMsg(t, listenMsg(t, addr))
-		must(t, <-dialing)
-		client := <-arrived
-		defer client.Close()
-		msgTalk(t, client, server)
+		msgTalk(t, dialed(), server)
 	})
 }
 

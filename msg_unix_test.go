@@ -40,7 +40,7 @@ func TestEveryoneAdmitsMessagesOfAnotherUser(t *testing.T) {
 			a, _ := msgPair(t)
 			stranger := startStranger(t, "message", addr.String(), asFramed(a))
 			server := acceptMsg(t, l)
-			if uid, ok := peerOfMsg(t, server).UID(); uid != nobody || !ok {
+			if uid, ok := peerOf(t, server).UID(); uid != nobody || !ok {
 				t.Errorf("the peer's user is %d, %v", uid, ok)
 			}
 			expectMsg(t, server, "hello from a child")

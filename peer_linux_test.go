@@ -154,18 +154,6 @@ func TestRecycledPidIsNotMistaken(t *testing.T) {
 	c.end()
 }
 
-// rerun returns the command for this program in another role, as startChild does.
-func rerun(role string, args ...string) *exec.Cmd {
-	program, err := os.Executable()
-	if err != nil {
-		program = os.Args[0]
-	}
-	command := append(strings.Fields(os.Getenv(childExec)), program)
-	cmd := exec.Command(command[0], append(command[1:], args...)...)
-	cmd.Env = append(os.Environ(), childRole+"="+role)
-	return cmd
-}
-
 func childMakesANamespace(p *parent, _ []string) error {
 	cmd := rerun("recycle")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
@@ -179,10 +167,7 @@ func childMakesANamespace(p *parent, _ []string) error {
 
 // childMeetsTheSamePidTwice is the first process of its namespace.
 func childMeetsTheSamePidTwice(p *parent, _ []string) error {
-	l, err := ipc.Listen(ipc.Addr{})
-	if err != nil {
-		return err
-	}
+	l := sure(ipc.Listen(ipc.Addr{}))
 	client := func() (*exec.Cmd, *ipc.Conn, error) {
 		cmd := rerun("connect", l.Addr().String())
 		if _, err := cmd.StdinPipe(); err != nil { // it stays as long as we do
@@ -412,7 +397,7 @@ func TestEveryMessageTellsItsSender(t *testing.T) {
 		isProcess(t, recvFrom(t, a, ours), os.Getpid())
 		two.say(twos)
 		isProcess(t, recvFrom(t, a, twos), two.pid())
-		isProcess(t, peerOfMsg(t, a), os.Getpid()) // which is who made the pair, all the while
+		isProcess(t, peerOf(t, a), os.Getpid()) // which is who made the pair, all the while
 	}
 	sendMsg(t, a, "and back") // the other end is none the wiser
 	expectMsg(t, b, "and back")
@@ -441,7 +426,7 @@ func TestMessageTellsItsUser(t *testing.T) {
 	if uid != nobody || gid != nobody || pid != stranger.pid() {
 		t.Errorf("the sender is %v", p)
 	}
-	if uid, _ := peerOfMsg(t, a).UID(); uid != 0 {
+	if uid, _ := peerOf(t, a).UID(); uid != 0 {
 		t.Errorf("the peer is user %d", uid)
 	}
 	stranger.end()

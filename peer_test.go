@@ -16,8 +16,8 @@ import (
 
 func TestPeerOfMessagesTellsWhoIsThere(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
-		isProcess(t, peerOfMsg(t, a), os.Getpid())
-		isProcess(t, peerOfMsg(t, b), os.Getpid())
+		isProcess(t, peerOf(t, a), os.Getpid())
+		isProcess(t, peerOf(t, b), os.Getpid())
 	})
 }
 

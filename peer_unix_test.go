@@ -22,18 +22,9 @@ func init() {
 
 // childTellsItsPeer connects to the server and tells who that is.
 func childTellsItsPeer(p *parent, args []string) error {
-	addr, err := ipc.ParseAddr(args[0])
-	if err != nil {
-		return err
-	}
-	c, err := ipc.Dialer{Access: ipc.Everyone}.Dial(addr)
-	if err != nil {
-		return err
-	}
-	peer, err := c.Peer()
-	if err != nil {
-		return err
-	}
+	addr := sure(ipc.ParseAddr(args[0]))
+	c := sure(ipc.Dialer{Access: ipc.Everyone}.Dial(addr))
+	peer := sure(c.Peer())
 	p.say("%v", peer)
 	p.hear()
 	return c.Close()
@@ -95,10 +86,7 @@ func childInheritsAnEnd(p *parent, _ []string) error {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	peer, err := c.Peer()
-	if err != nil {
-		return err
-	}
+	peer := sure(c.Peer())
 	pid, _ := peer.PID()
 	p.say("%v", pid == os.Getppid())
 	_, err = c.Write([]byte("from the heir"))

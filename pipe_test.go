@@ -1,7 +1,8 @@
 //go:build unix || windows
 
 // Unnamed pipes, the adoption of files that are pipes, and copying between ends
-// of every kind.
+// of every kind. What a pipe has in common with connections is told of it in
+// ipc_test.go.
 package ipc_test
 
 import (
@@ -128,12 +129,6 @@ func TestNothingWorksAfterPipeClose(t *testing.T) {
 	})
 }
 
-// ---------------------------------------------------------------------------
-// Deadlines
-
-// ---------------------------------------------------------------------------
-// Costs
-
 func TestNothingIsLeftAfterManyPipes(t *testing.T) {
 	story(t)
 	leavesNothing(t, 1000, func() {
@@ -179,7 +174,7 @@ func TestPipeFileIsADuplicate(t *testing.T) {
 	_, err = r2.Read(make([]byte, 1))
 	timedOut(t, err)
 	must(t, r2.SetReadDeadline(time.Time{}))
-	reading := begin(func() error { _, err := r2.Read(make([]byte, 1)); return err })
+	reading := beginRead(r2)
 	awaitParked(t, "(*PipeReader).Read", 1)
 	must(t, w2.Close()) // the last of the writers
 	if err := <-reading; err != io.EOF {

@@ -163,6 +163,44 @@ func (g *gang) end() {
 	g.doing = nil
 }
 
+// conversations has so many clients dial, each as often as that, and talk.
+func conversations[C any](g *gang, clients, each int, d dice, dial func(d dice) (C, error), talk func(c C, d dice) (sent, received error)) {
+	for range clients {
+		d := d.more()
+		g.begin(func() error {
+			for range each {
+				c, err := dial(d)
+				if err != nil {
+					return err
+				}
+				if err := errors.Join(talk(c, d)); err != nil {
+					return fmt.Errorf("a client: %w", err)
+				}
+			}
+			return nil
+		})
+	}
+}
+
+// answers accepts so many clients, and talks with all of them at once.
+func answers[C any](g *gang, l interface{ SetDeadline(time.Time) error }, clients int, d dice, accept func() (C, error), talk func(c C, d dice) (sent, received error)) {
+	for range clients {
+		must(g.t, l.SetDeadline(time.Now().Add(soon)))
+		c, err := accept()
+		if err != nil {
+			g.t.Error(err)
+			break
+		}
+		d := d.more()
+		g.begin(func() error {
+			if err := errors.Join(talk(c, d)); err != nil {
+				return fmt.Errorf("the server: %w", err)
+			}
+			return nil
+		})
+	}
+}
+
 // ---------------------------------------------------------------------------
 // Sequences
 //
@@ -330,9 +368,8 @@ const endless = 1 << 30
 // halfCloses is whether an end can say that it has said all.
 const halfCloses = runtime.GOOS != "windows"
 
-// chat sends a sequence and at the same time receives that of the other end, each
-// behind its name and length. Who dialed names its own, and the other answers with
-// the complement, so that no two connections can be mixed up. It closes c.
+// chat sends a sequence and at the same time receives that of the other end. It
+// closes c.
 func chat(c *ipc.Conn, dialed bool, size int, d dice) (sent, received error) {
 	defer c.Close()
 	switch d.IntN(3) {
@@ -341,10 +378,36 @@ func chat(c *ipc.Conn, dialed bool, size int, d dice) (sent, received error) {
 	case 1:
 		c.SetSpin(d.micros(100))
 	}
+	return introduced(c, dialed, size, d, func(mine sequence, d dice) error {
+		if _, err := mine.send(c, size, d); err != nil || !halfCloses {
+			return err
+		}
+		return c.CloseWrite()
+	}, func(theirs sequence, size int) error {
+		limit := size
+		if halfCloses {
+			limit = -1
+		}
+		switch n, err := theirs.recv(c, limit, d); {
+		case err == nil && n < size:
+			return io.ErrUnexpectedEOF
+		case err == nil && n > size:
+			return &garbled{fmt.Sprintf("of %d bytes %d arrive", size, n)}
+		default:
+			return err
+		}
+	})
+}
+
+// introduced has both ends say which sequence they will send and how much of it,
+// and then does so. Who dialed names its own, and the other answers with the
+// complement, so that no two connections can be mixed up. When receiving
+// fails it closes c, or sending might never end.
+func introduced(c end, dialed bool, size int, d dice, say func(mine sequence, d dice) error, hear func(theirs sequence, size int) error) (sent, received error) {
 	mine := sequence(d.Uint64())
 	var theirs sequence
 	var theirSize int
-	hear := func() error {
+	meet := func() error {
 		var head [16]byte
 		if _, err := io.ReadFull(c, head[:]); err != nil {
 			return err
@@ -354,7 +417,7 @@ func chat(c *ipc.Conn, dialed bool, size int, d dice) (sent, received error) {
 		return nil
 	}
 	if !dialed {
-		if err := hear(); err != nil {
+		if err := meet(); err != nil {
 			return nil, err
 		}
 		mine = ^theirs
@@ -365,31 +428,17 @@ func chat(c *ipc.Conn, dialed bool, size int, d dice) (sent, received error) {
 		if _, err := c.Write(binary.BigEndian.AppendUint64(head, uint64(size))); err != nil {
 			return err
 		}
-		if _, err := mine.send(c, size, dd); err != nil || !halfCloses {
-			return err
-		}
-		return c.CloseWrite()
+		return say(mine, dd)
 	})
 	received = func() error {
 		if dialed {
-			if err := hear(); err != nil {
+			if err := meet(); err != nil {
 				return err
 			} else if theirs != ^mine {
 				return &garbled{fmt.Sprintf("%x is answered by %x", uint64(mine), uint64(theirs))}
 			}
 		}
-		limit := theirSize
-		if halfCloses {
-			limit = -1
-		}
-		switch n, err := theirs.recv(c, limit, d); {
-		case err == nil && n < theirSize:
-			return io.ErrUnexpectedEOF
-		case err == nil && n > theirSize:
-			return &garbled{fmt.Sprintf("of %d bytes %d arrive", theirSize, n)}
-		default:
-			return err
-		}
+		return hear(theirs, theirSize)
 	}()
 	if received != nil {
 		c.Close()
@@ -419,39 +468,17 @@ func stressStreams(t *testing.T, d dice) {
 	}
 	l := listenWith(t, lc, addr)
 	all := gang{t: t}
-	for range clients {
-		d := d.more()
-		all.begin(func() error {
-			for range each {
-				c, err := ipc.Dialer{Timeout: soon}.Dial(addr)
-				if err != nil {
-					return err
-				}
-				if err := errors.Join(chat(c, true, d.upTo(256<<10), d)); err != nil {
-					return fmt.Errorf("a client: %w", err)
-				}
-			}
-			return nil
-		})
-	}
-	for range clients * each {
-		must(t, l.SetDeadline(time.Now().Add(soon)))
-		c, err := l.AcceptConn()
-		if err != nil {
-			t.Error(err)
-			break
+	conversations(&all, clients, each, d, func(dice) (*ipc.Conn, error) {
+		return ipc.Dialer{Timeout: soon}.Dial(addr)
+	}, func(c *ipc.Conn, d dice) (sent, received error) {
+		return chat(c, true, d.upTo(256<<10), d)
+	})
+	answers(&all, l, clients*each, d, l.AcceptConn, func(c *ipc.Conn, d dice) (sent, received error) {
+		if d.one(4) && halfCloses {
+			c.SetWriteBuffer(d.upTo(16 << 10)) // some have little room
 		}
-		d := d.more()
-		all.begin(func() error {
-			if d.one(4) && halfCloses {
-				c.SetWriteBuffer(d.upTo(16 << 10)) // some have little room
-			}
-			if err := errors.Join(chat(c, false, d.upTo(256<<10), d)); err != nil {
-				return fmt.Errorf("the server: %w", err)
-			}
-			return nil
-		})
-	}
+		return chat(c, false, d.upTo(256<<10), d)
+	})
 	all.end()
 }
 
@@ -582,47 +609,11 @@ func (o discourse) recv(c *ipc.MsgConn, d dice) error {
 // chatMessages is chat by messages: who dialed waits for the end of the other.
 func chatMessages(c *ipc.MsgConn, dialed bool, count int, d dice) (sent, received error) {
 	defer c.Close()
-	mine := discourse{sequence(d.Uint64()), count, msgMin(c), msgMax(c)}
-	theirs := mine
-	hear := func() error {
-		var head [16]byte
-		if n, err := c.Recv(head[:]); err != nil {
-			return err
-		} else if n < len(head) {
-			return &garbled{fmt.Sprintf("the first message has %d bytes", n)}
-		}
-		theirs.sequence = sequence(binary.BigEndian.Uint64(head[:]))
-		theirs.count = int(binary.BigEndian.Uint64(head[8:]))
-		return nil
-	}
-	if !dialed {
-		if err := hear(); err != nil {
-			return nil, err
-		}
-		mine.sequence = ^theirs.sequence
-	}
-	dd := d.more()
-	sending := begin(func() error {
-		head := binary.BigEndian.AppendUint64(nil, uint64(mine.sequence))
-		if err := c.Send(binary.BigEndian.AppendUint64(head, uint64(count))); err != nil {
-			return err
-		}
-		return mine.send(c, dd)
+	sent, received = introduced(msgEnd{c}, dialed, count, d, func(mine sequence, d dice) error {
+		return discourse{mine, count, msgMin(c), msgMax(c)}.send(c, d)
+	}, func(theirs sequence, count int) error {
+		return discourse{theirs, count, msgMin(c), msgMax(c)}.recv(c, d)
 	})
-	received = func() error {
-		if dialed {
-			if err := hear(); err != nil {
-				return err
-			} else if theirs.sequence != ^mine.sequence {
-				return &garbled{fmt.Sprintf("%x is answered by %x", uint64(mine.sequence), uint64(theirs.sequence))}
-			}
-		}
-		return theirs.recv(c, d)
-	}()
-	if received != nil {
-		c.Close()
-	}
-	sent = <-sending
 	if dialed && sent == nil && received == nil {
 		if n, err := c.Recv(make([]byte, 16)); err != io.EOF {
 			received = &garbled{fmt.Sprintf("after the last message comes one of %d bytes, %v", n, err)}
@@ -643,36 +634,14 @@ func stressMessages(t *testing.T, d dice) {
 	addr := d.addr(t)
 	l := listenMsgWith(t, ipc.ListenConfig{Backlog: d.IntN(4)}, addr)
 	all := gang{t: t}
-	for range clients {
-		d := d.more()
-		all.begin(func() error {
-			for range each {
-				c, err := ipc.Dialer{Timeout: soon}.DialMsg(t.Context(), addr)
-				if err != nil {
-					return err
-				}
-				if err := errors.Join(chatMessages(c, true, d.upTo(100), d)); err != nil {
-					return fmt.Errorf("a client: %w", err)
-				}
-			}
-			return nil
-		})
-	}
-	for range clients * each {
-		must(t, l.SetDeadline(time.Now().Add(soon)))
-		c, err := l.Accept()
-		if err != nil {
-			t.Error(err)
-			break
-		}
-		d := d.more()
-		all.begin(func() error {
-			if err := errors.Join(chatMessages(c, false, d.upTo(100), d)); err != nil {
-				return fmt.Errorf("the server: %w", err)
-			}
-			return nil
-		})
-	}
+	conversations(&all, clients, each, d, func(dice) (*ipc.MsgConn, error) {
+		return ipc.Dialer{Timeout: soon}.DialMsg(t.Context(), addr)
+	}, func(c *ipc.MsgConn, d dice) (sent, received error) {
+		return chatMessages(c, true, d.upTo(100), d)
+	})
+	answers(&all, l, clients*each, d, l.Accept, func(c *ipc.MsgConn, d dice) (sent, received error) {
+		return chatMessages(c, false, d.upTo(100), d)
+	})
 	all.end()
 }
 
@@ -682,19 +651,25 @@ func stressPipes(t *testing.T, d dice) {
 		r, w := pipe(t)
 		s, size := sequence(d.Uint64()), d.upTo(512<<10)
 		sending, receiving := d.more(), d.more()
-		all.begin(func() error {
-			_, err := s.send(w, size, sending)
-			return errors.Join(err, w.Close())
-		})
-		all.begin(func() error {
-			n, err := s.recv(r, -1, receiving)
-			if err == nil && n != size {
-				err = &garbled{fmt.Sprintf("of %d bytes %d arrive", size, n)}
-			}
-			return errors.Join(err, r.Close())
-		})
+		all.begin(func() error { return s.pour(w, size, sending) })
+		all.begin(func() error { return s.drain(r, size, receiving) })
 	}
 	all.end()
+}
+
+// pour sends the first size bytes through a pipe and closes it.
+func (s sequence) pour(w *ipc.PipeWriter, size int, d dice) error {
+	_, err := s.send(w, size, d)
+	return errors.Join(err, w.Close())
+}
+
+// drain receives what was poured into the pipe, and closes it.
+func (s sequence) drain(r *ipc.PipeReader, size int, d dice) error {
+	n, err := s.recv(r, -1, d)
+	if err == nil && n != size {
+		err = &garbled{fmt.Sprintf("of %d bytes %d arrive", size, n)}
+	}
+	return errors.Join(err, r.Close())
 }
 
 // ---------------------------------------------------------------------------
@@ -840,44 +815,25 @@ func stressDials(t *testing.T, d dice) {
 	addr := d.addr(t)
 	l := listenWith(t, ipc.ListenConfig{Backlog: 1 + d.IntN(2)}, addr)
 	all := gang{t: t}
-	for range clients {
-		d := d.more()
-		all.begin(func() error {
-			for served := 0; served < each; {
-				c, err := dialInAHurry(addr, d)
-				if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.Canceled) {
-					d.dawdle()
-					continue
-				}
-				if err != nil {
-					return err
-				}
-				served++
-				if err := errors.Join(chat(c, true, d.upTo(4<<10), d)); err != nil {
-					return fmt.Errorf("a client: %w", err)
-				}
+	conversations(&all, clients, each, d, func(d dice) (*ipc.Conn, error) {
+		for {
+			c, err := dialInAHurry(addr, d)
+			if !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, context.Canceled) {
+				return c, err
 			}
-			return nil
-		})
-	}
-	for range clients * each {
+			d.dawdle()
+		}
+	}, func(c *ipc.Conn, d dice) (sent, received error) {
+		return chat(c, true, d.upTo(4<<10), d)
+	})
+	answers(&all, l, clients*each, d, func() (*ipc.Conn, error) {
 		if d.one(4) {
 			time.Sleep(d.micros(2000))
 		}
-		must(t, l.SetDeadline(time.Now().Add(soon)))
-		c, err := l.AcceptConn()
-		if err != nil {
-			t.Error(err)
-			break
-		}
-		d := d.more()
-		all.begin(func() error {
-			if err := errors.Join(chat(c, false, d.upTo(4<<10), d)); err != nil {
-				return fmt.Errorf("the server: %w", err)
-			}
-			return nil
-		})
-	}
+		return l.AcceptConn()
+	}, func(c *ipc.Conn, d dice) (sent, received error) {
+		return chat(c, false, d.upTo(4<<10), d)
+	})
 	all.end()
 	must(t, l.SetDeadline(time.Now().Add(time.Millisecond)))
 	if c, err := l.AcceptConn(); err == nil {
@@ -909,30 +865,21 @@ func dialInAHurry(addr ipc.Addr, d dice) (*ipc.Conn, error) {
 // clients that are not to mind.
 func stressTakeovers(t *testing.T, d dice) {
 	addr := d.addr(t)
-	stop := make(chan struct{})
-	starters, clients := gang{t: t}, gang{t: t}
+	var starters []func() error // end them
 	for range 3 {
 		d := d.more()
-		starters.begin(func() error {
-			for {
-				select {
-				case <-stop:
-					return nil
-				default:
-				}
-				l, err := ipc.ListenConfig{Takeover: ipc.Takeover(d.IntN(3))}.Listen(addr)
-				if errors.Is(err, ipc.ErrAddrInUse) {
-					time.Sleep(d.micros(200))
-					continue
-				} else if err != nil {
-					return err
-				}
-				if err := shortService(l, d); err != nil {
-					return err
-				}
+		starters = append(starters, repeatedly(func() error {
+			l, err := ipc.ListenConfig{Takeover: ipc.Takeover(d.IntN(3))}.Listen(addr)
+			if errors.Is(err, ipc.ErrAddrInUse) {
+				time.Sleep(d.micros(200))
+				return nil
+			} else if err != nil {
+				return err
 			}
-		})
+			return shortService(l, d)
+		}))
 	}
+	clients := gang{t: t}
 	for range some(4) {
 		d := d.more()
 		clients.begin(func() error {
@@ -953,8 +900,11 @@ func stressTakeovers(t *testing.T, d dice) {
 		})
 	}
 	clients.end()
-	close(stop)
-	starters.end()
+	for _, end := range starters {
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // shortService serves some clients that come soon, and closes.
@@ -1120,20 +1070,12 @@ func childServesStress(p *parent, args []string) error {
 	if err != nil {
 		return err
 	}
-	l, err := ipc.Listen(addr)
-	if err != nil {
-		return err
-	}
+	l := sure(ipc.Listen(addr))
 	d := newDice(seed)
 	var serving []<-chan error
-	accepting := begin(func() error {
-		for c, err := range l.Conns() {
-			if err != nil {
-				return err
-			}
-			d := d.more()
-			serving = append(serving, begin(func() error { return errors.Join(chat(c, false, size, d)) }))
-		}
+	accepting := serveEach(l, func(c *ipc.Conn) error {
+		d := d.more()
+		serving = append(serving, begin(func() error { return errors.Join(chat(c, false, size, d)) }))
 		return nil
 	})
 	p.say("serving")
@@ -1217,14 +1159,9 @@ func stressKilledClients(t *testing.T, d dice) {
 	l := listen(t, addr)
 	dd := d.more() // the first are the server's
 	all := gang{t: t}
-	accepting := begin(func() error {
-		for c, err := range l.Conns() {
-			if err != nil {
-				return err
-			}
-			d := d.more()
-			all.begin(func() error { return gone(chat(c, false, endless, d)) })
-		}
+	accepting := serveEach(l, func(c *ipc.Conn) error {
+		d := d.more()
+		all.begin(func() error { return gone(chat(c, false, endless, d)) })
 		return nil
 	})
 	for range some(2) {

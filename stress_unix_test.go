@@ -64,8 +64,7 @@ func stressFIFOs(t *testing.T, d dice) {
 			if err != nil {
 				return err
 			}
-			_, err = s.send(w, size, sending)
-			return errors.Join(err, w.Close())
+			return s.pour(w, size, sending)
 		})
 		all.begin(func() error {
 			time.Sleep(receiving.micros(300))
@@ -73,11 +72,7 @@ func stressFIFOs(t *testing.T, d dice) {
 			if err != nil {
 				return err
 			}
-			n, err := s.recv(r, -1, receiving)
-			if err == nil && n != size {
-				err = &garbled{fmt.Sprintf("of %d bytes %d arrive", size, n)}
-			}
-			return errors.Join(err, r.Close())
+			return s.drain(r, size, receiving)
 		})
 		all.end()
 	}
@@ -95,19 +90,12 @@ var interrupt = func() { syscall.Kill(os.Getpid(), syscall.SIGWINCH) }
 
 // stressInterrupts plays other scenarios in a storm of signals.
 func stressInterrupts(t *testing.T, d dice) {
-	calm := make(chan struct{})
-	storm := begin(func() error {
-		for {
-			select {
-			case <-calm:
-				return nil
-			default:
-				interrupt()
-				time.Sleep(20 * time.Microsecond)
-			}
-		}
+	calm := repeatedly(func() error {
+		interrupt()
+		time.Sleep(20 * time.Microsecond)
+		return nil
 	})
-	defer func() { close(calm); <-storm }()
+	defer calm()
 	for _, play := range []func(*testing.T, dice){
 		stressStreams, stressMessages, stressPipes, stressFiles, stressDials, stressTakeovers, stressFIFOs, stressKilledServers,
 	} {
@@ -150,25 +138,13 @@ func stressNoDescriptors(t *testing.T, d dice) {
 // where there are not enough for all at once. Everyone is served in the end, and
 // nothing is left.
 func childRunsShortOfDescriptors(_ *parent, args []string) error {
-	seed, err := strconv.ParseUint(args[0], 10, 64)
-	if err != nil {
-		return err
-	}
-	each, err := strconv.Atoi(args[1])
-	if err != nil {
-		return err
-	}
+	seed := sure(strconv.ParseUint(args[0], 10, 64))
+	each := sure(strconv.Atoi(args[1]))
 	d := newDice(seed)
 	warmUp()
 	before := openDescriptors()
-	l, err := ipc.Listen(ipc.Addr{})
-	if err != nil {
-		return err
-	}
-	limit, err := leaveDescriptors(10 + d.IntN(20))
-	if err != nil {
-		return err
-	}
+	l := sure(ipc.Listen(ipc.Addr{}))
+	limit := sure(leaveDescriptors(10 + d.IntN(20)))
 
 	var serving, working []<-chan error
 	accepting := begin(func() error {
@@ -207,6 +183,7 @@ func childRunsShortOfDescriptors(_ *parent, args []string) error {
 			return nil
 		}))
 	}
+	var err error
 	for _, done := range working {
 		err = errors.Join(err, <-done)
 	}
@@ -494,22 +471,14 @@ func echoIndex(c *ipc.Conn, i int) error {
 // childHoldsManyConnections dials one after the other, so that they are accepted
 // in that order.
 func childHoldsManyConnections(p *parent, args []string) error {
-	addr, err := ipc.ParseAddr(args[0])
-	if err != nil {
-		return err
-	}
-	n, err := strconv.Atoi(args[1])
-	if err != nil {
-		return err
-	}
+	addr := sure(ipc.ParseAddr(args[0]))
+	n := sure(strconv.Atoi(args[1]))
 	if _, err := raiseLimit(n); err != nil {
 		return err
 	}
 	conns := make([]*ipc.Conn, n)
 	for i := range conns {
-		if conns[i], err = ipc.Dial(addr); err != nil {
-			return err
-		}
+		conns[i] = sure(ipc.Dial(addr))
 	}
 	p.say("connected")
 	if p.hear() != "talk" {
