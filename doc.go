@@ -44,6 +44,20 @@
 // [ListenConfig.Takeover] says so. What decides is an flock(2) on a sibling of the
 // socket, path + ".lock", which a listener holds while it lives.
 //
+// # Closing
+//
+// Close never waits for the peer and never discards what was written: the peer
+// reads that and then gets [io.EOF]. Writes to a peer that has closed match
+// [syscall.EPIPE]. A second Close returns [net.ErrClosed].
+//
+// # Errors
+//
+// Every error but io.EOF is a [*net.OpError], as in package net, with an
+// [*os.SyscallError] and a [syscall.Errno] in it where a system call failed. On
+// every system [errors.Is] knows [os.ErrDeadlineExceeded], [net.ErrClosed],
+// [os.ErrPermission], [ErrAddrInUse], [ErrNoListener], [ErrNameTooLong],
+// [ErrUntrusted], [ErrMsgTooLong], [ErrNoFiles] and [errors.ErrUnsupported].
+//
 // # Waiting
 //
 // Every call that waits parks its goroutine and holds no thread. Windows makes
@@ -54,22 +68,6 @@
 // A wait ends with a deadline or a context, and with Close from another goroutine.
 // A Dial waits while the server has no room, however long that takes, and fails at
 // once when there is no server, unless [Dialer.Wait] is set.
-//
-// # Speed
-//
-// No read, write, send or receive allocates, whether it waits or not. A round trip
-// is bound by waking the thread at the other end, so on Linux a wait that is likely
-// to be short spins instead, which costs less CPU time than it saves; what it may
-// cost at most is with [Conn.SetSpin]. A connection that needs not park is not
-// registered with the poller at all. [io.Copy] between connections and pipes is left
-// to the kernel on Linux (splice(2)), and [Conn.WriteBuffers] writes many buffers in
-// one call.
-//
-// # Closing
-//
-// Close never waits for the peer and never discards what was written: the peer
-// reads that and then gets [io.EOF]. Writes to a peer that has closed match
-// [syscall.EPIPE]. A second Close returns [net.ErrClosed].
 //
 // # Files
 //
@@ -87,14 +85,6 @@
 // record without its seals is data: the receiver finds them (NtQuerySemaphore) before
 // it takes the handles (DUPLICATE_CLOSE_SOURCE), so that nobody can name handles where
 // they could not have put them.
-//
-// # Errors
-//
-// Every error but io.EOF is a [*net.OpError], as in package net, with an
-// [*os.SyscallError] and a [syscall.Errno] in it where a system call failed. On
-// every system [errors.Is] knows [os.ErrDeadlineExceeded], [net.ErrClosed],
-// [os.ErrPermission], [ErrAddrInUse], [ErrNoListener], [ErrNameTooLong],
-// [ErrUntrusted], [ErrMsgTooLong], [ErrNoFiles] and [errors.ErrUnsupported].
 //
 // # Systems
 //
@@ -115,4 +105,14 @@
 //
 // The package is documented on every system, but can be used on Unix and Windows
 // alone: elsewhere there is nothing but this comment.
+//
+// # Speed
+//
+// No read, write, send or receive allocates, whether it waits or not. A round trip
+// is bound by waking the thread at the other end, so on Linux a wait that is likely
+// to be short spins instead, which costs less CPU time than it saves; what it may
+// cost at most is with [Conn.SetSpin]. A connection that needs not park is not
+// registered with the poller at all. [io.Copy] between connections and pipes is left
+// to the kernel on Linux (splice(2)), and [Conn.WriteBuffers] writes many buffers in
+// one call.
 package ipc
