@@ -604,11 +604,10 @@ func (l *server) admit(fd *fd) bool {
 // SetAccess says who of those that can connect may stay, from the next client on:
 // for a listener that no [ListenConfig] made, but another process or the service
 // manager. With [OwnerOnly] each client's credentials must be those of this user
-// or root (on Windows: of this user, SYSTEM or an administrator), so that one whom
-// the system does not tell of may not; check is as [ListenConfig.Check], or nil. It
-// takes the place of what was said before, and
-// lets nobody in whom the permissions of a socket file or the access list of a pipe
-// keep out.
+// or root (on Windows: of this user, SYSTEM or an administrator), so one of whom
+// the system tells nothing may not stay; check is as [ListenConfig.Check], or nil.
+// This takes the place of what was said before. It lets nobody in whom the
+// permissions of a socket file or the access list of a pipe keep out.
 func (l *server) SetAccess(access Access, check func(Peer) error) error {
 	if err := access.validate(); err != nil {
 		return opError("set", Addr{}, l.addr, err)
