@@ -147,7 +147,8 @@ func needsEmpty(t *testing.T) {
 	t.Helper()
 	a, b := msgPair(t)
 	err := a.Send(nil)
-	if errors.Is(err, errors.ErrUnsupported) && runtime.GOOS == "freebsd" && a.Native() {
+	cannot := runtime.GOOS == "freebsd" || runtime.GOOS == "openbsd" || runtime.GOOS == "dragonfly"
+	if errors.Is(err, errors.ErrUnsupported) && cannot && a.Native() {
 		isOpError(t, err, "send")
 		matches(t, a.Send([]byte{}), errors.ErrUnsupported)
 		msgTalk(t, a, b)
