@@ -524,13 +524,7 @@ func (l *server) setRules(ownerOnly bool, check func(Peer) error) {
 type Listener struct{ server }
 
 // Accept waits for a client and returns its connection, a *Conn.
-func (l *Listener) Accept() (net.Conn, error) {
-	c, err := l.AcceptConn()
-	if err != nil {
-		return nil, err
-	}
-	return c, nil
-}
+func (l *Listener) Accept() (net.Conn, error) { return asNetConn(l.AcceptConn()) }
 
 // AcceptConn waits for a client and returns its connection. Clients that
 // [ListenConfig.Access] or [ListenConfig.Check] refuse, and those that left
@@ -562,6 +556,14 @@ func (l *Listener) AcceptConn() (*Conn, error) {
 //		go serve(conn)
 //	}
 func (l *Listener) Conns() iter.Seq2[*Conn, error] { return untilClosed(l.AcceptConn) }
+
+// asNetConn keeps a nil pointer from becoming a net.Conn that is not nil.
+func asNetConn[C net.Conn](c C, err error) (net.Conn, error) {
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
 
 func untilClosed[C any](accept func() (C, error)) iter.Seq2[C, error] {
 	return func(yield func(C, error) bool) {

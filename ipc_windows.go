@@ -280,13 +280,7 @@ type PipeListener struct{ server }
 
 // Accept waits for a client and returns its connection, a *PipeConn: see
 // [Listener.AcceptConn].
-func (l *PipeListener) Accept() (net.Conn, error) {
-	c, err := l.AcceptPipe()
-	if err != nil {
-		return nil, err
-	}
-	return c, nil
-}
+func (l *PipeListener) Accept() (net.Conn, error) { return asNetConn(l.AcceptPipe()) }
 
 // AcceptPipe is Accept with the type of the connection.
 func (l *PipeListener) AcceptPipe() (*PipeConn, error) {
