@@ -458,7 +458,12 @@ func poll(sys int, events int16) int16 {
 	return p.revents
 }
 
+// accept looks before it asks: accept4(2) makes a socket first and then looks whether
+// there is a client for it, which in vain costs ten times what the look does.
 func (kernel) accept(sys int) (int, error) {
+	if !readable(sys) {
+		return -1, syscall.EAGAIN
+	}
 	conn, _, err := syscall.Accept4(sys, socketFlags)
 	return conn, err
 }

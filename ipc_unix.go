@@ -1528,7 +1528,7 @@ const (
 	budgetShare = 16                   // one part in so many of the time may be lost
 	budgetAhead = 2 * time.Millisecond // so much of it may be lost at once
 	youngWaits  = 4
-	winsToLeave = 64 // spins won in a row after which it is time to leave the poller
+	winsToLeave = 16 // spins won in a row after which it is time to leave the poller
 )
 
 // spinners is how many goroutines are spinning now.
