@@ -177,6 +177,7 @@ type workload struct {
 	rival   string // "net" by default
 	pipes   bool   // two pipes instead of a connection
 	atRest  bool   // nothing is done, so that the CPU time of it says nothing
+	inTurn  bool   // the server serves a client before it accepts the next
 	serve   func(side *contender, w *workload, conn net.Conn)
 	client  func(side *contender, w *workload, path string) (float64, error)
 }
@@ -188,6 +189,7 @@ var workloads = []workload{
 	{name: "messages ping-pong 64 B", size: 64, unit: "µs", network: "unixpacket", serve: echo, client: pingPong},
 	{name: "pipe ping-pong 64 B", size: 64, unit: "µs", pipes: true},
 	{name: "connect, 1 byte, close", size: 1, unit: "µs", serve: greet, client: connects},
+	{name: "connect, 1 byte, close, served in turn", size: 1, unit: "µs", inTurn: true, serve: greet, client: connects},
 	{name: "pass a file", size: 1, unit: "µs", serve: takeFiles, client: passFiles},
 	{name: "stream 4 KiB", size: 4 << 10, unit: "MB/s", serve: drain, client: streaming},
 	{name: "stream 64 KiB", size: 64 << 10, unit: "MB/s", serve: drain, client: streaming},
@@ -440,10 +442,15 @@ func benchServer(_ *parent, args []string) error {
 			if err != nil {
 				return
 			}
-			go func() {
+			serve := func() {
 				defer c.Close()
 				w.serve(side, w, c)
-			}()
+			}
+			if w.inTurn {
+				serve()
+			} else {
+				go serve()
+			}
 		}
 	}()
 	io.Copy(io.Discard, os.Stdin)
