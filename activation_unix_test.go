@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -28,6 +29,7 @@ func init() {
 		"trampoline": childBecomesActivated,
 		"activated":  childServesAsActivated,
 		"inactive":   childIsNotActivated,
+		"impatient":  childActivatesManyTimesAtOnce,
 		"successor":  childTakesOver,
 	} {
 		roles[role] = play
@@ -242,6 +244,37 @@ func childIsNotActivated(_ *parent, args []string) error {
 		if err := syscall.Fstat(3+i, &now); err != nil || now.Ino != st.Ino || now.Dev != st.Dev {
 			return fmt.Errorf("descriptor %d is not what it was: %v", 3+i, err)
 		}
+	}
+	return nil
+}
+
+func TestOneOfManyActivationsTakesTheListeners(t *testing.T) {
+	story(t)
+	var files []*os.File
+	for range 20 {
+		files = append(files, fileOf(t, listen(t, ipc.Addr{})))
+	}
+	activation{"self", strconv.Itoa(len(files)), unset, files}.start(t, "impatient", strconv.Itoa(len(files))).end()
+}
+
+func childActivatesManyTimesAtOnce(_ *parent, args []string) error {
+	var taken atomic.Int32
+	var calls sync.WaitGroup
+	ready := make(chan struct{})
+	for range 20 {
+		calls.Go(func() {
+			<-ready
+			ls := sure(ipc.Activated())
+			taken.Add(int32(len(ls)))
+			for _, l := range ls {
+				sure(0, l.Close())
+			}
+		})
+	}
+	close(ready)
+	calls.Wait()
+	if n := strconv.Itoa(int(taken.Load())); n != args[0] {
+		return fmt.Errorf("%s listeners became %s", args[0], n)
 	}
 	return nil
 }

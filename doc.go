@@ -53,7 +53,8 @@
 // # Errors
 //
 // Every error but io.EOF is a [*net.OpError], as in package net, with an
-// [*os.SyscallError] and a [syscall.Errno] in it where a system call failed. On
+// [*os.SyscallError] and a [syscall.Errno] in it where a system call failed; those
+// of a [syscall.RawConn] are bare. On
 // every system [errors.Is] knows [os.ErrDeadlineExceeded], [net.ErrClosed],
 // [os.ErrPermission], [ErrAddrInUse], [ErrNoListener], [ErrNameTooLong],
 // [ErrUntrusted], [ErrMsgTooLong], [ErrNoFiles] and [errors.ErrUnsupported].

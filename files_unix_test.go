@@ -147,8 +147,9 @@ func TestConnectionsTravelAsFiles(t *testing.T) {
 		f, err := far.File()
 		must(t, err)
 		sendFiles(t, a, f)
-		must(t, errors.Join(f.Close(), far.Close()))
-		adopted, err := ipc.FileConn(recvFiles(t, b, 1)[0])
+		got := recvFiles(t, b, 1)[0]
+		must(t, errors.Join(f.Close(), far.Close())) // not before: see SendFiles on macOS
+		adopted, err := ipc.FileConn(got)
 		must(t, err)
 		defer adopted.Close()
 		talk(t, near, adopted)
@@ -721,6 +722,7 @@ const cPeer = `
 #include <stdio.h>
 #include <string.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -785,6 +787,12 @@ static void recv_files(void) {
 }
 
 int main(int argc, char **argv) {
+	struct rlimit limit;
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0) die("getrlimit");
+	if (limit.rlim_cur < MAX + 50) { /* 256 on macOS, 128 on NetBSD */
+		limit.rlim_cur = MAX + 50;
+		if (setrlimit(RLIMIT_NOFILE, &limit) < 0) die("setrlimit");
+	}
 	if (fcntl(3, F_SETFL, fcntl(3, F_GETFL) & ~O_NONBLOCK) < 0) die("fcntl");
 	setvbuf(stdout, 0, _IOLBF, 0);
 	for (int i = 1; i < argc; i++) {

@@ -151,7 +151,7 @@ func echoes(t *testing.T, w io.Writer, r io.Reader) {
 // echoesMessages proves it of messages.
 func echoesMessages(t *testing.T, c *ipc.MsgConn) {
 	t.Helper()
-	for _, msg := range []string{"one", "another", string(pattern(5000)), "a last one"} {
+	for _, msg := range []string{"one", "another", string(pattern(3000)), "a last one"} {
 		must(t, c.Send([]byte(msg)))
 		if got, err := c.RecvAppend(nil); string(got) != msg || err != nil {
 			t.Fatalf("%.20q comes back for %.20q, %v", got, msg, err)
@@ -801,6 +801,14 @@ func TestInheritKeepsTheEnvironment(t *testing.T) {
 	must(t, ipc.Inherit(&cmd, "d", d))
 	if n := len(cmd.Env); n != len(os.Environ())+1 || !slices.Equal(cmd.Env[:n-1], os.Environ()) {
 		t.Errorf("the environment became %q", cmd.Env)
+	}
+
+	// A shell goes by this variable, which Start would set.
+	cmd = exec.Cmd{Dir: os.TempDir()}
+	start := cmd.Environ()
+	must(t, ipc.Inherit(&cmd, "b", b))
+	if n := len(cmd.Env); n != len(start)+1 || !slices.Equal(cmd.Env[:n-1], start) {
+		t.Errorf("the environment in another folder became %q", cmd.Env)
 	}
 
 	own := make([]string, 2, 10)

@@ -84,7 +84,10 @@ func Path(path string) Addr {
 //
 // The mapping is part of the interface: it does not change within a major
 // version, so the other end need not use this package. Anyone can take a name
-// that is free; [Dialer] therefore checks whom it reached by one.
+// that is free; [Dialer] therefore checks whom it reached by one. Abstract names
+// belong to a network namespace (network_namespaces(7)): containers that share
+// one share the names, and root of each is root to [OwnerOnly] unless it has a
+// user namespace of its own.
 func Name(name string) Addr { return Addr{nameAddr, name} }
 
 // ParseAddr reads an address as [Addr.String] writes it: "@name" is
@@ -167,7 +170,7 @@ var freshNames atomic.Uint64
 
 var (
 	// ErrAddrInUse is matched when a live listener, or a file that is no
-	// socket, is where a listener was to be.
+	// socket, is where a listener was to be, and with [TakeoverNever] any file.
 	ErrAddrInUse = errors.New("address already in use")
 
 	// ErrNoListener is matched when nobody listens at the address dialed: it
@@ -285,7 +288,9 @@ func (a Access) validate() error {
 // A Peer is what the kernel recorded of the process at the other end of a
 // connection: of a client when it connected, of a server when it began to
 // listen, of both ends of a [Pair] when the pair was made. A descriptor that
-// was passed on since then still tells of the process that made it.
+// was passed on since then still tells of the process that made it; on macOS the
+// process identifier alone is that of the process which used the other end last, and
+// absent once that is closed.
 //
 // What the system does not tell is absent, never zero. Process identifiers are
 // used again: the process of that number may not be the peer any more.
@@ -328,7 +333,7 @@ func (p Peer) GID() (int, bool) { return p.gid, p.facts&knowsGID != 0 }
 // of what it sent was read, if that program did not ask for static tracking.
 func (p Peer) UserID() string {
 	if p.facts&knowsUID != 0 {
-		return strconv.Itoa(p.uid)
+		return strconv.FormatUint(uint64(uint32(p.uid)), 10) // an int of 32 bits may have become negative
 	}
 	return p.user
 }
@@ -350,8 +355,8 @@ func (p Peer) String() string {
 	if pid, ok := p.PID(); ok {
 		parts = append(parts, "pid "+strconv.Itoa(pid))
 	}
-	if uid, ok := p.UID(); ok {
-		parts = append(parts, "uid "+strconv.Itoa(uid))
+	if p.facts&knowsUID != 0 {
+		parts = append(parts, "uid "+p.UserID())
 	}
 	if gid, ok := p.GID(); ok {
 		parts = append(parts, "gid "+strconv.Itoa(gid))
@@ -452,8 +457,10 @@ func Listen(addr Addr) (*Listener, error) { return ListenConfig{}.Listen(addr) }
 //
 // On Unix, while a listener on a path lives, it holds an flock(2) on the
 // sibling file path + ".lock", so that of many starters exactly one gets a
-// stale path; Close removes both files. The folder must be writable. Whoever
-// else can write to that folder can put another server there.
+// stale path; Close removes both files, but never a lock with something in it, which
+// is another program's. The folder must be writable. Whoever else can write to that
+// folder can put another server there; whoever can read it can delay Listen and Close
+// by 2 seconds, with an flock(2) on the folder.
 //
 // On Windows the pipe keeps its name, and Listen fails with [ErrAddrInUse], as
 // long as a listener or an end of a connection of it is open in any process.
@@ -694,7 +701,10 @@ func (d Dialer) Dial(addr Addr) (*Conn, error) { return d.DialContext(context.Ba
 
 // DialContext connects to the server at addr, and gives up when ctx ends: the
 // error then matches [context.Canceled], or [os.ErrDeadlineExceeded] and
-// [context.DeadlineExceeded]. Once connected, ctx has no say any more.
+// [context.DeadlineExceeded]. Once connected, ctx has no say any more. Other errors
+// match [ErrNoListener], [ErrUntrusted], or [os.ErrPermission] where the mode of the
+// socket file, of a folder on the way to it, or the access list of the pipe keeps
+// this user out.
 //
 // A full backlog is waited out: EAGAIN on Linux, ERROR_PIPE_BUSY on Windows. The
 // other Unix systems refuse a client then exactly as if nobody listened; there
@@ -721,9 +731,6 @@ func (d *Dialer) reach(ctx context.Context, addr Addr, kind transport) (*fd, err
 }
 
 func (d *Dialer) dial(ctx context.Context, addr Addr, kind transport) (*fd, error) {
-	if err := addr.check(); err != nil {
-		return nil, err
-	}
 	if err := d.Access.validate(); err != nil {
 		return nil, err
 	}
@@ -965,7 +972,8 @@ func (c *Conn) WriteBuffers(bufs *net.Buffers) (int64, error) {
 // ReadFrom copies from r to the connection until r ends, for [io.Copy]. On Linux
 // the bytes do not pass through this process where r is a Conn, a pipe end, a TCP
 // connection or a file: see splice(2). For the last two call ReadFrom itself:
-// io.Copy prefers their own WriteTo.
+// io.Copy prefers their own WriteTo. As with any copy, what was read and cannot be
+// written is lost: up to 256 KiB here.
 func (c *Conn) ReadFrom(r io.Reader) (int64, error) { return copyIn(c, c.fd, r, c.failed) }
 
 // WriteTo copies from the connection to w until the peer closes, for [io.Copy].
@@ -979,9 +987,10 @@ func (c *Conn) WriteTo(w io.Writer) (int64, error) { return copyOut(w, c, c.fd, 
 // second Close. When Close returns, the descriptor is gone.
 func (c *endpoint) Close() error { return c.failed("close", c.fd.close()) }
 
-// CloseRead shuts the reading side down: see shutdown(2). Reads return io.EOF
-// and the peer's writes fail. Pipes have no half close: on Windows the error
-// matches [errors.ErrUnsupported].
+// CloseRead shuts the reading side down: see shutdown(2). Reads return io.EOF. On
+// Linux and FreeBSD 15 the peer's writes fail; the other Unix systems do not tell it:
+// what it writes is lost, or waits for room until this end is closed. Pipes have no
+// half close: on Windows the error matches [errors.ErrUnsupported].
 func (c *Conn) CloseRead() error { return c.failed("close", c.fd.closeRead()) }
 
 // CloseWrite shuts the writing side down: see shutdown(2). The peer reads what
@@ -1044,10 +1053,11 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 // what waking a thread costs both processes. So by default, on Linux, a wait
 // spins for up to 50 µs as long as that proves enough: each time that it does not,
 // the next waits park at once, twice as many as before, and no more goroutines
-// spin than leave one CPU free. An idle connection costs nothing. Whatever the
-// bound, it is only used while it pays. The other Unix systems do not spin by
-// default. Windows does not spin; there d bounds how long a read that waits holds
-// its thread, by default 2 ms, and only after such waits were not in vain.
+// spin than leave one CPU free, or one where there is no other. An idle connection
+// costs nothing. Whatever the bound, it is only used while it pays. The other Unix
+// systems do not spin by default. Windows does not spin; there d bounds how long a
+// read that waits holds its thread, by default 2 ms, and only after such waits were
+// not in vain.
 func (c *endpoint) SetSpin(d time.Duration) { c.fd.setSpin(max(d, 0)) }
 
 // limitSpin is SetSpin for the fields Spin, whose zero value changes nothing.
@@ -1191,6 +1201,15 @@ func (l *MsgListener) Accept() (*MsgConn, error) {
 // Conns returns an iterator over the clients, which ends at Close: see
 // [Listener.Conns].
 func (l *MsgListener) Conns() iter.Seq2[*MsgConn, error] { return untilClosed(l.Accept) }
+
+// Close closes the connection: see [Conn.Close].
+func (c *MsgConn) Close() error {
+	err := c.endpoint.Close()
+	if c.framing != nil {
+		c.framing.abandon()
+	}
+	return err
+}
 
 // Native reports whether the system itself keeps the boundaries of messages, so
 // that the peer need not use this package.
@@ -1545,7 +1564,7 @@ func (f *framing) recvFiles(fd *fd) ([]*os.File, error) {
 	if f.got == 0 {
 		n, files, err := fd.recvRights(f.start[:])
 		if n == 0 {
-			return nil, err
+			return files, err
 		}
 		f.got, f.files, f.cutOff = n, files, err
 	}
@@ -1573,6 +1592,14 @@ func (f *framing) recvFiles(fd *fd) ([]*os.File, error) {
 		f.got, f.part = 0, nil
 	} // or it is somebody else's message, for the next Recv
 	return files, err
+}
+
+// abandon gives up what a receive that did not get to the end has left. It is for
+// Close, after which it delays nobody: every receive has an error.
+func (f *framing) abandon() {
+	f.receiving.Lock()
+	defer f.receiving.Unlock()
+	f.received()
 }
 
 // received ends the receipt of a message, and of files that nobody asked for.
@@ -1771,7 +1798,7 @@ const (
 
 // Inherit gives the process that cmd will start the end, under the name by which
 // the child asks for it with [InheritedConn] and its kin. It is called before
-// cmd.Start, and after cmd.Env was set, if it is: it adds to cmd.Env, to
+// cmd.Start, and after cmd.Env and cmd.Dir were set, if they are: it adds to cmd.Env, to
 // cmd.ExtraFiles on Unix and to cmd.SysProcAttr.AdditionalInheritedHandles on
 // Windows. The name consists of letters, digits, '_', '-' and '.', and each is
 // given once.
@@ -1785,7 +1812,8 @@ const (
 // that one can take over from the other without a moment in which nobody listens.
 // The child's has no [ListenConfig.Check], and on an abstract name it serves this
 // user and root alone, until [Listener.SetAccess] says otherwise; what guards a
-// socket file or a pipe guards it as before. On Unix both have one queue of clients. On
+// socket file or a pipe guards it as before. On Unix both have one queue of clients,
+// and the parent's Close removes the socket file unless [ListenConfig.KeepName] is set. On
 // Windows each has its own, of as many clients: a client that waits in the parent's
 // when that closes its Listener is disconnected, and sees io.EOF, or EPIPE when it
 // writes; one that dials before the child takes its own waits.
@@ -1802,7 +1830,7 @@ func inherit(cmd *exec.Cmd, name string, end Inheritable) error {
 	}
 	env := cmd.Env
 	if env == nil {
-		env = os.Environ()
+		env = cmd.Environ() // with what Start would add
 	}
 	at, list := -1, ""
 	for i, entry := range env {
@@ -1888,8 +1916,7 @@ func parseInherited(list string) (map[string]*inheritedEnd, error) {
 	return ends, nil
 }
 
-// takeInherited finds the end of that name and kind and adopts it. An end that
-// cannot be adopted stays where it is.
+// takeInherited takes the end of that name and kind, so that no other call does.
 func takeInherited(name, kind string) (*inheritedEnd, error) {
 	inherited.mu.Lock()
 	defer inherited.mu.Unlock()

@@ -26,6 +26,22 @@ type kernel struct{ everyUnix }
 
 func (kernel) sysFlock(fd, how int) error            { return syscall.Flock(fd, how) }
 func (kernel) mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
+func (kernel) hearsOn() bool                         { return true }
+
+// accept looks for a free descriptor first. Without one the kernel takes the client
+// out of the queue all the same, and drops it.
+func (kernel) accept(sys int) (int, error) {
+	syscall.ForkLock.RLock() // the duplicate is not close-on-exec
+	spare, err := syscall.Dup(sys)
+	if err == nil {
+		syscall.Close(spare)
+	}
+	syscall.ForkLock.RUnlock()
+	if err != nil {
+		return -1, err
+	}
+	return everyUnix{}.accept(sys)
+}
 
 // read reads from a socket by recvmsg(2). Whoever is sent files gets them here, even
 // by a read(2), which tells nobody their numbers; so a peer could use up the
@@ -65,7 +81,8 @@ func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
 // has no getsockopt for a structure of any kind; its variant for an
 // ICMPv6Filter, 32 bytes, takes any level and option, and the kernel fills in
 // the first 32 bytes of the struct xucred of sys/ucred.h: version, uid, number
-// of groups (16 bits), and the first five of sixteen groups.
+// of groups (16 bits), and the first five of sixteen groups. Unlike these the
+// process id is not that of who made the other end but of who used it last.
 func (kernel) peerOf(sys int) (Peer, error) {
 	const (
 		solLocal      = 0 // sys/un.h
@@ -88,9 +105,10 @@ func (kernel) peerOf(sys int) (Peer, error) {
 
 // PeerAuditToken returns the audit token of the peer, which names its process and
 // no later one of the same number: LOCAL_PEERTOKEN of unix(4), macOS 11 and
-// later. It is the audit_token_t of mach/message.h; audit_token_to_pid(3) and its
-// kin take it apart, SecCodeCopyGuestWithAttributes judges the program by it.
-// Once the peer has gone the error matches [syscall.ENOTCONN].
+// later. If several have had the other end, it is the one that used it last. It is
+// the audit_token_t of mach/message.h; audit_token_to_pid(3) and its kin take it
+// apart, SecCodeCopyGuestWithAttributes judges the program by it. Once the peer has
+// gone the error matches [syscall.ENOTCONN].
 func (c *endpoint) PeerAuditToken() (token [8]uint32, err error) {
 	const (
 		solLocal       = 0 // sys/un.h

@@ -77,12 +77,16 @@ func (c *endpoint) PeerLabel() (string, error) {
 }
 
 // PeerGroups returns the supplementary groups of the peer: SO_PEERGROUPS of
-// socket(7), Linux 4.13 and later. [Peer.Groups] has them too.
+// socket(7), Linux 4.13 and later. [Peer.Groups] has them too. Before 4.13 the
+// error matches [errors.ErrUnsupported].
 func (c *endpoint) PeerGroups() (groups []int, err error) {
 	err = c.fd.control("getsockopt", func() (err error) {
 		groups, err = peerGroups(c.fd.sys)
 		return err
 	})
+	if errnoOf(err) == syscall.ENOPROTOOPT {
+		err = &classified{err, errors.ErrUnsupported}
+	}
 	return groups, c.failed("peer", err)
 }
 
@@ -144,6 +148,9 @@ const (
 // root gets at most /proc/sys/fs/pipe-max-size. EBUSY means that more is in the
 // pipe.
 func (e *pipeEnd) SetCapacity(n int) error {
+	if n < 0 || n > maxInt32 { // the kernel would take the lower half of it
+		return pipeError("set", e.addr, configError("the capacity", strconv.Itoa(n), "0 to "+strconv.Itoa(maxInt32)))
+	}
 	_, err := e.fd.fcntl(setPipeSize, n)
 	return pipeError("set", e.addr, err)
 }
@@ -182,7 +189,7 @@ func (kernel) spliceFrom(f *fd, r io.Reader) (n int64, done bool, err error) {
 		defer func() { l.N -= n }()
 	}
 	src := spliceEnd(r)
-	if src == nil {
+	if own, ok := src.(rawConn); src == nil || ok && own.f.hasAhead() {
 		return 0, false, nil
 	}
 	return splice(rawConn{f}, src, limit)
@@ -190,11 +197,11 @@ func (kernel) spliceFrom(f *fd, r io.Reader) (n int64, done bool, err error) {
 
 // spliceTo copies to w until the peer closes, if it is something to splice to.
 func (kernel) spliceTo(f *fd, w io.Writer) (n int64, done bool, err error) {
-	dst, src := spliceEnd(w), f.spliceSource()
-	if _, file := w.(*os.File); dst == nil || src == nil || file {
+	dst := spliceEnd(w)
+	if _, file := w.(*os.File); dst == nil || file || f.hasAhead() {
 		return 0, false, nil
 	}
-	return splice(dst, src, noLimit)
+	return splice(dst, rawConn{f}, noLimit)
 }
 
 const noLimit = 1<<63 - 1
@@ -207,9 +214,9 @@ func spliceEnd(v any) (raw syscall.RawConn) {
 	var err error
 	switch v := v.(type) {
 	case *Conn:
-		return v.fd.spliceSource()
+		return rawConn{v.fd}
 	case *PipeReader:
-		return v.fd.spliceSource()
+		return rawConn{v.fd}
 	case *PipeWriter:
 		return rawConn{v.fd}
 	case *net.TCPConn:
@@ -228,19 +235,18 @@ func spliceEnd(v any) (raw syscall.RawConn) {
 	return raw
 }
 
-// spliceSource returns access to the descriptor unless something was read ahead,
-// which has to go first.
-func (f *fd) spliceSource() syscall.RawConn {
+// hasAhead reports whether something was read ahead of its reader, which has to go
+// first. It waits for the read that is under way, so only who is about to read asks:
+// a sink may be read by somebody who waits for what the copy brings.
+func (f *fd) hasAhead() bool {
 	f.r.mu.Lock()
 	defer f.r.mu.Unlock()
-	if f.r.hasAhead() {
-		return nil
-	}
-	return rawConn{f}
+	return f.r.hasAhead()
 }
 
 // splice copies from src to dst until src ends. It is not done when the kernel
-// does not splice between the two; nothing is lost then.
+// does not splice between the two, nor when src cannot be waited for or fails:
+// nothing is lost then, and a plain copy goes on from there or says what is wrong.
 func splice(dst, src syscall.RawConn, limit int64) (total int64, done bool, err error) {
 	s := splicer{dst: dst, src: src, in: -1, out: -1}
 	if !endsInPipe(dst) && !endsInPipe(src) {
@@ -274,7 +280,7 @@ type splicer struct {
 	n       int
 	errno   syscall.Errno
 	blocked bool  // it is src that has to be waited for
-	gone    error // src was closed
+	failed  error // of src: it is closed, say, or has no poller to wait with
 
 	side    int // the descriptor of dst
 	fromSrc func(src uintptr)
@@ -284,7 +290,7 @@ func (s *splicer) run(limit int64) (total int64, done bool, err error) {
 	// The functions are made once, so that no wait allocates.
 	fill, drain := s.fill, s.drain
 	s.fromSrc = func(src uintptr) {
-		for {
+		for range contradictionsMax {
 			s.move(int(src), s.side)
 			s.blocked = s.errno == syscall.EAGAIN && !readable(int(src))
 			if s.errno != syscall.EAGAIN || s.blocked || !writable(s.side) {
@@ -292,25 +298,24 @@ func (s *splicer) run(limit int64) (total int64, done bool, err error) {
 			}
 			kern.yield() // one of the two became ready just after
 		}
+		s.errno = syscall.EINVAL // poll(2) is not to be had, or does not speak for splice(2)
 	}
 	for total < limit {
 		s.want = int(min(spliceRoom, limit-total))
 		if s.in < 0 {
-			if err = s.direct(fill, drain); err == nil {
-				err = s.gone
-			}
+			err = s.direct(fill, drain)
 		} else {
-			err = s.src.Read(fill)
+			s.failed = s.src.Read(fill)
 		}
 		switch {
-		case err == nil && s.errno == 0 && s.n == 0:
-			return total, true, nil
-		case err != nil && total == 0, s.errno == syscall.EINVAL:
-			return total, false, nil // a plain copy goes on from here
 		case err != nil:
 			return total, true, err
+		case s.failed != nil, refused(s.errno):
+			return total, false, nil
 		case s.errno != 0:
 			return total, true, os.NewSyscallError("splice", s.errno)
+		case s.n == 0:
+			return total, true, nil
 		}
 		if s.in < 0 {
 			total += int64(s.n)
@@ -331,16 +336,26 @@ func (s *splicer) run(limit int64) (total int64, done bool, err error) {
 
 // direct moves bytes where one side is a pipe, so that one call needs both sides
 // to be ready. It moves them as a write to dst, so that no other write is torn,
-// and asks src first, whose deadline and Close count too.
+// and asks src first, whose deadline and Close count too. The error is of dst.
 func (s *splicer) direct(fill, drain func(uintptr) bool) error {
 	for {
-		if err := s.src.Read(fill); err != nil {
-			return err
+		if s.failed = s.src.Read(fill); s.failed != nil {
+			return nil
 		}
 		if err := s.dst.Write(drain); err != nil || !s.blocked {
 			return err
 		}
 	}
+}
+
+// contradictionsMax is how often in a row poll(2) may say that both sides are ready
+// and splice(2) that one is not. Nobody looks at deadlines and Close meanwhile.
+const contradictionsMax = 100
+
+// refused reports whether the kernel does not splice between the two (EINVAL), or a
+// sandbox does not let it.
+func refused(errno syscall.Errno) bool {
+	return errno == syscall.EINVAL || errno == syscall.ENOSYS || errno == syscall.EPERM
 }
 
 // fill is called when src may be ready.
@@ -357,7 +372,7 @@ func (s *splicer) drain(dst uintptr) bool {
 		return s.move(s.out, int(dst))
 	}
 	s.side, s.blocked = int(dst), false
-	if s.gone = s.src.Control(s.fromSrc); s.gone != nil {
+	if s.failed = s.src.Control(s.fromSrc); s.failed != nil {
 		return true
 	}
 	return s.errno != syscall.EAGAIN || s.blocked
@@ -391,7 +406,16 @@ const oPath = 0x200000
 
 // shorten returns a name of at most a few bytes for a path of any length: the
 // kernel follows /proc/self/fd/N to the very file, see proc(5).
-func (kernel) shorten(path string) (short string, release func(), err error) { return pin(path, 0) }
+func (kernel) shorten(path string) (short string, release func(), err error) {
+	if short, release, err = pin(path, 0); err != nil {
+		return "", nil, err
+	}
+	if _, err := lstat(short); err == syscall.ENOENT { // /proc is not mounted
+		release()
+		return everyUnix{}.shorten(path)
+	}
+	return short, release, nil
+}
 
 func pin(path string, flags int) (short string, release func(), err error) {
 	fd, err := open(path, oPath|syscall.O_CLOEXEC|flags)
@@ -447,14 +471,18 @@ const (
 )
 
 // poll returns what poll(2) says of the descriptor now; by ppoll(2), which every
-// architecture has.
+// architecture has. Where a process may not ask (in a sandbox, or because it may have
+// no descriptors: EINVAL) all is as if it were ready, and the call that follows says.
 func poll(sys int, events int16) int16 {
 	p := struct {
 		fd              int32
 		events, revents int16
 	}{fd: int32(sys), events: events}
 	var now [2]int64 // a timespec of zero, whatever its width
-	syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
+	_, _, errno := syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
+	if errno != 0 && errno != syscall.EINTR { // which comes only if nothing is ready
+		return events
+	}
 	return p.revents
 }
 
@@ -480,18 +508,20 @@ func (kernel) read(sys int, p []byte, raw bool) (int, error) {
 	if !raw || len(p) > rawMax || len(p) == 0 {
 		return syscall.Read(sys, p)
 	}
-	n, _, errno := syscall.RawSyscall(syscall.SYS_READ, uintptr(sys), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), nil
+	return rawCall(syscall.SYS_READ, sys, p)
 }
 
 func (kernel) write(sys int, p []byte, raw bool) (int, error) {
 	if !raw || len(p) > rawMax || len(p) == 0 {
 		return syscall.Write(sys, p)
 	}
-	n, _, errno := syscall.RawSyscall(syscall.SYS_WRITE, uintptr(sys), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
+	return rawCall(syscall.SYS_WRITE, sys, p)
+}
+
+// rawCall makes the call read or write by its number, without the scheduler: see
+// half.raw.
+func rawCall(trap uintptr, sys int, p []byte) (int, error) {
+	n, _, errno := syscall.RawSyscall(trap, uintptr(sys), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
 	if errno != 0 {
 		return 0, errno
 	}
@@ -581,13 +611,13 @@ func credPeer(cred *syscall.Ucred) Peer {
 }
 
 func peerGroups(sys int) ([]int, error) {
-	const soPeerGroups = 59 // asm-generic/socket.h
-	ids := make([]byte, 4*32)
+	const soPeerGroups = 59   // asm-generic/socket.h
+	ids := make([]uint32, 32) // gid_t
 	for {
-		n := len(ids)
-		err := getsockopt(sys, soPeerGroups, ids, &n)
-		if err == syscall.ERANGE && n > len(ids) {
-			ids = make([]byte, n)
+		n := 4 * len(ids)
+		err := getsockopt(sys, soPeerGroups, unsafe.Slice((*byte)(unsafe.Pointer(&ids[0])), n), &n)
+		if err == syscall.ERANGE && n > 4*len(ids) {
+			ids = make([]uint32, (n+3)/4)
 			continue
 		}
 		if err != nil {
@@ -595,7 +625,7 @@ func peerGroups(sys int) ([]int, error) {
 		}
 		groups := make([]int, n/4)
 		for i := range groups {
-			groups[i] = int(*(*uint32)(unsafe.Pointer(&ids[4*i]))) // gid_t in the order of the machine
+			groups[i] = int(ids[i])
 		}
 		return groups, nil
 	}

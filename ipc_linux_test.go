@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,6 +25,7 @@ func init() {
 	badAddrs = append(badAddrs, badAddr{
 		ipc.Name(strings.Repeat("n", 108)), ipc.ErrNameTooLong, []string{"abstract", "108 bytes", "limit is 107"},
 	})
+	roles["blocked"] = childReadsAnEndThatBlocks
 	roles["groups"] = childTellsItsGroups
 }
 
@@ -161,6 +164,23 @@ func TestChangesOfAFolderTakeTurns(t *testing.T) {
 	modeOf(t, dir+"/socket")
 	whileTaken(func() error { return l.Close() }, exists)
 	isGone(t, dir+"/socket")
+}
+
+// Who may read a folder can keep its guard, and must gain nothing by it.
+func TestNobodyKeepsAServerFromStartingOrEnding(t *testing.T) {
+	story(t)
+	dir := tempDir(t)
+	l := listen(t, ipc.Path(dir+"/ending"))
+	folder, err := os.Open(dir)
+	must(t, err)
+	defer folder.Close()
+	must(t, syscall.Flock(int(folder.Fd()), syscall.LOCK_EX))
+	ending := begin(l.Close)
+	serves(t, listen(t, ipc.Path(dir+"/starting")), ipc.Path(dir+"/starting"))
+	must(t, <-ending)
+	isGone(t, dir+"/ending")
+	isGone(t, dir+"/ending.lock")
+	must(t, syscall.Flock(int(folder.Fd()), syscall.LOCK_UN))
 }
 
 // ---------------------------------------------------------------------------
@@ -314,6 +334,63 @@ func TestCloseReadEndsTheWritesOfThePeer(t *testing.T) {
 
 // ---------------------------------------------------------------------------
 // Users and /proc
+
+func TestEndThatAnotherMakesBlockStopsNobodyElse(t *testing.T) {
+	story(t)
+	startChild(t, "blocked").end()
+}
+
+// childReadsAnEndThatBlocks has what is a process of its own, so that it can hang.
+func childReadsAnEndThatBlocks(*parent, []string) error {
+	r, w, err := ipc.Pipe()
+	if err != nil {
+		return err
+	}
+	f, err := r.File()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if e := raw.Control(func(fd uintptr) { err = syscall.SetNonblock(int(fd), false) }); e != nil || err != nil {
+		return errors.Join(e, err)
+	}
+	reading := beginRead(r)
+	for !strings.Contains(stacks(), "(*PipeReader).Read(") { // which stops the world
+		runtime.Gosched()
+	}
+	runtime.GC()
+	if _, err := w.Write([]byte{1}); err != nil {
+		return err
+	}
+	return errors.Join(<-reading, r.Close(), w.Close())
+}
+
+func TestBufferOfMoreThanAnIntIsTheLargest(t *testing.T) {
+	story(t)
+	a, _ := pair(t)
+	size := func(opt int) (n int) {
+		raw, err := a.SyscallConn()
+		must(t, err)
+		must(t, raw.Control(func(fd uintptr) { n, err = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, opt) }))
+		must(t, err)
+		return n
+	}
+	for opt, set := range map[int]func(int) error{
+		syscall.SO_RCVBUF: a.SetReadBuffer,
+		syscall.SO_SNDBUF: a.SetWriteBuffer,
+	} {
+		must(t, set(math.MaxInt32))
+		largest := size(opt)
+		must(t, set(math.MaxInt-math.MaxUint32%math.MaxInt)) // its lower half is 0
+		if n := size(opt); n != largest {
+			t.Errorf("the buffer has %d bytes, at most it can have %d", n, largest)
+		}
+	}
+}
 
 func TestUmaskIsNotTouched(t *testing.T) {
 	story(t)

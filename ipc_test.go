@@ -756,13 +756,20 @@ func startServer(t *testing.T, addr ipc.Addr) *child {
 	return c
 }
 
+// thisProgram is the file of this program, looked up before a test goes to another
+// folder.
+var thisProgram = func() string {
+	if program, err := os.Executable(); err == nil {
+		return program
+	}
+	program, _ := exec.LookPath(os.Args[0])
+	program, _ = filepath.Abs(program)
+	return program
+}()
+
 // rerun returns the command for this program in another role.
 func rerun(role string, args ...string) *exec.Cmd {
-	program, err := os.Executable()
-	if err != nil {
-		program = os.Args[0]
-	}
-	command := append(strings.Fields(os.Getenv(childExec)), program)
+	command := append(strings.Fields(os.Getenv(childExec)), thisProgram)
 	cmd := exec.Command(command[0], append(command[1:], args...)...)
 	cmd.Env = append(os.Environ(), childRole+"="+role)
 	return cmd

@@ -36,7 +36,8 @@ type SysListenConfig struct {
 	Mode fs.FileMode
 
 	// UID and GID are the owner and the group that the socket file is given
-	// before anybody can connect, as by chown(2). 0 leaves them as they are.
+	// before anybody can connect, as by chown(2), which limits who may say so. 0
+	// leaves them as they are.
 	UID, GID int
 }
 
@@ -46,15 +47,21 @@ func (s *SysListenConfig) check(abstract bool) error {
 		return nil
 	case s.Mode&^fs.ModePerm != 0:
 		return modeError("Sys.Mode", s.Mode)
-	case s.UID < 0:
-		return configError("Sys.UID", strconv.Itoa(s.UID), "0 or more")
-	case s.GID < 0:
-		return configError("Sys.GID", strconv.Itoa(s.GID), "0 or more")
+	case !validID(s.UID):
+		return configError("Sys.UID", strconv.Itoa(s.UID), idRule)
+	case !validID(s.GID):
+		return configError("Sys.GID", strconv.Itoa(s.GID), idRule)
 	case abstract:
 		return &ruleError{what: "Sys.Mode, UID and GID are of a socket file, and an abstract name has none"}
 	}
 	return nil
 }
+
+// validID reports whether chown(2) takes the id for what it is: of a greater one the
+// kernel sees the low 32 bits, which may be root's, and the last one of those is none.
+func validID(id int) bool { return id >= 0 && uint64(id) < 1<<32-1 }
+
+const idRule = "0 to 4294967294"
 
 func modeError(field string, mode fs.FileMode) error {
 	return configError(field, "0"+strconv.FormatUint(uint64(mode), 8), "permission bits, at most 0777")
@@ -65,9 +72,9 @@ func modeError(field string, mode fs.FileMode) error {
 type SysDialer struct{}
 
 // File returns a duplicate of the listening descriptor, to hand the listener
-// over to another process, which adopts it with [FileListener]. The socket
-// listens until both are closed. The socket file stays with l: to hand that
-// over too, set [ListenConfig.KeepName].
+// over to another process, which adopts that of a Listener with [FileListener].
+// The socket listens until both are closed. The socket file stays with l: to hand
+// that over too, set [ListenConfig.KeepName].
 func (l *server) File() (*os.File, error) {
 	f, err := l.sys.dupFile(l.addr.String())
 	if err != nil {
@@ -233,8 +240,10 @@ func listen(target string, kind transport, lc *ListenConfig) (*listener, error) 
 }
 
 func startListening(sys, backlog int) error {
-	if backlog == 0 {
-		backlog = 1<<16 - 1 // the kernel lowers it to its own limit
+	// The kernel lowers it to its own limit, but takes no more than 32 bits, and some
+	// add a half first.
+	if backlog = min(backlog, 1<<30); backlog == 0 {
+		backlog = 1<<16 - 1
 	}
 	return os.NewSyscallError("listen", control(func() error { return syscall.Listen(sys, backlog) }))
 }
@@ -296,10 +305,11 @@ func (l *listener) close() error {
 
 // A socketFile is the claim of a listener on a path.
 type socketFile struct {
-	path string // absolute, so that it means the same at Close
-	lock int    // descriptor of path.lock, which holds the flock
-	id   fileID // of the socket
-	keep bool   // leave the socket file behind
+	path    string          // absolute, so that it means the same at Close
+	lock    int             // descriptor of path.lock, which holds the flock; -1 for none
+	dropped runtime.Cleanup // gives the lock up if nobody closes the listener
+	id      fileID          // of the socket
+	keep    bool            // leave the socket file behind
 }
 
 // A fileID tells whether two names, or a name and a descriptor, are one file.
@@ -324,10 +334,12 @@ func claim(sys int, path string, lc *ListenConfig) (_ *socketFile, err error) {
 		return nil, tooLong("the last element of the path of a listener", len(base), limit)
 	}
 
-	f := &socketFile{path: path, keep: lc.KeepName}
-	f.lock, err = takeLock(path + lockSuffix)
+	f := &socketFile{path: path, lock: -1, keep: lc.KeepName}
+	lock, err := takeLock(path + lockSuffix)
 	displace := err == syscall.EWOULDBLOCK && lc.Takeover == TakeoverAlways
-	if err != nil && !displace {
+	if err == nil {
+		f.own(lock)
+	} else if !displace {
 		return nil, lockError(err, path)
 	}
 	defer func() {
@@ -340,10 +352,7 @@ func claim(sys int, path string, lc *ListenConfig) (_ *socketFile, err error) {
 	if err != nil {
 		return nil, err
 	}
-	giveBack, err := takeGuard(dir)
-	if err != nil {
-		return nil, err
-	}
+	giveBack := takeGuard(dir)
 	defer giveBack()
 
 	// What was decided above must still be so under the guard.
@@ -353,7 +362,7 @@ func claim(sys int, path string, lc *ListenConfig) (_ *socketFile, err error) {
 	}
 	switch now, err := lstat(path); {
 	case !displace && !f.holdsLock(), lc.Takeover != TakeoverAlways && now.id != found:
-		return nil, inUse("bind")
+		return nil, inUse()
 	case err == nil && !now.socket:
 		return nil, errNoSocket
 	}
@@ -384,10 +393,12 @@ func claim(sys int, path string, lc *ListenConfig) (_ *socketFile, err error) {
 		return nil, err
 	}
 	if displace {
-		if f.lock, err = replaceLock(dir, path+lockSuffix); err != nil {
+		lock, err := replaceLock(dir, path+lockSuffix)
+		if err != nil {
 			unlink(at)
 			return nil, lockError(err, path)
 		}
+		f.own(lock)
 	}
 	if name != base {
 		if err := publish(at, path, lc.Takeover == TakeoverAlways); err != nil {
@@ -413,7 +424,7 @@ func (f *socketFile) vacancy(policy Takeover) (fileID, error) {
 	case !at.socket:
 		return fileID{}, errNoSocket
 	case policy == TakeoverNever:
-		return fileID{}, inUse("bind")
+		return fileID{}, inUse()
 	case policy == TakeoverAlways:
 		return at.id, nil
 	}
@@ -423,7 +434,7 @@ func (f *socketFile) vacancy(policy Takeover) (fileID, error) {
 	case syscall.ENOENT:
 		return fileID{}, nil // its owner has just removed it
 	case nil, syscall.EPROTOTYPE:
-		return fileID{}, inUse("bind")
+		return fileID{}, inUse()
 	default:
 		return fileID{}, err // cannot tell (no permission, no descriptors): hands off
 	}
@@ -449,7 +460,7 @@ func (f *socketFile) place(sys int, at string, lc *ListenConfig) (err error) {
 		return err
 	}
 	defer func() {
-		if err != nil {
+		if err != nil && err != errReplaced {
 			unlink(at)
 		}
 	}()
@@ -504,19 +515,19 @@ func (lc *ListenConfig) fileMode() (mode uint32, uid, gid int) {
 func (f *socketFile) release() error {
 	defer f.unlock()
 	dir, _ := splitPath(f.path)
-	done, err := takeGuard(dir)
-	if err != nil {
-		return err // the file stays, and is stale for the next starter
-	}
-	defer done()
+	giveBack := takeGuard(dir)
+	defer giveBack()
 	if !f.holdsLock() {
 		return nil
 	}
+	var err error
 	if at, e := lstat(f.path); e == nil && at.id == f.id && !f.keep {
 		err = unlink(f.path)
 	}
-	if e := unlink(f.path + lockSuffix); err == nil {
-		err = e
+	if !isForeign(f.path + lockSuffix) {
+		if e := unlink(f.path + lockSuffix); err == nil {
+			err = e
+		}
 	}
 	return err
 }
@@ -527,14 +538,36 @@ func (f *socketFile) holdsLock() bool {
 	return err == nil && at.id == fstatID(f.lock)
 }
 
-// unlock gives up the flock, also for a copy of the descriptor that a child has
-// between fork and exec, and closes it.
+// own makes f the owner of a lock that was taken. If the listener is dropped without
+// Close, the garbage collector gives the lock up, as it closes the socket: else the
+// path would be in use until the process ends, with nobody there.
+func (f *socketFile) own(lock int) {
+	f.lock = lock
+	f.dropped = runtime.AddCleanup(f, dropLock, lock)
+}
+
 func (f *socketFile) unlock() {
 	if f.lock >= 0 {
-		flock(f.lock, false)
-		syscall.Close(f.lock)
+		f.dropped.Stop()
+		dropLock(f.lock)
 		f.lock = -1
 	}
+}
+
+// dropLock gives up the flock, also for a copy of the descriptor that a child has
+// between fork and exec, and closes it.
+func dropLock(lock int) {
+	flock(lock, false)
+	syscall.Close(lock)
+}
+
+// isForeign reports whether the lock of a socket file is not one that openLock made,
+// an empty file. What another program keeps at that name serves as the lock, but is
+// neither removed nor replaced.
+func isForeign(path string) bool {
+	var st syscall.Stat_t
+	err := control(func() error { return syscall.Lstat(path, &st) })
+	return err == nil && (st.Mode&syscall.S_IFMT != syscall.S_IFREG || st.Size != 0)
 }
 
 // takeLock creates or opens the file and takes the flock on it. The error is
@@ -557,7 +590,7 @@ func takeLock(path string) (int, error) {
 		if at, err := lstat(path); err == nil && at.id == fstatID(lock) {
 			return lock, nil
 		}
-		syscall.Close(lock) // the last holder removed it as we opened it
+		dropLock(lock) // the last holder removed it as we opened it
 	}
 }
 
@@ -577,6 +610,7 @@ func openLock(path string) (lock int, err error) {
 	if err == nil {
 		err = control(func() error { return syscall.Fchmod(lock, 0o600) }) // whatever the umask
 		if err != nil {
+			unlink(path)
 			syscall.Close(lock)
 			return -1, err
 		}
@@ -586,6 +620,9 @@ func openLock(path string) (lock int, err error) {
 
 // replaceLock puts a lock of our own in the place of one that somebody holds.
 func replaceLock(dir, path string) (int, error) {
+	if isForeign(path) {
+		return -1, syscall.EWOULDBLOCK
+	}
 	temporary := joinPath(dir, "."+freshName()+lockSuffix)
 	lock, err := takeLock(temporary)
 	if err != nil {
@@ -593,7 +630,7 @@ func replaceLock(dir, path string) (int, error) {
 	}
 	if err := control(func() error { return syscall.Rename(temporary, path) }); err != nil {
 		unlink(temporary)
-		syscall.Close(lock)
+		dropLock(lock)
 		return -1, err
 	}
 	return lock, nil
@@ -601,20 +638,17 @@ func replaceLock(dir, path string) (int, error) {
 
 // lockError explains why the lock of a socket file is not to be had.
 func lockError(err error, path string) error {
-	switch err {
-	case syscall.EWOULDBLOCK:
-		return inUse("bind")
-	case syscall.ENAMETOOLONG:
-		return &classified{&fs.PathError{Op: "open", Path: path + lockSuffix, Err: err}, ErrNameTooLong}
+	if err == syscall.EWOULDBLOCK {
+		return inUse()
 	}
-	return &fs.PathError{Op: "open", Path: path + lockSuffix, Err: err}
+	return classify("open "+path+lockSuffix, err) // which is not the path that was asked for
 }
 
 // inUse is EADDRINUSE, as bind(2) says it.
-func inUse(call string) error { return classify(call, syscall.EADDRINUSE) }
+func inUse() error { return classify("bind", syscall.EADDRINUSE) }
 
-// How long a change waits for the guard of its folder, which nobody of this
-// package holds for longer than a few system calls.
+// How long a change waits for the guard of its folder. Nobody of this package holds
+// it for longer than a few system calls, but anybody who may read the folder can.
 const (
 	guardPatience = 2 * time.Second
 	guardPause    = time.Millisecond
@@ -622,22 +656,22 @@ const (
 
 // takeGuard takes the guard of the folder and returns how to give it back. A
 // folder that may be searched but not read, or lies on a file system without
-// flock, has no guard; the identity of the file must do there.
-func takeGuard(dir string) (release func(), err error) {
+// flock, has no guard, and one whose guard somebody keeps does as if it had none:
+// no other user may say whether a server can start. The identity of the file must
+// do then.
+func takeGuard(dir string) (release func()) {
 	fd, err := open(dir, syscall.O_RDONLY|syscall.O_CLOEXEC)
 	if err != nil {
-		return func() {}, nil
+		return func() {}
 	}
 	for end := time.Now().Add(guardPatience); ; time.Sleep(guardPause) {
-		switch err := flock(fd, true); {
-		case err == nil:
-			return func() { flock(fd, false); syscall.Close(fd) }, nil
-		case err != syscall.EWOULDBLOCK:
+		err := flock(fd, true)
+		if err == nil {
+			return func() { flock(fd, false); syscall.Close(fd) }
+		}
+		if err != syscall.EWOULDBLOCK || time.Now().After(end) {
 			syscall.Close(fd)
-			return func() {}, nil
-		case time.Now().After(end):
-			syscall.Close(fd)
-			return nil, &fs.PathError{Op: "flock", Path: dir, Err: err}
+			return func() {}
 		}
 	}
 }
@@ -791,6 +825,8 @@ func judge(target string, err error) verdict {
 			return busy
 		}
 		return unsure
+	case syscall.ECONNRESET: // FreeBSD: the listener was closed when it had just taken the client in
+		return unsure
 	}
 	return final
 }
@@ -880,7 +916,7 @@ func adopt(f *os.File, kind transport, check func(sys int) error) (*fd, error) {
 	}
 	sys := -1
 	if e := raw.Control(func(fd uintptr) { sys, err = kern.dup(int(fd)) }); e != nil {
-		return nil, e
+		return nil, &classified{e, os.ErrClosed} // which this error of os does not match
 	}
 	if err != nil {
 		return nil, os.NewSyscallError("dup", err)
@@ -888,8 +924,10 @@ func adopt(f *os.File, kind transport, check func(sys int) error) (*fd, error) {
 	fd, err := adoptSys(sys, kind, check)
 	if err != nil {
 		syscall.Close(sys)
+		return nil, err
 	}
-	return fd, err
+	fd.share() // f stays the caller's, whose Fd makes both of them block
+	return fd, nil
 }
 
 // adoptSys returns an fd that owns sys, if that passes the check; if not, sys
@@ -1050,7 +1088,9 @@ func mkfifoExact(addr Addr, perm fs.FileMode) error {
 		return os.NewSyscallError("mkfifo", err)
 	}
 	if err := kern.setMode(path, syscall.S_IFIFO, uint32(perm), -1, -1); err != nil {
-		unlink(path)
+		if err != errReplaced {
+			unlink(path)
+		}
 		return err
 	}
 	return nil
@@ -1236,12 +1276,17 @@ func ownListener(sys int) (*Listener, error) {
 // If the variables are garbled or a descriptor is no listening local stream
 // socket the error says which, and nothing is taken or unset.
 func Activated() ([]*Listener, error) {
+	activating.Lock()
+	defer activating.Unlock()
 	ls, err := activated()
 	if err != nil {
 		return nil, opError("activate", Addr{}, Addr{}, err)
 	}
 	return ls, nil
 }
+
+// activating keeps two calls from taking the same descriptors.
+var activating sync.Mutex
 
 func activated() (ls []*Listener, err error) {
 	const firstFD = 3 // SD_LISTEN_FDS_START of systemd/sd-daemon.h
@@ -1338,7 +1383,7 @@ type registration struct {
 // connection that does nothing costs no more than this, so what only some
 // operations need is apart.
 type half struct {
-	mu    sync.Mutex               // one operation at a time; guards all but expiry
+	mu    sync.Mutex               // one operation at a time; guards all but expiry and shared
 	call  func(int, *half) error   // one attempt, which never blocks
 	buf   []byte                   // argument of call
 	n     int                      // result of call
@@ -1346,7 +1391,9 @@ type half struct {
 	again func(sysfd uintptr) bool // call as the poller wants it; made once, so that no wait allocates
 	*envelope
 
-	expiry atomic.Int64 // the deadline on the clock of now, 0 for none; also for those who look on their way
+	expiry atomic.Int64 // the deadline on the clock of now, 0 for none; set while an operation has mu
+	shared atomic.Bool  // others have the descriptor too: see share; set while an operation has mu
+	deaf   atomic.Bool  // closeRead was called: see hearsOn; set while an operation has mu
 
 	served bool  // an accept succeeded since the last Gosched for it
 	parked bool  // the last operation had to park, and the next is likely to
@@ -1490,6 +1537,17 @@ func (f *fd) untilDone(h *half) error {
 	return h.err
 }
 
+// expiryAt returns the deadline t on the clock of now. It goes by how far away t is at
+// the moment: one without a monotonic reading must not count what the clock of the
+// wall was set forward or back since epoch, nor the time that the machine slept.
+func expiryAt(t, at time.Time) int64 {
+	passed, left := int64(at.Sub(epoch))+1, int64(t.Sub(at))
+	if left > 1<<63-1-passed {
+		return 1<<63 - 1
+	}
+	return max(passed+left, 1)
+}
+
 // deadline is the deadline as a time.
 func (h *half) deadline() (t time.Time) {
 	if e := h.expiry.Load(); e != 0 {
@@ -1518,7 +1576,8 @@ var epoch = time.Now()
 // waits. Besides, those that lost last share a budget: what they lose together is a
 // small part of one CPU's time, however many they are and however busy the machine.
 // A half that has hardly waited yet goes by what all such halves learned, and
-// starts from there. No more goroutines spin than leave one CPU free.
+// starts from there. No more goroutines spin than leave one CPU free; where there is
+// but one CPU, one may, since it lets the other end have it between its attempts.
 
 const (
 	spinUnset   = -1                    // of fd.spin: up to spinByDefault
@@ -1537,7 +1596,7 @@ var spinners atomic.Int32
 // A gauge tells whether it pays to spin. It is guarded by half.mu.
 type gauge struct {
 	waits  uint8 // how many waits it has seen, up to youngWaits
-	wins   uint8 // spins won in a row, and since there were winsToLeave
+	wins   uint8 // spins won in a row; from winsToLeave on counted anew
 	record record
 }
 
@@ -1617,7 +1676,10 @@ func spinnersMax() int32 {
 }
 
 // spinnersAsked counts the calls of spinnersMax, spinnersLimit keeps its result.
-var spinnersAsked, spinnersLimit atomic.Int32
+var (
+	spinnersAsked atomic.Uint32
+	spinnersLimit atomic.Int32
+)
 
 func (f *fd) spinLimit() int64 {
 	limit := f.spin.Load()
@@ -1708,6 +1770,9 @@ func (h *half) attemptAgain(sys int) bool {
 func (h *half) attempt(sys int) bool {
 	for {
 		if h.err = h.call(sys, h); h.err != syscall.EINTR {
+			if kern.hearsOn() && h.err == nil && h.deaf.Load() {
+				h.n = 0
+			}
 			return h.err != syscall.EAGAIN
 		}
 	}
@@ -1785,7 +1850,7 @@ func (f *fd) setDeadline(t time.Time, d direction) error {
 	defer f.unuse()
 	expiry := int64(0)
 	if !t.IsZero() {
-		expiry = max(int64(min(t.Sub(epoch), 1<<63-2))+1, 1)
+		expiry = expiryAt(t, time.Now())
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -1891,6 +1956,9 @@ func (f *fd) write(p []byte) (n int, err error) {
 		if n += h.n; n == len(p) {
 			return n, nil
 		}
+		if f.closing() { // Close would wait for as long as the peer makes room in time
+			return n, net.ErrClosed
+		}
 	}
 }
 
@@ -1926,6 +1994,9 @@ func (f *fd) writeBuffers(bufs *net.Buffers) (total int64, err error) {
 		}
 		total += int64(h.n)
 		consume(bufs, h.n)
+		if len(*bufs) > 0 && f.closing() { // as in write
+			return total, net.ErrClosed
+		}
 	}
 }
 
@@ -1941,8 +2012,10 @@ type iovec struct {
 // iovMax is how many buffers go into one call: IOV_MAX of sys/uio.h.
 const iovMax = 1024
 
-// gather returns the buffers that are not empty, as many as one call takes.
+// gather returns the buffers that are not empty, as many as one call takes, in the
+// place of those that iov had.
 func gather(iov []iovec, bufs [][]byte) []iovec {
+	clear(iov) // or fewer than before would keep the others alive
 	iov = iov[:0]
 	room := ioMax
 	for _, b := range bufs {
@@ -1988,7 +2061,16 @@ func vector(trap uintptr, sys int, iov []iovec) (int, error) {
 // them are enough.
 func (h *half) raw() bool {
 	h.raws++
-	return h.raws%rawEvery != 0
+	return h.raws%rawEvery != 0 && !h.shared.Load()
+}
+
+// share is for a descriptor that others get a duplicate of. They may make it block, as
+// [os.File.Fd] does and many a program to its standard input. A call that the scheduler
+// knows of then holds a thread; one that it does not know of would stop the process at
+// its next garbage collection, and for ever if it is this process that has to answer.
+func (f *fd) share() {
+	f.r.shared.Store(true)
+	f.w.shared.Store(true)
 }
 
 // rawEvery is how many calls include one that the scheduler knows of; rawMax is
@@ -2039,11 +2121,10 @@ func recvmsgCall(sys int, h *half) (err error) {
 	}
 	h.flags = got
 	if cmsgCloexec == 0 && h.oobn > 0 {
-		fds, err := rights(h.oob[:h.oobn])
+		fds, _ := rights(h.oob[:h.oobn]) // who takes them apart finds the error, and has the data
 		for _, fd := range fds {
 			syscall.CloseOnExec(fd)
 		}
-		return err
 	}
 	return nil
 }
@@ -2439,7 +2520,8 @@ func rights(oob []byte) (fds []int, err error) {
 // flags (MSG_CTRUNC and the like). It waits until there is something. Descriptors
 // among the control messages are close-on-exec and the caller's to close;
 // [syscall.ParseSocketControlMessage] takes oob apart. Where there is room in p for
-// no byte, one may be lost with them.
+// no byte, one may be lost with them. ReadMsg and WriteMsg know nothing of the frames
+// of a MsgConn that is not native.
 func (c *endpoint) ReadMsg(p, oob []byte) (n, oobn, flags int, err error) {
 	n, oobn, flags, err = c.fd.readMsg(p, oob)
 	return n, oobn, flags, c.failed("readmsg", err)
@@ -2545,8 +2627,10 @@ func (f *fd) closeWrite() error { return f.shutdown(syscall.SHUT_WR) }
 
 // closeRead throws away what was not read yet, as the BSDs do by themselves: on
 // Linux reads would go on to return it, and a peer that waits for room to write
-// would not learn that nobody makes any.
+// would not learn that nobody makes any. On the BSDs it does not learn of it at all,
+// and what it goes on to send must not be read, as it follows a gap.
 func (f *fd) closeRead() error {
+	f.r.deaf.Store(true) // before there is a gap
 	if err := f.shutdown(syscall.SHUT_RD); err != nil {
 		return err
 	}
@@ -2559,6 +2643,9 @@ func (f *fd) closeRead() error {
 	defer f.leave(h)
 	if h.envelope != nil {
 		h.held, h.ahead = false, nil
+	}
+	if kern.hearsOn() {
+		return nil // there may be no end of it
 	}
 	waste := make([]byte, 32<<10)
 	for {
@@ -2580,10 +2667,14 @@ func (f *fd) setBuffer(d direction, n int) error {
 	if d == writing {
 		opt = syscall.SO_SNDBUF
 	}
+	n = min(n, maxInt32) // package syscall would take the lower half
 	return f.control("setsockopt", func() error {
 		return syscall.SetsockoptInt(f.sys, syscall.SOL_SOCKET, opt, n)
 	})
 }
+
+// maxInt32 is the largest int of C, on every system.
+const maxInt32 = 1<<31 - 1
 
 func (f *fd) peer() (p Peer, err error) {
 	err = f.control("getsockopt", func() (err error) {
@@ -2595,6 +2686,7 @@ func (f *fd) peer() (p Peer, err error) {
 
 func (f *fd) dupFile(name string) (*os.File, error) {
 	var sys int
+	f.share()
 	err := f.control("dup", func() (err error) {
 		sys, err = kern.dup(f.sys)
 		return err
@@ -2696,6 +2788,10 @@ func (everyUnix) readv(sys int, iov []iovec) (int, error)  { return kern.read(sy
 func (everyUnix) writev(sys int, iov []iovec) (int, error) { return kern.write(sys, first(iov), false) }
 
 func (everyUnix) yield() {}
+
+// hearsOn reports whether what the peer sends may go on to arrive after a shutdown of
+// the reading side, of which nobody tells it.
+func (everyUnix) hearsOn() bool { return false }
 
 // hungUp reports whether a FIFO had a writer that left, where the kernel tells.
 func (everyUnix) hungUp(int) bool { return false }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -308,8 +309,9 @@ func TestGroupOfTheSocketMayConnect(t *testing.T) {
 // ---------------------------------------------------------------------------
 // The socket file
 
-// sockPath returns a path where nothing is.
-func sockPath(t *testing.T) string { return pathAddr(t).String() }
+// sockPath returns a path where nothing is, which fits into a socket address: the
+// kernel tells it as it is.
+func sockPath(t *testing.T) string { return openDir(t) + "/socket" }
 
 // modeOf returns the mode of the socket file.
 func modeOf(t *testing.T, path string) fs.FileMode {
@@ -506,6 +508,10 @@ func TestSysListenConfigSetsModeAndOwner(t *testing.T) {
 func TestBadSysListenConfigIsRefused(t *testing.T) {
 	story(t)
 	addr := pathAddr(t)
+	noID := -1
+	if strconv.IntSize > 32 {
+		noID = 1 << (strconv.IntSize / 2) // root's, to a kernel that looks at 32 bits
+	}
 	for _, c := range []struct {
 		sys   ipc.SysListenConfig
 		words []string
@@ -514,6 +520,8 @@ func TestBadSysListenConfigIsRefused(t *testing.T) {
 		{ipc.SysListenConfig{Mode: 0o1777}, []string{"Mode", "01777", "0777"}},
 		{ipc.SysListenConfig{UID: -1}, []string{"UID", "-1"}},
 		{ipc.SysListenConfig{GID: -1}, []string{"GID", "-1"}},
+		{ipc.SysListenConfig{UID: noID}, []string{"UID", strconv.Itoa(noID)}},
+		{ipc.SysListenConfig{GID: noID}, []string{"GID", strconv.Itoa(noID)}},
 	} {
 		_, err := ipc.ListenConfig{Sys: &c.sys}.Listen(addr)
 		if err == nil {
@@ -723,6 +731,33 @@ func TestFilesThatAreNoSocketsAreUntouched(t *testing.T) {
 			must(t, os.Remove(path))
 		})
 	}
+}
+
+func TestLockOfAnotherProgramIsLeftAlone(t *testing.T) {
+	story(t)
+	dir := openDir(t)
+	path := dir + "/socket"
+	must(t, os.WriteFile(path+".lock", []byte("what another program keeps there"), 0o640))
+	before, err := os.Lstat(path + ".lock")
+	must(t, err)
+	for _, policy := range policies {
+		l := listenWith(t, ipc.ListenConfig{Takeover: policy}, ipc.Path(path))
+		for _, policy := range policies { // it does as a lock, and one that must not be replaced
+			_, err := ipc.ListenConfig{Takeover: policy}.Listen(ipc.Path(path))
+			matches(t, err, ipc.ErrAddrInUse)
+		}
+		serves(t, l, ipc.Path(path))
+		must(t, l.Close())
+		if names := namesIn(t, dir); !slices.Equal(names, []string{"socket.lock"}) {
+			t.Fatalf("%v leaves %s", policy, names)
+		}
+	}
+	after, err := os.Lstat(path + ".lock")
+	must(t, err)
+	if !os.SameFile(before, after) || before.Mode() != after.Mode() || !before.ModTime().Equal(after.ModTime()) {
+		t.Error("it was changed")
+	}
+	must(t, os.Remove(path+".lock"))
 }
 
 func TestTakeoverAlwaysLeavesNoGap(t *testing.T) {
@@ -1095,6 +1130,8 @@ func TestErrorsTellTheSystemCall(t *testing.T) {
 	isErrno(t, err, "dial", "connect", syscall.ECONNREFUSED)
 	_, err = ipc.ListenConfig{Takeover: ipc.TakeoverNever}.Listen(addr)
 	isErrno(t, err, "listen", "bind", syscall.EADDRINUSE)
+	_, err = ipc.Listen(ipc.Path(addr.String() + "/none"))
+	isErrno(t, err, "listen", "open "+addr.String()+"/none.lock", syscall.ENOTDIR)
 
 	l := listen(t, addr)
 	_, err = ipc.Listen(addr)
@@ -1125,6 +1162,19 @@ func TestServerWithoutPermission(t *testing.T) {
 	starter.say("done")
 	starter.mustSay("ready")
 	starter.end()
+}
+
+func TestGreatestBacklogIsTheSystemsLimit(t *testing.T) {
+	story(t)
+	for _, backlog := range []int{math.MaxInt, math.MaxInt/2 + 1, math.MaxInt32} {
+		addr := nameAddr(t)
+		l := listenWith(t, ipc.ListenConfig{Backlog: backlog}, addr)
+		for range 5 {
+			c, err := ipc.Dialer{Timeout: soon}.Dial(addr)
+			kept(t, c, err)
+		}
+		must(t, l.Close())
+	}
 }
 
 func TestAcceptSurvivesLackOfDescriptors(t *testing.T) {
@@ -1257,6 +1307,48 @@ func TestConnectionsThatAreDroppedAreCollected(t *testing.T) {
 	})
 }
 
+func TestListenersThatAreDroppedAreCollected(t *testing.T) {
+	dir := t.TempDir() // what they leave there is stale
+	n := 0
+	areCollected(t, func() {
+		n++
+		_, err := ipc.Listen(ipc.Path(fmt.Sprint(dir, "/", n)))
+		must(t, err)
+	})
+	for i := range n {
+		must(t, listen(t, ipc.Path(fmt.Sprint(dir, "/", i+1))).Close())
+	}
+	if names := namesIn(t, dir); len(names) > 0 {
+		t.Errorf("%s are left", names)
+	}
+}
+
+// A peer need not send a whole frame.
+func TestFilesOfHalfAFrameEndWithClose(t *testing.T) {
+	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
+		for range 3 {
+			r, w := pipe(t)
+			f, err := w.File()
+			must(t, err)
+			raw, err := f.SyscallConn()
+			must(t, err)
+			must(t, raw.Control(func(fd uintptr) {
+				_, err = stream.WriteMsg([]byte{0, 0}, syscall.UnixRights(int(fd)))
+			}))
+			must(t, err)
+			must(t, errors.Join(f.Close(), w.Close()))
+			must(t, c.SetReadDeadline(time.Now().Add(brief)))
+			_, err = c.RecvFiles(1)
+			timedOut(t, err)
+			must(t, c.Close())
+			expectEOF(t, r) // nobody has the other end
+			must(t, r.Close())
+			c, stream = frameEnds(t)
+		}
+		must(t, errors.Join(c.Close(), stream.Close()))
+	})
+}
+
 // areCollected makes ends again and again that nobody closes.
 func areCollected(t *testing.T, drop func()) {
 	story(t)
@@ -1342,6 +1434,27 @@ func TestBufferSizes(t *testing.T) {
 	}
 }
 
+func TestCloseReadIsTheEndOfReading(t *testing.T) {
+	overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
+		flooding := flood(a)
+		expect(t, b, string(make([]byte, 100)))
+		must(t, b.CloseRead())
+		for range 200 { // whatever the peer goes on to send
+			expectEOF(t, b)
+			if n, err := b.ReadBuffers([][]byte{make([]byte, 10)}); n != 0 || err != io.EOF {
+				t.Fatalf("read %d, %v; want io.EOF itself", n, err)
+			}
+			runtime.Gosched()
+		}
+		send(t, b, "the other way")
+		expect(t, a, "the other way")
+		must(t, a.Close()) // not every system tells it that nobody reads
+		if err := <-flooding; !errors.Is(err, net.ErrClosed) {
+			matches(t, err, syscall.EPIPE)
+		}
+	})
+}
+
 func TestFileIsADuplicate(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listen(t, addr)
@@ -1359,8 +1472,9 @@ func TestFileIsADuplicate(t *testing.T) {
 		defer adopted.Close()
 		must(t, f.Close())
 		talk(t, adopted, server)
-		if adopted.RemoteAddr() != addr {
-			t.Errorf("the address is %v, want %v", adopted.RemoteAddr(), addr)
+		// Of a long path the kernel knows a temporary name.
+		if want := addrOfSocket(l); len(want) <= 103 && adopted.RemoteAddr().String() != want {
+			t.Errorf("the address is %v, want %v", adopted.RemoteAddr(), want)
 		}
 		isProcess(t, peerOf(t, adopted), os.Getpid())
 		reading := beginRead(adopted)
@@ -1445,8 +1559,16 @@ func TestWhatIsNoConnectionIsNotAdopted(t *testing.T) {
 			t.Errorf("the caller's file is gone: %v", err)
 		}
 		must(t, f.Close())
-		if _, err := ipc.FileConn(f); err == nil {
-			t.Error("FileConn adopts a closed file")
+		for what, adopt := range map[string]func(f *os.File) error{
+			"FileConn":     func(f *os.File) error { _, err := ipc.FileConn(f); return err },
+			"FileMsgConn":  func(f *os.File) error { _, err := ipc.FileMsgConn(f); return err },
+			"FileListener": func(f *os.File) error { _, err := ipc.FileListener(f); return err },
+			"FileReader":   func(f *os.File) error { _, err := ipc.FileReader(f); return err },
+			"FileWriter":   func(f *os.File) error { _, err := ipc.FileWriter(f); return err },
+		} {
+			if err := adopt(f); !errors.Is(err, os.ErrClosed) {
+				t.Errorf("%s says %v of a closed file", what, err)
+			}
 		}
 	}
 	if _, err := ipc.FileConn(nil); err == nil {

@@ -1268,7 +1268,7 @@ func adopt(f *os.File, kind transport, d direction) (*fd, error) {
 	}
 	var h syscall.Handle
 	if e := raw.Control(func(sys uintptr) { h, err = duplicate(syscall.Handle(sys)) }); e != nil {
-		return nil, e
+		return nil, &classified{e, os.ErrClosed}
 	}
 	if err != nil {
 		return nil, err

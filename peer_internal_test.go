@@ -18,6 +18,7 @@ func TestPeerTellsWhatItKnowsAndNoMore(t *testing.T) {
 		{Peer{}, "unknown peer", ""},
 		{Peer{pid: 1, uid: 2, gid: 3}, "unknown peer", ""}, // numbers that nobody vouches for
 		{Peer{facts: knowsUID}, "uid 0", "0"},
+		{Peer{facts: knowsUID, uid: -2}, "uid 4294967294", "4294967294"}, // as an int of 32 bits
 		{Peer{facts: knowsGID}, "gid 0", ""},
 		{Peer{facts: knowsPID, pid: 12}, "pid 12", ""},
 		{Peer{facts: all, pid: 12, uid: 1000, gid: 100}, "pid 12 uid 1000 gid 100", "1000"},

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -74,7 +75,9 @@ func TestPeerIsWhoMadeTheSocket(t *testing.T) {
 	must(t, errors.Join(f.Close(), b.Close()))
 	c.mustSay(strconv.FormatBool(pidsAreTold))
 	expect(t, a, "from the heir")
-	isProcess(t, peerOf(t, a), os.Getpid()) // and not the child
+	if runtime.GOOS != "darwin" && runtime.GOOS != "ios" { // where it is who used the end last, as long as it is open
+		isProcess(t, peerOf(t, a), os.Getpid()) // and not the child
+	}
 	c.end()
 	expectEOF(t, a)
 }

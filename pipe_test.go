@@ -793,6 +793,33 @@ func TestCopyEndsWithItsSource(t *testing.T) {
 	})
 }
 
+// The copy towards the client must not wait for the read of the client that the
+// other copy is in.
+func TestProxyWhoseServerSpeaksFirst(t *testing.T) {
+	for way, copying := range map[string]func(dst, src *ipc.Conn) (int64, error){
+		"WriteTo":  func(dst, src *ipc.Conn) (int64, error) { return src.WriteTo(dst) },
+		"ReadFrom": func(dst, src *ipc.Conn) (int64, error) { return dst.ReadFrom(src) },
+	} {
+		t.Run(way, func(t *testing.T) {
+			story(t)
+			client, inner := pair(t)
+			outer, server := pair(t)
+			up := begin(func() error { _, err := copying(outer, inner); return err })
+			parkedCopying(t)
+			down := begin(func() error { _, err := copying(inner, outer); return err })
+			send(t, server, "welcome")
+			must(t, client.SetReadDeadline(time.Now().Add(soon))) // or a copy that waits shows as a hang
+			expect(t, client, "welcome")
+			send(t, client, "thanks")
+			expect(t, server, "thanks")
+			must(t, server.Close())
+			must(t, <-down)
+			must(t, client.Close())
+			must(t, <-up)
+		})
+	}
+}
+
 func TestCopyEndsWhenNobodyReadsTheSink(t *testing.T) {
 	overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
 		done := begin(func() error { _, err := copying(); return err })

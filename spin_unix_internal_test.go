@@ -5,11 +5,14 @@ package ipc
 import (
 	"errors"
 	"io"
+	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 )
 
 // connected returns two ends whose spins start without a past.
@@ -134,6 +137,106 @@ func TestSpinsInVainStayWithinTheirBudget(t *testing.T) {
 	}
 	if g = (gauge{waits: youngWaits}); !g.ready() {
 		t.Error("a half that lost nothing does not spin")
+	}
+}
+
+// stepped returns t with another time on the clock of the wall and the same monotonic
+// reading, as time.Now does after the clock was set.
+func stepped(t *testing.T, at time.Time, by time.Duration) time.Time {
+	t.Helper()
+	*(*uint64)(unsafe.Pointer(&at)) += uint64(by/time.Second) << 30 // the seconds in Time.wall
+	return at
+}
+
+func TestDeadlineDoesNotMoveWithTheClockOfTheWall(t *testing.T) {
+	at := time.Now()
+	for _, by := range []time.Duration{0, 8 * time.Hour, -8 * time.Hour} {
+		set := stepped(t, at, by)
+		if set.Sub(at) != 0 || set.Round(0).Sub(at.Round(0)) != by {
+			t.Skip("this version of Go has another time.Time")
+		}
+		want := expiryAt(at.Add(time.Minute), at)
+		for what, deadline := range map[string]time.Time{
+			"with":    set.Add(time.Minute),
+			"without": set.Round(0).Add(time.Minute),
+		} {
+			if got := expiryAt(deadline, set); got != want {
+				t.Errorf("%s a monotonic reading, the clock set by %v, a deadline in a minute moves by %v",
+					what, by, time.Duration(got-want))
+			}
+		}
+	}
+}
+
+func TestDeadlineMayBeAnyTime(t *testing.T) {
+	at := time.Now()
+	for _, past := range []time.Time{{}, time.Unix(0, 0), time.Unix(-1<<60, 0), epoch, at} {
+		if e := expiryAt(past, at); e < 1 || e > now() {
+			t.Errorf("%v is not over", past)
+		}
+	}
+	for _, future := range []time.Time{at.Add(time.Hour), at.Add(1<<63 - 1), time.Unix(1<<60, 0)} {
+		h := &half{}
+		h.expiry.Store(expiryAt(future, at))
+		if h.expired() || time.Until(h.deadline()) < 59*time.Minute {
+			t.Errorf("%v is over", future)
+		}
+	}
+}
+
+func TestBuffersThatWereWrittenAreForgotten(t *testing.T) {
+	p := [][]byte{{1}, {2}, {3}}
+	iov := gather(gather(nil, p), p[:1])
+	for i, v := range iov[:len(p)] {
+		if (v.base == nil) != (i > 0) {
+			t.Errorf("after one buffer that follows three, number %d is %v", i, v)
+		}
+	}
+}
+
+// A reader that makes room in time lets no write park, and Close wakes only those that do.
+func TestCloseEndsAWriteThatNeverParks(t *testing.T) {
+	const closeAt, tooLong = 4 << 20, 100 << 20 // bytes, when Close is called and when it must have had its effect
+	p := make([]byte, 1<<20)
+	for way, write := range map[string]func(c *Conn) error{
+		"Write": func(c *Conn) error { _, err := c.Write(slices.Repeat(p, tooLong>>20+1)); return err },
+		"WriteBuffers": func(c *Conn) error {
+			bufs := slices.Repeat(net.Buffers{p}, 1<<20)
+			_, err := c.WriteBuffers(&bufs)
+			return err
+		},
+	} {
+		a, b := connected(t)
+		a.SetSpin(time.Minute)
+		b.SetSpin(0) // or it takes the place of the one that spins
+		if err := b.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		written := make(chan error, 1)
+		go func() { written <- write(a) }()
+		var got int64
+		closed := make(chan error, 1)
+		for q := make([]byte, 32<<10); ; {
+			n, err := b.Read(q)
+			if before := got; before < closeAt && before+int64(n) >= closeAt {
+				go func() { closed <- a.Close() }()
+			}
+			got += int64(n)
+			if err == io.EOF || got > tooLong {
+				break
+			} else if err != nil {
+				t.Fatal(way, err)
+			}
+		}
+		if got > tooLong {
+			t.Errorf("%s: Close waits while %d bytes are written", way, got)
+			b.Close()
+		} else if err := <-written; !errors.Is(err, net.ErrClosed) {
+			t.Errorf("%s: %v", way, err)
+		}
+		if err := <-closed; err != nil {
+			t.Errorf("%s: %v", way, err)
+		}
 	}
 }
 

@@ -480,7 +480,7 @@ func TestInterruptedCallsAreMadeAgain(t *testing.T) {
 	d := newDice(1)
 	server := startStress(t, "stress serve", addr, 128<<10, d)
 	server.mustSay("serving")
-	for range 4 {
+	for range 20 { // each thread has its own count of calls
 		c, err := ipc.Dial(addr)
 		must(t, err)
 		must(t, errors.Join(chat(c, true, 128<<10, d)))

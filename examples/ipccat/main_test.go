@@ -71,7 +71,7 @@ func ipccat(t *testing.T, in io.Reader, args ...string) *process {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
-		t.Fatal(err)
+		self = os.Args[0]
 	}
 	// IPC_TEST_EXEC is the emulator that runs the binaries of this architecture.
 	argv := append(strings.Fields(os.Getenv("IPC_TEST_EXEC")), self)
