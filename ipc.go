@@ -1219,10 +1219,9 @@ func (c *MsgConn) Native() bool { return c.framing == nil }
 // queue is full. A message is too long, and the error matches [ErrMsgTooLong],
 // when it exceeds the send buffer (about 200 KiB on Linux by default, 8 KiB on
 // the BSDs; see [Conn.SetWriteBuffer]), 1 GiB on Windows, or 16 MiB where messages
-// are not native.
-// FreeBSD 15, OpenBSD and DragonFly cannot send an empty message; there the error
-// matches [errors.ErrUnsupported]. After the peer has closed its end it matches
-// [syscall.EPIPE].
+// are not native. FreeBSD 15, OpenBSD and DragonFly cannot send an empty message;
+// there the error matches [errors.ErrUnsupported]. After the peer has closed its end
+// it matches [syscall.EPIPE].
 func (c *MsgConn) Send(p []byte) error {
 	if c.framing != nil {
 		return c.failed("send", c.framing.send(c.fd, p))
@@ -1532,13 +1531,18 @@ func whileOpen[H ~int | ~uintptr](files []*os.File, sys []H, do func(sys []H) er
 	if files[0] == nil {
 		return configError("file "+strconv.Itoa(len(sys)), "nil", "open")
 	}
-	raw, err := files[0].SyscallConn()
+	return withFile(files[0], func(s uintptr) error { return whileOpen(files[1:], append(sys, H(s)), do) })
+}
+
+// withFile calls do with the descriptor or handle of f, which cannot be closed
+// meanwhile.
+func withFile(f *os.File, do func(sys uintptr) error) error {
+	raw, err := f.SyscallConn()
 	if err != nil {
 		return err
 	}
-	e := raw.Control(func(s uintptr) { err = whileOpen(files[1:], append(sys, H(s)), do) })
-	if e != nil { // it was closed, for which this error of os matches nothing
-		return &classified{e, os.ErrClosed}
+	if e := raw.Control(func(sys uintptr) { err = do(sys) }); e != nil {
+		return &classified{e, os.ErrClosed} // which this error of os does not match
 	}
 	return err
 }
@@ -1798,10 +1802,10 @@ const (
 
 // Inherit gives the process that cmd will start the end, under the name by which
 // the child asks for it with [InheritedConn] and its kin. It is called before
-// cmd.Start, and after cmd.Env and cmd.Dir were set, if they are: it adds to cmd.Env, to
-// cmd.ExtraFiles on Unix and to cmd.SysProcAttr.AdditionalInheritedHandles on
-// Windows. The name consists of letters, digits, '_', '-' and '.', and each is
-// given once.
+// cmd.Start, and after cmd.Env and cmd.Dir were set, if they are: it adds to
+// cmd.Env, to cmd.ExtraFiles on Unix and to
+// cmd.SysProcAttr.AdditionalInheritedHandles on Windows. The name consists of
+// letters, digits, '_', '-' and '.', and each is given once.
 //
 // The caller closes its copy of the end after Start (not before); only then does
 // the other side see the child's exit as the end of the stream. On Windows the
@@ -1813,10 +1817,10 @@ const (
 // The child's has no [ListenConfig.Check], and on an abstract name it serves this
 // user and root alone, until [Listener.SetAccess] says otherwise; what guards a
 // socket file or a pipe guards it as before. On Unix both have one queue of clients,
-// and the parent's Close removes the socket file unless [ListenConfig.KeepName] is set. On
-// Windows each has its own, of as many clients: a client that waits in the parent's
-// when that closes its Listener is disconnected, and sees io.EOF, or EPIPE when it
-// writes; one that dials before the child takes its own waits.
+// and the parent's Close removes the socket file unless [ListenConfig.KeepName] is
+// set. On Windows each has its own, of as many clients: a client that waits in the
+// parent's when that closes its Listener is disconnected, and sees io.EOF, or EPIPE
+// when it writes; one that dials before the child takes its own waits.
 func Inherit(cmd *exec.Cmd, name string, end Inheritable) error {
 	if err := inherit(cmd, name, end); err != nil {
 		return pipeError("inherit", Addr{}, err)

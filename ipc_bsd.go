@@ -30,7 +30,6 @@ type kernel struct{ everyUnix }
 func (kernel) sysFlock(fd, how int) error            { return syscall.Flock(fd, how) }
 func (kernel) newPipe(p *[2]int) error               { return syscall.Pipe2(p[:], socketFlags) }
 func (kernel) mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
-func (kernel) hearsOn() bool                         { return true }
 
 func (kernel) accept(sys int) (int, error) {
 	conn, _, err := syscall.Accept4(sys, socketFlags)

@@ -26,7 +26,6 @@ type kernel struct{ everyUnix }
 
 func (kernel) sysFlock(fd, how int) error            { return syscall.Flock(fd, how) }
 func (kernel) mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
-func (kernel) hearsOn() bool                         { return true }
 
 // accept looks for a free descriptor first. Without one the kernel takes the client
 // out of the queue all the same, and drops it.

@@ -28,7 +28,6 @@ type kernel struct{ everyUnix }
 func (kernel) sysFlock(fd, how int) error            { return syscall.Flock(fd, how) }
 func (kernel) newPipe(p *[2]int) error               { return syscall.Pipe2(p[:], socketFlags) }
 func (kernel) mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
-func (kernel) hearsOn() bool                         { return true }
 
 // accept leaves the client's address out: package syscall refuses a client that is
 // bound to a path too long for its sockaddr_un.

@@ -41,13 +41,10 @@ type kernel struct{ everyUnix }
 func (c *endpoint) PeerPidfd() (*os.File, error) {
 	const soPeerPidfd = 77 // asm-generic/socket.h
 	var pidfd int
-	err := c.fd.control("getsockopt", func() (err error) {
+	err := c.fd.peerOption(func() (err error) {
 		pidfd, err = syscall.GetsockoptInt(c.fd.sys, syscall.SOL_SOCKET, soPeerPidfd)
 		return err
 	})
-	if errnoOf(err) == syscall.ENOPROTOOPT {
-		err = &classified{err, errors.ErrUnsupported}
-	}
 	if err != nil {
 		return nil, c.failed("peer", err)
 	}
@@ -62,12 +59,10 @@ func (c *endpoint) PeerLabel() (string, error) {
 	label := make([]byte, 256)
 	for {
 		n := len(label)
-		err := c.fd.control("getsockopt", func() error { return getsockopt(c.fd.sys, soPeerSec, label, &n) })
-		switch errno := errnoOf(err); {
-		case errno == syscall.ERANGE && n > len(label):
+		err := c.fd.peerOption(func() error { return getsockopt(c.fd.sys, soPeerSec, label, &n) })
+		switch {
+		case errnoOf(err) == syscall.ERANGE && n > len(label):
 			label = make([]byte, n)
-		case errno == syscall.ENOPROTOOPT:
-			return "", c.failed("peer", &classified{err, errors.ErrUnsupported})
 		case err != nil:
 			return "", c.failed("peer", err)
 		default:
@@ -80,14 +75,20 @@ func (c *endpoint) PeerLabel() (string, error) {
 // socket(7), Linux 4.13 and later. [Peer.Groups] has them too. Before 4.13 the
 // error matches [errors.ErrUnsupported].
 func (c *endpoint) PeerGroups() (groups []int, err error) {
-	err = c.fd.control("getsockopt", func() (err error) {
+	err = c.fd.peerOption(func() (err error) {
 		groups, err = peerGroups(c.fd.sys)
 		return err
 	})
-	if errnoOf(err) == syscall.ENOPROTOOPT {
-		err = &classified{err, errors.ErrUnsupported}
-	}
 	return groups, c.failed("peer", err)
+}
+
+// peerOption asks for an option of the socket that not every kernel knows.
+func (f *fd) peerOption(ask func() error) error {
+	err := f.control("getsockopt", ask)
+	if errnoOf(err) == syscall.ENOPROTOOPT {
+		return &classified{err, errors.ErrUnsupported}
+	}
+	return err
 }
 
 // RecvPeer is [MsgConn.Recv] and tells who sent this very message, as the kernel
@@ -450,6 +451,8 @@ func (kernel) setMode(path string, typ, mode uint32, uid, gid int) error {
 }
 
 func (kernel) sysFlock(fd, how int) error { return syscall.Flock(fd, how) }
+
+func (kernel) hearsOn() bool { return false }
 
 func (kernel) newPipe(p *[2]int) error { return syscall.Pipe2(p[:], socketFlags) }
 

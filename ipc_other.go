@@ -97,8 +97,6 @@ func (kernel) holdsLock(path string) (held bool, letGo func()) {
 	return held, locked.taking.Unlock
 }
 
-func (kernel) hearsOn() bool { return true }
-
 // mkfifo has no call that package syscall offers on both AIX and Solaris.
 func (kernel) mkfifo(string, uint32) error { return errors.ErrUnsupported }
 

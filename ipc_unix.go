@@ -910,16 +910,13 @@ func adoptConn(f *os.File, kind transport) (*fd, error) {
 
 // adopt returns an fd over a duplicate of f, if that passes the check.
 func adopt(f *os.File, kind transport, check func(sys int) error) (*fd, error) {
-	raw, err := f.SyscallConn()
+	var sys int
+	err := withFile(f, func(fd uintptr) (err error) {
+		sys, err = kern.dup(int(fd))
+		return os.NewSyscallError("dup", err)
+	})
 	if err != nil {
 		return nil, err
-	}
-	sys := -1
-	if e := raw.Control(func(fd uintptr) { sys, err = kern.dup(int(fd)) }); e != nil {
-		return nil, &classified{e, os.ErrClosed} // which this error of os does not match
-	}
-	if err != nil {
-		return nil, os.NewSyscallError("dup", err)
 	}
 	fd, err := adoptSys(sys, kind, check)
 	if err != nil {
@@ -2791,7 +2788,7 @@ func (everyUnix) yield() {}
 
 // hearsOn reports whether what the peer sends may go on to arrive after a shutdown of
 // the reading side, of which nobody tells it.
-func (everyUnix) hearsOn() bool { return false }
+func (everyUnix) hearsOn() bool { return true }
 
 // hungUp reports whether a FIFO had a writer that left, where the kernel tells.
 func (everyUnix) hungUp(int) bool { return false }

@@ -1262,14 +1262,11 @@ func adoptPipe(f *os.File, d direction) (*fd, error) { return adopt(f, streams, 
 
 // adopt returns an fd over a duplicate of f.
 func adopt(f *os.File, kind transport, d direction) (*fd, error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
 	var h syscall.Handle
-	if e := raw.Control(func(sys uintptr) { h, err = duplicate(syscall.Handle(sys)) }); e != nil {
-		return nil, &classified{e, os.ErrClosed}
-	}
+	err := withFile(f, func(sys uintptr) (err error) {
+		h, err = duplicate(syscall.Handle(sys))
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
