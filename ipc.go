@@ -594,7 +594,7 @@ func (l *server) accept() (*fd, error) {
 			fd.limitSpin(l.spin)
 			return fd, nil
 		}
-		fd.close()
+		fd.closeLater() // whatever is in its queue must not hold the others up
 	}
 }
 
@@ -743,7 +743,7 @@ func (d *Dialer) dial(ctx context.Context, addr Addr, kind transport) (*fd, erro
 		return nil, err
 	}
 	if err := d.trust(fd, addr); err != nil {
-		fd.close()
+		fd.closeLater() // whatever is in its queue must not hold the caller up
 		return nil, err
 	}
 	return fd, nil
@@ -1127,18 +1127,38 @@ var (
 // the most significant first.
 type MsgConn struct {
 	endpoint
-	framing *framing // nil where the system keeps the boundaries
+	carrier messageCarrier
 }
+
+// A messageCarrier carries whole messages: the descriptor itself where the system
+// keeps their boundaries, else a framing over it.
+type messageCarrier interface {
+	send(p []byte) error
+	recv(p []byte) (int, error)
+	recvAppend(dst []byte) ([]byte, error)
+
+	// sendWithFiles sends one message and the files, recvWithFiles receives both;
+	// recvFiles receives files alone, and leaves data for the next receive.
+	sendWithFiles(p []byte, files []*os.File) error
+	recvWithFiles(p []byte, max int) (int, []*os.File, error)
+	recvFiles(max int) ([]*os.File, error)
+
+	close() error
+}
+
+var (
+	_ messageCarrier = (*fd)(nil)
+	_ messageCarrier = (*framing)(nil)
+)
 
 // framesMessages is a variable so that tests run the framing on every system.
 var framesMessages = framedHere
 
 func newMsgConn(e endpoint) *MsgConn {
-	c := &MsgConn{endpoint: e}
 	if framesMessages {
-		c.framing = &framing{}
+		return &MsgConn{e, &framing{fd: e.fd}}
 	}
-	return c
+	return &MsgConn{e, e.fd}
 }
 
 // ListenMsg opens a server for messages: see [Listen].
@@ -1203,17 +1223,14 @@ func (l *MsgListener) Accept() (*MsgConn, error) {
 func (l *MsgListener) Conns() iter.Seq2[*MsgConn, error] { return untilClosed(l.Accept) }
 
 // Close closes the connection: see [Conn.Close].
-func (c *MsgConn) Close() error {
-	err := c.endpoint.Close()
-	if c.framing != nil {
-		c.framing.abandon()
-	}
-	return err
-}
+func (c *MsgConn) Close() error { return c.failed("close", c.carrier.close()) }
 
 // Native reports whether the system itself keeps the boundaries of messages, so
 // that the peer need not use this package.
-func (c *MsgConn) Native() bool { return c.framing == nil }
+func (c *MsgConn) Native() bool {
+	_, framed := c.carrier.(*framing)
+	return !framed
+}
 
 // Send sends p as one message, whole or not at all, and waits while the peer's
 // queue is full. A message is too long, and the error matches [ErrMsgTooLong],
@@ -1222,12 +1239,7 @@ func (c *MsgConn) Native() bool { return c.framing == nil }
 // are not native. FreeBSD 15, OpenBSD and DragonFly cannot send an empty message;
 // there the error matches [errors.ErrUnsupported]. After the peer has closed its end
 // it matches [syscall.EPIPE].
-func (c *MsgConn) Send(p []byte) error {
-	if c.framing != nil {
-		return c.failed("send", c.framing.send(c.fd, p))
-	}
-	return c.failed("send", c.fd.send(p))
-}
+func (c *MsgConn) Send(p []byte) error { return c.failed("send", c.carrier.send(p)) }
 
 // Recv receives one message into p, waits until there is one, and returns its
 // length. One that is longer than p fills it; the rest is dropped, and the error
@@ -1236,11 +1248,7 @@ func (c *MsgConn) Send(p []byte) error {
 // Windows also in the place of an empty message that Recv waited for and that the
 // peer's Close followed at once.
 func (c *MsgConn) Recv(p []byte) (int, error) {
-	if c.framing != nil {
-		n, err := c.framing.recv(c.fd, p)
-		return n, c.failed("recv", err)
-	}
-	n, err := c.fd.recv(p)
+	n, err := c.carrier.recv(p)
 	return n, c.failed("recv", err)
 }
 
@@ -1248,29 +1256,194 @@ func (c *MsgConn) Recv(p []byte) (int, error) {
 // the extended slice. It does not allocate while the message fits the capacity
 // of dst. On an error it returns dst as it was.
 func (c *MsgConn) RecvAppend(dst []byte) ([]byte, error) {
-	if c.framing != nil {
-		p, err := c.framing.recvAppend(c.fd, dst)
-		return p, c.failed("recv", err)
-	}
-	p, err := c.fd.recvAppend(dst)
+	p, err := c.carrier.recvAppend(dst)
 	return p, c.failed("recv", err)
 }
 
-// A framing is the state of a MsgConn over a stream.
+// SendWithFiles sends p as one message, as [MsgConn.Send] does, together with the
+// open files, at most 253 of them. RecvWithFiles receives both; a plain receive
+// gets p and no files. On Unix the descriptors travel with the message as
+// SCM_RIGHTS (unix(7)), which is what socket.send_fds of Python sends. See
+// [Conn.SendFiles] for the rules of files.
+func (c *MsgConn) SendWithFiles(p []byte, files ...*os.File) error {
+	err := checkFiles(len(files), 0)
+	if err == nil {
+		err = c.carrier.sendWithFiles(p, files)
+	}
+	return c.failed("send", err)
+}
+
+// RecvWithFiles receives one message into p, as [MsgConn.Recv] does, and the files
+// that were sent with it, at most max of them (0 to 253). A message without files
+// has none. No child of this process inherits them. On an error no file is returned:
+// if there are more than max, or the message is longer than p, all of them are
+// closed, the error matches [ErrMsgTooLong], and n tells how much of p was filled.
+func (c *MsgConn) RecvWithFiles(p []byte, max int) (n int, files []*os.File, err error) {
+	if err = checkFiles(max, 0); err == nil {
+		n, files, err = c.carrier.recvWithFiles(p, max)
+	}
+	return n, files, c.failed("recv", err)
+}
+
+// A messageSource is where a messageReader gets messages from, in one or in several
+// parts.
+type messageSource interface {
+	// nextPart waits for some of the next message, receives it into p, which has
+	// room for a byte at least, and reports whether the message ends there.
+	// [io.EOF] means that no message follows, ErrMsgTooLong that p is full and the
+	// source has dropped the rest.
+	nextPart(p []byte) (n int, ends bool, err error)
+
+	// nextRoom tells how much room nextPart should be given for a message of which
+	// so many bytes are there already. It may wait for the message, and look at it
+	// in the spare memory.
+	nextRoom(have int, spare []byte) (int, error)
+}
+
+// A messageReader makes whole messages of what a messageSource gives. An error in
+// the middle of a message loses nothing: the next receive goes on from there. It is
+// guarded by what guards the reading side of the source.
+type messageReader struct {
+	ahead []byte // was received before its reader came: data, or the first part of a message
+	whole bool   // ahead is a whole message, which may be empty
+	skip  bool   // what comes next is the rest of a message, to be dropped
+}
+
+// hasAhead reports whether there are bytes for the next read, holds whether there
+// is anything, takeAhead takes some of them.
+func (r *messageReader) hasAhead() bool { return len(r.ahead) > 0 }
+func (r *messageReader) holds() bool    { return r.whole || len(r.ahead) > 0 }
+
+func (r *messageReader) takeAhead(p []byte) int {
+	n := copy(p, r.ahead)
+	if r.ahead = r.ahead[n:]; len(r.ahead) == 0 {
+		r.ahead = nil
+	}
+	return n
+}
+
+// keep gives p to the next receive.
+func (r *messageReader) keep(p []byte, whole bool) {
+	r.ahead, r.whole = append([]byte(nil), p...), whole
+}
+
+// recv receives one message into p.
+func (r *messageReader) recv(src messageSource, p []byte) (n int, err error) {
+	if r.whole {
+		if n = copy(p, r.ahead); n < len(r.ahead) {
+			err = ErrMsgTooLong
+		}
+		r.ahead, r.whole = nil, false
+		return n, err
+	}
+	if err := r.skipRest(src); err != nil {
+		return 0, err
+	}
+	room := p
+	if len(p) == 0 {
+		room = make([]byte, 1) // without room nothing is learned
+	}
+	n, ends := copy(room, r.ahead), false
+	for n < len(room) && !ends && err == nil {
+		var m int
+		m, ends, err = src.nextPart(room[n:])
+		n += m
+	}
+	if err != nil && err != ErrMsgTooLong {
+		return 0, r.interrupted(room[:n], err)
+	}
+	r.ahead, r.skip = nil, !ends
+	if n > len(p) || !ends {
+		err = ErrMsgTooLong
+	}
+	return min(n, len(p)), err
+}
+
+// recvAppend receives one message of any length behind dst.
+func (r *messageReader) recvAppend(src messageSource, dst []byte) ([]byte, error) {
+	if r.whole {
+		dst = append(dst, r.ahead...)
+		r.ahead, r.whole = nil, false
+		return dst, nil
+	}
+	if err := r.skipRest(src); err != nil {
+		return dst, err
+	}
+	p := append(dst, r.ahead...)
+	for ends := false; !ends; {
+		n, err := src.nextRoom(len(p)-len(dst), p[len(p):cap(p)])
+		if err == nil {
+			p = withRoom(p, max(n, 1))
+			n, ends, err = src.nextPart(p[len(p):cap(p)])
+		}
+		if err != nil {
+			return dst, r.interrupted(p[len(dst):], err)
+		}
+		p = p[:len(p)+n]
+	}
+	r.ahead = nil
+	return p, nil
+}
+
+// interrupted keeps the part of a message that came before the error for the next
+// receive, and returns what to say.
+func (r *messageReader) interrupted(part []byte, err error) error {
+	r.keep(part, false)
+	if len(part) > 0 {
+		err = within(err)
+	}
+	return err
+}
+
+// skipRest receives the rest of a message that was too long for its receiver.
+func (r *messageReader) skipRest(src messageSource) error {
+	for r.skip {
+		_, ends, err := src.nextPart(make([]byte, 4<<10))
+		if err != nil {
+			return within(err)
+		}
+		r.skip = !ends
+	}
+	return nil
+}
+
+// within is the error of a receive in the middle of a message.
+func within(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// roomAtLeast is the room that a message of unknown length is given at first.
+const roomAtLeast = 512
+
+// withRoom returns p with room for n bytes behind it.
+func withRoom(p []byte, n int) []byte {
+	if cap(p)-len(p) >= n {
+		return p
+	}
+	return append(p, make([]byte, n)...)[:len(p)]
+}
+
+// A framing carries messages over a stream, each behind its length.
 type framing struct {
-	sending sync.Mutex // one message at a time; guards header, both and torn
+	fd *fd
+
+	sending sync.Mutex // one message at a time; guards what follows
 	header  [frameHeader]byte
 	both    net.Buffers // header and message, for one write
 	room    [2][]byte   // what both is made of
 	torn    error       // why the stream ends within a message: nothing can follow
 
 	receiving sync.Mutex // one message at a time; guards what follows
+	in        messageReader
 	start     [frameHeader]byte
-	got       int        // bytes of start, and of the message, that were read so far
-	part      []byte     // the message so far, if a receive ended within it
-	skip      int        // bytes to drop before the next frame
+	got       int        // bytes of start that were read
+	sized     bool       // left is known
+	left      int        // bytes of the message that were not read
 	files     []*os.File // that came with start
-	cutOff    error      // what was wrong with them
+	filesErr  error      // what was wrong with them
 }
 
 // frameHeader is the length of the prefix; frameMax the longest message, so that
@@ -1280,26 +1453,33 @@ const (
 	frameMax    = 16 << 20
 )
 
-func (f *framing) send(fd *fd, p []byte) error {
-	if len(p) > frameMax {
-		return &ruleError{"the message is " + strconv.Itoa(len(p)) + " bytes long, the limit is " + strconv.Itoa(frameMax), ErrMsgTooLong}
+func (f *framing) send(p []byte) error {
+	if err := checkFrame(p); err != nil {
+		return err
 	}
 	f.sending.Lock()
 	defer f.sending.Unlock()
-	if err := f.usable(fd); err != nil {
+	if err := f.usable(); err != nil {
 		return err
 	}
 	f.header = frameOf(len(p))
 	f.room = [2][]byte{f.header[:], p}
 	f.both = f.room[:]
-	n, err := fd.writeBuffers(&f.both)
+	n, err := f.fd.writeBuffers(&f.both)
 	f.room = [2][]byte{}
 	if err != nil && n > 0 && err != net.ErrClosed {
 		// The peer has a part. It must not take the next message for the rest.
 		f.torn = cutOff(err)
-		fd.closeWrite()
+		f.fd.closeWrite()
 	}
 	return err
+}
+
+func checkFrame(p []byte) error {
+	if len(p) > frameMax {
+		return &ruleError{"the message is " + strconv.Itoa(len(p)) + " bytes long, the limit is " + strconv.Itoa(frameMax), ErrMsgTooLong}
+	}
+	return nil
 }
 
 // cutOff is the error of a send after one that ended within its message.
@@ -1308,8 +1488,8 @@ func cutOff(err error) error {
 }
 
 // usable returns why nothing can be sent any more, or nil.
-func (f *framing) usable(fd *fd) error {
-	if f.torn != nil && fd.closeWrite() == net.ErrClosed {
+func (f *framing) usable() error {
+	if f.torn != nil && f.fd.closeWrite() == net.ErrClosed {
 		return net.ErrClosed
 	}
 	return f.torn
@@ -1319,97 +1499,184 @@ func frameOf(n int) [frameHeader]byte {
 	return [frameHeader]byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}
 }
 
-// next reads to the start of the next message and returns its length. What was
-// read before an error is kept for the next call.
-func (f *framing) next(fd *fd) (int, error) {
-	if err := f.drop(fd); err != nil {
+// nextPart and nextRoom are the messageSource that a framing is for f.in.
+func (f *framing) nextPart(p []byte) (n int, ends bool, err error) {
+	if err := f.readStart(); err != nil {
+		return 0, false, err
+	}
+	if f.left > 0 {
+		if n, err = f.fd.read(p[:min(len(p), f.left)]); err != nil {
+			return 0, false, within(err)
+		}
+		f.left -= n
+	}
+	if f.left > 0 {
+		return n, false, nil
+	}
+	f.got, f.sized = 0, false
+	f.forget(f.files) // that came with it, and that nobody asked for
+	return n, true, nil
+}
+
+// nextRoom goes by what has arrived, not by what the length promises.
+func (f *framing) nextRoom(have int, _ []byte) (int, error) {
+	if err := f.readStart(); err != nil {
 		return 0, err
 	}
+	return min(f.left, max(roomAtLeast, have)), nil
+}
+
+// readStart reads the length of the next message, if that is not read yet. What was
+// read before an error is kept for the next call.
+func (f *framing) readStart() error {
+	if f.sized {
+		return nil
+	}
 	for f.got < frameHeader {
-		n, err := fd.read(f.start[f.got:])
+		n, err := f.fd.read(f.start[f.got:])
 		if err != nil {
 			if f.got > 0 {
 				err = within(err)
 			}
-			return 0, err
+			return err
 		}
 		f.got += n
 	}
-	size := int(f.start[0])<<24 | int(f.start[1])<<16 | int(f.start[2])<<8 | int(f.start[3])
-	if uint(size) > frameMax {
-		return 0, &ruleError{what: "the length of the next message is garbled: " + strconv.FormatUint(uint64(uint32(size)), 10) +
+	size := uint32(f.start[0])<<24 | uint32(f.start[1])<<16 | uint32(f.start[2])<<8 | uint32(f.start[3])
+	if size > frameMax {
+		return &ruleError{what: "the length of the next message is malformed: " + strconv.FormatUint(uint64(size), 10) +
 			" bytes, the limit is " + strconv.Itoa(frameMax)}
 	}
-	return size, nil
-}
-
-// drop reads the rest of a message that was too long for its receiver.
-func (f *framing) drop(fd *fd) error {
-	for f.skip > 0 {
-		var waste [4096]byte
-		n, err := fd.read(waste[:min(f.skip, len(waste))])
-		if err != nil {
-			return within(err)
-		}
-		f.skip -= n
-	}
+	f.left, f.sized = int(size), true
 	return nil
 }
 
-// within is the error of a read in the middle of a message.
-func within(err error) error {
-	if err == io.EOF {
-		return io.ErrUnexpectedEOF
+func (f *framing) recv(p []byte) (int, error) {
+	f.receiving.Lock()
+	defer f.receiving.Unlock()
+	return f.in.recv(f, p)
+}
+
+func (f *framing) recvAppend(dst []byte) ([]byte, error) {
+	f.receiving.Lock()
+	defer f.receiving.Unlock()
+	return f.in.recvAppend(f, dst)
+}
+
+// sendWithFiles sends the files with a frame. They go with its first byte.
+func (f *framing) sendWithFiles(p []byte, files []*os.File) error {
+	if len(files) == 0 {
+		return f.send(p)
+	}
+	if err := checkFrame(p); err != nil {
+		return err
+	}
+	f.sending.Lock()
+	defer f.sending.Unlock()
+	if err := f.usable(); err != nil {
+		return err
+	}
+	length := frameOf(len(p))
+	sent, err := f.fd.sendRights(append(length[:], p...), files)
+	if err != nil && sent > 0 && err != net.ErrClosed {
+		f.torn = cutOff(err) // as in send
+		f.fd.closeWrite()
 	}
 	return err
 }
 
-func (f *framing) recv(fd *fd, p []byte) (int, error) {
+func (f *framing) recvFiles(max int) ([]*os.File, error) {
 	f.receiving.Lock()
 	defer f.receiving.Unlock()
-	size, err := f.next(fd)
+	if err := f.takeFiles(max); err != nil {
+		return nil, err
+	}
+	if f.in.holds() || f.files == nil && f.filesErr == nil {
+		return nil, ErrNoFiles
+	}
+	err := f.readStart()
+	if err == nil && f.left == len(zeroByte) {
+		err = f.readZero()
+	}
 	if err != nil {
-		return 0, err
-	}
-	n := copy(p, f.part)
-	for n < min(size, len(p)) {
-		m, err := fd.read(p[n:min(size, len(p))])
-		if err != nil {
-			f.part = append(f.part, p[len(f.part):n]...)
-			return 0, within(err)
+		if within(err) == io.ErrUnexpectedEOF { // there is no rest of the frame
+			f.forget(f.files)
+			f.filesErr = io.ErrUnexpectedEOF
 		}
-		n += m
+		return nil, within(err)
 	}
-	f.skip = size - max(n, len(f.part))
-	f.received()
-	if size > len(p) {
-		return n, ErrMsgTooLong
-	}
-	return n, nil
+	files, err := f.files, f.filesErr
+	f.forget(nil)
+	return files, err
 }
 
-func (f *framing) recvAppend(fd *fd, dst []byte) ([]byte, error) {
+// readZero reads the byte that files travel with. Any other is somebody's message,
+// for the next receive.
+func (f *framing) readZero() error {
+	var b [1]byte
+	if _, err := f.fd.read(b[:]); err != nil {
+		return err
+	}
+	f.got, f.sized = 0, false
+	if b != zeroByte {
+		f.in.keep(b[:], true)
+	}
+	return nil
+}
+
+func (f *framing) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
 	f.receiving.Lock()
 	defer f.receiving.Unlock()
-	size, err := f.next(fd)
-	if err != nil {
-		return dst, err
+	if err := f.takeFiles(max); err != nil {
+		return 0, nil, err
 	}
-	p := append(dst, f.part...)
-	for len(p) < len(dst)+size {
-		if len(p) == cap(p) {
-			// By what has arrived, not by what the length promises.
-			p = append(p, 0)[:len(p)]
-		}
-		n, err := fd.read(p[len(p):min(cap(p), len(dst)+size)])
-		if err != nil {
-			f.part = append([]byte(nil), p[len(dst):]...)
-			return dst, within(err)
-		}
-		p = p[:len(p)+n]
+	if err := f.readStart(); err != nil && !f.in.whole {
+		return 0, nil, err
 	}
-	f.received()
-	return p, nil
+	files, filesErr := f.files, f.filesErr
+	f.forget(nil) // or the end of the message would close them
+	n, err := f.in.recv(f, p)
+	switch {
+	case err == nil && filesErr == nil:
+		return n, files, nil
+	case err == nil:
+		err = filesErr
+	case err != ErrMsgTooLong: // the message is not complete, and its files wait for it
+		f.files, f.filesErr = files, filesErr
+		return n, nil, err
+	}
+	discardFiles(files)
+	return n, nil, err
+}
+
+// takeFiles begins to receive a message, and keeps the files that come with its
+// first byte, at most max.
+func (f *framing) takeFiles(max int) error {
+	if err := f.in.skipRest(f); err != nil || f.got > 0 || f.in.holds() {
+		return err
+	}
+	n, files, err := f.fd.recvRights(f.start[:], max)
+	if n == 0 {
+		return err
+	}
+	f.got, f.files, f.filesErr = n, files, err
+	return nil
+}
+
+// forget ends what is known of files, and closes those given.
+func (f *framing) forget(files []*os.File) {
+	discardFiles(files)
+	f.files, f.filesErr = nil, nil
+}
+
+// close closes the descriptor and then gives up the files that a receive has left
+// which did not get to the end. That waits for no peer: every receive has an error.
+func (f *framing) close() error {
+	err := f.fd.close()
+	f.receiving.Lock()
+	defer f.receiving.Unlock()
+	f.forget(f.files)
+	return err
 }
 
 // ---------------------------------------------------------------------------
@@ -1438,22 +1705,18 @@ const maxFiles = 253
 //
 // A file that is closed already matches [os.ErrClosed], and then none is sent.
 func (c *Conn) SendFiles(files ...*os.File) error {
-	err := checkFiles(len(files))
+	err := checkFiles(len(files), 1)
 	if err == nil {
-		err = c.fd.sendFiles(files, zeroByte[:])
+		err = c.fd.sendWithFiles(zeroByte[:], files)
 	}
 	return c.failed("sendfiles", err)
 }
 
 // SendFiles gives the peer the open files: see [Conn.SendFiles].
 func (c *MsgConn) SendFiles(files ...*os.File) error {
-	err := checkFiles(len(files))
-	switch {
-	case err != nil:
-	case c.framing != nil:
-		err = c.framing.sendFiles(c.fd, files)
-	default:
-		err = c.fd.sendFiles(files, zeroByte[:])
+	err := checkFiles(len(files), 1)
+	if err == nil {
+		err = c.carrier.sendWithFiles(zeroByte[:], files)
 	}
 	return c.failed("sendfiles", err)
 }
@@ -1475,63 +1738,83 @@ func (c *MsgConn) SendFiles(files ...*os.File) error {
 // that look like one, and come from where nobody can put handles into this process,
 // are data: the error matches both ErrNoFiles and [ErrUntrusted].
 func (c *Conn) RecvFiles(max int) ([]*os.File, error) {
-	err := checkFiles(max)
+	err := checkFiles(max, 1)
 	var files []*os.File
 	if err == nil {
-		files, err = c.fd.recvFiles()
+		files, err = c.fd.recvFiles(max)
 	}
-	files, err = atMost(max, files, err)
 	return files, c.failed("recvfiles", err)
 }
 
 // RecvFiles receives the files of one SendFiles: see [Conn.RecvFiles].
 func (c *MsgConn) RecvFiles(max int) ([]*os.File, error) {
-	err := checkFiles(max)
+	err := checkFiles(max, 1)
 	var files []*os.File
-	switch {
-	case err != nil:
-	case c.framing != nil:
-		files, err = c.framing.recvFiles(c.fd)
-	default:
-		files, err = c.fd.recvFiles()
+	if err == nil {
+		files, err = c.carrier.recvFiles(max)
 	}
-	files, err = atMost(max, files, err)
 	return files, c.failed("recvfiles", err)
 }
 
 // zeroByte is the data that files travel with.
 var zeroByte [1]byte
 
-func checkFiles(n int) error {
-	if n < 1 || n > maxFiles {
-		return configError("the number of files", strconv.Itoa(n), "1 to "+strconv.Itoa(maxFiles))
+// checkFiles checks a number of files to send, or the most to receive.
+func checkFiles(n, least int) error {
+	if n < least || n > maxFiles {
+		return configError("the number of files", strconv.Itoa(n), strconv.Itoa(least)+" to "+strconv.Itoa(maxFiles))
 	}
 	return nil
 }
 
-// atMost refuses more files than were asked for.
-func atMost(max int, files []*os.File, err error) ([]*os.File, error) {
-	if len(files) > max {
-		err = &ruleError{"the peer sent " + strconv.Itoa(len(files)) + " files, " + strconv.Itoa(max) + " were asked for", ErrMsgTooLong}
+// checkReceived refuses more files than were asked for.
+func checkReceived(n, max int) error {
+	if n > max {
+		return &ruleError{"the peer sent " + strconv.Itoa(n) + " files, " + strconv.Itoa(max) + " were asked for", ErrMsgTooLong}
 	}
-	if err != nil {
-		closeFiles(files)
-		return nil, err
-	}
-	return files, nil
+	return nil
 }
 
-// whileOpen calls do with the descriptors or handles of the files, appended to
-// sys, none of which can be closed meanwhile. It asks each file in the way that
-// leaves its mode alone.
-func whileOpen[H ~int | ~uintptr](files []*os.File, sys []H, do func(sys []H) error) error {
-	if len(files) == 0 {
-		return do(sys)
+// holdFiles returns the descriptors or handles of the files, none of which can be
+// closed until release is called. It asks each file in the way that leaves its mode
+// alone.
+func holdFiles[H ~int | ~uintptr](files []*os.File) (sys []H, release func(), err error) {
+	held := make([]func(), 0, len(files))
+	release = func() {
+		for _, r := range held {
+			r()
+		}
 	}
-	if files[0] == nil {
-		return configError("file "+strconv.Itoa(len(sys)), "nil", "open")
+	for i, f := range files {
+		if f == nil {
+			err = configError("file "+strconv.Itoa(i), "nil", "open")
+		} else {
+			var h uintptr
+			var r func()
+			if h, r, err = holdFile(f); err == nil {
+				sys, held = append(sys, H(h)), append(held, r)
+			}
+		}
+		if err != nil {
+			release()
+			return nil, nil, err
+		}
 	}
-	return withFile(files[0], func(s uintptr) error { return whileOpen(files[1:], append(sys, H(s)), do) })
+	return sys, release, nil
+}
+
+// holdFile returns the descriptor or handle of f, which cannot be closed until
+// release is called. A file lends it for the time of one function alone, so that
+// function runs as a coroutine, which ends at release.
+func holdFile(f *os.File) (sys uintptr, release func(), err error) {
+	next, release := iter.Pull(func(yield func(uintptr) bool) {
+		err = withFile(f, func(sys uintptr) error { yield(sys); return nil })
+	})
+	sys, ok := next()
+	if !ok {
+		return 0, nil, err
+	}
+	return sys, release, nil
 }
 
 // withFile calls do with the descriptor or handle of f, which cannot be closed
@@ -1547,76 +1830,9 @@ func withFile(f *os.File, do func(sys uintptr) error) error {
 	return err
 }
 
-// sendFiles sends the files with a frame of one zero byte. They go with its
-// first byte, so a frame is received whole or not at all.
-func (f *framing) sendFiles(fd *fd, files []*os.File) error {
-	f.sending.Lock()
-	defer f.sending.Unlock()
-	if err := f.usable(fd); err != nil {
-		return err
-	}
-	length := frameOf(len(zeroByte))
-	return fd.sendFiles(files, append(length[:], zeroByte[:]...))
-}
-
-func (f *framing) recvFiles(fd *fd) ([]*os.File, error) {
-	f.receiving.Lock()
-	defer f.receiving.Unlock()
-	if err := f.drop(fd); err != nil {
-		return nil, err
-	}
-	if f.got == 0 {
-		n, files, err := fd.recvRights(f.start[:])
-		if n == 0 {
-			return files, err
-		}
-		f.got, f.files, f.cutOff = n, files, err
-	}
-	if f.files == nil && f.cutOff == nil {
-		return nil, ErrNoFiles
-	}
-	size, err := f.next(fd)
-	if err == nil && size == len(zeroByte) && f.part == nil {
-		var b [1]byte
-		if _, err = fd.read(b[:]); err == nil {
-			f.part = b[:]
-		}
-	}
-	if within(err) == io.ErrUnexpectedEOF { // there is no rest of the frame
-		closeFiles(f.files)
-		f.files, f.cutOff = nil, io.ErrUnexpectedEOF
-	}
-	if err != nil {
-		return nil, within(err)
-	}
-	var files []*os.File
-	files, err = f.files, f.cutOff
-	f.files, f.cutOff = nil, nil
-	if size == len(zeroByte) && f.part[0] == zeroByte[0] {
-		f.got, f.part = 0, nil
-	} // or it is somebody else's message, for the next Recv
-	return files, err
-}
-
-// abandon gives up what a receive that did not get to the end has left. It is for
-// Close, after which it delays nobody: every receive has an error.
-func (f *framing) abandon() {
-	f.receiving.Lock()
-	defer f.receiving.Unlock()
-	f.received()
-}
-
-// received ends the receipt of a message, and of files that nobody asked for.
-func (f *framing) received() {
-	f.got, f.part = 0, nil
-	closeFiles(f.files)
-	f.files, f.cutOff = nil, nil
-}
-
-func closeFiles(files []*os.File) {
-	for _, f := range files {
-		f.Close()
-	}
+// discardFiles closes files that a peer chose, away from the caller.
+func discardFiles(files []*os.File) {
+	disposal.do(len(files), func(i int) { files[i].Close() })
 }
 
 // ---------------------------------------------------------------------------
@@ -2036,31 +2252,240 @@ func (l *Listener) bequeath(cmd *exec.Cmd) (kind, token string, err error) {
 var raceSync atomic.Int32
 
 func raceRelease() {
-	if raceBuild() {
+	if raceBuild {
 		raceSync.Add(1)
 	}
 }
 
 func raceAcquire() {
-	if raceBuild() {
+	if raceBuild {
 		raceSync.Load()
 	}
 }
 
-// raceBuild reports whether this is a build with -race. There is no file of the
-// package that only such a build would take, so it looks at what only such a
-// build does: sync.Pool loses a quarter of what is put into it.
-var raceBuild = sync.OnceValue(func() bool {
+// raceBuild reports whether this is a build with -race. The package has no file that
+// only such a build takes, so this looks at what only such a build does: sync.Pool
+// drops a quarter of what is put into it. Should it be wrong, the race detector
+// reports races that are none, or an atomic is counted for nothing.
+var raceBuild = func() bool {
 	var pool sync.Pool
 	lost := 0
-	for range 256 {
+	for range 128 {
 		pool.Put(&pool)
 		if pool.Get() == nil {
 			lost++
 		}
 	}
-	return lost > 16 // 64 are expected; otherwise 0, or 1 if preempted just then
-})
+	return lost > 8 // 32 are expected; otherwise 0, or 1 if preempted just then
+}()
+
+// ---------------------------------------------------------------------------
+// Spinning
+//
+// A wait first retries its call for some microseconds: it spins. That costs CPU
+// time, but less than to park the goroutine and to wake a thread for it. So a spin
+// pays if it succeeds most of the time. A backoff for each direction of each end
+// finds out: a run of failed spins doubles the number of waits that do not spin, up
+// to a thousand, and each success halves it. The first few failures in a row cost
+// nothing, since one or two in a hundred waits are long on any machine; were the end
+// to stop spinning then, the peer's next wait would be long too, and each end would
+// hold the other down.
+
+const (
+	spinUnset     = -1                    // of fd.spin: up to spinByDefault
+	spinDefault   = 50 * time.Microsecond // about the time of two wake-ups
+	freeLosses    = 8                     // failed spins in a row that cost nothing
+	skipMin       = 4                     // waits that do not spin after more of them
+	skipMax       = 1024
+	youngWaits    = 4                     // waits after which a direction goes by its own history
+	longRunOfWins = 16                    // spins that succeeded in a row: the poller is not needed
+	attemptMax    = 20 * time.Microsecond // what one attempt may take of a spin; the rest was somebody else's time
+)
+
+// A backoff is the history of the waits in one direction. It is guarded by the lock
+// of the direction.
+type backoff struct {
+	waits  uint8  // seen so far, up to youngWaits
+	wins   uint8  // spins that succeeded in a row
+	losses uint8  // spins that failed in a row, up to freeLosses
+	skip   uint16 // waits to come that do not spin
+	last   uint16 // value of skip after the latest failed spin, halved by each success
+}
+
+// longRun reports, once for each such run, that many spins in a row have succeeded.
+func (b *backoff) longRun() bool {
+	if b.wins < longRunOfWins {
+		return false
+	}
+	b.wins = 0
+	return true
+}
+
+func (b *backoff) won() { b.losses, b.skip, b.last, b.wins = 0, 0, b.last/2, b.wins+1 }
+
+func (b *backoff) lost() {
+	b.wins = 0
+	if b.losses < freeLosses {
+		b.losses++
+		return
+	}
+	b.last = min(max(2*b.last, skipMin), skipMax)
+	b.skip = b.last
+}
+
+func (b *backoff) skipped() {
+	b.wins = 0
+	b.skip -= min(b.skip, 1)
+}
+
+// A spin is one that is under way.
+type spin struct {
+	last, left int64 // the time of the latest look at the clock; nanoseconds that may still be spent
+}
+
+func (s *spin) begin(now, limit int64) { s.last, s.left = now, limit }
+
+// over reports whether the spin has used up its time. It counts its own time, not
+// what the system gave to others meanwhile.
+func (s *spin) over(now int64) bool {
+	s.left -= min(now-s.last, int64(attemptMax))
+	s.last = now
+	return s.left <= 0
+}
+
+// A spinPolicy is what all directions of a process have in common.
+type spinPolicy struct {
+	spinners atomic.Int32  // goroutines that spin now
+	limit    atomic.Int32  // the most of them, read from the scheduler now and then
+	asked    atomic.Uint32 // counts the looks at limit
+	young    atomic.Uint64 // the backoff of the directions that have hardly waited, packed; a lost update does no harm
+}
+
+// spinning is the policy of this process.
+var spinning spinPolicy
+
+// allows reports whether the next wait is one to spin in.
+func (p *spinPolicy) allows(b *backoff) bool {
+	if b.waits < youngWaits {
+		return p.shared().skip == 0
+	}
+	return b.skip == 0
+}
+
+// begin counts the caller as a spinner, unless there are enough: they leave one CPU
+// free, but one may spin in any case.
+func (p *spinPolicy) begin() bool {
+	if p.asked.Add(1)%1024 == 1 { // GOMAXPROCS takes a lock
+		p.limit.Store(int32(max(1, runtime.GOMAXPROCS(0)-1)))
+	}
+	if p.spinners.Add(1) > p.limit.Load() {
+		p.spinners.Add(-1)
+		return false
+	}
+	return true
+}
+
+// end is called after a spin that begin allowed, skipped after a wait that did not
+// spin.
+func (p *spinPolicy) end(b *backoff, won bool) {
+	p.spinners.Add(-1)
+	if won {
+		p.note(b, (*backoff).won)
+	} else {
+		p.note(b, (*backoff).lost)
+	}
+}
+
+func (p *spinPolicy) skipped(b *backoff) { p.note(b, (*backoff).skipped) }
+
+// note records how a wait went. A direction that has hardly waited goes by what all
+// such directions learned, and starts from there.
+func (p *spinPolicy) note(b *backoff, what func(*backoff)) {
+	if b.waits < youngWaits {
+		waits, wins := b.waits, b.wins
+		*b = p.shared()
+		b.waits, b.wins = waits+1, wins
+		what(b)
+		p.young.Store(uint64(b.losses)<<32 | uint64(b.skip)<<16 | uint64(b.last))
+		return
+	}
+	what(b)
+}
+
+func (p *spinPolicy) shared() backoff {
+	v := p.young.Load()
+	return backoff{losses: uint8(v >> 32), skip: uint16(v >> 16), last: uint16(v)}
+}
+
+// ---------------------------------------------------------------------------
+// Closers
+
+// closers runs calls that may sleep for as long as somebody else likes, away from
+// whoever wants them done.
+type closers struct {
+	mu      sync.Mutex // guards what follows
+	queue   []func()
+	running int
+}
+
+// disposal closes what must not hold a caller up.
+var disposal closers
+
+// closersMax is how many of the calls run at once. Each one that sleeps holds a
+// thread.
+const closersMax = 64
+
+// add has the call made soon.
+func (c *closers) add(call func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.queue = append(c.queue, call)
+	if c.running < closersMax {
+		c.running++
+		go c.run()
+	}
+}
+
+// do has call made for each of 0 to n-1, and waits until that is done, but no longer
+// than closeGrace.
+func (c *closers) do(n int, call func(i int)) {
+	if n == 0 {
+		return
+	}
+	done := make(chan struct{}, n)
+	for i := range n {
+		c.add(func() { call(i); done <- struct{}{} })
+	}
+	grace := time.NewTimer(closeGrace)
+	defer grace.Stop()
+	for range n {
+		select {
+		case <-done:
+		case <-grace.C:
+			return
+		}
+	}
+}
+
+// closeGrace is how long a caller waits for calls that may sleep.
+const closeGrace = 100 * time.Millisecond
+
+// run makes calls until there are none left.
+func (c *closers) run() {
+	for {
+		c.mu.Lock()
+		if len(c.queue) == 0 {
+			c.running--
+			c.queue = nil
+			c.mu.Unlock()
+			return
+		}
+		call := c.queue[0]
+		c.queue = c.queue[1:]
+		c.mu.Unlock()
+		call()
+	}
+}
 
 // ---------------------------------------------------------------------------
 // What the systems share below this
@@ -2131,6 +2556,11 @@ func (u *users) hold() bool { return u.n.CompareAndSwap(1, 1|isHeld) }
 func (u *users) letGo()     { u.n.Store(1) }
 
 func (u *users) closing() bool { return u.n.Load()&isClosing != 0 }
+
+// now is the time in nanoseconds on a clock that only goes forward, never 0.
+func now() int64 { return int64(time.Since(epoch)) + 1 }
+
+var epoch = time.Now()
 
 // ioMax is the most that one read or write asks for: macOS and FreeBSD fail
 // above INT_MAX, and os.File on Windows stops there.

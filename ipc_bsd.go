@@ -20,6 +20,7 @@ const (
 	cutsRights    = runtime.GOOS == "netbsd"
 	dontWait      = syscall.MSG_DONTWAIT
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
+	noSignal      = syscall.MSG_NOSIGNAL
 	spinByDefault = 0     // whether it pays is not known
 	fifoPolls     = false // OpenBSD's poller refuses FIFOs, NetBSD's before 10 loses a writer
 	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty

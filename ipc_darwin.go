@@ -1,9 +1,6 @@
 package ipc
 
-import (
-	"sync"
-	"syscall"
-)
+import "syscall"
 
 // Traits of macOS and iOS that ipc_unix.go builds on.
 const (
@@ -16,10 +13,11 @@ const (
 	peekTells     = false
 	cutsRights    = false // descriptors that do not fit would stay open for nobody to find
 	dontWait      = syscall.MSG_DONTWAIT
-	cmsgCloexec   = 0     // received under syscall.ForkLock
-	spinByDefault = 0     // whether it pays is not known
-	fifoPolls     = false // the poller does not hear of the last writer's end
-	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
+	cmsgCloexec   = 0       // received under syscall.ForkLock
+	noSignal      = 0x80000 // MSG_NOSIGNAL of sys/socket.h since macOS 11 (xnu-7195)
+	spinByDefault = 0       // whether it pays is not known
+	fifoPolls     = false   // the poller does not hear of the last writer's end
+	fifoQuiet     = false   // a FIFO without a writer reads as ended, not as empty
 )
 
 type kernel struct{ everyUnix }
@@ -41,30 +39,6 @@ func (kernel) accept(sys int) (int, error) {
 	}
 	return everyUnix{}.accept(sys)
 }
-
-// read reads from a socket by recvmsg(2). Whoever is sent files gets them here, even
-// by a read(2), which tells nobody their numbers; so a peer could use up the
-// descriptors of this process.
-func (kernel) read(sys int, p []byte, _ bool) (int, error) {
-	room := rightsRooms.Get().(*[rightsRoom]byte)
-	defer rightsRooms.Put(room)
-	syscall.ForkLock.RLock()
-	n, oobn, _, err := kern.recvmsg(sys, p, room[:], dontWait) // a fork waits for this
-	if err == nil && oobn > 0 {
-		fds, _ := rights(room[:oobn])
-		for _, fd := range fds {
-			syscall.Close(fd)
-		}
-	}
-	syscall.ForkLock.RUnlock()
-	if err == syscall.ENOTSOCK {
-		return syscall.Read(sys, p)
-	}
-	return n, err
-}
-
-// rightsRooms holds buffers for the files that nobody asked for.
-var rightsRooms = sync.Pool{New: func() any { return new([rightsRoom]byte) }}
 
 // sendmsg tells apart a queue that has no room for the control messages now and one
 // that never has: the kernel says EMSGSIZE for both.

@@ -18,6 +18,7 @@ const (
 	cutsRights    = true
 	dontWait      = syscall.MSG_DONTWAIT
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
+	noSignal      = syscall.MSG_NOSIGNAL
 	spinByDefault = 0    // whether it pays is not known
 	fifoPolls     = true // the poller serves FIFOs
 	fifoQuiet     = true // a FIFO without a writer reads as empty, not as ended
@@ -47,9 +48,6 @@ func (kernel) dup(sys int) (int, error) {
 	return int(d), nil
 }
 
-func (kernel) readv(sys int, iov []iovec) (int, error)  { return vector(syscall.SYS_READV, sys, iov) }
-func (kernel) writev(sys int, iov []iovec) (int, error) { return vector(syscall.SYS_WRITEV, sys, iov) }
-
 // isMessage tells an empty message from the end: only a message ends a record.
 func (kernel) isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 0 }
 
@@ -78,14 +76,18 @@ func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
 // each message. But an empty one of another program, sent without MSG_EOR, is told
 // from the end by its having an address at all.
 func (kernel) recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
-	var name, dummy [1]byte
+	var dummy [1]byte
 	room := p
 	if len(p) == 0 {
 		room = dummy[:] // a receive without room waits for nothing
 	}
-	iov := syscall.Iovec{Base: &room[0]}
-	iov.SetLen(len(room))
-	hdr := syscall.Msghdr{Name: &name[0], Namelen: 1, Iov: &iov, Iovlen: 1}
+	n, oobn, got, err = kern.recvv(sys, []iovec{{&room[0], uintptr(len(room))}}, oob, flags)
+	return min(n, len(p)), oobn, got, err
+}
+
+func (kernel) recvv(sys int, iov []iovec, oob []byte, flags int) (n, oobn, got int, err error) {
+	var name [1]byte
+	hdr := syscall.Msghdr{Name: &name[0], Namelen: 1, Iov: (*syscall.Iovec)(unsafe.Pointer(&iov[0])), Iovlen: int32(len(iov))}
 	if len(oob) > 0 {
 		hdr.Control = &oob[0]
 		hdr.SetControllen(len(oob))
@@ -97,7 +99,17 @@ func (kernel) recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err 
 	if r == 0 && hdr.Namelen > 0 && !kern.looseRecords() {
 		hdr.Flags |= syscall.MSG_EOR
 	}
-	return min(int(r), len(p)), int(hdr.Controllen), int(hdr.Flags), nil
+	return int(r), int(hdr.Controllen), int(hdr.Flags), nil
+}
+
+// sendv is sendmsg(2) without control messages.
+func (kernel) sendv(sys int, iov []iovec, flags int) (int, error) {
+	hdr := syscall.Msghdr{Iov: (*syscall.Iovec)(unsafe.Pointer(&iov[0])), Iovlen: int32(len(iov))}
+	n, _, errno := syscall.Syscall(syscall.SYS_SENDMSG, uintptr(sys), uintptr(unsafe.Pointer(&hdr)), uintptr(flags))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
 }
 
 // peerOf asks for LOCAL_PEERCRED, see unix(4): the struct xucred of sys/ucred.h,

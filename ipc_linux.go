@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 	"unsafe"
 )
 
@@ -23,6 +24,7 @@ const (
 	peekTells     = true  // MSG_PEEK|MSG_TRUNC returns the whole length of a message
 	dontWait      = syscall.MSG_DONTWAIT
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
+	noSignal      = syscall.MSG_NOSIGNAL
 	spinByDefault = int64(spinDefault)
 	fifoPolls     = true  // the poller serves FIFOs
 	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
@@ -108,31 +110,31 @@ func (f *fd) recvPeer(p []byte) (n int, peer Peer, err error) {
 	if err != nil {
 		return 0, Peer{}, err
 	}
-	h := &f.r
-	if err := f.enterRecv(h); err != nil {
+	if err := f.enterRecv(); err != nil {
 		return 0, Peer{}, err
 	}
-	defer f.leave(h)
-	if !h.held {
-		h.oob = make([]byte, 256)
-	}
-	n, err = f.recvInto(h, p)
-	if len(h.oob) == 0 || err != nil && err != ErrMsgTooLong {
+	defer f.leave(&f.r)
+	if f.in.holds() {
+		n, err = f.in.recv(f, p)
 		return n, Peer{}, err
 	}
-	msgs, e := syscall.ParseSocketControlMessage(h.oob[:h.oobn])
+	room := rightsRooms.Get().(*[rightsRoom]byte)
+	defer rightsRooms.Put(room)
+	n, oobn, got, err := f.recvmsg(p, room[:], 0)
+	if err != nil {
+		return 0, Peer{}, callError("recvmsg", err)
+	}
+	discardRights(room[:oobn]) // nobody asked for files
+	if _, err = f.ends(n, oobn, got); err != nil && err != ErrMsgTooLong {
+		return 0, Peer{}, err
+	}
+	msgs, e := syscall.ParseSocketControlMessage(room[:oobn])
 	if e != nil {
 		return n, Peer{}, e
 	}
 	for _, m := range msgs {
-		switch cred, e := syscall.ParseUnixCredentials(&m); {
-		case e == nil && cred.Pid != 0:
+		if cred, e := syscall.ParseUnixCredentials(&m); e == nil && cred.Pid != 0 {
 			peer = credPeer(cred)
-		case m.Header.Type == syscall.SCM_RIGHTS:
-			fds, _ := syscall.ParseUnixRights(&m)
-			for _, fd := range fds { // nobody asked for files
-				syscall.Close(fd)
-			}
 		}
 	}
 	return n, peer, err
@@ -242,7 +244,7 @@ func spliceEnd(v any) (raw syscall.RawConn) {
 func (f *fd) hasAhead() bool {
 	f.r.mu.Lock()
 	defer f.r.mu.Unlock()
-	return f.r.hasAhead()
+	return f.in.hasAhead()
 }
 
 // splice copies from src to dst until src ends. It is not done when the kernel
@@ -297,7 +299,7 @@ func (s *splicer) run(limit int64) (total int64, done bool, err error) {
 			if s.errno != syscall.EAGAIN || s.blocked || !writable(s.side) {
 				return
 			}
-			kern.yield() // one of the two became ready just after
+			runtime.Gosched() // one of the two became ready just after
 		}
 		s.errno = syscall.EINVAL // poll(2) is not to be had, or does not speak for splice(2)
 	}
@@ -452,7 +454,7 @@ func (kernel) setMode(path string, typ, mode uint32, uid, gid int) error {
 
 func (kernel) sysFlock(fd, how int) error { return syscall.Flock(fd, how) }
 
-func (kernel) hearsOn() bool { return false }
+func (kernel) readsAfterShutdown() bool { return false }
 
 func (kernel) newPipe(p *[2]int) error { return syscall.Pipe2(p[:], socketFlags) }
 
@@ -507,35 +509,135 @@ func (kernel) dup(sys int) (int, error) {
 	return int(d), nil
 }
 
-func (kernel) read(sys int, p []byte, raw bool) (int, error) {
-	if !raw || len(p) > rawMax || len(p) == 0 {
-		return syscall.Read(sys, p)
+// readNow and writeNow are preadv2(2) and pwritev2(2) with RWF_NOWAIT, which pipes
+// know since Linux 6.4. Before that a call that poll(2) calls ready does not wait
+// unless another process gets ahead of it; of a write, that holds for a page.
+func (kernel) readNow(sys int, p []byte) (int, error) {
+	n, err := vectorNow(numbers.preadv2, sys, p)
+	if !noNowait(err) {
+		return n, err
 	}
-	return rawCall(syscall.SYS_READ, sys, p)
+	if !readable(sys) {
+		return 0, syscall.EAGAIN
+	}
+	return syscall.Read(sys, p)
 }
 
-func (kernel) write(sys int, p []byte, raw bool) (int, error) {
-	if !raw || len(p) > rawMax || len(p) == 0 {
-		return syscall.Write(sys, p)
+func (kernel) writeNow(sys int, p []byte) (int, error) {
+	n, err := vectorNow(numbers.preadv2+1, sys, p)
+	if !noNowait(err) {
+		return n, err
 	}
-	return rawCall(syscall.SYS_WRITE, sys, p)
+	if !writable(sys) {
+		return 0, syscall.EAGAIN
+	}
+	return syscall.Write(sys, p[:min(len(p), 4096)]) // PIPE_BUF of linux/limits.h
 }
 
-// rawCall makes the call read or write by its number, without the scheduler: see
-// half.raw.
-func rawCall(trap uintptr, sys int, p []byte) (int, error) {
-	n, _, errno := syscall.RawSyscall(trap, uintptr(sys), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
+// noNowait reports whether the kernel, or a sandbox, has no RWF_NOWAIT for pipes.
+func noNowait(err error) bool {
+	return err == syscall.EOPNOTSUPP || err == syscall.ENOSYS || err == syscall.EPERM || err == syscall.EINVAL
+}
+
+// vectorNow makes the call preadv2 or pwritev2 by its number, at the current
+// position (-1), which takes two registers, with RWF_NOWAIT of linux/fs.h.
+func vectorNow(trap uintptr, sys int, p []byte) (int, error) {
+	const rwfNowait = 8
+	if len(p) == 0 {
+		return 0, nil
+	}
+	iov := iovec{&p[0], uintptr(len(p))}
+	n, _, errno := syscall.Syscall6(trap, uintptr(sys), uintptr(unsafe.Pointer(&iov)), 1, ^uintptr(0), ^uintptr(0), rwfNowait)
 	if errno != 0 {
 		return 0, errno
 	}
 	return int(n), nil
 }
 
-// yield lets another thread of the machine have the CPU: sched_yield(2).
-func (kernel) yield() { syscall.RawSyscall(syscall.SYS_SCHED_YIELD, 0, 0, 0) }
+// drained shuts the reading side first: unix_stream_sendmsg and unix_dgram_sendmsg
+// of net/unix/af_unix.c look for that under the lock of the receiver, under which
+// they queue, so nothing comes any more. Then it looks whether something is there.
+func (kernel) drained(sys int, unmarked bool) bool {
+	if syscall.Shutdown(sys, syscall.SHUT_RD) != nil {
+		return false
+	}
+	n, oobn, got, err := message(numbers.recvmsg, sys, nil, nil, syscall.MSG_PEEK|syscall.MSG_TRUNC|dontWait)
+	return err == nil && n == 0 && oobn == 0 && got&syscall.MSG_CTRUNC == 0 && !unmarked
+}
 
-func (kernel) readv(sys int, iov []iovec) (int, error)  { return vector(syscall.SYS_READV, sys, iov) }
-func (kernel) writev(sys int, iov []iovec) (int, error) { return vector(syscall.SYS_WRITEV, sys, iov) }
+// hurry sends its thread SIGURG, which the runtime of Go ignores when it did not send
+// it itself, until the call ends: a TCP socket that lingers in close(2) gives up at a
+// signal (sk_stream_wait_close of net/core/stream.c).
+func (kernel) hurry(call func()) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	pid, tid := syscall.Getpid(), syscall.Gettid()
+	var kick *time.Timer
+	kick = time.AfterFunc(10*time.Millisecond, func() {
+		syscall.Syscall(syscall.SYS_TGKILL, uintptr(pid), uintptr(tid), uintptr(syscall.SIGURG))
+		kick.Reset(100 * time.Millisecond)
+	})
+	defer kick.Stop()
+	call()
+}
+
+// polls asks for what only a socket or a pipe answers: SO_TYPE, and F_GETPIPE_SZ of
+// fcntl(2). Neither asks a file system.
+func (kernel) polls(sys int) bool {
+	if _, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_TYPE); err == nil {
+		return true
+	}
+	_, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(sys), getPipeSize, 0)
+	return errno == 0
+}
+
+// blockingFile puts the descriptor in the place of one that os.NewFile saw block, so
+// that an eventfd(2), say, keeps its mode.
+func (kernel) blockingFile(fd int, name string) (*os.File, error) {
+	flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_GETFL, 0)
+	if errno != 0 {
+		return nil, os.NewSyscallError("fcntl", errno)
+	}
+	if flags&syscall.O_NONBLOCK == 0 {
+		return os.NewFile(uintptr(fd), name), nil
+	}
+	var p [2]int
+	if err := syscall.Pipe2(p[:], syscall.O_CLOEXEC); err != nil {
+		return nil, os.NewSyscallError("pipe2", err)
+	}
+	syscall.Close(p[1])
+	file := os.NewFile(uintptr(p[0]), name)
+	if err := syscall.Dup3(fd, p[0], syscall.O_CLOEXEC); err != nil {
+		file.Close()
+		return nil, os.NewSyscallError("dup3", err)
+	}
+	discard(fd) // even that asks the file's system: fuse_flush of fs/fuse/file.c
+	return file, nil
+}
+
+// lacksDescriptors: recvmsg(2) gives as many descriptors as there is room for in the
+// process, and sets MSG_CTRUNC.
+func (kernel) lacksDescriptors(error) bool { return false }
+
+// extraDescriptor returns the descriptor of SCM_PIDFD (linux/socket.h), which a
+// socket with SO_PASSPIDFD receives with every message.
+func (kernel) extraDescriptor(m syscall.SocketControlMessage) (int, bool) {
+	const scmPidfd = 4
+	if m.Header.Level != syscall.SOL_SOCKET || m.Header.Type != scmPidfd || len(m.Data) < 4 {
+		return 0, false
+	}
+	fd := int(*(*int32)(unsafe.Pointer(&m.Data[0]))) // control messages are aligned
+	return fd, fd >= 0
+}
+
+func (kernel) recvv(sys int, iov []iovec, oob []byte, flags int) (n, oobn, got int, err error) {
+	return message(numbers.recvmsg, sys, iov, oob, flags)
+}
+
+func (kernel) sendv(sys int, iov []iovec, flags int) (int, error) {
+	n, _, _, err := message(numbers.sendmsg, sys, iov, nil, flags)
+	return n, err
+}
 
 // markMessages makes the kernel set a time stamp on every message. There is no
 // room for it in a plain receive, which MSG_CTRUNC tells; so an empty message
@@ -551,36 +653,53 @@ var markRoom = syscall.CmsgSpace(int(unsafe.Sizeof(syscall.Timeval{})))
 
 // unmarked returns the control messages behind the mark.
 func (kernel) unmarked(oob []byte) []byte {
+	if isMark(oob) {
+		return oob[markRoom:]
+	}
+	return oob
+}
+
+func (kernel) onlyMark(oob []byte) bool { return len(oob) == markRoom && isMark(oob) }
+
+// isMark reports whether the control messages begin with the mark.
+func isMark(oob []byte) bool {
 	if len(oob) < markRoom {
-		return oob
+		return false
 	}
 	h := (*syscall.Cmsghdr)(unsafe.Pointer(&oob[0])) // large enough, and aligned as an allocation is
-	if h.Level != syscall.SOL_SOCKET || h.Type != syscall.SCM_TIMESTAMP {
-		return oob
-	}
-	return oob[markRoom:]
+	return h.Level == syscall.SOL_SOCKET && h.Type == syscall.SCM_TIMESTAMP
 }
 
 func (kernel) isMessage(flags, oobn int) bool { return oobn > 0 || flags&syscall.MSG_CTRUNC != 0 }
 
 func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
-	n, _, _, err := message(numbers.sendmsg, sys, p, oob, flags)
+	var one [1]iovec
+	n, _, _, err := message(numbers.sendmsg, sys, inVector(&one, p), oob, flags)
 	return n, err
 }
 
 func (kernel) recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
-	return message(numbers.recvmsg, sys, p, oob, flags)
+	var one [1]iovec
+	return message(numbers.recvmsg, sys, inVector(&one, p), oob, flags)
+}
+
+// inVector returns p as the only buffer of a vector, for which one is room.
+func inVector(one *[1]iovec, p []byte) []iovec {
+	if len(p) > 0 {
+		one[0] = iovec{&p[0], uintptr(len(p))}
+	}
+	return one[:]
 }
 
 // message makes the call sendmsg(2) or recvmsg(2). It leaves the peer's address
 // out, which package syscall would allocate for each message of a peer that is
 // bound to one.
-func message(trap uintptr, sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
-	var iov iovec
-	if len(p) > 0 {
-		iov = iovec{&p[0], uintptr(len(p))}
+func message(trap uintptr, sys int, iov []iovec, oob []byte, flags int) (n, oobn, got int, err error) {
+	var hdr syscall.Msghdr
+	if len(iov) > 0 {
+		hdr.Iov = (*syscall.Iovec)(unsafe.Pointer(&iov[0]))
+		setLen(&hdr.Iovlen, len(iov))
 	}
-	hdr := syscall.Msghdr{Iov: (*syscall.Iovec)(unsafe.Pointer(&iov)), Iovlen: 1}
 	if len(oob) > 0 {
 		hdr.Control = &oob[0]
 		hdr.SetControllen(len(oob))
@@ -591,6 +710,9 @@ func message(trap uintptr, sys int, p, oob []byte, flags int) (n, oobn, got int,
 	}
 	return int(r), int(hdr.Controllen), int(hdr.Flags), nil
 }
+
+// setLen sets a length whose type differs between the architectures.
+func setLen[L uint32 | uint64](field *L, n int) { *field = L(n) }
 
 // peerOf asks for SO_PEERCRED and SO_PEERGROUPS, see unix(7) and socket(7).
 func (kernel) peerOf(sys int) (Peer, error) {
@@ -647,24 +769,27 @@ func getsockopt(sys, opt int, buf []byte, n *int) error {
 	return nil
 }
 
-// numbers are those of asm/unistd.h for calls that package syscall lacks on 386,
-// where they came with Linux 4.3; before, socketcall(2) was the only way.
-var numbers = func() (n struct{ getsockopt, sendmsg, recvmsg uintptr }) {
+// numbers are those of asm/unistd.h for calls that package syscall lacks: those of
+// sockets on 386, where they came with Linux 4.3 (before, socketcall(2) was the only
+// way), and preadv2 of Linux 4.6, which pwritev2 follows.
+var numbers = func() (n struct{ getsockopt, sendmsg, recvmsg, preadv2 uintptr }) {
 	switch runtime.GOARCH {
 	case "amd64":
-		n.getsockopt, n.sendmsg, n.recvmsg = 55, 46, 47
-	case "386", "s390x":
-		n.getsockopt, n.sendmsg, n.recvmsg = 365, 370, 372
+		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2 = 55, 46, 47, 327
+	case "386":
+		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2 = 365, 370, 372, 378
+	case "s390x":
+		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2 = 365, 370, 372, 376
 	case "arm":
-		n.getsockopt, n.sendmsg, n.recvmsg = 295, 296, 297
+		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2 = 295, 296, 297, 392
 	case "ppc64", "ppc64le":
-		n.getsockopt, n.sendmsg, n.recvmsg = 340, 341, 342
+		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2 = 340, 341, 342, 380
 	case "mips", "mipsle":
-		n.getsockopt, n.sendmsg, n.recvmsg = 4173, 4179, 4177
+		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2 = 4173, 4179, 4177, 4361
 	case "mips64", "mips64le":
-		n.getsockopt, n.sendmsg, n.recvmsg = 5054, 5045, 5046
+		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2 = 5054, 5045, 5046, 5321
 	default: // arm64, riscv64, loong64: asm-generic/unistd.h
-		n.getsockopt, n.sendmsg, n.recvmsg = 209, 211, 212
+		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2 = 209, 211, 212, 286
 	}
 	return n
 }()

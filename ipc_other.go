@@ -22,6 +22,7 @@ const (
 	markRoom      = 0    // nothing marks messages
 	peekTells     = false
 	cutsRights    = false // descriptors that do not fit would stay open for nobody to find
+	noSignal      = 0     // illumos has none
 	cmsgCloexec   = 0     // received under syscall.ForkLock
 	spinByDefault = 0     // whether it pays is not known
 	fifoPolls     = true

@@ -104,6 +104,7 @@ func FileListener(f *os.File) (*Listener, error) {
 // has no file for the kernel to guard, it is for this user, until SetAccess says
 // otherwise.
 func adoptedListener(fd *fd) *Listener {
+	fd.listen = true
 	l := &Listener{server{sys: &listener{fd: fd}, addr: fd.localAddr()}}
 	l.setRules(l.addr.kind != pathAddr, nil)
 	return l
@@ -212,6 +213,7 @@ type listener struct {
 	file    *socketFile // nil: an abstract name, or the file is somebody else's
 	givenUp atomic.Bool // set by the one Close that gives the file up
 	fdName  string      // what the service manager calls it
+	served  bool        // a client was accepted; guarded by r.mu
 	kind    transport   // of its connections
 }
 
@@ -223,7 +225,7 @@ func listen(target string, kind transport, lc *ListenConfig) (*listener, error) 
 	if err != nil {
 		return nil, err
 	}
-	l := &listener{fd: newFD(sys), kind: kind}
+	l := &listener{fd: newListenFD(sys), kind: kind}
 	l.limitSpin(lc.Spin)
 	if isAbstract(target) {
 		if err = bind(sys, target); err == nil {
@@ -255,10 +257,18 @@ func (l *listener) accept() (*fd, error) {
 		return nil, err
 	}
 	defer l.leave(h)
+	o := op{attempt: acceptClient}
+	if l.shared.Load() {
+		o.flags |= acceptShared
+	}
+	if l.served {
+		o.flags |= acceptServing
+	}
 	for {
-		switch err := l.run(h, acceptCall); err {
+		switch o, err := l.run(h, o); err {
 		case nil:
-			return newConnFD(h.n, l.kind), nil
+			l.served = true
+			return newConnFD(o.n, l.kind), nil
 		case syscall.ECONNABORTED:
 		default:
 			return nil, callError("accept", err)
@@ -774,14 +784,14 @@ func connectSocket(target string, typ int) (*fd, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := newFD(sys)
+	f := newSocketFD(sys)
 	sa := sockAddr(target)
 	err = control(func() error { return syscall.Connect(sys, sa) })
 	if err == syscall.EINPROGRESS || err == syscall.EALREADY {
 		err = f.finishConnect()
 	}
 	if err != nil {
-		f.close()
+		f.closeLater()
 		return nil, classify("connect", err)
 	}
 	return f, nil
@@ -884,7 +894,7 @@ func pair(kind transport) (a, b *fd, err error) {
 // newConnFD takes ownership of the socket of a connection, and prepares it for
 // what it carries.
 func newConnFD(sys int, kind transport) *fd {
-	f := newFD(sys)
+	f := newSocketFD(sys)
 	f.carry(kind)
 	return f
 }
@@ -923,7 +933,6 @@ func adopt(f *os.File, kind transport, check func(sys int) error) (*fd, error) {
 		syscall.Close(sys)
 		return nil, err
 	}
-	fd.share() // f stays the caller's, whose Fd makes both of them block
 	return fd, nil
 }
 
@@ -936,7 +945,9 @@ func adoptSys(sys int, kind transport, check func(sys int) error) (*fd, error) {
 	if err := syscall.SetNonblock(sys, true); err != nil {
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	return newConnFD(sys, kind), nil
+	f := newConnFD(sys, kind)
+	f.share() // where it came from, it may still be open
+	return f, nil
 }
 
 // isLocal refuses every descriptor that is not a local socket of that kind.
@@ -1043,6 +1054,7 @@ func asPipe(f *fd, err error) (*fd, error) {
 	if err != nil {
 		return nil, err
 	}
+	f.socket = false
 	f.naps = !fifoPolls && fstatID(f.sys).dev != 0
 	return f, nil
 }
@@ -1182,14 +1194,13 @@ func tryFIFO(path string, d direction) (*fd, error) {
 // end of file, but on FreeBSD EAGAIN; with one it says EAGAIN or returns data,
 // which is kept for the first Read.
 func (f *fd) awaitWriter(p *patience) error {
-	h := &f.r
 	for {
 		var first [1]byte
 		n := 0
 		err := control(func() (err error) { n, err = syscall.Read(f.sys, first[:]); return err })
 		switch {
 		case err == nil && n > 0:
-			h.envelope = &envelope{ahead: first[:]}
+			f.in.keep(first[:], false)
 			return nil
 		case err == nil && (fifoQuiet || kern.hungUp(f.sys)):
 			return nil // a writer came and left
@@ -1214,6 +1225,7 @@ func (f *fd) awaitWriter(p *patience) error {
 // made changes nothing.
 func (f *fd) bequeath(cmd *exec.Cmd) (token string, err error) {
 	f.pin()
+	f.share()
 	p, err := f.join()
 	if err != nil {
 		return "", err
@@ -1341,32 +1353,50 @@ func (l *Listener) FDName() string { return l.sys.fdName }
 // Descriptors: the one way to system calls that may block
 //
 // An operation tries its system call at once. When the kernel says EAGAIN it
-// tries for some microseconds more if recent waits were that short: to wake a
-// thread costs the system several times what the call itself does. Only then does
-// the descriptor join the runtime's poller, by becoming an os.File, and the
-// goroutine parks there until the kernel has news; no thread is held. A connection
-// that never parks is never registered, and no thread wakes for what it gets; one
-// that has not had to park for a while leaves the poller.
+// retries for some microseconds if recent waits were that short, because waking a
+// thread costs several times what the call itself does. Only then does the
+// descriptor join the runtime's poller, by becoming an os.File, and the goroutine
+// parks there until the kernel has news. No thread is held. A connection that
+// never parks is never registered, so no thread wakes for what it receives; one
+// that has not had to park for a while leaves the poller again.
+//
+// Every system call here is made through the scheduler ([syscall.Syscall]). A raw
+// call that sleeps stops the process at its next garbage collection, and the peer
+// decides how long many calls sleep: read(2) closes the descriptors that it has no
+// room for (__fput of fs/file_table.c), and pipe_read and pipe_write of fs/pipe.c
+// hold a mutex while the other end's page fault is served.
 //
 // The descriptor's number must not go to somebody else while a call uses it, so
 // each operation counts as a user of the fd, and the last user closes it.
 
-// An fd is a nonblocking, close-on-exec descriptor that this package made.
+// An fd is a close-on-exec descriptor of a socket, pipe or FIFO that this package
+// owns. It is nonblocking, as far as that is up to this process: see share.
 type fd struct {
-	users // calls that use sys; the last one after Close lets it go
+	users // calls that use sys; the last one after Close disposes of it
 
-	sys     int       // changed by leavePoller alone, while nobody else is a user
-	kind    transport // messages: the kernel keeps their boundaries
-	gone    sync.WaitGroup
-	goneErr error // of close(2); written before gone is done
-	r, w    half
-	spin    atomic.Int64 // the most nanoseconds that a wait may spin; spinUnset by default
+	sys    int       // changed by leavePoller alone, while nobody else is a user
+	kind   transport // messages: the kernel keeps their boundaries
+	socket bool      // not a pipe or FIFO
+	listen bool      // clients wait in its queue
+
+	r, w   ioState
+	in     messageReader // guarded by r.mu
+	marked bool          // markMessages was called; guarded by r.mu
+	torn   error         // why no message can be sent any more; guarded by w.mu
+
+	spin     atomic.Int64 // the most nanoseconds that a wait may spin; spinUnset by default
+	shared   atomic.Bool  // set by share, never cleared
+	readShut atomic.Bool  // set by closeRead, never cleared: see readsAfterShutdown
+	ended    atomic.Bool  // a read met the end of the stream, so that nothing is in the queue
 
 	polled atomic.Pointer[registration] // nil unless it is with the poller; stored under mu, loaded by every wait
 
 	mu      sync.Mutex      // guards what follows, and keeps join, leavePoller, Close and SetDeadline apart
 	naps    bool            // the poller cannot serve it: see nap; settled before polled is
 	pinned  bool            // somebody may know the number, so it stays
+	isGone  bool            // the descriptor is closed
+	goneErr error           // the error of that
+	gone    chan struct{}   // closed then; nil until Close waits for it
 	cleanup runtime.Cleanup // closes sys if nobody does; stopped when a registration takes over
 }
 
@@ -1376,41 +1406,31 @@ type registration struct {
 	raw  syscall.RawConn
 }
 
-// A half is one direction of an fd and the operation that is under way in it. A
-// connection that does nothing costs no more than this, so what only some
-// operations need is apart.
-type half struct {
-	mu    sync.Mutex               // one operation at a time; guards all but expiry and shared
-	call  func(int, *half) error   // one attempt, which never blocks
-	buf   []byte                   // argument of call
-	n     int                      // result of call
-	err   error                    // result of call
-	again func(sysfd uintptr) bool // call as the poller wants it; made once, so that no wait allocates
-	*envelope
+// An ioState is the state of one direction of an fd.
+type ioState struct {
+	mu    sync.Mutex               // one operation at a time; guards all but expiry
+	op    op                       // under way; zero between operations
+	again func(sysfd uintptr) bool // op as the poller wants it; made once, so that no wait allocates
+	iov   []iovec                  // kept for its capacity
 
 	expiry atomic.Int64 // the deadline on the clock of now, 0 for none; set while an operation has mu
-	shared atomic.Bool  // others have the descriptor too: see share; set while an operation has mu
-	deaf   atomic.Bool  // closeRead was called: see hearsOn; set while an operation has mu
 
-	served bool  // an accept succeeded since the last Gosched for it
-	parked bool  // the last operation had to park, and the next is likely to
-	tries  uint8 // attempts of the operation under way that the poller made, up to 2
-	raws   uint8 // counts calls, see rawEvery
-	gauge  gauge // whether spinning pays
+	backoff backoff // whether the next wait spins
+	parked  bool    // the last operation had to park, so the next one is likely to
+	tries   uint8   // attempts of the operation under way that the poller made, up to 2
 }
 
-// An envelope is what operations need that do more than read and write.
-type envelope struct {
-	iov    []iovec // argument of call, kept for its capacity
-	oob    []byte  // argument of call: control messages
-	flags  int     // argument of call; result of a receive
-	oobn   int     // result of call
-	ahead  []byte  // was read while looking for something else; the next read returns it
-	held   bool    // ahead is a whole message, which may be empty
-	skip   bool    // what comes next is the rest of a message, to be dropped
-	torn   error   // why no message can be sent any more
-	marked bool    // markMessages was called
-	one    [1]byte // room for what is only looked at
+// An op is a system call: its arguments, and the results of the last attempt.
+type op struct {
+	attempt func(o *op, sys int) error // makes the call once, without waiting
+
+	p     []byte  // the data, or
+	iov   []iovec // several buffers of it
+	oob   []byte  // room for control messages, or the messages
+	flags int
+
+	n, oobn, got int   // bytes, bytes of control messages, flags; of accept: n is the descriptor
+	err          error // EAGAIN: nothing happened yet
 }
 
 // newFD takes ownership of sys. If the fd is dropped without Close, the garbage
@@ -1418,48 +1438,37 @@ type envelope struct {
 func newFD(sys int) *fd {
 	f := &fd{sys: sys}
 	f.spin.Store(spinUnset)
-	f.gone.Add(1)
 	f.own()
 	return f
 }
 
+// newSocketFD and newListenFD are newFD for a socket and for one that listens.
+func newSocketFD(sys int) *fd {
+	f := newFD(sys)
+	f.socket = true
+	return f
+}
+
+func newListenFD(sys int) *fd {
+	f := newSocketFD(sys)
+	f.listen = true
+	return f
+}
+
 func (f *fd) own() {
-	f.cleanup = runtime.AddCleanup(f, func(sys int) { syscall.Close(sys) }, f.sys)
+	f.cleanup = runtime.AddCleanup(f, func(sys int) {
+		disposal.add(func() { kern.hurry(func() { syscall.Close(sys) }) })
+	}, f.sys)
 }
 
-// unuse ends what use began. The last user of a closed fd closes the descriptor.
-func (f *fd) unuse() {
-	if !f.left() {
-		return
-	}
-	if p := f.polled.Load(); p != nil { // nobody else is left to change it
-		f.goneErr = errnoOf(p.file.Close())
-	} else {
-		f.cleanup.Stop()
-		f.goneErr = syscall.Close(f.sys)
-	}
-	f.gone.Done()
-}
+// share notes that somebody else has the same open file description: a process
+// that it came from or goes to, or an os.File of this one. Such a holder can make
+// it blocking, as [os.File.Fd] does and many programs do to their standard input,
+// so from then on no call relies on O_NONBLOCK.
+func (f *fd) share() { f.shared.Store(true) }
 
-// close marks the fd closed, wakes whoever waits on it, and returns when the
-// descriptor is gone: no call blocks, so that is at once.
-func (f *fd) close() error {
-	if !f.shut() {
-		return net.ErrClosed
-	}
-	raceRelease()
-	f.mu.Lock()
-	if p := f.polled.Load(); p != nil {
-		p.file.SetDeadline(time.Unix(1, 0)) // in the past: ends every wait
-	}
-	f.mu.Unlock()
-	f.unuse()
-	f.gone.Wait()
-	return os.NewSyscallError("close", f.goneErr)
-}
-
-// enter begins an operation on a half, leave ends it.
-func (f *fd) enter(h *half) error {
+// enter begins an operation in one direction, leave ends it.
+func (f *fd) enter(h *ioState) error {
 	h.mu.Lock()
 	if err := f.use(); err != nil {
 		h.mu.Unlock()
@@ -1468,59 +1477,38 @@ func (f *fd) enter(h *half) error {
 	return nil
 }
 
-// enterMessage is enter for operations that need the envelope of the half.
-func (f *fd) enterMessage(h *half) error {
-	err := f.enter(h)
-	if err == nil && h.envelope == nil {
-		h.envelope = new(envelope)
-	}
-	return err
-}
-
-func (f *fd) leave(h *half) {
-	h.buf, h.call = nil, nil
-	if h.envelope != nil {
-		h.oob = nil
-		clear(h.iov)
-	}
+func (f *fd) leave(h *ioState) {
 	f.unuse()
 	h.mu.Unlock()
 }
 
-// run makes the call until it succeeds or fails for good. This is where EINTR,
-// EAGAIN, the deadline and Close are dealt with, and nowhere else.
-func (f *fd) run(h *half, call func(int, *half) error) error {
-	h.call = call
+// run makes the call until it succeeds or fails for good, and returns what the
+// last attempt said. This is where EINTR, EAGAIN, the deadline and Close are dealt
+// with, and nowhere else. The caller has entered h.
+func (f *fd) run(h *ioState, o op) (op, error) {
+	h.op = o
 	raceRelease()
 	err := f.untilDone(h)
 	raceAcquire()
-	return err
+	o = h.op
+	h.op = op{} // the buffers are the caller's again
+	return o, err
 }
 
-func (f *fd) untilDone(h *half) error {
+func (f *fd) untilDone(h *ioState) error {
 	if h.expired() {
 		return os.ErrDeadlineExceeded
 	}
-	// The poller makes an attempt before it parks. One that is likely to be in
-	// vain is not made twice.
-	spun := false
-	if !h.parked || h.gauge.ready() {
+	spins := f.spinLimit() > 0 && spinning.allows(&h.backoff)
+	// The poller makes an attempt before it parks. One that is likely to fail is not
+	// made twice.
+	if !h.parked || spins {
 		if h.attempt(f.sys) {
 			h.parked = false
-			return h.err
+			return h.op.err
 		}
-		if limit := f.spinLimit(); limit > 0 && h.gauge.ready() && startSpin() {
-			spun = true
-			done := f.spinFor(h, limit)
-			spinners.Add(-1)
-			if done {
-				h.parked = false
-				if h.gauge.wins == winsToLeave {
-					h.gauge.wins = 0
-					f.leavePoller()
-				}
-				return h.err
-			}
+		if spins && f.spinFor(h) {
+			return h.op.err
 		}
 	}
 	h.tries = 0
@@ -1528,10 +1516,49 @@ func (f *fd) untilDone(h *half) error {
 		return err
 	}
 	h.parked = h.tries > 1
-	if h.parked && !spun {
-		h.gauge.satOut()
+	if h.parked && !spins {
+		spinning.skipped(&h.backoff)
 	}
-	return h.err
+	return h.op.err
+}
+
+// spinFor makes attempts until one succeeds or fails for good, and reports whether
+// one did before the limit.
+func (f *fd) spinFor(h *ioState) bool {
+	if !spinning.begin() {
+		return false
+	}
+	var s spin
+	s.begin(now(), f.spinLimit())
+	done := false
+	for !done && !s.over(now()) && !f.closing() && !h.expired() {
+		done = h.attempt(f.sys)
+	}
+	spinning.end(&h.backoff, done)
+	if done {
+		h.parked = false
+		if h.backoff.longRun() {
+			f.leavePoller()
+		}
+	}
+	return done
+}
+
+// attempt makes the call once and reports whether that was the end of it.
+func (h *ioState) attempt(sys int) bool {
+	for {
+		h.op.err = h.op.attempt(&h.op, sys)
+		if h.op.err != syscall.EINTR {
+			return h.op.err != syscall.EAGAIN
+		}
+	}
+}
+
+// attemptAgain is an attempt that the poller makes: the first at once, before it
+// parks the goroutine.
+func (h *ioState) attemptAgain(sys int) bool {
+	h.tries = min(h.tries+1, 2)
+	return h.attempt(sys)
 }
 
 // expiryAt returns the deadline t on the clock of now. It goes by how far away t is at
@@ -1546,7 +1573,7 @@ func expiryAt(t, at time.Time) int64 {
 }
 
 // deadline is the deadline as a time.
-func (h *half) deadline() (t time.Time) {
+func (h *ioState) deadline() (t time.Time) {
 	if e := h.expiry.Load(); e != 0 {
 		t = epoch.Add(time.Duration(e - 1))
 	}
@@ -1554,130 +1581,12 @@ func (h *half) deadline() (t time.Time) {
 }
 
 // expired reports whether the deadline has passed.
-func (h *half) expired() bool {
+func (h *ioState) expired() bool {
 	e := h.expiry.Load()
 	return e != 0 && now() >= e
 }
 
-// now is the time in nanoseconds on a clock that only goes forward, never 0.
-func now() int64 { return int64(time.Since(epoch)) + 1 }
-
-var epoch = time.Now()
-
-// ---------------------------------------------------------------------------
-// Spinning
-//
-// A spin costs the CPU time it takes, so it must win most of the time. One in vain
-// makes its half sit out twice as many waits as the one before, one that won half as
-// many; so the price of looking whether it pays again is lost among a thousand
-// waits. Besides, those that lost last share a budget: what they lose together is a
-// small part of one CPU's time, however many they are and however busy the machine.
-// A half that has hardly waited yet goes by what all such halves learned, and
-// starts from there. No more goroutines spin than leave one CPU free; where there is
-// but one CPU, one may, since it lets the other end have it between its attempts.
-
-const (
-	spinUnset   = -1                    // of fd.spin: up to spinByDefault
-	spinDefault = 50 * time.Microsecond // about the time of two wake-ups
-	spinLoaded  = time.Millisecond      // a spin as long lost its CPU to somebody else
-	sitOutMax   = 1024
-	budgetShare = 16                   // one part in so many of the time may be lost
-	budgetAhead = 2 * time.Millisecond // so much of it may be lost at once
-	youngWaits  = 4
-	winsToLeave = 16 // spins won in a row after which it is time to leave the poller
-)
-
-// spinners is how many goroutines are spinning now.
-var spinners atomic.Int32
-
-// A gauge tells whether it pays to spin. It is guarded by half.mu.
-type gauge struct {
-	waits  uint8 // how many waits it has seen, up to youngWaits
-	wins   uint8 // spins won in a row; from winsToLeave on counted anew
-	record record
-}
-
-// A record is how many waits are not to spin, and how many that was after the
-// last spin in vain.
-type record struct{ sitOut, lost int16 }
-
-// young is the record of the halves that have hardly waited, packed: several use
-// it at once, and that an update is lost now and then does no harm.
-var young atomic.Uint32
-
-func (r record) pack() uint32      { return uint32(uint16(r.sitOut))<<16 | uint32(uint16(r.lost)) }
-func unpackRecord(v uint32) record { return record{int16(v >> 16), int16(v)} }
-
-// paidUntil is the time by which the budget makes up for the spins in vain so far.
-var paidUntil atomic.Int64
-
-// ready reports whether the next wait is one to spin in.
-func (g *gauge) ready() bool {
-	r := g.record
-	if g.waits < youngWaits {
-		r = unpackRecord(young.Load())
-	}
-	return r.sitOut == 0 && (r.lost == 0 || paidUntil.Load() <= now()+budgetShare*int64(budgetAhead))
-}
-
-// won, inVain and satOut tell how a wait went.
-func (g *gauge) won() {
-	g.wins++
-	g.update(func(r record) record { return record{0, r.lost / 2} })
-}
-
-func (g *gauge) inVain(spent int64) {
-	g.wins = 0
-	g.update(func(r record) record {
-		lost := 2*int(r.lost) + 1
-		if spent >= int64(spinLoaded) {
-			lost *= 8
-		}
-		paidUntil.Store(max(now(), paidUntil.Load()) + budgetShare*spent)
-		r.lost = int16(min(lost, sitOutMax))
-		r.sitOut = r.lost
-		return r
-	})
-}
-
-func (g *gauge) satOut() {
-	g.wins = 0
-	g.update(func(r record) record { return record{max(r.sitOut-1, 0), r.lost} })
-}
-
-func (g *gauge) update(next func(record) record) {
-	if g.waits == youngWaits {
-		g.record = next(g.record)
-		return
-	}
-	g.record = next(unpackRecord(young.Load()))
-	young.Store(g.record.pack())
-	g.waits++
-}
-
-// startSpin counts the caller as a spinner, unless there are enough.
-func startSpin() bool {
-	if spinners.Add(1) > spinnersMax() {
-		spinners.Add(-1)
-		return false
-	}
-	return true
-}
-
-// spinnersMax is read from the scheduler now and then, under a lock of its own.
-func spinnersMax() int32 {
-	if spinnersAsked.Add(1)%1024 == 1 {
-		spinnersLimit.Store(int32(max(1, runtime.GOMAXPROCS(0)-1)))
-	}
-	return spinnersLimit.Load()
-}
-
-// spinnersAsked counts the calls of spinnersMax, spinnersLimit keeps its result.
-var (
-	spinnersAsked atomic.Uint32
-	spinnersLimit atomic.Int32
-)
-
+// spinLimit returns the most nanoseconds that a wait may spin.
 func (f *fd) spinLimit() int64 {
 	limit := f.spin.Load()
 	if limit == spinUnset {
@@ -1686,36 +1595,122 @@ func (f *fd) spinLimit() int64 {
 	return limit
 }
 
-// spinFor makes attempts for up to limit nanoseconds, and reports whether one
-// was the end of it. Between two it lets another process have the CPU: if both
-// ends share one, only that brings the answer.
-func (f *fd) spinFor(h *half, limit int64) bool {
-	start := now()
-	for {
-		kern.yield()
-		done := h.attempt(f.sys)
-		spent := now() - start
-		switch {
-		case done && spent < limit:
-			h.gauge.won()
-			return true
-		case spent >= limit: // also if it is done now: others have use for this CPU
-			h.gauge.inVain(spent)
-			return done
-		case f.closing() || h.expired():
-			return false // the wait that follows says so
-		}
+func (f *fd) setSpin(d time.Duration) { f.spin.Store(int64(d)) }
+
+// ---------------------------------------------------------------------------
+// Closing
+//
+// close(2) can sleep for as long as somebody else likes. The last close of a socket
+// closes the descriptors in its queue: a TCP socket with SO_LINGER waits for its
+// peer, a file of FUSE for its server, and so do the clients in a listener's
+// backlog. The last close of a pipe waits for a mutex that the other end may hold
+// in a page fault (pipe_release of Linux' fs/pipe.c). So only a close that nobody
+// can make sleep is made in place; the others are made by closers, and Close waits
+// for them no longer than closeGrace.
+
+// close marks the fd closed, wakes the calls that wait on it, and returns when the
+// descriptor is closed, or after closeGrace.
+func (f *fd) close() error {
+	if err := f.closeLater(); err != nil {
+		return err
+	}
+	return os.NewSyscallError("close", f.awaitGone())
+}
+
+// closeLater is close for a caller that must not wait at all.
+func (f *fd) closeLater() error {
+	if !f.shut() {
+		return net.ErrClosed
+	}
+	raceRelease()
+	f.mu.Lock()
+	if p := f.polled.Load(); p != nil {
+		p.file.SetDeadline(time.Unix(1, 0)) // in the past: ends every wait
+	}
+	f.mu.Unlock()
+	f.unuse()
+	return nil
+}
+
+// awaitGone waits until the descriptor is closed, at most for closeGrace.
+func (f *fd) awaitGone() error {
+	f.mu.Lock()
+	if f.isGone {
+		defer f.mu.Unlock()
+		return f.goneErr
+	}
+	f.gone = make(chan struct{})
+	f.mu.Unlock()
+	grace := time.NewTimer(closeGrace)
+	defer grace.Stop()
+	select {
+	case <-f.gone:
+		return f.goneErr
+	case <-grace.C:
+		return nil
 	}
 }
 
-func (f *fd) setSpin(d time.Duration) { f.spin.Store(int64(d)) }
+// unuse ends what use began. The last user of a closed fd closes the descriptor.
+func (f *fd) unuse() {
+	if f.left() {
+		f.dispose()
+	}
+}
+
+// dispose closes the descriptor, which nobody uses any more.
+func (f *fd) dispose() {
+	p := f.polled.Load()
+	if p == nil {
+		f.cleanup.Stop()
+	}
+	end := func() {
+		var err error
+		if p != nil {
+			err = errnoOf(p.file.Close())
+		} else {
+			err = syscall.Close(f.sys)
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.isGone, f.goneErr = true, err
+		if f.gone != nil {
+			close(f.gone)
+		}
+	}
+	if f.closesAtOnce() {
+		end()
+	} else {
+		disposal.add(func() { kern.hurry(end) })
+	}
+}
+
+// closesAtOnce reports whether close(2) cannot sleep: it is a connection with
+// nothing in its queue, where nothing can come any more.
+func (f *fd) closesAtOnce() bool {
+	switch {
+	case !f.socket || f.listen:
+		return false
+	case f.ended.Load():
+		return true
+	case f.shared.Load() || f.pinned: // others may go on to receive
+		return false
+	}
+	return kern.drained(f.sys, f.kind == messages && !f.marked)
+}
+
+// discard closes descriptors that a peer chose, away from the caller, who waits no
+// longer than closeGrace.
+func discard(sys ...int) {
+	disposal.do(len(sys), func(i int) { kern.hurry(func() { syscall.Close(sys[i]) }) })
+}
 
 // ---------------------------------------------------------------------------
 // Waiting
 
-// await calls try, by default another attempt at h's operation, when the half may
-// be ready, until it reports true.
-func (f *fd) await(h *half, try func(sysfd uintptr) bool) error {
+// await calls try, by default another attempt at h's operation, when the direction
+// may be ready, until it reports true.
+func (f *fd) await(h *ioState, try func(sysfd uintptr) bool) error {
 	p, err := f.join()
 	if err != nil {
 		return err
@@ -1737,10 +1732,10 @@ func (f *fd) await(h *half, try func(sysfd uintptr) bool) error {
 	return err
 }
 
-// nap stands in for the poller where it cannot serve the descriptor: FIFOs on
-// macOS, where the end of the last writer is no event, and on OpenBSD, which
-// cannot register one. It holds no thread, and looks often enough for people.
-func (f *fd) nap(h *half, try func(sysfd uintptr) bool) error {
+// nap stands in for the poller where it has no event to wait for: FIFOs on macOS,
+// where the end of the last writer is none, and on OpenBSD, which cannot register
+// one; and a limit of the kernel that others use up. It holds no thread.
+func (f *fd) nap(h *ioState, try func(sysfd uintptr) bool) error {
 	p := patience{ctx: context.Background()}
 	defer p.stop()
 	for {
@@ -1753,25 +1748,6 @@ func (f *fd) nap(h *half, try func(sysfd uintptr) bool) error {
 			return nil
 		}
 		p.pause()
-	}
-}
-
-// attemptAgain is an attempt that the poller makes: the first at once, before it
-// parks the goroutine.
-func (h *half) attemptAgain(sys int) bool {
-	h.tries = min(h.tries+1, 2)
-	return h.attempt(sys)
-}
-
-// attempt makes the call once and reports whether that was the end of it.
-func (h *half) attempt(sys int) bool {
-	for {
-		if h.err = h.call(sys, h); h.err != syscall.EINTR {
-			if kern.hearsOn() && h.err == nil && h.deaf.Load() {
-				h.n = 0
-			}
-			return h.err != syscall.EAGAIN
-		}
 	}
 }
 
@@ -1827,7 +1803,7 @@ func (f *fd) leavePoller() {
 		return
 	}
 	f.polled.Store(nil)
-	p.file.Close() // what was written stays: sys leads to the same socket
+	p.file.Close() // not the last of its description, so nothing is let go
 	f.sys = sys
 	f.own()
 }
@@ -1891,7 +1867,7 @@ func (c rawConn) Control(fn func(fd uintptr)) error {
 func (c rawConn) Read(fn func(fd uintptr) bool) error  { return c.wait(&c.f.r, fn) }
 func (c rawConn) Write(fn func(fd uintptr) bool) error { return c.wait(&c.f.w, fn) }
 
-func (c rawConn) wait(h *half, fn func(fd uintptr) bool) error {
+func (c rawConn) wait(h *ioState, fn func(fd uintptr) bool) error {
 	if err := c.f.enter(h); err != nil {
 		return err
 	}
@@ -1900,7 +1876,7 @@ func (c rawConn) wait(h *half, fn func(fd uintptr) bool) error {
 }
 
 // ---------------------------------------------------------------------------
-// Operations on descriptors
+// Bytes
 
 func (f *fd) read(p []byte) (int, error) {
 	h := &f.r
@@ -1911,32 +1887,31 @@ func (f *fd) read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	if h.hasAhead() {
-		return h.readAhead(p), nil
+	if f.in.hasAhead() {
+		return f.in.takeAhead(p), nil
 	}
-	h.buf = p[:min(len(p), ioMax)]
-	return h.received(f.run(h, readCall), "read")
-}
-
-// readAhead returns what was read before anybody asked for it, hasAhead whether
-// there is any.
-func (h *half) hasAhead() bool { return h.envelope != nil && len(h.ahead) > 0 }
-
-func (h *half) readAhead(p []byte) int {
-	n := copy(p, h.ahead)
-	h.ahead = h.ahead[n:]
-	return n
+	o := op{attempt: readPipe, p: p[:min(len(p), ioMax)]}
+	if f.socket {
+		o.attempt = recvData
+	} else if f.shared.Load() {
+		o.attempt = readShared
+	}
+	o, err := f.run(h, o)
+	return f.received(o.n, err)
 }
 
 // received returns the result of a read of at least one byte.
-func (h *half) received(err error, call string) (int, error) {
+func (f *fd) received(n int, err error) (int, error) {
 	switch {
 	case err != nil:
-		return 0, callError(call, err)
-	case h.n == 0:
+		return 0, callError("read", err)
+	case f.readShut.Load() && kern.readsAfterShutdown():
+		return 0, io.EOF
+	case n == 0:
+		f.ended.Store(true)
 		return 0, io.EOF
 	}
-	return h.n, nil
+	return n, nil
 }
 
 func (f *fd) write(p []byte) (n int, err error) {
@@ -1945,12 +1920,19 @@ func (f *fd) write(p []byte) (n int, err error) {
 		return 0, err
 	}
 	defer f.leave(h)
+	o := op{attempt: writePipe}
+	if f.socket {
+		o.attempt = sendData
+	} else if f.shared.Load() {
+		o.attempt = writeShared
+	}
 	for {
-		h.buf = p[n:min(len(p), n+ioMax)]
-		if err := f.run(h, writeCall); err != nil {
+		o.p = p[n:min(len(p), n+ioMax)]
+		o, err = f.run(h, o)
+		if err != nil {
 			return n, writeError("write", err)
 		}
-		if n += h.n; n == len(p) {
+		if n += o.n; n == len(p) {
 			return n, nil
 		}
 		if f.closing() { // Close would wait for as long as the peer makes room in time
@@ -1961,36 +1943,41 @@ func (f *fd) write(p []byte) (n int, err error) {
 
 func (f *fd) readBuffers(bufs [][]byte) (int64, error) {
 	h := &f.r
-	if err := f.enterMessage(h); err != nil {
+	if err := f.enter(h); err != nil {
 		return 0, err
 	}
 	defer f.leave(h)
-	if h.iov = gather(h.iov, bufs); len(h.iov) == 0 {
+	h.iov = gather(h.iov, bufs)
+	defer clear(h.iov)
+	if len(h.iov) == 0 {
 		return 0, nil
 	}
-	if len(h.ahead) > 0 {
-		return int64(h.readAhead(first(h.iov))), nil
+	if f.in.hasAhead() {
+		return int64(f.in.takeAhead(first(h.iov))), nil
 	}
-	n, err := h.received(f.run(h, readvCall), "readv")
+	o, err := f.run(h, op{attempt: recvData, iov: h.iov})
+	n, err := f.received(o.n, err)
 	return int64(n), err
 }
 
 func (f *fd) writeBuffers(bufs *net.Buffers) (total int64, err error) {
 	h := &f.w
-	if err := f.enterMessage(h); err != nil {
+	if err := f.enter(h); err != nil {
 		return 0, err
 	}
 	defer f.leave(h)
+	defer func() { clear(h.iov) }()
 	for {
 		if h.iov = gather(h.iov, *bufs); len(h.iov) == 0 {
 			consume(bufs, 0)
 			return total, nil
 		}
-		if err := f.run(h, writevCall); err != nil {
-			return total, writeError("writev", err)
+		o, err := f.run(h, op{attempt: sendData, iov: h.iov})
+		if err != nil {
+			return total, writeError("write", err)
 		}
-		total += int64(h.n)
-		consume(bufs, h.n)
+		total += int64(o.n)
+		consume(bufs, o.n)
 		if len(*bufs) > 0 && f.closing() { // as in write
 			return total, net.ErrClosed
 		}
@@ -2041,109 +2028,213 @@ func consume(bufs *net.Buffers, n int) {
 	}
 }
 
+// first returns the first of the buffers.
 func first(iov []iovec) []byte { return unsafe.Slice(iov[0].base, int(iov[0].len)) }
 
-// vector makes the call readv or writev by its number.
-func vector(trap uintptr, sys int, iov []iovec) (int, error) {
-	n, _, errno := syscall.Syscall(trap, uintptr(sys), uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
-	if errno != 0 {
-		return 0, errno
+// The attempts: each makes one system call that does not wait.
+
+func readPipe(o *op, sys int) (err error)  { o.n, err = syscall.Read(sys, o.p); return err }
+func writePipe(o *op, sys int) (err error) { o.n, err = syscall.Write(sys, o.p); return err }
+
+// readShared and writeShared are for a pipe that may have been made blocking.
+func readShared(o *op, sys int) (err error)  { o.n, err = kern.readNow(sys, o.p); return err }
+func writeShared(o *op, sys int) (err error) { o.n, err = kern.writeNow(sys, o.p); return err }
+
+// recvData receives data alone from a socket. A read(2) would do, but it closes the
+// descriptors that came along right here, which may sleep; so there is room for
+// them, and they are closed elsewhere.
+func recvData(o *op, sys int) (err error) {
+	room := rightsRooms.Get().(*[rightsRoom]byte)
+	defer rightsRooms.Put(room)
+	o.n, o.oobn, o.got, err = receive(o, sys, room[:])
+	if err == nil && o.oobn > 0 {
+		discardRights(room[:o.oobn])
 	}
-	return int(n), nil
+	return err
 }
 
-// raw reports whether the next call may leave the runtime's scheduler out. It
-// costs less so, but then nobody takes the processor from a goroutine that makes
-// nothing but such calls, as only the others wake the monitor that does. A few of
-// them are enough.
-func (h *half) raw() bool {
-	h.raws++
-	return h.raws%rawEvery != 0 && !h.shared.Load()
+// recvWith receives data and control messages from a socket.
+func recvWith(o *op, sys int) (err error) {
+	o.n, o.oobn, o.got, err = receive(o, sys, o.oob)
+	return err
 }
 
-// share is for a descriptor that others get a duplicate of. They may make it block, as
-// [os.File.Fd] does and many a program to its standard input. A call that the scheduler
-// knows of then holds a thread; one that it does not know of would stop the process at
-// its next garbage collection, and for ever if it is this process that has to answer.
-func (f *fd) share() {
-	f.r.shared.Store(true)
-	f.w.shared.Store(true)
+// sendData sends data, and control messages if there are any, to a socket.
+func sendData(o *op, sys int) (err error) {
+	flags := o.flags | dontWait | noSignal
+	if o.iov != nil {
+		o.n, err = kern.sendv(sys, o.iov, flags)
+	} else {
+		o.n, err = kern.sendmsg(sys, o.p, o.oob, flags)
+	}
+	return err
 }
 
-// rawEvery is how many calls include one that the scheduler knows of; rawMax is
-// how many bytes a call may copy behind its back, because a garbage collection
-// that stops the world waits for it.
+// The flags of acceptClient.
 const (
-	rawEvery = 32
-	rawMax   = 32 << 10
+	acceptShared  = 1 << iota // another holder may have made the listener blocking
+	acceptServing             // a connection was accepted before, and may not be served yet
 )
 
-// The calls of the operations: one attempt each.
-func readCall(sys int, h *half) (err error)   { h.n, err = kern.read(sys, h.buf, h.raw()); return err }
-func writeCall(sys int, h *half) (err error)  { h.n, err = kern.write(sys, h.buf, h.raw()); return err }
-func readvCall(sys int, h *half) (err error)  { h.n, err = kern.readv(sys, h.iov); return err }
-func writevCall(sys int, h *half) (err error) { h.n, err = kern.writev(sys, h.iov); return err }
-
-// acceptCall lets the connection that was accepted last be served before it looks
-// a second time whether there is another: to spin meanwhile would take the CPU
-// from the very goroutine that the next client waits for.
-func acceptCall(sys int, h *half) (err error) {
-	h.n, err = kern.accept(sys)
-	if err == syscall.EAGAIN && h.served {
-		h.served = false
+// acceptClient accepts a client. It lets the connection that was accepted last be
+// served before it looks a second time: to spin meanwhile would take the CPU from the
+// very goroutine that the next client waits for.
+func acceptClient(o *op, sys int) (err error) {
+	if o.flags&acceptShared != 0 {
+		if err := syscall.SetNonblock(sys, true); err != nil {
+			return err
+		}
+	}
+	o.n, err = kern.accept(sys)
+	if err == syscall.EAGAIN && o.flags&acceptServing != 0 {
+		o.flags &^= acceptServing
 		runtime.Gosched()
-		h.n, err = kern.accept(sys)
-	}
-	if err == nil {
-		h.served = true
+		o.n, err = kern.accept(sys)
 	}
 	return err
 }
 
-func sendmsgCall(sys int, h *half) (err error) {
-	h.n, err = kern.sendmsg(sys, h.buf, h.oob, h.flags)
-	return err
-}
-
-func recvmsgCall(sys int, h *half) (err error) {
-	if cmsgCloexec == 0 && len(h.oob) > 0 { // or the flag does it
-		syscall.ForkLock.RLock()
+// receive is recvmsg(2) without waiting, with room for control messages. The
+// descriptors among them are close-on-exec before another goroutine can start a
+// child.
+func receive(o *op, sys int, oob []byte) (n, oobn, got int, err error) {
+	flags := o.flags | dontWait | cmsgCloexec
+	if cmsgCloexec == 0 {
+		syscall.ForkLock.RLock() // no call here waits, so neither does a fork
 		defer syscall.ForkLock.RUnlock()
-		h.flags |= dontWait // a fork waits for this
 	}
-	var got int
-	h.n, h.oobn, got, err = kern.recvmsg(sys, h.buf, h.oob, h.flags|cmsgCloexec)
-	if err != nil {
-		return err
+	if o.iov != nil {
+		n, oobn, got, err = kern.recvv(sys, o.iov, oob, flags)
+	} else {
+		n, oobn, got, err = kern.recvmsg(sys, o.p, oob, flags)
 	}
-	h.flags = got
-	if cmsgCloexec == 0 && h.oobn > 0 {
-		fds, _ := rights(h.oob[:h.oobn]) // who takes them apart finds the error, and has the data
-		for _, fd := range fds {
+	if cmsgCloexec == 0 && err == nil {
+		for _, fd := range descriptorsIn(oob[:oobn]) {
 			syscall.CloseOnExec(fd)
 		}
 	}
-	return nil
+	return n, oobn, got, err
 }
 
 // ---------------------------------------------------------------------------
-// Messages and control messages
+// Messages
+
+// recvmsg receives some data, and control messages if there is room for them; if
+// not, it closes the descriptors among them elsewhere. The caller has entered f.r.
+func (f *fd) recvmsg(p, oob []byte, flags int) (n, oobn, got int, err error) {
+	o := op{attempt: recvData, p: p, oob: oob, flags: flags}
+	if len(oob) > 0 || flags&syscall.MSG_PEEK != 0 { // which takes nothing from the queue
+		o.attempt = recvWith
+	}
+	o, err = f.run(&f.r, o)
+	if err == nil && f.readShut.Load() && kern.readsAfterShutdown() {
+		if len(oob) > 0 {
+			discardRights(oob[:o.oobn])
+		}
+		return 0, 0, 0, nil
+	}
+	return o.n, o.oobn, o.got, err
+}
+
+// sendmsg sends some of the data, with the control messages. The caller has entered
+// f.w.
+func (f *fd) sendmsg(p, oob []byte, flags int) (int, error) {
+	o := op{attempt: sendData, p: p, oob: oob, flags: flags}
+	var giveUp int64 // when to stop waiting for others to receive their files
+	for {
+		o, err := f.run(&f.w, o)
+		if err != syscall.ETOOMANYREFS {
+			return o.n, err
+		}
+		switch {
+		case giveUp == 0:
+			giveUp = now() + int64(inFlightGrace)
+		case now() >= giveUp:
+			return 0, err
+		}
+		if err := f.nap(&f.w, f.once()); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// once returns a function for nap that lets one pause go by.
+func (f *fd) once() func(uintptr) bool {
+	again := false
+	return func(uintptr) bool { done := again; again = true; return done }
+}
+
+// inFlightGrace is how long SendFiles waits while this user has as many files under
+// way as the system allows: whoever does not receive them holds the others up.
+const inFlightGrace = 250 * time.Millisecond
 
 func (f *fd) send(p []byte) error {
 	h := &f.w
-	if err := f.enterMessage(h); err != nil {
+	if err := f.enter(h); err != nil {
 		return err
 	}
 	defer f.leave(h)
-	return f.sendMessage(h, p, nil)
+	_, err := f.sendWhole(p, nil)
+	return err
 }
 
-// sendMessage sends one message. MSG_EOR ends it: without, FreeBSD 15 joins it with
-// the next one.
-func (f *fd) sendMessage(h *half, p, oob []byte) error {
+// sendWithFiles sends one message, or in a stream some data, with the files.
+func (f *fd) sendWithFiles(p []byte, files []*os.File) error {
+	_, err := f.sendRights(p, files)
+	return err
+}
+
+// sendRights is sendWithFiles and tells how much of p was sent.
+func (f *fd) sendRights(p []byte, files []*os.File) (sent int, err error) {
+	h := &f.w
+	if err := f.enter(h); err != nil {
+		return 0, err
+	}
+	defer f.leave(h)
+	if len(files) == 0 {
+		return f.sendWhole(p, nil)
+	}
+	fds, release, err := holdFiles[int](files)
+	if err != nil {
+		return 0, err
+	}
+	defer release()
+	return f.sendWhole(p, syscall.UnixRights(fds...))
+}
+
+// sendWhole sends all of p as one message, or in a stream, and tells how much was
+// sent. The control messages go with the first byte. MSG_EOR ends a message: without
+// it, FreeBSD 15 joins it with the next one.
+func (f *fd) sendWhole(p, oob []byte) (sent int, err error) {
+	flags := 0
+	if f.kind == messages {
+		flags = syscall.MSG_EOR
+		if err := f.sendable(p, oob); err != nil {
+			return 0, err
+		}
+	}
+	for {
+		n, err := f.sendmsg(p[sent:], oob, flags)
+		if err != nil && sent > 0 && f.kind == messages && err != net.ErrClosed {
+			// The peer has a part. It must not take the next message for the rest.
+			f.torn = cutOff(err)
+			syscall.Shutdown(f.sys, syscall.SHUT_WR)
+		}
+		if err != nil {
+			return sent, sendError(err)
+		}
+		if sent += n; sent >= len(p) {
+			return sent, nil
+		}
+		oob = nil // more follows in a stream, or where records are loose
+	}
+}
+
+// sendable returns why the message cannot be sent, or nil.
+func (f *fd) sendable(p, oob []byte) error {
 	switch {
-	case h.torn != nil:
-		return h.torn
+	case f.torn != nil:
+		return f.torn
 	case len(p) == 0 && len(oob) == 0 && !kern.carriesEmpty():
 		return &ruleError{"this system cannot send an empty message", errors.ErrUnsupported}
 	case kern.looseRecords(): // the kernel would make several of one that is too long
@@ -2152,19 +2243,7 @@ func (f *fd) sendMessage(h *half, p, oob []byte) error {
 			return sendError(syscall.EMSGSIZE)
 		}
 	}
-	h.buf, h.oob, h.flags = p, oob, syscall.MSG_EOR
-	for begun := false; ; begun = true {
-		err := f.run(h, sendmsgCall)
-		if err != nil && begun && err != net.ErrClosed {
-			// The peer has a part. It must not take the next message for the rest.
-			h.torn = cutOff(err)
-			syscall.Shutdown(f.sys, syscall.SHUT_WR)
-		}
-		if err != nil || h.n >= len(h.buf) {
-			return sendError(err)
-		}
-		h.buf, h.oob = h.buf[h.n:], nil // only where records are loose
-	}
+	return nil
 }
 
 // sendError is the writeError of a message.
@@ -2177,314 +2256,285 @@ func sendError(err error) error {
 
 // enterRecv begins a receive. The first one of messages makes the kernel mark
 // them; before, the socket may yet go to a program that knows nothing of that.
-func (f *fd) enterRecv(h *half) error {
-	if err := f.enterMessage(h); err != nil {
+func (f *fd) enterRecv() error {
+	if err := f.enter(&f.r); err != nil {
 		return err
 	}
-	if f.kind == messages && !h.marked {
+	if f.kind == messages && !f.marked {
 		kern.markMessages(f.sys)
-		h.marked = true
+		f.marked = true
 	}
 	return nil
 }
 
 // recv receives one message into p.
 func (f *fd) recv(p []byte) (int, error) {
-	h := &f.r
-	if err := f.enterRecv(h); err != nil {
+	if err := f.enterRecv(); err != nil {
 		return 0, err
 	}
-	defer f.leave(h)
-	return f.recvInto(h, p)
-}
-
-// recvInto receives one message, or the one that is held, into p.
-func (f *fd) recvInto(h *half, p []byte) (n int, err error) {
-	if h.held {
-		n = copy(p, h.ahead)
-		if n < len(h.ahead) {
-			err = ErrMsgTooLong
-		}
-		h.held, h.ahead = false, nil
-		return n, err
-	}
-	if kern.looseRecords() {
-		return f.recvParts(h, p)
-	}
-	h.buf, h.flags = p, 0
-	if len(p) == 0 {
-		h.buf = h.one[:] // a buffer without room learns nothing
-	}
-	if err := f.run(h, recvmsgCall); err != nil {
-		return 0, callError("recvmsg", err)
-	}
-	switch n = min(h.n, len(p)); {
-	case h.n == 0 && !kern.isMessage(h.flags, h.oobn):
-		return 0, io.EOF
-	case h.n > n || h.flags&syscall.MSG_TRUNC != 0:
-		return n, ErrMsgTooLong
-	}
-	return n, nil
-}
-
-// recvParts is recvInto where a message may arrive in parts, of which only the last
-// one says that it is, and what does not fit a buffer stays for the next receive.
-func (f *fd) recvParts(h *half, p []byte) (int, error) {
-	if err := f.skipRest(h); err != nil {
-		return 0, err
-	}
-	room := p
-	if len(p) == 0 {
-		room = h.one[:] // a buffer without room learns nothing
-	}
-	n, last := copy(room, h.ahead), false
-	for n < len(room) && !last {
-		m, ends, err := f.nextPart(h, room[n:])
-		if err != nil {
-			return 0, h.keepPart(room[:n], err)
-		}
-		n, last = n+m, ends
-	}
-	h.skip, h.ahead = !last, nil
-	if h.skip || n > len(p) {
-		return min(n, len(p)), ErrMsgTooLong
-	}
-	return n, nil
-}
-
-// nextPart receives some of a message and reports whether that ends it.
-func (f *fd) nextPart(h *half, p []byte) (n int, ends bool, err error) {
-	h.buf, h.flags = p, 0
-	if err := f.run(h, recvmsgCall); err != nil {
-		return 0, false, callError("recvmsg", err)
-	}
-	ends = h.flags&syscall.MSG_EOR != 0
-	if h.n == 0 && !ends {
-		return 0, false, io.EOF
-	}
-	return h.n, ends, nil
-}
-
-// keepPart keeps for the next receive what one got of a message before the error,
-// and returns what to say.
-func (h *half) keepPart(part []byte, err error) error {
-	h.ahead = append([]byte(nil), part...)
-	if len(part) > 0 {
-		err = within(err)
-	}
-	return err
-}
-
-// skipRest receives the rest of a message that was too long for its receiver.
-func (f *fd) skipRest(h *half) error {
-	for h.skip {
-		_, ends, err := f.nextPart(h, make([]byte, 4<<10))
-		if err != nil {
-			return within(err)
-		}
-		h.skip = !ends
-	}
-	return nil
+	defer f.leave(&f.r)
+	return f.in.recv(f, p)
 }
 
 // recvAppend receives one message of any length behind dst.
 func (f *fd) recvAppend(dst []byte) ([]byte, error) {
-	h := &f.r
-	if err := f.enterRecv(h); err != nil {
+	if err := f.enterRecv(); err != nil {
 		return dst, err
 	}
-	defer f.leave(h)
-	return f.recvBehind(h, dst)
+	defer f.leave(&f.r)
+	return f.in.recvAppend(f, dst)
 }
 
-func (f *fd) recvBehind(h *half, dst []byte) ([]byte, error) {
+// nextPart and nextRoom are the messageSource that an fd is for f.in. Only where
+// records are loose does a message come in several parts.
+func (f *fd) nextPart(p []byte) (n int, ends bool, err error) {
+	n, oobn, got, err := f.recvmsg(p, nil, 0)
+	if err != nil {
+		return 0, false, callError("recvmsg", err)
+	}
+	ends, err = f.ends(n, oobn, got)
+	return n, ends, err
+}
+
+// ends says what a receive of n bytes and oobn bytes of control messages was: a
+// message or its end, a part of one, the end of the connection (io.EOF), or a
+// message that the kernel cut off (ErrMsgTooLong).
+func (f *fd) ends(n, oobn, got int) (bool, error) {
 	switch {
-	case h.held:
-		dst = append(dst, h.ahead...)
-		h.held, h.ahead = false, nil
-		return dst, nil
 	case kern.looseRecords():
-		return f.appendParts(h, dst)
+		if n == 0 && got&syscall.MSG_EOR == 0 {
+			return false, io.EOF
+		}
+		return got&syscall.MSG_EOR != 0, nil
+	case n == 0 && !kern.isMessage(got, oobn):
+		f.ended.Store(true)
+		return false, io.EOF
+	case got&syscall.MSG_TRUNC != 0:
+		return true, ErrMsgTooLong
 	}
-	p, err := f.makeRoom(h, dst)
-	if err != nil {
-		return dst, err
-	}
-	n, err := f.recvInto(h, p[len(p):cap(p)])
-	if err != nil {
-		return dst, err
-	}
-	return p[:len(p)+n], nil
+	return true, nil
 }
 
-// makeRoom waits for a message and gives p room for it behind what is there. A
-// kernel that does not tell the length of a message that is only looked at tells
-// whether that was all of it.
-func (f *fd) makeRoom(h *half, p []byte) ([]byte, error) {
+// nextRoom tells how much room the next part of a message wants. A kernel that does
+// not tell the length of a message that is only looked at (MSG_PEEK) tells whether
+// that was all of it.
+func (f *fd) nextRoom(have int, spare []byte) (int, error) {
+	switch {
+	case kern.looseRecords():
+		return max(roomAtLeast, have), nil
+	case peekTells:
+		n, _, _, err := f.recvmsg(nil, nil, syscall.MSG_PEEK|syscall.MSG_TRUNC)
+		return n, callError("recvmsg", err)
+	}
 	for {
-		h.buf, h.flags = p[len(p):cap(p)], syscall.MSG_PEEK
-		if peekTells {
-			h.buf, h.flags = nil, syscall.MSG_PEEK|syscall.MSG_TRUNC
-		} else if len(h.buf) == 0 {
-			h.buf = h.one[:]
+		if len(spare) == 0 {
+			spare = make([]byte, roomAtLeast)
 		}
-		if err := f.run(h, recvmsgCall); err != nil {
-			return p, callError("recvmsg", err)
+		n, _, got, err := f.recvmsg(spare, nil, syscall.MSG_PEEK)
+		if err != nil || got&syscall.MSG_TRUNC == 0 {
+			return n, callError("recvmsg", err)
 		}
-		if peekTells || h.flags&syscall.MSG_TRUNC == 0 {
-			return withRoom(p, h.n), nil
-		}
-		p = withRoom(p, max(roomAtLeast, 2*len(h.buf)))
+		spare = make([]byte, 2*len(spare))
 	}
 }
 
-// appendParts is recvBehind where a message may arrive in parts: see recvParts.
-func (f *fd) appendParts(h *half, dst []byte) ([]byte, error) {
-	if err := f.skipRest(h); err != nil {
-		return dst, err
-	}
-	p := append(dst, h.ahead...)
-	for last := false; !last; {
-		if len(p) == cap(p) {
-			p = withRoom(p, max(roomAtLeast, len(p)-len(dst)))
-		}
-		n, ends, err := f.nextPart(h, p[len(p):cap(p)])
-		if err != nil {
-			return dst, h.keepPart(p[len(dst):], err)
-		}
-		p, last = p[:len(p)+n], ends
-	}
-	h.ahead = nil
-	return p, nil
-}
+// ---------------------------------------------------------------------------
+// Files and control messages
 
-// roomAtLeast is the room that a message of unknown length is given at first.
-const roomAtLeast = 512
-
-// withRoom returns p with room for n bytes behind it.
-func withRoom(p []byte, n int) []byte {
-	if cap(p)-len(p) >= n {
-		return p
-	}
-	return append(p, make([]byte, n)...)[:len(p)]
-}
-
-// sendFiles sends the descriptors of the files as SCM_RIGHTS with the data.
-func (f *fd) sendFiles(files []*os.File, data []byte) error {
-	h := &f.w
-	if err := f.enterMessage(h); err != nil {
-		return err
-	}
-	defer f.leave(h)
-	return whileOpen(files, make([]int, 0, len(files)), func(fds []int) error {
-		if f.kind == messages {
-			return f.sendMessage(h, data, syscall.UnixRights(fds...))
-		}
-		h.buf, h.oob, h.flags = data, syscall.UnixRights(fds...), 0
-		for {
-			if err := f.run(h, sendmsgCall); err != nil {
-				return sendError(err)
-			}
-			if h.n == len(h.buf) {
-				return nil
-			}
-			h.buf, h.oob = h.buf[h.n:], nil // the files went with the first byte
-		}
-	})
-}
-
-// recvFiles receives one byte, or one message, with descriptors. Data that came
-// without them, or is not the zero byte that they travel with, is kept for the
-// next read.
-func (f *fd) recvFiles() ([]*os.File, error) {
-	h := &f.r
-	if err := f.enterRecv(h); err != nil {
+// recvFiles receives one byte, or one message, with at most max descriptors. Data
+// that came without them, or is not the zero byte that they travel with, is kept for
+// the next read.
+func (f *fd) recvFiles(max int) ([]*os.File, error) {
+	if err := f.enterRecv(); err != nil {
 		return nil, err
 	}
-	defer f.leave(h)
-	if err := f.skipRest(h); err != nil {
+	defer f.leave(&f.r)
+	if err := f.in.skipRest(f); err != nil {
 		return nil, err
 	}
-	if h.held || len(h.ahead) > 0 {
+	if f.in.holds() {
 		return nil, ErrNoFiles
 	}
-	p := make([]byte, 1)
+	p, err := f.roomForFiles()
+	if err != nil {
+		return nil, err
+	}
+	got, err := f.recvWithRights(p)
 	switch {
-	case f.kind != messages:
-	case kern.looseRecords(): // what does not fit stays
-		p = make([]byte, roomAtLeast)
-	default:
-		room, err := f.makeRoom(h, p[:0])
-		if err != nil {
+	case err != nil && got.n == 0:
+		return nil, err
+	case len(got.fds) == 0 && err == nil:
+		f.in.keep(p[:got.n], got.whole)
+		return nil, ErrNoFiles
+	case got.n != len(zeroByte) || p[0] != zeroByte[0] || got.whole != (f.kind == messages):
+		f.in.keep(p[:got.n], got.whole) // somebody's data, for the next read
+	}
+	if err != nil {
+		return nil, err
+	}
+	return asFiles(got.fds, max)
+}
+
+// roomForFiles returns room for what files travel with: a byte, or a message, for
+// which it waits.
+func (f *fd) roomForFiles() ([]byte, error) {
+	n := 1
+	if f.kind == messages {
+		var err error
+		if n, err = f.nextRoom(0, nil); err != nil {
 			return nil, err
 		}
-		p = room[:cap(room)]
 	}
-	n, files, err := f.takeRights(h, p)
-	if err == nil && files == nil {
-		err = ErrNoFiles
-	}
-	whole := f.kind == messages && (!kern.looseRecords() || h.flags&syscall.MSG_EOR != 0)
-	alone := n == 1 && p[0] == zeroByte[0] && err != ErrNoFiles && whole == (f.kind == messages)
-	if !alone && (n > 0 || err == ErrNoFiles) {
-		h.ahead, h.held = p[:n], whole
-	}
-	return files, err
+	return make([]byte, max(n, 1)), nil
 }
 
-// recvRights receives some data, and the descriptors that came with it. It tells
-// of the data also when there is something wrong with the descriptors.
-func (f *fd) recvRights(p []byte) (int, []*os.File, error) {
-	h := &f.r
-	if err := f.enterRecv(h); err != nil {
+// recvWithFiles receives one message into p and the files that came with it.
+func (f *fd) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
+	if err := f.enterRecv(); err != nil {
 		return 0, nil, err
 	}
-	defer f.leave(h)
-	return f.takeRights(h, p)
+	defer f.leave(&f.r)
+	if err := f.in.skipRest(f); err != nil {
+		return 0, nil, err
+	}
+	if f.in.holds() {
+		n, err := f.in.recv(f, p)
+		return n, nil, err
+	}
+	room := p
+	if len(p) == 0 {
+		room = make([]byte, 1) // a receive without room waits for nothing
+	}
+	got, err := f.recvWithRights(room)
+	if err == nil && !got.whole { // the files came with the first part
+		f.in.keep(room[:got.n], false)
+		got.n, err = f.in.recv(f, p)
+	}
+	if err == nil && got.n > len(p) {
+		err = ErrMsgTooLong
+	}
+	n := min(got.n, len(p))
+	if err != nil {
+		discard(got.fds...)
+		return n, nil, err
+	}
+	files, err := asFiles(got.fds, max)
+	return n, files, err
 }
 
-func (f *fd) takeRights(h *half, p []byte) (int, []*os.File, error) {
-	h.buf, h.oob, h.flags = p, make([]byte, rightsRoom), 0
-	err := f.run(h, recvmsgCall)
-	if err == syscall.EMSGSIZE {
-		return f.lostRights(h, err)
+// recvRights receives some data, and the files that came with it. It tells of the
+// data also when there is something wrong with the files.
+func (f *fd) recvRights(p []byte, max int) (int, []*os.File, error) {
+	if err := f.enterRecv(); err != nil {
+		return 0, nil, err
 	}
+	defer f.leave(&f.r)
+	got, err := f.recvWithRights(p)
 	if err != nil {
-		return 0, nil, callError("recvmsg", err)
+		return got.n, nil, err
 	}
-	fds, err := rights(h.oob[:h.oobn])
-	if err == nil && h.flags&syscall.MSG_CTRUNC != 0 {
-		err = &ruleError{"the list of files was cut off", ErrMsgTooLong}
-	}
-	if err != nil {
-		for _, fd := range fds {
-			syscall.Close(fd)
-		}
-		return h.n, nil, err
-	}
-	if h.n == 0 && len(fds) == 0 && !(f.kind == messages && kern.isMessage(h.flags, h.oobn)) {
-		return 0, nil, io.EOF
-	}
-	var files []*os.File
-	for _, fd := range fds {
-		files = append(files, os.NewFile(uintptr(fd), "received"))
-	}
-	return h.n, files, nil
+	files, err := asFiles(got.fds, max)
+	return got.n, files, err
 }
 
-// lostRights is for a process that had no descriptors left. The BSDs and macOS say
-// EMSGSIZE then, where Linux cuts the list off, and drop the files; the data of a
-// stream is still there, and goes as it would have gone with them.
-func (f *fd) lostRights(h *half, err error) (int, []*os.File, error) {
+// A parcel is data and the descriptors that came with it.
+type parcel struct {
+	n     int
+	whole bool // it is a whole message
+	fds   []int
+}
+
+// recvWithRights receives some data with the descriptors that come with it. If
+// something is wrong with those, it tells of the data all the same.
+func (f *fd) recvWithRights(p []byte) (got parcel, err error) {
+	room := rightsRooms.Get().(*[rightsRoom]byte)
+	defer rightsRooms.Put(room)
+	n, oobn, flags, err := f.recvmsg(p, room[:], 0)
+	if kern.lacksDescriptors(err) {
+		return f.withoutRights(p, err)
+	}
+	if err != nil {
+		return got, callError("recvmsg", err)
+	}
+	got.n = n
+	if f.kind == messages {
+		got.whole, err = f.ends(n, oobn, flags)
+	} else if n == 0 && oobn == 0 {
+		f.ended.Store(true)
+		err = io.EOF
+	}
+	fds, e := rights(room[:oobn])
+	discard(extraDescriptors(room[:oobn])...)
+	if e == nil && flags&syscall.MSG_CTRUNC != 0 && oobn > 0 {
+		e = lostRights(f.sys)
+	}
+	if err == nil {
+		err = e
+	}
+	if err != nil {
+		discard(fds...)
+		return got, err
+	}
+	got.fds = fds
+	return got, nil
+}
+
+// lostRights is the error of descriptors that this process could not be given,
+// though there was room for as many as a message can carry: it has reached its
+// limit, or a security module forbids one.
+func lostRights(sys int) error {
+	spare, err := kern.dup(sys)
+	if err != nil {
+		return &classified{&ruleError{"some files could not be received", ErrMsgTooLong}, os.NewSyscallError("recvmsg", err)}
+	}
+	discard(spare)
+	return &ruleError{"some files could not be received", ErrMsgTooLong}
+}
+
+// withoutRights is for a kernel that receives nothing when the process has no
+// descriptors left, where Linux cuts the list off. The files are lost; the data of a
+// stream is still there, and is taken as it would have been with them.
+func (f *fd) withoutRights(p []byte, err error) (got parcel, _ error) {
 	err = &classified{os.NewSyscallError("recvmsg", err), ErrMsgTooLong}
 	if f.kind == messages && !kern.looseRecords() {
-		return 0, nil, err
+		return got, err
 	}
-	h.oob, h.flags = nil, 0
-	if control(func() error { return recvmsgCall(f.sys, h) }) != nil {
-		return 0, nil, err
+	o := op{attempt: recvWith, p: p}
+	if control(func() error { return o.attempt(&o, f.sys) }) == nil {
+		got.n = o.n
 	}
-	return h.n, nil, err
+	return got, err
+}
+
+// asFiles returns the descriptors as files, if they are not more than max. The
+// names of the files tell where they came from.
+func asFiles(fds []int, max int) (files []*os.File, err error) {
+	if err := checkReceived(len(fds), max); err != nil {
+		discard(fds...)
+		return nil, err
+	}
+	for _, fd := range fds {
+		file, err := receivedFile(fd)
+		if err != nil {
+			discard(fds[len(files):]...)
+			discardFiles(files)
+			return nil, err
+		}
+		files = append(files, file)
+	}
+	return files, nil
+}
+
+// receivedFile returns a descriptor that a peer chose as an os.File. os.NewFile
+// registers a nonblocking one with the poller, which asks the file what is ready; a
+// file system in user space answers when it likes. So only a socket, pipe or FIFO is
+// registered.
+func receivedFile(fd int) (*os.File, error) {
+	const name = "received"
+	if kern.polls(fd) {
+		return os.NewFile(uintptr(fd), name), nil
+	}
+	return kern.blockingFile(fd, name)
 }
 
 // rightsMax is the most descriptors that one message carries on any system
@@ -2495,7 +2545,10 @@ const (
 	rightsRoom = 4*rightsMax + 280
 )
 
-// rights returns the descriptors in control messages.
+// rightsRooms holds buffers for control messages.
+var rightsRooms = sync.Pool{New: func() any { return new([rightsRoom]byte) }}
+
+// rights returns the descriptors of SCM_RIGHTS in control messages.
 func rights(oob []byte) (fds []int, err error) {
 	msgs, err := syscall.ParseSocketControlMessage(oob)
 	for _, m := range msgs {
@@ -2512,13 +2565,42 @@ func rights(oob []byte) (fds []int, err error) {
 	return fds, err
 }
 
+// extraDescriptors returns the other descriptors that the kernel puts into control
+// messages.
+func extraDescriptors(oob []byte) (fds []int) {
+	if len(oob) == 0 {
+		return nil
+	}
+	msgs, _ := syscall.ParseSocketControlMessage(oob)
+	for _, m := range msgs {
+		if fd, ok := kern.extraDescriptor(m); ok {
+			fds = append(fds, fd)
+		}
+	}
+	return fds
+}
+
+// descriptorsIn returns every descriptor in control messages.
+func descriptorsIn(oob []byte) []int {
+	fds, _ := rights(oob)
+	return append(fds, extraDescriptors(oob)...)
+}
+
+// discardRights closes every descriptor in control messages.
+func discardRights(oob []byte) {
+	if !kern.onlyMark(oob) {
+		discard(descriptorsIn(oob)...)
+	}
+}
+
 // ReadMsg reads data and control messages, as recvmsg(2) does, for what this
 // package does not wrap: it returns how much of p and of oob was filled, and the
 // flags (MSG_CTRUNC and the like). It waits until there is something. Descriptors
 // among the control messages are close-on-exec and the caller's to close;
-// [syscall.ParseSocketControlMessage] takes oob apart. Where there is room in p for
-// no byte, one may be lost with them. ReadMsg and WriteMsg know nothing of the frames
-// of a MsgConn that is not native.
+// [syscall.ParseSocketControlMessage] takes oob apart. Of control messages that do
+// not fit into oob, only descriptors that do are returned; the others are closed.
+// Where there is room in p for no byte, one may be lost with them. ReadMsg and
+// WriteMsg know nothing of the frames of a MsgConn that is not native.
 func (c *endpoint) ReadMsg(p, oob []byte) (n, oobn, flags int, err error) {
 	n, oobn, flags, err = c.fd.readMsg(p, oob)
 	return n, oobn, flags, c.failed("readmsg", err)
@@ -2533,65 +2615,63 @@ func (c *endpoint) WriteMsg(p, oob []byte) (n int, err error) {
 }
 
 func (f *fd) readMsg(p, oob []byte) (n, oobn, flags int, err error) {
-	h := &f.r
-	if err := f.enterRecv(h); err != nil {
+	if err := f.enterRecv(); err != nil {
 		return 0, 0, 0, err
 	}
-	defer f.leave(h)
-	if err := f.skipRest(h); err != nil {
+	defer f.leave(&f.r)
+	if err := f.in.skipRest(f); err != nil {
 		return 0, 0, 0, err
 	}
-	if h.held || len(h.ahead) > 0 {
-		n := h.readAhead(p)
-		if h.held && len(h.ahead) > 0 {
-			flags = syscall.MSG_TRUNC
-		}
-		if h.held {
-			h.held, h.ahead = false, nil
-		}
+	if f.in.holds() {
+		n, flags = f.readHeld(p)
 		return n, 0, flags, nil
 	}
-	h.buf, h.oob, h.flags = p, oob, 0
-	switch {
-	case f.kind == messages && markRoom > 0:
-		h.oob = make([]byte, markRoom+len(oob)) // the mark comes first
-	case !cutsRights && len(p)+len(oob) > 0:
-		h.oob = make([]byte, rightsRoom)
-	}
-	if err := f.run(h, recvmsgCall); err != nil {
+	room := make([]byte, max(rightsRoom, markRoom+len(oob)))
+	n, oobn, flags, err = f.recvmsg(p, room, 0)
+	if err != nil {
 		return 0, 0, 0, callError("recvmsg", err)
 	}
-	ended := f.kind != messages || !kern.isMessage(h.flags, h.oobn)
-	if h.n == 0 && h.oobn == 0 && ended && len(p) > 0 {
-		return 0, 0, h.flags, io.EOF
+	ended := f.kind != messages || !kern.isMessage(flags, oobn)
+	if n == 0 && oobn == 0 && ended && len(p) > 0 {
+		return 0, 0, flags, io.EOF
 	}
-	switch {
-	case f.kind == messages && markRoom > 0:
-		h.oobn = copy(oob, kern.unmarked(h.oob[:h.oobn]))
-	case !cutsRights && len(h.oob) > 0:
-		var cut bool
-		if h.oobn, cut = fitRights(oob, h.oob[:h.oobn]); cut {
-			h.flags |= syscall.MSG_CTRUNC
+	got := room[:oobn]
+	if f.kind == messages {
+		got = kern.unmarked(got)
+	}
+	oobn, cut := fitRights(oob, got)
+	if cut {
+		flags |= syscall.MSG_CTRUNC
+	}
+	return n, oobn, flags, nil
+}
+
+// readHeld is readMsg of what was received before anybody asked for it.
+func (f *fd) readHeld(p []byte) (n, flags int) {
+	whole := f.in.whole
+	n = f.in.takeAhead(p)
+	if whole {
+		if f.in.hasAhead() {
+			flags = syscall.MSG_TRUNC
 		}
+		f.in = messageReader{}
 	}
-	return h.n, h.oobn, h.flags, nil
+	return n, flags
 }
 
 // fitRights copies control messages into oob, or of too many only the descriptors
-// that fit, and reports whether any were cut off. It closes the other descriptors,
-// which a kernel that cuts without a thought leaves open for nobody to find.
+// that fit, and reports whether any were cut off. It closes the other descriptors.
 func fitRights(oob, got []byte) (n int, cut bool) {
 	if len(got) <= len(oob) {
 		return copy(oob, got), false
 	}
-	fds, _ := rights(got) // what is garbled is cut off
+	fds, _ := rights(got) // what is malformed is cut off
 	fit := 0
 	for fit < len(fds) && syscall.CmsgSpace(4*(fit+1)) <= len(oob) {
 		fit++
 	}
-	for _, fd := range fds[fit:] {
-		syscall.Close(fd)
-	}
+	discard(fds[fit:]...)
+	discard(extraDescriptors(got)...)
 	if fit > 0 {
 		n = copy(oob, syscall.UnixRights(fds[:fit]...))
 	}
@@ -2600,21 +2680,15 @@ func fitRights(oob, got []byte) (n int, cut bool) {
 
 func (f *fd) writeMsg(p, oob []byte) (int, error) {
 	h := &f.w
-	if err := f.enterMessage(h); err != nil {
+	if err := f.enter(h); err != nil {
 		return 0, err
 	}
 	defer f.leave(h)
 	if f.kind == messages {
-		if err := f.sendMessage(h, p, oob); err != nil {
-			return 0, err
-		}
-		return len(p), nil
+		return f.sendWhole(p, oob)
 	}
-	h.buf, h.oob, h.flags = p, oob, 0
-	if err := f.run(h, sendmsgCall); err != nil {
-		return 0, sendError(err)
-	}
-	return h.n, nil
+	n, err := f.sendmsg(p, oob, 0)
+	return n, sendError(err)
 }
 
 // ---------------------------------------------------------------------------
@@ -2627,30 +2701,40 @@ func (f *fd) closeWrite() error { return f.shutdown(syscall.SHUT_WR) }
 // would not learn that nobody makes any. On the BSDs it does not learn of it at all,
 // and what it goes on to send must not be read, as it follows a gap.
 func (f *fd) closeRead() error {
-	f.r.deaf.Store(true) // before there is a gap
+	f.readShut.Store(true) // before there is a gap
+	if kern.readsAfterShutdown() {
+		f.control("recvmsg", f.drain) // or the shutdown closes the descriptors in the queue right here
+	}
 	if err := f.shutdown(syscall.SHUT_RD); err != nil {
 		return err
 	}
 	// The reads that the shutdown woke come first, and those that wait for them: what
 	// they return must have no gap.
-	h := &f.r
-	if f.enter(h) != nil {
+	if f.enter(&f.r) != nil {
 		return nil // closed meanwhile, both ways
 	}
-	defer f.leave(h)
-	if h.envelope != nil {
-		h.held, h.ahead = false, nil
+	defer f.leave(&f.r)
+	f.in = messageReader{}
+	if !kern.readsAfterShutdown() {
+		f.drain()
 	}
-	if kern.hearsOn() {
-		return nil // there may be no end of it
-	}
-	waste := make([]byte, 32<<10)
-	for {
-		if n, err := syscall.Read(f.sys, waste); n <= 0 && err != syscall.EINTR {
-			return nil // the end, or what the next read says
+	return nil
+}
+
+// drain receives what is in the queue, up to an amount that a peer cannot raise.
+func (f *fd) drain() error {
+	o := op{attempt: recvData, p: make([]byte, 32<<10)}
+	for range drainMax {
+		err := control(func() error { return o.attempt(&o, f.sys) })
+		if err != nil || o.n == 0 {
+			break
 		}
 	}
+	return nil // the next read says what there is to say
 }
+
+// drainMax is how many receives drain makes. A queue holds a few hundred at most.
+const drainMax = 4096
 
 func (f *fd) shutdown(how int) error {
 	return f.control("shutdown", func() error { return syscall.Shutdown(f.sys, how) })
@@ -2776,19 +2860,60 @@ func (everyUnix) holdsLock(string) (held bool, letGo func()) { return false, fun
 
 func (everyUnix) newPipe(p *[2]int) error { return syscall.Pipe(p[:]) }
 
-func (everyUnix) read(sys int, p []byte, _ bool) (int, error)  { return syscall.Read(sys, p) }
-func (everyUnix) write(sys int, p []byte, _ bool) (int, error) { return syscall.Write(sys, p) }
+// readNow and writeNow transfer what can be transferred at once, whether or not the
+// pipe was made blocking. Where the kernel has no call for that they may wait.
+func (everyUnix) readNow(sys int, p []byte) (int, error)  { return syscall.Read(sys, p) }
+func (everyUnix) writeNow(sys int, p []byte) (int, error) { return syscall.Write(sys, p) }
 
-// readv and writev work on the first buffer where package syscall does not reach
-// them: short transfers are in their contract.
-func (everyUnix) readv(sys int, iov []iovec) (int, error)  { return kern.read(sys, first(iov), false) }
-func (everyUnix) writev(sys int, iov []iovec) (int, error) { return kern.write(sys, first(iov), false) }
+// recvv and sendv work on the first buffer where package syscall does not reach
+// readv(2): short transfers are in their contract.
+func (everyUnix) recvv(sys int, iov []iovec, oob []byte, flags int) (n, oobn, got int, err error) {
+	return kern.recvmsg(sys, first(iov), oob, flags)
+}
 
-func (everyUnix) yield() {}
+func (everyUnix) sendv(sys int, iov []iovec, flags int) (int, error) {
+	return kern.sendmsg(sys, first(iov), nil, flags)
+}
 
-// hearsOn reports whether what the peer sends may go on to arrive after a shutdown of
+// drained reports whether nothing is in the queue of a connection that nobody else
+// has, and nothing can come any more; where that is not known, it is false. An empty
+// message does not show if it is unmarked.
+func (everyUnix) drained(sys int, unmarked bool) bool { return false }
+
+// hurry makes a call that may sleep, and interrupts it now and then where that ends
+// a sleep.
+func (everyUnix) hurry(call func()) { call() }
+
+// polls reports whether the descriptor may be given to the poller: a socket, pipe or
+// FIFO. It does not ask a file system. lseek(2) fails on these alone, and on
+// terminals, which no peer serves.
+func (everyUnix) polls(sys int) bool {
+	_, err := syscall.Seek(sys, 0, io.SeekCurrent)
+	return err == syscall.ESPIPE
+}
+
+// blockingFile returns the descriptor as an os.File that does not use the poller. It
+// is that of a file or folder, for which nonblocking mode has no meaning.
+func (everyUnix) blockingFile(fd int, name string) (*os.File, error) {
+	if err := syscall.SetNonblock(fd, false); err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// lacksDescriptors reports whether a receive failed because this process has no
+// descriptors left for those that came.
+func (everyUnix) lacksDescriptors(err error) bool { return err == syscall.EMSGSIZE }
+
+// extraDescriptor returns the descriptor in a control message that is not SCM_RIGHTS.
+func (everyUnix) extraDescriptor(syscall.SocketControlMessage) (int, bool) { return 0, false }
+
+// onlyMark reports whether the control messages are the one of markMessages alone.
+func (everyUnix) onlyMark([]byte) bool { return false }
+
+// readsAfterShutdown reports whether what the peer sends may go on to arrive after a shutdown of
 // the reading side, of which nobody tells it.
-func (everyUnix) hearsOn() bool { return true }
+func (everyUnix) readsAfterShutdown() bool { return true }
 
 // hungUp reports whether a FIFO had a writer that left, where the kernel tells.
 func (everyUnix) hungUp(int) bool { return false }

@@ -27,10 +27,7 @@ func connected(t *testing.T) (a, b *Conn) {
 	return a, b
 }
 
-func forget() {
-	young.Store(0)
-	paidUntil.Store(0)
-}
+func forget() { spinning.young.Store(0) }
 
 // attempts counts how often a read is tried that never succeeds.
 func attempts(t *testing.T, c *Conn) (n int) {
@@ -44,7 +41,7 @@ func attempts(t *testing.T, c *Conn) (n int) {
 		t.Fatal(err)
 	}
 	defer f.leave(&f.r)
-	err := f.run(&f.r, func(int, *half) error { n++; return syscall.EAGAIN })
+	_, err := f.run(&f.r, op{attempt: func(*op, int) error { n++; return syscall.EAGAIN }})
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatal(err)
 	}
@@ -93,53 +90,6 @@ func TestSpinFieldsReachTheConnections(t *testing.T) {
 	}
 }
 
-func TestSpinsInVainBecomeRare(t *testing.T) {
-	forget()
-	defer forget()
-	g := gauge{waits: youngWaits}
-	spins := 0
-	for range 100 * sitOutMax {
-		if g.ready() {
-			spins++
-			g.inVain(0)
-		} else {
-			g.satOut()
-		}
-	}
-	if spins > 120 || spins < 100 {
-		t.Errorf("%d spins in %d waits", spins, 100*sitOutMax)
-	}
-	for range 10 {
-		g.won()
-	}
-	if !g.ready() || g.record.lost > 1 {
-		t.Errorf("ten spins won leave %+v", g)
-	}
-
-	// Each half begins with what others learned.
-	for range 20 {
-		g = gauge{}
-		g.inVain(0)
-	}
-	if g = (gauge{}); g.ready() {
-		t.Error("a new half spins where all others did in vain")
-	}
-}
-
-func TestSpinsInVainStayWithinTheirBudget(t *testing.T) {
-	forget()
-	defer forget()
-	g := gauge{waits: youngWaits}
-	g.inVain(int64(2 * budgetAhead))
-	g.record.sitOut = 0
-	if g.ready() {
-		t.Error("a half spins that lost, and all the budget is used up")
-	}
-	if g = (gauge{waits: youngWaits}); !g.ready() {
-		t.Error("a half that lost nothing does not spin")
-	}
-}
-
 // stepped returns t with another time on the clock of the wall and the same monotonic
 // reading, as time.Now does after the clock was set.
 func stepped(t *testing.T, at time.Time, by time.Duration) time.Time {
@@ -176,7 +126,7 @@ func TestDeadlineMayBeAnyTime(t *testing.T) {
 		}
 	}
 	for _, future := range []time.Time{at.Add(time.Hour), at.Add(1<<63 - 1), time.Unix(1<<60, 0)} {
-		h := &half{}
+		h := &ioState{}
 		h.expiry.Store(expiryAt(future, at))
 		if h.expired() || time.Until(h.deadline()) < 59*time.Minute {
 			t.Errorf("%v is over", future)
@@ -241,7 +191,7 @@ func TestCloseEndsAWriteThatNeverParks(t *testing.T) {
 }
 
 // winning makes the next spin of the read half the last that it takes to leave.
-func winning(f *fd) { f.r.gauge = gauge{waits: youngWaits, wins: winsToLeave - 1} }
+func winning(f *fd) { f.r.backoff = backoff{waits: youngWaits, wins: longRunOfWins - 1} }
 
 // spinOnce is a read that has to wait, but not long.
 func spinOnce(t *testing.T, f *fd) {
@@ -253,13 +203,13 @@ func spinOnce(t *testing.T, f *fd) {
 	}
 	defer f.leave(&f.r)
 	tried := false
-	err := f.run(&f.r, func(int, *half) error {
+	_, err := f.run(&f.r, op{attempt: func(*op, int) error {
 		if !tried {
 			tried = true
 			return syscall.EAGAIN
 		}
 		return nil
-	})
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
