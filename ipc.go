@@ -1832,6 +1832,9 @@ func withFile(f *os.File, do func(sys uintptr) error) error {
 
 // discardFiles closes files that a peer chose, away from the caller.
 func discardFiles(files []*os.File) {
+	if len(files) == 0 {
+		return
+	}
 	disposal.do(len(files), func(i int) { files[i].Close() })
 }
 
@@ -2449,9 +2452,6 @@ func (c *closers) add(call func()) {
 // do has call made for each of 0 to n-1, and waits until that is done, but no longer
 // than closeGrace.
 func (c *closers) do(n int, call func(i int)) {
-	if n == 0 {
-		return
-	}
 	done := make(chan struct{}, n)
 	for i := range n {
 		c.add(func() { call(i); done <- struct{}{} })

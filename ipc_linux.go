@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -572,13 +573,16 @@ func (kernel) hurry(call func()) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	pid, tid := syscall.Getpid(), syscall.Gettid()
-	var kick *time.Timer
-	kick = time.AfterFunc(10*time.Millisecond, func() {
-		syscall.Syscall(syscall.SYS_TGKILL, uintptr(pid), uintptr(tid), uintptr(syscall.SIGURG))
-		kick.Reset(100 * time.Millisecond)
+	var done atomic.Bool // the call has ended, and the thread may do something else
+	kick := time.AfterFunc(10*time.Millisecond, func() {
+		for !done.Load() {
+			syscall.Syscall(syscall.SYS_TGKILL, uintptr(pid), uintptr(tid), uintptr(syscall.SIGURG))
+			time.Sleep(50 * time.Millisecond)
+		}
 	})
-	defer kick.Stop()
 	call()
+	done.Store(true)
+	kick.Stop()
 }
 
 // polls asks for what only a socket or a pipe answers: SO_TYPE, and F_GETPIPE_SZ of

@@ -1702,6 +1702,9 @@ func (f *fd) closesAtOnce() bool {
 // discard closes descriptors that a peer chose, away from the caller, who waits no
 // longer than closeGrace.
 func discard(sys ...int) {
+	if len(sys) == 0 {
+		return
+	}
 	disposal.do(len(sys), func(i int) { kern.hurry(func() { syscall.Close(sys[i]) }) })
 }
 
@@ -2465,7 +2468,7 @@ func (f *fd) recvWithRights(p []byte) (got parcel, err error) {
 	}
 	fds, e := rights(room[:oobn])
 	discard(extraDescriptors(room[:oobn])...)
-	if e == nil && flags&syscall.MSG_CTRUNC != 0 && oobn > 0 {
+	if e == nil && flags&syscall.MSG_CTRUNC != 0 {
 		e = lostRights(f.sys)
 	}
 	if err == nil {
