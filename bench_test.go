@@ -76,14 +76,14 @@ func BenchmarkOperations(b *testing.B) {
 		})
 		b.Run(name+"/receiver_parks", func(b *testing.B) {
 			l := open(b, dial)
-			l.setSpin(0)
+			l.setSpin(-1)
 			go l.there.echo(l.back, 64)
 			p := make([]byte, 64)
 			steadily(b, func() error { return l.there.exchange(l.back, p) })
 		})
 		b.Run(name+"/sender_parks", func(b *testing.B) {
 			l := open(b, dial)
-			l.setSpin(0)
+			l.setSpin(-1)
 			const size, sends = 64 << 10, 16 // together more than what a connection holds
 			go func() {
 				for p := make([]byte, size); l.there.recv(p) == nil; {

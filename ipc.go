@@ -591,7 +591,7 @@ func (l *server) accept() (*fd, error) {
 			return nil, opError("accept", Addr{}, l.addr, err)
 		}
 		if l.admit(fd) {
-			fd.limitSpin(l.spin)
+			fd.setSpin(l.spin)
 			return fd, nil
 		}
 		fd.closeLater() // whatever is in its queue must not hold the others up
@@ -726,7 +726,7 @@ func (d *Dialer) reach(ctx context.Context, addr Addr, kind transport) (*fd, err
 	if err != nil {
 		return nil, opError("dial", Addr{}, addr, err)
 	}
-	fd.limitSpin(d.Spin)
+	fd.setSpin(d.Spin)
 	return fd, nil
 }
 
@@ -1048,24 +1048,20 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 	return c.failed("set", c.fd.setBuffer(writing, n))
 }
 
-// SetSpin bounds how long a wait of this end may try again before its goroutine
-// parks; 0 or less never does. To try again costs CPU time, but less than half of
-// what waking a thread costs both processes. So by default, on Linux, a wait
-// spins for up to 50 µs as long as that proves enough: each time that it does not,
-// the next waits park at once, twice as many as before, and no more goroutines
-// spin than leave one CPU free, or one where there is no other. An idle connection
-// costs nothing. Whatever the bound, it is only used while it pays. The other Unix
-// systems do not spin by default. Windows does not spin; there d bounds how long a
-// read that waits holds its thread, by default 2 ms, and only after such waits were
-// not in vain.
-func (c *endpoint) SetSpin(d time.Duration) { c.fd.setSpin(max(d, 0)) }
-
-// limitSpin is SetSpin for the fields Spin, whose zero value changes nothing.
-func (f *fd) limitSpin(d time.Duration) {
-	if d != 0 {
-		f.setSpin(max(d, 0))
-	}
-}
+// SetSpin sets the longest time that a wait of this end busy-polls (spins) before
+// its goroutine parks. 0 restores the default, and a negative d never spins. The
+// fields Spin of [ListenConfig] and [Dialer] mean the same.
+//
+// The default is at most 50 µs on Linux, and never on the other Unix systems. A spin
+// costs the CPU time that it takes. Waking a thread costs both processes more, so a
+// spin that succeeds saves time. Whatever the limit, spins stop while they fail: after
+// a few in a row the next waits park at once, and their number doubles with each
+// further failure, up to a thousand. At most GOMAXPROCS-1 goroutines of a process
+// spin at a time, or one if that is 0. An idle connection costs nothing.
+//
+// Windows does not spin. There d is how long a read that waits keeps its thread
+// before it parks, by default at most 2 ms, and only while such waits succeed.
+func (c *endpoint) SetSpin(d time.Duration) { c.fd.setSpin(d) }
 
 // Peer tells who is at the other end. See [Peer] for what that means. Where the
 // system does not tell anything the error matches [errors.ErrUnsupported].
@@ -1935,9 +1931,9 @@ func (w *PipeWriter) SetWriteDeadline(t time.Time) error {
 	return w.failed("set", w.fd.setDeadline(t, writing))
 }
 
-// SetSpin bounds how long a wait of this end may try again before its goroutine
+// SetSpin sets the longest time that a wait of this end spins before its goroutine
 // parks: see [Conn.SetSpin].
-func (e *pipeEnd) SetSpin(d time.Duration) { e.fd.setSpin(max(d, 0)) }
+func (e *pipeEnd) SetSpin(d time.Duration) { e.fd.setSpin(d) }
 
 // FileReader returns a PipeReader over a duplicate of f, which must be a pipe or
 // FIFO (on Windows the handle of a pipe opened for overlapped I/O); anything
@@ -2295,7 +2291,6 @@ var raceBuild = func() bool {
 // hold the other down.
 
 const (
-	spinUnset     = -1                    // of fd.spin: up to spinByDefault
 	spinDefault   = 50 * time.Microsecond // about the time of two wake-ups
 	freeLosses    = 8                     // failed spins in a row that cost nothing
 	skipMin       = 4                     // waits that do not spin after more of them

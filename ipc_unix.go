@@ -226,7 +226,7 @@ func listen(target string, kind transport, lc *ListenConfig) (*listener, error) 
 		return nil, err
 	}
 	l := &listener{fd: newListenFD(sys), kind: kind}
-	l.limitSpin(lc.Spin)
+	l.setSpin(lc.Spin)
 	if isAbstract(target) {
 		if err = bind(sys, target); err == nil {
 			err = startListening(sys, lc.Backlog)
@@ -1384,7 +1384,7 @@ type fd struct {
 	marked bool          // markMessages was called; guarded by r.mu
 	torn   error         // why no message can be sent any more; guarded by w.mu
 
-	spin     atomic.Int64 // the most nanoseconds that a wait may spin; spinUnset by default
+	spin     atomic.Int64 // SetSpin, in nanoseconds
 	shared   atomic.Bool  // set by share, never cleared
 	readShut atomic.Bool  // set by closeRead, never cleared: see readsAfterShutdown
 	ended    atomic.Bool  // a read met the end of the stream, so that nothing is in the queue
@@ -1437,7 +1437,6 @@ type op struct {
 // collector closes it, as it does for os and net.
 func newFD(sys int) *fd {
 	f := &fd{sys: sys}
-	f.spin.Store(spinUnset)
 	f.own()
 	return f
 }
@@ -1588,11 +1587,10 @@ func (h *ioState) expired() bool {
 
 // spinLimit returns the most nanoseconds that a wait may spin.
 func (f *fd) spinLimit() int64 {
-	limit := f.spin.Load()
-	if limit == spinUnset {
-		limit = spinByDefault
+	if limit := f.spin.Load(); limit != 0 {
+		return max(limit, 0)
 	}
-	return limit
+	return spinByDefault
 }
 
 func (f *fd) setSpin(d time.Duration) { f.spin.Store(int64(d)) }

@@ -50,18 +50,18 @@ func attempts(t *testing.T, c *Conn) (n int) {
 
 func TestWaitThatMayNotSpinParksAtOnce(t *testing.T) {
 	a, _ := connected(t)
-	a.SetSpin(0)
-	if n := attempts(t, a); n > 2 { // one before the poller's own
-		t.Errorf("%d attempts with SetSpin(0)", n)
-	}
 	a.SetSpin(-1)
-	if n := attempts(t, a); n > 2 {
+	if n := attempts(t, a); n > 2 { // one before the poller's own
 		t.Errorf("%d attempts with SetSpin(-1)", n)
 	}
 	a, _ = connected(t)
 	a.SetSpin(10 * time.Millisecond)
 	if n := attempts(t, a); n <= 2 {
 		t.Errorf("%d attempts with SetSpin(10ms)", n)
+	}
+	a.SetSpin(0)
+	if got := a.fd.spinLimit(); got != spinByDefault {
+		t.Errorf("SetSpin(0) sets a limit of %d ns, want the default", got)
 	}
 }
 
@@ -83,8 +83,8 @@ func TestSpinFieldsReachTheConnections(t *testing.T) {
 	}
 	defer s.Close()
 	a, _ := connected(t)
-	for f, want := range map[*fd]int64{l.sys.fd: 0, s.fd: 0, c.fd: int64(time.Millisecond), a.fd: spinUnset} {
-		if got := f.spin.Load(); got != want {
+	for f, want := range map[*fd]int64{l.sys.fd: 0, s.fd: 0, c.fd: int64(time.Millisecond), a.fd: spinByDefault} {
+		if got := f.spinLimit(); got != want {
 			t.Errorf("the bound is %d, want %d", got, want)
 		}
 	}
@@ -158,7 +158,7 @@ func TestCloseEndsAWriteThatNeverParks(t *testing.T) {
 	} {
 		a, b := connected(t)
 		a.SetSpin(time.Minute)
-		b.SetSpin(0) // or it takes the place of the one that spins
+		b.SetSpin(-1) // or it takes the place of the one that spins
 		if err := b.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
@@ -229,7 +229,7 @@ func TestConnectionLeavesThePollerWhenSpinsSucceed(t *testing.T) {
 		t.Fatal("it did not leave")
 	}
 	// And joins again, with the deadline that it has.
-	a.SetSpin(0)
+	a.SetSpin(-1)
 	read := make(chan error)
 	go func() {
 		_, err := io.ReadFull(a, make([]byte, 3))

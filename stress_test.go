@@ -375,7 +375,7 @@ func chat(c *ipc.Conn, dialed bool, size int, d dice) (sent, received error) {
 	defer c.Close()
 	switch d.IntN(3) {
 	case 0:
-		c.SetSpin(0)
+		c.SetSpin(-1)
 	case 1:
 		c.SetSpin(d.micros(100))
 	}
