@@ -1052,7 +1052,7 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 // its goroutine parks. 0 restores the default, and a negative d never spins. The
 // fields Spin of [ListenConfig] and [Dialer] mean the same.
 //
-// The default is at most 50 µs on Linux, and never on the other Unix systems. A spin
+// The default is at most 100 µs on Linux, and never on the other Unix systems. A spin
 // costs the CPU time that it takes. Waking a thread costs both processes more, so a
 // spin that succeeds saves time. Whatever the limit, spins stop while they fail: after
 // a few in a row the next waits park at once, and their number doubles with each
@@ -2289,15 +2289,24 @@ var raceBuild = func() bool {
 // nothing, since one or two in a hundred waits are long on any machine; were the end
 // to stop spinning then, the peer's next wait would be long too, and each end would
 // hold the other down.
+//
+// A spin cannot succeed while the peer waits for the very CPU that it spins on. Linux
+// brings that about: a write that wakes a sleeping peer queues it behind the writer
+// (a synchronous wake-up, see wake_affine of kernel/sched/fair.c), which is right for
+// a writer that sleeps next. So after a spin that failed the thread leaves its CPU,
+// where the system lets it: see leaveCPU. If that does not help, it is done ever more
+// rarely.
 
 const (
-	spinDefault   = 50 * time.Microsecond // about the time of two wake-ups
-	freeLosses    = 8                     // failed spins in a row that cost nothing
-	skipMin       = 4                     // waits that do not spin after more of them
+	spinDefault   = 100 * time.Microsecond // about the time of two wake-ups on a slow machine
+	freeLosses    = 8                      // failed spins in a row that cost nothing
+	skipMin       = 4                      // waits that do not spin after more of them
 	skipMax       = 1024
-	youngWaits    = 4                     // waits after which a direction goes by its own history
-	longRunOfWins = 16                    // spins that succeeded in a row: the poller is not needed
-	attemptMax    = 20 * time.Microsecond // what one attempt may take of a spin; the rest was somebody else's time
+	youngWaits    = 4                      // waits after which a direction goes by its own history
+	longRunOfWins = 16                     // spins that succeeded in a row: the poller is not needed
+	attemptMax    = 20 * time.Microsecond  // what one attempt may take of a spin; the rest was somebody else's time
+	leaveMin      = 200 * time.Microsecond // between two times that a thread of the process leaves its CPU
+	leaveMax      = 200 * time.Millisecond // the same while that does not help
 )
 
 // A backoff is the history of the waits in one direction. It is guarded by the lock
@@ -2357,6 +2366,8 @@ type spinPolicy struct {
 	limit    atomic.Int32  // the most of them, read from the scheduler now and then
 	asked    atomic.Uint32 // counts the looks at limit
 	young    atomic.Uint64 // the backoff of the directions that have hardly waited, packed; a lost update does no harm
+	left     atomic.Int64  // when a thread left its CPU last
+	leaveGap atomic.Int64  // how long it is until the next time; 0 for leaveMin
 }
 
 // spinning is the policy of this process.
@@ -2387,11 +2398,24 @@ func (p *spinPolicy) begin() bool {
 // spin.
 func (p *spinPolicy) end(b *backoff, won bool) {
 	p.spinners.Add(-1)
-	if won {
-		p.note(b, (*backoff).won)
-	} else {
+	if !won {
 		p.note(b, (*backoff).lost)
+		return
 	}
+	p.note(b, (*backoff).won)
+	if p.leaveGap.Load() != 0 {
+		p.leaveGap.Store(0)
+	}
+}
+
+// shouldLeave reports whether the caller, whose spin failed, should leave its CPU.
+func (p *spinPolicy) shouldLeave(now int64) bool {
+	last, gap := p.left.Load(), max(p.leaveGap.Load(), int64(leaveMin))
+	if now-last < gap || !p.left.CompareAndSwap(last, now) {
+		return false
+	}
+	p.leaveGap.Store(min(2*gap, int64(leaveMax)))
+	return true
 }
 
 func (p *spinPolicy) skipped(b *backoff) { p.note(b, (*backoff).skipped) }

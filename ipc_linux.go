@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -585,6 +586,85 @@ func (kernel) hurry(call func()) {
 	kick.Stop()
 }
 
+// leaveCPU makes the calling thread leave its CPU, by sched_setaffinity(2) without it,
+// and gives it back all of them at once. It does so only where the thread may run on
+// every CPU that is online: whoever has chosen CPUs for this process, by taskset(1) or
+// a cpuset, keeps what was chosen. The thread belongs to this goroutine meanwhile, so
+// that the runtime starts no thread from it, which would inherit the mask.
+func (kernel) leaveCPU() {
+	n := onlineCPUs()
+	if n < 2 {
+		return
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var all cpuMask
+	var cpu uint32
+	if !all.get() || all.count() != n {
+		return
+	}
+	if _, _, errno := syscall.Syscall(numbers.getcpu, uintptr(unsafe.Pointer(&cpu)), 0, 0); errno != 0 {
+		return
+	}
+	others, now := all, cpuMask{}
+	others.remove(int(cpu))
+	if others.set() && now.get() && now == others { // or somebody else has set it meanwhile
+		for i := range all {
+			all[i] = ^uintptr(0) // also those that come online later
+		}
+		all.set()
+	}
+}
+
+// A cpuMask is the cpu_set_t of sched.h for the calling thread: 1024 CPUs.
+type cpuMask [1024 / 8 / unsafe.Sizeof(uintptr(0))]uintptr
+
+func (m *cpuMask) get() bool { return m.call(syscall.SYS_SCHED_GETAFFINITY) }
+func (m *cpuMask) set() bool { return m.call(syscall.SYS_SCHED_SETAFFINITY) }
+
+func (m *cpuMask) call(trap uintptr) bool {
+	_, _, errno := syscall.Syscall(trap, 0, unsafe.Sizeof(*m), uintptr(unsafe.Pointer(m)))
+	return errno == 0
+}
+
+func (m *cpuMask) count() (n int) {
+	for _, word := range m {
+		for ; word != 0; word &= word - 1 {
+			n++
+		}
+	}
+	return n
+}
+
+func (m *cpuMask) remove(cpu int) {
+	const bits = 8 * int(unsafe.Sizeof(uintptr(0)))
+	if cpu/bits < len(m) {
+		m[cpu/bits] &^= 1 << (cpu % bits)
+	}
+}
+
+// onlineCPUs returns the number of CPUs of the machine, or 0 where that cannot be
+// read: a list of ranges, see Documentation/ABI/testing/sysfs-devices-system-cpu.
+var onlineCPUs = sync.OnceValue(func() (n int) {
+	list, err := os.ReadFile("/sys/devices/system/cpu/online")
+	if err != nil {
+		return 0
+	}
+	for part := range strings.SplitSeq(strings.TrimSpace(string(list)), ",") {
+		from, to, ranged := strings.Cut(part, "-")
+		if !ranged {
+			to = from
+		}
+		first, err := strconv.Atoi(from)
+		last, e := strconv.Atoi(to)
+		if err != nil || e != nil || last < first {
+			return 0
+		}
+		n += last - first + 1
+	}
+	return n
+})
+
 // polls asks for what only a socket or a pipe answers: SO_TYPE, and F_GETPIPE_SZ of
 // fcntl(2). Neither asks a file system.
 func (kernel) polls(sys int) bool {
@@ -775,25 +855,25 @@ func getsockopt(sys, opt int, buf []byte, n *int) error {
 
 // numbers are those of asm/unistd.h for calls that package syscall lacks: those of
 // sockets on 386, where they came with Linux 4.3 (before, socketcall(2) was the only
-// way), and preadv2 of Linux 4.6, which pwritev2 follows.
-var numbers = func() (n struct{ getsockopt, sendmsg, recvmsg, preadv2 uintptr }) {
+// way), preadv2 of Linux 4.6, which pwritev2 follows, and getcpu.
+var numbers = func() (n struct{ getsockopt, sendmsg, recvmsg, preadv2, getcpu uintptr }) {
 	switch runtime.GOARCH {
 	case "amd64":
-		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2 = 55, 46, 47, 327
+		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2, n.getcpu = 55, 46, 47, 327, 309
 	case "386":
-		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2 = 365, 370, 372, 378
+		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2, n.getcpu = 365, 370, 372, 378, 318
 	case "s390x":
-		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2 = 365, 370, 372, 376
+		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2, n.getcpu = 365, 370, 372, 376, 311
 	case "arm":
-		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2 = 295, 296, 297, 392
+		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2, n.getcpu = 295, 296, 297, 392, 345
 	case "ppc64", "ppc64le":
-		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2 = 340, 341, 342, 380
+		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2, n.getcpu = 340, 341, 342, 380, 302
 	case "mips", "mipsle":
-		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2 = 4173, 4179, 4177, 4361
+		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2, n.getcpu = 4173, 4179, 4177, 4361, 4312
 	case "mips64", "mips64le":
-		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2 = 5054, 5045, 5046, 5321
+		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2, n.getcpu = 5054, 5045, 5046, 5321, 5271
 	default: // arm64, riscv64, loong64: asm-generic/unistd.h
-		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2 = 209, 211, 212, 286
+		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2, n.getcpu = 209, 211, 212, 286, 168
 	}
 	return n
 }()

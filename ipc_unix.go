@@ -1534,6 +1534,9 @@ func (f *fd) spinFor(h *ioState) bool {
 		done = h.attempt(f.sys)
 	}
 	spinning.end(&h.backoff, done)
+	if !done && spinning.shouldLeave(now()) {
+		kern.leaveCPU()
+	}
 	if done {
 		h.parked = false
 		if h.backoff.longRun() {
@@ -2884,6 +2887,10 @@ func (everyUnix) drained(sys int, unmarked bool) bool { return false }
 // hurry makes a call that may sleep, and interrupts it now and then where that ends
 // a sleep.
 func (everyUnix) hurry(call func()) { call() }
+
+// leaveCPU moves the calling thread to another CPU, where the system can: see the one
+// for Linux.
+func (everyUnix) leaveCPU() {}
 
 // polls reports whether the descriptor may be given to the poller: a socket, pipe or
 // FIFO. It does not ask a file system. lseek(2) fails on these alone, and on

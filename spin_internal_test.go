@@ -112,10 +112,31 @@ func coupled(waits int, wakeUp, limit time.Duration) (won, lost int) {
 
 func TestBackoffTwoEndsRecoverFromLongWaits(t *testing.T) {
 	const waits = 100000
-	if won, lost := coupled(waits, 20*time.Microsecond, 50*time.Microsecond); won < waits*97/100 {
+	if won, lost := coupled(waits, 20*time.Microsecond, spinDefault); won < waits*97/100 {
 		t.Errorf("%d of %d waits are won, %d lost", won, waits, lost)
 	}
-	if _, lost := coupled(waits, 200*time.Microsecond, 50*time.Microsecond); lost > waits/100 {
+	if _, lost := coupled(waits, 2*spinDefault, spinDefault); lost > waits/100 {
 		t.Errorf("%d of %d waits spin where an answer takes longer than a spin", lost, waits)
+	}
+}
+
+func TestSpinPolicyLeavesTheCPUEverMoreRarely(t *testing.T) {
+	var p spinPolicy
+	leaves := 0
+	at := int64(time.Hour)
+	for range 10 * int(time.Second/leaveMin) {
+		if p.shouldLeave(at) {
+			leaves++
+		}
+		at += int64(leaveMin)
+	}
+	if leaves < 40 || leaves > 80 {
+		t.Errorf("it leaves %d times in 10 s in which that never helps", leaves)
+	}
+	var b backoff
+	p.begin()
+	p.end(&b, true)
+	if at += int64(leaveMin); !p.shouldLeave(at) {
+		t.Error("it does not leave soon after a spin that succeeded")
 	}
 }
