@@ -20,7 +20,7 @@ type event struct {
 type test struct{ pkg, name string }
 
 var (
-	place = regexp.MustCompile(`^\s*[\w.-]+\.go:\d+: `)            // what t.Skip writes before the reason
+	place = regexp.MustCompile(`^\s*[\w.-]+\.go:\d+: `)               // what t.Skip writes before the reason
 	noise = regexp.MustCompile(`^(=== |PASS\n?$|\s*--- (PASS|SKIP))`) // what -v adds
 )
 
