@@ -1,20 +1,24 @@
-#!/bin/bash
+#!/usr/bin/env bash
 # Private Wine 10 (Debian trixie) to run windows/amd64 test binaries on a bookworm host.
 # Installs nothing but patchelf on the host; DIR gets root/ (Wine + its libc), prefix/ and
-# two wrappers, wine and wineserver.    usage: get-wine.sh DIR [386]
+# two wrappers, wine and wineserver. A DIR that is whole is kept as it is.
+# usage: get-wine.sh DIR [386]
 set -euo pipefail
 DIR=$(realpath -m "$1"); WITH386=${2:-}; ROOT=$DIR/root; A=$DIR/apt
-[ -x "$DIR/wine" ] && exit 0
-command -v patchelf >/dev/null || apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends patchelf
-mkdir -p "$ROOT/usr/lib" "$ROOT/usr/lib64" "$A/lists/partial" "$A/archives/partial" "$A/debs"
+# One process at a time makes the folder; the stamp says that it is whole.
+if [ "${IPC_LOCKED:-}" != "$DIR" ]; then
+  mkdir -p "$(dirname "$DIR")"
+  IPC_LOCKED=$DIR exec flock -o "$DIR.lock" "$0" "$@"
+fi
+[ -e "$DIR/whole${WITH386:+-386}" ] && exit 0
+command -v patchelf >/dev/null || { apt-get -qq -o DPkg::Lock::Timeout=300 update; apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends patchelf; }
+[ -x "$DIR/wineserver" ] && { "$DIR/wineserver" -k || true; }
+rm -rf "$ROOT" "$A" "$DIR/prefix" "$DIR/wine" "$DIR/wineserver"
+mkdir -p "$ROOT/usr/lib" "$ROOT/usr/lib64" "$A/debs"
 ln -sfn usr/lib "$ROOT/lib"; ln -sfn usr/lib64 "$ROOT/lib64"
-. /etc/os-release
-mirror() { apt-get indextargets --format '$(SITE)' 'Created-By: Packages' "Release: $VERSION_CODENAME" | head -1; }
-MIRROR=$(mirror); [ "$MIRROR" ] || { apt-get -qq update; MIRROR=$(mirror); }
-echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $MIRROR trixie main" >"$A/sources.list"
-APT=(apt-get -qq -o Dir::Etc::SourceList="$A/sources.list" -o Dir::Etc::SourceParts=/dev/null
-     -o Dir::State::Lists="$A/lists" -o Dir::State::status=/dev/null -o Dir::Cache="$A"
-     -o APT::Sandbox::User=root -o Acquire::Languages=none)
+# shellcheck source=.ci/trixie.sh
+. "$(dirname "$0")/trixie.sh"
+trixie "$A"
 PKGS=(libwine wine64 libc6 libunwind8 liblzma5 libz-mingw-w64)
 if [ "$WITH386" ]; then APT+=(-o APT::Architectures::=amd64 -o APT::Architectures::=i386); PKGS+=(libwine:i386); fi
 "${APT[@]}" update
@@ -50,17 +54,21 @@ cat >"$DIR/wine" <<X
 #!/bin/sh
 export WINEPREFIX="\${WINEPREFIX:-$DIR/prefix}" WINEDEBUG="\${WINEDEBUG:--all}"
 export WINEDLLOVERRIDES="\${WINEDLLOVERRIDES-mscoree,mshtml,winex11.drv,winewayland.drv=}"
-unset DISPLAY WAYLAND_DISPLAY
+unset DISPLAY WAYLAND_DISPLAY TMPDIR # Debian's wineserver frees what getenv returns for TMPDIR, and aborts
 exec $ROOT/usr/lib/wine/wine64 "\$@"
 X
 cat >"$DIR/wineserver" <<X
 #!/bin/sh
 export WINEPREFIX="\${WINEPREFIX:-$DIR/prefix}"
+unset TMPDIR
 exec $ROOT/usr/lib/wine/wineserver64 "\$@"
 X
 chmod +x "$DIR/wine" "$DIR/wineserver"
-"$DIR/wine" wineboot -i >"$DIR/wineboot.log" 2>&1 || true
-"$DIR/wineserver" -w
+# What starts for 32 bits may hang where such programs do not run; the rest of the prefix is made all the same.
+timeout 600 "$DIR/wine" wineboot -i >"$DIR/wineboot.log" 2>&1 </dev/null || true
+timeout 120 "$DIR/wineserver" -w || "$DIR/wineserver" -k || true
 if [ "$WITH386" ]; then
-  cp "$Z64" "$DIR/prefix/drive_c/windows/system32/"; cp "$Z32" "$DIR/prefix/drive_c/windows/syswow64/"
+  cp "$Z64" "$DIR/prefix/drive_c/windows/system32/"
+  [ ! -d "$DIR/prefix/drive_c/windows/syswow64" ] || cp "$Z32" "$DIR/prefix/drive_c/windows/syswow64/"
 fi
+touch "$DIR/whole" ${WITH386:+"$DIR/whole-386"}
