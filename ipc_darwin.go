@@ -48,19 +48,40 @@ func (kernel) accept(sys int) (int, error) {
 func (kernel) read(sys int, p []byte, _ bool) (int, error) {
 	room := rightsRooms.Get().(*[rightsRoom]byte)
 	defer rightsRooms.Put(room)
+	for {
+		n, err := readDroppingFiles(sys, p, room[:])
+		if lost, _ := kern.rightsLost(err); lost {
+			continue // the files are gone, and the data is next in the queue
+		}
+		if err == syscall.ENOTSOCK {
+			return syscall.Read(sys, p)
+		}
+		return n, err
+	}
+}
+
+// readDroppingFiles is one receive that closes the files which came. A fork waits
+// for it, so it does not wait itself.
+func readDroppingFiles(sys int, p, room []byte) (int, error) {
 	syscall.ForkLock.RLock()
-	n, oobn, _, err := kern.recvmsg(sys, p, room[:], dontWait) // a fork waits for this
+	defer syscall.ForkLock.RUnlock()
+	n, oobn, _, err := kern.recvmsg(sys, p, room, dontWait)
 	if err == nil && oobn > 0 {
 		fds, _ := rights(room[:oobn])
 		for _, fd := range fds {
 			syscall.Close(fd)
 		}
 	}
-	syscall.ForkLock.RUnlock()
-	if err == syscall.ENOTSOCK {
-		return syscall.Read(sys, p)
-	}
 	return n, err
+}
+
+// rightsLost goes by unp_externalize of bsd/kern/uipc_usrreq.c: EMSGSIZE or EMFILE if
+// there are not enough free descriptors.
+// soreceive_ctl of uipc_socket.c has taken the control message out by then, and
+// soreceive leaves the data in the queue.
+func (kernel) rightsLost(err error) (lost, dataStays bool) {
+	lost = err == syscall.EMSGSIZE || err == syscall.EMFILE
+	return lost, lost
 }
 
 // rightsRooms holds buffers for the files that nobody asked for.

@@ -26,8 +26,22 @@ const (
 type kernel struct{ everyUnix }
 
 func (kernel) sysFlock(fd, how int) error            { return syscall.Flock(fd, how) }
-func (kernel) newPipe(p *[2]int) error               { return syscall.Pipe2(p[:], socketFlags) }
 func (kernel) mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
+
+// newPipe passes the flags that pipe2(2) takes. Those of socket(2) have other
+// numbers, and are EINVAL here.
+func (kernel) newPipe(p *[2]int) error {
+	return syscall.Pipe2(p[:], syscall.O_CLOEXEC|syscall.O_NONBLOCK)
+}
+
+// rightsLost goes by unp_externalize of sys/kern/uipc_usrreq.c: without enough free
+// descriptors it says EMSGSIZE in FreeBSD 13 and what fdallocn says, EMFILE, from
+// 14 on. soreceive_generic, and uipc_soreceive_stream_or_seqpacket of FreeBSD 15,
+// then leave the data of a stream in the queue.
+func (kernel) rightsLost(err error) (lost, dataStays bool) {
+	lost = err == syscall.EMSGSIZE || err == syscall.EMFILE
+	return lost, lost
+}
 
 // accept leaves the client's address out: package syscall refuses a client that is
 // bound to a path too long for its sockaddr_un.
@@ -63,6 +77,16 @@ var isFreeBSD15 = sync.OnceValue(func() bool {
 	version, err := syscall.SysctlUint32("kern.osreldate")
 	return err == nil && version >= 1500000
 })
+
+// tooLong reports whether the kernel would make several messages of one: each time
+// it has copied as much as SO_SNDBUF it ends a record (mc_uiotomc).
+func (kernel) tooLong(sys, n int) bool {
+	if !kern.looseRecords() {
+		return false
+	}
+	limit, err := kern.messageMax(sys)
+	return err == nil && n > limit
+}
 
 func (kernel) carriesEmpty() bool { return !kern.looseRecords() }
 

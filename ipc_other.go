@@ -97,6 +97,11 @@ func (kernel) holdsLock(path string) (held bool, letGo func()) {
 	return held, locked.taking.Unlock
 }
 
+// rightsLost goes by fdbuf_extract of illumos' uts/common/fs/sockfs/socksubr.c: EMFILE
+// if there are not enough free descriptors. recvmsg(2) has copied the data out by
+// then, and what fails returns none of it.
+func (kernel) rightsLost(err error) (lost, dataStays bool) { return err == syscall.EMFILE, false }
+
 // mkfifo has no call that package syscall offers on both AIX and Solaris.
 func (kernel) mkfifo(string, uint32) error { return errors.ErrUnsupported }
 

@@ -2146,11 +2146,8 @@ func (f *fd) sendMessage(h *half, p, oob []byte) error {
 		return h.torn
 	case len(p) == 0 && len(oob) == 0 && !kern.carriesEmpty():
 		return &ruleError{"this system cannot send an empty message", errors.ErrUnsupported}
-	case kern.looseRecords(): // the kernel would make several of one that is too long
-		limit, err := syscall.GetsockoptInt(f.sys, syscall.SOL_SOCKET, syscall.SO_SNDBUF)
-		if err == nil && len(p) > limit {
-			return sendError(syscall.EMSGSIZE)
-		}
+	case kern.tooLong(f.sys, len(p)):
+		return sendError(syscall.EMSGSIZE)
 	}
 	h.buf, h.oob, h.flags = p, oob, syscall.MSG_EOR
 	for begun := false; ; begun = true {
@@ -2376,6 +2373,9 @@ func (f *fd) sendFiles(files []*os.File, data []byte) error {
 		return err
 	}
 	defer f.leave(h)
+	if limit := kern.filesMax(); len(files) > limit {
+		return configError("the number of files", strconv.Itoa(len(files)), "1 to "+strconv.Itoa(limit)+" on this system")
+	}
 	return whileOpen(files, make([]int, 0, len(files)), func(fds []int) error {
 		if f.kind == messages {
 			return f.sendMessage(h, data, syscall.UnixRights(fds...))
@@ -2446,8 +2446,8 @@ func (f *fd) recvRights(p []byte) (int, []*os.File, error) {
 func (f *fd) takeRights(h *half, p []byte) (int, []*os.File, error) {
 	h.buf, h.oob, h.flags = p, make([]byte, rightsRoom), 0
 	err := f.run(h, recvmsgCall)
-	if err == syscall.EMSGSIZE {
-		return f.lostRights(h, err)
+	if lost, dataStays := kern.rightsLost(err); lost {
+		return f.lostRights(h, err, dataStays)
 	}
 	if err != nil {
 		return 0, nil, callError("recvmsg", err)
@@ -2472,13 +2472,18 @@ func (f *fd) takeRights(h *half, p []byte) (int, []*os.File, error) {
 	return h.n, files, nil
 }
 
-// lostRights is for a process that had no descriptors left. The BSDs and macOS say
-// EMSGSIZE then, where Linux cuts the list off, and drop the files; the data of a
-// stream is still there, and goes as it would have gone with them.
-func (f *fd) lostRights(h *half, err error) (int, []*os.File, error) {
+// lostRights is for files that the kernel dropped because this process had no
+// descriptors left for them: see rightsLost. Where the data of a stream is still in
+// the queue it is received now, as it would have been with the files: left there,
+// the byte that files travel with would be taken for data.
+func (f *fd) lostRights(h *half, err error, dataStays bool) (int, []*os.File, error) {
 	err = &classified{os.NewSyscallError("recvmsg", err), ErrMsgTooLong}
-	if f.kind == messages && !kern.looseRecords() {
-		return 0, nil, err
+	switch {
+	case f.kind == messages && !kern.looseRecords():
+		return 0, nil, err // the message went with its files
+	case !dataStays: // it went with the files; this is what they travel with
+		frame := frameOf(len(zeroByte))
+		return copy(h.buf, frame[:]), nil, err
 	}
 	h.oob, h.flags = nil, 0
 	if control(func() error { return recvmsgCall(f.sys, h) }) != nil {
@@ -2652,8 +2657,16 @@ func (f *fd) closeRead() error {
 	}
 }
 
+// shutdown is shutdown(2). Once the peer has closed, or shut the same direction from
+// its side, the BSDs and macOS say ENOTCONN (soshutdown of uipc_socket.c), Linux
+// nothing: what was asked for is so already.
 func (f *fd) shutdown(how int) error {
-	return f.control("shutdown", func() error { return syscall.Shutdown(f.sys, how) })
+	return f.control("shutdown", func() error {
+		if err := syscall.Shutdown(f.sys, how); err != syscall.ENOTCONN {
+			return err
+		}
+		return nil
+	})
 }
 
 func (f *fd) setBuffer(d direction, n int) error {
@@ -2664,14 +2677,28 @@ func (f *fd) setBuffer(d direction, n int) error {
 	if d == writing {
 		opt = syscall.SO_SNDBUF
 	}
+	n = max(n, bufferMin)
 	n = min(n, maxInt32) // package syscall would take the lower half
 	return f.control("setsockopt", func() error {
 		return syscall.SetsockoptInt(f.sys, syscall.SOL_SOCKET, opt, n)
 	})
 }
 
+// bufferMin is the least size of a buffer: about what Linux makes of less, too. The
+// BSDs and macOS refuse 0 (EINVAL) and take 1 at its word: one byte for each call.
+const bufferMin = 4096
+
 // maxInt32 is the largest int of C, on every system.
 const maxInt32 = 1<<31 - 1
+
+// maxMessage returns the longest message that sendMessage takes.
+func (f *fd) maxMessage() (n int, err error) {
+	err = f.control("getsockopt", func() (err error) {
+		n, err = kern.messageMax(f.sys)
+		return err
+	})
+	return n, err
+}
 
 func (f *fd) peer() (p Peer, err error) {
 	err = f.control("getsockopt", func() (err error) {
@@ -2799,6 +2826,25 @@ func (everyUnix) markMessages(int)           {}
 func (everyUnix) isMessage(int, int) bool    { return true }
 func (everyUnix) unmarked(oob []byte) []byte { return oob }
 
+// filesMax is the most descriptors that the kernel takes in one message.
+func (everyUnix) filesMax() int { return maxFiles }
+
+// rightsLost reports whether err of a receive that had room for control messages
+// means that the kernel dropped the files which came, and whether the data they came
+// with is still in the queue of a stream. Linux cuts the list of files off instead.
+func (everyUnix) rightsLost(err error) (lost, dataStays bool) { return false, false }
+
+// messageMax returns the longest message that goes in one call. On FreeBSD that is
+// SO_SNDBUF, net.local.seqpacket.maxseqpacket by default: sosend_generic of
+// sys/kern/uipc_socket.c refuses what is longer. FreeBSD 15 does not, and ends a
+// record wherever it has copied as much; sendMessage holds to the limit there.
+func (everyUnix) messageMax(sys int) (int, error) {
+	return syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_SNDBUF)
+}
+
+// tooLong is for messages that the kernel does not refuse as it should.
+func (everyUnix) tooLong(sys, n int) bool { return false }
+
 // looseRecords reports whether messages are no more than records in a stream: see
 // the one for FreeBSD. carriesEmpty reports whether a message may be empty.
 func (everyUnix) looseRecords() bool { return false }
@@ -2895,14 +2941,21 @@ func (everyUnix) recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, e
 // the one for the other. They tell how much a queue holds as the block size of the
 // socket: see the function behind stat of uipc_usrreq.c.
 func fullOrTooLong(sys, need int) error {
-	var st syscall.Stat_t
-	if err := control(func() error { return syscall.Fstat(sys, &st) }); err != nil {
+	size, err := queueSize(sys)
+	switch {
+	case err != nil:
 		return err
-	}
-	if need > int(st.Blksize) {
+	case need > size:
 		return syscall.EMSGSIZE
 	}
 	return syscall.EAGAIN
+}
+
+// queueSize returns how many bytes the queue holds that the socket sends to.
+func queueSize(sys int) (int, error) {
+	var st syscall.Stat_t
+	err := control(func() error { return syscall.Fstat(sys, &st) })
+	return int(st.Blksize), err
 }
 
 // bind binds the socket to a target that fits into a sockaddr_un.
