@@ -64,6 +64,46 @@ func (kernel) dup(sys int) (int, error) {
 func (kernel) readv(sys int, iov []iovec) (int, error)  { return vector(syscall.SYS_READV, sys, iov) }
 func (kernel) writev(sys int, iov []iovec) (int, error) { return vector(syscall.SYS_WRITEV, sys, iov) }
 
+// primedFIFO returns a second reader of the FIFO that tells a writer which has not
+// written yet from none, or nil where the FIFO may not be written. fifo_open of
+// sys/fs/fifofs/fifo_vnops.c clears PIPE_EOF for the first reader, so that a read is
+// EAGAIN with and without a writer; the last writer's close sets it. So a writer
+// comes and goes here. The reader that is opened then, while f keeps the FIFO, leaves
+// PIPE_EOF as it is: without a writer its reads return 0, with one they say EAGAIN.
+// Of writers that left, poll(2) tells it those that came after it was opened.
+func (kernel) primedFIFO(f *fd, path string) *fd {
+	w, err := tryFIFO(path, writing)
+	if err != nil {
+		return nil
+	}
+	same := fstatID(w.sys) == fstatID(f.sys)
+	w.close()
+	if !same {
+		return nil // the file at the path was replaced; f is what was asked for
+	}
+	r, err := tryFIFO(path, reading)
+	if err != nil {
+		return nil
+	}
+	if fstatID(r.sys) != fstatID(f.sys) {
+		r.close()
+		return nil
+	}
+	return r
+}
+
+// hungUp reports whether the FIFO had a writer that left since the reader was opened:
+// see pipe_poll of sys/kern/sys_pipe.c.
+func (kernel) hungUp(sys int) bool {
+	const pollIn, pollHup = 0x1, 0x10 // sys/sys/poll.h
+	p := struct {                     // struct pollfd
+		fd              int32
+		events, revents int16
+	}{fd: int32(sys), events: pollIn}
+	n, _, errno := syscall.Syscall(syscall.SYS_POLL, uintptr(unsafe.Pointer(&p)), 1, 0)
+	return errno == 0 && n == 1 && p.revents&pollHup != 0
+}
+
 // isMessage tells an empty message from the end: only a message ends a record.
 func (kernel) isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 0 }
 

@@ -1095,8 +1095,14 @@ func mkfifoExact(addr Addr, perm fs.FileMode) error {
 
 // OpenFIFOReader opens the FIFO at the path for reading and waits for a writer,
 // until ctx ends: see fifo(7). Anything but a FIFO is refused, also a symbolic
-// link to one. The waiting holds no thread. On FreeBSD, where a writer that has
-// not written yet cannot be noticed, it waits for the first byte.
+// link to one. The waiting holds no thread.
+//
+// FreeBSD does not tell a reader of a writer that has not written yet. Where this
+// process may write to the FIFO too, OpenFIFOReader opens it for writing for a
+// moment, after which the kernel does tell; other readers that wait for a writer see
+// one come and go. Where it may not, OpenFIFOReader waits for the first byte. Two
+// processes with a FIFO each way then wait for each other if each opens its reader
+// first and writes only afterwards: let one of them write before it opens its reader.
 func OpenFIFOReader(ctx context.Context, path string) (*PipeReader, error) {
 	addr := Path(path)
 	f, err := openFIFO(ctx, addr, reading)
@@ -1134,7 +1140,7 @@ func openFIFO(ctx context.Context, addr Addr, d direction) (*fd, error) {
 		}
 		f, err := tryFIFO(path, d)
 		if err == nil && d == reading {
-			err = f.awaitWriter(&p)
+			f, err = awaitWriter(f, path, &p)
 		}
 		switch {
 		case err == nil:
@@ -1178,28 +1184,38 @@ func tryFIFO(path string, d direction) (*fd, error) {
 	return f, nil
 }
 
-// awaitWriter waits until the FIFO has a writer, or had one. Without, a read says
-// end of file, but on FreeBSD EAGAIN; with one it says EAGAIN or returns data,
-// which is kept for the first Read.
-func (f *fd) awaitWriter(p *patience) error {
-	h := &f.r
+// awaitWriter waits until the FIFO has a writer, or had one, and returns its reader,
+// which may be another one than f. Without a writer a read says end of file; with one
+// it says EAGAIN or returns data, which is kept for the first Read. Where fifoQuiet,
+// it says EAGAIN without a writer too, until one has left or the reader was primed.
+func awaitWriter(f *fd, path string, p *patience) (*fd, error) {
+	tells, primed := !fifoQuiet, false
 	for {
 		var first [1]byte
 		n := 0
 		err := control(func() (err error) { n, err = syscall.Read(f.sys, first[:]); return err })
 		switch {
 		case err == nil && n > 0:
-			h.envelope = &envelope{ahead: first[:]}
-			return nil
-		case err == nil && (fifoQuiet || kern.hungUp(f.sys)):
-			return nil // a writer came and left
-		case err == syscall.EAGAIN && !fifoQuiet:
-			return nil
-		case err != nil && err != syscall.EAGAIN:
-			return os.NewSyscallError("read", err)
+			f.r.envelope = &envelope{ahead: first[:]}
+			return f, nil
+		case err == nil && kern.hungUp(f.sys):
+			return f, nil // a writer came and left
+		case err == nil:
+			tells = true // there is none, and the kernel knows
+		case err != syscall.EAGAIN:
+			return f, os.NewSyscallError("read", err)
+		case tells:
+			return f, nil
+		case !primed:
+			primed = true
+			if r := kern.primedFIFO(f, path); r != nil {
+				f.close()
+				f, tells = r, true
+				continue
+			}
 		}
 		if err := p.ended(nil); err != nil {
-			return err
+			return f, err
 		}
 		p.pause()
 	}
@@ -2819,6 +2835,9 @@ func (everyUnix) hearsOn() bool { return true }
 
 // hungUp reports whether a FIFO had a writer that left, where the kernel tells.
 func (everyUnix) hungUp(int) bool { return false }
+
+// primedFIFO is for fifoQuiet: see the one for FreeBSD.
+func (everyUnix) primedFIFO(*fd, string) *fd { return nil }
 
 // markMessages makes empty messages differ from the end, if they do not anyway;
 // isMessage tells by the result of a receive of no bytes whether it was one.
