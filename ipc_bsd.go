@@ -40,6 +40,12 @@ type bsd struct {
 	// room that is left (unp_usrreq of uipc_usrreq.c).
 	queueShrinks bool
 
+	// rightsGrow: room for descriptors is asked for by their size in the call, and
+	// then needed by that of the kernel's entries, up to four times as much (sosend
+	// of uipc_socket.c, sbappendcontrol of uipc_socket2.c). ENOBUFS says that the
+	// queue has none now; memory is waited for (M_WAIT).
+	rightsGrow bool
+
 	// carriesEmpty: an empty message wakes a receiver that waits.
 	carriesEmpty bool
 
@@ -57,7 +63,7 @@ type peerOption struct {
 const (
 	clusterBytes = 2048                           // MCLBYTES of sys/param.h on all three
 	pointerBytes = int(unsafe.Sizeof(uintptr(0))) // struct file *
-	solLocal     = 0                              // SOL_LOCAL of sys/un.h (NetBSD), 0 by number in DragonFly's
+	solLocal     = 0                              // uipc_usrreq.c, uipc_ctloutput: the level of NetBSD; DragonFly takes any
 )
 
 // system is the one that this is.
@@ -77,7 +83,8 @@ var system = map[string]bsd{
 	},
 	"openbsd": {
 		// sys/unpcb.h: struct fdpass {struct file *, int}, so 127 on 64 bits.
-		filesMax: min(maxFiles, (clusterBytes-syscall.CmsgLen(0))/(2*pointerBytes)),
+		filesMax:   min(maxFiles, (clusterBytes-syscall.CmsgLen(0))/(2*pointerBytes)),
+		rightsGrow: true,
 		// sys/socket.h: SO_PEERCRED is 0x1022; struct sockpeercred {uid, gid, pid}.
 		peer: peerOption{level: syscall.SOL_SOCKET, option: 0x1022, uid: 0, gid: 1, pid: 2},
 	},
@@ -134,7 +141,14 @@ func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
 	case system.carriesEmpty && record && need == 0:
 		return 0, sendEmpty(sys)
 	}
+	grown := system.rightsGrow && len(oob) > 0
+	if grown && !record {
+		p = p[:min(len(p), 1024)] // or it fills the room that they grow into
+	}
 	n, err := everyUnix{}.sendmsg(sys, p, oob, flags)
+	if grown && err == syscall.ENOBUFS {
+		return 0, fullOrTooLong(sys, len(p)+4*len(oob))
+	}
 	if err == syscall.EMSGSIZE || err == syscall.EAGAIN && record && len(oob) > 0 {
 		err = fullOrTooLong(sys, need)
 	}

@@ -8,10 +8,10 @@ import (
 // Traits of macOS and iOS that ipc_unix.go builds on.
 const (
 	abstractNames = false
-	fullRefuses   = true // a full backlog is ECONNREFUSED
+	fullRefuses   = true // bsd/kern/uipc_usrreq.c, unp_connect: a full backlog is ECONNREFUSED
 	pathMax       = 1023 // PATH_MAX of sys/syslimits.h, less the NUL
 	socketFlags   = 0    // no SOCK_CLOEXEC: descriptors are made under syscall.ForkLock
-	framedHere    = true // no SOCK_SEQPACKET
+	framedHere    = true // bsd/kern/uipc_proto.c, localsw: no SOCK_SEQPACKET
 	markRoom      = 0    // nothing marks messages
 	peekTells     = false
 	cutsRights    = false // descriptors that do not fit would stay open for nobody to find
@@ -19,7 +19,7 @@ const (
 	cmsgCloexec   = 0     // received under syscall.ForkLock
 	spinByDefault = 0     // whether it pays is not known
 	fifoPolls     = false // the poller does not hear of the last writer's end
-	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
+	fifoQuiet     = false // bsd/miscfs/fifofs/fifo_vnops.c, fifo_read: a FIFO without a writer reads as ended
 )
 
 type kernel struct{ everyUnix }

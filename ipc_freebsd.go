@@ -9,18 +9,18 @@ import (
 // Traits of FreeBSD that ipc_unix.go builds on.
 const (
 	abstractNames = false
-	fullRefuses   = true // a full backlog is ECONNREFUSED
+	fullRefuses   = true // sys/kern/uipc_usrreq.c, unp_connectat: a full backlog is ECONNREFUSED
 	pathMax       = 1023 // PATH_MAX of sys/syslimits.h, less the NUL
 	socketFlags   = syscall.SOCK_CLOEXEC | syscall.SOCK_NONBLOCK
 	framedHere    = false // SOCK_SEQPACKET keeps messages apart
 	markRoom      = 0     // nothing marks messages
-	peekTells     = false
-	cutsRights    = true
+	peekTells     = false // MSG_TRUNC is an output of recvmsg(2) alone
+	cutsRights    = true  // sys/kern/uipc_syscalls.c, kern_recvit: m_dispose_extcontrolm closes what has no room
 	dontWait      = syscall.MSG_DONTWAIT
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
 	spinByDefault = 0    // whether it pays is not known
 	fifoPolls     = true // the poller serves FIFOs
-	fifoQuiet     = true // a FIFO without a writer reads as empty, not as ended
+	fifoQuiet     = true // a FIFO without a writer reads as empty: see primedFIFO
 )
 
 type kernel struct{ everyUnix }
