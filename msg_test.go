@@ -544,7 +544,9 @@ func TestMaxMessageIsTheLongest(t *testing.T) {
 
 		// What is in the queue does not count.
 		n := a.MaxMessage()
-		must(t, a.Send([]byte("in the queue")))
+		if runtime.GOOS != "windows" { // where a Send may wait for its receiver
+			must(t, a.Send([]byte("in the queue")))
+		}
 		if m := a.MaxMessage(); m != n {
 			t.Errorf("MaxMessage was %d and is %d", n, m)
 		}
