@@ -62,7 +62,11 @@ var contenders = []contender{
 		dial: func(network, path string) (net.Conn, error) {
 			for {
 				c, err := net.Dial(network, path)
-				if !errors.Is(err, syscall.EAGAIN) { // a full backlog
+				full := errors.Is(err, syscall.EAGAIN)
+				if runtime.GOOS != "linux" { // where it looks as if nobody listened; somebody does
+					full = errors.Is(err, syscall.ECONNREFUSED)
+				}
+				if !full {
 					return c, err
 				}
 				time.Sleep(100 * time.Microsecond)

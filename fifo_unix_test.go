@@ -274,6 +274,68 @@ func TestFIFOWriterWaitsForAReader(t *testing.T) {
 	})
 }
 
+func TestFIFOReaderNoticesASilentWriter(t *testing.T) {
+	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
+		opened := make(chan *ipc.PipeReader, 1)
+		opening := begin(func() error {
+			r, err := w.openReader(t.Context(), path)
+			opened <- r
+			return err
+		})
+		awaitParked(t, "OpenFIFOReader", 1)
+		p, err := w.openWriter(t.Context(), path)
+		must(t, err)
+		must(t, <-opening) // nothing was written yet
+		r := <-opened
+		send(t, p, "at last")
+		expect(t, r, "at last")
+		must(t, p.Close())
+		expectEOF(t, r)
+		must(t, r.Close())
+	})
+}
+
+// Two processes open a FIFO each way in the same order, as they must: the one that
+// reads the first FIFO waits for its writer, who goes on to wait for his.
+func TestFIFOEachWayDoesNotWaitForTheOther(t *testing.T) {
+	overEachWaiting(t, func(t *testing.T, w waiting, one string) {
+		other := makeFIFO(t, tempDir(t))
+		type ends struct {
+			r *ipc.PipeReader
+			w *ipc.PipeWriter
+		}
+		sides := [2]chan ends{make(chan ends, 1), make(chan ends, 1)}
+		first := begin(func() error {
+			r, err := w.openReader(t.Context(), one)
+			if err != nil {
+				return err
+			}
+			p, err := w.openWriter(t.Context(), other)
+			sides[0] <- ends{r, p}
+			return err
+		})
+		second := begin(func() error {
+			p, err := w.openWriter(t.Context(), one)
+			if err != nil {
+				return err
+			}
+			r, err := w.openReader(t.Context(), other)
+			sides[1] <- ends{r, p}
+			return err
+		})
+		must(t, errors.Join(<-first, <-second))
+		a, b := <-sides[0], <-sides[1]
+		send(t, b.w, "to a")
+		expect(t, a.r, "to a")
+		send(t, a.w, "to b")
+		expect(t, b.r, "to b")
+		must(t, errors.Join(a.w.Close(), b.w.Close()))
+		expectEOF(t, a.r)
+		expectEOF(t, b.r)
+		must(t, errors.Join(a.r.Close(), b.r.Close()))
+	})
+}
+
 // openers open one side of a FIFO where the other side is missing.
 var openers = map[string]func(ctx context.Context, path string) (io.Closer, error){
 	"OpenFIFOReader": func(ctx context.Context, path string) (io.Closer, error) {

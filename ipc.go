@@ -989,13 +989,15 @@ func (c *endpoint) Close() error { return c.failed("close", c.fd.close()) }
 
 // CloseRead shuts the reading side down: see shutdown(2). Reads return io.EOF. On
 // Linux and FreeBSD 15 the peer's writes fail; the other Unix systems do not tell it:
-// what it writes is lost, or waits for room until this end is closed. Pipes have no
-// half close: on Windows the error matches [errors.ErrUnsupported].
+// what it writes is lost, or waits for room until this end is closed. After the
+// peer's Close there is nothing left to shut, which is no error. Pipes have no half
+// close: on Windows the error matches [errors.ErrUnsupported].
 func (c *Conn) CloseRead() error { return c.failed("close", c.fd.closeRead()) }
 
 // CloseWrite shuts the writing side down: see shutdown(2). The peer reads what
-// was written and then gets io.EOF; the other direction stays open. Pipes have
-// no half close: on Windows the error matches [errors.ErrUnsupported].
+// was written and then gets io.EOF; the other direction stays open. After the peer's
+// Close it returns nil. Pipes have no half close: on Windows the error matches
+// [errors.ErrUnsupported].
 func (c *Conn) CloseWrite() error { return c.failed("close", c.fd.closeWrite()) }
 
 // LocalAddr returns the address of this end, an [Addr]: the listener's on the
@@ -1034,16 +1036,19 @@ func (c *endpoint) SetWriteDeadline(t time.Time) error {
 }
 
 // SetReadBuffer sets the size in bytes of the receive buffer (SO_RCVBUF of
-// socket(7); Linux ignores it for local sockets). On Windows the sizes of a pipe
-// are fixed when it is made: the error matches [errors.ErrUnsupported].
+// socket(7); Linux ignores it for local sockets), with the limits of
+// [Conn.SetWriteBuffer]. On Windows the sizes of a pipe are fixed when it is made:
+// the error matches [errors.ErrUnsupported].
 func (c *endpoint) SetReadBuffer(n int) error {
 	return c.failed("set", c.fd.setBuffer(reading, n))
 }
 
 // SetWriteBuffer sets the size in bytes of the send buffer (SO_SNDBUF of
-// socket(7)): how much may be written that the peer has not read. On Windows the
-// sizes of a pipe are fixed when it is made: the error matches
-// [errors.ErrUnsupported].
+// socket(7)): how much may be written that the peer has not read. Less than 4096
+// counts as 4096: some systems would else move a byte with each call. More than the
+// system allows is cut on Linux (net.core.wmem_max), and an error that matches
+// [syscall.ENOBUFS] on the BSDs and macOS. On Windows the sizes of a pipe are fixed
+// when it is made: the error matches [errors.ErrUnsupported].
 func (c *endpoint) SetWriteBuffer(n int) error {
 	return c.failed("set", c.fd.setBuffer(writing, n))
 }
@@ -1139,6 +1144,7 @@ type messageCarrier interface {
 	recvWithFiles(p []byte, max int) (int, []*os.File, error)
 	recvFiles(max int) ([]*os.File, error)
 
+	maxMessage() (int, error) // in bytes
 	close() error
 }
 
@@ -1228,11 +1234,25 @@ func (c *MsgConn) Native() bool {
 	return !framed
 }
 
+// MaxMessage returns the longest message that Send takes now, in bytes. On Unix it
+// goes with the send buffer, and so with [Conn.SetWriteBuffer]: by default it is
+// about 208 KiB on Linux (net.core.wmem_default less 32 bytes, and never more than
+// 1024 pages), 8 KiB on FreeBSD (64 KiB from FreeBSD 15 on), 32 KiB on OpenBSD, 56 KiB
+// on DragonFly and 4 KiB on NetBSD. It is 1 GiB on Windows, and 16 MiB where messages
+// are not native. What is in the queue already does not count. Once c is closed it
+// is 0.
+func (c *MsgConn) MaxMessage() int {
+	n, err := c.carrier.maxMessage()
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
 // Send sends p as one message, whole or not at all, and waits while the peer's
 // queue is full. A message is too long, and the error matches [ErrMsgTooLong],
-// when it exceeds the send buffer (about 200 KiB on Linux by default, 8 KiB on
-// the BSDs; see [Conn.SetWriteBuffer]), 1 GiB on Windows, or 16 MiB where messages
-// are not native. FreeBSD 15, OpenBSD and DragonFly cannot send an empty message;
+// when it exceeds [MsgConn.MaxMessage]; what every system takes by default is 4 KiB.
+// FreeBSD 15, OpenBSD and DragonFly cannot send an empty message;
 // there the error matches [errors.ErrUnsupported]. After the peer has closed its end
 // it matches [syscall.EPIPE].
 func (c *MsgConn) Send(p []byte) error { return c.failed("send", c.carrier.send(p)) }
@@ -1471,6 +1491,11 @@ func (f *framing) send(p []byte) error {
 	return err
 }
 
+func (f *framing) maxMessage() (int, error) {
+	_, err := f.fd.maxMessage() // an error once it is closed
+	return frameMax, err
+}
+
 func checkFrame(p []byte) error {
 	if len(p) > frameMax {
 		return &ruleError{"the message is " + strconv.Itoa(len(p)) + " bytes long, the limit is " + strconv.Itoa(frameMax), ErrMsgTooLong}
@@ -1678,13 +1703,13 @@ func (f *framing) close() error {
 // ---------------------------------------------------------------------------
 // Files over a connection
 
-// maxFiles is how many files go in one message: SCM_MAX_FD of Linux, the least
-// of all systems.
+// maxFiles is how many files go in one message: SCM_MAX_FD of Linux. OpenBSD takes
+// fewer: see filesMax.
 const maxFiles = 253
 
-// SendFiles gives the peer the open files, 1 to 253 of them, which it receives
-// with one RecvFiles. It does not touch what is written, and the files stay this
-// process's to close.
+// SendFiles gives the peer the open files, 1 to 253 of them (127 on OpenBSD), which
+// it receives with one RecvFiles. More are refused before anything is sent. It does
+// not touch what is written, and the files stay this process's to close.
 //
 // On Unix the descriptors travel as SCM_RIGHTS with one zero byte (unix(7)), on a
 // MsgConn with a message of one zero byte; a peer that reads instead sees that
@@ -1726,8 +1751,8 @@ func (c *MsgConn) SendFiles(files ...*os.File) error {
 // nobody see of which kind a file is, as [os.NewFile] must, while another process
 // waits in a read of it that is not overlapped; RecvFiles then waits for that too.
 //
-// If the peer sent more than max, all are closed and the error matches
-// [ErrMsgTooLong]. If it sent data instead the error matches [ErrNoFiles], and
+// If the peer sent more than max, or more than this process has free descriptors
+// for, all are closed and the error matches [ErrMsgTooLong]. If it sent data instead the error matches [ErrNoFiles], and
 // the data waits for the next read. [io.EOF] means that it has closed its end.
 //
 // On Windows the record that files are received by is made of plain bytes. Bytes

@@ -11,26 +11,111 @@ import (
 // Traits of DragonFly, NetBSD and OpenBSD that ipc_unix.go builds on.
 const (
 	abstractNames = false
-	fullRefuses   = true // a full backlog is ECONNREFUSED
+	fullRefuses   = true // uipc_usrreq.c, unp_connect: a full backlog is ECONNREFUSED
 	pathMax       = 1023 // PATH_MAX of sys/syslimits.h, less the NUL
 	socketFlags   = syscall.SOCK_CLOEXEC | syscall.SOCK_NONBLOCK
 	framedHere    = false // SOCK_SEQPACKET keeps messages apart
 	markRoom      = 0     // nothing marks messages
-	peekTells     = false
-	cutsRights    = runtime.GOOS == "netbsd"
+	peekTells     = false // MSG_TRUNC is an output of recvmsg(2) alone
 	dontWait      = syscall.MSG_DONTWAIT
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
 	noSignal      = syscall.MSG_NOSIGNAL
 	spinByDefault = 0     // whether it pays is not known
 	fifoPolls     = false // OpenBSD's poller refuses FIFOs, NetBSD's before 10 loses a writer
-	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
+	fifoQuiet     = false // fifo_vnops.c: a FIFO without a writer reads as ended, not as empty
 )
+
+// A bsd is what DragonFly, NetBSD and OpenBSD do differently.
+type bsd struct {
+	// cutsRights: recvmsg(2) closes the descriptors that have no room. OpenBSD
+	// refuses them all (unp_externalize of uipc_usrreq.c: EMSGSIZE); DragonFly
+	// leaves them open for nobody to find.
+	cutsRights bool
+
+	// filesMax is how many descriptors unp_internalize of uipc_usrreq.c takes.
+	// It lays its own entries out behind a header in one cluster of MCLBYTES
+	// (2048, sys/param.h) and says E2BIG if they do not fit.
+	filesMax int
+
+	// queueShrinks: what is in the queue is taken off SO_SNDBUF, which is the
+	// room that is left (unp_usrreq of uipc_usrreq.c).
+	queueShrinks bool
+
+	// rightsGrow: room for descriptors is asked for by their size in the call, and
+	// then needed by that of the kernel's entries, up to four times as much (sosend
+	// of uipc_socket.c, sbappendcontrol of uipc_socket2.c). ENOBUFS says that the
+	// queue has none now; memory is waited for (M_WAIT).
+	rightsGrow bool
+
+	// carriesEmpty: an empty message wakes a receiver that waits.
+	carriesEmpty bool
+
+	peer peerOption
+}
+
+// A peerOption is the socket option that tells the peer's credentials, and where
+// its 32-bit words have them.
+type peerOption struct {
+	level, option int
+	xucred        bool // struct xucred of sys/ucred.h, see xucredPeer
+	pid, uid, gid int  // otherwise: the positions of these
+}
+
+const (
+	clusterBytes = 2048                           // MCLBYTES of sys/param.h on all three
+	pointerBytes = int(unsafe.Sizeof(uintptr(0))) // struct file *
+	solLocal     = 0                              // uipc_usrreq.c, uipc_ctloutput: the level of NetBSD; DragonFly takes any
+)
+
+// system is the one that this is.
+var system = map[string]bsd{
+	"dragonfly": {
+		filesMax: maxFiles, // of a pointer each: 254
+		// sys/un.h: LOCAL_PEERCRED is 1; its struct xucred has no process id.
+		peer: peerOption{level: solLocal, option: 1, xucred: true},
+	},
+	"netbsd": {
+		cutsRights:   true,
+		filesMax:     maxFiles, // of a pointer each; 500 were seen to go
+		queueShrinks: true,
+		carriesEmpty: true, // the bytes of its control message do: see sendEmpty
+		// sys/un.h: LOCAL_PEEREID is 3; struct unpcbid {pid, euid, egid}.
+		peer: peerOption{level: solLocal, option: 3, pid: 0, uid: 1, gid: 2},
+	},
+	"openbsd": {
+		// sys/unpcb.h: struct fdpass {struct file *, int}, so 127 on 64 bits.
+		filesMax:   min(maxFiles, (clusterBytes-syscall.CmsgLen(0))/(2*pointerBytes)),
+		rightsGrow: true,
+		// sys/socket.h: SO_PEERCRED is 0x1022; struct sockpeercred {uid, gid, pid}.
+		peer: peerOption{level: syscall.SOL_SOCKET, option: 0x1022, uid: 0, gid: 1, pid: 2},
+	},
+}[runtime.GOOS]
+
+var cutsRights = system.cutsRights
 
 type kernel struct{ everyUnix }
 
 func (kernel) sysFlock(fd, how int) error            { return syscall.Flock(fd, how) }
-func (kernel) newPipe(p *[2]int) error               { return syscall.Pipe2(p[:], socketFlags) }
 func (kernel) mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
+
+// newPipe passes the flags that pipe2(2) takes. Those of socket(2) have other
+// numbers, and are EINVAL here.
+func (kernel) newPipe(p *[2]int) error {
+	return syscall.Pipe2(p[:], syscall.O_CLOEXEC|syscall.O_NONBLOCK)
+}
+
+func (kernel) filesMax() int { return system.filesMax }
+
+// rightsLost goes by unp_externalize of uipc_usrreq.c: EMSGSIZE if there are not
+// enough free descriptors; EPERM if a pledge(2) or chroot(2) of this process forbids
+// what came (OpenBSD, NetBSD). soreceive of uipc_socket.c then leaves the data of a
+// stream in the queue.
+func (kernel) rightsLost(err error) (lost, dataStays bool) {
+	lost = err == syscall.EMSGSIZE || err == syscall.EPERM
+	return lost, lost
+}
+
+func (kernel) messageMax(sys int) (int, error) { return queueSize(sys) }
 
 func (kernel) accept(sys int) (int, error) {
 	conn, _, err := syscall.Accept4(sys, socketFlags)
@@ -43,7 +128,7 @@ func (kernel) isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 
 // carriesEmpty reports whether an empty message can be sent: a receiver that waits
 // is woken for bytes alone. On NetBSD those of a control message do; package
 // syscall would send none without a byte of data.
-func (kernel) carriesEmpty() bool { return runtime.GOOS == "netbsd" }
+func (kernel) carriesEmpty() bool { return system.carriesEmpty }
 
 func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
 	record := flags&syscall.MSG_EOR != 0
@@ -52,12 +137,19 @@ func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
 		need += len(p) // all or nothing
 	}
 	switch {
-	case runtime.GOOS == "netbsd" && len(oob) > 0:
+	case system.queueShrinks && len(oob) > 0:
 		return sendRights(sys, p, oob, record)
-	case runtime.GOOS == "netbsd" && record && need == 0:
+	case system.carriesEmpty && record && need == 0:
 		return 0, sendEmpty(sys)
 	}
+	grown := system.rightsGrow && len(oob) > 0
+	if grown && !record {
+		p = p[:min(len(p), 1024)] // or it fills the room that they grow into
+	}
 	n, err := everyUnix{}.sendmsg(sys, p, oob, flags)
+	if grown && err == syscall.ENOBUFS {
+		return 0, fullOrTooLong(sys, len(p)+4*len(oob))
+	}
 	if err == syscall.EMSGSIZE || err == syscall.EAGAIN && record && len(oob) > 0 {
 		err = fullOrTooLong(sys, need)
 	}
@@ -103,39 +195,26 @@ func sendEmpty(sys int) error {
 // noRights is a control message that passes no descriptor; nobody changes it.
 var noRights = syscall.UnixRights()
 
-// peerOf asks as each of the three wants to be asked. Raw system calls are shut
-// off on OpenBSD, and package syscall has no getsockopt for a structure of any
-// kind; but its variants for fixed structures take any level and option, and the
-// kernel fills in what fits.
+// peerOf asks for the option of the system. Raw system calls are shut off on
+// OpenBSD, and package syscall has no getsockopt for a structure of any kind; but
+// its variants for fixed structures take any level and option, and the kernel fills
+// in what fits.
 func (kernel) peerOf(sys int) (Peer, error) {
-	const (
-		solLocal      = 0      // sys/un.h
-		localPeerCred = 1      // DragonFly: struct xucred of sys/ucred.h, which has no pid
-		localPeerEID  = 3      // NetBSD: struct unpcbid {pid, euid, egid} of sys/un.h
-		soPeerCred    = 0x1022 // OpenBSD: struct sockpeercred {uid, gid, pid} of sys/socket.h
-	)
-	if runtime.GOOS == "dragonfly" {
-		cred, err := syscall.GetsockoptICMPv6Filter(sys, solLocal, localPeerCred)
+	o := system.peer
+	if o.xucred {
+		cred, err := syscall.GetsockoptICMPv6Filter(sys, o.level, o.option)
 		if err != nil {
 			return Peer{}, err
 		}
 		return xucredPeer(cred.Filt[:])
 	}
-	level, option := solLocal, localPeerEID
-	if runtime.GOOS == "openbsd" {
-		level, option = syscall.SOL_SOCKET, soPeerCred
-	}
-	buf, err := syscall.GetsockoptIPv6Mreq(sys, level, option)
+	buf, err := syscall.GetsockoptIPv6Mreq(sys, o.level, o.option)
 	if err != nil {
 		return Peer{}, err
 	}
-	cred := (*[3]uint32)(unsafe.Pointer(buf)) // both are three words, and buf has five
-	pid, uid, gid := cred[0], cred[1], cred[2]
-	if runtime.GOOS == "openbsd" {
-		uid, gid, pid = cred[0], cred[1], cred[2]
-	}
-	p := unixPeer(int(uid))
-	p.add(knowsGID, &p.gid, int(gid))
-	p.add(knowsPID, &p.pid, int(int32(pid)))
+	cred := (*[3]uint32)(unsafe.Pointer(buf)) // each structure is three words, and buf has five
+	p := unixPeer(int(cred[o.uid]))
+	p.add(knowsGID, &p.gid, int(cred[o.gid]))
+	p.add(knowsPID, &p.pid, int(int32(cred[o.pid])))
 	return p, nil
 }

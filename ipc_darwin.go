@@ -5,10 +5,10 @@ import "syscall"
 // Traits of macOS and iOS that ipc_unix.go builds on.
 const (
 	abstractNames = false
-	fullRefuses   = true // a full backlog is ECONNREFUSED
+	fullRefuses   = true // bsd/kern/uipc_usrreq.c, unp_connect: a full backlog is ECONNREFUSED
 	pathMax       = 1023 // PATH_MAX of sys/syslimits.h, less the NUL
 	socketFlags   = 0    // no SOCK_CLOEXEC: descriptors are made under syscall.ForkLock
-	framedHere    = true // no SOCK_SEQPACKET
+	framedHere    = true // bsd/kern/uipc_proto.c, localsw: no SOCK_SEQPACKET
 	markRoom      = 0    // nothing marks messages
 	peekTells     = false
 	cutsRights    = false // descriptors that do not fit would stay open for nobody to find
@@ -17,7 +17,7 @@ const (
 	noSignal      = 0x80000 // MSG_NOSIGNAL of sys/socket.h since macOS 11 (xnu-7195)
 	spinByDefault = 0       // whether it pays is not known
 	fifoPolls     = false   // the poller does not hear of the last writer's end
-	fifoQuiet     = false   // a FIFO without a writer reads as ended, not as empty
+	fifoQuiet     = false   // bsd/miscfs/fifofs/fifo_vnops.c, fifo_read: a FIFO without a writer reads as ended
 )
 
 type kernel struct{ everyUnix }
@@ -38,6 +38,15 @@ func (kernel) accept(sys int) (int, error) {
 		return -1, err
 	}
 	return everyUnix{}.accept(sys)
+}
+
+// rightsLost goes by unp_externalize of bsd/kern/uipc_usrreq.c: EMSGSIZE or EMFILE if
+// there are not enough free descriptors.
+// soreceive_ctl of uipc_socket.c has taken the control message out by then, and
+// soreceive leaves the data in the queue.
+func (kernel) rightsLost(err error) (lost, dataStays bool) {
+	lost = err == syscall.EMSGSIZE || err == syscall.EMFILE
+	return lost, lost
 }
 
 // sendmsg tells apart a queue that has no room for the control messages now and one

@@ -9,26 +9,40 @@ import (
 // Traits of FreeBSD that ipc_unix.go builds on.
 const (
 	abstractNames = false
-	fullRefuses   = true // a full backlog is ECONNREFUSED
+	fullRefuses   = true // sys/kern/uipc_usrreq.c, unp_connectat: a full backlog is ECONNREFUSED
 	pathMax       = 1023 // PATH_MAX of sys/syslimits.h, less the NUL
 	socketFlags   = syscall.SOCK_CLOEXEC | syscall.SOCK_NONBLOCK
 	framedHere    = false // SOCK_SEQPACKET keeps messages apart
 	markRoom      = 0     // nothing marks messages
-	peekTells     = false
-	cutsRights    = true
+	peekTells     = false // MSG_TRUNC is an output of recvmsg(2) alone
+	cutsRights    = true  // sys/kern/uipc_syscalls.c, kern_recvit: m_dispose_extcontrolm closes what has no room
 	dontWait      = syscall.MSG_DONTWAIT
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
 	noSignal      = syscall.MSG_NOSIGNAL
 	spinByDefault = 0    // whether it pays is not known
 	fifoPolls     = true // the poller serves FIFOs
-	fifoQuiet     = true // a FIFO without a writer reads as empty, not as ended
+	fifoQuiet     = true // a FIFO without a writer reads as empty: see primedFIFO
 )
 
 type kernel struct{ everyUnix }
 
 func (kernel) sysFlock(fd, how int) error            { return syscall.Flock(fd, how) }
-func (kernel) newPipe(p *[2]int) error               { return syscall.Pipe2(p[:], socketFlags) }
 func (kernel) mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
+
+// newPipe passes the flags that pipe2(2) takes. Those of socket(2) have other
+// numbers, and are EINVAL here.
+func (kernel) newPipe(p *[2]int) error {
+	return syscall.Pipe2(p[:], syscall.O_CLOEXEC|syscall.O_NONBLOCK)
+}
+
+// rightsLost goes by unp_externalize of sys/kern/uipc_usrreq.c: without enough free
+// descriptors it says EMSGSIZE in FreeBSD 13 and what fdallocn says, EMFILE, from
+// 14 on. soreceive_generic, and uipc_soreceive_stream_or_seqpacket of FreeBSD 15,
+// then leave the data of a stream in the queue.
+func (kernel) rightsLost(err error) (lost, dataStays bool) {
+	lost = err == syscall.EMSGSIZE || err == syscall.EMFILE
+	return lost, lost
+}
 
 // accept leaves the client's address out: package syscall refuses a client that is
 // bound to a path too long for its sockaddr_un.
@@ -48,6 +62,46 @@ func (kernel) dup(sys int) (int, error) {
 	return int(d), nil
 }
 
+// primedFIFO returns a second reader of the FIFO that tells a writer which has not
+// written yet from none, or nil where the FIFO may not be written. fifo_open of
+// sys/fs/fifofs/fifo_vnops.c clears PIPE_EOF for the first reader, so that a read is
+// EAGAIN with and without a writer; the last writer's close sets it. So a writer
+// comes and goes here. The reader that is opened then, while f keeps the FIFO, leaves
+// PIPE_EOF as it is: without a writer its reads return 0, with one they say EAGAIN.
+// Of writers that left, poll(2) tells it those that came after it was opened.
+func (kernel) primedFIFO(f *fd, path string) *fd {
+	w, err := tryFIFO(path, writing)
+	if err != nil {
+		return nil
+	}
+	same := fstatID(w.sys) == fstatID(f.sys)
+	w.close()
+	if !same {
+		return nil // the file at the path was replaced; f is what was asked for
+	}
+	r, err := tryFIFO(path, reading)
+	if err != nil {
+		return nil
+	}
+	if fstatID(r.sys) != fstatID(f.sys) {
+		r.close()
+		return nil
+	}
+	return r
+}
+
+// hungUp reports whether the FIFO had a writer that left since the reader was opened:
+// see pipe_poll of sys/kern/sys_pipe.c.
+func (kernel) hungUp(sys int) bool {
+	const pollIn, pollHup = 0x1, 0x10 // sys/sys/poll.h
+	p := struct {                     // struct pollfd
+		fd              int32
+		events, revents int16
+	}{fd: int32(sys), events: pollIn}
+	n, _, errno := syscall.Syscall(syscall.SYS_POLL, uintptr(unsafe.Pointer(&p)), 1, 0)
+	return errno == 0 && n == 1 && p.revents&pollHup != 0
+}
+
 // isMessage tells an empty message from the end: only a message ends a record.
 func (kernel) isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 0 }
 
@@ -61,6 +115,16 @@ var isFreeBSD15 = sync.OnceValue(func() bool {
 	version, err := syscall.SysctlUint32("kern.osreldate")
 	return err == nil && version >= 1500000
 })
+
+// tooLong reports whether the kernel would make several messages of one: each time
+// it has copied as much as SO_SNDBUF it ends a record (mc_uiotomc).
+func (kernel) tooLong(sys, n int) bool {
+	if !kern.looseRecords() {
+		return false
+	}
+	limit, err := kern.messageMax(sys)
+	return err == nil && n > limit
+}
 
 func (kernel) carriesEmpty() bool { return !kern.looseRecords() }
 

@@ -458,7 +458,25 @@ func (kernel) sysFlock(fd, how int) error { return syscall.Flock(fd, how) }
 
 func (kernel) readsAfterShutdown() bool { return false }
 
-func (kernel) newPipe(p *[2]int) error { return syscall.Pipe2(p[:], socketFlags) }
+func (kernel) newPipe(p *[2]int) error {
+	return syscall.Pipe2(p[:], syscall.O_CLOEXEC|syscall.O_NONBLOCK)
+}
+
+// messageMax is what unix_dgram_sendmsg of net/unix/af_unix.c lets through, 32 bytes
+// less than the send buffer, up to pieceMax.
+func (kernel) messageMax(sys int) (int, error) {
+	n, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_SNDBUF)
+	return min(n-32, pieceMax), err
+}
+
+// tooLong reports whether the kernel would say ENOBUFS for a message because of its
+// length, as if it lacked memory just now.
+func (kernel) tooLong(sys, n int) bool { return n > pieceMax }
+
+// pieceMax is KMALLOC_MAX_SIZE of linux/slab.h where MAX_PAGE_ORDER is 10, the least
+// of the usual kernels. The kernel copies a message into 17 pages (MAX_SKB_FRAGS) and
+// one piece for the rest, which kmalloc(9) has to provide together with its header.
+var pieceMax = 1024 * syscall.Getpagesize()
 
 func (kernel) mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
 
@@ -698,10 +716,6 @@ func (kernel) blockingFile(fd int, name string) (*os.File, error) {
 	discard(fd) // even that asks the file's system: fuse_flush of fs/fuse/file.c
 	return file, nil
 }
-
-// lacksDescriptors: recvmsg(2) gives as many descriptors as there is room for in the
-// process, and sets MSG_CTRUNC.
-func (kernel) lacksDescriptors(error) bool { return false }
 
 // extraDescriptor returns the descriptor of SCM_PIDFD (linux/socket.h), which a
 // socket with SO_PASSPIDFD receives with every message.

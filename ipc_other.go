@@ -31,7 +31,8 @@ const (
 
 type kernel struct{ everyUnix }
 
-// dontWait is MSG_DONTWAIT of sys/socket.h, which is MSG_NONBLOCK on AIX.
+// dontWait is MSG_DONTWAIT of sys/socket.h (illumos, Solaris: 0x80), which is
+// MSG_NONBLOCK on AIX (0x4000); package syscall has each for its own system alone.
 var dontWait = 0x80
 
 func init() {
@@ -98,6 +99,11 @@ func (kernel) holdsLock(path string) (held bool, letGo func()) {
 	return held, locked.taking.Unlock
 }
 
+// rightsLost goes by fdbuf_extract of illumos' uts/common/fs/sockfs/socksubr.c: EMFILE
+// if there are not enough free descriptors. recvmsg(2) has copied the data out by
+// then, and what fails returns none of it.
+func (kernel) rightsLost(err error) (lost, dataStays bool) { return err == syscall.EMFILE, false }
+
 // mkfifo has no call that package syscall offers on both AIX and Solaris.
 func (kernel) mkfifo(string, uint32) error { return errors.ErrUnsupported }
 
@@ -106,11 +112,11 @@ func (kernel) mkfifo(string, uint32) error { return errors.ErrUnsupported }
 // what depends on it is refused.
 func (kernel) peerOf(sys int) (Peer, error) {
 	const (
-		sysUcredsys   = 155 // sys/syscall.h
+		sysUcredsys   = 155 // sys/syscall.h: SYS_ucredsys
 		getPeerUcred  = 1   // sys/ucred.h: UCREDSYS_GETPEERUCRED
 		wordPID       = 3   // struct ucred_s, in 32-bit words: size, credoff, privoff, pid, ...
 		wordCredOff   = 1
-		credEUID      = 0 // struct prcred: euid, ruid, suid, egid, rgid, sgid, ngroups, groups
+		credEUID      = 0 // struct prcred of sys/procfs.h: euid, ruid, suid, egid, rgid, sgid, ngroups, groups
 		credEGID      = 3
 		credNumGroups = 6
 		credGroups    = 7

@@ -259,10 +259,10 @@ func (l *listener) accept() (*fd, error) {
 	defer l.leave(h)
 	o := op{attempt: acceptClient}
 	if l.shared.Load() {
-		o.flags |= acceptShared
+		o.how |= acceptShared
 	}
 	if l.served {
-		o.flags |= acceptServing
+		o.how |= acceptServing
 	}
 	for {
 		switch o, err := l.run(h, o); err {
@@ -1107,8 +1107,14 @@ func mkfifoExact(addr Addr, perm fs.FileMode) error {
 
 // OpenFIFOReader opens the FIFO at the path for reading and waits for a writer,
 // until ctx ends: see fifo(7). Anything but a FIFO is refused, also a symbolic
-// link to one. The waiting holds no thread. On FreeBSD, where a writer that has
-// not written yet cannot be noticed, it waits for the first byte.
+// link to one. The waiting holds no thread.
+//
+// FreeBSD does not tell a reader of a writer that has not written yet. Where this
+// process may write to the FIFO too, OpenFIFOReader opens it for writing for a
+// moment, after which the kernel does tell; other readers that wait for a writer see
+// one come and go. Where it may not, OpenFIFOReader waits for the first byte. Two
+// processes with a FIFO each way then wait for each other if each opens its reader
+// first and writes only afterwards: let one of them write before it opens its reader.
 func OpenFIFOReader(ctx context.Context, path string) (*PipeReader, error) {
 	addr := Path(path)
 	f, err := openFIFO(ctx, addr, reading)
@@ -1146,7 +1152,7 @@ func openFIFO(ctx context.Context, addr Addr, d direction) (*fd, error) {
 		}
 		f, err := tryFIFO(path, d)
 		if err == nil && d == reading {
-			err = f.awaitWriter(&p)
+			f, err = awaitWriter(f, path, &p)
 		}
 		switch {
 		case err == nil:
@@ -1190,10 +1196,12 @@ func tryFIFO(path string, d direction) (*fd, error) {
 	return f, nil
 }
 
-// awaitWriter waits until the FIFO has a writer, or had one. Without, a read says
-// end of file, but on FreeBSD EAGAIN; with one it says EAGAIN or returns data,
-// which is kept for the first Read.
-func (f *fd) awaitWriter(p *patience) error {
+// awaitWriter waits until the FIFO has a writer, or had one, and returns its reader,
+// which may be another one than f. Without a writer a read says end of file; with one
+// it says EAGAIN or returns data, which is kept for the first Read. Where fifoQuiet,
+// it says EAGAIN without a writer too, until one has left or the reader was primed.
+func awaitWriter(f *fd, path string, p *patience) (*fd, error) {
+	tells, primed := !fifoQuiet, false
 	for {
 		var first [1]byte
 		n := 0
@@ -1201,16 +1209,25 @@ func (f *fd) awaitWriter(p *patience) error {
 		switch {
 		case err == nil && n > 0:
 			f.in.keep(first[:], false)
-			return nil
-		case err == nil && (fifoQuiet || kern.hungUp(f.sys)):
-			return nil // a writer came and left
-		case err == syscall.EAGAIN && !fifoQuiet:
-			return nil
-		case err != nil && err != syscall.EAGAIN:
-			return os.NewSyscallError("read", err)
+			return f, nil
+		case err == nil && kern.hungUp(f.sys):
+			return f, nil // a writer came and left
+		case err == nil:
+			tells = true // there is none, and the kernel knows
+		case err != syscall.EAGAIN:
+			return f, os.NewSyscallError("read", err)
+		case tells:
+			return f, nil
+		case !primed:
+			primed = true
+			if r := kern.primedFIFO(f, path); r != nil {
+				f.close()
+				f, tells = r, true
+				continue
+			}
 		}
 		if err := p.ended(nil); err != nil {
-			return err
+			return f, err
 		}
 		p.pause()
 	}
@@ -1427,7 +1444,8 @@ type op struct {
 	p     []byte  // the data, or
 	iov   []iovec // several buffers of it
 	oob   []byte  // room for control messages, or the messages
-	flags int
+	flags int     // MSG_ flags
+	how   acceptMode
 
 	n, oobn, got int   // bytes, bytes of control messages, flags; of accept: n is the descriptor
 	err          error // EAGAIN: nothing happened yet
@@ -1900,8 +1918,19 @@ func (f *fd) read(p []byte) (int, error) {
 	} else if f.shared.Load() {
 		o.attempt = readShared
 	}
-	o, err := f.run(h, o)
+	o, err := f.receiveData(o)
 	return f.received(o.n, err)
+}
+
+// receiveData runs a read. Files that nobody asked for, and for which this process
+// has no descriptors, are lost; the data that they came with follows.
+func (f *fd) receiveData(o op) (op, error) {
+	for {
+		done, err := f.run(&f.r, o)
+		if lost, _ := kern.rightsLost(err); !lost || !f.socket {
+			return done, err
+		}
+	}
 }
 
 // received returns the result of a read of at least one byte.
@@ -1959,7 +1988,7 @@ func (f *fd) readBuffers(bufs [][]byte) (int64, error) {
 	if f.in.hasAhead() {
 		return int64(f.in.takeAhead(first(h.iov))), nil
 	}
-	o, err := f.run(h, op{attempt: recvData, iov: h.iov})
+	o, err := f.receiveData(op{attempt: recvData, iov: h.iov})
 	n, err := f.received(o.n, err)
 	return int64(n), err
 }
@@ -2074,24 +2103,26 @@ func sendData(o *op, sys int) (err error) {
 	return err
 }
 
-// The flags of acceptClient.
+// An acceptMode says what acceptClient has to look out for.
+type acceptMode uint8
+
 const (
-	acceptShared  = 1 << iota // another holder may have made the listener blocking
-	acceptServing             // a connection was accepted before, and may not be served yet
+	acceptShared  acceptMode = 1 << iota // another holder may have made the listener blocking
+	acceptServing                        // a connection was accepted before, and may not be served yet
 )
 
 // acceptClient accepts a client. It lets the connection that was accepted last be
 // served before it looks a second time: to spin meanwhile would take the CPU from the
 // very goroutine that the next client waits for.
 func acceptClient(o *op, sys int) (err error) {
-	if o.flags&acceptShared != 0 {
+	if o.how&acceptShared != 0 {
 		if err := syscall.SetNonblock(sys, true); err != nil {
 			return err
 		}
 	}
 	o.n, err = kern.accept(sys)
-	if err == syscall.EAGAIN && o.flags&acceptServing != 0 {
-		o.flags &^= acceptServing
+	if err == syscall.EAGAIN && o.how&acceptServing != 0 {
+		o.how &^= acceptServing
 		runtime.Gosched()
 		o.n, err = kern.accept(sys)
 	}
@@ -2198,6 +2229,9 @@ func (f *fd) sendRights(p []byte, files []*os.File) (sent int, err error) {
 	if len(files) == 0 {
 		return f.sendWhole(p, nil)
 	}
+	if limit := kern.filesMax(); len(files) > limit {
+		return 0, configError("the number of files", strconv.Itoa(len(files)), "at most "+strconv.Itoa(limit)+" on this system")
+	}
 	fds, release, err := holdFiles[int](files)
 	if err != nil {
 		return 0, err
@@ -2241,11 +2275,8 @@ func (f *fd) sendable(p, oob []byte) error {
 		return f.torn
 	case len(p) == 0 && len(oob) == 0 && !kern.carriesEmpty():
 		return &ruleError{"this system cannot send an empty message", errors.ErrUnsupported}
-	case kern.looseRecords(): // the kernel would make several of one that is too long
-		limit, err := syscall.GetsockoptInt(f.sys, syscall.SOL_SOCKET, syscall.SO_SNDBUF)
-		if err == nil && len(p) > limit {
-			return sendError(syscall.EMSGSIZE)
-		}
+	case kern.tooLong(f.sys, len(p)):
+		return sendError(syscall.EMSGSIZE)
 	}
 	return nil
 }
@@ -2454,8 +2485,9 @@ func (f *fd) recvWithRights(p []byte) (got parcel, err error) {
 	room := rightsRooms.Get().(*[rightsRoom]byte)
 	defer rightsRooms.Put(room)
 	n, oobn, flags, err := f.recvmsg(p, room[:], 0)
-	if kern.lacksDescriptors(err) {
-		return f.withoutRights(p, err)
+	if lost, dataStays := kern.rightsLost(err); lost {
+		got.n, err = f.withoutRights(p, err, dataStays)
+		return got, err
 	}
 	if err != nil {
 		return got, callError("recvmsg", err)
@@ -2495,19 +2527,24 @@ func lostRights(sys int) error {
 	return &ruleError{"some files could not be received", ErrMsgTooLong}
 }
 
-// withoutRights is for a kernel that receives nothing when the process has no
-// descriptors left, where Linux cuts the list off. The files are lost; the data of a
-// stream is still there, and is taken as it would have been with them.
-func (f *fd) withoutRights(p []byte, err error) (got parcel, _ error) {
+// withoutRights is for files that the kernel dropped because this process had no
+// descriptors left for them: see rightsLost. Where the data of a stream is still in
+// the queue it is received now, as it would have been with the files: left there,
+// the byte that files travel with would be taken for data.
+func (f *fd) withoutRights(p []byte, err error, dataStays bool) (int, error) {
 	err = &classified{os.NewSyscallError("recvmsg", err), ErrMsgTooLong}
-	if f.kind == messages && !kern.looseRecords() {
-		return got, err
+	switch {
+	case f.kind == messages && !kern.looseRecords():
+		return 0, err // the message went with its files
+	case !dataStays: // it went with the files; this is what they travel with
+		frame := frameOf(len(zeroByte))
+		return copy(p, frame[:]), err
 	}
 	o := op{attempt: recvWith, p: p}
-	if control(func() error { return o.attempt(&o, f.sys) }) == nil {
-		got.n = o.n
+	if control(func() error { return o.attempt(&o, f.sys) }) != nil {
+		return 0, err
 	}
-	return got, err
+	return o.n, err
 }
 
 // asFiles returns the descriptors as files, if they are not more than max. The
@@ -2740,8 +2777,16 @@ func (f *fd) drain() error {
 // drainMax is how many receives drain makes. A queue holds a few hundred at most.
 const drainMax = 4096
 
+// shutdown is shutdown(2). Once the peer has closed, or shut the same direction from
+// its side, the BSDs and macOS say ENOTCONN (soshutdown of uipc_socket.c), Linux
+// nothing: what was asked for is so already.
 func (f *fd) shutdown(how int) error {
-	return f.control("shutdown", func() error { return syscall.Shutdown(f.sys, how) })
+	return f.control("shutdown", func() error {
+		if err := syscall.Shutdown(f.sys, how); err != syscall.ENOTCONN {
+			return err
+		}
+		return nil
+	})
 }
 
 func (f *fd) setBuffer(d direction, n int) error {
@@ -2752,14 +2797,28 @@ func (f *fd) setBuffer(d direction, n int) error {
 	if d == writing {
 		opt = syscall.SO_SNDBUF
 	}
+	n = max(n, bufferMin)
 	n = min(n, maxInt32) // package syscall would take the lower half
 	return f.control("setsockopt", func() error {
 		return syscall.SetsockoptInt(f.sys, syscall.SOL_SOCKET, opt, n)
 	})
 }
 
+// bufferMin is the least size of a buffer: about what Linux makes of less, too. The
+// BSDs and macOS refuse 0 (EINVAL) and take 1 at its word: one byte for each call.
+const bufferMin = 4096
+
 // maxInt32 is the largest int of C, on every system.
 const maxInt32 = 1<<31 - 1
+
+// maxMessage returns the longest message that sendMessage takes.
+func (f *fd) maxMessage() (n int, err error) {
+	err = f.control("getsockopt", func() (err error) {
+		n, err = kern.messageMax(f.sys)
+		return err
+	})
+	return n, err
+}
 
 func (f *fd) peer() (p Peer, err error) {
 	err = f.control("getsockopt", func() (err error) {
@@ -2909,10 +2968,6 @@ func (everyUnix) blockingFile(fd int, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// lacksDescriptors reports whether a receive failed because this process has no
-// descriptors left for those that came.
-func (everyUnix) lacksDescriptors(err error) bool { return err == syscall.EMSGSIZE }
-
 // extraDescriptor returns the descriptor in a control message that is not SCM_RIGHTS.
 func (everyUnix) extraDescriptor(syscall.SocketControlMessage) (int, bool) { return 0, false }
 
@@ -2926,11 +2981,33 @@ func (everyUnix) readsAfterShutdown() bool { return true }
 // hungUp reports whether a FIFO had a writer that left, where the kernel tells.
 func (everyUnix) hungUp(int) bool { return false }
 
+// primedFIFO is for fifoQuiet: see the one for FreeBSD.
+func (everyUnix) primedFIFO(*fd, string) *fd { return nil }
+
 // markMessages makes empty messages differ from the end, if they do not anyway;
 // isMessage tells by the result of a receive of no bytes whether it was one.
 func (everyUnix) markMessages(int)           {}
 func (everyUnix) isMessage(int, int) bool    { return true }
 func (everyUnix) unmarked(oob []byte) []byte { return oob }
+
+// filesMax is the most descriptors that the kernel takes in one message.
+func (everyUnix) filesMax() int { return maxFiles }
+
+// rightsLost reports whether err of a receive that had room for control messages
+// means that the kernel dropped the files which came, and whether the data they came
+// with is still in the queue of a stream. Linux cuts the list of files off instead.
+func (everyUnix) rightsLost(err error) (lost, dataStays bool) { return false, false }
+
+// messageMax returns the longest message that goes in one call. On FreeBSD that is
+// SO_SNDBUF, net.local.seqpacket.maxseqpacket by default: sosend_generic of
+// sys/kern/uipc_socket.c refuses what is longer. FreeBSD 15 does not, and ends a
+// record wherever it has copied as much; sendMessage holds to the limit there.
+func (everyUnix) messageMax(sys int) (int, error) {
+	return syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_SNDBUF)
+}
+
+// tooLong is for messages that the kernel does not refuse as it should.
+func (everyUnix) tooLong(sys, n int) bool { return false }
 
 // looseRecords reports whether messages are no more than records in a stream: see
 // the one for FreeBSD. carriesEmpty reports whether a message may be empty.
@@ -3028,14 +3105,21 @@ func (everyUnix) recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, e
 // the one for the other. They tell how much a queue holds as the block size of the
 // socket: see the function behind stat of uipc_usrreq.c.
 func fullOrTooLong(sys, need int) error {
-	var st syscall.Stat_t
-	if err := control(func() error { return syscall.Fstat(sys, &st) }); err != nil {
+	size, err := queueSize(sys)
+	switch {
+	case err != nil:
 		return err
-	}
-	if need > int(st.Blksize) {
+	case need > size:
 		return syscall.EMSGSIZE
 	}
 	return syscall.EAGAIN
+}
+
+// queueSize returns how many bytes the queue holds that the socket sends to.
+func queueSize(sys int) (int, error) {
+	var st syscall.Stat_t
+	err := control(func() error { return syscall.Fstat(sys, &st) })
+	return int(st.Blksize), err
 }
 
 // bind binds the socket to a target that fits into a sockaddr_un.

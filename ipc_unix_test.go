@@ -1434,6 +1434,67 @@ func TestBufferSizes(t *testing.T) {
 	}
 }
 
+func TestBufferSizesHaveAFloor(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	option := func(c *ipc.Conn, opt int) (n int) {
+		raw, err := c.SyscallConn()
+		must(t, err)
+		var e error
+		must(t, raw.Control(func(fd uintptr) { n, e = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, opt) }))
+		must(t, e)
+		return n
+	}
+	for opt, set := range map[int]func(c *ipc.Conn, n int) error{
+		syscall.SO_SNDBUF: (*ipc.Conn).SetWriteBuffer,
+		syscall.SO_RCVBUF: (*ipc.Conn).SetReadBuffer,
+	} {
+		must(t, set(b, 4096))
+		floor := option(b, opt)
+		for _, n := range []int{0, 1, 4095} {
+			must(t, set(a, n))
+			if got := option(a, opt); got != floor {
+				t.Errorf("option %d is %d for %d, and %d for 4096", opt, got, n, floor)
+			}
+		}
+	}
+	send(t, a, "more than a byte goes at once")
+	expect(t, b, "more than a byte goes at once")
+}
+
+func TestHalfCloseAfterThePeersClose(t *testing.T) {
+	for name, first := range map[string]func(*ipc.Conn) error{
+		"CloseRead":  (*ipc.Conn).CloseRead,
+		"CloseWrite": (*ipc.Conn).CloseWrite,
+	} {
+		t.Run(name, func(t *testing.T) {
+			overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
+				send(t, b, "unread")
+				must(t, b.Close())
+				must(t, first(a))
+				must(t, a.CloseRead())
+				expectEOF(t, a)
+				must(t, a.CloseWrite())
+				must(t, a.CloseWrite()) // it is done already
+				_, err := a.Write([]byte("x"))
+				matches(t, err, syscall.EPIPE)
+				must(t, a.Close())
+				matches(t, a.CloseRead(), net.ErrClosed)
+				matches(t, a.CloseWrite(), net.ErrClosed)
+			})
+		})
+	}
+}
+
+func TestHalfCloseTwice(t *testing.T) {
+	overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
+		must(t, errors.Join(b.CloseWrite(), a.CloseRead(), a.CloseRead()))
+		expectEOF(t, a)
+		must(t, errors.Join(b.CloseRead(), a.CloseWrite(), a.CloseWrite()))
+		expectEOF(t, b)
+	})
+}
+
 func TestCloseReadIsTheEndOfReading(t *testing.T) {
 	overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
 		flooding := flood(a)

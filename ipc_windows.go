@@ -2181,6 +2181,15 @@ func (f *fd) send(p []byte) error {
 	return err
 }
 
+// maxMessage returns the longest message that send takes.
+func (f *fd) maxMessage() (int, error) {
+	if err := f.use(); err != nil {
+		return 0, err
+	}
+	f.unuse()
+	return ioMax, nil
+}
+
 // errNoMessages refuses operations on messages where there are only bytes.
 var errNoMessages = &ruleError{"this end of the pipe does not read messages", errors.ErrUnsupported}
 

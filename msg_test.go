@@ -502,6 +502,61 @@ func TestMessageTooLongToSend(t *testing.T) {
 	})
 }
 
+func TestMaxMessageIsTheLongest(t *testing.T) {
+	overEachFraming(t, func(t *testing.T) {
+		a, b := msgPair(t)
+		exact := func() {
+			t.Helper()
+			n := a.MaxMessage()
+			if a.Native() && runtime.GOOS == "windows" {
+				if n != 1<<30 {
+					t.Errorf("MaxMessage is %d", n)
+				}
+				return // too much to try
+			}
+			message := pattern(n + 1)
+			sending := begin(func() error {
+				err := a.Send(message[:n])
+				if err != nil {
+					a.Close() // or the receiver waits
+				}
+				return err
+			})
+			got, err := b.RecvAppend(nil)
+			must(t, errors.Join(err, <-sending))
+			if !bytes.Equal(got, message[:n]) {
+				t.Errorf("%d bytes arrive as %d others", n, len(got))
+			}
+			err = a.Send(message)
+			matches(t, err, ipc.ErrMsgTooLong)
+			isOpError(t, err, "send")
+			msgTalk(t, a, b)
+		}
+		exact()
+		for _, size := range []int{1, 10_000, 100_000} {
+			if errors.Join(a.SetWriteBuffer(size), b.SetReadBuffer(size)) == nil {
+				if n := a.MaxMessage(); n < size-100 || n < 4000 {
+					t.Errorf("MaxMessage is %d with a buffer of %d", n, size)
+				}
+				exact()
+			}
+		}
+
+		// What is in the queue does not count.
+		n := a.MaxMessage()
+		if runtime.GOOS != "windows" { // where a Send may wait for its receiver
+			must(t, a.Send([]byte("in the queue")))
+		}
+		if m := a.MaxMessage(); m != n {
+			t.Errorf("MaxMessage was %d and is %d", n, m)
+		}
+		must(t, a.Close())
+		if n := a.MaxMessage(); n != 0 {
+			t.Errorf("MaxMessage of a closed connection is %d", n)
+		}
+	})
+}
+
 // ---------------------------------------------------------------------------
 // Deadlines
 

@@ -343,7 +343,7 @@ const defaultQuiet = time.Second
 // send copies from the input to the peer and passes its end on.
 func (c *conversation) send(in io.Reader) error {
 	n, err := io.Copy(c.conn, in)
-	c.conn.CloseWrite() // fails where there is none, or nobody to be told
+	c.conn.CloseWrite() // fails where there is none
 	if c.quiet > 0 || !hasHalfClose(c.conn) && n > 0 {
 		c.impatient.Store(true)
 		c.hurry()
