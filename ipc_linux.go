@@ -548,7 +548,9 @@ func (kernel) isBound(id fileID) (bool, error) {
 		Len: uint32(size), Type: sockDiagByFamily, Flags: syscall.NLM_F_REQUEST | syscall.NLM_F_DUMP,
 	}
 	bytes := unsafe.Slice((*byte)(unsafe.Pointer(&request)), size)
-	err = control(func() error { return syscall.Sendto(sys, bytes, 0, &syscall.SockaddrNetlink{Family: syscall.AF_NETLINK}) })
+	err = control(func() error {
+		return syscall.Sendto(sys, bytes, 0, &syscall.SockaddrNetlink{Family: syscall.AF_NETLINK})
+	})
 	if err != nil {
 		return false, os.NewSyscallError("sendto", err)
 	}

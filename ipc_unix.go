@@ -32,7 +32,8 @@ const network = "unix"
 type SysListenConfig struct {
 	// Mode is the exact permission bits of the socket file, instead of those
 	// that [ListenConfig.Access] stands for. A client needs permission to
-	// write. 0 leaves them to Access.
+	// write. 0 leaves them to Access. On Linux the file may have the sticky bit
+	// too: see [ListenConfig.Listen].
 	Mode fs.FileMode
 
 	// UID and GID are the owner and the group that the socket file is given
@@ -90,8 +91,10 @@ func (l *server) File() (*os.File, error) {
 // file as it is, which the listener never removes; an abstract name, which no
 // permission guards, serves this user and root alone until [Listener.SetAccess]
 // says otherwise. Its Addr is what the
-// socket was bound to (getsockname(2)): where a [Listener] had to use a temporary
-// name, because of [TakeoverAlways] or a long path, that leads nowhere.
+// socket was bound to (getsockname(2)). A [Listener] uses another name than its path
+// where [TakeoverAlways] replaces a socket, where the path is too long for a socket
+// address, and where somebody else could make the path lead to another folder; that
+// name leads nowhere.
 func FileListener(f *os.File) (*Listener, error) {
 	fd, err := adopt(f, streams, isListening)
 	if err != nil {
@@ -520,7 +523,7 @@ func (f *socketFile) place(sys int, lc *ListenConfig, policy takeover) (err erro
 	}
 	defer func() {
 		if err != nil && err != errReplaced {
-			f.unplace(name)
+			f.folder.undo(name, syscall.S_IFSOCK, f.id)
 		}
 	}()
 	mode, uid, gid := lc.fileMode()
@@ -573,18 +576,6 @@ func (f *socketFile) bind(sys int, replace bool) (name string, exempt uint32, er
 
 // errNoRoom is for a name that does not fit into a sockaddr_un.
 var errNoRoom = &ruleError{"the name does not fit into a socket address", ErrNameTooLong}
-
-// unplace removes the socket that a Listen which fails has bound to the name.
-func (f *socketFile) unplace(name string) {
-	if f.id == (fileID{}) {
-		at, err := f.folder.lstat(name)
-		if err != nil || !at.socket {
-			return
-		}
-		f.id = at.id
-	}
-	f.folder.remove(name, f.id)
-}
 
 // publish moves the socket from its temporary name to the path.
 func (f *socketFile) publish(name string, replace bool) error {
@@ -1086,6 +1077,15 @@ func (d *folder) remove(name string, id fileID) error {
 		return os.NewSyscallError("lstat", err)
 	}
 	return d.unlink(name)
+}
+
+// undo removes the file of that type that was just made, if the call that made it fails.
+// Its identity is not known if the failure came so early.
+func (d *folder) undo(name string, typ uint32, id fileID) {
+	at, err := d.lstat(name)
+	if err == nil && at.typ == typ && at.madeHere() && (id == fileID{} || at.id == id) {
+		d.unlink(name)
+	}
 }
 
 // removeLock removes the lock file of that name and identity, unless there is something
@@ -1746,6 +1746,9 @@ func mkfifoExact(addr Addr, perm fs.FileMode) error {
 		return err
 	}
 	defer folder.close()
+	if _, err := folder.lstat(base); err == nil {
+		return os.NewSyscallError("mkfifo", syscall.EEXIST)
+	}
 	name, err := kern.nameIn(folder, base)
 	if err == nil {
 		err = control(func() error { return kern.mkfifo(name, uint32(perm)) })
@@ -1754,10 +1757,8 @@ func mkfifoExact(addr Addr, perm fs.FileMode) error {
 		return os.NewSyscallError("mkfifo", err)
 	}
 	id, err := kern.setMode(folder, base, syscall.S_IFIFO, uint32(perm), -1, -1)
-	if err != nil && id != (fileID{}) {
-		if at, e := folder.lstat(base); e == nil && at.id == id {
-			folder.unlink(base)
-		}
+	if err != nil && err != errReplaced {
+		folder.undo(base, syscall.S_IFIFO, id)
 	}
 	return err
 }

@@ -474,7 +474,17 @@ func childListensWithoutLink(p *parent, args []string) error {
 
 func TestListenRelativePathDeeperThanAnyPath(t *testing.T) {
 	story(t)
-	c := startChild(t, "deep", t.TempDir())
+	c := startChild(t, "deep", t.TempDir(), "")
+	c.mustSay("done")
+	c.end()
+}
+
+// Without /proc the working directory has to have a name for a relative path that does
+// not fit into a socket address.
+func TestLongRelativePathDeeperThanAnyPathIsTooLong(t *testing.T) {
+	needsRoot(t)
+	story(t)
+	c := startChild(t, "deep", t.TempDir(), "chroot")
 	c.mustSay("done")
 	c.end()
 }
@@ -483,6 +493,9 @@ func TestListenRelativePathDeeperThanAnyPath(t *testing.T) {
 func childListensDeep(p *parent, args []string) error {
 	name := strings.Repeat("d", 250)
 	err := syscall.Chdir(args[0])
+	if err == nil && args[1] == "chroot" {
+		err = syscall.Chroot(".")
+	}
 	for range 20 {
 		if err == nil {
 			err = errors.Join(syscall.Mkdir(name, 0o700), syscall.Chdir(name))
@@ -494,7 +507,24 @@ func childListensDeep(p *parent, args []string) error {
 	if wd, err := syscall.Getwd(); err == nil {
 		return fmt.Errorf("the working directory has a name of %d bytes", len(wd))
 	}
-	p.say("%s", servesRelative("socket", "./socket", strings.Repeat("b", 250), "sub/socket", strings.Repeat("f", 120)+"/socket"))
+	long := strings.Repeat("f", 120) + "/socket"
+	if args[1] == "chroot" {
+		said := servesRelative("socket", "sub/socket", strings.Repeat("b", 90))
+		if err := syscall.Mkdir(filepath.Dir(long), 0o700); err != nil {
+			return err
+		}
+		_, errListen := ipc.Listen(ipc.Path(long))
+		if err := os.WriteFile(long, nil, 0o600); err != nil { // Dial looks for it first
+			return err
+		}
+		_, errDial := ipc.Dial(ipc.Path(long))
+		if !errors.Is(errListen, ipc.ErrNameTooLong) || !errors.Is(errDial, ipc.ErrNameTooLong) {
+			said = fmt.Sprintf("Listen: %v; Dial: %v", errListen, errDial)
+		}
+		p.say("%s", said)
+		return nil
+	}
+	p.say("%s", servesRelative("socket", "./socket", strings.Repeat("b", 250), "sub/socket", long))
 	return nil
 }
 
