@@ -746,13 +746,14 @@ const lockTries = 100
 // withoutFlock returns the lock whose flock failed with that error. A file that was
 // made for the lock is removed unless another one has it.
 func (d *folder) withoutFlock(name string, lock lockFile, made bool, err error) (lockFile, error) {
-	none := lockFile{sys: -1}
+	defer syscall.Close(lock.sys)
 	if err == syscall.EWOULDBLOCK {
-		none.state, err = lockTaken, nil
-	} else if made {
+		return lockFile{sys: -1, state: lockTaken}, nil
+	}
+	if made {
 		d.removeLock(name, lock.id)
 	}
-	syscall.Close(lock.sys)
+	none := lockFile{sys: -1, state: lockNone}
 	// ENOLCK: a network file system without locks. EBADF: see flock(2) about NFS.
 	if forbidden(err) || err == syscall.ENOLCK || err == syscall.EBADF {
 		return none, nil

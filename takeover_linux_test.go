@@ -65,7 +65,7 @@ func TestListenFolderSwappedByParentsOwner(t *testing.T) {
 				attacker.mustSay("swapping")
 				lc := ipc.ListenConfig{Takeover: policy, Access: ipc.Everyone, Sys: &ipc.SysListenConfig{UID: nobody}}
 				listened := 0
-				for end := time.Now().Add(attackTime); time.Now().Before(end); {
+				for end := time.Now().Add(attackTime); listened == 0 || time.Now().Before(end); {
 					l, err := lc.Listen(ipc.Path(dir + "/attacker/folder/socket"))
 					if err == nil {
 						listened++
@@ -77,9 +77,6 @@ func TestListenFolderSwappedByParentsOwner(t *testing.T) {
 					}
 				}
 				attacker.end()
-				if listened == 0 {
-					t.Error("no Listen succeeds: the test proves nothing")
-				}
 				if names := namesIn(t, dir+"/victim"); !slices.Equal(names, []string{"socket"}) {
 					t.Errorf("the victim's folder has %s", names)
 				}
@@ -111,7 +108,7 @@ func TestMkfifoFolderSwappedByParentsOwner(t *testing.T) {
 	attacker := startStranger(t, "swap", dir+"/attacker")
 	attacker.mustSay("swapping")
 	made := 0
-	for end := time.Now().Add(attackTime); time.Now().Before(end); {
+	for end := time.Now().Add(attackTime); made == 0 || time.Now().Before(end); {
 		if ipc.Mkfifo(dir+"/attacker/folder/fifo", 0o666) == nil {
 			made++
 		}
@@ -126,9 +123,6 @@ func TestMkfifoFolderSwappedByParentsOwner(t *testing.T) {
 		}
 	}
 	attacker.end()
-	if made == 0 {
-		t.Error("no Mkfifo succeeds: the test proves nothing")
-	}
 	for _, name := range []string{"/attacker/folder/fifo", "/attacker/link", "/victim/fifo"} {
 		os.Remove(dir + name)
 	}
@@ -306,6 +300,9 @@ func TestListenCleanersSpareLiveSockets(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	after := append(namesIn(t, dir), namesIn(t, long)...)
+	if os.Remove(dir+"/dead") == nil {
+		t.Skip("this systemd-tmpfiles removes no socket")
+	}
 	before = slices.DeleteFunc(before, func(name string) bool { return name == "dead" })
 	if !slices.Equal(before, after) {
 		t.Errorf("of %s the cleaner leaves %s", before, after)

@@ -102,10 +102,10 @@ func TestListenOwnFolderOutlivesLockOfRoot(t *testing.T) {
 				} else if policy == ipc.TakeoverNever {
 					want = "in use"
 				} else if policy == ipc.TakeoverStale && !toldOfForeignSockets {
-					t.Skip("this system does not tell whether another user's socket is alive")
+					want = "permission denied" // it cannot be told whether the socket is alive
 				}
 				server, said := startListening(t, nobody, nobody, path, "-", policy)
-				if said != want {
+				if !strings.Contains(said, want) {
 					t.Errorf("the user hears %q, want %q", said, want)
 				}
 				server.end()
@@ -214,7 +214,7 @@ func TestListenLockFollowsGroup(t *testing.T) {
 
 func TestListenLockPathThatIsNoFile(t *testing.T) {
 	for kind, make := range map[string]func(t *testing.T, path string) error{
-		"FIFO":   func(_ *testing.T, path string) error { return ipc.Mkfifo(path, 0o666) },
+		"FIFO":   func(t *testing.T, path string) error { makeFIFOAt(t, path); return nil },
 		"Folder": func(_ *testing.T, path string) error { return os.Mkdir(path, 0o777) },
 		"Link":   func(_ *testing.T, path string) error { return os.Symlink("/dev/null", path) },
 		"Socket": func(t *testing.T, path string) error { makeStale(t, path); return nil },
