@@ -42,7 +42,8 @@
 //
 // A socket file left behind by a crash is replaced, and nothing else is, unless
 // [ListenConfig.Takeover] says so. What decides is an flock(2) on a sibling of the
-// socket, path + ".lock", which a listener holds while it lives.
+// socket, path + ".lock", which a listener holds while it lives. Where there is no
+// flock, it is whether a process still has the socket.
 //
 // # Closing
 //

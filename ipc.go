@@ -382,6 +382,12 @@ type Takeover uint8
 const (
 	// TakeoverStale replaces a socket file that no process serves any more,
 	// as a crash leaves it. A live one is ErrAddrInUse.
+	//
+	// On Unix a connection attempt tells whether a process has the socket. If this
+	// process may not connect, because the socket is another user's, Listen fails
+	// with [os.ErrPermission]. On Linux there is one exception, for what a server of
+	// root leaves: in a folder that belongs to this user the socket is stale if the
+	// kernel knows no socket of this network namespace that is bound to it.
 	TakeoverStale Takeover = iota
 
 	// TakeoverNever replaces nothing.
@@ -455,12 +461,25 @@ func Listen(addr Addr) (*Listener, error) { return ListenConfig{}.Listen(addr) }
 // Listen opens a server at addr. The zero Addr takes a fresh private name,
 // which [Listener.Addr] tells.
 //
-// On Unix, while a listener on a path lives, it holds an flock(2) on the
-// sibling file path + ".lock", so that of many starters exactly one gets a
-// stale path; Close removes both files, but never a lock with something in it, which
-// is another program's. The folder must be writable. Whoever else can write to that
-// folder can put another server there; whoever can read it can delay Listen and Close
-// by 2 seconds, with an flock(2) on the folder.
+// On Unix a listener on a path holds an flock(2) on the sibling file path + ".lock"
+// until Close, so that of many starters exactly one gets a stale path. Close removes
+// both files, but no lock file that is not empty, which is another program's. The
+// folder must be writable. Listen opens it once, and everything up to Close happens in
+// the folder that was opened, wherever its path leads by then (on OpenBSD, AIX, illumos
+// and Solaris the path is checked before each step instead). Whoever else can write to
+// that folder can put another server there. Whoever can read it can delay Listen and
+// Close by 2 seconds, with an flock(2) on the folder.
+//
+// The lock file can be opened by this user, and by those others who may both connect and
+// write to the folder, so that several users can take turns in a shared folder. A lock
+// file that this user cannot open is replaced, if he may, once nobody serves the path.
+// Where there is no flock (some network file systems and sandboxes), Listen does without
+// a lock file; of two starters at the very same moment one may then remove the socket of
+// the other.
+//
+// On Linux the lock file has the sticky bit, and so has a socket that could not be bound
+// by its path itself: systemd-tmpfiles(8) removes old sockets from /tmp that it does not
+// find in /proc/net/unix, but no file with that bit.
 //
 // On Windows the pipe keeps its name, and Listen fails with [ErrAddrInUse], as
 // long as a listener or an end of a connection of it is open in any process.

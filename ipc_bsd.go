@@ -218,3 +218,29 @@ func (kernel) peerOf(sys int) (Peer, error) {
 	p.add(knowsPID, &p.pid, int(int32(cred[o.pid])))
 	return p, nil
 }
+
+// What folder builds on: see ipc_unix.go. OpenBSD lets nobody but its libc make a system
+// call by its number.
+var folderCalls = func() folderNumbers {
+	if runtime.GOOS == "openbsd" {
+		return folderNumbers{}
+	}
+	return folderNumbers{
+		openat: syscall.SYS_OPENAT, fstatat: syscall.SYS_FSTATAT, unlinkat: syscall.SYS_UNLINKAT,
+		renameat: syscall.SYS_RENAMEAT, linkat: syscall.SYS_LINKAT,
+		fchmodat: syscall.SYS_FCHMODAT, fchownat: syscall.SYS_FCHOWNAT,
+	}
+}()
+
+const (
+	folderFlags = syscall.O_RDONLY | syscall.O_NONBLOCK
+	cleanerBit  = 0 // only root may set the sticky bit of a file here
+)
+
+// atSymlinkNoFollow is AT_SYMLINK_NOFOLLOW of sys/fcntl.h: of NetBSD, and of DragonFly.
+var atSymlinkNoFollow = func() uintptr {
+	if runtime.GOOS == "dragonfly" {
+		return 0x1
+	}
+	return 0x200
+}()

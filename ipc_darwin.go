@@ -105,3 +105,15 @@ func (c *endpoint) PeerAuditToken() (token [8]uint32, err error) {
 	})
 	return token, c.failed("peer", err)
 }
+
+// What folder builds on: see ipc_unix.go. Package syscall does not name these calls. The
+// numbers are those of bsd/kern/syscalls.master of XNU, the same since macOS 10.10.
+var folderCalls = folderNumbers{
+	openat: 463, fstatat: 470, unlinkat: 472, renameat: 465, linkat: 471, fchmodat: 467, fchownat: 468,
+}
+
+const (
+	folderFlags       = syscall.O_RDONLY | syscall.O_NONBLOCK
+	atSymlinkNoFollow = 0x20 // sys/fcntl.h: AT_SYMLINK_NOFOLLOW
+	cleanerBit        = 0    // only root may set the sticky bit of a file here
+)

@@ -197,3 +197,60 @@ func (kernel) peerOf(sys int) (Peer, error) {
 	}
 	return p, err
 }
+
+// What folder builds on: see ipc_unix.go.
+var folderCalls = folderNumbers{
+	openat: syscall.SYS_OPENAT, fstatat: syscall.SYS_FSTATAT, unlinkat: syscall.SYS_UNLINKAT,
+	renameat: syscall.SYS_RENAMEAT, linkat: syscall.SYS_LINKAT,
+	fchmodat: syscall.SYS_FCHMODAT, fchownat: syscall.SYS_FCHOWNAT,
+}
+
+const (
+	folderFlags       = syscall.O_RDONLY | syscall.O_NONBLOCK
+	atSymlinkNoFollow = 0x200 // sys/fcntl.h: AT_SYMLINK_NOFOLLOW
+	cleanerBit        = 0     // only root may set the sticky bit of a file here
+)
+
+// bindAt binds in the folder by bindat(2). The name fits unless it fits nowhere.
+func (kernel) bindAt(sys int, d *folder, name string) error {
+	if d.sys < 0 {
+		return everyUnix{}.bindAt(sys, d, name)
+	}
+	if len(name) > sunPathMax {
+		return errNoRoom
+	}
+	return classify("bindat", control(func() error { return atSocket(syscall.SYS_BINDAT, d, sys, name) }))
+}
+
+// probeAt connects in the folder by connectat(2). See probe.
+func (kernel) probeAt(d *folder, name string) (at dirEntry, unpin func(), err error) {
+	if d.sys < 0 || len(name) > sunPathMax {
+		return everyUnix{}.probeAt(d, name)
+	}
+	if at, err = d.lstat(name); err != nil {
+		return dirEntry{}, noUnpin, err
+	}
+	sys, err := newSocket(syscall.SOCK_DGRAM)
+	if err != nil {
+		return at, noUnpin, err
+	}
+	defer syscall.Close(sys)
+	err = classify("connectat", control(func() error { return atSocket(syscall.SYS_CONNECTAT, d, sys, name) }))
+	if now, e := d.lstat(name); e != nil {
+		err = e
+	} else if now.id != at.id {
+		err = errReplaced
+	}
+	return at, noUnpin, err
+}
+
+// atSocket makes the call bindat(2) or connectat(2).
+func atSocket(trap uintptr, d *folder, sys int, name string) error {
+	// 3: the two bytes before the path, and its NUL.
+	sa := syscall.RawSockaddrUnix{Len: uint8(3 + len(name)), Family: syscall.AF_UNIX}
+	for i := range len(name) {
+		sa.Path[i] = int8(name[i])
+	}
+	_, _, errno := syscall.Syscall6(trap, uintptr(d.sys), uintptr(sys), uintptr(unsafe.Pointer(&sa)), uintptr(sa.Len), 0, 0)
+	return errnoOrNil(errno)
+}

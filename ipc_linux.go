@@ -430,28 +430,221 @@ func pin(path string, flags int) (short string, release func(), err error) {
 	return "/proc/self/fd/" + strconv.Itoa(fd), func() { syscall.Close(fd) }, nil
 }
 
-// setMode sets permissions and owner of the file of that type at the path. It
-// holds on to the file, so that nothing put in its place meanwhile is changed.
-func (kernel) setMode(path string, typ, mode uint32, uid, gid int) error {
-	file, release, err := pin(path, syscall.O_NOFOLLOW)
+// What folder builds on: see ipc_unix.go. The numbers of fstatat and renameat differ too
+// much between the architectures; lstatAt and renameAt do without.
+var folderCalls = folderNumbers{
+	openat: syscall.SYS_OPENAT, unlinkat: syscall.SYS_UNLINKAT, linkat: syscall.SYS_LINKAT,
+	fchmodat: syscall.SYS_FCHMODAT, fchownat: syscall.SYS_FCHOWNAT,
+}
+
+const (
+	folderFlags       = oPath
+	atSymlinkNoFollow = 0x100           // linux/fcntl.h: AT_SYMLINK_NOFOLLOW; fchmodat(2) ignores it
+	atEmptyPath       = 0x1000          // linux/fcntl.h: AT_EMPTY_PATH
+	cleanerBit        = syscall.S_ISVTX // systemd-tmpfiles leaves files with this bit alone: tmpfiles.d(5)
+)
+
+// procName returns a name that leads to the file of the descriptor and nowhere else, or
+// "" if there is none: /proc is not mounted, or another one, or shut to this process.
+func procName(sys int, id fileID) string {
+	name := "/proc/self/fd/" + strconv.Itoa(sys)
+	var st syscall.Stat_t
+	if err := control(func() error { return syscall.Stat(name, &st) }); err != nil || idOf(&st) != id {
+		return ""
+	}
+	return name
+}
+
+// nameIn returns a name for the file in the folder that holds as long as the folder is
+// open.
+func (kernel) nameIn(d *folder, name string) (string, error) {
+	if dir := procName(d.sys, d.id); dir != "" {
+		return joinPath(dir, name), nil
+	}
+	return d.named(name)
+}
+
+// lstatAt opens the file with O_PATH and asks the descriptor. If there is none to be had,
+// it asks by a name.
+func (kernel) lstatAt(d *folder, name string, st *syscall.Stat_t) error {
+	sys, err := d.open(name, oPath|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0)
+	if err == syscall.EMFILE || err == syscall.ENFILE {
+		path, err := kern.nameIn(d, name)
+		if err != nil {
+			return err
+		}
+		return syscall.Lstat(path, st)
+	}
 	if err != nil {
 		return err
 	}
-	defer release()
-	var st syscall.Stat_t
-	if err := control(func() error { return syscall.Stat(file, &st) }); err == syscall.ENOENT {
-		return everyUnix{}.setMode(path, typ, mode, uid, gid) // /proc is not mounted
-	} else if err != nil {
-		return os.NewSyscallError("stat", err)
-	} else if st.Mode&syscall.S_IFMT != typ {
-		return errReplaced
+	defer syscall.Close(sys)
+	return syscall.Fstat(sys, st)
+}
+
+func (kernel) renameAt(d *folder, from, to string) error {
+	return syscall.Renameat(d.sys, from, d.sys, to)
+}
+
+// bindAt binds by /proc/self/fd/N/name, which leads to the opened folder.
+func (kernel) bindAt(sys int, d *folder, name string) error {
+	dir := procName(d.sys, d.id)
+	if dir == "" {
+		return everyUnix{}.bindAt(sys, d, name)
 	}
-	if uid >= 0 || gid >= 0 {
-		if err := control(func() error { return syscall.Chown(file, uid, gid) }); err != nil {
-			return os.NewSyscallError("chown", err)
+	path := joinPath(dir, name)
+	if len(path) > sunPathMax {
+		return errNoRoom
+	}
+	return bind(sys, path)
+}
+
+// probeAt holds on to the socket, so that it asks the one whose identity it returns, and
+// no other file gets its inode before unpin.
+func (kernel) probeAt(d *folder, name string) (at dirEntry, unpin func(), err error) {
+	sys, err := d.open(name, oPath|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return dirEntry{}, noUnpin, err
+	}
+	var st syscall.Stat_t
+	if err := control(func() error { return syscall.Fstat(sys, &st) }); err != nil {
+		syscall.Close(sys)
+		return dirEntry{}, noUnpin, os.NewSyscallError("fstat", err)
+	}
+	at = entryOf(&st)
+	unpin = func() { syscall.Close(sys) }
+	if !at.socket {
+		return at, unpin, errNoSocket
+	}
+	if path := procName(sys, at.id); path != "" {
+		return at, unpin, probe(path)
+	}
+	asked, _, err := everyUnix{}.probeAt(d, name)
+	if asked.id != at.id {
+		err = errReplaced
+	}
+	return at, unpin, err
+}
+
+// isBound asks the kernel for the sockets of this network namespace that are bound to
+// files: sock_diag(7). A socket of another namespace is not found. The kernel tells 32
+// bits of the inode and not always the device that stat(2) tells, so the inode alone is
+// compared: a file is taken for bound rather than for unbound.
+func (kernel) isBound(id fileID) (bool, error) {
+	sys, err := syscall.Socket(syscall.AF_NETLINK, syscall.SOCK_RAW|socketFlags, netlinkSockDiag)
+	if err != nil {
+		return false, os.NewSyscallError("socket", err)
+	}
+	defer syscall.Close(sys)
+	type unixDiagRequest struct { // struct nlmsghdr, and struct unix_diag_req of linux/unix_diag.h
+		header           syscall.NlMsghdr
+		family, protocol uint8
+		_                uint16
+		states           uint32
+		inode            uint32 // of the socket, not of its file; 0 for every one
+		show             uint32
+		cookie           [2]uint32
+	}
+	const showVFS = 0x2 // linux/unix_diag.h: UDIAG_SHOW_VFS
+	request := unixDiagRequest{family: syscall.AF_UNIX, states: ^uint32(0), show: showVFS}
+	size := unsafe.Sizeof(request)
+	request.header = syscall.NlMsghdr{
+		Len: uint32(size), Type: sockDiagByFamily, Flags: syscall.NLM_F_REQUEST | syscall.NLM_F_DUMP,
+	}
+	bytes := unsafe.Slice((*byte)(unsafe.Pointer(&request)), size)
+	err = control(func() error {
+		return syscall.Sendto(sys, bytes, 0, &syscall.SockaddrNetlink{Family: syscall.AF_NETLINK})
+	})
+	if err != nil {
+		return false, os.NewSyscallError("sendto", err)
+	}
+	buf := make([]byte, 32<<10) // the kernel fills at most that in one go: NLMSG_GOODSIZE
+	for {
+		var n int
+		err := control(func() (err error) {
+			n, _, err = syscall.Recvfrom(sys, buf, 0)
+			return err
+		})
+		if err != nil {
+			return false, os.NewSyscallError("recvfrom", err)
+		}
+		messages, err := syscall.ParseNetlinkMessage(buf[:n])
+		if err != nil {
+			return false, err
+		}
+		for _, m := range messages {
+			switch m.Header.Type {
+			case syscall.NLMSG_DONE:
+				return false, nil
+			case sockDiagByFamily:
+				if inode, ok := boundInode(m.Data); ok && inode == uint32(id.ino) {
+					return true, nil
+				}
+			default: // NLMSG_ERROR: unix_diag is not there
+				return false, errors.ErrUnsupported
+			}
 		}
 	}
-	return os.NewSyscallError("chmod", control(func() error { return syscall.Chmod(file, mode) }))
+}
+
+const (
+	netlinkSockDiag  = 4  // linux/netlink.h: NETLINK_SOCK_DIAG
+	sockDiagByFamily = 20 // linux/sock_diag.h: SOCK_DIAG_BY_FAMILY
+)
+
+// boundInode returns the inode of the file that a socket is bound to, from an answer of
+// the kernel: a struct unix_diag_msg and attributes, of which UNIX_DIAG_VFS begins with
+// the inode.
+func boundInode(answer []byte) (inode uint32, ok bool) {
+	const (
+		messageSize = 16 // struct unix_diag_msg of linux/unix_diag.h
+		unixDiagVFS = 1
+	)
+	for rest := answer[min(messageSize, len(answer)):]; len(rest) >= syscall.SizeofRtAttr+4; {
+		attr := (*syscall.RtAttr)(unsafe.Pointer(&rest[0])) // answers and attributes are aligned to 4 bytes
+		if attr.Type == unixDiagVFS {
+			return *(*uint32)(unsafe.Pointer(&rest[syscall.SizeofRtAttr])), true
+		}
+		size := (int(attr.Len) + syscall.RTA_ALIGNTO - 1) &^ (syscall.RTA_ALIGNTO - 1)
+		if size < syscall.SizeofRtAttr || size > len(rest) {
+			break
+		}
+		rest = rest[size:]
+	}
+	return 0, false
+}
+
+// setMode holds on to the file, so that nothing that is put in its place meanwhile is
+// changed.
+func (kernel) setMode(d *folder, name string, typ, mode uint32, uid, gid int) (fileID, error) {
+	file, err := d.open(name, oPath|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return fileID{}, classify("open", err)
+	}
+	defer syscall.Close(file)
+	var st syscall.Stat_t
+	if err := control(func() error { return syscall.Fstat(file, &st) }); err != nil {
+		return fileID{}, os.NewSyscallError("fstat", err)
+	}
+	made := entryOf(&st)
+	if made.typ != typ || !made.madeHere() {
+		return fileID{}, errReplaced
+	}
+	if uid >= 0 || gid >= 0 {
+		if err := control(func() error { return syscall.Fchownat(file, "", uid, gid, atEmptyPath) }); err != nil {
+			return made.id, os.NewSyscallError("chown", err)
+		}
+	}
+	path := procName(file, made.id)
+	return made.id, exactMode(mode, func(mode uint32) error {
+		if path != "" {
+			return syscall.Chmod(path, mode)
+		}
+		if at, err := d.lstat(name); err != nil || at.id != made.id {
+			return errReplaced
+		}
+		return d.chmod(name, mode)
+	})
 }
 
 func (kernel) sysFlock(fd, how int) error { return syscall.Flock(fd, how) }

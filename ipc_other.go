@@ -142,3 +142,12 @@ func (kernel) peerOf(sys int) (Peer, error) {
 	}
 	return p, nil
 }
+
+// What folder builds on: see ipc_unix.go. Package syscall reaches none of its calls here.
+var folderCalls folderNumbers
+
+const (
+	folderFlags       = syscall.O_RDONLY | syscall.O_NONBLOCK
+	atSymlinkNoFollow = 0
+	cleanerBit        = 0 // only root may set the sticky bit of a file here
+)

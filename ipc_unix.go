@@ -32,7 +32,8 @@ const network = "unix"
 type SysListenConfig struct {
 	// Mode is the exact permission bits of the socket file, instead of those
 	// that [ListenConfig.Access] stands for. A client needs permission to
-	// write. 0 leaves them to Access.
+	// write. 0 leaves them to Access. On Linux the file may have the sticky bit
+	// too: see [ListenConfig.Listen].
 	Mode fs.FileMode
 
 	// UID and GID are the owner and the group that the socket file is given
@@ -90,8 +91,10 @@ func (l *server) File() (*os.File, error) {
 // file as it is, which the listener never removes; an abstract name, which no
 // permission guards, serves this user and root alone until [Listener.SetAccess]
 // says otherwise. Its Addr is what the
-// socket was bound to (getsockname(2)): where a [Listener] had to use a temporary
-// name, because of [TakeoverAlways] or a long path, that leads nowhere.
+// socket was bound to (getsockname(2)). A [Listener] uses another name than its path
+// where [TakeoverAlways] replaces a socket, where the path is too long for a socket
+// address, and where somebody else could make the path lead to another folder; that
+// name leads nowhere.
 func FileListener(f *os.File) (*Listener, error) {
 	fd, err := adopt(f, streams, isListening)
 	if err != nil {
@@ -297,29 +300,33 @@ func (l *listener) close() error {
 // ---------------------------------------------------------------------------
 // Socket files
 //
-// A socket file outlives its server, and the names of a folder can be changed
-// by anyone who may write to it. Three things keep starters and closers from
-// each other's sockets:
+// A socket file outlives its server, and the names in a folder can be changed
+// by anyone who may write to it. Listen opens the folder once, and works in the
+// opened folder until Close: its path may lead to another one later (see folder).
+// Three things keep listeners from removing each other's sockets:
 //
-// The lock, an flock(2) on path.lock for the life of the listener. Whoever has
-// it decides about the path. It is the file at that name that counts: one that
-// was removed or replaced since it was opened says nothing.
+// The lock is an flock(2) on path.lock for the life of the listener. Its holder
+// decides about the path. Only the file that is at that name now counts: a lock
+// file that was removed or replaced since it was opened says nothing.
 //
-// The guard, an flock on the folder for the moment of a change. "Is it still
-// mine? Then remove it" is two system calls; TakeoverAlways, which cannot wait
-// for the lock of the live listener that it displaces, comes between no such
-// two because it changes lock and socket under the guard, as everybody does.
+// The guard is an flock on the folder for the moment of a change. "Is it still
+// mine? Then remove it" takes two system calls. TakeoverAlways cannot wait for the
+// lock of the live listener that it displaces. Everybody changes lock and socket
+// under the guard, so nobody comes between those two calls.
 //
-// The identity, device and inode of the socket file as recorded after bind. It
-// protects the sockets of programs that know nothing of lock and guard.
+// The identity is device and inode of the socket file as recorded after bind. It
+// protects the sockets of programs that know nothing of lock and guard, and does
+// alone where there is no flock.
 
 // A socketFile is the claim of a listener on a path.
 type socketFile struct {
-	path    string          // absolute, so that it means the same at Close
-	lock    int             // descriptor of path.lock, which holds the flock; -1 for none
-	dropped runtime.Cleanup // gives the lock up if nobody closes the listener
-	id      fileID          // of the socket
-	keep    bool            // leave the socket file behind
+	folder  *folder
+	base    string // the name of the socket in the folder
+	rights  lockRights
+	lock    lockFile
+	id      fileID          // of the socket; zero until it is bound
+	keep    bool            // ListenConfig.KeepName
+	dropped runtime.Cleanup // closes the descriptors if nobody closes the listener
 }
 
 // A fileID tells whether two names, or a name and a descriptor, are one file.
@@ -332,25 +339,9 @@ const lockSuffix = ".lock"
 
 // claim binds the socket to the path and makes it listen, as lc says.
 func claim(sys int, path string, lc *ListenConfig) (_ *socketFile, err error) {
-	if path[0] != '/' {
-		wd, err := syscall.Getwd()
-		if err != nil {
-			return nil, os.NewSyscallError("getwd", err)
-		}
-		path = joinPath(wd, path)
-	}
-	dir, base := splitPath(path)
-	if limit := nameMax - len(lockSuffix); len(base) > limit {
-		return nil, tooLong("the last element of the path of a listener", len(base), limit)
-	}
-
-	f := &socketFile{path: path, lock: -1, keep: lc.KeepName}
-	lock, err := takeLock(path + lockSuffix)
-	displace := err == syscall.EWOULDBLOCK && lc.Takeover == TakeoverAlways
-	if err == nil {
-		f.own(lock)
-	} else if !displace {
-		return nil, lockError(err, path)
+	f, err := openSocketFile(path, lc)
+	if err != nil {
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -358,102 +349,172 @@ func claim(sys int, path string, lc *ListenConfig) (_ *socketFile, err error) {
 		}
 	}()
 
-	found, err := f.vacancy(lc.Takeover)
+	policy := policyOf(lc.Takeover)
+	if f.lock, err = f.folder.takeLock(f.lockName(), f.rights); err != nil {
+		return nil, err
+	}
+	found, unpin, err := policy.judge(f)
 	if err != nil {
 		return nil, err
 	}
-	giveBack := takeGuard(dir)
-	defer giveBack()
+	defer unpin()
 
-	// What was decided above must still be so under the guard.
-	if lc.Takeover == TakeoverAlways && !displace && !f.holdsLock() {
-		f.unlock() // another one with TakeoverAlways was faster, and is displaced in turn
-		displace = true
-	}
-	switch now, err := lstat(path); {
-	case !displace && !f.holdsLock(), lc.Takeover != TakeoverAlways && now.id != found:
-		return nil, inUse()
-	case err == nil && !now.socket:
-		return nil, errNoSocket
-	}
-	if found != (fileID{}) && lc.Takeover != TakeoverAlways {
-		if err := unlink(path); err != nil {
-			return nil, err
-		}
-	}
-
-	// A file that is to appear all at once, or whose name alone is too long for
-	// a sockaddr_un, is bound under another name in the same folder.
-	name := base
-	if lc.Takeover == TakeoverAlways {
-		name = "." + freshName()
-	}
-	folder, letGo := dir, func() {}
-	if len(joinPath(dir, name)) > sunPathMax {
-		if folder, letGo, err = kern.shorten(dir); err != nil {
-			return nil, err
-		}
-	}
-	defer letGo()
-	if len(joinPath(folder, name)) > sunPathMax {
-		name = "." + freshName()
-	}
-	at := joinPath(folder, name)
-	if err := f.place(sys, at, lc); err != nil {
+	release := takeGuard(f.folder)
+	defer release()
+	if err := policy.confirm(f, found); err != nil {
 		return nil, err
 	}
-	if displace {
-		lock, err := replaceLock(dir, path+lockSuffix)
-		if err != nil {
-			unlink(at)
-			return nil, lockError(err, path)
-		}
-		f.own(lock)
+	if err := f.place(sys, lc, policy); err != nil {
+		return nil, err
 	}
-	if name != base {
-		if err := publish(at, path, lc.Takeover == TakeoverAlways); err != nil {
-			unlink(at)
-			return nil, err
-		}
-	}
+	f.closeWhenDropped()
 	return f, nil
+}
+
+// openSocketFile opens the folder of the path.
+func openSocketFile(path string, lc *ListenConfig) (*socketFile, error) {
+	dir, base := splitPath(path)
+	if limit := nameMax - len(lockSuffix); len(base) > limit {
+		return nil, tooLong("the last element of the path of a listener", len(base), limit)
+	}
+	folder, err := openFolder(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &socketFile{folder: folder, base: base, rights: lc.lockRights(), lock: lockFile{sys: -1}, keep: lc.KeepName}, nil
+}
+
+func (f *socketFile) lockName() string { return f.base + lockSuffix }
+
+// A takeover is a policy for what is at the path.
+type takeover struct {
+	// judge decides, before the guard is taken, whether a socket may be put at
+	// the path. It returns the identity of the one that is in the way, if any,
+	// which no other file has until unpin is called.
+	judge func(f *socketFile) (found fileID, unpin func(), err error)
+
+	// confirm checks under the guard that what judge found still holds, and makes
+	// lock and path ready for bind.
+	confirm func(f *socketFile, found fileID) error
+
+	replace bool // a socket that is at the path after confirm is renamed over
+}
+
+func policyOf(t Takeover) takeover {
+	switch t {
+	case TakeoverAlways:
+		return takeover{judgeAlways, confirmAlways, true}
+	case TakeoverNever:
+		return takeover{judgeNever, confirmVacant, false}
+	}
+	return takeover{judgeStale, confirmVacant, false}
+}
+
+// judgeStale lets a socket go that no process serves.
+func judgeStale(f *socketFile) (found fileID, unpin func(), err error) {
+	at, err := f.occupant()
+	if err != nil || at.id == (fileID{}) {
+		return fileID{}, noUnpin, err
+	}
+	if f.lock.state == lockTaken {
+		return fileID{}, nil, inUse()
+	}
+	at, unpin, err = kern.probeAt(f.folder, f.base)
+	if e := errnoOf(err); (e == syscall.EACCES || e == syscall.EPERM) && at.socket && f.folder.own() {
+		// Another user's socket in this user's folder, as a server of root leaves it.
+		if bound, e := kern.isBound(at.id); e == nil {
+			err = syscall.ECONNREFUSED
+			if bound {
+				err = nil
+			}
+		}
+	}
+	switch errnoOf(err) {
+	case syscall.ECONNREFUSED:
+		return at.id, unpin, nil
+	case syscall.ENOENT: // its owner has just removed it
+		return fileID{}, unpin, nil
+	case nil, syscall.EPROTOTYPE:
+		err = inUse()
+	}
+	unpin() // any other error: it cannot be told whether it lives
+	return fileID{}, nil, err
+}
+
+// judgeNever lets no socket go.
+func judgeNever(f *socketFile) (found fileID, unpin func(), err error) {
+	at, err := f.occupant()
+	if err == nil && at.id != (fileID{}) {
+		err = inUse()
+	}
+	return fileID{}, noUnpin, err
+}
+
+// judgeAlways lets every socket go.
+func judgeAlways(f *socketFile) (found fileID, unpin func(), err error) {
+	at, err := f.occupant()
+	return at.id, noUnpin, err
+}
+
+func noUnpin() {}
+
+// occupant returns what is at the path: a socket, or nothing, which has no identity.
+// Anything else is an error.
+func (f *socketFile) occupant() (dirEntry, error) {
+	at, err := f.folder.lstat(f.base)
+	switch {
+	case err == syscall.ENOENT:
+		return dirEntry{}, nil
+	case err != nil:
+		return dirEntry{}, os.NewSyscallError("lstat", err)
+	case !at.socket:
+		return dirEntry{}, errNoSocket
+	}
+	return at, nil
 }
 
 // errNoSocket protects whatever else is at the path.
 var errNoSocket = &ruleError{"a file that is not a socket is there", ErrAddrInUse}
 
-// vacancy decides whether the policy allows a socket to be put at the path, and
-// returns the identity of the one that is in the way, if any.
-func (f *socketFile) vacancy(policy Takeover) (fileID, error) {
-	at, err := lstat(f.path)
-	switch {
-	case err == syscall.ENOENT:
-		return fileID{}, nil
-	case err != nil:
-		return fileID{}, os.NewSyscallError("lstat", err)
-	case !at.socket:
-		return fileID{}, errNoSocket
-	case policy == TakeoverNever:
-		return fileID{}, inUse()
-	case policy == TakeoverAlways:
-		return at.id, nil
+// confirmVacant makes sure of the lock and removes the stale socket.
+func confirmVacant(f *socketFile, found fileID) error {
+	if f.lock.state == lockTaken || f.lock.state == lockOurs && !f.holdsLock() {
+		return inUse()
 	}
-	switch err := probe(f.path); errnoOf(err) {
-	case syscall.ECONNREFUSED:
-		return at.id, nil
-	case syscall.ENOENT:
-		return fileID{}, nil // its owner has just removed it
-	case nil, syscall.EPROTOTYPE:
-		return fileID{}, inUse()
-	default:
-		return fileID{}, err // cannot tell (no permission, no descriptors): hands off
+	at, err := f.occupant()
+	if err != nil {
+		return err
 	}
+	if at.id != found {
+		return inUse()
+	}
+	if f.lock.state == lockBarred {
+		if err := f.replaceLock(); err != nil {
+			return err
+		}
+	}
+	if found != (fileID{}) {
+		return f.folder.remove(f.base, found)
+	}
+	return nil
+}
+
+// confirmAlways finds out whether another TakeoverAlways was faster, and is to be
+// displaced in turn. The lock of a listener that is displaced is replaced with its
+// socket, in place.
+func confirmAlways(f *socketFile, _ fileID) error {
+	if f.lock.state == lockOurs && !f.holdsLock() {
+		f.lock.drop()
+		f.lock.state = lockTaken
+	}
+	_, err := f.occupant()
+	return err
 }
 
 // probe asks whether a socket of any process is bound to the path, by connecting
-// one for datagrams. Where a stream server is that is EPROTOTYPE, also if its
-// backlog is full or it does not listen yet, and the server does not notice; only
-// where nobody is left it is ECONNREFUSED.
+// one for datagrams. Where a stream server is, that fails with EPROTOTYPE, also if
+// its backlog is full or it does not listen yet, and the server does not notice.
+// Where no process has the socket any more, it fails with ECONNREFUSED.
 func probe(path string) error {
 	f, err := connectSocket(path, syscall.SOCK_DGRAM)
 	if err != nil {
@@ -462,40 +523,98 @@ func probe(path string) error {
 	return f.close()
 }
 
-// place binds the socket at a path that fits into a sockaddr_un, gives the file
-// its exact mode and owner, and listens. Nobody can connect before listen, so
-// nobody ever meets the file with other permissions.
-func (f *socketFile) place(sys int, at string, lc *ListenConfig) (err error) {
-	if err := bind(sys, at); err != nil {
+// place binds the socket in the folder, gives the file its exact mode and owner,
+// listens, and puts it at the path if it was bound to another name. Nobody can
+// connect before listen, so nobody ever meets the file with other permissions.
+func (f *socketFile) place(sys int, lc *ListenConfig, policy takeover) (err error) {
+	name, exempt, err := f.bind(sys, policy.replace)
+	if err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil && err != errReplaced {
-			unlink(at)
+			f.folder.undo(name, syscall.S_IFSOCK, f.id)
 		}
 	}()
 	mode, uid, gid := lc.fileMode()
-	if err := kern.setMode(at, syscall.S_IFSOCK, mode, uid, gid); err != nil {
+	f.id, err = kern.setMode(f.folder, name, syscall.S_IFSOCK, mode|exempt, uid, gid)
+	if err != nil {
 		return err
 	}
-	made, err := lstat(at)
-	if err != nil {
-		return os.NewSyscallError("lstat", err)
+	if err := startListening(sys, lc.Backlog); err != nil {
+		return err
 	}
-	f.id = made.id
-	return startListening(sys, lc.Backlog)
+	if policy.replace && (f.lock.state == lockTaken || f.lock.state == lockBarred) {
+		if err := f.replaceLock(); err != nil {
+			return err
+		}
+	}
+	if name == f.base {
+		return nil
+	}
+	return f.publish(name, policy.replace)
 }
 
-// publish moves the socket file from its temporary name to the path.
-func publish(at, path string, replace bool) error {
-	if replace {
-		return os.NewSyscallError("rename", control(func() error { return syscall.Rename(at, path) }))
+// bind binds the socket to the path, if that is free and fits into a sockaddr_un,
+// or else to a temporary name in the same folder. It returns the name, and the mode
+// bit that the file needs against cleaners of temporary folders if the name that
+// the kernel keeps for it is not its path.
+func (f *socketFile) bind(sys int, replace bool) (name string, exempt uint32, err error) {
+	at, err := f.occupant()
+	if err != nil {
+		return "", 0, err
 	}
-	// Unlike rename, link does not replace what came meanwhile.
-	if err := control(func() error { return syscall.Link(at, path) }); err != nil {
-		return classify("link", err)
+	if !replace || at.id == (fileID{}) {
+		byPath, err := f.folder.bind(sys, f.base)
+		overtaken := replace && errnoOf(err) == syscall.EADDRINUSE
+		if byPath && !overtaken {
+			return f.base, 0, err
+		}
+		if err != errNoRoom && !overtaken {
+			return f.base, cleanerBit, err
+		}
 	}
-	return unlink(at)
+	name = "." + freshName()
+	if _, err := f.folder.bind(sys, name); err == errNoRoom {
+		limit := sunPathMax - len(name) - 1
+		return "", 0, tooLong("the path of the folder, as bind(2) takes it,", len(f.folder.path), limit)
+	} else if err != nil {
+		return "", 0, err
+	}
+	return name, cleanerBit, nil
+}
+
+// errNoRoom is for a name that does not fit into a sockaddr_un.
+var errNoRoom = &ruleError{"the name does not fit into a socket address", ErrNameTooLong}
+
+// publish moves the socket from its temporary name to the path.
+func (f *socketFile) publish(name string, replace bool) error {
+	if !replace {
+		// Unlike rename, link does not replace what came meanwhile.
+		err := f.folder.link(name, f.base)
+		if err == nil {
+			return f.folder.remove(name, f.id)
+		}
+		if !forbidden(err) {
+			return classify("link", err)
+		}
+		// Hard links are forbidden here (Android, some file systems).
+		if at, err := f.occupant(); err != nil {
+			return err
+		} else if at.id != (fileID{}) {
+			return inUse()
+		}
+	} else if _, err := f.occupant(); err != nil {
+		return err
+	}
+	return os.NewSyscallError("rename", f.folder.rename(name, f.base))
+}
+
+// forbidden reports whether the error means that a call does not exist in this
+// process or on this file system: the kernel, the file system or a sandbox says so.
+func forbidden(err error) bool {
+	return err == syscall.EPERM || err == syscall.EACCES || err == syscall.ENOSYS ||
+		err == syscall.EINVAL || err == syscall.ENOTSUP || err == syscall.EOPNOTSUPP
 }
 
 // fileMode returns the permissions and the owner of the socket file; an owner
@@ -519,172 +638,269 @@ func (lc *ListenConfig) fileMode() (mode uint32, uid, gid int) {
 	return mode, uid, gid
 }
 
-// release gives the path up: the socket file goes if it is still this
-// listener's, then the lock goes. A displaced listener, whose lock was replaced,
-// owns nothing any more.
+// release gives the path up: the socket file is removed if it is still this
+// listener's, and then the lock. The identity tells, also where the lock file is gone.
+// It is not another file's meanwhile, as the socket that is still open keeps its
+// inode in use.
 func (f *socketFile) release() error {
-	defer f.unlock()
-	dir, _ := splitPath(f.path)
-	giveBack := takeGuard(dir)
-	defer giveBack()
-	if !f.holdsLock() {
-		return nil
-	}
+	f.dropped.Stop()
+	defer f.folder.close()
+	defer f.lock.drop()
+	release := takeGuard(f.folder)
+	defer release()
 	var err error
-	if at, e := lstat(f.path); e == nil && at.id == f.id && !f.keep {
-		err = unlink(f.path)
+	if !f.keep && f.id != (fileID{}) {
+		err = f.folder.remove(f.base, f.id)
 	}
-	if !isForeign(f.path + lockSuffix) {
-		if e := unlink(f.path + lockSuffix); err == nil {
+	if f.holdsLock() {
+		if e := f.folder.removeLock(f.lockName(), f.lock.id); err == nil {
 			err = e
 		}
 	}
 	return err
 }
 
-// holdsLock reports whether the file at path.lock is the one that f locked.
-func (f *socketFile) holdsLock() bool {
-	at, err := lstat(f.path + lockSuffix)
-	return err == nil && at.id == fstatID(f.lock)
-}
-
-// own makes f the owner of a lock that was taken. If the listener is dropped without
-// Close, the garbage collector gives the lock up, as it closes the socket: else the
-// path would be in use until the process ends, with nobody there.
-func (f *socketFile) own(lock int) {
-	f.lock = lock
-	f.dropped = runtime.AddCleanup(f, dropLock, lock)
-}
-
-func (f *socketFile) unlock() {
-	if f.lock >= 0 {
-		f.dropped.Stop()
-		dropLock(f.lock)
-		f.lock = -1
+// closeWhenDropped gives up lock and folder if the listener is dropped without Close,
+// as the garbage collector closes the socket then: else the path would be in use
+// until the process ends, with nobody there.
+func (f *socketFile) closeWhenDropped() {
+	type descriptors struct {
+		lock   lockFile
+		folder folder
 	}
+	f.dropped = runtime.AddCleanup(f, func(d descriptors) {
+		d.lock.drop()
+		d.folder.close()
+	}, descriptors{f.lock, *f.folder})
 }
 
-// dropLock gives up the flock, also for a copy of the descriptor that a child has
-// between fork and exec, and closes it.
-func dropLock(lock int) {
-	flock(lock, false)
-	syscall.Close(lock)
+// ---------------------------------------------------------------------------
+// Locks of socket files
+
+// A lockFile is the lock of a socket file, or why there is none.
+type lockFile struct {
+	sys    int // the descriptor that has the flock; -1 for none
+	id     fileID
+	state  lockState
+	reason error // of lockBarred
 }
 
-// isForeign reports whether the lock of a socket file is not one that openLock made,
-// an empty file. What another program keeps at that name serves as the lock, but is
-// neither removed nor replaced.
-func isForeign(path string) bool {
-	var st syscall.Stat_t
-	err := control(func() error { return syscall.Lstat(path, &st) })
-	return err == nil && (st.Mode&syscall.S_IFMT != syscall.S_IFREG || st.Size != 0)
+type lockState uint8
+
+const (
+	lockNone   lockState = iota // this file system or sandbox has no flock(2)
+	lockOurs                    // this listener has it
+	lockTaken                   // another listener has it
+	lockBarred                  // the file is another user's, and cannot be opened
+)
+
+// lockRights says who may open a new lock file: those who may connect, as far as
+// they may write to the folder too. Any of them can replace the socket, so a lock that
+// a crash left behind must not keep them out. Nobody else may open the lock, as
+// whoever can also can keep a server from starting.
+type lockRights struct {
+	mode uint32 // of the socket file
+	gid  int    // -1: as the system chooses
 }
 
-// takeLock creates or opens the file and takes the flock on it. The error is
-// EWOULDBLOCK if somebody else has it.
-func takeLock(path string) (int, error) {
-	held, letGo := kern.holdsLock(path)
+func (lc *ListenConfig) lockRights() lockRights {
+	mode, _, gid := lc.fileMode()
+	return lockRights{mode, gid}
+}
+
+// modeIn returns the mode of a lock file of that group in the folder. Where the sticky
+// bit of the folder keeps others from removing the socket, they have no use for its
+// lock either.
+func (r lockRights) modeIn(folder *syscall.Stat_t, gid uint32) uint32 {
+	mode, dir := uint32(0o600), uint32(folder.Mode)
+	if dir&syscall.S_ISVTX != 0 {
+		return mode
+	}
+	if r.mode&0o020 != 0 && (dir&0o002 != 0 || dir&0o020 != 0 && gid == uint32(folder.Gid)) {
+		mode |= 0o060
+	}
+	if r.mode&dir&0o002 != 0 {
+		mode |= 0o006
+	}
+	return mode
+}
+
+// takeLock creates or opens the lock file and takes the flock on it. An error means
+// that nobody can listen here.
+func (d *folder) takeLock(name string, rights lockRights) (lockFile, error) {
+	held, letGo := kern.holdsLock(joinPath(d.path, name))
 	defer letGo()
 	if held {
-		return -1, syscall.EWOULDBLOCK
+		return lockFile{sys: -1, state: lockTaken}, nil
 	}
-	for {
-		lock, err := openLock(path)
-		if err != nil {
-			return -1, err
-		}
-		if err := flock(lock, true); err != nil {
-			syscall.Close(lock)
-			return -1, err
-		}
-		if at, err := lstat(path); err == nil && at.id == fstatID(lock) {
-			return lock, nil
-		}
-		dropLock(lock) // the last holder removed it as we opened it
-	}
-}
-
-// openLock opens the lock file and creates it if need be. It never does both in
-// one call: Linux refuses O_CREAT on another user's file in a sticky folder
-// (fs.protected_regular), even to root.
-func openLock(path string) (lock int, err error) {
-	const flags = syscall.O_RDWR | syscall.O_CLOEXEC | syscall.O_NOFOLLOW | syscall.O_NONBLOCK
-	for {
-		if lock, err = open(path, flags); err != syscall.ENOENT {
+	for range lockTries {
+		lock, made, err := d.openLock(name, rights)
+		if err != nil || lock.state == lockBarred {
 			return lock, err
 		}
-		if lock, err = open(path, flags|syscall.O_CREAT|syscall.O_EXCL); err != syscall.EEXIST {
-			break
+		if err := flock(lock.sys, true); err != nil {
+			return d.withoutFlock(name, lock, made, err)
 		}
-	}
-	if err == nil {
-		err = control(func() error { return syscall.Fchmod(lock, 0o600) }) // whatever the umask
-		if err != nil {
-			unlink(path)
-			syscall.Close(lock)
-			return -1, err
+		if at, err := d.lstat(name); err == nil && at.id == lock.id {
+			return lock, nil
 		}
+		lock.drop() // the last holder removed it as we opened it
 	}
-	return lock, err
+	return lockFile{sys: -1, state: lockTaken}, nil // somebody replaces it all the time
 }
 
-// replaceLock puts a lock of our own in the place of one that somebody holds.
-func replaceLock(dir, path string) (int, error) {
-	if isForeign(path) {
-		return -1, syscall.EWOULDBLOCK
-	}
-	temporary := joinPath(dir, "."+freshName()+lockSuffix)
-	lock, err := takeLock(temporary)
-	if err != nil {
-		return -1, err
-	}
-	if err := control(func() error { return syscall.Rename(temporary, path) }); err != nil {
-		unlink(temporary)
-		dropLock(lock)
-		return -1, err
-	}
-	return lock, nil
-}
+// lockTries bounds how often an attempt to open or take a lock begins anew because the
+// file at the name is another one by now.
+const lockTries = 100
 
-// lockError explains why the lock of a socket file is not to be had.
-func lockError(err error, path string) error {
+// withoutFlock returns the lock whose flock failed with that error. A file that was
+// made for the lock is removed unless another one has it.
+func (d *folder) withoutFlock(name string, lock lockFile, made bool, err error) (lockFile, error) {
+	defer syscall.Close(lock.sys)
 	if err == syscall.EWOULDBLOCK {
-		return inUse()
+		return lockFile{sys: -1, state: lockTaken}, nil
 	}
-	return classify("open "+path+lockSuffix, err) // which is not the path that was asked for
+	if made {
+		d.removeLock(name, lock.id)
+	}
+	none := lockFile{sys: -1, state: lockNone}
+	// ENOLCK: a network file system without locks. EBADF: see flock(2) about NFS.
+	if forbidden(err) || err == syscall.ENOLCK || err == syscall.EBADF {
+		return none, nil
+	}
+	return none, os.NewSyscallError("flock "+joinPath(d.path, name), err)
+}
+
+// openLock opens the lock file, or creates it. It never does both in one call: Linux
+// refuses O_CREAT on another user's file in a sticky folder (fs.protected_regular),
+// even to root. Nothing but a regular file is opened, as that may wait (a FIFO) or have
+// effects (a device).
+func (d *folder) openLock(name string, rights lockRights) (lock lockFile, made bool, err error) {
+	const flags = syscall.O_RDWR | syscall.O_CLOEXEC | syscall.O_NOFOLLOW | syscall.O_NONBLOCK
+	none, path := lockFile{sys: -1}, joinPath(d.path, name)
+	for range lockTries {
+		at, err := d.lstat(name)
+		if err == nil && !at.regular {
+			return none, false, &ruleError{"a file that is not a lock is at " + strconv.Quote(path), ErrAddrInUse}
+		}
+		var sys int
+		if err == nil {
+			sys, err = d.open(name, flags, 0)
+		}
+		if err == nil {
+			return lockFile{sys: sys, id: fstatID(sys), state: lockOurs}, false, nil
+		}
+		if err == syscall.EACCES || err == syscall.EPERM {
+			return lockFile{sys: -1, state: lockBarred, reason: classify("open "+path, err)}, false, nil
+		}
+		if err != syscall.ENOENT {
+			return none, false, classify("open "+path, err)
+		}
+		sys, err = d.open(name, flags|syscall.O_CREAT|syscall.O_EXCL, 0o600)
+		if err == nil {
+			lock := lockFile{sys: sys, id: fstatID(sys), state: lockOurs}
+			if err := d.share(lock, rights); err != nil {
+				d.removeLock(name, lock.id)
+				syscall.Close(sys)
+				return none, false, err
+			}
+			return lock, true, nil
+		}
+		if err != syscall.EEXIST {
+			return none, false, classify("create a file in "+d.path, err)
+		}
+	}
+	return none, false, inUse() // somebody creates and removes it all the time
+}
+
+// share gives a new lock file the group and the mode that the rights ask for, whatever
+// the umask.
+func (d *folder) share(lock lockFile, rights lockRights) error {
+	var dir, st syscall.Stat_t
+	if err := d.stat(&dir); err != nil {
+		return err
+	}
+	if err := control(func() error { return syscall.Fstat(lock.sys, &st) }); err != nil {
+		return os.NewSyscallError("fstat", err)
+	}
+	gid := uint32(st.Gid)
+	if rights.gid >= 0 {
+		gid = uint32(rights.gid)
+	}
+	mode := rights.modeIn(&dir, gid)
+	if mode&0o060 != 0 && gid != uint32(st.Gid) {
+		if err := control(func() error { return syscall.Fchown(lock.sys, -1, int(gid)) }); err != nil {
+			return os.NewSyscallError("fchown", err)
+		}
+	}
+	return exactMode(mode|cleanerBit, func(mode uint32) error { return syscall.Fchmod(lock.sys, mode) })
+}
+
+// exactMode sets the mode of a file by chmod. A file system that refuses the bit
+// against cleaners is asked to do without.
+func exactMode(mode uint32, chmod func(mode uint32) error) error {
+	err := control(func() error { return chmod(mode) })
+	if err != nil && mode&cleanerBit != 0 {
+		err = control(func() error { return chmod(mode &^ cleanerBit) })
+	}
+	return os.NewSyscallError("chmod", err)
+}
+
+// replaceLock puts a lock of this listener in the place of one that somebody holds, or
+// that cannot be opened. A lock file of another program, which is not empty, stays.
+func (f *socketFile) replaceLock() error {
+	if at, err := f.folder.lstat(f.lockName()); err == nil && !at.isLock() {
+		return f.lock.failure()
+	}
+	temporary := "." + freshName() + lockSuffix
+	lock, err := f.folder.takeLock(temporary, f.rights)
+	if err != nil || lock.state != lockOurs {
+		if err == nil && lock.state == lockNone {
+			f.lock = lock // nor can the one that is there be held
+		}
+		return err
+	}
+	if err := f.folder.rename(temporary, f.lockName()); err != nil {
+		f.folder.removeLock(temporary, lock.id)
+		lock.drop()
+		if f.lock.state == lockBarred {
+			return f.lock.reason
+		}
+		return os.NewSyscallError("rename", err)
+	}
+	f.lock = lock
+	return nil
+}
+
+// failure explains why the lock is not to be had.
+func (l *lockFile) failure() error {
+	if l.state == lockBarred {
+		return l.reason
+	}
+	return inUse()
+}
+
+// holdsLock reports whether the file at path.lock is the one that f locked.
+func (f *socketFile) holdsLock() bool {
+	if f.lock.state != lockOurs {
+		return false
+	}
+	at, err := f.folder.lstat(f.lockName())
+	return err == nil && at.id == f.lock.id
+}
+
+// drop gives up the flock, also for a copy of the descriptor that a child has
+// between fork and exec, and closes it.
+func (l *lockFile) drop() {
+	if l.sys >= 0 {
+		flock(l.sys, false)
+		syscall.Close(l.sys)
+		l.sys = -1
+	}
 }
 
 // inUse is EADDRINUSE, as bind(2) says it.
 func inUse() error { return classify("bind", syscall.EADDRINUSE) }
-
-// How long a change waits for the guard of its folder. Nobody of this package holds
-// it for longer than a few system calls, but anybody who may read the folder can.
-const (
-	guardPatience = 2 * time.Second
-	guardPause    = time.Millisecond
-)
-
-// takeGuard takes the guard of the folder and returns how to give it back. A
-// folder that may be searched but not read, or lies on a file system without
-// flock, has no guard, and one whose guard somebody keeps does as if it had none:
-// no other user may say whether a server can start. The identity of the file must
-// do then.
-func takeGuard(dir string) (release func()) {
-	fd, err := open(dir, syscall.O_RDONLY|syscall.O_CLOEXEC)
-	if err != nil {
-		return func() {}
-	}
-	for end := time.Now().Add(guardPatience); ; time.Sleep(guardPause) {
-		err := flock(fd, true)
-		if err == nil {
-			return func() { flock(fd, false); syscall.Close(fd) }
-		}
-		if err != syscall.EWOULDBLOCK || time.Now().After(end) {
-			syscall.Close(fd)
-			return func() {}
-		}
-	}
-}
 
 // lockHeld reports whether a listener of this package lives at the path, by
 // asking for its lock without taking it: see F_GETLK of fcntl(2), which tells of
@@ -705,35 +921,479 @@ func lockHeld(path string) bool {
 	return err == nil && lock.Type != syscall.F_UNLCK
 }
 
-// setMode sets permissions and owner of the file of that type that was
-// just made at the path. What could have been put in its place since is looked
-// for before, not excluded: the folder is trusted to that degree.
-func (everyUnix) setMode(path string, typ, mode uint32, uid, gid int) error {
+// ---------------------------------------------------------------------------
+// Folders
+//
+// The path of a folder may lead to another one at any time, if anybody else owns a
+// part of it. So the folder is opened once. All that follows is done in the opened
+// folder, by the calls that take its descriptor (openat(2) and the like). Where
+// package syscall does not reach these calls (OpenBSD, AIX, illumos, Solaris), the path
+// is compared with the opened folder before each step; somebody who changes it between
+// the two is not noticed there.
+
+// folderNumbers are the numbers of these calls; 0 for one that is not reached.
+type folderNumbers struct {
+	openat, fstatat, unlinkat, renameat, linkat, fchmodat, fchownat uintptr
+}
+
+// A folder is an opened directory.
+type folder struct {
+	sys  int    // -1: the system lets nobody open a directory that he may not read
+	path string // absolute, if it leads to the folder as such
+	id   fileID
+}
+
+// openFolder opens the directory at the path. It cannot wait: anything else that was
+// put there is refused.
+func openFolder(path string) (*folder, error) {
+	d := &folder{sys: -1, path: path}
+	sys, err := open(path, folderFlags|syscall.O_DIRECTORY|syscall.O_CLOEXEC)
+	if err == nil {
+		d.sys = sys
+	} else if err != syscall.EACCES {
+		return nil, classify("open "+path, err)
+	}
 	var st syscall.Stat_t
-	if err := control(func() error { return syscall.Lstat(path, &st) }); err != nil {
-		return os.NewSyscallError("lstat", err)
+	if err := d.stat(&st); err != nil {
+		d.close()
+		return nil, err
 	}
-	if uint32(st.Mode)&syscall.S_IFMT != typ {
-		return errReplaced
+	if st.Mode&syscall.S_IFMT != syscall.S_IFDIR {
+		d.close()
+		return nil, classify("open "+path, syscall.ENOTDIR)
 	}
-	if uid >= 0 || gid >= 0 {
-		if err := control(func() error { return syscall.Lchown(path, uid, gid) }); err != nil {
-			return os.NewSyscallError("lchown", err)
+	d.id = idOf(&st)
+	if path[0] != '/' {
+		// The path means the same at Close then. A working directory that has no name
+		// (outside the root directory, deeper than PATH_MAX) needs none.
+		if wd, err := syscall.Getwd(); err == nil {
+			d.path = joinPath(wd, path)
+			if _, err := d.named(""); err != nil {
+				d.path = path
+			}
 		}
 	}
-	return os.NewSyscallError("chmod", control(func() error { return syscall.Chmod(path, mode) }))
+	return d, nil
+}
+
+func (d *folder) close() {
+	if d.sys >= 0 {
+		syscall.Close(d.sys)
+	}
+}
+
+// stat asks for the folder itself.
+func (d *folder) stat(st *syscall.Stat_t) error {
+	if d.sys >= 0 {
+		return os.NewSyscallError("fstat", control(func() error { return syscall.Fstat(d.sys, st) }))
+	}
+	return classify("stat "+d.path, control(func() error { return syscall.Stat(d.path, st) }))
+}
+
+// own reports whether the folder is this user's.
+func (d *folder) own() bool {
+	var st syscall.Stat_t
+	return d.stat(&st) == nil && int(st.Uid) == os.Geteuid()
+}
+
+// named returns the path of a file in the folder, if the path of the folder leads
+// there now.
+func (d *folder) named(name string) (string, error) {
+	var st syscall.Stat_t
+	if err := control(func() error { return syscall.Stat(d.path, &st) }); err != nil {
+		return "", err
+	}
+	if idOf(&st) != d.id {
+		return "", errFolderReplaced
+	}
+	return joinPath(d.path, name), nil
+}
+
+// nameIn returns a name for the file in the folder, if the path leads there now.
+func (everyUnix) nameIn(d *folder, name string) (string, error) { return d.named(name) }
+
+var errFolderReplaced = &ruleError{"the folder was replaced by another", ErrAddrInUse}
+
+// reachesCalls reports whether the calls that take the descriptor of a folder can be
+// made.
+func (d *folder) reachesCalls() bool { return d.sys >= 0 && folderCalls.openat != 0 }
+
+func (d *folder) open(name string, flags int, mode uint32) (sys int, err error) {
+	if !d.reachesCalls() {
+		path, err := d.named(name)
+		if err != nil {
+			return -1, err
+		}
+		return open(path, flags)
+	}
+	err = control(func() error {
+		p, err := syscall.BytePtrFromString(name)
+		if err != nil {
+			return err
+		}
+		fd, _, errno := syscall.Syscall6(folderCalls.openat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(flags), uintptr(mode), 0, 0)
+		if errno != 0 {
+			return errno
+		}
+		sys = int(fd)
+		return nil
+	})
+	if err != nil {
+		return -1, err
+	}
+	return sys, nil
+}
+
+// lstat returns what the name of a file in the folder leads to.
+func (d *folder) lstat(name string) (at dirEntry, err error) {
+	var st syscall.Stat_t
+	err = control(func() error { return kern.lstatAt(d, name, &st) })
+	if err != nil {
+		return dirEntry{}, err
+	}
+	return entryOf(&st), nil
+}
+
+func (everyUnix) lstatAt(d *folder, name string, st *syscall.Stat_t) error {
+	if !d.reachesCalls() {
+		path, err := d.named(name)
+		if err != nil {
+			return err
+		}
+		return syscall.Lstat(path, st)
+	}
+	p, err := syscall.BytePtrFromString(name)
+	if err != nil {
+		return err
+	}
+	_, _, errno := syscall.Syscall6(folderCalls.fstatat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(unsafe.Pointer(st)), atSymlinkNoFollow, 0, 0)
+	return errnoOrNil(errno)
+}
+
+func errnoOrNil(errno syscall.Errno) error {
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// remove removes the socket of that name and identity. If the name is another file's,
+// or nobody's, it does nothing.
+func (d *folder) remove(name string, id fileID) error {
+	at, err := d.lstat(name)
+	if err == syscall.ENOENT || err == nil && (!at.socket || at.id != id) {
+		return nil
+	}
+	if err != nil {
+		return os.NewSyscallError("lstat", err)
+	}
+	return d.unlink(name)
+}
+
+// undo removes the file of that type that was just made, if the call that made it fails.
+// Its identity is not known if the failure came so early.
+func (d *folder) undo(name string, typ uint32, id fileID) {
+	at, err := d.lstat(name)
+	if err == nil && at.typ == typ && at.madeHere() && (id == fileID{} || at.id == id) {
+		d.unlink(name)
+	}
+}
+
+// removeLock removes the lock file of that name and identity, unless there is something
+// in it, which another program keeps there.
+func (d *folder) removeLock(name string, id fileID) error {
+	at, err := d.lstat(name)
+	if err != nil || !at.isLock() || at.id != id {
+		return nil
+	}
+	return d.unlink(name)
+}
+
+func (d *folder) unlink(name string) error {
+	if !d.reachesCalls() {
+		path, err := d.named(name)
+		if err != nil {
+			return os.NewSyscallError("unlink", err)
+		}
+		return unlink(path)
+	}
+	err := control(func() error {
+		p, err := syscall.BytePtrFromString(name)
+		if err != nil {
+			return err
+		}
+		_, _, errno := syscall.Syscall(folderCalls.unlinkat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), 0)
+		return errnoOrNil(errno)
+	})
+	if err == syscall.ENOENT {
+		return nil // somebody else was faster
+	}
+	return os.NewSyscallError("unlinkat", err)
+}
+
+func (d *folder) rename(from, to string) error {
+	return control(func() error { return kern.renameAt(d, from, to) })
+}
+
+func (everyUnix) renameAt(d *folder, from, to string) error {
+	if !d.reachesCalls() {
+		return d.byPaths(syscall.Rename, from, to)
+	}
+	return d.twoNames(folderCalls.renameat, from, to)
+}
+
+// link gives the file a second name.
+func (d *folder) link(from, to string) error {
+	return control(func() error {
+		if !d.reachesCalls() {
+			return d.byPaths(syscall.Link, from, to)
+		}
+		return d.twoNames(folderCalls.linkat, from, to)
+	})
+}
+
+func (d *folder) byPaths(call func(from, to string) error, from, to string) error {
+	path, err := d.named(from)
+	if err != nil {
+		return err
+	}
+	return call(path, joinPath(d.path, to))
+}
+
+// twoNames makes the call renameat(2) or linkat(2), the latter without flags.
+func (d *folder) twoNames(trap uintptr, from, to string) error {
+	p, err := syscall.BytePtrFromString(from)
+	if err != nil {
+		return err
+	}
+	q, err := syscall.BytePtrFromString(to)
+	if err != nil {
+		return err
+	}
+	_, _, errno := syscall.Syscall6(trap, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(d.sys), uintptr(unsafe.Pointer(q)), 0, 0)
+	return errnoOrNil(errno)
+}
+
+// setMode sets owner, group and permissions of the file of that type that was just made
+// in the folder, and returns its identity; an owner or a group of -1 stays. What was put
+// in its place since then is not touched, as far as type and owner tell.
+func (everyUnix) setMode(d *folder, name string, typ, mode uint32, uid, gid int) (fileID, error) {
+	made, err := d.lstat(name)
+	if err != nil {
+		return fileID{}, os.NewSyscallError("lstat", err)
+	}
+	if made.typ != typ || !made.madeHere() {
+		return fileID{}, errReplaced
+	}
+	if uid >= 0 || gid >= 0 {
+		if err := control(func() error { return d.lchown(name, uid, gid) }); err != nil {
+			return made.id, os.NewSyscallError("chown", err)
+		}
+	}
+	if err := exactMode(mode, func(mode uint32) error { return d.chmod(name, mode) }); err != nil {
+		return made.id, err
+	}
+	if at, err := d.lstat(name); err != nil || at.id != made.id {
+		return fileID{}, errReplaced
+	}
+	return made.id, nil
+}
+
+func (d *folder) lchown(name string, uid, gid int) error {
+	if !d.reachesCalls() {
+		path, err := d.named(name)
+		if err != nil {
+			return err
+		}
+		return syscall.Lchown(path, uid, gid)
+	}
+	p, err := syscall.BytePtrFromString(name)
+	if err != nil {
+		return err
+	}
+	_, _, errno := syscall.Syscall6(folderCalls.fchownat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(uid), uintptr(gid), atSymlinkNoFollow, 0)
+	return errnoOrNil(errno)
+}
+
+// chmod follows a symbolic link where the system cannot do without (by the path, and on
+// Linux).
+func (d *folder) chmod(name string, mode uint32) error {
+	if !d.reachesCalls() {
+		path, err := d.named(name)
+		if err != nil {
+			return err
+		}
+		return syscall.Chmod(path, mode)
+	}
+	p, err := syscall.BytePtrFromString(name)
+	if err != nil {
+		return err
+	}
+	_, _, errno := syscall.Syscall6(folderCalls.fchmodat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(mode), atSymlinkNoFollow, 0, 0)
+	return errnoOrNil(errno)
 }
 
 // errReplaced is for a file that somebody replaces as it is being made.
 var errReplaced = &ruleError{"the file was replaced by another", ErrAddrInUse}
+
+// bind binds the socket to a name in the folder and reports whether it did so by the
+// path of the folder. The kernel keeps the name as it was given (/proc/net/unix,
+// getsockname(2)), and cleaners of temporary folders remove the sockets that they do
+// not find under their path; so the path is used if nobody else can make it lead to
+// another folder. The error is errNoRoom if the name does not fit into a sockaddr_un.
+func (d *folder) bind(sys int, name string) (byPath bool, err error) {
+	path := joinPath(d.path, name)
+	if len(path) <= sunPathMax && path[0] == '/' && d.isSettled() {
+		return true, bind(sys, path)
+	}
+	return false, kern.bindAt(sys, d, name)
+}
+
+// bindAt has no other way than by the path, or by a private symbolic link to it.
+func (everyUnix) bindAt(sys int, d *folder, name string) error {
+	path, err := d.named(name)
+	if err != nil {
+		return os.NewSyscallError("bind", err)
+	}
+	if len(path) > sunPathMax {
+		short, release, err := everyUnix{}.shorten(d.path)
+		if err != nil {
+			return err
+		}
+		defer release()
+		path = joinPath(short, name)
+	}
+	if len(path) > sunPathMax {
+		return errNoRoom
+	}
+	if err := bind(sys, path); err != nil {
+		return err
+	}
+	_, err = d.named(name)
+	return os.NewSyscallError("bind", err)
+}
+
+// probeAt asks as probe does about the socket of that name in the folder. It returns the
+// identity of the socket that it asked, which no other file has until unpin is called,
+// as far as the system can hold it.
+func (everyUnix) probeAt(d *folder, name string) (at dirEntry, unpin func(), err error) {
+	if at, err = d.lstat(name); err != nil {
+		return dirEntry{}, noUnpin, err
+	}
+	path, err := d.named(name)
+	if err != nil {
+		return at, noUnpin, err
+	}
+	err = probe(path)
+	if _, e := d.named(name); e != nil {
+		err = e
+	} else if now, e := d.lstat(name); e != nil {
+		err = e
+	} else if now.id != at.id {
+		err = errReplaced
+	}
+	return at, noUnpin, err
+}
+
+// isBound reports whether any process has a socket that is bound to the file, where the
+// system tells. It is asked about sockets that this user may not connect to.
+func (everyUnix) isBound(fileID) (bool, error) { return false, errors.ErrUnsupported }
+
+// isSettled reports whether the path leads to the folder and nobody but this user and
+// root can make it lead to another one: each folder on the way is theirs, and others
+// cannot write there or the sticky bit keeps them from replacing what they do not own.
+func (d *folder) isSettled() bool {
+	links := 0
+	at, rest := "/", d.path
+	for rest != "" {
+		var element string
+		element, rest, _ = strings.Cut(rest, "/")
+		if element == "" || element == "." {
+			continue
+		}
+		if element == ".." {
+			at, _ = splitPath(at)
+			continue
+		}
+		var dir, st syscall.Stat_t
+		if syscall.Lstat(at, &dir) != nil || syscall.Lstat(joinPath(at, element), &st) != nil || !protects(&dir, &st) {
+			return false
+		}
+		switch st.Mode & syscall.S_IFMT {
+		case syscall.S_IFDIR:
+			at = joinPath(at, element)
+		case syscall.S_IFLNK:
+			target, err := os.Readlink(joinPath(at, element))
+			if links++; err != nil || links > linksMax {
+				return false
+			}
+			if strings.HasPrefix(target, "/") {
+				at = "/"
+			}
+			rest = target + "/" + rest
+		default:
+			return false
+		}
+	}
+	var st syscall.Stat_t
+	return syscall.Lstat(at, &st) == nil && idOf(&st) == d.id
+}
+
+// linksMax is how many symbolic links Linux follows in one path (MAXSYMLINKS of
+// linux/namei.h); others follow fewer.
+const linksMax = 40
+
+// protects reports whether nobody but this user and root can put another file in the
+// place of one in the folder.
+func protects(dir, file *syscall.Stat_t) bool {
+	if !isOurs(dir) {
+		return false
+	}
+	return dir.Mode&0o022 == 0 || dir.Mode&syscall.S_ISVTX != 0 && isOurs(file)
+}
+
+// isOurs reports whether the file is this user's or root's.
+func isOurs(st *syscall.Stat_t) bool { return st.Uid == 0 || int(st.Uid) == os.Geteuid() }
+
+// How long a change waits for the guard of its folder. Nobody of this package holds
+// it for longer than a few system calls, but anybody who may read the folder can.
+const (
+	guardPatience = 2 * time.Second
+	guardPause    = time.Millisecond
+)
+
+// takeGuard takes the guard of the folder and returns how to give it back. A
+// folder that may be searched but not read, or lies on a file system without
+// flock, has no guard. If somebody keeps the guard, the change goes on without it:
+// no other user may say whether a server can start. The identity of the file must
+// do then.
+func takeGuard(d *folder) (release func()) {
+	fd, err := d.open(".", syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return func() {}
+	}
+	for end := time.Now().Add(guardPatience); ; time.Sleep(guardPause) {
+		err := flock(fd, true)
+		if err == nil {
+			return func() { flock(fd, false); syscall.Close(fd) }
+		}
+		if err != syscall.EWOULDBLOCK || time.Now().After(end) {
+			syscall.Close(fd)
+			return func() {}
+		}
+	}
+}
 
 // shorten makes a private symbolic link to a path that is too long for a
 // sockaddr_un, and returns its short name and how to remove it.
 func (everyUnix) shorten(path string) (short string, release func(), err error) {
 	if path[0] != '/' {
 		wd, err := syscall.Getwd()
+		if err == syscall.ERANGE {
+			err = syscall.ENAMETOOLONG // the name of the working directory
+		}
 		if err != nil {
-			return "", nil, os.NewSyscallError("getwd", err)
+			return "", nil, classify("getwd", err)
 		}
 		path = joinPath(wd, path)
 	}
@@ -1093,16 +1753,27 @@ func mkfifoExact(addr Addr, perm fs.FileMode) error {
 	}
 	// The umask can only take bits away, so the FIFO is never open to more
 	// users than it should be.
-	if err := control(func() error { return kern.mkfifo(path, uint32(perm)) }); err != nil {
-		return os.NewSyscallError("mkfifo", err)
-	}
-	if err := kern.setMode(path, syscall.S_IFIFO, uint32(perm), -1, -1); err != nil {
-		if err != errReplaced {
-			unlink(path)
-		}
+	dir, base := splitPath(path)
+	folder, err := openFolder(dir)
+	if err != nil {
 		return err
 	}
-	return nil
+	defer folder.close()
+	if _, err := folder.lstat(base); err == nil {
+		return os.NewSyscallError("mkfifo", syscall.EEXIST)
+	}
+	name, err := kern.nameIn(folder, base)
+	if err == nil {
+		err = control(func() error { return kern.mkfifo(name, uint32(perm)) })
+	}
+	if err != nil {
+		return os.NewSyscallError("mkfifo", err)
+	}
+	id, err := kern.setMode(folder, base, syscall.S_IFIFO, uint32(perm), -1, -1)
+	if err != nil && err != errReplaced {
+		folder.undo(base, syscall.S_IFIFO, id)
+	}
+	return err
 }
 
 // OpenFIFOReader opens the FIFO at the path for reading and waits for a writer,
@@ -3159,8 +3830,11 @@ const (
 
 // A dirEntry is what the name of a file leads to.
 type dirEntry struct {
-	id     fileID
-	socket bool
+	id              fileID
+	typ             uint32 // S_IFSOCK, ...
+	socket, regular bool
+	empty           bool
+	uid             int
 }
 
 func lstat(path string) (dirEntry, error) {
@@ -3168,8 +3842,24 @@ func lstat(path string) (dirEntry, error) {
 	if err := control(func() error { return syscall.Lstat(path, &st) }); err != nil {
 		return dirEntry{}, err
 	}
-	return dirEntry{idOf(&st), st.Mode&syscall.S_IFMT == syscall.S_IFSOCK}, nil
+	return entryOf(&st), nil
 }
+
+func entryOf(st *syscall.Stat_t) dirEntry {
+	typ := uint32(st.Mode) & syscall.S_IFMT
+	return dirEntry{
+		id: idOf(st), typ: typ, socket: typ == syscall.S_IFSOCK, regular: typ == syscall.S_IFREG,
+		empty: st.Size == 0, uid: int(st.Uid),
+	}
+}
+
+// isLock reports whether the file is a lock such as openLock makes. One with something
+// in it is another program's. It serves as the lock, but is neither removed nor replaced.
+func (e dirEntry) isLock() bool { return e.regular && e.empty }
+
+// madeHere reports whether this process can have made the file. Only root could change
+// another user's file, so it alone need ask.
+func (e dirEntry) madeHere() bool { return e.uid == 0 || os.Geteuid() != 0 }
 
 func fstatID(fd int) fileID {
 	var st syscall.Stat_t
