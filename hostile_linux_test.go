@@ -456,7 +456,7 @@ func TestEndsThatAnotherMakesBlockKeepTheirDeadlines(t *testing.T) {
 					victim = startChild(t, "shares its ends", way, when)
 					block = func() {}
 				}
-				limit := time.AfterFunc(soon, func() { victim.cmd.Process.Kill() })
+				limit := time.AfterFunc(soon, func() { victim.cmd.Process.Signal(syscall.SIGQUIT) }) // with all stacks
 				defer limit.Stop()
 				victim.mustSay("ready")
 				block()
