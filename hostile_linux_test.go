@@ -17,8 +17,10 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -35,6 +37,8 @@ func init() {
 		"faults in a pipe":    childFaultsInAPipe,
 		"has a stuck pipe":    childHasAStuckPipe,
 		"is given slow files": childIsGivenSlowFiles,
+		"lacks descriptors":   childLacksDescriptors,
+		"fills the flight":    childFillsTheFlight,
 		"shares its ends":     childSharesItsEnds,
 	} {
 		roles[role] = play
@@ -639,3 +643,601 @@ func (e *blockingEnds) endInTime() error {
 }
 
 func sure2[A, B any](a A, b B, err error) (A, B) { return sure(a, err), b }
+
+// ---------------------------------------------------------------------------
+// Sockets that linger
+
+// A lingering socket waits in close(2) for an hour, unless its peer makes room.
+type lingering struct {
+	fd   int
+	peer int
+}
+
+// newLingering returns one, or skips the test if there is no TCP here. Its peer stays
+// until the test ends.
+func newLingering(t *testing.T) *lingering {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Skip("there is no loopback interface:", err)
+	}
+	defer l.Close()
+	addr := l.Addr().(*net.TCPAddr)
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	must(t, err)
+	must(t, syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_SNDBUF, 4096))
+	must(t, syscall.Connect(fd, &syscall.SockaddrInet4{Port: addr.Port, Addr: [4]byte(addr.IP.To4())}))
+	c, err := l.Accept()
+	must(t, err)
+	f, err := c.(*net.TCPConn).File()
+	must(t, err)
+	must(t, c.Close())
+	peer, err := syscall.Dup(sysFD(t, f))
+	must(t, err)
+	must(t, f.Close())
+	t.Cleanup(func() { syscall.Close(peer) }) // which resets the other end
+	must(t, syscall.SetNonblock(fd, true))
+	for idle := 0; idle < 3; { // until the peer's queue is full too
+		switch _, err := syscall.Write(fd, make([]byte, 64<<10)); err {
+		case nil:
+			idle = 0
+		case syscall.EAGAIN:
+			time.Sleep(5 * time.Millisecond)
+			idle++
+		default:
+			t.Fatal(err)
+		}
+	}
+	must(t, syscall.SetsockoptLinger(fd, syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1, Linger: 3600}))
+	return &lingering{fd: fd, peer: peer}
+}
+
+// rights returns the control message that sends it, so often.
+func (l *lingering) rights(times int) []byte {
+	return syscall.UnixRights(slices.Repeat([]int{l.fd}, times)...)
+}
+
+// let gives up this end's own descriptor, which lingers only where it is the last.
+func (l *lingering) let() { syscall.Close(l.fd) }
+
+// bombs sends p with a new lingering socket.
+func bombs(t *testing.T, c rawCarrier, p string, times int) {
+	t.Helper()
+	l := newLingering(t)
+	defer l.let()
+	_, err := c.WriteMsg([]byte(p), l.rights(times))
+	must(t, err)
+}
+
+// dialBomb connects to the abstract name as a program would that means harm, sends a
+// lingering socket, and stays until the test ends.
+func dialBomb(t *testing.T, typ int, addr net.Addr) {
+	t.Helper()
+	l := newLingering(t)
+	defer l.let()
+	s, err := syscall.Socket(syscall.AF_UNIX, typ|syscall.SOCK_CLOEXEC, 0)
+	must(t, err)
+	t.Cleanup(func() { syscall.Close(s) })
+	must(t, syscall.Connect(s, &syscall.SockaddrUnix{Name: addr.String()}))
+	must(t, syscall.Sendmsg(s, []byte("x"), l.rights(1), nil, 0))
+}
+
+// ends fails the test unless the call ends, with no error, while those who mean harm
+// stay. One that does not ends when they do.
+func ends(t *testing.T, what string, call func() error) {
+	t.Helper()
+	select {
+	case err := <-begin(call):
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	case <-time.After(soon):
+		t.Fatalf("%s does not end", what)
+	}
+}
+
+func TestLingeringSocketHoldsNobodyUp(t *testing.T) {
+	refuse := func(ipc.Peer) error { return errors.New("refused") }
+	onConns := map[string]func(t *testing.T, a, b rawCarrier){
+		"Close": func(t *testing.T, a, b rawCarrier) {
+			bombs(t, a, "x", 1)
+			ends(t, "Close", b.Close)
+		},
+		"CloseOfAdopted": func(t *testing.T, a, b rawCarrier) { // which others may have too
+			f, err := b.File()
+			must(t, err)
+			must(t, b.Close())
+			var adopted io.Closer
+			if _, ok := b.(*ipc.MsgConn); ok {
+				adopted, err = ipc.FileMsgConn(f)
+			} else {
+				adopted, err = ipc.FileConn(f)
+			}
+			must(t, err)
+			must(t, f.Close())
+			bombs(t, a, "x", 1)
+			ends(t, "Close", adopted.Close)
+		},
+		"CloseBehindAnEmptyMessage": func(t *testing.T, a, b rawCarrier) {
+			if m, ok := a.(*ipc.MsgConn); ok {
+				sendMsg(t, m, "before")
+				expectMsg(t, b.(*ipc.MsgConn), "before")
+				sendMsg(t, m, "")
+			}
+			bombs(t, a, "x", 1)
+			ends(t, "Close", b.Close)
+		},
+		"CloseBehindTheEnd": func(t *testing.T, a, b rawCarrier) {
+			bombs(t, a, "x", 1)
+			must(t, a.Close())
+			ends(t, "Close", b.Close)
+		},
+		"CloseRead": func(t *testing.T, a, b rawCarrier) {
+			c, ok := b.(*ipc.Conn)
+			if !ok {
+				t.Skip("messages have no half close")
+			}
+			for range 20 {
+				bombs(t, a, "x", 1)
+			}
+			ends(t, "CloseRead", c.CloseRead)
+		},
+		"Read": func(t *testing.T, a, b rawCarrier) {
+			bombs(t, a, "x", 1)
+			ends(t, "Read", func() error { return isOne(endOf(b).Read(make([]byte, 8))) })
+		},
+		"Surplus": func(t *testing.T, a, b rawCarrier) {
+			bombs(t, a, "\x00", 3)
+			ends(t, "RecvFiles", func() error {
+				if files, err := b.RecvFiles(2); files != nil || !errors.Is(err, ipc.ErrMsgTooLong) {
+					return fmt.Errorf("%d files, %w", len(files), err)
+				}
+				return nil
+			})
+		},
+		"ReadMsgWithoutRoom": func(t *testing.T, a, b rawCarrier) {
+			bombs(t, a, "x", 1)
+			ends(t, "ReadMsg", func() error { n, _, _, err := b.ReadMsg(make([]byte, 8), nil); return isOne(n, err) })
+		},
+		"RecvPeer": func(t *testing.T, a, b rawCarrier) {
+			m, ok := b.(*ipc.MsgConn)
+			if !ok {
+				t.Skip("only a message has a sender")
+			}
+			bombs(t, a, "x", 1)
+			ends(t, "RecvPeer", func() error { n, _, err := m.RecvPeer(make([]byte, 8)); return isOne(n, err) })
+		},
+		"RecvAppend": func(t *testing.T, a, b rawCarrier) {
+			m, ok := b.(*ipc.MsgConn)
+			if !ok {
+				t.Skip("only messages are appended")
+			}
+			bombs(t, a, "x", 1)
+			ends(t, "RecvAppend", func() error { p, err := m.RecvAppend(nil); return isOne(len(p), err) })
+		},
+	}
+	for what, tell := range onConns {
+		t.Run(what, func(t *testing.T) { overEachRaw(t, tell) })
+	}
+
+	onListeners := map[string]func(t *testing.T){
+		"CloseOfListener": func(t *testing.T) {
+			l := listen(t, nameAddr(t))
+			dialBomb(t, syscall.SOCK_STREAM, l.Addr())
+			ends(t, "Close", l.Close)
+		},
+		"CloseOfMsgListener": func(t *testing.T) {
+			l := listenMsg(t, nameAddr(t))
+			dialBomb(t, syscall.SOCK_SEQPACKET, l.Addr())
+			ends(t, "Close", l.Close)
+		},
+		"AcceptThatRefuses": func(t *testing.T) {
+			honest := false
+			addr := nameAddr(t)
+			l := listenWith(t, ipc.ListenConfig{Check: func(ipc.Peer) error {
+				if !honest {
+					honest = true
+					return errors.New("refused")
+				}
+				return nil
+			}}, addr)
+			dialBomb(t, syscall.SOCK_STREAM, addr)
+			c := dial(t, addr)
+			ends(t, "Accept", func() error {
+				served, err := l.AcceptConn()
+				if err == nil {
+					defer served.Close()
+					talk(t, c, served)
+				}
+				return err
+			})
+		},
+		"DialThatRefuses": func(t *testing.T) {
+			addr := nameAddr(t)
+			squatter, err := net.ListenUnix("unix", &net.UnixAddr{Name: addr.String(), Net: "unix"})
+			must(t, err)
+			defer squatter.Close()
+			bomb := newLingering(t)
+			defer bomb.let()
+			ends(t, "Dial", func() error {
+				_, err := ipc.Dialer{Check: func(p ipc.Peer) error {
+					c, err := squatter.AcceptUnix()
+					if err != nil {
+						return nil
+					}
+					t.Cleanup(func() { c.Close() })
+					if _, _, err := c.WriteMsgUnix([]byte("x"), bomb.rights(1), nil); err != nil {
+						return nil
+					}
+					bomb.let()
+					bomb.fd = -1
+					return refuse(p)
+				}}.Dial(addr)
+				if !errors.Is(err, ipc.ErrUntrusted) {
+					return fmt.Errorf("the squatter is trusted: %w", err)
+				}
+				return nil
+			})
+		},
+	}
+	for what, tell := range onListeners {
+		t.Run(what, func(t *testing.T) { story(t); tell(t) })
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Descriptors that the kernel adds
+
+// soPassPidfd is SO_PASSPIDFD of asm-generic/socket.h, Linux 6.5 and later.
+const soPassPidfd = 76
+
+// overEachPidfd tells a story over connections whose b is adopted from somebody who
+// has every message bring a descriptor of its sender's process.
+func overEachPidfd(t *testing.T, tell func(t *testing.T, a, b rawCarrier)) {
+	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
+		f, err := b.File()
+		must(t, err)
+		defer f.Close()
+		if err := syscall.SetsockoptInt(sysFD(t, f), syscall.SOL_SOCKET, soPassPidfd, 1); err != nil {
+			t.Skip("this kernel has no SO_PASSPIDFD:", err)
+		}
+		if _, ok := b.(*ipc.MsgConn); ok {
+			c, err := ipc.FileMsgConn(f)
+			tell(t, a, kept(t, c, err))
+		} else {
+			c, err := ipc.FileConn(f)
+			tell(t, a, kept(t, c, err))
+		}
+	})
+}
+
+func TestDescriptorsOfSendersAreClosed(t *testing.T) {
+	overEachPidfd(t, func(t *testing.T, a, b rawCarrier) {
+		file := textFile(t, "a file")
+		p := make([]byte, 8)
+		ways := map[string]func(){
+			"Read":      func() { say(t, a, "x"); hear(t, b, "x") },
+			"RecvFiles": func() { sendFiles(t, a, file); must(t, recvFiles(t, b, 1)[0].Close()) },
+			"NoFiles": func() {
+				say(t, a, "x")
+				_, err := b.RecvFiles(1)
+				matches(t, err, ipc.ErrNoFiles)
+				hear(t, b, "x")
+			},
+			"Surplus": func() {
+				sendFiles(t, a, file, file)
+				_, err := b.RecvFiles(1)
+				matches(t, err, ipc.ErrMsgTooLong)
+			},
+			"ReadMsgWithoutRoom": func() {
+				say(t, a, "x")
+				_, _, _, err := b.ReadMsg(p, nil)
+				must(t, err)
+			},
+			"ReadMsgWithLittleRoom": func() {
+				sendFiles(t, a, file, file)
+				oob := make([]byte, syscall.CmsgSpace(4))
+				_, oobn, flags, err := b.ReadMsg(p, oob)
+				must(t, err)
+				if flags&syscall.MSG_CTRUNC == 0 {
+					t.Errorf("flags are %#x", flags)
+				}
+				for _, f := range filesIn(t, oob[:oobn]) {
+					must(t, f.Close())
+				}
+			},
+		}
+		if m, ok := b.(*ipc.MsgConn); ok {
+			from := a.(*ipc.MsgConn)
+			ways["RecvPeer"] = func() {
+				sendMsg(t, from, "x")
+				_, _, err := m.RecvPeer(p)
+				must(t, err)
+			}
+			ways["RecvAppend"] = func() {
+				sendMsg(t, from, "x")
+				_, err := m.RecvAppend(nil)
+				must(t, err)
+			}
+			ways["RecvWithFiles"] = func() {
+				must(t, from.SendWithFiles([]byte("x"), file))
+				_, files, err := m.RecvWithFiles(p, 1)
+				must(t, err)
+				must(t, files[0].Close())
+			}
+		}
+		for what, way := range ways {
+			t.Log(what)
+			leavesNothing(t, 5, way)
+		}
+	})
+}
+
+// TestRawMessagesWithoutTheMarkAreWhole has another holder switch off what this
+// package has the kernel mark messages with.
+func TestRawMessagesWithoutTheMarkAreWhole(t *testing.T) {
+	story(t)
+	a, b := msgPair(t)
+	if !a.Native() {
+		t.Skip("the socket carries frames")
+	}
+	sendMsg(t, a, "first")
+	expectMsg(t, b, "first") // it is marked from now on
+	f, err := b.File()
+	must(t, err)
+	must(t, syscall.SetsockoptInt(sysFD(t, f), syscall.SOL_SOCKET, syscall.SO_TIMESTAMP, 0))
+	must(t, f.Close())
+	file := textFile(t, "a file")
+	for _, sent := range []int{0, 1, 5} {
+		for _, room := range []int{0, syscall.CmsgSpace(4), syscall.CmsgSpace(4 * 5), 300} {
+			before := openDescriptors()
+			_, err := a.WriteMsg([]byte("data"), rightsOf(t, slices.Repeat([]*os.File{file}, sent)...))
+			must(t, err)
+			p, oob := make([]byte, 8), make([]byte, room)
+			n, oobn, flags, err := b.ReadMsg(p, oob)
+			if string(p[:n]) != "data" || err != nil {
+				t.Fatalf("read %q, %v", p[:n], err)
+			}
+			files := filesIn(t, oob[:oobn])
+			fit := sent
+			for fit > 0 && syscall.CmsgSpace(4*fit) > room {
+				fit--
+			}
+			if len(files) != fit || (flags&syscall.MSG_CTRUNC != 0) != (fit < sent) {
+				t.Errorf("of %d files in room of %d bytes come %d, flags %#x", sent, room, len(files), flags)
+			}
+			for _, f := range files {
+				must(t, f.Close())
+			}
+			if now := openDescriptors(); now != before {
+				t.Errorf("%d files, room of %d bytes: %d descriptors became %d", sent, room, before, now)
+			}
+		}
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Limits
+
+func TestRecvFilesWithoutDescriptorsSaysSo(t *testing.T) {
+	for _, kind := range []string{"stream", "native", "framed"} {
+		t.Run(kind, func(t *testing.T) {
+			story(t)
+			startChild(t, "lacks descriptors", kind).end()
+		})
+	}
+}
+
+// childLacksDescriptors receives files with no descriptor, or one, to spare.
+func childLacksDescriptors(_ *parent, args []string) error {
+	var a, b carrier
+	if args[0] == "stream" {
+		x, y, err := ipc.Pair()
+		if err != nil {
+			return err
+		}
+		a, b = x, y
+	} else {
+		ipc.FrameMessages(args[0] == "framed")
+		x, y, err := ipc.MsgPair()
+		if err != nil {
+			return err
+		}
+		a, b = x, y
+	}
+	r, w := sure2(os.Pipe())
+	defer r.Close()
+	defer w.Close()
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+	reaches(a, b, "what is opened for good is open now")
+	before := openDescriptors()
+	for _, spare := range []int{0, 1, 2} {
+		if err := a.SendFiles(w, w, w); err != nil {
+			return err
+		}
+		few, open := limit, descriptors()
+		few.Cur = 0
+		for free, fd := spare, 0; free > 0 || slices.ContainsFunc(open, func(o int) bool { return o >= fd }); fd++ {
+			if !slices.Contains(open, fd) {
+				if free == 0 { // fill the gap
+					sure(syscall.Dup(int(sure(os.Stdin.Fd(), nil))))
+				}
+				free = max(free-1, 0)
+			}
+			few.Cur = uint64(fd + 1)
+		}
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &few); err != nil {
+			return err
+		}
+		files, err := b.RecvFiles(3)
+		if e := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); e != nil {
+			return e
+		}
+		if files != nil || !errors.Is(err, syscall.EMFILE) {
+			return fmt.Errorf("with %d descriptors to spare: %d files, %w", spare, len(files), err)
+		}
+		if now := openDescriptors(); now != before {
+			return fmt.Errorf("%d descriptors became %d", before, now)
+		}
+		if err := reaches(a, b, "data behind the files"); err != nil {
+			return err
+		}
+		if err := a.SendFiles(w); err != nil {
+			return err
+		}
+		if files, err = b.RecvFiles(1); len(files) != 1 || err != nil {
+			return fmt.Errorf("then %d files, %w", len(files), err)
+		}
+		files[0].Close()
+	}
+	return errors.Join(a.Close(), b.Close())
+}
+
+// TestFilesThatNobodyTakesDelayOthersBriefly has a user who may have 64 descriptors,
+// and so 64 files under way to all of its receivers together: see unix(7),
+// ETOOMANYREFS. Root may have any number.
+func TestFilesThatNobodyTakesDelayOthersBriefly(t *testing.T) {
+	needsRoot(t)
+	story(t)
+	user := 1<<20 + os.Getpid() // nobody else has files under way
+	startChildWith(t, exec.Cmd{Env: []string{fmt.Sprintf("%s=%d:%d", childUser, user, user)}}, "fills the flight").end()
+}
+
+func childFillsTheFlight(*parent, []string) error {
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 64, Max: 64}); err != nil {
+		return err
+	}
+	r, w := sure2(os.Pipe())
+	defer r.Close()
+	defer w.Close()
+	var idle [2]*ipc.Conn // never take what they are sent
+	idle[0], idle[1] = sure2(ipc.Pair())
+	a, b := sure2(ipc.Pair())
+	fill := func() {
+		raw := sure(idle[0].SyscallConn())
+		raw.Control(func(fd uintptr) {
+			for syscall.Sendmsg(int(fd), []byte{0}, syscall.UnixRights(sysFDOf(w)), nil, syscall.MSG_DONTWAIT) == nil {
+			}
+		})
+	}
+	take := func() error {
+		files, err := idle[1].RecvFiles(1)
+		if err == nil {
+			err = files[0].Close()
+		}
+		return err
+	}
+	fill()
+	if err := a.SendFiles(w); !errors.Is(err, syscall.ETOOMANYREFS) {
+		return fmt.Errorf("too many files under way: %w", err)
+	}
+
+	ended := false
+	for range 20 { // the wait may be over before a deadline that this process is late for
+		a.SetWriteDeadline(time.Now().Add(brief))
+		err := a.SendFiles(w)
+		if ended = errors.Is(err, os.ErrDeadlineExceeded); ended {
+			break
+		} else if !errors.Is(err, syscall.ETOOMANYREFS) {
+			return fmt.Errorf("with a deadline: %w", err)
+		}
+	}
+	a.SetWriteDeadline(time.Time{})
+	if !ended {
+		return errors.New("the deadline does not end the wait")
+	}
+
+	sent := false
+	for range 20 { // the wait may be over before this process can take a file
+		fill()
+		sending := begin(func() error { return a.SendFiles(w) })
+		var err error
+		waits := false
+		for !waits {
+			select {
+			case err = <-sending:
+				waits = true
+			default:
+				if waits = strings.Contains(stacks(), "(*fd).nap("); waits {
+					if err := take(); err != nil {
+						return err
+					}
+					err = <-sending
+				}
+			}
+		}
+		if sent = err == nil; sent {
+			break
+		} else if !errors.Is(err, syscall.ETOOMANYREFS) {
+			return err
+		}
+	}
+	if !sent {
+		return errors.New("files are not sent when others have taken theirs")
+	}
+	if files, err := b.RecvFiles(1); len(files) != 1 || err != nil {
+		return fmt.Errorf("%d files, %w", len(files), err)
+	}
+
+	fill()
+	sending := begin(func() error { return a.SendFiles(w) })
+	if err := a.Close(); err != nil {
+		return err
+	}
+	if err := <-sending; !errors.Is(err, net.ErrClosed) && !errors.Is(err, syscall.ETOOMANYREFS) {
+		return fmt.Errorf("Close ends the wait with %w", err)
+	}
+	return nil
+}
+
+func sysFDOf(f *os.File) (fd int) {
+	raw := sure(f.SyscallConn())
+	raw.Control(func(sys uintptr) { fd = int(sys) })
+	return fd
+}
+
+// ---------------------------------------------------------------------------
+// Signals
+
+// TestPeerThatIsGoneSendsNoSignal matters to a program in C that has Go within: there
+// SIGPIPE may end the process.
+func TestPeerThatIsGoneSendsNoSignal(t *testing.T) {
+	story(t)
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, syscall.SIGPIPE, syscall.SIGWINCH)
+	defer signal.Stop(signals)
+	file := textFile(t, "a file")
+	p := []byte("to nobody")
+	calls := map[string]func() error{}
+	a, b := pair(t)
+	must(t, b.Close())
+	calls["Write"] = func() error { _, err := a.Write(p); return err }
+	calls["WriteBuffers"] = func() error { _, err := a.WriteBuffers(&net.Buffers{p, p}); return err }
+	calls["SendFiles"] = func() error { return a.SendFiles(file) }
+	calls["WriteMsg"] = func() error { _, err := a.WriteMsg(p, nil); return err }
+	for _, on := range []bool{false, true} {
+		before := ipc.FrameMessages(on)
+		m, gone := msgPair(t)
+		ipc.FrameMessages(before)
+		must(t, gone.Close())
+		kind := asFramed(m)
+		calls[kind+" Send"] = func() error { return m.Send(p) }
+		calls[kind+" SendFiles"] = func() error { return m.SendFiles(file) }
+		calls[kind+" SendWithFiles"] = func() error { return m.SendWithFiles(p, file) }
+		calls[kind+" WriteMsg"] = func() error { _, err := m.WriteMsg(p, nil); return err }
+	}
+	for what, call := range calls {
+		matches(t, call(), syscall.EPIPE)
+		// A later signal of a higher number comes behind.
+		must(t, syscall.Kill(os.Getpid(), syscall.SIGWINCH))
+		for sig := range signals {
+			if sig == syscall.SIGWINCH {
+				break
+			}
+			t.Errorf("%s brings %v", what, sig)
+		}
+	}
+}

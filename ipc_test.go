@@ -47,7 +47,7 @@ import (
 
 const (
 	patience = 60 * time.Second // for a whole test, and for a child's life
-	soon     = 8 * time.Second // for a condition that is about to hold
+	soon     = 20 * time.Second // for a condition that is about to hold
 	brief    = 30 * time.Millisecond
 
 	tooMuch = 16 << 20 // more than any connection holds
