@@ -647,49 +647,56 @@ func sure2[A, B any](a A, b B, err error) (A, B) { return sure(a, err), b }
 // ---------------------------------------------------------------------------
 // Sockets that linger
 
-// A lingering socket waits in close(2) for an hour, unless its peer makes room.
-type lingering struct {
-	fd   int
-	peer int
-}
+// A lingering socket waits in close(2) for an hour, unless its peer makes room. Its peer
+// stays until the test ends.
+type lingering struct{ fd int }
 
-// newLingering returns one, or skips the test if there is no TCP here. Its peer stays
-// until the test ends.
-func newLingering(t *testing.T) *lingering {
+// newLingering returns n of them, or skips the test if there is no TCP here.
+func newLingering(t *testing.T, n int) (all []*lingering) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
+	tcp := func() (fd int) {
+		t.Helper()
+		fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+		must(t, err)
+		t.Cleanup(func() { syscall.Close(fd) })
+		return fd
+	}
+	l := tcp()
+	must(t, syscall.SetsockoptInt(l, syscall.SOL_SOCKET, syscall.SO_RCVBUF, 2048))
+	if err := syscall.Bind(l, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
 		t.Skip("there is no loopback interface:", err)
 	}
-	defer l.Close()
-	addr := l.Addr().(*net.TCPAddr)
-	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	must(t, syscall.Listen(l, n))
+	addr, err := syscall.Getsockname(l)
 	must(t, err)
-	must(t, syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_SNDBUF, 4096))
-	must(t, syscall.Connect(fd, &syscall.SockaddrInet4{Port: addr.Port, Addr: [4]byte(addr.IP.To4())}))
-	c, err := l.Accept()
-	must(t, err)
-	f, err := c.(*net.TCPConn).File()
-	must(t, err)
-	must(t, c.Close())
-	peer, err := syscall.Dup(sysFD(t, f))
-	must(t, err)
-	must(t, f.Close())
-	t.Cleanup(func() { syscall.Close(peer) }) // which resets the other end
-	must(t, syscall.SetNonblock(fd, true))
-	for idle := 0; idle < 3; { // until the peer's queue is full too
-		switch _, err := syscall.Write(fd, make([]byte, 64<<10)); err {
-		case nil:
-			idle = 0
-		case syscall.EAGAIN:
-			time.Sleep(5 * time.Millisecond)
-			idle++
-		default:
-			t.Fatal(err)
-		}
+	for range n {
+		fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+		must(t, err)
+		must(t, syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_SNDBUF, 4096))
+		must(t, syscall.Connect(fd, addr))
+		peer, _, err := syscall.Accept4(l, syscall.SOCK_CLOEXEC)
+		must(t, err)
+		t.Cleanup(func() { syscall.Close(peer) }) // which resets the other end
+		must(t, syscall.SetNonblock(fd, true))
+		must(t, syscall.SetsockoptLinger(fd, syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1, Linger: 3600}))
+		all = append(all, &lingering{fd})
 	}
-	must(t, syscall.SetsockoptLinger(fd, syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1, Linger: 3600}))
-	return &lingering{fd: fd, peer: peer}
+	// The peer's queue is full too once nothing has moved for longer than an
+	// acknowledgement may be delayed.
+	for idle := 0; idle < 15; idle++ {
+		for _, l := range all {
+			for {
+				if _, err := syscall.Write(l.fd, make([]byte, 64<<10)); err == syscall.EAGAIN {
+					break
+				} else {
+					must(t, err)
+				}
+				idle = 0
+			}
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return all
 }
 
 // rights returns the control message that sends it, so often.
@@ -703,17 +710,18 @@ func (l *lingering) let() { syscall.Close(l.fd) }
 // bombs sends p with a new lingering socket.
 func bombs(t *testing.T, c rawCarrier, p string, times int) {
 	t.Helper()
-	l := newLingering(t)
-	defer l.let()
-	_, err := c.WriteMsg([]byte(p), l.rights(times))
-	must(t, err)
+	for _, l := range newLingering(t, 1) {
+		_, err := c.WriteMsg([]byte(p), l.rights(times))
+		l.let()
+		must(t, err)
+	}
 }
 
 // dialBomb connects to the abstract name as a program would that means harm, sends a
 // lingering socket, and stays until the test ends.
 func dialBomb(t *testing.T, typ int, addr net.Addr) {
 	t.Helper()
-	l := newLingering(t)
+	l := newLingering(t, 1)[0]
 	defer l.let()
 	s, err := syscall.Socket(syscall.AF_UNIX, typ|syscall.SOCK_CLOEXEC, 0)
 	must(t, err)
@@ -777,8 +785,10 @@ func TestLingeringSocketHoldsNobodyUp(t *testing.T) {
 			if !ok {
 				t.Skip("messages have no half close")
 			}
-			for range 20 {
-				bombs(t, a, "x", 1)
+			for _, l := range newLingering(t, 20) {
+				_, err := a.WriteMsg([]byte("x"), l.rights(1))
+				l.let()
+				must(t, err)
 			}
 			ends(t, "CloseRead", c.CloseRead)
 		},
@@ -857,8 +867,7 @@ func TestLingeringSocketHoldsNobodyUp(t *testing.T) {
 			squatter, err := net.ListenUnix("unix", &net.UnixAddr{Name: addr.String(), Net: "unix"})
 			must(t, err)
 			defer squatter.Close()
-			bomb := newLingering(t)
-			defer bomb.let()
+			bomb := newLingering(t, 1)[0]
 			ends(t, "Dial", func() error {
 				_, err := ipc.Dialer{Check: func(p ipc.Peer) error {
 					c, err := squatter.AcceptUnix()
@@ -870,7 +879,6 @@ func TestLingeringSocketHoldsNobodyUp(t *testing.T) {
 						return nil
 					}
 					bomb.let()
-					bomb.fd = -1
 					return refuse(p)
 				}}.Dial(addr)
 				if !errors.Is(err, ipc.ErrUntrusted) {
@@ -1205,6 +1213,7 @@ func sysFDOf(f *os.File) (fd int) {
 // TestPeerThatIsGoneSendsNoSignal matters to a program in C that has Go within: there
 // SIGPIPE may end the process.
 func TestPeerThatIsGoneSendsNoSignal(t *testing.T) {
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGWINCH) // starts a goroutine for good
 	story(t)
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, syscall.SIGPIPE, syscall.SIGWINCH)
