@@ -253,6 +253,9 @@ func (f *fd) hasAhead() bool {
 // does not splice between the two, nor when src cannot be waited for or fails:
 // nothing is lost then, and a plain copy goes on from there or says what is wrong.
 func splice(dst, src syscall.RawConn, limit int64) (total int64, done bool, err error) {
+	if own, ok := dst.(rawConn); ok && own.f.socket && own.f.shared.Load() {
+		return 0, false, nil // SPLICE_F_NONBLOCK does not count for a socket, and O_NONBLOCK is not ours alone
+	}
 	s := splicer{dst: dst, src: src, in: -1, out: -1}
 	if !endsInPipe(dst) && !endsInPipe(src) {
 		r, w, err := pipe()

@@ -3192,7 +3192,7 @@ func (f *fd) recvWithRights(p []byte) (got parcel, err error) {
 func lostRights(sys int) error {
 	spare, err := kern.dup(sys)
 	if err != nil {
-		return &classified{&ruleError{"some files could not be received", ErrMsgTooLong}, os.NewSyscallError("recvmsg", err)}
+		return &classified{os.NewSyscallError("recvmsg", err), ErrMsgTooLong}
 	}
 	discard(spare)
 	return &ruleError{"some files could not be received", ErrMsgTooLong}

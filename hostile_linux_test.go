@@ -1,0 +1,1252 @@
+// What a peer does that means harm, or another holder of a descriptor: it may delay
+// itself, and nobody else. The kernel lets it make close(2), read(2) and others sleep,
+// by a file system in user space (testdata/slowfs.c), by a TCP socket that lingers, by
+// a page fault in the middle of a call on a pipe, and by changing what all holders of
+// a descriptor share.
+//
+// A test that stops the whole process when it fails runs in a child, which says
+// whether the gate was still closed when it had done what it should.
+package ipc_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/interprocess-go/ipc"
+)
+
+func init() {
+	for role, play := range map[string]func(*parent, []string) error{
+		"sends a dirty file":  childSendsADirtyFile,
+		"meets a dirty file":  childMeetsADirtyFile,
+		"faults in a pipe":    childFaultsInAPipe,
+		"has a stuck pipe":    childHasAStuckPipe,
+		"is given slow files": childIsGivenSlowFiles,
+		"lacks descriptors":   childLacksDescriptors,
+		"fills the flight":    childFillsTheFlight,
+		"shares its ends":     childSharesItsEnds,
+	} {
+		roles[role] = play
+	}
+}
+
+// ---------------------------------------------------------------------------
+// A slow file system
+
+// A slowFS is a file system whose server answers when the test opens the gate.
+type slowFS struct {
+	t          *testing.T
+	file, gate string
+	opens      *time.Timer
+}
+
+// mountSlow mounts one that is slow at the operations, and opens the gate if the
+// test does not do it soon, so that a child that is stuck says so. The caller defers
+// open: whoever is stuck cannot even be killed before.
+func mountSlow(t *testing.T, operations string, env ...string) *slowFS {
+	t.Helper()
+	needsRoot(t)
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		t.Skip("there are no file systems in user space here:", err)
+	}
+	dir := t.TempDir()
+	program := compileC(t, dir, "testdata/slowfs.c", "fuse3")
+	mount := filepath.Join(dir, "mount")
+	must(t, os.Mkdir(mount, 0o755))
+	s := &slowFS{t: t, file: filepath.Join(mount, "f"), gate: filepath.Join(dir, "gate")}
+	server := exec.Command(program, "-f", "-o", "allow_other", mount)
+	server.Env = append(append(os.Environ(), "GATE="+s.gate, "SLOW="+operations), env...)
+	var said bytes.Buffer
+	server.Stderr = &said
+	must(t, server.Start())
+	ended := begin(server.Wait)
+	t.Cleanup(func() {
+		s.open()
+		syscall.Unmount(mount, 2) // MNT_DETACH of linux/fs.h
+		select {
+		case <-ended:
+		case <-time.After(soon):
+			server.Process.Kill()
+			<-ended
+		}
+	})
+	for {
+		select {
+		case err := <-ended:
+			ended = begin(func() error { return err })
+			t.Skipf("no file system in user space can be mounted: %v: %s", err, said.Bytes())
+		case <-time.After(time.Millisecond):
+		}
+		if _, err := os.Stat(s.file); err == nil {
+			break
+		}
+	}
+	s.opens = time.AfterFunc(soon, s.open)
+	return s
+}
+
+func (s *slowFS) open() {
+	if s.opens != nil {
+		s.opens.Stop()
+	}
+	os.WriteFile(s.gate, nil, 0o600)
+}
+
+// await returns when somebody waits in the operation.
+func (s *slowFS) await(operation string) {
+	s.t.Helper()
+	eventually(s.t, "somebody waits in "+operation, func() bool {
+		_, err := os.Stat(s.gate + "." + operation)
+		return err == nil
+	})
+}
+
+// compileC compiles a C program against a library that pkg-config knows.
+func compileC(t *testing.T, dir, source, library string) (program string) {
+	t.Helper()
+	flags, err := exec.Command("pkg-config", "--cflags", "--libs", library).Output()
+	if err != nil {
+		t.Skipf("pkg-config does not know %s: %v", library, err)
+	}
+	program = filepath.Join(dir, strings.TrimSuffix(filepath.Base(source), ".c"))
+	args := append([]string{"-O1", "-o", program, source}, strings.Fields(string(flags))...)
+	if out, err := exec.Command("gcc", args...).CombinedOutput(); err != nil {
+		t.Skipf("gcc does not compile here: %v: %s", err, out)
+	}
+	return program
+}
+
+// tellsGate says whether the gate is still closed, after this process has done what
+// one that is stopped cannot do.
+func (p *parent) tellsGate(gate string) {
+	runtime.GC()
+	others := make(chan bool)
+	go close(others)
+	<-others
+	if _, err := os.Stat(gate); err == nil {
+		p.say("only when the gate was open")
+	} else {
+		p.say("while the gate is closed")
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Descriptors whose closing waits
+
+// childSendsADirtyFile connects to the address and sends a byte with a file that it
+// then writes to by a mapping, so that the last to close it writes the page back.
+func childSendsADirtyFile(p *parent, args []string) error {
+	typ := syscall.SOCK_STREAM
+	if args[2] == "messages" {
+		typ = syscall.SOCK_SEQPACKET
+	}
+	s := sure(syscall.Socket(syscall.AF_UNIX, typ|syscall.SOCK_CLOEXEC, 0))
+	if err := syscall.Connect(s, &syscall.SockaddrUnix{Name: args[0]}); err != nil {
+		return err
+	}
+	given := sure(syscall.Open(args[1], syscall.O_RDWR|syscall.O_CLOEXEC, 0))
+	mapped := sure(syscall.Open(args[1], syscall.O_RDWR|syscall.O_CLOEXEC, 0))
+	page := sure(syscall.Mmap(mapped, 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED))
+	if err := syscall.Sendmsg(s, []byte("x"), syscall.UnixRights(given), nil, 0); err != nil {
+		return err
+	}
+	if err := syscall.Close(given); err != nil {
+		return err
+	}
+	page[0] = 'd'
+	p.say("sent")
+	p.hear()
+	return nil
+}
+
+// meetings is what a process can do that makes it close what was sent to it.
+var meetings = map[string]func(c *ipc.Conn, m *ipc.MsgConn) error{
+	"Read": func(c *ipc.Conn, _ *ipc.MsgConn) error { return isOne(c.Read(make([]byte, 8))) },
+	"ReadBuffers": func(c *ipc.Conn, _ *ipc.MsgConn) error {
+		n, err := c.ReadBuffers([][]byte{make([]byte, 8)})
+		return isOne(int(n), err)
+	},
+	"CloseRead":       func(c *ipc.Conn, _ *ipc.MsgConn) error { return c.CloseRead() },
+	"Close":           func(c *ipc.Conn, _ *ipc.MsgConn) error { return c.Close() },
+	"Recv":            func(_ *ipc.Conn, m *ipc.MsgConn) error { return isOne(m.Recv(make([]byte, 8))) },
+	"CloseOfMsgConn":  func(_ *ipc.Conn, m *ipc.MsgConn) error { return m.Close() },
+	"CloseOfListener": nil,
+}
+
+func isOne(n int, err error) error {
+	if n != 1 || err != nil {
+		return fmt.Errorf("%d bytes and not one, %w", n, err)
+	}
+	return nil
+}
+
+func TestClosingADirtyFileStopsNobody(t *testing.T) {
+	for what := range meetings {
+		t.Run(what, func(t *testing.T) {
+			story(t)
+			fs := mountSlow(t, "write", "WRITEBACK=1")
+			defer fs.open()
+			victim := startChild(t, "meets a dirty file", what, fs.gate)
+			addr, kind, _ := strings.Cut(victim.hear(), " ")
+			peer := startChild(t, "sends a dirty file", addr, fs.file, kind)
+			peer.mustSay("sent")
+			victim.say("go")
+			victim.mustSay("while the gate is closed")
+			fs.await("write") // it was closed indeed
+			fs.open()
+			victim.end()
+			peer.end()
+		})
+	}
+}
+
+func childMeetsADirtyFile(p *parent, args []string) error {
+	what, gate := args[0], args[1]
+	addr := ipc.Name(unique())
+	var c *ipc.Conn
+	var m *ipc.MsgConn
+	if what == "Recv" || what == "CloseOfMsgConn" {
+		l := sure(ipc.ListenMsg(addr))
+		p.say("%v messages", addr)
+		m = sure(l.Accept())
+		l.Close()
+	} else {
+		l := sure(ipc.Listen(addr))
+		p.say("%v stream", addr)
+		if what == "CloseOfListener" {
+			p.hear()
+			if err := l.Close(); err != nil {
+				return err
+			}
+			p.tellsGate(gate)
+			p.hear()
+			return nil
+		}
+		c = sure(l.AcceptConn())
+		l.Close()
+	}
+	p.hear()
+	if err := meetings[what](c, m); err != nil {
+		return err
+	}
+	p.tellsGate(gate)
+	p.hear()
+	return nil
+}
+
+// ---------------------------------------------------------------------------
+// Pipes whose mutex is held
+
+// childFaultsInAPipe writes to the pipe from a page that the file system is slow to
+// fill, or reads from it into one, and holds the pipe's mutex meanwhile.
+func childFaultsInAPipe(p *parent, args []string) error {
+	side, path, file := args[0], args[1], args[2]
+	mode, call := syscall.O_WRONLY, syscall.Write
+	if side == "reads" {
+		mode, call = syscall.O_RDONLY, syscall.Read
+	}
+	fd := 3
+	if path != "" {
+		fd = sure(syscall.Open(path, mode|syscall.O_CLOEXEC, 0))
+	}
+	mapped := sure(syscall.Open(file, syscall.O_RDWR|syscall.O_CLOEXEC, 0))
+	page := sure(syscall.Mmap(mapped, 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED))
+	p.say("ready")
+	p.hear()
+	call(fd, page[:8])
+	return nil
+}
+
+func TestPipeHeldInAPageFaultStopsNobody(t *testing.T) {
+	for _, pipe := range []string{"FIFO", "Inherited"} {
+		for _, side := range []string{"writes", "reads"} { // of the peer
+			t.Run(pipe+"/Peer"+strings.ToUpper(side[:1])+side[1:], func(t *testing.T) {
+				story(t)
+				fs := mountSlow(t, "read")
+				defer fs.open()
+				var victim, peer *child
+				if pipe == "FIFO" {
+					path := filepath.Join(filepath.Dir(fs.gate), "fifo")
+					must(t, ipc.Mkfifo(path, 0o600))
+					victim = startChild(t, "has a stuck pipe", side, fs.gate, path)
+					peer = startChild(t, "faults in a pipe", side, path, fs.file)
+				} else {
+					r, w, err := ipc.Pipe()
+					must(t, err)
+					mine, theirs := ipc.Inheritable(r), w.File
+					if side == "reads" {
+						mine, theirs = w, r.File
+					}
+					f, err := theirs()
+					must(t, err)
+					must(t, f.Close())
+					h := newHeir(t)
+					h.gets("end", mine)
+					f, err = theirs()
+					must(t, err)
+					must(t, syscall.SetNonblock(sysFD(t, f), false))
+					victim = h.start("has a stuck pipe", side, fs.gate)
+					peer = startChildWith(t, exec.Cmd{ExtraFiles: []*os.File{f}}, "faults in a pipe", side, "", fs.file)
+					must(t, errors.Join(f.Close(), r.Close(), w.Close()))
+				}
+				victim.mustSay("ready")
+				peer.mustSay("ready")
+				peer.say("go")
+				fs.await("read")
+				victim.say("go")
+				victim.mustSay("while the gate is closed") // the call is under way
+				victim.mustSay("while the gate is closed") // Close has returned
+				fs.open()
+				victim.end()
+				peer.end()
+			})
+		}
+	}
+}
+
+func childHasAStuckPipe(p *parent, args []string) error {
+	side, gate := args[0], args[1]
+	var call func([]byte) (int, error)
+	var end interface{ Close() error }
+	in := "(*PipeReader).Read("
+	if side == "writes" {
+		var r *ipc.PipeReader
+		if len(args) > 2 {
+			r = sure(ipc.OpenFIFOReader(context.Background(), args[2]))
+		} else {
+			r = sure(ipc.InheritedReader("end"))
+		}
+		call, end = r.Read, r
+	} else {
+		var w *ipc.PipeWriter
+		if len(args) > 2 {
+			w = sure(ipc.OpenFIFOWriter(context.Background(), args[2]))
+		} else {
+			w = sure(ipc.InheritedWriter("end"))
+		}
+		call, end, in = w.Write, w, "(*PipeWriter).Write("
+		sure(w.Write([]byte("something to read")))
+	}
+	p.say("ready")
+	p.hear()
+	calling := begin(func() error { _, err := call(make([]byte, 8)); return err })
+	for !strings.Contains(stacks(), in) { // which stops the world
+		runtime.Gosched()
+	}
+	p.tellsGate(gate)
+	if err := end.Close(); err != nil {
+		return err
+	}
+	p.tellsGate(gate)
+	p.hear()
+	if err := <-calling; err != nil && !errors.Is(err, net.ErrClosed) && err != io.EOF {
+		return err
+	}
+	return nil
+}
+
+// ---------------------------------------------------------------------------
+// Files that are slow to answer
+
+func TestRecvFilesOfSlowFilesEnds(t *testing.T) {
+	for _, slow := range []string{"poll", "flush"} {
+		t.Run(slow, func(t *testing.T) {
+			story(t)
+			fs := mountSlow(t, slow)
+			defer fs.open()
+			a, b := pair(t)
+			h := newHeir(t)
+			h.gets("line", b)
+			victim := h.start("is given slow files", slow, fs.gate)
+			must(t, b.Close())
+			victim.mustSay("ready")
+			f, err := syscall.Open(fs.file, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+			must(t, err)
+			// It stays open here until the gate is: closing it asks the server too.
+			closed := func() error { fs.open(); return syscall.Close(f) }
+			defer closed()
+			rights := syscall.UnixRights(f, f, f)
+			for range 2 {
+				_, err = a.WriteMsg([]byte{0}, rights)
+				must(t, err)
+			}
+			victim.say("go")
+			victim.mustSay("while the gate is closed")
+			if slow == "flush" {
+				fs.await("flush")
+			}
+			fs.open()
+			victim.end()
+		})
+	}
+}
+
+func childIsGivenSlowFiles(p *parent, args []string) error {
+	slow, gate := args[0], args[1]
+	c := sure(ipc.InheritedConn("line"))
+	p.say("ready")
+	p.hear()
+	files, err := c.RecvFiles(2)
+	if files != nil || !errors.Is(err, ipc.ErrMsgTooLong) {
+		return fmt.Errorf("of 3 files for 2 there are %d, %v", len(files), err)
+	}
+	if files, err = c.RecvFiles(3); len(files) != 3 || err != nil {
+		return fmt.Errorf("of 3 files there are %d, %v", len(files), err)
+	}
+	if slow == "poll" { // they are what they were
+		if n, err := files[2].ReadAt(make([]byte, 8), 0); n != 8 || err != nil {
+			return fmt.Errorf("read %d, %v", n, err)
+		}
+	}
+	p.tellsGate(gate)
+	p.hear()
+	for _, f := range files {
+		if err := f.Close(); err != nil {
+			return err
+		}
+	}
+	return c.Close()
+}
+
+// ---------------------------------------------------------------------------
+// Descriptors that another holder makes block
+
+// blockingEnds are the ends of one process that somebody else shares.
+type blockingEnds struct {
+	c *ipc.Conn
+	m *ipc.MsgConn
+	r *ipc.PipeReader
+	w *ipc.PipeWriter
+	l *ipc.Listener
+}
+
+// TestEndsThatAnotherMakesBlockKeepTheirDeadlines has another holder of each kind of
+// end clear O_NONBLOCK, which all holders share.
+func TestEndsThatAnotherMakesBlockKeepTheirDeadlines(t *testing.T) {
+	for _, way := range []string{"Duplicate", "Bequeathed", "Adopted", "Inherited"} {
+		for _, when := range []string{"before use", "after use"} {
+			t.Run(way+"/"+when, func(t *testing.T) {
+				story(t)
+				var victim *child
+				var block func()
+				if way == "Inherited" {
+					ends, _, err := makeEnds()
+					must(t, err)
+					h := newHeir(t)
+					h.gets("c", ends.c)
+					h.gets("m", ends.m)
+					h.gets("r", ends.r)
+					h.gets("w", ends.w)
+					h.gets("l", ends.l)
+					victim = h.start("shares its ends", way, when)
+					block = func() { must(t, ends.block()) }
+					defer ends.close()
+				} else {
+					victim = startChild(t, "shares its ends", way, when)
+					block = func() {}
+				}
+				limit := time.AfterFunc(soon, func() { victim.cmd.Process.Signal(syscall.SIGQUIT) }) // with all stacks
+				defer limit.Stop()
+				victim.mustSay("ready")
+				block()
+				victim.say("go")
+				victim.mustSay("all ended in time")
+				victim.end()
+			})
+		}
+	}
+}
+
+// makeEnds returns ends and their other ends.
+func makeEnds() (e, others blockingEnds, err error) {
+	var errs [4]error
+	e.c, others.c, errs[0] = ipc.Pair()
+	e.m, others.m, errs[1] = ipc.MsgPair()
+	e.r, others.w, errs[2] = ipc.Pipe()
+	others.r, e.w, errs[3] = ipc.Pipe()
+	e.l, err = ipc.Listen(ipc.Addr{})
+	return e, others, errors.Join(append(errs[:], err)...)
+}
+
+func (e *blockingEnds) close() error {
+	errs := []error{e.c.Close(), e.m.Close(), e.r.Close(), e.w.Close()}
+	if e.l != nil {
+		errs = append(errs, e.l.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (e *blockingEnds) conns() (all []syscall.Conn) {
+	return []syscall.Conn{e.c, e.m, e.r, e.w, e.l}
+}
+
+// block makes the ends block, for all that share them.
+func (e *blockingEnds) block() error {
+	for _, c := range e.conns() {
+		if err := setBlocking(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func setBlocking(c syscall.Conn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if e := raw.Control(func(fd uintptr) { err = syscall.SetNonblock(int(fd), false) }); e != nil {
+		return e
+	}
+	return err
+}
+
+// shared returns the ends as this process has them, and how the other holder makes
+// them block.
+func sharedEnds(way string) (e, others blockingEnds, block func() error, err error) {
+	if way == "Inherited" {
+		e = blockingEnds{sure(ipc.InheritedConn("c")), sure(ipc.InheritedMsgConn("m")), sure(ipc.InheritedReader("r")),
+			sure(ipc.InheritedWriter("w")), sure(ipc.InheritedListener("l"))}
+		return e, others, func() error { return nil }, nil
+	}
+	if e, others, err = makeEnds(); err != nil {
+		return e, others, nil, err
+	}
+	if way == "Bequeathed" {
+		var cmd exec.Cmd
+		for i, end := range []ipc.Inheritable{e.c, e.m, e.r, e.w, e.l} {
+			if err := ipc.Inherit(&cmd, strconv.Itoa(i), end); err != nil {
+				return e, others, nil, err
+			}
+		}
+		return e, others, e.block, nil
+	}
+	var files []*os.File
+	for _, c := range e.conns() {
+		files = append(files, sure(c.(interface{ File() (*os.File, error) }).File()))
+	}
+	if way == "Adopted" {
+		own := e
+		e = blockingEnds{sure(ipc.FileConn(files[0])), sure(ipc.FileMsgConn(files[1])), sure(ipc.FileReader(files[2])),
+			sure(ipc.FileWriter(files[3])), sure(ipc.FileListener(files[4]))}
+		return e, others, own.block, nil
+	}
+	return e, others, func() error {
+		for _, f := range files {
+			if err := setBlocking(f); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, nil
+}
+
+func childSharesItsEnds(p *parent, args []string) error {
+	way, when := args[0], args[1]
+	e, others, block, err := sharedEnds(way)
+	if err != nil {
+		return err
+	}
+	if when == "after use" {
+		if err := e.endInTime(); err != nil {
+			return err
+		}
+	}
+	p.say("ready")
+	p.hear()
+	if err := block(); err != nil {
+		return err
+	}
+	if err := e.endInTime(); err != nil {
+		return err
+	}
+	waiting := []<-chan error{
+		beginRead(e.c), beginRead(e.r), beginRead(msgEnd{e.m}),
+		begin(func() error { _, err := e.l.Accept(); return err }),
+		begin(func() error { _, err := e.w.Write(make([]byte, tooMuch)); return err }),
+		begin(func() error { _, err := e.c.Write(make([]byte, tooMuch)); return err }),
+	}
+	for _, in := range []string{"(*Conn).Read(", "(*PipeReader).Read(", "(*MsgConn).Recv(", "(*Listener).Accept(",
+		"(*PipeWriter).Write(", "(*Conn).Write("} {
+		for !strings.Contains(stacks(), in) {
+			runtime.Gosched()
+		}
+	}
+	runtime.GC()
+	if err := e.close(); err != nil {
+		return err
+	}
+	for i, done := range waiting {
+		if err := <-done; !errors.Is(err, net.ErrClosed) {
+			return fmt.Errorf("call %d ends with %w", i, err)
+		}
+	}
+	runtime.KeepAlive(others)
+	p.say("all ended in time")
+	return nil
+}
+
+// endInTime proves that every call that has to wait ends with its deadline.
+func (e *blockingEnds) endInTime() error {
+	big := make([]byte, tooMuch)
+	for what, call := range map[string]func(time.Time) error{
+		"Conn.Read":        func(t time.Time) error { e.c.SetReadDeadline(t); _, err := e.c.Read(big); return err },
+		"Conn.Write":       func(t time.Time) error { e.c.SetWriteDeadline(t); _, err := e.c.Write(big); return err },
+		"Conn.ReadBuffers": func(t time.Time) error { e.c.SetReadDeadline(t); _, err := e.c.ReadBuffers([][]byte{big}); return err },
+		"Conn.WriteBuffers": func(t time.Time) error {
+			e.c.SetWriteDeadline(t)
+			_, err := e.c.WriteBuffers(&net.Buffers{big, big})
+			return err
+		},
+		"Conn.RecvFiles": func(t time.Time) error { e.c.SetReadDeadline(t); _, err := e.c.RecvFiles(1); return err },
+		"Conn.ReadFrom": func(t time.Time) error {
+			r, w := sure2(os.Pipe())
+			defer r.Close()
+			go func() { w.Write(big); w.Close() }()
+			e.c.SetWriteDeadline(t)
+			_, err := e.c.ReadFrom(r)
+			return err
+		},
+		"MsgConn.Recv":     func(t time.Time) error { e.m.SetReadDeadline(t); _, err := e.m.Recv(big); return err },
+		"MsgConn.RecvPeer": func(t time.Time) error { e.m.SetReadDeadline(t); _, _, err := e.m.RecvPeer(big); return err },
+		"MsgConn.Send": func(t time.Time) error {
+			e.m.SetWriteDeadline(t)
+			_, err := writeMuch(msgEnd{e.m})
+			return err
+		},
+		"PipeReader.Read":  func(t time.Time) error { e.r.SetReadDeadline(t); _, err := e.r.Read(big); return err },
+		"PipeWriter.Write": func(t time.Time) error { e.w.SetWriteDeadline(t); _, err := e.w.Write(big); return err },
+		"Listener.Accept":  func(t time.Time) error { e.l.SetDeadline(t); _, err := e.l.Accept(); return err },
+	} {
+		if err := call(time.Now().Add(brief)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			return fmt.Errorf("%s ends with %w", what, err)
+		}
+	}
+	never := time.Time{}
+	return errors.Join(e.c.SetDeadline(never), e.m.SetDeadline(never), e.r.SetReadDeadline(never),
+		e.w.SetWriteDeadline(never), e.l.SetDeadline(never))
+}
+
+func sure2[A, B any](a A, b B, err error) (A, B) { return sure(a, err), b }
+
+// ---------------------------------------------------------------------------
+// Sockets that linger
+
+// A lingering socket waits in close(2) for an hour, unless its peer makes room. Its peer
+// stays until the test ends.
+type lingering struct{ fd int }
+
+// newLingering returns n of them, or skips the test if there is no TCP here.
+func newLingering(t *testing.T, n int) (all []*lingering) {
+	t.Helper()
+	tcp := func() (fd int) {
+		t.Helper()
+		fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+		must(t, err)
+		t.Cleanup(func() { syscall.Close(fd) })
+		return fd
+	}
+	l := tcp()
+	must(t, syscall.SetsockoptInt(l, syscall.SOL_SOCKET, syscall.SO_RCVBUF, 2048))
+	if err := syscall.Bind(l, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Skip("there is no loopback interface:", err)
+	}
+	must(t, syscall.Listen(l, n))
+	addr, err := syscall.Getsockname(l)
+	must(t, err)
+	for range n {
+		fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+		must(t, err)
+		must(t, syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_SNDBUF, 4096))
+		must(t, syscall.Connect(fd, addr))
+		peer, _, err := syscall.Accept4(l, syscall.SOCK_CLOEXEC)
+		must(t, err)
+		t.Cleanup(func() { syscall.Close(peer) }) // which resets the other end
+		must(t, syscall.SetNonblock(fd, true))
+		must(t, syscall.SetsockoptLinger(fd, syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1, Linger: 3600}))
+		all = append(all, &lingering{fd})
+	}
+	// The peer's queue is full too once nothing has moved for longer than an
+	// acknowledgement may be delayed.
+	for idle := 0; idle < 15; idle++ {
+		for _, l := range all {
+			for {
+				if _, err := syscall.Write(l.fd, make([]byte, 64<<10)); err == syscall.EAGAIN {
+					break
+				} else {
+					must(t, err)
+				}
+				idle = 0
+			}
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return all
+}
+
+// rights returns the control message that sends it, so often.
+func (l *lingering) rights(times int) []byte {
+	return syscall.UnixRights(slices.Repeat([]int{l.fd}, times)...)
+}
+
+// let gives up this end's own descriptor, which lingers only where it is the last.
+func (l *lingering) let() { syscall.Close(l.fd) }
+
+// bombs sends p with a new lingering socket.
+func bombs(t *testing.T, c rawCarrier, p string, times int) {
+	t.Helper()
+	for _, l := range newLingering(t, 1) {
+		_, err := c.WriteMsg([]byte(p), l.rights(times))
+		l.let()
+		must(t, err)
+	}
+}
+
+// dialBomb connects to the abstract name as a program would that means harm, sends a
+// lingering socket, and stays until the test ends.
+func dialBomb(t *testing.T, typ int, addr net.Addr) {
+	t.Helper()
+	l := newLingering(t, 1)[0]
+	defer l.let()
+	s, err := syscall.Socket(syscall.AF_UNIX, typ|syscall.SOCK_CLOEXEC, 0)
+	must(t, err)
+	t.Cleanup(func() { syscall.Close(s) })
+	must(t, syscall.Connect(s, &syscall.SockaddrUnix{Name: addr.String()}))
+	must(t, syscall.Sendmsg(s, []byte("x"), l.rights(1), nil, 0))
+}
+
+// ends fails the test unless the call ends, with no error, while those who mean harm
+// stay. One that does not ends when they do.
+func ends(t *testing.T, what string, call func() error) {
+	t.Helper()
+	select {
+	case err := <-begin(call):
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	case <-time.After(soon):
+		t.Fatalf("%s does not end", what)
+	}
+}
+
+func TestLingeringSocketHoldsNobodyUp(t *testing.T) {
+	refuse := func(ipc.Peer) error { return errors.New("refused") }
+	onConns := map[string]func(t *testing.T, a, b rawCarrier){
+		"Close": func(t *testing.T, a, b rawCarrier) {
+			bombs(t, a, "x", 1)
+			ends(t, "Close", b.Close)
+		},
+		"CloseOfAdopted": func(t *testing.T, a, b rawCarrier) { // which others may have too
+			f, err := b.File()
+			must(t, err)
+			must(t, b.Close())
+			var adopted io.Closer
+			if _, ok := b.(*ipc.MsgConn); ok {
+				adopted, err = ipc.FileMsgConn(f)
+			} else {
+				adopted, err = ipc.FileConn(f)
+			}
+			must(t, err)
+			must(t, f.Close())
+			bombs(t, a, "x", 1)
+			ends(t, "Close", adopted.Close)
+		},
+		"CloseBehindAnEmptyMessage": func(t *testing.T, a, b rawCarrier) {
+			if m, ok := a.(*ipc.MsgConn); ok {
+				sendMsg(t, m, "before")
+				expectMsg(t, b.(*ipc.MsgConn), "before")
+				sendMsg(t, m, "")
+			}
+			bombs(t, a, "x", 1)
+			ends(t, "Close", b.Close)
+		},
+		"CloseBehindTheEnd": func(t *testing.T, a, b rawCarrier) {
+			bombs(t, a, "x", 1)
+			must(t, a.Close())
+			ends(t, "Close", b.Close)
+		},
+		"CloseRead": func(t *testing.T, a, b rawCarrier) {
+			c, ok := b.(*ipc.Conn)
+			if !ok {
+				t.Skip("messages have no half close")
+			}
+			for _, l := range newLingering(t, 20) {
+				_, err := a.WriteMsg([]byte("x"), l.rights(1))
+				l.let()
+				must(t, err)
+			}
+			ends(t, "CloseRead", c.CloseRead)
+		},
+		"Read": func(t *testing.T, a, b rawCarrier) {
+			bombs(t, a, "x", 1)
+			ends(t, "Read", func() error { return isOne(endOf(b).Read(make([]byte, 8))) })
+		},
+		"Surplus": func(t *testing.T, a, b rawCarrier) {
+			bombs(t, a, "\x00", 3)
+			ends(t, "RecvFiles", func() error {
+				if files, err := b.RecvFiles(2); files != nil || !errors.Is(err, ipc.ErrMsgTooLong) {
+					return fmt.Errorf("%d files, %w", len(files), err)
+				}
+				return nil
+			})
+		},
+		"ReadMsgWithoutRoom": func(t *testing.T, a, b rawCarrier) {
+			bombs(t, a, "x", 1)
+			ends(t, "ReadMsg", func() error { n, _, _, err := b.ReadMsg(make([]byte, 8), nil); return isOne(n, err) })
+		},
+		"RecvPeer": func(t *testing.T, a, b rawCarrier) {
+			m, ok := b.(*ipc.MsgConn)
+			if !ok {
+				t.Skip("only a message has a sender")
+			}
+			bombs(t, a, "x", 1)
+			ends(t, "RecvPeer", func() error { n, _, err := m.RecvPeer(make([]byte, 8)); return isOne(n, err) })
+		},
+		"RecvAppend": func(t *testing.T, a, b rawCarrier) {
+			m, ok := b.(*ipc.MsgConn)
+			if !ok {
+				t.Skip("only messages are appended")
+			}
+			bombs(t, a, "x", 1)
+			ends(t, "RecvAppend", func() error { p, err := m.RecvAppend(nil); return isOne(len(p), err) })
+		},
+	}
+	for what, tell := range onConns {
+		t.Run(what, func(t *testing.T) { overEachRaw(t, tell) })
+	}
+
+	onListeners := map[string]func(t *testing.T){
+		"CloseOfListener": func(t *testing.T) {
+			l := listen(t, nameAddr(t))
+			dialBomb(t, syscall.SOCK_STREAM, l.Addr())
+			ends(t, "Close", l.Close)
+		},
+		"CloseOfMsgListener": func(t *testing.T) {
+			l := listenMsg(t, nameAddr(t))
+			dialBomb(t, syscall.SOCK_SEQPACKET, l.Addr())
+			ends(t, "Close", l.Close)
+		},
+		"AcceptThatRefuses": func(t *testing.T) {
+			honest := false
+			addr := nameAddr(t)
+			l := listenWith(t, ipc.ListenConfig{Check: func(ipc.Peer) error {
+				if !honest {
+					honest = true
+					return errors.New("refused")
+				}
+				return nil
+			}}, addr)
+			dialBomb(t, syscall.SOCK_STREAM, addr)
+			c := dial(t, addr)
+			ends(t, "Accept", func() error {
+				served, err := l.AcceptConn()
+				if err == nil {
+					defer served.Close()
+					talk(t, c, served)
+				}
+				return err
+			})
+		},
+		"DialThatRefuses": func(t *testing.T) {
+			addr := nameAddr(t)
+			squatter, err := net.ListenUnix("unix", &net.UnixAddr{Name: addr.String(), Net: "unix"})
+			must(t, err)
+			defer squatter.Close()
+			bomb := newLingering(t, 1)[0]
+			ends(t, "Dial", func() error {
+				_, err := ipc.Dialer{Check: func(p ipc.Peer) error {
+					c, err := squatter.AcceptUnix()
+					if err != nil {
+						return nil
+					}
+					t.Cleanup(func() { c.Close() })
+					if _, _, err := c.WriteMsgUnix([]byte("x"), bomb.rights(1), nil); err != nil {
+						return nil
+					}
+					bomb.let()
+					return refuse(p)
+				}}.Dial(addr)
+				if !errors.Is(err, ipc.ErrUntrusted) {
+					return fmt.Errorf("the squatter is trusted: %w", err)
+				}
+				return nil
+			})
+		},
+	}
+	for what, tell := range onListeners {
+		t.Run(what, func(t *testing.T) { story(t); tell(t) })
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Descriptors that the kernel adds
+
+// soPassPidfd is SO_PASSPIDFD of asm-generic/socket.h, Linux 6.5 and later.
+const soPassPidfd = 76
+
+// overEachPidfd tells a story over connections whose b is adopted from somebody who
+// has every message bring a descriptor of its sender's process.
+func overEachPidfd(t *testing.T, tell func(t *testing.T, a, b rawCarrier)) {
+	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
+		f, err := b.File()
+		must(t, err)
+		defer f.Close()
+		if err := syscall.SetsockoptInt(sysFD(t, f), syscall.SOL_SOCKET, soPassPidfd, 1); err != nil {
+			t.Skip("this kernel has no SO_PASSPIDFD:", err)
+		}
+		if _, ok := b.(*ipc.MsgConn); ok {
+			c, err := ipc.FileMsgConn(f)
+			tell(t, a, kept(t, c, err))
+		} else {
+			c, err := ipc.FileConn(f)
+			tell(t, a, kept(t, c, err))
+		}
+	})
+}
+
+func TestDescriptorsOfSendersAreClosed(t *testing.T) {
+	overEachPidfd(t, func(t *testing.T, a, b rawCarrier) {
+		file := textFile(t, "a file")
+		p := make([]byte, 8)
+		ways := map[string]func(){
+			"Read":      func() { say(t, a, "x"); hear(t, b, "x") },
+			"RecvFiles": func() { sendFiles(t, a, file); must(t, recvFiles(t, b, 1)[0].Close()) },
+			"NoFiles": func() {
+				say(t, a, "x")
+				_, err := b.RecvFiles(1)
+				matches(t, err, ipc.ErrNoFiles)
+				hear(t, b, "x")
+			},
+			"Surplus": func() {
+				sendFiles(t, a, file, file)
+				_, err := b.RecvFiles(1)
+				matches(t, err, ipc.ErrMsgTooLong)
+			},
+			"ReadMsgWithoutRoom": func() {
+				say(t, a, "x")
+				_, _, _, err := b.ReadMsg(p, nil)
+				must(t, err)
+			},
+			"ReadMsgWithLittleRoom": func() {
+				sendFiles(t, a, file, file)
+				oob := make([]byte, syscall.CmsgSpace(4))
+				_, oobn, flags, err := b.ReadMsg(p, oob)
+				must(t, err)
+				if flags&syscall.MSG_CTRUNC == 0 {
+					t.Errorf("flags are %#x", flags)
+				}
+				for _, f := range filesIn(t, oob[:oobn]) {
+					must(t, f.Close())
+				}
+			},
+		}
+		if m, ok := b.(*ipc.MsgConn); ok {
+			from := a.(*ipc.MsgConn)
+			ways["RecvPeer"] = func() {
+				sendMsg(t, from, "x")
+				_, _, err := m.RecvPeer(p)
+				must(t, err)
+			}
+			ways["RecvAppend"] = func() {
+				sendMsg(t, from, "x")
+				_, err := m.RecvAppend(nil)
+				must(t, err)
+			}
+			ways["RecvWithFiles"] = func() {
+				must(t, from.SendWithFiles([]byte("x"), file))
+				_, files, err := m.RecvWithFiles(p, 1)
+				must(t, err)
+				must(t, files[0].Close())
+			}
+		}
+		for what, way := range ways {
+			t.Log(what)
+			leavesNothing(t, 5, way)
+		}
+	})
+}
+
+// TestRawMessagesWithoutTheMarkAreWhole has another holder switch off what this
+// package has the kernel mark messages with.
+func TestRawMessagesWithoutTheMarkAreWhole(t *testing.T) {
+	story(t)
+	a, b := msgPair(t)
+	if !a.Native() {
+		t.Skip("the socket carries frames")
+	}
+	sendMsg(t, a, "first")
+	expectMsg(t, b, "first") // it is marked from now on
+	f, err := b.File()
+	must(t, err)
+	must(t, syscall.SetsockoptInt(sysFD(t, f), syscall.SOL_SOCKET, syscall.SO_TIMESTAMP, 0))
+	must(t, f.Close())
+	file := textFile(t, "a file")
+	for _, sent := range []int{0, 1, 5} {
+		for _, room := range []int{0, syscall.CmsgSpace(4), syscall.CmsgSpace(4 * 5), 300} {
+			before := openDescriptors()
+			_, err := a.WriteMsg([]byte("data"), rightsOf(t, slices.Repeat([]*os.File{file}, sent)...))
+			must(t, err)
+			p, oob := make([]byte, 8), make([]byte, room)
+			n, oobn, flags, err := b.ReadMsg(p, oob)
+			if string(p[:n]) != "data" || err != nil {
+				t.Fatalf("read %q, %v", p[:n], err)
+			}
+			files := filesIn(t, oob[:oobn])
+			fit := sent
+			for fit > 0 && syscall.CmsgSpace(4*fit) > room {
+				fit--
+			}
+			if len(files) != fit || (flags&syscall.MSG_CTRUNC != 0) != (fit < sent) {
+				t.Errorf("of %d files in room of %d bytes come %d, flags %#x", sent, room, len(files), flags)
+			}
+			for _, f := range files {
+				must(t, f.Close())
+			}
+			if now := openDescriptors(); now != before {
+				t.Errorf("%d files, room of %d bytes: %d descriptors became %d", sent, room, before, now)
+			}
+		}
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Limits
+
+func TestRecvFilesWithoutDescriptorsSaysSo(t *testing.T) {
+	for _, kind := range []string{"stream", "native", "framed"} {
+		t.Run(kind, func(t *testing.T) {
+			story(t)
+			startChild(t, "lacks descriptors", kind).end()
+		})
+	}
+}
+
+// childLacksDescriptors receives files with no descriptor, or one, to spare.
+func childLacksDescriptors(_ *parent, args []string) error {
+	var a, b carrier
+	if args[0] == "stream" {
+		x, y, err := ipc.Pair()
+		if err != nil {
+			return err
+		}
+		a, b = x, y
+	} else {
+		ipc.FrameMessages(args[0] == "framed")
+		x, y, err := ipc.MsgPair()
+		if err != nil {
+			return err
+		}
+		a, b = x, y
+	}
+	r, w := sure2(os.Pipe())
+	defer r.Close()
+	defer w.Close()
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+	reaches(a, b, "what is opened for good is open now")
+	before := openDescriptors()
+	for _, spare := range []int{0, 1, 2} {
+		if err := a.SendFiles(w, w, w); err != nil {
+			return err
+		}
+		few, open := limit, descriptors()
+		few.Cur = 0
+		for free, fd := spare, 0; free > 0 || slices.ContainsFunc(open, func(o int) bool { return o >= fd }); fd++ {
+			if !slices.Contains(open, fd) {
+				if free == 0 { // fill the gap
+					sure(syscall.Dup(int(sure(os.Stdin.Fd(), nil))))
+				}
+				free = max(free-1, 0)
+			}
+			few.Cur = uint64(fd + 1)
+		}
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &few); err != nil {
+			return err
+		}
+		files, err := b.RecvFiles(3)
+		if e := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); e != nil {
+			return e
+		}
+		if files != nil || !errors.Is(err, syscall.EMFILE) {
+			return fmt.Errorf("with %d descriptors to spare: %d files, %w", spare, len(files), err)
+		}
+		if now := openDescriptors(); now != before {
+			return fmt.Errorf("%d descriptors became %d", before, now)
+		}
+		if err := reaches(a, b, "data behind the files"); err != nil {
+			return err
+		}
+		if err := a.SendFiles(w); err != nil {
+			return err
+		}
+		if files, err = b.RecvFiles(1); len(files) != 1 || err != nil {
+			return fmt.Errorf("then %d files, %w", len(files), err)
+		}
+		files[0].Close()
+	}
+	return errors.Join(a.Close(), b.Close())
+}
+
+// TestFilesThatNobodyTakesDelayOthersBriefly has a user who may have 64 descriptors,
+// and so 64 files under way to all of its receivers together: see unix(7),
+// ETOOMANYREFS. Root may have any number.
+func TestFilesThatNobodyTakesDelayOthersBriefly(t *testing.T) {
+	needsRoot(t)
+	story(t)
+	user := 1<<20 + os.Getpid() // nobody else has files under way
+	startChildWith(t, exec.Cmd{Env: []string{fmt.Sprintf("%s=%d:%d", childUser, user, user)}}, "fills the flight").end()
+}
+
+func childFillsTheFlight(*parent, []string) error {
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 64, Max: 64}); err != nil {
+		return err
+	}
+	r, w := sure2(os.Pipe())
+	defer r.Close()
+	defer w.Close()
+	var idle [2]*ipc.Conn // never take what they are sent
+	idle[0], idle[1] = sure2(ipc.Pair())
+	a, b := sure2(ipc.Pair())
+	fill := func() {
+		raw := sure(idle[0].SyscallConn())
+		raw.Control(func(fd uintptr) {
+			for syscall.Sendmsg(int(fd), []byte{0}, syscall.UnixRights(sysFDOf(w)), nil, syscall.MSG_DONTWAIT) == nil {
+			}
+		})
+	}
+	take := func() error {
+		files, err := idle[1].RecvFiles(1)
+		if err == nil {
+			err = files[0].Close()
+		}
+		return err
+	}
+	fill()
+	if err := a.SendFiles(w); !errors.Is(err, syscall.ETOOMANYREFS) {
+		return fmt.Errorf("too many files under way: %w", err)
+	}
+
+	ended := false
+	for range 20 { // the wait may be over before a deadline that this process is late for
+		a.SetWriteDeadline(time.Now().Add(brief))
+		err := a.SendFiles(w)
+		if ended = errors.Is(err, os.ErrDeadlineExceeded); ended {
+			break
+		} else if !errors.Is(err, syscall.ETOOMANYREFS) {
+			return fmt.Errorf("with a deadline: %w", err)
+		}
+	}
+	a.SetWriteDeadline(time.Time{})
+	if !ended {
+		return errors.New("the deadline does not end the wait")
+	}
+
+	sent := false
+	for range 20 { // the wait may be over before this process can take a file
+		fill()
+		sending := begin(func() error { return a.SendFiles(w) })
+		var err error
+		waits := false
+		for !waits {
+			select {
+			case err = <-sending:
+				waits = true
+			default:
+				if waits = strings.Contains(stacks(), "(*fd).nap("); waits {
+					if err := take(); err != nil {
+						return err
+					}
+					err = <-sending
+				}
+			}
+		}
+		if sent = err == nil; sent {
+			break
+		} else if !errors.Is(err, syscall.ETOOMANYREFS) {
+			return err
+		}
+	}
+	if !sent {
+		return errors.New("files are not sent when others have taken theirs")
+	}
+	if files, err := b.RecvFiles(1); len(files) != 1 || err != nil {
+		return fmt.Errorf("%d files, %w", len(files), err)
+	}
+
+	fill()
+	sending := begin(func() error { return a.SendFiles(w) })
+	if err := a.Close(); err != nil {
+		return err
+	}
+	if err := <-sending; !errors.Is(err, net.ErrClosed) && !errors.Is(err, syscall.ETOOMANYREFS) {
+		return fmt.Errorf("Close ends the wait with %w", err)
+	}
+	return nil
+}
+
+func sysFDOf(f *os.File) (fd int) {
+	raw := sure(f.SyscallConn())
+	raw.Control(func(sys uintptr) { fd = int(sys) })
+	return fd
+}
+
+// ---------------------------------------------------------------------------
+// Signals
+
+// TestPeerThatIsGoneSendsNoSignal matters to a program in C that has Go within: there
+// SIGPIPE may end the process.
+func TestPeerThatIsGoneSendsNoSignal(t *testing.T) {
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGWINCH) // starts a goroutine for good
+	story(t)
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, syscall.SIGPIPE, syscall.SIGWINCH)
+	defer signal.Stop(signals)
+	file := textFile(t, "a file")
+	p := []byte("to nobody")
+	calls := map[string]func() error{}
+	a, b := pair(t)
+	must(t, b.Close())
+	calls["Write"] = func() error { _, err := a.Write(p); return err }
+	calls["WriteBuffers"] = func() error { _, err := a.WriteBuffers(&net.Buffers{p, p}); return err }
+	calls["SendFiles"] = func() error { return a.SendFiles(file) }
+	calls["WriteMsg"] = func() error { _, err := a.WriteMsg(p, nil); return err }
+	for _, on := range []bool{false, true} {
+		before := ipc.FrameMessages(on)
+		m, gone := msgPair(t)
+		ipc.FrameMessages(before)
+		must(t, gone.Close())
+		kind := asFramed(m)
+		calls[kind+" Send"] = func() error { return m.Send(p) }
+		calls[kind+" SendFiles"] = func() error { return m.SendFiles(file) }
+		calls[kind+" SendWithFiles"] = func() error { return m.SendWithFiles(p, file) }
+		calls[kind+" WriteMsg"] = func() error { _, err := m.WriteMsg(p, nil); return err }
+	}
+	for what, call := range calls {
+		matches(t, call(), syscall.EPIPE)
+		// A later signal of a higher number comes behind.
+		must(t, syscall.Kill(os.Getpid(), syscall.SIGWINCH))
+		for sig := range signals {
+			if sig == syscall.SIGWINCH {
+				break
+			}
+			t.Errorf("%s brings %v", what, sig)
+		}
+	}
+}
