@@ -294,6 +294,12 @@ func (a Access) validate() error {
 //
 // What the system does not tell is absent, never zero. Process identifiers are
 // used again: the process of that number may not be the peer any more.
+//
+// In a Linux user namespace (user_namespaces(7)) that does not map every id, the
+// kernel gives the same id, usually 65534, for each user and group without a mapping.
+// That id is absent too, even if the namespace has a user of its own with that
+// number: the two cannot be told apart. So such a user is nobody that [OwnerOnly]
+// admits or trusts, a process that itself runs as that user included.
 type Peer struct {
 	facts  peerFacts // what is known
 	pid    int
@@ -319,11 +325,11 @@ const (
 func (p Peer) PID() (int, bool) { return p.pid, p.facts&knowsPID != 0 }
 
 // UID returns the effective user id of the peer, and whether it is known. It
-// never is on Windows.
+// never is on Windows, nor for a user without a mapping in a Linux user namespace.
 func (p Peer) UID() (int, bool) { return p.uid, p.facts&knowsUID != 0 }
 
 // GID returns the effective group id of the peer, and whether it is known. It
-// never is on Windows.
+// never is on Windows, nor for a group without a mapping in a Linux user namespace.
 func (p Peer) GID() (int, bool) { return p.gid, p.facts&knowsGID != 0 }
 
 // UserID returns the identity of the peer's user in the form that
@@ -340,7 +346,8 @@ func (p Peer) UserID() string {
 
 // Groups returns the supplementary group ids of the peer, or nil where the
 // system does not tell. FreeBSD and DragonFly tell the first 15, macOS the
-// first four; a group that is missing here is not one the peer lacks.
+// first four, and Linux only those with a mapping in this user namespace: a group that
+// is missing here is not one the peer lacks.
 func (p Peer) Groups() []int {
 	if p.groups == nil {
 		return nil

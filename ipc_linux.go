@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 )
@@ -72,8 +73,8 @@ func (c *endpoint) PeerLabel() (string, error) {
 }
 
 // PeerGroups returns the supplementary groups of the peer: SO_PEERGROUPS of
-// socket(7), Linux 4.13 and later. [Peer.Groups] has them too. Before 4.13 the
-// error matches [errors.ErrUnsupported].
+// socket(7), Linux 4.13 and later. [Peer.Groups] has them too, and leaves out the
+// same ones. Before 4.13 the error matches [errors.ErrUnsupported].
 func (c *endpoint) PeerGroups() (groups []int, err error) {
 	err = c.fd.peerOption(func() (err error) {
 		groups, err = peerGroups(c.fd.sys)
@@ -607,11 +608,92 @@ func (kernel) peerOf(sys int) (Peer, error) {
 }
 
 func credPeer(cred *syscall.Ucred) Peer {
-	p := unixPeer(int(cred.Uid))
-	p.add(knowsGID, &p.gid, int(cred.Gid))
+	var p Peer
+	if !userIDs.hides(cred.Uid) {
+		p = unixPeer(int(cred.Uid))
+	}
+	if !groupIDs.hides(cred.Gid) {
+		p.add(knowsGID, &p.gid, int(cred.Gid))
+	}
 	p.add(knowsPID, &p.pid, int(cred.Pid)) // 0: in a namespace out of sight
 	return p
 }
+
+// An idMap says which ids mean one user, or one group, to this process. In a user
+// namespace (user_namespaces(7)) the kernel tells of every user without a mapping as
+// the overflow id, so that id is nobody's identity there: neither that of a peer, nor
+// that of this process, nor that of the owner of a file.
+type idMap struct {
+	mapFile, overflowFile string
+	full                  atomic.Bool // the map was seen to be full; a map is written once and stays
+}
+
+var (
+	userIDs  = idMap{mapFile: "/proc/self/uid_map", overflowFile: "/proc/sys/kernel/overflowuid"}
+	groupIDs = idMap{mapFile: "/proc/self/gid_map", overflowFile: "/proc/sys/kernel/overflowgid"}
+)
+
+// overflow returns the id that stands for all that have no mapping, unless every id
+// has one. It is asked for each time: the map may be written after the process has
+// started, and root may change the id.
+func (m *idMap) overflow() (id uint32, exists bool) {
+	if m.full.Load() {
+		return 0, false
+	}
+	text, err := os.ReadFile(m.mapFile)
+	if isFullMap(string(text)) || errnoOf(err) == syscall.ENOENT && hasProc() { // a kernel without user namespaces
+		m.full.Store(true)
+		return 0, false
+	}
+	text, err = os.ReadFile(m.overflowFile)
+	return overflowID(string(text), err), true
+}
+
+// hides reports whether the id stands for all that have no mapping.
+func (m *idMap) hides(id uint32) bool {
+	overflow, exists := m.overflow()
+	return exists && id == overflow
+}
+
+// hasProc reports whether proc(5) is mounted.
+func hasProc() bool {
+	var st syscall.Stat_t
+	return control(func() error { return syscall.Stat("/proc/self/stat", &st) }) == nil
+}
+
+// isFullMap reports whether the text of a uid_map or gid_map gives every id a
+// mapping: all but the last one, which is none. Each line is the first id inside, the
+// first outside, and how many. The kernel lets no line overlap another.
+func isFullMap(text string) bool {
+	const all = 1<<32 - 1
+	var mapped uint64
+	for line := range strings.Lines(text) {
+		fields := strings.Fields(line)
+		if len(fields) != 3 {
+			return false
+		}
+		n, err := strconv.ParseUint(fields[2], 10, 32)
+		if err != nil {
+			return false
+		}
+		mapped += n
+	}
+	return mapped == all
+}
+
+// overflowID reads the text of overflowuid or overflowgid. One that cannot be read
+// is DEFAULT_OVERFLOWUID of linux/highuid.h, the same for groups.
+func overflowID(text string, err error) uint32 {
+	if id, e := strconv.ParseUint(strings.TrimSpace(text), 10, 32); e == nil && err == nil {
+		return uint32(id)
+	}
+	return 65534
+}
+
+// hidesUser and hidesGroup report whether the id of a user or group stands for all
+// that this process's user namespace has no mapping for.
+func (kernel) hidesUser(uid int) bool  { return userIDs.hides(uint32(uid)) }
+func (kernel) hidesGroup(gid int) bool { return groupIDs.hides(uint32(gid)) }
 
 func peerGroups(sys int) ([]int, error) {
 	const soPeerGroups = 59   // asm-generic/socket.h
@@ -626,9 +708,12 @@ func peerGroups(sys int) ([]int, error) {
 		if err != nil {
 			return nil, err
 		}
-		groups := make([]int, n/4)
-		for i := range groups {
-			groups[i] = int(ids[i])
+		groups := make([]int, 0, n/4)
+		overflow, exists := groupIDs.overflow()
+		for _, id := range ids[:n/4] {
+			if !exists || id != overflow {
+				groups = append(groups, int(id))
+			}
 		}
 		return groups, nil
 	}

@@ -831,7 +831,8 @@ func judge(target string, err error) verdict {
 	return final
 }
 
-// trusted reports whether the peer is this process's user or root.
+// trusted reports whether the peer is this process's user or root. A user that is
+// not known, such as one without a mapping in a user namespace, is neither.
 func (p Peer) trusted() bool {
 	uid, ok := p.UID()
 	return ok && (uid == 0 || uid == os.Geteuid())
@@ -2785,6 +2786,11 @@ func (everyUnix) readv(sys int, iov []iovec) (int, error)  { return kern.read(sy
 func (everyUnix) writev(sys int, iov []iovec) (int, error) { return kern.write(sys, first(iov), false) }
 
 func (everyUnix) yield() {}
+
+// hidesUser and hidesGroup are for systems on which one id is that of many. Linux
+// alone has user namespaces.
+func (everyUnix) hidesUser(int) bool  { return false }
+func (everyUnix) hidesGroup(int) bool { return false }
 
 // hearsOn reports whether what the peer sends may go on to arrive after a shutdown of
 // the reading side, of which nobody tells it.
