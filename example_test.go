@@ -89,10 +89,10 @@ func Example_http() {
 }
 
 func ExampleParseAddr() {
-	for _, text := range []string{"@my-service", "/run/my-service/socket", "@"} {
+	for _, text := range []string{"@my-service", "/run/my-service/socket", "@a\x00b"} {
 		addr, err := ipc.ParseAddr(text)
 		if err != nil {
-			fmt.Println("not an address:", text)
+			fmt.Printf("not an address: %q\n", text)
 			continue
 		}
 		fmt.Println(addr, addr == ipc.Name("my-service"))
@@ -100,7 +100,7 @@ func ExampleParseAddr() {
 	// Output:
 	// @my-service true
 	// /run/my-service/socket false
-	// not an address: @
+	// not an address: "@a\x00b"
 }
 
 func ExamplePair() {

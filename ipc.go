@@ -43,16 +43,21 @@ var (
 
 // An Addr says where a server listens: a path in the file system ([Path]) or a
 // name in the namespace that the system keeps for such names ([Name]). Addrs
-// are comparable, and the zero Addr asks [Listen] for a fresh private name; it
-// is also the address of an end that has none, such as a client's.
+// are comparable, and the zero Addr asks [Listen] for a fresh private name.
+//
+// The address of an end that has none, such as most clients, is Name(""). It is
+// written "@", as in package net, and there is nothing to listen at or to dial.
 //
 // An Addr is checked when it is used. One that is empty, too long, holds a NUL
-// byte or has no meaning on the system is refused before any system call, with
-// an error that names the address and the rule.
+// byte where none may be or has no meaning on the system is refused before any system
+// call, with an error that names the address and the rule.
 type Addr struct {
 	kind addrKind
 	text string // without the mark that String puts before a name
 }
+
+// unnamed is the address of an end that has none.
+var unnamed = Name("")
 
 type addrKind uint8
 
@@ -91,15 +96,23 @@ func Path(path string) Addr {
 func Name(name string) Addr { return Addr{nameAddr, name} }
 
 // ParseAddr reads an address as [Addr.String] writes it: "@name" is
-// Name("name"), anything else is Path. An empty string, an empty name and a NUL
-// byte are errors; every other rule is the system's and is checked on use.
+// Name("name"), anything else is Path. An empty string and a NUL byte are errors; every
+// other rule is the system's and is checked on use. So "@", the text of an end without
+// a name, is read, but [Listen] and [Dial] refuse it.
 func ParseAddr(s string) (Addr, error) {
 	a := Path(s)
 	if name, ok := strings.CutPrefix(s, "@"); ok {
 		a = Name(name)
 	}
-	if err := a.check(); err != nil {
+	err := nulError(a.text)
+	if s == "" {
+		err = errNoAddress
+	}
+	if err != nil {
 		return Addr{}, &net.OpError{Op: "parse", Net: a.Network(), Err: err}
+	}
+	if a.kind == nameAddr && nulInNames {
+		a.text = unescapeNUL(a.text)
 	}
 	return a, nil
 }
@@ -109,16 +122,80 @@ func (a Addr) Network() string { return network }
 
 // String returns the text that [ParseAddr] reads back: the path, or the name
 // behind an '@'. It is empty for the zero Addr.
+//
+// On Linux and Android, where a name may hold NUL bytes, each is written \0. A name
+// that itself has a '0' behind backslashes is written with twice as many backslashes,
+// so that no two names have the same text. All other names are written as they are.
 func (a Addr) String() string {
-	if a.kind == nameAddr {
+	switch {
+	case a.kind == nameAddr && nulInNames:
+		return "@" + escapeNUL(a.text)
+	case a.kind == nameAddr:
 		return "@" + a.text
 	}
 	return a.text
 }
 
+// escapeNUL writes each NUL as \0. Backslashes are doubled where they would be taken
+// for a part of that: before a '0' and before a NUL, and nowhere else.
+func escapeNUL(name string) string {
+	if strings.IndexByte(name, 0) < 0 && !strings.Contains(name, `\0`) {
+		return name
+	}
+	var text strings.Builder
+	backslashes := 0 // right before this byte
+	for i := range len(name) {
+		c := name[i]
+		if c == 0 || c == '0' {
+			text.WriteString(strings.Repeat(`\`, backslashes))
+		}
+		switch c {
+		case 0:
+			text.WriteString(`\0`)
+		default:
+			text.WriteByte(c)
+		}
+		backslashes++
+		if c != '\\' {
+			backslashes = 0
+		}
+	}
+	return text.String()
+}
+
+// unescapeNUL reads what escapeNUL has written: of the backslashes before a '0' each
+// two are one, and one that is left makes the '0' a NUL.
+func unescapeNUL(text string) string {
+	if !strings.Contains(text, `\0`) {
+		return text
+	}
+	var name strings.Builder
+	for text != "" {
+		rest := strings.TrimLeft(text, `\`)
+		n := len(text) - len(rest)
+		if rest == "" || rest[0] != '0' || n == 0 {
+			end := min(n+1, len(text))
+			name.WriteString(text[:end])
+			text = text[end:]
+			continue
+		}
+		name.WriteString(text[:n/2])
+		name.WriteByte("0\x00"[n%2])
+		text = rest[1:]
+	}
+	return name.String()
+}
+
 // MarshalText is [Addr.String] as an [encoding.TextMarshaler], for flag.TextVar,
-// JSON and their like.
-func (a Addr) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+// JSON and their like. These replace what is not valid UTF-8, and so would make the
+// address another one: an address that is not valid UTF-8 is an error.
+func (a Addr) MarshalText() ([]byte, error) {
+	text := a.String()
+	if strings.ToValidUTF8(text, "\uFFFD") != text {
+		return nil, opError("marshal", Addr{}, a, &ruleError{what: strconv.Quote(text) + " is not valid UTF-8"})
+	}
+	return []byte(text), nil
+}
 
 // UnmarshalText is [ParseAddr] as an [encoding.TextUnmarshaler]. An empty text
 // is the zero Addr, as MarshalText writes it.
@@ -138,14 +215,23 @@ func (a *Addr) UnmarshalText(text []byte) error {
 func (a Addr) check() error {
 	switch {
 	case a == Addr{}:
-		return &ruleError{what: "no address is given"}
+		return errNoAddress
 	case a.text == "" && a.kind == nameAddr:
 		return &ruleError{what: "the name is empty"}
 	case a.text == "":
 		return &ruleError{what: "the path is empty"}
+	case a.kind == nameAddr && nulInNames:
+		return nil
 	}
-	if i := strings.IndexByte(a.text, 0); i >= 0 {
-		return &ruleError{what: "NUL byte at index " + strconv.Itoa(i) + " of " + strconv.Quote(a.text)}
+	return nulError(a.text)
+}
+
+var errNoAddress = &ruleError{what: "no address is given"}
+
+// nulError refuses a NUL byte, and says where it is.
+func nulError(text string) error {
+	if i := strings.IndexByte(text, 0); i >= 0 {
+		return &ruleError{what: "NUL byte at index " + strconv.Itoa(i) + " of " + strconv.Quote(text)}
 	}
 	return nil
 }
@@ -1006,12 +1092,19 @@ func (c *Conn) CloseRead() error { return c.failed("close", c.fd.closeRead()) }
 func (c *Conn) CloseWrite() error { return c.failed("close", c.fd.closeWrite()) }
 
 // LocalAddr returns the address of this end, an [Addr]: the listener's on the
-// server's side, the zero Addr on the client's.
-func (c *endpoint) LocalAddr() net.Addr { return c.local }
+// server's side. A client, and an end of a [Pair], has none of its own: on Unix that is
+// Name(""), which prints as "@", on Windows the path of the pipe, \\.\pipe\name. After
+// Close it is Name("") on every system.
+func (c *endpoint) LocalAddr() net.Addr {
+	if c.local == (Addr{}) {
+		return c.fd.localAddr()
+	}
+	return c.local
+}
 
 // RemoteAddr returns the address of the other end, an [Addr]: the one dialed on
-// the client's side. A client has none but on Unix where it bound its socket to
-// one; otherwise it is the zero Addr.
+// the client's side. For a client it is what [Conn.LocalAddr] is on that client's side,
+// and on Unix the address that it bound its socket to, if it did.
 func (c *endpoint) RemoteAddr() net.Addr {
 	if c.remote == (Addr{}) {
 		return c.fd.remoteAddr()

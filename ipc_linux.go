@@ -402,6 +402,39 @@ func (kernel) nameTarget(name string) (string, error) {
 	return "\x00" + name, nil
 }
 
+// sockName and peerName read the socket address themselves. Package syscall ends an
+// abstract name at its first NUL, and gives one and the same text to the abstract name
+// x and to the path @x.
+func (kernel) sockName(sys int) (Addr, error) { return nameOfSocket(numbers.getsockname, sys) }
+func (kernel) peerName(sys int) (Addr, error) { return nameOfSocket(numbers.getpeername, sys) }
+
+func nameOfSocket(trap uintptr, sys int) (Addr, error) {
+	var sa syscall.RawSockaddrUnix
+	size := uint32(unsafe.Sizeof(sa))
+	_, _, errno := syscall.Syscall(trap, uintptr(sys), uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&size)))
+	if errno != 0 {
+		return unnamed, errno
+	}
+	// The size is that of the whole address, also where that was too long for sa: of a
+	// path of 108 bytes, which has a NUL behind it that is not in sun_path.
+	const sunPath = unsafe.Offsetof(sa.Path)
+	n := min(max(int(size)-int(sunPath), 0), len(sa.Path))
+	return addrOfSunPath(unsafe.Slice((*byte)(unsafe.Pointer(&sa.Path)), n)), nil
+}
+
+// addrOfSunPath returns the Addr of as much of a sun_path as the kernel says that
+// there is: see unix(7), "Address format".
+func addrOfSunPath(path []byte) Addr {
+	switch {
+	case len(path) == 0:
+		return unnamed
+	case path[0] == 0:
+		return Name(string(path[1:]))
+	}
+	text, _, _ := strings.Cut(string(path), "\x00")
+	return Path(text)
+}
+
 // oPath is O_PATH of asm-generic/fcntl.h, the same on every architecture: a
 // descriptor that stands for the file and cannot be read or written.
 const oPath = 0x200000
@@ -734,22 +767,22 @@ func getsockopt(sys, opt int, buf []byte, n *int) error {
 
 // numbers are those of asm/unistd.h for calls that package syscall lacks on 386,
 // where they came with Linux 4.3; before, socketcall(2) was the only way.
-var numbers = func() (n struct{ getsockopt, sendmsg, recvmsg uintptr }) {
+var numbers = func() (n struct{ getsockname, getpeername, getsockopt, sendmsg, recvmsg uintptr }) {
 	switch runtime.GOARCH {
 	case "amd64":
-		n.getsockopt, n.sendmsg, n.recvmsg = 55, 46, 47
+		n.getsockname, n.getpeername, n.getsockopt, n.sendmsg, n.recvmsg = 51, 52, 55, 46, 47
 	case "386", "s390x":
-		n.getsockopt, n.sendmsg, n.recvmsg = 365, 370, 372
+		n.getsockname, n.getpeername, n.getsockopt, n.sendmsg, n.recvmsg = 367, 368, 365, 370, 372
 	case "arm":
-		n.getsockopt, n.sendmsg, n.recvmsg = 295, 296, 297
+		n.getsockname, n.getpeername, n.getsockopt, n.sendmsg, n.recvmsg = 286, 287, 295, 296, 297
 	case "ppc64", "ppc64le":
-		n.getsockopt, n.sendmsg, n.recvmsg = 340, 341, 342
+		n.getsockname, n.getpeername, n.getsockopt, n.sendmsg, n.recvmsg = 331, 332, 340, 341, 342
 	case "mips", "mipsle":
-		n.getsockopt, n.sendmsg, n.recvmsg = 4173, 4179, 4177
+		n.getsockname, n.getpeername, n.getsockopt, n.sendmsg, n.recvmsg = 4172, 4171, 4173, 4179, 4177
 	case "mips64", "mips64le":
-		n.getsockopt, n.sendmsg, n.recvmsg = 5054, 5045, 5046
+		n.getsockname, n.getpeername, n.getsockopt, n.sendmsg, n.recvmsg = 5050, 5051, 5054, 5045, 5046
 	default: // arm64, riscv64, loong64: asm-generic/unistd.h
-		n.getsockopt, n.sendmsg, n.recvmsg = 209, 211, 212
+		n.getsockname, n.getpeername, n.getsockopt, n.sendmsg, n.recvmsg = 204, 205, 209, 211, 212
 	}
 	return n
 }()

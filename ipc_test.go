@@ -581,7 +581,7 @@ func isErrorOf(t *testing.T, err error, e end, op, msgOp string) {
 	}
 	isOpError(t, err, op)
 	to := e.(interface{ RemoteAddr() net.Addr }).RemoteAddr()
-	if oe := (*net.OpError)(nil); errors.As(err, &oe) && to != (ipc.Addr{}) && oe.Addr != to {
+	if oe := (*net.OpError)(nil); errors.As(err, &oe) && oe.Addr != nil && oe.Addr != to {
 		t.Fatalf("%#v does not say whose it is", err)
 	}
 }
@@ -919,6 +919,7 @@ func TestAddrsSurviveEveryWayOfWritingThem(t *testing.T) {
 		ipc.Path("/run/app/socket"), ipc.Path("socket"), ipc.Path("./@socket"), ipc.Path("@socket"),
 		ipc.Path(`\\.\pipe\app`), ipc.Path("ünïcödé/s"), ipc.Path("with space"),
 		ipc.Name("app"), ipc.Name("@app"), ipc.Name("a/b"), ipc.Name("ünïcödé"), ipc.Name(" "),
+		ipc.Name(`\`), ipc.Name(`\0`), ipc.Name(`\\0`), ipc.Name(`a\b\00\`), ipc.Name("0"), ipc.Name(`\x00`),
 	} {
 		if got, err := ipc.ParseAddr(addr.String()); got != addr || err != nil {
 			t.Errorf("ParseAddr(%q) = %v, %v", addr, got, err)
@@ -950,6 +951,28 @@ func TestAddrsSurviveEveryWayOfWritingThem(t *testing.T) {
 		if flagged != addr {
 			t.Errorf("-server %s gave %v", addr, flagged)
 		}
+	}
+}
+
+// TestTextThatIsNotUTF8IsRefused keeps JSON from making another address of it.
+func TestTextThatIsNotUTF8IsRefused(t *testing.T) {
+	story(t)
+	for _, addr := range []ipc.Addr{ipc.Path("/run/\xff"), ipc.Name("\xc3"), ipc.Path("a\xed\xa0\x80")} {
+		if text, err := addr.MarshalText(); err == nil || !strings.Contains(err.Error(), "UTF-8") || text != nil {
+			t.Errorf("MarshalText of %q: %q, %v", addr, text, err)
+		} else {
+			isOpError(t, err, "marshal")
+		}
+		if data, err := json.Marshal(map[string]ipc.Addr{"server": addr}); err == nil {
+			t.Errorf("%q became %s", addr, data)
+		}
+		if again, err := ipc.ParseAddr(addr.String()); again != addr || err != nil { // which changes nothing
+			t.Errorf("%q is read as %q, %v", addr, again, err)
+		}
+	}
+	replaced := ipc.Path("/run/\uFFFD") // what others make of it is text
+	if text, err := replaced.MarshalText(); string(text) != replaced.String() || err != nil {
+		t.Errorf("MarshalText of %q: %q, %v", replaced, text, err)
 	}
 }
 
@@ -1011,7 +1034,6 @@ func TestTextThatIsNoAddressIsRefused(t *testing.T) {
 	story(t)
 	for text, words := range map[string][]string{
 		"":        {"address"},
-		"@":       {"name", "empty"},
 		"a\x00b":  {"NUL", "1", `"a\x00b"`},
 		"@ab\x00": {"NUL", "2", `"ab\x00"`},
 	} {
@@ -1047,8 +1069,6 @@ var badAddrs = []badAddr{
 	{addr: ipc.Path(""), words: []string{"empty"}},
 	{addr: ipc.Name(""), words: []string{"empty"}},
 	{addr: ipc.Path("a\x00b"), words: []string{"NUL", "1"}},
-	{addr: ipc.Name("ab\x00"), words: []string{"NUL", "2"}},
-	{addr: ipc.Name("\x00ab"), words: []string{"NUL", "0"}},
 	{addr: ipc.Name(strings.Repeat("n", 5000)), is: ipc.ErrNameTooLong, words: []string{"50", "limit"}},
 }
 
@@ -1152,11 +1172,68 @@ func TestBothEndsKnowTheAddress(t *testing.T) {
 				t.Errorf("%s address is %v, want %v", what, got, addr)
 			}
 		}
-		if client.LocalAddr() != (ipc.Addr{}) || there.RemoteAddr() != (ipc.Addr{}) {
-			t.Errorf("a client has an address: %v, %v", client.LocalAddr(), there.RemoteAddr())
-		}
+		isUnnamed(t, client.LocalAddr(), addr)
+		isUnnamed(t, there.RemoteAddr(), addr)
 		talk(t, client, there)
+		must(t, there.Close())
+		if got := there.RemoteAddr(); got != ipc.Name("") {
+			t.Errorf("after Close the address of the client is %v", got)
+		}
 	})
+}
+
+// isUnnamed fails the test unless got is what an end without an address has, of a
+// connection to the server at addr: as package net says it, and on Windows the path
+// of the pipe, by which programs know that it is one.
+func isUnnamed(t *testing.T, got net.Addr, addr ipc.Addr) {
+	t.Helper()
+	want := ipc.Name("")
+	if runtime.GOOS == "windows" {
+		want = ipc.Path(`\\.\pipe\` + strings.TrimPrefix(strings.TrimPrefix(addr.String(), "@"), `\\.\pipe\`))
+	}
+	if got != want {
+		t.Errorf("the address is %v, want %v", got, want)
+	}
+	if text, err := got.(ipc.Addr).MarshalText(); string(text) != got.String() || err != nil {
+		t.Errorf("the address %v marshals to %q, %v", got, text, err)
+	}
+}
+
+// TestUnnamedAddrIsAnAtSign has the address that is there to be printed and compared.
+func TestUnnamedAddrIsAnAtSign(t *testing.T) {
+	story(t)
+	unnamed := ipc.Name("")
+	if unnamed.String() != "@" || unnamed == (ipc.Addr{}) {
+		t.Errorf("it is %q, %#v", unnamed, unnamed)
+	}
+	back, err := ipc.ParseAddr("@")
+	if back != unnamed || err != nil {
+		t.Errorf("@ is read as %#v, %v", back, err)
+	}
+	data, err := json.Marshal(unnamed)
+	must(t, err)
+	back = ipc.Name("before")
+	if err := json.Unmarshal(data, &back); back != unnamed || err != nil {
+		t.Errorf("JSON %s became %#v, %v", data, back, err)
+	}
+}
+
+func TestPairHasNoAddresses(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	c, d := msgPair(t)
+	for _, got := range []net.Addr{
+		a.LocalAddr(), a.RemoteAddr(), b.LocalAddr(), b.RemoteAddr(), c.LocalAddr(), d.RemoteAddr(),
+	} {
+		if want := "@"; runtime.GOOS != "windows" && got.String() != want {
+			t.Errorf("the address is %q, want %q", got, want)
+		} else if runtime.GOOS == "windows" && !strings.HasPrefix(got.String(), `\\.\pipe\ipc-`) {
+			t.Errorf("the address is %q", got)
+		}
+	}
+	if a.LocalAddr() != b.RemoteAddr() {
+		t.Errorf("the ends have %v and %v", a.LocalAddr(), b.RemoteAddr())
+	}
 }
 
 func TestZeroAddrListensAtAFreshName(t *testing.T) {

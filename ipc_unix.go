@@ -23,6 +23,9 @@ import (
 // network is what Addr.Network says: local sockets are AF_UNIX sockets here.
 const network = "unix"
 
+// nulInNames says that a Name may hold NUL bytes: an abstract one has a length.
+const nulInNames = abstractNames
+
 // ---------------------------------------------------------------------------
 // What only Unix has
 
@@ -164,23 +167,40 @@ func guarded(target string) bool { return !isAbstract(target) }
 // where the folder's permissions forbid it, and the user chose the folder.
 func squattable(a Addr) bool { return a.kind == nameAddr }
 
-// sockAddr returns the socket address of a target that fits into one.
-func sockAddr(target string) *syscall.SockaddrUnix { return &syscall.SockaddrUnix{Name: target} }
+// sockAddr returns the socket address of a target that fits into one. Package syscall
+// takes an '@' at the start for the NUL byte of an abstract name, which so may be as
+// long as the kernel takes it.
+func sockAddr(target string) *syscall.SockaddrUnix {
+	if isAbstract(target) {
+		target = "@" + target[1:]
+	}
+	return &syscall.SockaddrUnix{Name: target}
+}
 
 // sunPathMax is the longest path, or name, that a sockaddr_un of package syscall
 // takes.
 const sunPathMax = len(syscall.RawSockaddrUnix{}.Path) - 1
 
-// addrOf returns the Addr that the kernel gave as sa.
+// addrOf returns the Addr of a socket address where all that have one are paths. A
+// path that begins with '@' is none of package syscall's abstract names there.
 func addrOf(sa syscall.Sockaddr) Addr {
 	un, ok := sa.(*syscall.SockaddrUnix)
-	switch {
-	case !ok || un.Name == "" || abstractNames && un.Name == "@":
-		return Addr{}
-	case abstractNames && un.Name[0] == '@':
-		return Name(un.Name[1:])
+	if !ok || un.Name == "" {
+		return unnamed
 	}
 	return Path(un.Name)
+}
+
+// sockName returns the address that the socket is bound to, or peerName that of the
+// other end.
+func (everyUnix) sockName(sys int) (Addr, error) {
+	sa, err := syscall.Getsockname(sys)
+	return addrOf(sa), err
+}
+
+func (everyUnix) peerName(sys int) (Addr, error) {
+	sa, err := syscall.Getpeername(sys)
+	return addrOf(sa), err
 }
 
 // splitPath cuts a path before its last element. The folder of a path without
@@ -2695,16 +2715,21 @@ func (f *fd) dupFile(name string) (*os.File, error) {
 	return os.NewFile(uintptr(sys), name), nil
 }
 
-func (f *fd) localAddr() Addr  { return f.name(syscall.Getsockname) }
-func (f *fd) remoteAddr() Addr { return f.name(syscall.Getpeername) }
+func (f *fd) localAddr() Addr  { return f.name(kern.sockName) }
+func (f *fd) remoteAddr() Addr { return f.name(kern.peerName) }
 
-func (f *fd) name(get func(int) (syscall.Sockaddr, error)) (a Addr) {
+// name returns the address that the kernel tells. An end of which it tells nothing,
+// such as one that is closed, has none.
+func (f *fd) name(get func(sys int) (Addr, error)) Addr {
+	addr := unnamed
 	f.control("", func() error {
-		sa, err := get(f.sys)
-		a = addrOf(sa)
+		a, err := get(f.sys)
+		if err == nil {
+			addr = a
+		}
 		return err
 	})
-	return a
+	return addr
 }
 
 // control makes a call on the descriptor that does not block.

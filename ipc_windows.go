@@ -22,6 +22,8 @@ import (
 // network is what Addr.Network says: local sockets are named pipes here.
 const network = "pipe"
 
+const nulInNames = false // a Name is the name of a pipe
+
 const framedHere = false // a pipe of message type keeps messages apart
 
 // ---------------------------------------------------------------------------
@@ -2573,8 +2575,25 @@ func (f *fd) dupFile(name string) (*os.File, error) {
 	return os.NewFile(uintptr(d), name), nil
 }
 
-func (f *fd) localAddr() Addr  { return Addr{} }
-func (f *fd) remoteAddr() Addr { return Addr{} }
+// localAddr and remoteAddr return the path of the pipe, which is all the address that
+// its ends have.
+func (f *fd) localAddr() Addr  { return f.pipePath() }
+func (f *fd) remoteAddr() Addr { return f.pipePath() }
+
+func (f *fd) pipePath() Addr {
+	if f.remote && !f.server {
+		return unnamed // of another machine, which the handle does not tell
+	}
+	addr := unnamed
+	f.control("", func(h syscall.Handle) error {
+		name, err := pipeName(h)
+		if err == nil {
+			addr = Path(localPrefix + name)
+		}
+		return err
+	})
+	return addr
+}
 
 // ---------------------------------------------------------------------------
 // Files over a connection
