@@ -518,6 +518,19 @@ type ListenConfig struct {
 	// before it could be asked who it is never reaches Check, nor Accept.
 	Check func(Peer) error
 
+	// Refused, if set, is told of each client that was refused by Check or, where
+	// the kernel has no means to, by Access; for a log, say. The error is why: it
+	// matches that of Check, or [os.ErrPermission] for a client that Access keeps
+	// out. Of a client that left before it could be asked who it is the Peer is
+	// unknown. Clients that the kernel turns away, by the mode of a socket file or
+	// the access list of a pipe, are never heard of.
+	//
+	// Accept does not wait for Refused. It is called in a goroutine of its own, once
+	// at a time for each listener, in the order of the refusals, also when the
+	// listener is closed by then. While it is slow up to 64 refusals wait; those
+	// beyond are only counted, and one call with an unknown Peer then says how many.
+	Refused func(Peer, error)
+
 	// Takeover says what to do when the path exists already.
 	Takeover Takeover
 
@@ -579,6 +592,7 @@ func (lc *ListenConfig) serve(l *server, addr Addr, kind transport) error {
 	}
 	l.addr, l.spin = addr, lc.Spin
 	l.setRules(lc.Access == OwnerOnly && !guarded(target), lc.Check)
+	l.refusals = tellRefusals(lc.Refused)
 	return nil
 }
 
@@ -606,6 +620,8 @@ type server struct {
 	addr  Addr
 	spin  time.Duration             // ListenConfig.Spin
 	rules atomic.Pointer[admission] // replaced by SetAccess while others accept
+
+	refusals *refusals // nil if nobody is to be told
 }
 
 // An admission decides in Accept which clients may stay, of those that the kernel
@@ -683,24 +699,106 @@ func (l *server) accept() (*fd, error) {
 		if err != nil {
 			return nil, opError("accept", Addr{}, l.addr, err)
 		}
-		if l.admit(fd) {
+		p, err := l.rules.Load().admit(fd)
+		if err == nil {
 			fd.limitSpin(l.spin)
 			return fd, nil
 		}
 		fd.close()
+		l.refusals.add(p, opError("accept", Addr{}, l.addr, err))
 	}
 }
 
-// admit reports whether the client at the other end of fd may stay.
-func (l *server) admit(fd *fd) bool {
-	rules := l.rules.Load()
-	if !rules.ownerOnly && rules.check == nil {
-		return true
+// admit returns why the client at the other end of fd may not stay, or nil; and who
+// that is, as far as it was asked.
+func (a *admission) admit(fd *fd) (Peer, error) {
+	if !a.ownerOnly && a.check == nil {
+		return Peer{}, nil
 	}
 	p, err := fd.peer()
-	return err == nil &&
-		(!rules.ownerOnly || p.trusted()) &&
-		(rules.check == nil || rules.check(p) == nil)
+	switch {
+	case err != nil:
+		return Peer{}, err
+	case a.ownerOnly && !p.trusted():
+		return p, errNotOwner
+	case a.check != nil:
+		return p, a.check(p)
+	}
+	return p, nil
+}
+
+// errNotOwner is the reason of OwnerOnly.
+var errNotOwner = &ruleError{"the client is not one that Access admits", os.ErrPermission}
+
+// A refusals tells ListenConfig.Refused of the clients that were refused. Neither a
+// slow function nor many clients delay Accept or need more than so much memory.
+type refusals struct {
+	tell func(Peer, error)
+
+	mu      sync.Mutex // guards what follows; not held while tell runs
+	waiting []refusal  // up to refusalsMax
+	more    int        // how many had no room there
+	telling bool       // a goroutine runs deliver
+}
+
+type refusal struct {
+	peer Peer
+	why  error
+}
+
+const refusalsMax = 64
+
+// tellRefusals returns nil if there is nobody to be told.
+func tellRefusals(tell func(Peer, error)) *refusals {
+	if tell == nil {
+		return nil
+	}
+	return &refusals{tell: tell}
+}
+
+// add has the refusal told.
+func (r *refusals) add(p Peer, why error) {
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.waiting) < refusalsMax {
+		r.waiting = append(r.waiting, refusal{p, why})
+	} else {
+		r.more++
+	}
+	if !r.telling {
+		r.telling = true
+		go r.deliver()
+	}
+}
+
+// deliver tells of refusals until there are no more.
+func (r *refusals) deliver() {
+	for {
+		waiting, more := r.take()
+		for _, one := range waiting {
+			r.tell(one.peer, one.why)
+		}
+		if more > 0 {
+			why := &ruleError{what: strconv.Itoa(more) + " more clients were refused"}
+			r.tell(Peer{}, &net.OpError{Op: "accept", Net: network, Err: why})
+		}
+		if waiting == nil {
+			return
+		}
+	}
+}
+
+// take returns what is to be told now. If that is nothing the goroutine is to end.
+func (r *refusals) take() (waiting []refusal, more int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	waiting, more = r.waiting, r.more
+	r.waiting, r.more = nil, 0
+	r.telling = waiting != nil
+	return waiting, more
 }
 
 // SetAccess says who of those that can connect may stay, from the next client on:

@@ -191,6 +191,10 @@ type PipeConfig struct {
 	// [ListenConfig.Check].
 	Check func(Peer) error
 
+	// Refused, if set, is told of each client that Check refused: see
+	// [ListenConfig.Refused].
+	Refused func(Peer, error)
+
 	// Backlog is how many clients may wait for Accept: instances that are
 	// armed at once, at most 254. 0 is 4.
 	Backlog int
@@ -268,6 +272,7 @@ func ListenPipe(path string, c PipeConfig) (*PipeListener, error) {
 		if target, err = addr.resolve(); err == nil {
 			l := &PipeListener{server{addr: addr}}
 			l.setRules(false, c.Check)
+			l.refusals = tellRefusals(c.Refused)
 			if l.sys, err = listenPipe(target, c); err == nil {
 				return l, nil
 			}

@@ -636,6 +636,31 @@ func childGuards(p *parent, args []string) error {
 	return errors.Join(l.Close(), <-serving)
 }
 
+// TestRefusedIsToldOfWhomAccessKeepsOut has a name, which no permission guards.
+func TestRefusedIsToldOfWhomAccessKeepsOut(t *testing.T) {
+	story(t)
+	needsRoot(t)
+	addr := nameAddr(t)
+	type refusal struct {
+		peer ipc.Peer
+		err  error
+	}
+	told := make(chan refusal, 1)
+	l := listenWith(t, ipc.ListenConfig{Refused: func(p ipc.Peer, err error) { told <- refusal{p, err} }}, addr)
+	serving := welcomeAll(l)
+	stranger := startStranger(t, "connect", addr.String())
+	stranger.mustSay("turned away")
+	got := <-told
+	if got.peer.UserID() != fmt.Sprint(nobody) {
+		t.Errorf("the peer is %v", got.peer)
+	}
+	matches(t, got.err, os.ErrPermission)
+	isOpError(t, got.err, "accept")
+	stranger.end()
+	must(t, l.Close())
+	must(t, <-serving)
+}
+
 // strangerIsAdmitted reports whether the server admits a user of the host that has no mapping in
 // the namespace of the server.
 func strangerIsAdmitted(t *testing.T, addr ipc.Addr) bool {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/interprocess-go/ipc"
@@ -83,6 +84,102 @@ func TestChecksSeeThePeer(t *testing.T) {
 			t.Errorf("the checks see %q, Peer tells %q", seen, want)
 		}
 	})
+}
+
+// ---------------------------------------------------------------------------
+// Clients that are refused
+
+// refuseClients lets clients in until the server has refused n of them.
+func refuseClients(t *testing.T, addr ipc.Addr, n int) {
+	t.Helper()
+	for range n {
+		c := dial(t, addr)
+		if n, err := c.Read(make([]byte, 1)); n != 0 || err == nil {
+			t.Fatalf("a client is not refused: %d, %v", n, err)
+		}
+		must(t, c.Close())
+	}
+}
+
+func TestRefusedIsToldWhoAndWhy(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		type refusal struct {
+			peer ipc.Peer
+			err  error
+		}
+		told := make(chan refusal, 10)
+		l := listenWith(t, ipc.ListenConfig{
+			Check:   func(ipc.Peer) error { return errNot },
+			Refused: func(p ipc.Peer, err error) { told <- refusal{p, err} },
+		}, addr)
+		serving := welcomeAll(l)
+		refuseClients(t, addr, 3)
+		for range 3 {
+			got := <-told
+			isProcess(t, got.peer, os.Getpid())
+			matches(t, got.err, errNot)
+			isOpError(t, got.err, "accept")
+		}
+		must(t, l.SetAccess(ipc.Everyone, nil)) // and this one is welcome
+		expect(t, dial(t, addr), "welcome")
+		must(t, l.Close())
+		must(t, <-serving)
+		if len(told) > 0 {
+			t.Errorf("Refused is told once more: %v", <-told)
+		}
+	})
+}
+
+// TestRefusedDoesNotHoldAccept has a function that never ends while others are
+// refused and served. What it misses is counted.
+func TestRefusedDoesNotHoldAccept(t *testing.T) {
+	story(t)
+	addr := nameAddr(t)
+	const kept, more = 64, 7
+	var welcome atomic.Bool
+	entered, release := make(chan bool), make(chan bool)
+	var errs []error
+	var peers []string
+	done := make(chan bool)
+	l := listenWith(t, ipc.ListenConfig{
+		Check: func(ipc.Peer) error {
+			if welcome.Load() {
+				return nil
+			}
+			return errNot
+		},
+		Refused: func(p ipc.Peer, err error) {
+			if len(errs) == 0 {
+				close(entered)
+				<-release
+			}
+			errs, peers = append(errs, err), append(peers, p.String())
+			if !errors.Is(err, errNot) {
+				close(done)
+			}
+		},
+	}, addr)
+	serving := welcomeAll(l)
+	refuseClients(t, addr, 1)
+	<-entered
+	refuseClients(t, addr, kept+more)
+	welcome.Store(true)
+	expect(t, dial(t, addr), "welcome")
+	must(t, l.Close())
+	must(t, <-serving)
+	close(release)
+	<-done
+	if len(errs) != 1+kept+1 {
+		t.Fatalf("Refused was called %d times", len(errs))
+	}
+	last := len(errs) - 1
+	if !strings.Contains(errs[last].Error(), "7 more clients") || peers[last] != "unknown peer" {
+		t.Errorf("at last it is told of %s: %v", peers[last], errs[last])
+	}
+	isOpError(t, errs[last], "accept")
+	for _, err := range errs[:last] {
+		matches(t, err, errNot)
+	}
 }
 
 var errNot = errors.New("not this one")
