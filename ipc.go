@@ -1272,6 +1272,38 @@ func (c *endpoint) Peer() (Peer, error) {
 	return p, c.failed("peer", err)
 }
 
+// WaitPeer waits until the process at the other end has ended, or ctx does; the error
+// is then as with [Dialer.DialContext]. It returns nil once the process has ended: not
+// when that only closes its end, and whether or not its parent has waited for it. The
+// process is the one of [Conn.Peer]: who made the other end, also if that was handed
+// on. Close does not end the wait, so a process can be told to end by Close; but on a
+// connection that is closed already WaitPeer fails with [net.ErrClosed].
+//
+// No thread is held. Each wait needs one descriptor or handle:
+//
+//	Linux, Android      a pidfd in the poller; before Linux 5.3 the process is looked
+//	                    for up to 50 times a second
+//	Windows             a wait of the system's thread pool (RegisterWaitForSingleObject),
+//	                    one thread of which serves up to 63 of them
+//	BSD, macOS          kqueue(2), EVFILT_PROC, asked up to 50 times a second
+//	every other Unix    the process is looked for, up to 50 times a second, until its
+//	                    parent has waited for it
+//
+// WaitPeer never takes a living process for one that has ended, unless the system hides
+// it from this one (security.bsd.see_other_uids of FreeBSD). But only Linux 6.5 and
+// later and Windows know the process itself; elsewhere, if it ended before WaitPeer was
+// called and its number was given to another by then, that one is waited for.
+//
+// Where the process is not known the error matches [errors.ErrUnsupported]: on
+// DragonFly, AIX and Solaris, on macOS when the other end is closed, for a process
+// of a PID namespace out of sight before Linux 6.5, and for one on another machine. If
+// Windows does not let this process wait for that one the error matches
+// [os.ErrPermission].
+func (c *endpoint) WaitPeer(ctx context.Context) error { return c.failed("wait", c.fd.waitPeer(ctx)) }
+
+// errProcessEnded says that the process to wait for has ended already.
+var errProcessEnded = &ruleError{what: "the process of the peer has ended"}
+
 // SyscallConn gives access to the descriptor or handle, for what this package
 // does not wrap. It must not be closed nor made blocking.
 func (c *endpoint) SyscallConn() (syscall.RawConn, error) { return c.fd.rawConn() }

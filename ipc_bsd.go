@@ -138,3 +138,11 @@ func (kernel) peerOf(sys int) (Peer, error) {
 	p.add(knowsPID, &p.pid, int(int32(pid)))
 	return p, nil
 }
+
+// watchProcess watches for NOTE_EXIT of EVFILT_PROC: see kqueue(2).
+func (kernel) watchProcess(pid int) (processWatch, error) {
+	var end syscall.Kevent_t
+	syscall.SetKevent(&end, pid, syscall.EVFILT_PROC, syscall.EV_ADD|syscall.EV_ONESHOT)
+	end.Fflags = syscall.NOTE_EXIT
+	return kqueueWatch[syscall.Kevent_t]{pid: pid, kqueue: syscall.Kqueue, kevent: syscall.Kevent}.begin(end)
+}

@@ -1,6 +1,7 @@
 package ipc
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 )
 
@@ -39,17 +41,35 @@ type kernel struct{ everyUnix }
 // pidfd_open(2). It becomes readable when the process ends, and signals are sent
 // to no other by pidfd_send_signal(2). It is the process that the credentials are
 // of: see [Peer]. Before 6.5 the error matches [errors.ErrUnsupported].
+//
+// The file is nonblocking and with the runtime's poller, so its SyscallConn can wait
+// for the end of the process, with a deadline, and holds no thread; the Example shows
+// it. [Conn.WaitPeer] does all that.
 func (c *endpoint) PeerPidfd() (*os.File, error) {
-	const soPeerPidfd = 77 // asm-generic/socket.h
-	var pidfd int
+	var f *os.File
 	err := c.fd.peerOption(func() (err error) {
-		pidfd, err = syscall.GetsockoptInt(c.fd.sys, syscall.SOL_SOCKET, soPeerPidfd)
+		f, err = peerPidfd(c.fd.sys)
 		return err
 	})
+	return f, c.failed("peer", err)
+}
+
+func peerPidfd(sys int) (*os.File, error) {
+	const soPeerPidfd = 77                                                    // asm-generic/socket.h
+	pidfd, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, soPeerPidfd) // close-on-exec from birth
 	if err != nil {
-		return nil, c.failed("peer", err)
+		return nil, err
 	}
-	return os.NewFile(uintptr(pidfd), "pidfd"), nil // close-on-exec from birth
+	return pidfdFile(pidfd)
+}
+
+// pidfdFile takes ownership of a pidfd that nobody else has.
+func pidfdFile(pidfd int) (*os.File, error) {
+	if err := syscall.SetNonblock(pidfd, true); err != nil { // or os.NewFile keeps it from the poller
+		syscall.Close(pidfd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(pidfd), "pidfd"), nil
 }
 
 // PeerLabel returns the label that the security module (SELinux, AppArmor) gave
@@ -511,16 +531,27 @@ const (
 // architecture has. Where a process may not ask (in a sandbox, or because it may have
 // no descriptors: EINVAL) all is as if it were ready, and the call that follows says.
 func poll(sys int, events int16) int16 {
-	p := struct {
-		fd              int32
-		events, revents int16
-	}{fd: int32(sys), events: events}
-	var now [2]int64 // a timespec of zero, whatever its width
-	_, _, errno := syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
-	if errno != 0 && errno != syscall.EINTR { // which comes only if nothing is ready
+	p := pollFD{fd: int32(sys), events: events}
+	if _, err := ppoll(&p); err != nil && err != syscall.EINTR { // which comes only if nothing is ready
 		return events
 	}
 	return p.revents
+}
+
+// A pollFD is the struct pollfd of asm-generic/poll.h.
+type pollFD struct {
+	fd              int32
+	events, revents int16
+}
+
+// ppoll asks about one descriptor and does not wait.
+func ppoll(p *pollFD) (int, error) {
+	var now [2]int64 // a timespec of zero, whatever its width
+	n, _, errno := syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(p)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
 }
 
 // accept looks before it asks: accept4(2) makes a socket first and then looks whether
@@ -638,6 +669,91 @@ func (kernel) peerOf(sys int) (Peer, error) {
 	p := credPeer(cred)
 	p.groups, _ = peerGroups(sys) // absent before 4.13
 	return p, nil
+}
+
+// watchPeer asks for the process itself. Of one that was waited for the kernel says
+// ESRCH, before 6.15 EINVAL: see pidfd_prepare of kernel/fork.c.
+func (kernel) watchPeer(sys int) (processWatch, error) {
+	f, err := peerPidfd(sys)
+	switch err {
+	case nil:
+		return pidfdWatch{f}, nil
+	case syscall.ESRCH, syscall.EINVAL:
+		return nil, errProcessEnded
+	case syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM:
+		return nil, os.NewSyscallError("getsockopt", err)
+	}
+	return everyUnix{}.watchPeer(sys) // before 6.5, or in a sandbox
+}
+
+// watchProcess watches the process of the number by pidfd_open(2). EINVAL, later
+// ENOENT, is for a number that a thread has by now.
+func (kernel) watchProcess(pid int) (processWatch, error) {
+	const pidfdOpen = 434 // SYS_pidfd_open, the same on every architecture
+	pidfd, _, errno := syscall.Syscall(pidfdOpen, uintptr(pid), 0, 0)
+	switch errno {
+	case 0:
+		f, err := pidfdFile(int(pidfd))
+		return pidfdWatch{f}, os.NewSyscallError("fcntl", err)
+	case syscall.ESRCH, syscall.EINVAL, syscall.ENOENT:
+		return nil, errProcessEnded
+	case syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM:
+		return nil, os.NewSyscallError("pidfd_open", errno)
+	}
+	return processNumber(pid), nil // before 5.3, or in a sandbox
+}
+
+// hasEnded looks at the state too: a process that its parent has not waited for has its
+// number still, and is Z or X behind the name of its program, see proc_pid_stat(5).
+func (kernel) hasEnded(pid int) bool {
+	if (everyUnix{}).hasEnded(pid) {
+		return true
+	}
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	i := strings.LastIndex(string(stat), ") ")
+	return err == nil && i >= 0 && i+2 < len(stat) && (stat[i+2] == 'Z' || stat[i+2] == 'X')
+}
+
+// A pidfdWatch waits in the runtime's poller.
+type pidfdWatch struct{ file *os.File }
+
+func (w pidfdWatch) wait(ctx context.Context) error {
+	raw, err := w.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { w.file.SetReadDeadline(time.Unix(1, 0)) }) // in the past: ends the wait
+	defer stop()
+	var ended bool
+	var failure error
+	ask := func(fd uintptr) bool {
+		ended, failure = pidfdEnded(int(fd))
+		return ended || failure != nil
+	}
+	err = raw.Read(ask)
+	switch {
+	case ended, failure != nil:
+		return failure
+	case ctx.Err() != nil:
+		return contextError(ctx, nil)
+	}
+	return pollUntil(ctx, func() (bool, error) { // the poller did not take it
+		if e := raw.Control(func(fd uintptr) { ask(fd) }); e != nil {
+			return false, e
+		}
+		return ended, failure
+	})
+}
+
+func (w pidfdWatch) close() { w.file.Close() }
+
+// pidfdEnded reports whether the process has ended: then, and only then, the
+// descriptor is readable. Unlike poll it takes no failure for a yes.
+func pidfdEnded(pidfd int) (bool, error) {
+	var n int
+	p := pollFD{fd: int32(pidfd), events: pollIn}
+	err := control(func() (err error) { n, err = ppoll(&p); return err })
+	return n > 0 && p.revents != 0, os.NewSyscallError("ppoll", err)
 }
 
 func credPeer(cred *syscall.Ucred) Peer {

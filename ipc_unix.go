@@ -2702,6 +2702,124 @@ func (f *fd) peer() (p Peer, err error) {
 	return p, err
 }
 
+// waitPeer waits for the end of the peer's process.
+func (f *fd) waitPeer(ctx context.Context) error {
+	if err := contextError(ctx, nil); err != nil {
+		return err
+	}
+	var w processWatch
+	err := f.control("", func() (err error) {
+		w, err = kern.watchPeer(f.sys)
+		return err
+	})
+	if err == errProcessEnded {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	defer w.close()
+	return w.wait(ctx)
+}
+
+// A processWatch notices the end of one process.
+type processWatch interface {
+	wait(ctx context.Context) error
+	close()
+}
+
+// watchPeer returns a watch of the peer's process by its number, or errProcessEnded.
+func (everyUnix) watchPeer(sys int) (processWatch, error) {
+	p, err := kern.peerOf(sys)
+	if err != nil {
+		return nil, os.NewSyscallError("getsockopt", err)
+	}
+	pid, ok := p.PID()
+	if !ok {
+		return nil, errNoPID
+	}
+	return kern.watchProcess(pid)
+}
+
+var errNoPID = &ruleError{"the system does not tell the process of the peer", errors.ErrUnsupported}
+
+// A processNumber watches a process by looking for its number.
+type processNumber int
+
+func (everyUnix) watchProcess(pid int) (processWatch, error) { return processNumber(pid), nil }
+
+func (n processNumber) wait(ctx context.Context) error {
+	return pollUntil(ctx, func() (bool, error) { return kern.hasEnded(int(n)), nil })
+}
+func (n processNumber) close() {}
+
+// hasEnded reports whether no process has the number: kill(2) without a signal.
+func (everyUnix) hasEnded(pid int) bool { return syscall.Kill(pid, 0) == syscall.ESRCH }
+
+// pollUntil asks again and again until the answer is yes, or an error, or ctx ends.
+func pollUntil(ctx context.Context, ask func() (bool, error)) error {
+	deadline, _ := ctx.Deadline()
+	p := patience{ctx: ctx, deadline: deadline}
+	defer p.stop()
+	for {
+		if yes, err := ask(); yes || err != nil {
+			return err
+		}
+		if err := p.ended(nil); err != nil {
+			return err
+		}
+		p.pause()
+	}
+}
+
+// A kqueueWatch watches a process by a kqueue(2) of its own, whose type of event E each
+// system has in package syscall. The runtime's poller does not take a kqueue: it asks
+// for EVFILT_WRITE too, which a kqueue has none of (kqueue_kqfilter of kern_event.c). A
+// child does not inherit it.
+type kqueueWatch[E any] struct {
+	pid, kq int
+	kqueue  func() (int, error)
+	kevent  func(kq int, changes, events []E, timeout *syscall.Timespec) (int, error)
+}
+
+// begin adds the event, which is to be the end of the process. ESRCH is the
+// kernel's word for one that has ended, be it waited for or not. Where it does not let
+// this process ask (NetBSD and OpenBSD: EACCES) the number is looked for.
+func (w kqueueWatch[E]) begin(end E) (processWatch, error) {
+	var err error
+	if w.kq, err = w.kqueue(); err != nil {
+		return nil, os.NewSyscallError("kqueue", err)
+	}
+	err = control(func() error {
+		_, err := w.kevent(w.kq, []E{end}, nil, nil)
+		return err
+	})
+	if err == nil {
+		return w, nil
+	}
+	w.close()
+	if err == syscall.ESRCH {
+		return nil, errProcessEnded
+	}
+	return processNumber(w.pid), nil
+}
+
+// wait asks for the number too: macOS tells of what happens after the event was added,
+// and the process may just have been ending.
+func (w kqueueWatch[E]) wait(ctx context.Context) error {
+	return pollUntil(ctx, func() (ended bool, err error) {
+		err = control(func() error {
+			var events [1]E
+			var now syscall.Timespec
+			n, err := w.kevent(w.kq, nil, events[:], &now)
+			ended = n > 0 || kern.hasEnded(w.pid)
+			return err
+		})
+		return ended, os.NewSyscallError("kevent", err)
+	})
+}
+
+func (w kqueueWatch[E]) close() { syscall.Close(w.kq) }
+
 func (f *fd) dupFile(name string) (*os.File, error) {
 	var sys int
 	f.share()

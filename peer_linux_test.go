@@ -3,6 +3,7 @@
 package ipc_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -257,6 +258,45 @@ func TestPidfdOfMessagesAndPairs(t *testing.T) {
 	must(t, a.Close())
 	_, err := a.PeerPidfd()
 	matches(t, err, net.ErrClosed)
+}
+
+// TestPidfdIsWaitedFor has the poller do it, in which the file has a deadline.
+func TestPidfdIsWaitedFor(t *testing.T) {
+	story(t)
+	l := listen(t, ipc.Addr{})
+	client := startChild(t, "lingers", l.Addr().String())
+	pidfd := peerPidfd(t, accept(t, l))
+	client.mustSay("connected")
+	raw, err := pidfd.SyscallConn()
+	must(t, err)
+	wait := func() error { return raw.Read(func(uintptr) bool { return readable(t, pidfd) }) }
+	must(t, pidfd.SetReadDeadline(time.Now().Add(brief)))
+	matches(t, wait(), os.ErrDeadlineExceeded)
+	must(t, pidfd.SetReadDeadline(time.Time{}))
+	waits := begin(wait)
+	must(t, client.cmd.Process.Kill())
+	must(t, <-waits)
+	client.kill()
+}
+
+// TestWaitPeerHoldsNoThread has more waits than there are threads.
+func TestWaitPeerHoldsNoThread(t *testing.T) {
+	story(t)
+	l := listen(t, ipc.Addr{})
+	client := startChild(t, "lingers", l.Addr().String())
+	server := accept(t, l)
+	before, waits := threads(t), []<-chan error{}
+	for range 100 {
+		waits = append(waits, begin(func() error { return server.WaitPeer(context.Background()) }))
+	}
+	awaitParked(t, "(*endpoint).WaitPeer", len(waits))
+	if now := threads(t); now > before+len(waits)/2 {
+		t.Errorf("%d threads became %d", before, now)
+	}
+	client.kill()
+	for _, w := range waits {
+		must(t, <-w)
+	}
 }
 
 func TestPidfdIsCloseOnExec(t *testing.T) {
