@@ -312,7 +312,10 @@ func (e *classified) Is(target error) bool { return target == e.is }
 // A timeoutError ends a Dial that waited until its deadline. It says what it
 // waited for, and matches both os.ErrDeadlineExceeded and
 // context.DeadlineExceeded.
-type timeoutError struct{ last error }
+type timeoutError struct{ last error } // last may be nil
+
+// Unwrap makes the error match what the last attempt failed with: ErrNoListener, say.
+func (e *timeoutError) Unwrap() error { return e.last }
 
 func (e *timeoutError) Error() string {
 	if e.last == nil {
@@ -364,11 +367,41 @@ func (a Access) String() string {
 	return "Access(" + strconv.Itoa(int(a)) + ")"
 }
 
+// MarshalText is [Access.String] as an [encoding.TextMarshaler]; a value that is none of
+// the constants is an error.
+func (a Access) MarshalText() ([]byte, error) { return wordOf(a.String(), a.validate()) }
+
+// UnmarshalText reads "OwnerOnly" or "Everyone".
+func (a *Access) UnmarshalText(text []byte) error {
+	return readWord(a, text, accessRule, OwnerOnly, Everyone)
+}
+
+const accessRule = "OwnerOnly or Everyone"
+
 func (a Access) validate() error {
 	if a > Everyone {
-		return configError("Access", a.String(), "OwnerOnly or Everyone")
+		return configError("Access", a.String(), accessRule)
 	}
 	return nil
+}
+
+// wordOf returns the text of a value that is valid.
+func wordOf(word string, err error) ([]byte, error) {
+	if err != nil {
+		return nil, opError("marshal", Addr{}, Addr{}, err)
+	}
+	return []byte(word), nil
+}
+
+// readWord sets v to the value whose String is the text.
+func readWord[V interface{ String() string }](v *V, text []byte, rule string, values ...V) error {
+	for _, value := range values {
+		if value.String() == string(text) {
+			*v = value
+			return nil
+		}
+	}
+	return opError("parse", Addr{}, Addr{}, configError("the text", strconv.Quote(string(text)), rule))
 }
 
 // A Peer is what the kernel recorded of the process at the other end of a
@@ -463,6 +496,10 @@ func (p Peer) String() string {
 	return strings.Join(parts, " ")
 }
 
+// MarshalText is [Peer.String] as an [encoding.TextMarshaler], for log/slog and JSON.
+// It is not read back: a Peer is what the kernel says.
+func (p Peer) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
 // ---------------------------------------------------------------------------
 // Listening
 
@@ -498,6 +535,24 @@ func (t Takeover) String() string {
 		return "TakeoverAlways"
 	}
 	return "Takeover(" + strconv.Itoa(int(t)) + ")"
+}
+
+// MarshalText is [Takeover.String] as an [encoding.TextMarshaler]; a value that is none
+// of the constants is an error.
+func (t Takeover) MarshalText() ([]byte, error) { return wordOf(t.String(), t.validate()) }
+
+// UnmarshalText reads the name of a constant, such as "TakeoverNever".
+func (t *Takeover) UnmarshalText(text []byte) error {
+	return readWord(t, text, takeoverRule, TakeoverStale, TakeoverNever, TakeoverAlways)
+}
+
+const takeoverRule = "TakeoverStale, TakeoverNever or TakeoverAlways"
+
+func (t Takeover) validate() error {
+	if t > TakeoverAlways {
+		return configError("Takeover", t.String(), takeoverRule)
+	}
+	return nil
 }
 
 // A ListenConfig holds the options of a listener. The zero value is the default
@@ -605,8 +660,8 @@ func (lc *ListenConfig) target(addr Addr) (string, error) {
 
 // validate applies the rules of the options that hold on every system.
 func (lc *ListenConfig) validate() error {
-	if lc.Takeover > TakeoverAlways {
-		return configError("Takeover", lc.Takeover.String(), "TakeoverStale, TakeoverNever or TakeoverAlways")
+	if err := lc.Takeover.validate(); err != nil {
+		return err
 	}
 	if lc.Backlog < 0 {
 		return configError("Backlog", strconv.Itoa(lc.Backlog), "0 or more")
@@ -859,7 +914,9 @@ type Dialer struct {
 	Deadline time.Time
 
 	// Wait keeps trying until a server listens, instead of failing with
-	// [ErrNoListener].
+	// [ErrNoListener]. There is no event for that: the pauses between the attempts grow
+	// to 20 ms, so a new server is noticed that soon, plus what the scheduler takes. If
+	// nobody listens until the end of the time, the error matches ErrNoListener too.
 	Wait bool
 
 	// Access says who may be the server. With OwnerOnly, the zero value, the
@@ -973,12 +1030,17 @@ func (d *Dialer) connect(ctx context.Context, target string, kind transport) (*f
 		case final:
 			return nil, err
 		case absent:
+			err = &classified{err, ErrNoListener}
 			if !d.Wait {
-				return nil, &classified{err, ErrNoListener}
+				return nil, err
 			}
 		case unsure:
-			if !d.Wait && time.Since(start) >= refusalGrace {
-				return nil, &classified{err, ErrNoListener}
+			if time.Since(start) < refusalGrace {
+				break
+			}
+			err = &classified{err, ErrNoListener}
+			if !d.Wait {
+				return nil, err
 			}
 		}
 		last = err

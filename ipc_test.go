@@ -1162,6 +1162,48 @@ func TestOptionsHaveNames(t *testing.T) {
 	}
 }
 
+// TestOptionsAreWords has them in flags and JSON; what is no constant is no word.
+func TestOptionsAreWords(t *testing.T) {
+	story(t)
+	type options struct {
+		Access   ipc.Access
+		Takeover ipc.Takeover
+	}
+	for in, want := range map[options]string{
+		{}:                                  `{"Access":"OwnerOnly","Takeover":"TakeoverStale"}`,
+		{ipc.Everyone, ipc.TakeoverNever}:   `{"Access":"Everyone","Takeover":"TakeoverNever"}`,
+		{ipc.OwnerOnly, ipc.TakeoverAlways}: `{"Access":"OwnerOnly","Takeover":"TakeoverAlways"}`,
+	} {
+		data, err := json.Marshal(in)
+		if string(data) != want || err != nil {
+			t.Errorf("%v is %s, %v; want %s", in, data, err, want)
+		}
+		out := options{9, 9}
+		if err := json.Unmarshal(data, &out); out != in || err != nil {
+			t.Errorf("%s is read as %v, %v", data, out, err)
+		}
+	}
+	for _, bad := range []any{ipc.Access(2), ipc.Takeover(3)} {
+		text, err := bad.(interface{ MarshalText() ([]byte, error) }).MarshalText()
+		if text != nil || err == nil || !strings.Contains(err.Error(), "must be") {
+			t.Errorf("%v is written %q, %v", bad, text, err)
+		}
+		isOpError(t, err, "marshal")
+	}
+	access, takeover := ipc.Everyone, ipc.TakeoverNever
+	for _, text := range []string{"", "everyone", "Everyone ", "2", "Access(2)", "Takeover(3)"} {
+		for _, err := range []error{access.UnmarshalText([]byte(text)), takeover.UnmarshalText([]byte(text))} {
+			if err == nil || !strings.Contains(err.Error(), strconv.Quote(text)) {
+				t.Errorf("%q is read: %v", text, err)
+			}
+			isOpError(t, err, "parse")
+		}
+	}
+	if access != ipc.Everyone || takeover != ipc.TakeoverNever {
+		t.Errorf("words that are none change it to %v, %v", access, takeover)
+	}
+}
+
 func TestBothEndsKnowTheAddress(t *testing.T) {
 	overEachServer(t, func(t *testing.T, addr ipc.Addr, s server) {
 		client, there := s.connect(t)
@@ -1695,6 +1737,26 @@ func TestFullBacklogEndsDialAtItsDeadline(t *testing.T) {
 func TestWaitEndsAtItsDeadline(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		endsAtItsDeadline(t, addr, ipc.Dialer{Wait: true})
+	})
+}
+
+// TestWaitSaysThatNobodyListened tells the two reasons for a wait apart.
+func TestWaitSaysThatNobodyListened(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		_, err := ipc.Dialer{Wait: true, Timeout: time.Second}.Dial(addr)
+		timedOut(t, err)
+		matches(t, err, ipc.ErrNoListener)
+		if !strings.Contains(err.Error(), "i/o timeout") {
+			t.Errorf("%q does not say that time is up", err)
+		}
+
+		listenWith(t, ipc.ListenConfig{Backlog: 1}, addr)
+		fill(t, addr)
+		_, err = ipc.Dialer{Wait: true, Timeout: time.Second}.Dial(addr)
+		timedOut(t, err)
+		if errors.Is(err, ipc.ErrNoListener) {
+			t.Errorf("%v matches ErrNoListener, and a server is there", err)
+		}
 	})
 }
 

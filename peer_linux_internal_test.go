@@ -81,7 +81,7 @@ func TestWatchesNoticeTheEnd(t *testing.T) {
 	for what, watch := range map[string]func(pid int) (processWatch, error){
 		"PidfdOpen": kern.watchProcess,
 		"Number":    everyUnix{}.watchProcess,
-		"Unpolled": openUnpolled,
+		"Unpolled":  openUnpolled,
 	} {
 		t.Run(what, func(t *testing.T) {
 			cmd := startIdle(t)

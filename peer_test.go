@@ -5,7 +5,10 @@ package ipc_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"strings"
@@ -85,6 +88,21 @@ func TestChecksSeeThePeer(t *testing.T) {
 			t.Errorf("the checks see %q, Peer tells %q", seen, want)
 		}
 	})
+}
+
+func TestPeerIsTextInLogs(t *testing.T) {
+	story(t)
+	a, _ := pair(t)
+	peer := peerOf(t, a)
+	data, err := json.Marshal(struct{ Peer ipc.Peer }{peer})
+	if string(data) != `{"Peer":"`+peer.String()+`"}` || err != nil {
+		t.Errorf("JSON is %s, %v", data, err)
+	}
+	var log strings.Builder
+	slog.New(slog.NewTextHandler(&log, nil)).Info("hello", "peer", peer)
+	if want := fmt.Sprintf("peer=%q", peer.String()); !strings.Contains(log.String(), want) {
+		t.Errorf("the log is %s, without %s", log.String(), want)
+	}
 }
 
 // ---------------------------------------------------------------------------
