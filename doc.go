@@ -98,12 +98,14 @@
 //	peer's process id   yes            yes            yes              yes (13)       (2)
 //	peer's user         uid            SID            uid              uid            uid (3)
 //	outlives the pid    pidfd          handle         audit token      -              -
+//	end of the process  pidfd          handle         kqueue           kqueue         (5)
 //	unnamed pipes       pipe           named pipe     pipe             pipe           pipe
 //	FIFOs               yes            no             yes              yes            yes (4)
 //
 // (1) framed on AIX, illumos and Solaris. (2) not on DragonFly, AIX and Solaris.
 // (3) not on AIX and Solaris, where nobody's identity is known; so Dial to a Name
-// needs [Everyone] there. (4) AIX, illumos and Solaris have no Mkfifo here.
+// needs [Everyone] there. (4) AIX, illumos and Solaris have no Mkfifo here. (5) kqueue
+// on NetBSD and OpenBSD, by the number on illumos, not on the others: [Conn.WaitPeer].
 //
 // The package is documented on every system, but can be used on Unix and Windows
 // alone: elsewhere there is nothing but this comment.

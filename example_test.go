@@ -4,10 +4,16 @@ package ipc_test
 
 import (
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -88,11 +94,135 @@ func Example_http() {
 	// Output: you asked for /weather
 }
 
+type peerKey struct{}
+
+// An HTTP server knows the user of each request: ConnContext puts the Peer of the
+// connection into the context of its requests.
+func Example_httpPeer() {
+	l, err := ipc.Listen(ipc.Addr{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	server := &http.Server{
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			peer, err := c.(*ipc.Conn).Peer()
+			if err != nil {
+				return ctx // the handler finds none
+			}
+			return context.WithValue(ctx, peerKey{}, peer)
+		},
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			peer, ok := r.Context().Value(peerKey{}).(ipc.Peer)
+			me, err := user.Current()
+			if !ok || err != nil || peer.UserID() != me.Uid {
+				http.Error(w, "for this user alone", http.StatusForbidden)
+				return
+			}
+			fmt.Fprint(w, "hello, it is you")
+		}),
+	}
+	go server.Serve(l)
+	defer server.Close()
+
+	transport := &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return ipc.Dialer{}.DialContext(ctx, l.Addr().(ipc.Addr))
+		},
+	}
+	defer transport.CloseIdleConnections()
+	response, err := (&http.Client{Transport: transport}).Get("http://ipc/")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	fmt.Println(string(text), err)
+	// Output: hello, it is you <nil>
+}
+
+// TLS over a local socket: behind the tls.Conn is the connection that knows the peer.
+func Example_tlsPeer() {
+	certificate, err := selfSigned()
+	if err != nil {
+		log.Fatal(err)
+	}
+	l, err := ipc.Listen(ipc.Addr{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer l.Close()
+	secure := tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{certificate}})
+	go func() {
+		conn, err := secure.Accept()
+		if err != nil {
+			log.Print(err)
+			return
+		}
+		defer conn.Close()
+		peer, err := conn.(*tls.Conn).NetConn().(*ipc.Conn).Peer()
+		if err != nil {
+			log.Print(err)
+			return
+		}
+		pid, ok := peer.PID()
+		fmt.Fprint(conn, "you are this process: ", !ok || pid == os.Getpid())
+	}()
+
+	client, err := ipc.Dial(l.Addr().(ipc.Addr))
+	if err != nil {
+		log.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(certificate.Leaf)
+	conn := tls.Client(client, &tls.Config{RootCAs: roots, ServerName: "ipc"})
+	defer conn.Close()
+	text, err := io.ReadAll(conn)
+	fmt.Println(string(text), err)
+	// Output: you are this process: true <nil>
+}
+
+// selfSigned returns a certificate for the name ipc, for an hour.
+func selfSigned() (tls.Certificate, error) {
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1),
+		DNSNames:     []string{"ipc"},
+		NotBefore:    time.Now().Add(-time.Minute),
+		NotAfter:     time.Now().Add(time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, public, private)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	leaf, err := x509.ParseCertificate(der)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: private, Leaf: leaf}, err
+}
+
+// A Peer, an Access and a Takeover are words to log/slog, JSON and flag.TextVar.
+func ExamplePeer_MarshalText() {
+	a, b, err := ipc.Pair()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer a.Close()
+	defer b.Close()
+	peer, err := a.Peer()
+	if err != nil {
+		log.Fatal(err)
+	}
+	record, err := json.Marshal(map[string]any{"peer": peer, "access": ipc.OwnerOnly})
+	fmt.Println(string(record) == `{"access":"OwnerOnly","peer":"`+peer.String()+`"}`, err)
+	// Output: true <nil>
+}
+
 func ExampleParseAddr() {
-	for _, text := range []string{"@my-service", "/run/my-service/socket", "@"} {
+	for _, text := range []string{"@my-service", "/run/my-service/socket", "@a\x00b"} {
 		addr, err := ipc.ParseAddr(text)
 		if err != nil {
-			fmt.Println("not an address:", text)
+			fmt.Printf("not an address: %q\n", text)
 			continue
 		}
 		fmt.Println(addr, addr == ipc.Name("my-service"))
@@ -100,7 +230,7 @@ func ExampleParseAddr() {
 	// Output:
 	// @my-service true
 	// /run/my-service/socket false
-	// not an address: @
+	// not an address: "@a\x00b"
 }
 
 func ExamplePair() {

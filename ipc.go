@@ -43,16 +43,21 @@ var (
 
 // An Addr says where a server listens: a path in the file system ([Path]) or a
 // name in the namespace that the system keeps for such names ([Name]). Addrs
-// are comparable, and the zero Addr asks [Listen] for a fresh private name; it
-// is also the address of an end that has none, such as a client's.
+// are comparable, and the zero Addr asks [Listen] for a fresh private name.
+//
+// The address of an end that has none, such as most clients, is Name(""). It is
+// written "@", as in package net, and there is nothing to listen at or to dial.
 //
 // An Addr is checked when it is used. One that is empty, too long, holds a NUL
-// byte or has no meaning on the system is refused before any system call, with
-// an error that names the address and the rule.
+// byte where none may be or has no meaning on the system is refused before any system
+// call, with an error that names the address and the rule.
 type Addr struct {
 	kind addrKind
 	text string // without the mark that String puts before a name
 }
+
+// unnamed is the address of an end that has none.
+var unnamed = Name("")
 
 type addrKind uint8
 
@@ -91,15 +96,23 @@ func Path(path string) Addr {
 func Name(name string) Addr { return Addr{nameAddr, name} }
 
 // ParseAddr reads an address as [Addr.String] writes it: "@name" is
-// Name("name"), anything else is Path. An empty string, an empty name and a NUL
-// byte are errors; every other rule is the system's and is checked on use.
+// Name("name"), anything else is Path. An empty string and a NUL byte are errors; every
+// other rule is the system's and is checked on use. So "@", the text of an end without
+// a name, is read, but [Listen] and [Dial] refuse it.
 func ParseAddr(s string) (Addr, error) {
 	a := Path(s)
 	if name, ok := strings.CutPrefix(s, "@"); ok {
 		a = Name(name)
 	}
-	if err := a.check(); err != nil {
+	err := nulError(a.text)
+	if s == "" {
+		err = errNoAddress
+	}
+	if err != nil {
 		return Addr{}, &net.OpError{Op: "parse", Net: a.Network(), Err: err}
+	}
+	if a.kind == nameAddr && nulInNames {
+		a.text = unescapeNUL(a.text)
 	}
 	return a, nil
 }
@@ -109,16 +122,80 @@ func (a Addr) Network() string { return network }
 
 // String returns the text that [ParseAddr] reads back: the path, or the name
 // behind an '@'. It is empty for the zero Addr.
+//
+// On Linux and Android, where a name may hold NUL bytes, each is written \0. A name
+// that itself has a '0' behind backslashes is written with twice as many backslashes,
+// so that no two names have the same text. All other names are written as they are.
 func (a Addr) String() string {
-	if a.kind == nameAddr {
+	switch {
+	case a.kind == nameAddr && nulInNames:
+		return "@" + escapeNUL(a.text)
+	case a.kind == nameAddr:
 		return "@" + a.text
 	}
 	return a.text
 }
 
+// escapeNUL writes each NUL as \0. Backslashes are doubled where they would be taken
+// for a part of that: before a '0' and before a NUL, and nowhere else.
+func escapeNUL(name string) string {
+	if strings.IndexByte(name, 0) < 0 && !strings.Contains(name, `\0`) {
+		return name
+	}
+	var text strings.Builder
+	backslashes := 0 // right before this byte
+	for i := range len(name) {
+		c := name[i]
+		if c == 0 || c == '0' {
+			text.WriteString(strings.Repeat(`\`, backslashes))
+		}
+		switch c {
+		case 0:
+			text.WriteString(`\0`)
+		default:
+			text.WriteByte(c)
+		}
+		backslashes++
+		if c != '\\' {
+			backslashes = 0
+		}
+	}
+	return text.String()
+}
+
+// unescapeNUL reads what escapeNUL has written: of the backslashes before a '0' each
+// two are one, and one that is left makes the '0' a NUL.
+func unescapeNUL(text string) string {
+	if !strings.Contains(text, `\0`) {
+		return text
+	}
+	var name strings.Builder
+	for text != "" {
+		rest := strings.TrimLeft(text, `\`)
+		n := len(text) - len(rest)
+		if rest == "" || rest[0] != '0' || n == 0 {
+			end := min(n+1, len(text))
+			name.WriteString(text[:end])
+			text = text[end:]
+			continue
+		}
+		name.WriteString(text[:n/2])
+		name.WriteByte("0\x00"[n%2])
+		text = rest[1:]
+	}
+	return name.String()
+}
+
 // MarshalText is [Addr.String] as an [encoding.TextMarshaler], for flag.TextVar,
-// JSON and their like.
-func (a Addr) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+// JSON and their like. These replace what is not valid UTF-8, and so would make the
+// address another one: an address that is not valid UTF-8 is an error.
+func (a Addr) MarshalText() ([]byte, error) {
+	text := a.String()
+	if strings.ToValidUTF8(text, "\uFFFD") != text {
+		return nil, opError("marshal", Addr{}, a, &ruleError{what: strconv.Quote(text) + " is not valid UTF-8"})
+	}
+	return []byte(text), nil
+}
 
 // UnmarshalText is [ParseAddr] as an [encoding.TextUnmarshaler]. An empty text
 // is the zero Addr, as MarshalText writes it.
@@ -138,14 +215,23 @@ func (a *Addr) UnmarshalText(text []byte) error {
 func (a Addr) check() error {
 	switch {
 	case a == Addr{}:
-		return &ruleError{what: "no address is given"}
+		return errNoAddress
 	case a.text == "" && a.kind == nameAddr:
 		return &ruleError{what: "the name is empty"}
 	case a.text == "":
 		return &ruleError{what: "the path is empty"}
+	case a.kind == nameAddr && nulInNames:
+		return nil
 	}
-	if i := strings.IndexByte(a.text, 0); i >= 0 {
-		return &ruleError{what: "NUL byte at index " + strconv.Itoa(i) + " of " + strconv.Quote(a.text)}
+	return nulError(a.text)
+}
+
+var errNoAddress = &ruleError{what: "no address is given"}
+
+// nulError refuses a NUL byte, and says where it is.
+func nulError(text string) error {
+	if i := strings.IndexByte(text, 0); i >= 0 {
+		return &ruleError{what: "NUL byte at index " + strconv.Itoa(i) + " of " + strconv.Quote(text)}
 	}
 	return nil
 }
@@ -226,7 +312,10 @@ func (e *classified) Is(target error) bool { return target == e.is }
 // A timeoutError ends a Dial that waited until its deadline. It says what it
 // waited for, and matches both os.ErrDeadlineExceeded and
 // context.DeadlineExceeded.
-type timeoutError struct{ last error }
+type timeoutError struct{ last error } // last may be nil
+
+// Unwrap makes the error match what the last attempt failed with: ErrNoListener, say.
+func (e *timeoutError) Unwrap() error { return e.last }
 
 func (e *timeoutError) Error() string {
 	if e.last == nil {
@@ -278,11 +367,41 @@ func (a Access) String() string {
 	return "Access(" + strconv.Itoa(int(a)) + ")"
 }
 
+// MarshalText is [Access.String] as an [encoding.TextMarshaler]; a value that is none of
+// the constants is an error.
+func (a Access) MarshalText() ([]byte, error) { return wordOf(a.String(), a.validate()) }
+
+// UnmarshalText reads "OwnerOnly" or "Everyone".
+func (a *Access) UnmarshalText(text []byte) error {
+	return readWord(a, text, accessRule, OwnerOnly, Everyone)
+}
+
+const accessRule = "OwnerOnly or Everyone"
+
 func (a Access) validate() error {
 	if a > Everyone {
-		return configError("Access", a.String(), "OwnerOnly or Everyone")
+		return configError("Access", a.String(), accessRule)
 	}
 	return nil
+}
+
+// wordOf returns the text of a value that is valid.
+func wordOf(word string, err error) ([]byte, error) {
+	if err != nil {
+		return nil, opError("marshal", Addr{}, Addr{}, err)
+	}
+	return []byte(word), nil
+}
+
+// readWord sets v to the value whose String is the text.
+func readWord[V interface{ String() string }](v *V, text []byte, rule string, values ...V) error {
+	for _, value := range values {
+		if value.String() == string(text) {
+			*v = value
+			return nil
+		}
+	}
+	return opError("parse", Addr{}, Addr{}, configError("the text", strconv.Quote(string(text)), rule))
 }
 
 // A Peer is what the kernel recorded of the process at the other end of a
@@ -294,6 +413,12 @@ func (a Access) validate() error {
 //
 // What the system does not tell is absent, never zero. Process identifiers are
 // used again: the process of that number may not be the peer any more.
+//
+// In a Linux user namespace (user_namespaces(7)) that does not map every id, the
+// kernel gives the same id, usually 65534, for each user and group without a mapping.
+// That id is absent too, even if the namespace has a user of its own with that
+// number: the two cannot be told apart. So such a user is nobody that [OwnerOnly]
+// admits or trusts, a process that itself runs as that user included.
 type Peer struct {
 	facts  peerFacts // what is known
 	pid    int
@@ -319,11 +444,11 @@ const (
 func (p Peer) PID() (int, bool) { return p.pid, p.facts&knowsPID != 0 }
 
 // UID returns the effective user id of the peer, and whether it is known. It
-// never is on Windows.
+// never is on Windows, nor for a user without a mapping in a Linux user namespace.
 func (p Peer) UID() (int, bool) { return p.uid, p.facts&knowsUID != 0 }
 
 // GID returns the effective group id of the peer, and whether it is known. It
-// never is on Windows.
+// never is on Windows, nor for a group without a mapping in a Linux user namespace.
 func (p Peer) GID() (int, bool) { return p.gid, p.facts&knowsGID != 0 }
 
 // UserID returns the identity of the peer's user in the form that
@@ -340,7 +465,8 @@ func (p Peer) UserID() string {
 
 // Groups returns the supplementary group ids of the peer, or nil where the
 // system does not tell. FreeBSD and DragonFly tell the first 15, macOS the
-// first four; a group that is missing here is not one the peer lacks.
+// first four, and Linux only those with a mapping in this user namespace: a group that
+// is missing here is not one the peer lacks.
 func (p Peer) Groups() []int {
 	if p.groups == nil {
 		return nil
@@ -369,6 +495,10 @@ func (p Peer) String() string {
 	}
 	return strings.Join(parts, " ")
 }
+
+// MarshalText is [Peer.String] as an [encoding.TextMarshaler], for log/slog and JSON.
+// It is not read back: a Peer is what the kernel says.
+func (p Peer) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
 
 // ---------------------------------------------------------------------------
 // Listening
@@ -413,6 +543,24 @@ func (t Takeover) String() string {
 	return "Takeover(" + strconv.Itoa(int(t)) + ")"
 }
 
+// MarshalText is [Takeover.String] as an [encoding.TextMarshaler]; a value that is none
+// of the constants is an error.
+func (t Takeover) MarshalText() ([]byte, error) { return wordOf(t.String(), t.validate()) }
+
+// UnmarshalText reads the name of a constant, such as "TakeoverNever".
+func (t *Takeover) UnmarshalText(text []byte) error {
+	return readWord(t, text, takeoverRule, TakeoverStale, TakeoverNever, TakeoverAlways)
+}
+
+const takeoverRule = "TakeoverStale, TakeoverNever or TakeoverAlways"
+
+func (t Takeover) validate() error {
+	if t > TakeoverAlways {
+		return configError("Takeover", t.String(), takeoverRule)
+	}
+	return nil
+}
+
 // A ListenConfig holds the options of a listener. The zero value is the default
 // that [Listen] uses.
 type ListenConfig struct {
@@ -430,6 +578,19 @@ type ListenConfig struct {
 	// on. It runs within Accept, so it should be quick. A client that left
 	// before it could be asked who it is never reaches Check, nor Accept.
 	Check func(Peer) error
+
+	// Refused, if set, is told of each client that was refused by Check or, where
+	// the kernel has no means to, by Access; for a log, say. The error is why: it
+	// matches that of Check, or [os.ErrPermission] for a client that Access keeps
+	// out. Of a client that left before it could be asked who it is the Peer is
+	// unknown. Clients that the kernel turns away, by the mode of a socket file or
+	// the access list of a pipe, are never heard of.
+	//
+	// Accept does not wait for Refused. It is called in a goroutine of its own, once
+	// at a time for each listener, in the order of the refusals, also when the
+	// listener is closed by then. While it is slow up to 64 refusals wait; those
+	// beyond are only counted, and one call with an unknown Peer then says how many.
+	Refused func(Peer, error)
 
 	// Takeover says what to do when the path exists already.
 	Takeover Takeover
@@ -505,6 +666,7 @@ func (lc *ListenConfig) serve(l *server, addr Addr, kind transport) error {
 	}
 	l.addr, l.spin = addr, lc.Spin
 	l.setRules(lc.Access == OwnerOnly && !guarded(target), lc.Check)
+	l.refusals = tellRefusals(lc.Refused)
 	return nil
 }
 
@@ -517,8 +679,8 @@ func (lc *ListenConfig) target(addr Addr) (string, error) {
 
 // validate applies the rules of the options that hold on every system.
 func (lc *ListenConfig) validate() error {
-	if lc.Takeover > TakeoverAlways {
-		return configError("Takeover", lc.Takeover.String(), "TakeoverStale, TakeoverNever or TakeoverAlways")
+	if err := lc.Takeover.validate(); err != nil {
+		return err
 	}
 	if lc.Backlog < 0 {
 		return configError("Backlog", strconv.Itoa(lc.Backlog), "0 or more")
@@ -532,6 +694,8 @@ type server struct {
 	addr  Addr
 	spin  time.Duration             // ListenConfig.Spin
 	rules atomic.Pointer[admission] // replaced by SetAccess while others accept
+
+	refusals *refusals // nil if nobody is to be told
 }
 
 // An admission decides in Accept which clients may stay, of those that the kernel
@@ -609,24 +773,106 @@ func (l *server) accept() (*fd, error) {
 		if err != nil {
 			return nil, opError("accept", Addr{}, l.addr, err)
 		}
-		if l.admit(fd) {
+		p, err := l.rules.Load().admit(fd)
+		if err == nil {
 			fd.setSpin(l.spin)
 			return fd, nil
 		}
 		fd.closeLater() // whatever is in its queue must not hold the others up
+		l.refusals.add(p, opError("accept", Addr{}, l.addr, err))
 	}
 }
 
-// admit reports whether the client at the other end of fd may stay.
-func (l *server) admit(fd *fd) bool {
-	rules := l.rules.Load()
-	if !rules.ownerOnly && rules.check == nil {
-		return true
+// admit returns why the client at the other end of fd may not stay, or nil; and who
+// that is, as far as it was asked.
+func (a *admission) admit(fd *fd) (Peer, error) {
+	if !a.ownerOnly && a.check == nil {
+		return Peer{}, nil
 	}
 	p, err := fd.peer()
-	return err == nil &&
-		(!rules.ownerOnly || p.trusted()) &&
-		(rules.check == nil || rules.check(p) == nil)
+	switch {
+	case err != nil:
+		return Peer{}, err
+	case a.ownerOnly && !p.trusted():
+		return p, errNotOwner
+	case a.check != nil:
+		return p, a.check(p)
+	}
+	return p, nil
+}
+
+// errNotOwner is the reason of OwnerOnly.
+var errNotOwner = &ruleError{"the client is not one that Access admits", os.ErrPermission}
+
+// A refusals tells ListenConfig.Refused of the clients that were refused. Neither a
+// slow function nor many clients delay Accept or need more than so much memory.
+type refusals struct {
+	tell func(Peer, error)
+
+	mu      sync.Mutex // guards what follows; not held while tell runs
+	waiting []refusal  // up to refusalsMax
+	more    int        // how many had no room there
+	telling bool       // a goroutine runs deliver
+}
+
+type refusal struct {
+	peer Peer
+	why  error
+}
+
+const refusalsMax = 64
+
+// tellRefusals returns nil if there is nobody to be told.
+func tellRefusals(tell func(Peer, error)) *refusals {
+	if tell == nil {
+		return nil
+	}
+	return &refusals{tell: tell}
+}
+
+// add has the refusal told.
+func (r *refusals) add(p Peer, why error) {
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.waiting) < refusalsMax {
+		r.waiting = append(r.waiting, refusal{p, why})
+	} else {
+		r.more++
+	}
+	if !r.telling {
+		r.telling = true
+		go r.deliver()
+	}
+}
+
+// deliver tells of refusals until there are no more.
+func (r *refusals) deliver() {
+	for {
+		waiting, more := r.take()
+		for _, one := range waiting {
+			r.tell(one.peer, one.why)
+		}
+		if more > 0 {
+			why := &ruleError{what: strconv.Itoa(more) + " more clients were refused"}
+			r.tell(Peer{}, &net.OpError{Op: "accept", Net: network, Err: why})
+		}
+		if waiting == nil {
+			return
+		}
+	}
+}
+
+// take returns what is to be told now. If that is nothing the goroutine is to end.
+func (r *refusals) take() (waiting []refusal, more int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	waiting, more = r.waiting, r.more
+	r.waiting, r.more = nil, 0
+	r.telling = waiting != nil
+	return waiting, more
 }
 
 // SetAccess says who of those that can connect may stay, from the next client on:
@@ -687,7 +933,9 @@ type Dialer struct {
 	Deadline time.Time
 
 	// Wait keeps trying until a server listens, instead of failing with
-	// [ErrNoListener].
+	// [ErrNoListener]. There is no event for that: the pauses between the attempts grow
+	// to 20 ms, so a new server is noticed that soon, plus what the scheduler takes. If
+	// nobody listens until the end of the time, the error matches ErrNoListener too.
 	Wait bool
 
 	// Access says who may be the server. With OwnerOnly, the zero value, the
@@ -801,12 +1049,17 @@ func (d *Dialer) connect(ctx context.Context, target string, kind transport) (*f
 		case final:
 			return nil, err
 		case absent:
+			err = &classified{err, ErrNoListener}
 			if !d.Wait {
-				return nil, &classified{err, ErrNoListener}
+				return nil, err
 			}
 		case unsure:
-			if !d.Wait && time.Since(start) >= refusalGrace {
-				return nil, &classified{err, ErrNoListener}
+			if time.Since(start) < refusalGrace {
+				break
+			}
+			err = &classified{err, ErrNoListener}
+			if !d.Wait {
+				return nil, err
 			}
 		}
 		last = err
@@ -1020,12 +1273,19 @@ func (c *Conn) CloseRead() error { return c.failed("close", c.fd.closeRead()) }
 func (c *Conn) CloseWrite() error { return c.failed("close", c.fd.closeWrite()) }
 
 // LocalAddr returns the address of this end, an [Addr]: the listener's on the
-// server's side, the zero Addr on the client's.
-func (c *endpoint) LocalAddr() net.Addr { return c.local }
+// server's side. A client, and an end of a [Pair], has none of its own: on Unix that is
+// Name(""), which prints as "@", on Windows the path of the pipe, \\.\pipe\name. After
+// Close it is Name("") on every system.
+func (c *endpoint) LocalAddr() net.Addr {
+	if c.local == (Addr{}) {
+		return c.fd.localAddr()
+	}
+	return c.local
+}
 
 // RemoteAddr returns the address of the other end, an [Addr]: the one dialed on
-// the client's side. A client has none but on Unix where it bound its socket to
-// one; otherwise it is the zero Addr.
+// the client's side. For a client it is what [Conn.LocalAddr] is on that client's side,
+// and on Unix the address that it bound its socket to, if it did.
 func (c *endpoint) RemoteAddr() net.Addr {
 	if c.remote == (Addr{}) {
 		return c.fd.remoteAddr()
@@ -1093,6 +1353,38 @@ func (c *endpoint) Peer() (Peer, error) {
 	p, err := c.fd.peer()
 	return p, c.failed("peer", err)
 }
+
+// WaitPeer waits until the process at the other end has ended, or ctx does; the error
+// is then as with [Dialer.DialContext]. It returns nil once the process has ended: not
+// when that only closes its end, and whether or not its parent has waited for it. The
+// process is the one of [Conn.Peer]: who made the other end, also if that was handed
+// on. Close does not end the wait, so a process can be told to end by Close; but on a
+// connection that is closed already WaitPeer fails with [net.ErrClosed].
+//
+// No thread is held. Each wait needs one descriptor or handle:
+//
+//	Linux, Android      a pidfd in the poller; before Linux 5.3 the process is looked
+//	                    for up to 50 times a second
+//	Windows             a wait of the system's thread pool (RegisterWaitForSingleObject),
+//	                    one thread of which serves up to 63 of them
+//	BSD, macOS          kqueue(2), EVFILT_PROC, asked up to 50 times a second
+//	every other Unix    the process is looked for, up to 50 times a second, until its
+//	                    parent has waited for it
+//
+// WaitPeer never takes a living process for one that has ended, unless the system hides
+// it from this one (security.bsd.see_other_uids of FreeBSD). But only Linux 6.5 and
+// later and Windows know the process itself; elsewhere, if it ended before WaitPeer was
+// called and its number was given to another by then, that one is waited for.
+//
+// Where the process is not known the error matches [errors.ErrUnsupported]: on
+// DragonFly, AIX and Solaris, on macOS when the other end is closed, for a process
+// of a PID namespace out of sight before Linux 6.5, and for one on another machine. If
+// Windows does not let this process wait for that one the error matches
+// [os.ErrPermission].
+func (c *endpoint) WaitPeer(ctx context.Context) error { return c.failed("wait", c.fd.waitPeer(ctx)) }
+
+// errProcessEnded says that the process to wait for has ended already.
+var errProcessEnded = &ruleError{what: "the process of the peer has ended"}
 
 // SyscallConn gives access to the descriptor or handle, for what this package
 // does not wrap. It must not be closed nor made blocking.

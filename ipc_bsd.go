@@ -244,3 +244,11 @@ var atSymlinkNoFollow = func() uintptr {
 	}
 	return 0x200
 }()
+
+// watchProcess watches for NOTE_EXIT of EVFILT_PROC: see kqueue(2).
+func (kernel) watchProcess(pid int) (processWatch, error) {
+	var end syscall.Kevent_t
+	syscall.SetKevent(&end, pid, syscall.EVFILT_PROC, syscall.EV_ADD|syscall.EV_ONESHOT)
+	end.Fflags = syscall.NOTE_EXIT
+	return kqueueWatch[syscall.Kevent_t]{pid: pid, kqueue: syscall.Kqueue, kevent: syscall.Kevent}.begin(end)
+}

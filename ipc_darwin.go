@@ -85,6 +85,14 @@ func (kernel) peerOf(sys int) (Peer, error) {
 	return p, nil
 }
 
+// watchProcess watches for NOTE_EXIT of EVFILT_PROC: see kqueue(2).
+func (kernel) watchProcess(pid int) (processWatch, error) {
+	var end syscall.Kevent_t
+	syscall.SetKevent(&end, pid, syscall.EVFILT_PROC, syscall.EV_ADD|syscall.EV_ONESHOT)
+	end.Fflags = syscall.NOTE_EXIT
+	return kqueueWatch[syscall.Kevent_t]{pid: pid, kqueue: syscall.Kqueue, kevent: syscall.Kevent}.begin(end)
+}
+
 // PeerAuditToken returns the audit token of the peer, which names its process and
 // no later one of the same number: LOCAL_PEERTOKEN of unix(4), macOS 11 and
 // later. If several have had the other end, it is the one that used it last. It is

@@ -254,3 +254,11 @@ func atSocket(trap uintptr, d *folder, sys int, name string) error {
 	_, _, errno := syscall.Syscall6(trap, uintptr(d.sys), uintptr(sys), uintptr(unsafe.Pointer(&sa)), uintptr(sa.Len), 0, 0)
 	return errnoOrNil(errno)
 }
+
+// watchProcess watches for NOTE_EXIT of EVFILT_PROC: see kqueue(2).
+func (kernel) watchProcess(pid int) (processWatch, error) {
+	var end syscall.Kevent_t
+	syscall.SetKevent(&end, pid, syscall.EVFILT_PROC, syscall.EV_ADD|syscall.EV_ONESHOT)
+	end.Fflags = syscall.NOTE_EXIT
+	return kqueueWatch[syscall.Kevent_t]{pid: pid, kqueue: syscall.Kqueue, kevent: syscall.Kevent}.begin(end)
+}

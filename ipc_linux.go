@@ -1,6 +1,7 @@
 package ipc
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -42,17 +43,35 @@ type kernel struct{ everyUnix }
 // pidfd_open(2). It becomes readable when the process ends, and signals are sent
 // to no other by pidfd_send_signal(2). It is the process that the credentials are
 // of: see [Peer]. Before 6.5 the error matches [errors.ErrUnsupported].
+//
+// The file is nonblocking and with the runtime's poller, so its SyscallConn can wait
+// for the end of the process, with a deadline, and holds no thread; the Example shows
+// it. [Conn.WaitPeer] does all that.
 func (c *endpoint) PeerPidfd() (*os.File, error) {
-	const soPeerPidfd = 77 // asm-generic/socket.h
-	var pidfd int
+	var f *os.File
 	err := c.fd.peerOption(func() (err error) {
-		pidfd, err = syscall.GetsockoptInt(c.fd.sys, syscall.SOL_SOCKET, soPeerPidfd)
+		f, err = peerPidfd(c.fd.sys)
 		return err
 	})
+	return f, c.failed("peer", err)
+}
+
+func peerPidfd(sys int) (*os.File, error) {
+	const soPeerPidfd = 77                                                    // asm-generic/socket.h
+	pidfd, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, soPeerPidfd) // close-on-exec from birth
 	if err != nil {
-		return nil, c.failed("peer", err)
+		return nil, err
 	}
-	return os.NewFile(uintptr(pidfd), "pidfd"), nil // close-on-exec from birth
+	return pidfdFile(pidfd)
+}
+
+// pidfdFile takes ownership of a pidfd that nobody else has.
+func pidfdFile(pidfd int) (*os.File, error) {
+	if err := syscall.SetNonblock(pidfd, true); err != nil { // or os.NewFile keeps it from the poller
+		syscall.Close(pidfd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(pidfd), "pidfd"), nil
 }
 
 // PeerLabel returns the label that the security module (SELinux, AppArmor) gave
@@ -76,8 +95,8 @@ func (c *endpoint) PeerLabel() (string, error) {
 }
 
 // PeerGroups returns the supplementary groups of the peer: SO_PEERGROUPS of
-// socket(7), Linux 4.13 and later. [Peer.Groups] has them too. Before 4.13 the
-// error matches [errors.ErrUnsupported].
+// socket(7), Linux 4.13 and later. [Peer.Groups] has them too, and leaves out the
+// same ones. Before 4.13 the error matches [errors.ErrUnsupported].
 func (c *endpoint) PeerGroups() (groups []int, err error) {
 	err = c.fd.peerOption(func() (err error) {
 		groups, err = peerGroups(c.fd.sys)
@@ -408,6 +427,39 @@ func (kernel) nameTarget(name string) (string, error) {
 	return "\x00" + name, nil
 }
 
+// sockName and peerName read the socket address themselves. Package syscall ends an
+// abstract name at its first NUL, and gives one and the same text to the abstract name
+// x and to the path @x.
+func (kernel) sockName(sys int) (Addr, error) { return nameOfSocket(numbers.getsockname, sys) }
+func (kernel) peerName(sys int) (Addr, error) { return nameOfSocket(numbers.getpeername, sys) }
+
+func nameOfSocket(trap uintptr, sys int) (Addr, error) {
+	var sa syscall.RawSockaddrUnix
+	size := uint32(unsafe.Sizeof(sa))
+	_, _, errno := syscall.Syscall(trap, uintptr(sys), uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&size)))
+	if errno != 0 {
+		return unnamed, errno
+	}
+	// The size is that of the whole address, also where that was too long for sa: of a
+	// path of 108 bytes, which has a NUL behind it that is not in sun_path.
+	const sunPath = unsafe.Offsetof(sa.Path)
+	n := min(max(int(size)-int(sunPath), 0), len(sa.Path))
+	return addrOfSunPath(unsafe.Slice((*byte)(unsafe.Pointer(&sa.Path)), n)), nil
+}
+
+// addrOfSunPath returns the Addr of as much of a sun_path as the kernel says that
+// there is: see unix(7), "Address format".
+func addrOfSunPath(path []byte) Addr {
+	switch {
+	case len(path) == 0:
+		return unnamed
+	case path[0] == 0:
+		return Name(string(path[1:]))
+	}
+	text, _, _ := strings.Cut(string(path), "\x00")
+	return Path(text)
+}
+
 // oPath is O_PATH of asm-generic/fcntl.h, the same on every architecture: a
 // descriptor that stands for the file and cannot be read or written.
 const oPath = 0x200000
@@ -695,16 +747,27 @@ const (
 // architecture has. Where a process may not ask (in a sandbox, or because it may have
 // no descriptors: EINVAL) all is as if it were ready, and the call that follows says.
 func poll(sys int, events int16) int16 {
-	p := struct {
-		fd              int32
-		events, revents int16
-	}{fd: int32(sys), events: events}
-	var now [2]int64 // a timespec of zero, whatever its width
-	_, _, errno := syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
-	if errno != 0 && errno != syscall.EINTR { // which comes only if nothing is ready
+	p := pollFD{fd: int32(sys), events: events}
+	if _, err := ppoll(&p); err != nil && err != syscall.EINTR { // which comes only if nothing is ready
 		return events
 	}
 	return p.revents
+}
+
+// A pollFD is the struct pollfd of asm-generic/poll.h.
+type pollFD struct {
+	fd              int32
+	events, revents int16
+}
+
+// ppoll asks about one descriptor and does not wait.
+func ppoll(p *pollFD) (int, error) {
+	var now [2]int64 // a timespec of zero, whatever its width
+	n, _, errno := syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(p)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
 }
 
 // accept looks before it asks: accept4(2) makes a socket first and then looks whether
@@ -1022,12 +1085,178 @@ func (kernel) peerOf(sys int) (Peer, error) {
 	return p, nil
 }
 
+// watchPeer asks for the process itself. Of one that was waited for the kernel says
+// ESRCH, before 6.15 EINVAL: see pidfd_prepare of kernel/fork.c.
+func (kernel) watchPeer(sys int) (processWatch, error) {
+	f, err := peerPidfd(sys)
+	switch err {
+	case nil:
+		return pidfdWatch{f}, nil
+	case syscall.ESRCH, syscall.EINVAL:
+		return nil, errProcessEnded
+	case syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM:
+		return nil, os.NewSyscallError("getsockopt", err)
+	}
+	return everyUnix{}.watchPeer(sys) // before 6.5, or in a sandbox
+}
+
+// watchProcess watches the process of the number by pidfd_open(2). EINVAL, later
+// ENOENT, is for a number that a thread has by now.
+func (kernel) watchProcess(pid int) (processWatch, error) {
+	const pidfdOpen = 434 // SYS_pidfd_open, the same on every architecture
+	pidfd, _, errno := syscall.Syscall(pidfdOpen, uintptr(pid), 0, 0)
+	switch errno {
+	case 0:
+		f, err := pidfdFile(int(pidfd))
+		return pidfdWatch{f}, os.NewSyscallError("fcntl", err)
+	case syscall.ESRCH, syscall.EINVAL, syscall.ENOENT:
+		return nil, errProcessEnded
+	case syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM:
+		return nil, os.NewSyscallError("pidfd_open", errno)
+	}
+	return processNumber(pid), nil // before 5.3, or in a sandbox
+}
+
+// hasEnded looks at the state too: a process that its parent has not waited for has its
+// number still, and is Z or X behind the name of its program, see proc_pid_stat(5).
+func (kernel) hasEnded(pid int) bool {
+	if (everyUnix{}).hasEnded(pid) {
+		return true
+	}
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	i := strings.LastIndex(string(stat), ") ")
+	return err == nil && i >= 0 && i+2 < len(stat) && (stat[i+2] == 'Z' || stat[i+2] == 'X')
+}
+
+// A pidfdWatch waits in the runtime's poller.
+type pidfdWatch struct{ file *os.File }
+
+func (w pidfdWatch) wait(ctx context.Context) error {
+	raw, err := w.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { w.file.SetReadDeadline(time.Unix(1, 0)) }) // in the past: ends the wait
+	defer stop()
+	var ended bool
+	var failure error
+	ask := func(fd uintptr) bool {
+		ended, failure = pidfdEnded(int(fd))
+		return ended || failure != nil
+	}
+	err = raw.Read(ask)
+	switch {
+	case ended, failure != nil:
+		return failure
+	case ctx.Err() != nil:
+		return contextError(ctx, nil)
+	}
+	return pollUntil(ctx, func() (bool, error) { // the poller did not take it
+		if e := raw.Control(func(fd uintptr) { ask(fd) }); e != nil {
+			return false, e
+		}
+		return ended, failure
+	})
+}
+
+func (w pidfdWatch) close() { w.file.Close() }
+
+// pidfdEnded reports whether the process has ended: then, and only then, the
+// descriptor is readable. Unlike poll it takes no failure for a yes.
+func pidfdEnded(pidfd int) (bool, error) {
+	var n int
+	p := pollFD{fd: int32(pidfd), events: pollIn}
+	err := control(func() (err error) { n, err = ppoll(&p); return err })
+	return n > 0 && p.revents != 0, os.NewSyscallError("ppoll", err)
+}
+
 func credPeer(cred *syscall.Ucred) Peer {
-	p := unixPeer(int(cred.Uid))
-	p.add(knowsGID, &p.gid, int(cred.Gid))
+	var p Peer
+	if !userIDs.hides(cred.Uid) {
+		p = unixPeer(int(cred.Uid))
+	}
+	if !groupIDs.hides(cred.Gid) {
+		p.add(knowsGID, &p.gid, int(cred.Gid))
+	}
 	p.add(knowsPID, &p.pid, int(cred.Pid)) // 0: in a namespace out of sight
 	return p
 }
+
+// An idMap says which ids mean one user, or one group, to this process. In a user
+// namespace (user_namespaces(7)) the kernel tells of every user without a mapping as
+// the overflow id, so that id is nobody's identity there: neither that of a peer, nor
+// that of this process, nor that of the owner of a file.
+type idMap struct {
+	mapFile, overflowFile string
+	full                  atomic.Bool // the map was seen to be full; a map is written once and stays
+}
+
+var (
+	userIDs  = idMap{mapFile: "/proc/self/uid_map", overflowFile: "/proc/sys/kernel/overflowuid"}
+	groupIDs = idMap{mapFile: "/proc/self/gid_map", overflowFile: "/proc/sys/kernel/overflowgid"}
+)
+
+// overflow returns the id that stands for all that have no mapping, unless every id
+// has one. It is asked for each time: the map may be written after the process has
+// started, and root may change the id.
+func (m *idMap) overflow() (id uint32, exists bool) {
+	if m.full.Load() {
+		return 0, false
+	}
+	text, err := os.ReadFile(m.mapFile)
+	if isFullMap(string(text)) || errnoOf(err) == syscall.ENOENT && hasProc() { // a kernel without user namespaces
+		m.full.Store(true)
+		return 0, false
+	}
+	text, err = os.ReadFile(m.overflowFile)
+	return overflowID(string(text), err), true
+}
+
+// hides reports whether the id stands for all that have no mapping.
+func (m *idMap) hides(id uint32) bool {
+	overflow, exists := m.overflow()
+	return exists && id == overflow
+}
+
+// hasProc reports whether proc(5) is mounted.
+func hasProc() bool {
+	var st syscall.Stat_t
+	return control(func() error { return syscall.Stat("/proc/self/stat", &st) }) == nil
+}
+
+// isFullMap reports whether the text of a uid_map or gid_map gives every id a
+// mapping: all but the last one, which is none. Each line is the first id inside, the
+// first outside, and how many. The kernel lets no line overlap another.
+func isFullMap(text string) bool {
+	const all = 1<<32 - 1
+	var mapped uint64
+	for line := range strings.Lines(text) {
+		fields := strings.Fields(line)
+		if len(fields) != 3 {
+			return false
+		}
+		n, err := strconv.ParseUint(fields[2], 10, 32)
+		if err != nil {
+			return false
+		}
+		mapped += n
+	}
+	return mapped == all
+}
+
+// overflowID reads the text of overflowuid or overflowgid. One that cannot be read
+// is DEFAULT_OVERFLOWUID of linux/highuid.h, the same for groups.
+func overflowID(text string, err error) uint32 {
+	if id, e := strconv.ParseUint(strings.TrimSpace(text), 10, 32); e == nil && err == nil {
+		return uint32(id)
+	}
+	return 65534
+}
+
+// hidesUser and hidesGroup report whether the id of a user or group stands for all
+// that this process's user namespace has no mapping for.
+func (kernel) hidesUser(uid int) bool  { return userIDs.hides(uint32(uid)) }
+func (kernel) hidesGroup(gid int) bool { return groupIDs.hides(uint32(gid)) }
 
 func peerGroups(sys int) ([]int, error) {
 	const soPeerGroups = 59   // asm-generic/socket.h
@@ -1042,9 +1271,12 @@ func peerGroups(sys int) ([]int, error) {
 		if err != nil {
 			return nil, err
 		}
-		groups := make([]int, n/4)
-		for i := range groups {
-			groups[i] = int(ids[i])
+		groups := make([]int, 0, n/4)
+		overflow, exists := groupIDs.overflow()
+		for _, id := range ids[:n/4] {
+			if !exists || id != overflow {
+				groups = append(groups, int(id))
+			}
 		}
 		return groups, nil
 	}
@@ -1063,27 +1295,28 @@ func getsockopt(sys, opt int, buf []byte, n *int) error {
 	return nil
 }
 
-// numbers are those of asm/unistd.h for calls that package syscall lacks: those of
-// sockets on 386, where they came with Linux 4.3 (before, socketcall(2) was the only
+// callNumbers are numbers of asm/unistd.h for calls that package syscall lacks: those
+// of sockets on 386, where they came with Linux 4.3 (before, socketcall(2) was the only
 // way), preadv2 of Linux 4.6, which pwritev2 follows, and getcpu.
-var numbers = func() (n struct{ getsockopt, sendmsg, recvmsg, preadv2, getcpu uintptr }) {
+type callNumbers struct{ getsockname, getpeername, getsockopt, sendmsg, recvmsg, preadv2, getcpu uintptr }
+
+// numbers are those of this architecture.
+var numbers = func() callNumbers {
 	switch runtime.GOARCH {
 	case "amd64":
-		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2, n.getcpu = 55, 46, 47, 327, 309
+		return callNumbers{51, 52, 55, 46, 47, 327, 309}
 	case "386":
-		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2, n.getcpu = 365, 370, 372, 378, 318
+		return callNumbers{367, 368, 365, 370, 372, 378, 318}
 	case "s390x":
-		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2, n.getcpu = 365, 370, 372, 376, 311
+		return callNumbers{367, 368, 365, 370, 372, 376, 311}
 	case "arm":
-		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2, n.getcpu = 295, 296, 297, 392, 345
+		return callNumbers{286, 287, 295, 296, 297, 392, 345}
 	case "ppc64", "ppc64le":
-		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2, n.getcpu = 340, 341, 342, 380, 302
+		return callNumbers{331, 332, 340, 341, 342, 380, 302}
 	case "mips", "mipsle":
-		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2, n.getcpu = 4173, 4179, 4177, 4361, 4312
+		return callNumbers{4172, 4171, 4173, 4179, 4177, 4361, 4312}
 	case "mips64", "mips64le":
-		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2, n.getcpu = 5054, 5045, 5046, 5321, 5271
-	default: // arm64, riscv64, loong64: asm-generic/unistd.h
-		n.getsockopt, n.sendmsg, n.recvmsg, n.preadv2, n.getcpu = 209, 211, 212, 286, 168
+		return callNumbers{5050, 5051, 5054, 5045, 5046, 5321, 5271}
 	}
-	return n
+	return callNumbers{204, 205, 209, 211, 212, 286, 168} // arm64, riscv64, loong64: asm-generic/unistd.h
 }()

@@ -3,6 +3,8 @@
 package ipc_test
 
 import (
+	"bufio"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +19,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/interprocess-go/ipc"
 )
@@ -24,7 +27,7 @@ import (
 func init() {
 	badAddrs = append(badAddrs, badAddr{
 		ipc.Name(strings.Repeat("n", 108)), ipc.ErrNameTooLong, []string{"abstract", "108 bytes", "limit is 107"},
-	})
+	}, badAddr{ipc.Name(strings.Repeat("\x00", 108)), ipc.ErrNameTooLong, []string{"108 bytes"}})
 	roles["blocked"] = childReadsAnEndThatBlocks
 	roles["groups"] = childTellsItsGroups
 }
@@ -112,6 +115,212 @@ func TestAdoptedEndsKnowAbstractNames(t *testing.T) {
 	if got := accept(t, adopted).RemoteAddr(); got != ipc.Name(self) {
 		t.Errorf("the client's address is %v, want @%s", got, self)
 	}
+}
+
+// paddedName returns a name that is filled up with NUL bytes, as programs give it that
+// bind with the size of a whole sockaddr_un.
+func paddedName(name string) ipc.Addr { return ipc.Name(name + strings.Repeat("\x00", 107-len(name))) }
+
+// abstract returns the socket address of a name as the kernel has it. Package syscall
+// takes an '@' for the first NUL.
+func abstract(name string) syscall.Sockaddr { return &syscall.SockaddrUnix{Name: "@" + name} }
+
+// TestNamesMayHoldNUL has servers and clients of such names, also of other programs,
+// and ends that tell the very name.
+func TestNamesMayHoldNUL(t *testing.T) {
+	for what, name := range map[string]string{
+		"AtTheEnd": unique() + "\x00",
+		"Inside":   unique() + "\x00a\x00\x00b",
+		"First":    "\x00" + unique(),
+		"Padded":   unique() + strings.Repeat("\x00", 107)[:107-len(unique())-2],
+		"Digits":   unique() + `\0` + "\x00" + `0\\` + "\x000",
+	} {
+		t.Run(what, func(t *testing.T) {
+			story(t)
+			addr, self := ipc.Name(name), unique()+"\x00\x00"
+			if text := addr.String(); strings.ContainsRune(text, 0) || strings.Contains(text, "\n") {
+				t.Errorf("%q is not to be printed", text)
+			}
+			if back, err := ipc.ParseAddr(addr.String()); back != addr || err != nil {
+				t.Errorf("%q is read as %#v, %v", addr, back, err)
+			}
+			data, err := json.Marshal(addr)
+			must(t, err)
+			var back ipc.Addr
+			if err := json.Unmarshal(data, &back); back != addr || err != nil {
+				t.Errorf("JSON %s is read as %#v, %v", data, back, err)
+			}
+
+			l := listen(t, addr)
+			if got := adopt(t, l).Addr(); got != addr {
+				t.Errorf("the listener is bound to %v, want %v", got, addr)
+			}
+			serves(t, l, addr)
+			_, err = ipc.Listen(addr)
+			matches(t, err, ipc.ErrAddrInUse)
+			shorter, err := ipc.Dialer{Access: ipc.Everyone}.Dial(ipc.Name(strings.TrimRight(name, "\x00") + "x"))
+			matches(t, err, ipc.ErrNoListener)
+			if shorter != nil {
+				t.Error("another name leads there")
+			}
+
+			sys, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+			must(t, err)
+			foreign := os.NewFile(uintptr(sys), "foreign")
+			defer foreign.Close()
+			must(t, syscall.Bind(sys, abstract(self)))
+			must(t, syscall.Connect(sys, abstract(name)))
+			server := accept(t, l)
+			if got := server.RemoteAddr(); got != ipc.Name(self) {
+				t.Errorf("the client's address is %v, want %v", got, ipc.Name(self))
+			}
+			client, err := ipc.FileConn(foreign)
+			kept(t, client, err)
+			if client.LocalAddr() != ipc.Name(self) || client.RemoteAddr() != addr {
+				t.Errorf("the adopted client is between %v and %v", client.LocalAddr(), client.RemoteAddr())
+			}
+			talk(t, client, server)
+		})
+	}
+}
+
+func TestTextOfNUL(t *testing.T) {
+	story(t)
+	for name, text := range map[string]string{
+		"a\x00":        `@a\0`,
+		"\x00":         `@\0`,
+		"a\x00\x00b":   `@a\0\0b`,
+		"a\x000":       `@a\00`,
+		"\\\x00":       `@\\\0`,
+		"\\\\\x00":     `@\\\\\0`,
+		`a\0`:          `@a\\0`,
+		`a\\0`:         `@a\\\\0`,
+		`a\b\`:         `@a\b\`,
+		`a\\`:          `@a\\`,
+		`0`:            `@0`,
+		`a\b0`:         `@a\b0`,
+		`a\` + "\x000": `@a\\\00`,
+	} {
+		if got := ipc.Name(name).String(); got != text {
+			t.Errorf("%q is written %s, want %s", name, got, text)
+		}
+		if got, err := ipc.ParseAddr(text); got != ipc.Name(name) || err != nil {
+			t.Errorf("%s is read %q, %v; want %q", text, got, err, name)
+		}
+	}
+}
+
+// TestPathOfAnAtSignIsNoName has a client that is bound to the file @x, and one that
+// is bound to the abstract name x: package net says the same of both.
+func TestPathOfAnAtSignIsNoName(t *testing.T) {
+	story(t)
+	t.Chdir(openDir(t))
+	addr := nameAddr(t)
+	l := listen(t, addr)
+	sys, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	must(t, err)
+	client := os.NewFile(uintptr(sys), "client")
+	defer client.Close()
+	bindToPath(t, sys, "@x")
+	defer os.Remove("@x")
+	must(t, syscall.Connect(sys, abstract(strings.TrimPrefix(addr.String(), "@"))))
+	server := accept(t, l)
+	if got := server.RemoteAddr(); got != ipc.Path("@x") {
+		t.Errorf("the client's address is %#v, want %v", got, ipc.Path("@x"))
+	}
+	adopted, err := ipc.FileConn(client)
+	kept(t, adopted, err)
+	if got := adopted.LocalAddr(); got != ipc.Path("@x") {
+		t.Errorf("the client's own address is %#v, want %v", got, ipc.Path("@x"))
+	}
+	talk(t, adopted, server)
+}
+
+// bindToPath binds the socket to a file at the path as it stands, which package
+// syscall does not do if it begins with '@'.
+func bindToPath(t *testing.T, sys int, path string) {
+	t.Helper()
+	raw := syscall.RawSockaddrUnix{Family: syscall.AF_UNIX}
+	for i := range len(path) {
+		raw.Path[i] = int8(path[i])
+	}
+	bind, ok := map[string]uintptr{ // asm/unistd.h; package syscall has none on 386
+		"amd64": 49, "386": 361, "arm": 282, "arm64": 200, "riscv64": 200, "loong64": 200, "s390x": 361,
+		"ppc64": 327, "ppc64le": 327, "mips": 4169, "mipsle": 4169, "mips64": 5048, "mips64le": 5048,
+	}[runtime.GOARCH]
+	if !ok {
+		t.Skip("the number of bind(2) is not known")
+	}
+	_, _, errno := syscall.Syscall(bind, uintptr(sys), uintptr(unsafe.Pointer(&raw)), uintptr(2+len(path)+1))
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+}
+
+// runNode runs a program of Node.js, which prints lines; the test is skipped where
+// that is not installed.
+func runNode(t *testing.T, program string, args ...string) *bufio.Scanner {
+	t.Helper()
+	node, err := exec.LookPath("node")
+	if err != nil {
+		t.Skip("Node.js is not installed: ", err)
+	}
+	cmd := exec.Command(node, append([]string{"-e", program}, args...)...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	return bufio.NewScanner(out)
+}
+
+func nextLine(t *testing.T, lines *bufio.Scanner) string {
+	t.Helper()
+	if !lines.Scan() {
+		t.Fatal("Node.js says no more: ", lines.Err())
+	}
+	return lines.Text()
+}
+
+// TestNodeReachesAbstractNames serves a client of Node.js. Up to version 20 it pads
+// the name, later ones do not; so both names are served.
+func TestNodeReachesAbstractNames(t *testing.T) {
+	story(t)
+	name := unique()
+	padded, plain := listen(t, paddedName(name)), listen(t, ipc.Name(name))
+	reached := make(chan string, 2)
+	for what, l := range map[string]*ipc.Listener{"padded": padded, "plain": plain} {
+		serveEach(l, func(c *ipc.Conn) error {
+			reached <- what
+			_, err := io.WriteString(c, "hello Node\n")
+			return errors.Join(err, c.Close())
+		})
+	}
+	lines := runNode(t, `
+		const c = require('net').connect('\0' + process.argv[1])
+		c.on('data', d => process.stdout.write(d))`, name)
+	if got := nextLine(t, lines); got != "hello Node" {
+		t.Errorf("Node.js reads %q", got)
+	}
+	t.Log("Node.js dials the name ", <-reached)
+}
+
+func TestNodeServesAbstractNames(t *testing.T) {
+	story(t)
+	name := unique()
+	lines := runNode(t, `
+		const s = require('net').createServer(c => c.end('hello Go\n'))
+		s.listen('\0' + process.argv[1], () => console.log('listening'))`, name)
+	if got := nextLine(t, lines); got != "listening" {
+		t.Fatalf("Node.js says %q", got)
+	}
+	c, err := ipc.Dial(paddedName(name))
+	if errors.Is(err, ipc.ErrNoListener) { // a later version than 20
+		c, err = ipc.Dial(ipc.Name(name))
+	}
+	kept(t, c, err)
+	expect(t, c, "hello Go\n")
+	expectEOF(t, c)
 }
 
 // No permission guards the name, and what the socket was made for is not known.

@@ -581,7 +581,7 @@ func isErrorOf(t *testing.T, err error, e end, op, msgOp string) {
 	}
 	isOpError(t, err, op)
 	to := e.(interface{ RemoteAddr() net.Addr }).RemoteAddr()
-	if oe := (*net.OpError)(nil); errors.As(err, &oe) && to != (ipc.Addr{}) && oe.Addr != to {
+	if oe := (*net.OpError)(nil); errors.As(err, &oe) && oe.Addr != nil && oe.Addr != to {
 		t.Fatalf("%#v does not say whose it is", err)
 	}
 }
@@ -919,6 +919,7 @@ func TestAddrsSurviveEveryWayOfWritingThem(t *testing.T) {
 		ipc.Path("/run/app/socket"), ipc.Path("socket"), ipc.Path("./@socket"), ipc.Path("@socket"),
 		ipc.Path(`\\.\pipe\app`), ipc.Path("ünïcödé/s"), ipc.Path("with space"),
 		ipc.Name("app"), ipc.Name("@app"), ipc.Name("a/b"), ipc.Name("ünïcödé"), ipc.Name(" "),
+		ipc.Name(`\`), ipc.Name(`\0`), ipc.Name(`\\0`), ipc.Name(`a\b\00\`), ipc.Name("0"), ipc.Name(`\x00`),
 	} {
 		if got, err := ipc.ParseAddr(addr.String()); got != addr || err != nil {
 			t.Errorf("ParseAddr(%q) = %v, %v", addr, got, err)
@@ -950,6 +951,28 @@ func TestAddrsSurviveEveryWayOfWritingThem(t *testing.T) {
 		if flagged != addr {
 			t.Errorf("-server %s gave %v", addr, flagged)
 		}
+	}
+}
+
+// TestTextThatIsNotUTF8IsRefused keeps JSON from making another address of it.
+func TestTextThatIsNotUTF8IsRefused(t *testing.T) {
+	story(t)
+	for _, addr := range []ipc.Addr{ipc.Path("/run/\xff"), ipc.Name("\xc3"), ipc.Path("a\xed\xa0\x80")} {
+		if text, err := addr.MarshalText(); err == nil || !strings.Contains(err.Error(), "UTF-8") || text != nil {
+			t.Errorf("MarshalText of %q: %q, %v", addr, text, err)
+		} else {
+			isOpError(t, err, "marshal")
+		}
+		if data, err := json.Marshal(map[string]ipc.Addr{"server": addr}); err == nil {
+			t.Errorf("%q became %s", addr, data)
+		}
+		if again, err := ipc.ParseAddr(addr.String()); again != addr || err != nil { // which changes nothing
+			t.Errorf("%q is read as %q, %v", addr, again, err)
+		}
+	}
+	replaced := ipc.Path("/run/\uFFFD") // what others make of it is text
+	if text, err := replaced.MarshalText(); string(text) != replaced.String() || err != nil {
+		t.Errorf("MarshalText of %q: %q, %v", replaced, text, err)
 	}
 }
 
@@ -1011,7 +1034,6 @@ func TestTextThatIsNoAddressIsRefused(t *testing.T) {
 	story(t)
 	for text, words := range map[string][]string{
 		"":        {"address"},
-		"@":       {"name", "empty"},
 		"a\x00b":  {"NUL", "1", `"a\x00b"`},
 		"@ab\x00": {"NUL", "2", `"ab\x00"`},
 	} {
@@ -1047,8 +1069,6 @@ var badAddrs = []badAddr{
 	{addr: ipc.Path(""), words: []string{"empty"}},
 	{addr: ipc.Name(""), words: []string{"empty"}},
 	{addr: ipc.Path("a\x00b"), words: []string{"NUL", "1"}},
-	{addr: ipc.Name("ab\x00"), words: []string{"NUL", "2"}},
-	{addr: ipc.Name("\x00ab"), words: []string{"NUL", "0"}},
 	{addr: ipc.Name(strings.Repeat("n", 5000)), is: ipc.ErrNameTooLong, words: []string{"50", "limit"}},
 }
 
@@ -1142,6 +1162,48 @@ func TestOptionsHaveNames(t *testing.T) {
 	}
 }
 
+// TestOptionsAreWords has them in flags and JSON; what is no constant is no word.
+func TestOptionsAreWords(t *testing.T) {
+	story(t)
+	type options struct {
+		Access   ipc.Access
+		Takeover ipc.Takeover
+	}
+	for in, want := range map[options]string{
+		{}:                                  `{"Access":"OwnerOnly","Takeover":"TakeoverStale"}`,
+		{ipc.Everyone, ipc.TakeoverNever}:   `{"Access":"Everyone","Takeover":"TakeoverNever"}`,
+		{ipc.OwnerOnly, ipc.TakeoverAlways}: `{"Access":"OwnerOnly","Takeover":"TakeoverAlways"}`,
+	} {
+		data, err := json.Marshal(in)
+		if string(data) != want || err != nil {
+			t.Errorf("%v is %s, %v; want %s", in, data, err, want)
+		}
+		out := options{9, 9}
+		if err := json.Unmarshal(data, &out); out != in || err != nil {
+			t.Errorf("%s is read as %v, %v", data, out, err)
+		}
+	}
+	for _, bad := range []any{ipc.Access(2), ipc.Takeover(3)} {
+		text, err := bad.(interface{ MarshalText() ([]byte, error) }).MarshalText()
+		if text != nil || err == nil || !strings.Contains(err.Error(), "must be") {
+			t.Errorf("%v is written %q, %v", bad, text, err)
+		}
+		isOpError(t, err, "marshal")
+	}
+	access, takeover := ipc.Everyone, ipc.TakeoverNever
+	for _, text := range []string{"", "everyone", "Everyone ", "2", "Access(2)", "Takeover(3)"} {
+		for _, err := range []error{access.UnmarshalText([]byte(text)), takeover.UnmarshalText([]byte(text))} {
+			if err == nil || !strings.Contains(err.Error(), strconv.Quote(text)) {
+				t.Errorf("%q is read: %v", text, err)
+			}
+			isOpError(t, err, "parse")
+		}
+	}
+	if access != ipc.Everyone || takeover != ipc.TakeoverNever {
+		t.Errorf("words that are none change it to %v, %v", access, takeover)
+	}
+}
+
 func TestBothEndsKnowTheAddress(t *testing.T) {
 	overEachServer(t, func(t *testing.T, addr ipc.Addr, s server) {
 		client, there := s.connect(t)
@@ -1152,11 +1214,68 @@ func TestBothEndsKnowTheAddress(t *testing.T) {
 				t.Errorf("%s address is %v, want %v", what, got, addr)
 			}
 		}
-		if client.LocalAddr() != (ipc.Addr{}) || there.RemoteAddr() != (ipc.Addr{}) {
-			t.Errorf("a client has an address: %v, %v", client.LocalAddr(), there.RemoteAddr())
-		}
+		isUnnamed(t, client.LocalAddr(), addr)
+		isUnnamed(t, there.RemoteAddr(), addr)
 		talk(t, client, there)
+		must(t, there.Close())
+		if got := there.RemoteAddr(); got != ipc.Name("") {
+			t.Errorf("after Close the address of the client is %v", got)
+		}
 	})
+}
+
+// isUnnamed fails the test unless got is what an end without an address has, of a
+// connection to the server at addr: as package net says it, and on Windows the path
+// of the pipe, by which programs know that it is one.
+func isUnnamed(t *testing.T, got net.Addr, addr ipc.Addr) {
+	t.Helper()
+	want := ipc.Name("")
+	if runtime.GOOS == "windows" {
+		want = ipc.Path(`\\.\pipe\` + strings.TrimPrefix(strings.TrimPrefix(addr.String(), "@"), `\\.\pipe\`))
+	}
+	if got != want {
+		t.Errorf("the address is %v, want %v", got, want)
+	}
+	if text, err := got.(ipc.Addr).MarshalText(); string(text) != got.String() || err != nil {
+		t.Errorf("the address %v marshals to %q, %v", got, text, err)
+	}
+}
+
+// TestUnnamedAddrIsAnAtSign has the address that is there to be printed and compared.
+func TestUnnamedAddrIsAnAtSign(t *testing.T) {
+	story(t)
+	unnamed := ipc.Name("")
+	if unnamed.String() != "@" || unnamed == (ipc.Addr{}) {
+		t.Errorf("it is %q, %#v", unnamed, unnamed)
+	}
+	back, err := ipc.ParseAddr("@")
+	if back != unnamed || err != nil {
+		t.Errorf("@ is read as %#v, %v", back, err)
+	}
+	data, err := json.Marshal(unnamed)
+	must(t, err)
+	back = ipc.Name("before")
+	if err := json.Unmarshal(data, &back); back != unnamed || err != nil {
+		t.Errorf("JSON %s became %#v, %v", data, back, err)
+	}
+}
+
+func TestPairHasNoAddresses(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	c, d := msgPair(t)
+	for _, got := range []net.Addr{
+		a.LocalAddr(), a.RemoteAddr(), b.LocalAddr(), b.RemoteAddr(), c.LocalAddr(), d.RemoteAddr(),
+	} {
+		if want := "@"; runtime.GOOS != "windows" && got.String() != want {
+			t.Errorf("the address is %q, want %q", got, want)
+		} else if runtime.GOOS == "windows" && !strings.HasPrefix(got.String(), `\\.\pipe\ipc-`) {
+			t.Errorf("the address is %q", got)
+		}
+	}
+	if a.LocalAddr() != b.RemoteAddr() {
+		t.Errorf("the ends have %v and %v", a.LocalAddr(), b.RemoteAddr())
+	}
 }
 
 func TestZeroAddrListensAtAFreshName(t *testing.T) {
@@ -1618,6 +1737,26 @@ func TestFullBacklogEndsDialAtItsDeadline(t *testing.T) {
 func TestWaitEndsAtItsDeadline(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		endsAtItsDeadline(t, addr, ipc.Dialer{Wait: true})
+	})
+}
+
+// TestWaitSaysThatNobodyListened tells the two reasons for a wait apart.
+func TestWaitSaysThatNobodyListened(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		_, err := ipc.Dialer{Wait: true, Timeout: time.Second}.Dial(addr)
+		timedOut(t, err)
+		matches(t, err, ipc.ErrNoListener)
+		if !strings.Contains(err.Error(), "i/o timeout") {
+			t.Errorf("%q does not say that time is up", err)
+		}
+
+		listenWith(t, ipc.ListenConfig{Backlog: 1}, addr)
+		fill(t, addr)
+		_, err = ipc.Dialer{Wait: true, Timeout: time.Second}.Dial(addr)
+		timedOut(t, err)
+		if errors.Is(err, ipc.ErrNoListener) {
+			t.Errorf("%v matches ErrNoListener, and a server is there", err)
+		}
 	})
 }
 

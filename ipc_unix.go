@@ -23,6 +23,9 @@ import (
 // network is what Addr.Network says: local sockets are AF_UNIX sockets here.
 const network = "unix"
 
+// nulInNames says that a Name may hold NUL bytes: an abstract one has a length.
+const nulInNames = abstractNames
+
 // ---------------------------------------------------------------------------
 // What only Unix has
 
@@ -168,23 +171,40 @@ func guarded(target string) bool { return !isAbstract(target) }
 // where the folder's permissions forbid it, and the user chose the folder.
 func squattable(a Addr) bool { return a.kind == nameAddr }
 
-// sockAddr returns the socket address of a target that fits into one.
-func sockAddr(target string) *syscall.SockaddrUnix { return &syscall.SockaddrUnix{Name: target} }
+// sockAddr returns the socket address of a target that fits into one. Package syscall
+// takes an '@' at the start for the NUL byte of an abstract name, which so may be as
+// long as the kernel takes it.
+func sockAddr(target string) *syscall.SockaddrUnix {
+	if isAbstract(target) {
+		target = "@" + target[1:]
+	}
+	return &syscall.SockaddrUnix{Name: target}
+}
 
 // sunPathMax is the longest path, or name, that a sockaddr_un of package syscall
 // takes.
 const sunPathMax = len(syscall.RawSockaddrUnix{}.Path) - 1
 
-// addrOf returns the Addr that the kernel gave as sa.
+// addrOf returns the Addr of a socket address where all that have one are paths. A
+// path that begins with '@' is none of package syscall's abstract names there.
 func addrOf(sa syscall.Sockaddr) Addr {
 	un, ok := sa.(*syscall.SockaddrUnix)
-	switch {
-	case !ok || un.Name == "" || abstractNames && un.Name == "@":
-		return Addr{}
-	case abstractNames && un.Name[0] == '@':
-		return Name(un.Name[1:])
+	if !ok || un.Name == "" {
+		return unnamed
 	}
 	return Path(un.Name)
+}
+
+// sockName returns the address that the socket is bound to, or peerName that of the
+// other end.
+func (everyUnix) sockName(sys int) (Addr, error) {
+	sa, err := syscall.Getsockname(sys)
+	return addrOf(sa), err
+}
+
+func (everyUnix) peerName(sys int) (Addr, error) {
+	sa, err := syscall.Getpeername(sys)
+	return addrOf(sa), err
 }
 
 // splitPath cuts a path before its last element. The folder of a path without
@@ -1501,7 +1521,8 @@ func judge(target string, err error) verdict {
 	return final
 }
 
-// trusted reports whether the peer is this process's user or root.
+// trusted reports whether the peer is this process's user or root. A user that is
+// not known, such as one without a mapping in a user namespace, is neither.
 func (p Peer) trusted() bool {
 	uid, ok := p.UID()
 	return ok && (uid == 0 || uid == os.Geteuid())
@@ -3499,6 +3520,124 @@ func (f *fd) peer() (p Peer, err error) {
 	return p, err
 }
 
+// waitPeer waits for the end of the peer's process.
+func (f *fd) waitPeer(ctx context.Context) error {
+	if err := contextError(ctx, nil); err != nil {
+		return err
+	}
+	var w processWatch
+	err := f.control("", func() (err error) {
+		w, err = kern.watchPeer(f.sys)
+		return err
+	})
+	if err == errProcessEnded {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	defer w.close()
+	return w.wait(ctx)
+}
+
+// A processWatch notices the end of one process.
+type processWatch interface {
+	wait(ctx context.Context) error
+	close()
+}
+
+// watchPeer returns a watch of the peer's process by its number, or errProcessEnded.
+func (everyUnix) watchPeer(sys int) (processWatch, error) {
+	p, err := kern.peerOf(sys)
+	if err != nil {
+		return nil, os.NewSyscallError("getsockopt", err)
+	}
+	pid, ok := p.PID()
+	if !ok {
+		return nil, errNoPID
+	}
+	return kern.watchProcess(pid)
+}
+
+var errNoPID = &ruleError{"the system does not tell the process of the peer", errors.ErrUnsupported}
+
+// A processNumber watches a process by looking for its number.
+type processNumber int
+
+func (everyUnix) watchProcess(pid int) (processWatch, error) { return processNumber(pid), nil }
+
+func (n processNumber) wait(ctx context.Context) error {
+	return pollUntil(ctx, func() (bool, error) { return kern.hasEnded(int(n)), nil })
+}
+func (n processNumber) close() {}
+
+// hasEnded reports whether no process has the number: kill(2) without a signal.
+func (everyUnix) hasEnded(pid int) bool { return syscall.Kill(pid, 0) == syscall.ESRCH }
+
+// pollUntil asks again and again until the answer is yes, or an error, or ctx ends.
+func pollUntil(ctx context.Context, ask func() (bool, error)) error {
+	deadline, _ := ctx.Deadline()
+	p := patience{ctx: ctx, deadline: deadline}
+	defer p.stop()
+	for {
+		if yes, err := ask(); yes || err != nil {
+			return err
+		}
+		if err := p.ended(nil); err != nil {
+			return err
+		}
+		p.pause()
+	}
+}
+
+// A kqueueWatch watches a process by a kqueue(2) of its own, whose type of event E each
+// system has in package syscall. The runtime's poller does not take a kqueue: it asks
+// for EVFILT_WRITE too, which a kqueue has none of (kqueue_kqfilter of kern_event.c). A
+// child does not inherit it.
+type kqueueWatch[E any] struct {
+	pid, kq int
+	kqueue  func() (int, error)
+	kevent  func(kq int, changes, events []E, timeout *syscall.Timespec) (int, error)
+}
+
+// begin adds the event, which is to be the end of the process. ESRCH is the
+// kernel's word for one that has ended, be it waited for or not. Where it does not let
+// this process ask (NetBSD and OpenBSD: EACCES) the number is looked for.
+func (w kqueueWatch[E]) begin(end E) (processWatch, error) {
+	var err error
+	if w.kq, err = w.kqueue(); err != nil {
+		return nil, os.NewSyscallError("kqueue", err)
+	}
+	err = control(func() error {
+		_, err := w.kevent(w.kq, []E{end}, nil, nil)
+		return err
+	})
+	if err == nil {
+		return w, nil
+	}
+	w.close()
+	if err == syscall.ESRCH {
+		return nil, errProcessEnded
+	}
+	return processNumber(w.pid), nil
+}
+
+// wait asks for the number too: macOS tells of what happens after the event was added,
+// and the process may just have been ending.
+func (w kqueueWatch[E]) wait(ctx context.Context) error {
+	return pollUntil(ctx, func() (ended bool, err error) {
+		err = control(func() error {
+			var events [1]E
+			var now syscall.Timespec
+			n, err := w.kevent(w.kq, nil, events[:], &now)
+			ended = n > 0 || kern.hasEnded(w.pid)
+			return err
+		})
+		return ended, os.NewSyscallError("kevent", err)
+	})
+}
+
+func (w kqueueWatch[E]) close() { syscall.Close(w.kq) }
+
 func (f *fd) dupFile(name string) (*os.File, error) {
 	var sys int
 	f.share()
@@ -3512,16 +3651,21 @@ func (f *fd) dupFile(name string) (*os.File, error) {
 	return os.NewFile(uintptr(sys), name), nil
 }
 
-func (f *fd) localAddr() Addr  { return f.name(syscall.Getsockname) }
-func (f *fd) remoteAddr() Addr { return f.name(syscall.Getpeername) }
+func (f *fd) localAddr() Addr  { return f.name(kern.sockName) }
+func (f *fd) remoteAddr() Addr { return f.name(kern.peerName) }
 
-func (f *fd) name(get func(int) (syscall.Sockaddr, error)) (a Addr) {
+// name returns the address that the kernel tells. An end of which it tells nothing,
+// such as one that is closed, has none.
+func (f *fd) name(get func(sys int) (Addr, error)) Addr {
+	addr := unnamed
 	f.control("", func() error {
-		sa, err := get(f.sys)
-		a = addrOf(sa)
+		a, err := get(f.sys)
+		if err == nil {
+			addr = a
+		}
 		return err
 	})
-	return a
+	return addr
 }
 
 // control makes a call on the descriptor that does not block.
@@ -3608,6 +3752,11 @@ func (everyUnix) recvv(sys int, iov []iovec, oob []byte, flags int) (n, oobn, go
 func (everyUnix) sendv(sys int, iov []iovec, flags int) (int, error) {
 	return kern.sendmsg(sys, first(iov), nil, flags)
 }
+
+// hidesUser and hidesGroup are for systems on which one id is that of many. Linux
+// alone has user namespaces.
+func (everyUnix) hidesUser(int) bool  { return false }
+func (everyUnix) hidesGroup(int) bool { return false }
 
 // drained reports whether nothing is in the queue of a connection that nobody else
 // has, and nothing can come any more; where that is not known, it is false. An empty

@@ -79,7 +79,7 @@ func descriptors() (open []int) {
 
 const (
 	childUser = "IPC_TEST_USER" // "uid:gid" that a child of root is to run as
-	nobody    = 65534
+	nobody    = 12345           // has no account, and is not the overflow id of a user namespace
 )
 
 func needsRoot(t *testing.T) {

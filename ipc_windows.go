@@ -22,6 +22,8 @@ import (
 // network is what Addr.Network says: local sockets are named pipes here.
 const network = "pipe"
 
+const nulInNames = false // a Name is the name of a pipe
+
 const framedHere = false // a pipe of message type keeps messages apart
 
 // ---------------------------------------------------------------------------
@@ -189,6 +191,10 @@ type PipeConfig struct {
 	// [ListenConfig.Check].
 	Check func(Peer) error
 
+	// Refused, if set, is told of each client that Check refused: see
+	// [ListenConfig.Refused].
+	Refused func(Peer, error)
+
 	// Backlog is how many clients may wait for Accept: instances that are
 	// armed at once, at most 254. 0 is 4.
 	Backlog int
@@ -266,6 +272,7 @@ func ListenPipe(path string, c PipeConfig) (*PipeListener, error) {
 		if target, err = addr.resolve(); err == nil {
 			l := &PipeListener{server{addr: addr}}
 			l.setRules(false, c.Check)
+			l.refusals = tellRefusals(c.Refused)
 			if l.sys, err = listenPipe(target, c); err == nil {
 				return l, nil
 			}
@@ -2514,7 +2521,7 @@ func (f *fd) openPeer(access uint32) (process syscall.Handle, pid uint32, err er
 	if err = syscall.GetProcessTimes(process, &created, &exited, &kernel, &user); err != nil {
 		err = os.NewSyscallError("GetProcessTimes", err)
 	} else if time.Unix(0, created.Nanoseconds()).After(f.made.Add(clockTick)) {
-		err = &ruleError{what: "the process of the peer has ended"}
+		err = errProcessEnded
 	}
 	if err != nil {
 		syscall.CloseHandle(process)
@@ -2529,6 +2536,91 @@ var errOtherMachine = &ruleError{"the peer is on another machine", errors.ErrUns
 // clockTick is the longest step of the clock that time.Now reads; processes are
 // born by a finer one.
 const clockTick = 16 * time.Millisecond
+
+// waitPeer waits for the end of the peer's process. Of a number that no process has
+// any more OpenProcess says ERROR_INVALID_PARAMETER.
+func (f *fd) waitPeer(ctx context.Context) error {
+	if err := contextError(ctx, nil); err != nil {
+		return err
+	}
+	process, err := f.peerProcess(syscall.SYNCHRONIZE)
+	switch {
+	case err == errProcessEnded, errnoOf(err) == errInvalidParameter:
+		return nil
+	case err != nil:
+		return err
+	}
+	defer syscall.CloseHandle(process)
+	return awaitSignal(ctx, process)
+}
+
+// awaitSignal waits until the object is signalled, a process when it ends, or ctx ends.
+// The system's thread pool waits, so no thread of this process's goroutines does. When
+// it returns the pool has let go of the handle.
+func awaitSignal(ctx context.Context, object syscall.Handle) error {
+	id, signalled := poolWaits.add()
+	defer poolWaits.remove(id)
+	wait, err := registerWait(object, poolCallback(), id)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-signalled:
+		err = nil
+	case <-ctx.Done():
+		err = contextError(ctx, nil)
+	}
+	if e := unregisterWait(wait); e != nil {
+		return e
+	}
+	return err
+}
+
+// poolWaits are the waits of the thread pool that are under way. A callback knows the
+// number of its wait alone, so that one that comes late finds nothing.
+var poolWaits waitTable
+
+type waitTable struct {
+	mu    sync.Mutex // guards what follows
+	last  uintptr
+	waits map[uintptr]chan struct{}
+}
+
+func (t *waitTable) add() (id uintptr, signalled <-chan struct{}) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.waits == nil {
+		t.waits = map[uintptr]chan struct{}{}
+	}
+	t.last++
+	c := make(chan struct{}, 1)
+	t.waits[t.last] = c
+	return t.last, c
+}
+
+func (t *waitTable) remove(id uintptr) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.waits, id)
+}
+
+func (t *waitTable) signal(id uintptr) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	select {
+	case t.waits[id] <- struct{}{}:
+	default: // it was removed, or told before
+	}
+}
+
+// poolCallback returns the WAITORTIMERCALLBACK of all waits: a program may only make so
+// many (syscall.NewCallback).
+var poolCallback = sync.OnceValue(func() uintptr {
+	return syscall.NewCallback(func(id, timedOut uintptr) uintptr {
+		poolWaits.signal(id)
+		return 0
+	})
+})
 
 // impersonate runs f in the name of the client: see PipeConn.Impersonate. The
 // thread that could not take its own identity back ends with the goroutine,
@@ -2582,8 +2674,25 @@ func (f *fd) dupFile(name string) (*os.File, error) {
 	return os.NewFile(uintptr(d), name), nil
 }
 
-func (f *fd) localAddr() Addr  { return Addr{} }
-func (f *fd) remoteAddr() Addr { return Addr{} }
+// localAddr and remoteAddr return the path of the pipe, which is all the address that
+// its ends have.
+func (f *fd) localAddr() Addr  { return f.pipePath() }
+func (f *fd) remoteAddr() Addr { return f.pipePath() }
+
+func (f *fd) pipePath() Addr {
+	if f.remote && !f.server {
+		return unnamed // of another machine, which the handle does not tell
+	}
+	addr := unnamed
+	f.control("", func(h syscall.Handle) error {
+		name, err := pipeName(h)
+		if err == nil {
+			addr = Path(localPrefix + name)
+		}
+		return err
+	})
+	return addr
+}
 
 // ---------------------------------------------------------------------------
 // Files over a connection
@@ -2939,6 +3048,7 @@ func (r *record) take() (handles []syscall.Handle, err error) {
 
 // winerror.h: what package syscall lacks.
 const (
+	errInvalidParameter syscall.Errno = 87  // ERROR_INVALID_PARAMETER
 	errPipeLocal        syscall.Errno = 229 // ERROR_PIPE_LOCAL
 	errBadPipe          syscall.Errno = 230 // ERROR_BAD_PIPE
 	errPipeBusy         syscall.Errno = 231 // ERROR_PIPE_BUSY
@@ -3004,6 +3114,8 @@ var (
 	procDisconnectNamedPipe     = kernel32.NewProc("DisconnectNamedPipe")
 	procPeekNamedPipe           = kernel32.NewProc("PeekNamedPipe")
 	procTransactNamedPipe       = kernel32.NewProc("TransactNamedPipe")
+	procRegisterWait            = kernel32.NewProc("RegisterWaitForSingleObject")
+	procUnregisterWait          = kernel32.NewProc("UnregisterWaitEx")
 	procWaitNamedPipe           = kernel32.NewProc("WaitNamedPipeW")
 	procSetNamedPipeHandleState = kernel32.NewProc("SetNamedPipeHandleState")
 	procClientComputerName      = kernel32.NewProc("GetNamedPipeClientComputerNameW")
@@ -3067,6 +3179,22 @@ func setEvent(event syscall.Handle) { syscall.SyscallN(procSetEvent.Addr(), uint
 // one that ended early: who waits examines everything again.
 func waitFor(event syscall.Handle, milliseconds uint32) {
 	syscall.WaitForSingleObject(event, milliseconds)
+}
+
+// registerWait has the thread pool call the callback with the id, once, when the object
+// is signalled.
+func registerWait(object syscall.Handle, callback, id uintptr) (wait syscall.Handle, err error) {
+	const executeOnlyOnce = 8 // winnt.h: WT_EXECUTEONLYONCE
+	r, _, errno := syscall.SyscallN(procRegisterWait.Addr(), uintptr(unsafe.Pointer(&wait)), uintptr(object),
+		callback, id, syscall.INFINITE, executeOnlyOnce)
+	return wait, os.NewSyscallError("RegisterWaitForSingleObject", failure(r, errno))
+}
+
+// unregisterWait returns when the callback does not run any more, which is at once: it
+// does not wait itself.
+func unregisterWait(wait syscall.Handle) error {
+	r, _, errno := syscall.SyscallN(procUnregisterWait.Addr(), uintptr(wait), uintptr(syscall.InvalidHandle))
+	return os.NewSyscallError("UnregisterWaitEx", failure(r, errno))
 }
 
 // keepFromPort, in the event of an OVERLAPPED, keeps the end of the operation

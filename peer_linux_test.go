@@ -3,6 +3,7 @@
 package ipc_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +23,9 @@ func init() {
 	roles["shares"] = childSharesAnEnd
 	roles["namespace"] = childMakesANamespace
 	roles["recycle"] = childMeetsTheSamePidTwice
+	roles["guards"] = childGuards
+	roles["senders"] = childTellsSenders
+	roles["nothing"] = func(*parent, []string) error { return nil }
 }
 
 // A linuxEnd is a Conn or a MsgConn.
@@ -254,6 +258,45 @@ func TestPidfdOfMessagesAndPairs(t *testing.T) {
 	must(t, a.Close())
 	_, err := a.PeerPidfd()
 	matches(t, err, net.ErrClosed)
+}
+
+// TestPidfdIsWaitedFor has the poller do it, in which the file has a deadline.
+func TestPidfdIsWaitedFor(t *testing.T) {
+	story(t)
+	l := listen(t, ipc.Addr{})
+	client := startChild(t, "lingers", l.Addr().String())
+	pidfd := peerPidfd(t, accept(t, l))
+	client.mustSay("connected")
+	raw, err := pidfd.SyscallConn()
+	must(t, err)
+	wait := func() error { return raw.Read(func(uintptr) bool { return readable(t, pidfd) }) }
+	must(t, pidfd.SetReadDeadline(time.Now().Add(brief)))
+	matches(t, wait(), os.ErrDeadlineExceeded)
+	must(t, pidfd.SetReadDeadline(time.Time{}))
+	waits := begin(wait)
+	must(t, client.cmd.Process.Kill())
+	must(t, <-waits)
+	client.kill()
+}
+
+// TestWaitPeerHoldsNoThread has more waits than there are threads.
+func TestWaitPeerHoldsNoThread(t *testing.T) {
+	story(t)
+	l := listen(t, ipc.Addr{})
+	client := startChild(t, "lingers", l.Addr().String())
+	server := accept(t, l)
+	before, waits := threads(t), []<-chan error{}
+	for range 100 {
+		waits = append(waits, begin(func() error { return server.WaitPeer(context.Background()) }))
+	}
+	awaitParked(t, "(*endpoint).WaitPeer", len(waits))
+	if now := threads(t); now > before+len(waits)/2 {
+		t.Errorf("%d threads became %d", before, now)
+	}
+	client.kill()
+	for _, w := range waits {
+		must(t, <-w)
+	}
 }
 
 func TestPidfdIsCloseOnExec(t *testing.T) {
@@ -557,4 +600,238 @@ func TestRawCredentials(t *testing.T) {
 			}
 		}
 	})
+}
+
+// ---------------------------------------------------------------------------
+// User namespaces
+
+// overflow is the id that stands for all without a mapping; container is a user of a
+// namespace, and of the host another one.
+const (
+	overflow  = 65534
+	container = 1000
+)
+
+// startInNamespace starts a child as that user of a user namespace in which root is
+// root of the host, so that it can read this program, container and overflow are
+// users of their own, and nobody else has a mapping.
+func startInNamespace(t *testing.T, uid int, role string, args ...string) *child {
+	t.Helper()
+	needsRoot(t)
+	ids := []syscall.SysProcIDMap{
+		{ContainerID: 0, HostID: 0, Size: 1},
+		{ContainerID: container, HostID: 201000, Size: 1},
+		{ContainerID: overflow, HostID: 265534, Size: 1},
+	}
+	with := exec.Cmd{
+		Env: []string{fmt.Sprintf("%s=%d:%d", childUser, uid, uid)},
+		SysProcAttr: &syscall.SysProcAttr{
+			Cloneflags: syscall.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true,
+		},
+	}
+	needsNamespaces(t, with.SysProcAttr)
+	return startChildWith(t, with, role, args...)
+}
+
+// needsNamespaces skips the test where no process can be started with the attributes.
+func needsNamespaces(t *testing.T, attr *syscall.SysProcAttr) {
+	t.Helper()
+	cmd := rerun("nothing")
+	cmd.SysProcAttr = attr
+	if err := cmd.Start(); err != nil {
+		t.Skip("no user namespace can be made here: ", err)
+	}
+	cmd.Wait()
+	overflowIs := func(file string) bool {
+		text, err := os.ReadFile(file)
+		return err == nil && strings.TrimSpace(string(text)) == fmt.Sprint(overflow)
+	}
+	if !overflowIs("/proc/sys/kernel/overflowuid") || !overflowIs("/proc/sys/kernel/overflowgid") {
+		t.Skip("the overflow id is another one here")
+	}
+}
+
+// childGuards listens at the name and welcomes each client whom it admits. It says of
+// each who that is, in words without the process.
+func childGuards(p *parent, args []string) error {
+	var lc ipc.ListenConfig
+	if slices.Contains(args, "everyone") {
+		lc.Access = ipc.Everyone
+	}
+	l := sure(lc.Listen(sure(ipc.ParseAddr(args[0]))))
+	serving := serveEach(l, func(c *ipc.Conn) error {
+		peer, err := c.Peer()
+		if err != nil {
+			return err
+		}
+		_, uid := peer.UID()
+		_, gid := peer.GID()
+		groups, err := c.PeerGroups()
+		p.say("%v %v %q %v %v %v", uid, gid, peer.UserID(), strings.Contains(peer.String(), "id 65534"), peer.Groups(), groups)
+		io.WriteString(c, "welcome")
+		return errors.Join(err, c.Close())
+	})
+	p.say("guarding")
+	p.hear()
+	return errors.Join(l.Close(), <-serving)
+}
+
+// TestRefusedIsToldOfWhomAccessKeepsOut has a name, which no permission guards.
+func TestRefusedIsToldOfWhomAccessKeepsOut(t *testing.T) {
+	story(t)
+	needsRoot(t)
+	addr := nameAddr(t)
+	type refusal struct {
+		peer ipc.Peer
+		err  error
+	}
+	told := make(chan refusal, 1)
+	l := listenWith(t, ipc.ListenConfig{Refused: func(p ipc.Peer, err error) { told <- refusal{p, err} }}, addr)
+	serving := welcomeAll(l)
+	stranger := startStranger(t, "connect", addr.String())
+	stranger.mustSay("turned away")
+	got := <-told
+	if got.peer.UserID() != fmt.Sprint(nobody) {
+		t.Errorf("the peer is %v", got.peer)
+	}
+	matches(t, got.err, os.ErrPermission)
+	isOpError(t, got.err, "accept")
+	stranger.end()
+	must(t, l.Close())
+	must(t, <-serving)
+}
+
+// strangerIsAdmitted reports whether the server admits a user of the host that has no mapping in
+// the namespace of the server.
+func strangerIsAdmitted(t *testing.T, addr ipc.Addr) bool {
+	t.Helper()
+	stranger := startStranger(t, "connect", addr.String(), "everyone")
+	defer stranger.end()
+	return stranger.hear() == "welcome"
+}
+
+func TestOwnerOnlyRefusesUsersWithoutMapping(t *testing.T) {
+	story(t)
+	for _, uid := range []int{overflow, container, 0} {
+		addr := nameAddr(t)
+		c := startInNamespace(t, uid, "guards", addr.String())
+		c.mustSay("guarding")
+		if strangerIsAdmitted(t, addr) {
+			t.Errorf("user %d of the namespace admits a user without a mapping", uid)
+		}
+		host := dialAnyone(t, addr) // root of the host, whom the namespace knows as its own
+		c.mustSay(`true true "0" false [] []`)
+		expect(t, host, "welcome")
+		c.end()
+	}
+}
+
+// TestOwnerOnlyRefusesAllWithoutAMap has a server in a namespace whose map was never
+// written: everybody is the overflow user to it, and it to itself.
+func TestOwnerOnlyRefusesAllWithoutAMap(t *testing.T) {
+	story(t)
+	needsRoot(t)
+	attr := &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER}
+	needsNamespaces(t, attr)
+	addr := nameAddr(t)
+	c := startChildWith(t, exec.Cmd{SysProcAttr: attr}, "guards", addr.String())
+	c.mustSay("guarding")
+	if strangerIsAdmitted(t, addr) {
+		t.Error("a user without a mapping is admitted")
+	}
+	expectEOF(t, dialAnyone(t, addr)) // nor can root be told from others
+	c.end()
+}
+
+func dialAnyone(t *testing.T, addr ipc.Addr) *ipc.Conn {
+	t.Helper()
+	c, err := ipc.Dialer{Access: ipc.Everyone}.Dial(addr)
+	return kept(t, c, err)
+}
+
+func TestPeerWithoutMappingIsUnknown(t *testing.T) {
+	story(t)
+	for _, uid := range []int{overflow, 0} {
+		addr := nameAddr(t)
+		c := startInNamespace(t, uid, "guards", addr.String(), "everyone")
+		c.mustSay("guarding")
+		if !strangerIsAdmitted(t, addr) {
+			t.Error("Everyone does not admit a user without a mapping")
+		}
+		c.mustSay(`false false "" false [] []`)
+		c.end()
+	}
+}
+
+func TestDialDoesNotTrustServerWithoutMapping(t *testing.T) {
+	story(t)
+	addr := nameAddr(t)
+	startForeignServer(t, addr, "everyone")
+	for _, uid := range []int{overflow, container, 0} {
+		c := startInNamespace(t, uid, "connect", addr.String())
+		c.mustSay("untrusted")
+		c.end()
+	}
+	own := nameAddr(t)
+	l := listenWith(t, ipc.ListenConfig{Access: ipc.Everyone}, own)
+	for _, uid := range []int{overflow, container, 0} { // a server of root is trusted
+		c := startInNamespace(t, uid, "connect", own.String())
+		send(t, accept(t, l), "welcome")
+		c.mustSay("welcome")
+		c.end()
+	}
+}
+
+// childTellsSenders says who sends each of the messages that it gets.
+func childTellsSenders(p *parent, _ []string) error {
+	f := os.NewFile(3, "end")
+	c, err := ipc.FileMsgConn(f)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	c.SetReadDeadline(time.Now().Add(-time.Second))
+	c.RecvPeer(make([]byte, 1)) // asks for the senders of what follows
+	c.SetReadDeadline(time.Time{})
+	p.say("listening")
+	for {
+		_, peer, err := c.RecvPeer(make([]byte, 100))
+		if err == io.EOF {
+			return c.Close()
+		} else if err != nil {
+			return err
+		}
+		_, uid := peer.UID()
+		_, gid := peer.GID()
+		_, pid := peer.PID()
+		p.say("%v %v %v %q", uid, gid, pid, peer.UserID())
+	}
+}
+
+func TestSenderWithoutMappingIsUnknown(t *testing.T) {
+	story(t)
+	needsRoot(t)
+	a, b := msgPair(t)
+	f, err := a.File()
+	must(t, err)
+	defer f.Close()
+	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}}
+	attr := &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids}
+	needsNamespaces(t, attr)
+	c := startChildWith(t, exec.Cmd{ExtraFiles: []*os.File{f}, SysProcAttr: attr}, "senders")
+	c.mustSay("listening")
+	must(t, errors.Join(a.Close(), f.Close()))
+
+	sendMsg(t, b, "from root")
+	c.mustSay(`true true true "0"`)
+	other, err := b.File()
+	must(t, err)
+	defer other.Close()
+	stranger := startChildWith(t, exec.Cmd{
+		ExtraFiles: []*os.File{other}, Env: []string{fmt.Sprintf("%s=%d:%d", childUser, nobody, nobody)},
+	}, "shares")
+	stranger.say("from a stranger")
+	c.mustSay(`false false true ""`)
+	stranger.end()
+	must(t, errors.Join(b.Close(), other.Close()))
+	c.end()
 }

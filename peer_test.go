@@ -5,11 +5,16 @@ package ipc_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/interprocess-go/ipc"
 )
@@ -83,6 +88,258 @@ func TestChecksSeeThePeer(t *testing.T) {
 			t.Errorf("the checks see %q, Peer tells %q", seen, want)
 		}
 	})
+}
+
+func TestPeerIsTextInLogs(t *testing.T) {
+	story(t)
+	a, _ := pair(t)
+	peer := peerOf(t, a)
+	data, err := json.Marshal(struct{ Peer ipc.Peer }{peer})
+	if string(data) != `{"Peer":"`+peer.String()+`"}` || err != nil {
+		t.Errorf("JSON is %s, %v", data, err)
+	}
+	var log strings.Builder
+	slog.New(slog.NewTextHandler(&log, nil)).Info("hello", "peer", peer)
+	if want := fmt.Sprintf("peer=%q", peer.String()); !strings.Contains(log.String(), want) {
+		t.Errorf("the log is %s, without %s", log.String(), want)
+	}
+}
+
+// ---------------------------------------------------------------------------
+// The end of the peer
+
+func init() {
+	roles["lingers"] = childClosesAndLingers
+	roles["stays"] = func(p *parent, _ []string) error { p.hear(); return nil }
+}
+
+// childClosesAndLingers connects, closes its end at the word, and stays.
+func childClosesAndLingers(p *parent, args []string) error {
+	c := sure(ipc.Dial(sure(ipc.ParseAddr(args[0]))))
+	p.say("connected")
+	p.hear()
+	err := c.Close()
+	p.say("closed")
+	p.hear()
+	return err
+}
+
+type waiter interface {
+	WaitPeer(context.Context) error
+	Close() error
+}
+
+// needsPID skips the test where the process of the peer is not known.
+func needsPID(t *testing.T, c waiter) {
+	t.Helper()
+	if err := waitBriefly(c); errors.Is(err, errors.ErrUnsupported) {
+		isOpError(t, err, "wait")
+		t.Skip(err)
+	}
+}
+
+func waitBriefly(c waiter) error {
+	ctx, cancel := context.WithTimeout(context.Background(), brief)
+	defer cancel()
+	return c.WaitPeer(ctx)
+}
+
+func TestWaitPeerWaitsForTheProcess(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		client := startChild(t, "lingers", addr.String())
+		server := accept(t, l)
+		client.mustSay("connected")
+		needsPID(t, server)
+		waits := begin(func() error { return server.WaitPeer(context.Background()) })
+		awaitParked(t, "(*endpoint).WaitPeer", 1)
+		client.say("close")
+		client.mustSay("closed")
+		expectEOF(t, server)
+		if err := waitBriefly(server); !errors.Is(err, errors.ErrUnsupported) { // as on macOS, once the end is closed
+			timedOut(t, err)
+			isOpError(t, err, "wait")
+			matches(t, err, context.DeadlineExceeded)
+		}
+		select {
+		case err := <-waits:
+			t.Fatalf("the wait ends with the connection: %v", err)
+		default:
+		}
+		must(t, client.cmd.Process.Kill())
+		must(t, <-waits) // though its parent has not waited for it yet
+		client.kill()
+		if err := server.WaitPeer(context.Background()); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			t.Errorf("of a process that has ended: %v", err)
+		}
+	})
+}
+
+func TestWaitPeerEndsWithItsContext(t *testing.T) {
+	story(t)
+	a, _ := pair(t) // of this very process
+	needsPID(t, a)
+	ctx, cancel := context.WithCancel(context.Background())
+	waits := begin(func() error { return a.WaitPeer(ctx) })
+	awaitParked(t, "(*endpoint).WaitPeer", 1)
+	cancel()
+	err := <-waits
+	matches(t, err, context.Canceled)
+	isOpError(t, err, "wait")
+	matches(t, a.WaitPeer(ctx), context.Canceled)
+	timedOut(t, waitBriefly(a))
+}
+
+func TestWaitPeerOutlivesClose(t *testing.T) {
+	story(t)
+	l := listenMsg(t, ipc.Addr{})
+	client := startChild(t, "message", l.Addr().String())
+	server, err := l.Accept()
+	kept(t, server, err)
+	needsPID(t, server)
+	waits := begin(func() error { return server.WaitPeer(context.Background()) })
+	awaitParked(t, "(*endpoint).WaitPeer", 1)
+	must(t, server.Close())
+	err = server.WaitPeer(context.Background())
+	matches(t, err, net.ErrClosed)
+	isOpError(t, err, "wait")
+	client.kill()
+	must(t, <-waits)
+}
+
+// TestWaitPeerLeavesNothing has many waits at once, and many one after another.
+func TestWaitPeerLeavesNothing(t *testing.T) {
+	story(t)
+	l := listen(t, ipc.Addr{})
+	client := startChild(t, "lingers", l.Addr().String())
+	server := accept(t, l)
+	needsPID(t, server)
+	leavesNothing(t, 20, func() { timedOut(t, server.WaitPeer(expired(t))) })
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	leavesNothing(t, 5, func() {
+		var waits []<-chan error
+		for range 20 {
+			ctx, cancel := context.WithTimeout(ctx, brief)
+			defer cancel()
+			waits = append(waits, begin(func() error { return server.WaitPeer(ctx) }))
+		}
+		for _, w := range waits {
+			timedOut(t, <-w)
+		}
+	})
+	var waits []<-chan error
+	for range 100 {
+		waits = append(waits, begin(func() error { return server.WaitPeer(ctx) }))
+	}
+	awaitParked(t, "(*endpoint).WaitPeer", len(waits))
+	client.kill()
+	for _, w := range waits {
+		must(t, <-w)
+	}
+}
+
+// expired returns a context whose deadline has passed.
+func expired(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), -time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// ---------------------------------------------------------------------------
+// Clients that are refused
+
+// refuseClients lets clients in until the server has refused n of them.
+func refuseClients(t *testing.T, addr ipc.Addr, n int) {
+	t.Helper()
+	for range n {
+		c := dial(t, addr)
+		if n, err := c.Read(make([]byte, 1)); n != 0 || err == nil {
+			t.Fatalf("a client is not refused: %d, %v", n, err)
+		}
+		must(t, c.Close())
+	}
+}
+
+func TestRefusedIsToldWhoAndWhy(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		type refusal struct {
+			peer ipc.Peer
+			err  error
+		}
+		told := make(chan refusal, 10)
+		l := listenWith(t, ipc.ListenConfig{
+			Check:   func(ipc.Peer) error { return errNot },
+			Refused: func(p ipc.Peer, err error) { told <- refusal{p, err} },
+		}, addr)
+		serving := welcomeAll(l)
+		refuseClients(t, addr, 3)
+		for range 3 {
+			got := <-told
+			isProcess(t, got.peer, os.Getpid())
+			matches(t, got.err, errNot)
+			isOpError(t, got.err, "accept")
+		}
+		must(t, l.SetAccess(ipc.Everyone, nil)) // and this one is welcome
+		expect(t, dial(t, addr), "welcome")
+		must(t, l.Close())
+		must(t, <-serving)
+		if len(told) > 0 {
+			t.Errorf("Refused is told once more: %v", <-told)
+		}
+	})
+}
+
+// TestRefusedDoesNotHoldAccept has a function that never ends while others are
+// refused and served. What it misses is counted.
+func TestRefusedDoesNotHoldAccept(t *testing.T) {
+	story(t)
+	addr := nameAddr(t)
+	const kept, more = 64, 7
+	var welcome atomic.Bool
+	entered, release := make(chan bool), make(chan bool)
+	var errs []error
+	var peers []string
+	done := make(chan bool)
+	l := listenWith(t, ipc.ListenConfig{
+		Check: func(ipc.Peer) error {
+			if welcome.Load() {
+				return nil
+			}
+			return errNot
+		},
+		Refused: func(p ipc.Peer, err error) {
+			if len(errs) == 0 {
+				close(entered)
+				<-release
+			}
+			errs, peers = append(errs, err), append(peers, p.String())
+			if !errors.Is(err, errNot) {
+				close(done)
+			}
+		},
+	}, addr)
+	serving := welcomeAll(l)
+	refuseClients(t, addr, 1)
+	<-entered
+	refuseClients(t, addr, kept+more)
+	welcome.Store(true)
+	expect(t, dial(t, addr), "welcome")
+	must(t, l.Close())
+	must(t, <-serving)
+	close(release)
+	<-done
+	if len(errs) != 1+kept+1 {
+		t.Fatalf("Refused was called %d times", len(errs))
+	}
+	last := len(errs) - 1
+	if !strings.Contains(errs[last].Error(), "7 more clients") || peers[last] != "unknown peer" {
+		t.Errorf("at last it is told of %s: %v", peers[last], errs[last])
+	}
+	isOpError(t, errs[last], "accept")
+	for _, err := range errs[:last] {
+		matches(t, err, errNot)
+	}
 }
 
 var errNot = errors.New("not this one")

@@ -1,0 +1,127 @@
+//go:build linux
+
+package ipc
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestFullMapGivesEveryIDAMapping(t *testing.T) {
+	for _, c := range []struct {
+		text string
+		full bool
+	}{
+		{"         0          0 4294967295\n", true},
+		{"0 0 4294967295", true},
+		{"0 1000 1\n1 0 1000\n1001 1001 4294966294\n", true}, // two ids change places
+		{"", false}, // not written yet
+		{"0 0 4294967294\n", false},
+		{"0 100000 65536\n", false},
+		{"0 1000 1\n", false},
+		{"0 0\n", false},
+		{"0 0 many\n", false},
+		{"0 0 -1\n", false},
+		{"0 0 4294967295 1\n", false},
+		{"0 0 4294967296\n", false},
+	} {
+		if got := isFullMap(c.text); got != c.full {
+			t.Errorf("%q is full: %v", c.text, got)
+		}
+	}
+}
+
+func TestOverflowIDIsThatOfTheKernel(t *testing.T) {
+	for _, c := range []struct {
+		text string
+		err  error
+		id   uint32
+	}{
+		{"65534\n", nil, 65534}, {"60000\n", nil, 60000}, {"", nil, 65534}, {"none\n", nil, 65534},
+		{"60000\n", errors.New("not read"), 65534},
+	} {
+		if got := overflowID(c.text, c.err); got != c.id {
+			t.Errorf("%q, %v is %d, want %d", c.text, c.err, got, c.id)
+		}
+	}
+}
+
+// startIdle starts a process that does nothing until it is killed, and is not waited
+// for.
+func startIdle(t *testing.T) *exec.Cmd {
+	t.Helper()
+	if os.Getenv("IPC_TEST_EXEC") != "" {
+		t.Skip("the program needs another one to run it")
+	}
+	program, err := os.Executable()
+	if err != nil {
+		t.Skip(err)
+	}
+	cmd := exec.Command(program)
+	cmd.Env = append(os.Environ(), "IPC_TEST_CHILD=stays")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); in.Close(); cmd.Wait() })
+	return cmd
+}
+
+// TestWatchesNoticeTheEnd has every way of watching that an older kernel, or a sandbox,
+// leaves.
+func TestWatchesNoticeTheEnd(t *testing.T) {
+	for what, watch := range map[string]func(pid int) (processWatch, error){
+		"PidfdOpen": kern.watchProcess,
+		"Number":    everyUnix{}.watchProcess,
+		"Unpolled":  openUnpolled,
+	} {
+		t.Run(what, func(t *testing.T) {
+			cmd := startIdle(t)
+			w, err := watch(cmd.Process.Pid)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer w.close()
+			ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+			defer cancel()
+			if err := w.wait(ctx); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("of a process that lives: %v", err)
+			}
+			cmd.Process.Kill()
+			ctx, cancel = context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			if err := w.wait(ctx); err != nil { // nobody has waited for it
+				t.Errorf("of a process that has ended: %v", err)
+			}
+			cmd.Wait()
+			if w, err := watch(cmd.Process.Pid); err == nil {
+				defer w.close()
+				if err := w.wait(ctx); err != nil {
+					t.Errorf("of a process that was waited for: %v", err)
+				}
+			} else if err != errProcessEnded {
+				t.Errorf("a process that was waited for cannot be watched: %v", err)
+			}
+		})
+	}
+}
+
+// openUnpolled returns a watch whose file is not with the poller: it is not nonblocking.
+func openUnpolled(pid int) (processWatch, error) {
+	pidfd, _, errno := syscall.Syscall(434, uintptr(pid), 0, 0) // pidfd_open(2)
+	switch errno {
+	case 0:
+		return pidfdWatch{os.NewFile(pidfd, "pidfd")}, nil
+	case syscall.ENOSYS, syscall.EPERM:
+		return kern.watchProcess(pid)
+	}
+	return nil, errProcessEnded
+}
