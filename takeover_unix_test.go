@@ -201,11 +201,18 @@ func TestListenLockFollowsGroup(t *testing.T) {
 	dir := openDir(t)
 	must(t, os.Chown(dir, 0, nobody))
 	must(t, os.Chmod(dir, 0o770))
-	listenWith(t, ipc.ListenConfig{Sys: &ipc.SysListenConfig{Mode: 0o660, GID: nobody}}, ipc.Path(dir+"/socket"))
-	var st syscall.Stat_t
-	must(t, syscall.Lstat(dir+"/socket.lock", &st))
-	if st.Gid != nobody || st.Mode&0o777 != 0o660 {
-		t.Errorf("the lock is group %d's, mode %o", st.Gid, st.Mode)
+	for _, c := range []struct {
+		group  int
+		shared bool
+	}{{nobody, true}, {nobody - 1, false}} { // who may not write to the folder has no use for the lock
+		l := listenWith(t, ipc.ListenConfig{Sys: &ipc.SysListenConfig{Mode: 0o660, GID: c.group}}, ipc.Path(dir+"/socket"))
+		var st syscall.Stat_t
+		must(t, syscall.Lstat(dir+"/socket.lock", &st))
+		shared := int(st.Gid) == c.group && st.Mode&0o777 == 0o660
+		if shared != c.shared || !shared && st.Mode&0o777 != 0o600 {
+			t.Errorf("a socket of group %d has a lock of group %d, mode %o", c.group, st.Gid, st.Mode)
+		}
+		must(t, l.Close())
 	}
 }
 
