@@ -1435,19 +1435,16 @@ type op struct {
 
 // newFD takes ownership of sys. If the fd is dropped without Close, the garbage
 // collector closes it, as it does for os and net.
-func newFD(sys int) *fd {
-	f := &fd{sys: sys}
+func newFD(sys int) *fd { return (&fd{sys: sys}).begin() }
+
+func (f *fd) begin() *fd {
 	f.spin.Store(spinUnset)
 	f.own()
 	return f
 }
 
 // newSocketFD and newListenFD are newFD for a socket and for one that listens.
-func newSocketFD(sys int) *fd {
-	f := newFD(sys)
-	f.socket = true
-	return f
-}
+func newSocketFD(sys int) *fd { return (&fd{sys: sys, socket: true}).begin() }
 
 func newListenFD(sys int) *fd {
 	f := newSocketFD(sys)
@@ -1456,9 +1453,18 @@ func newListenFD(sys int) *fd {
 }
 
 func (f *fd) own() {
+	ends := f.closers()
 	f.cleanup = runtime.AddCleanup(f, func(sys int) {
-		disposal.add(func() { kern.hurry(func() { syscall.Close(sys) }) })
+		ends.add(func() { kern.hurry(func() { syscall.Close(sys) }) })
 	}, f.sys)
+}
+
+// closers returns who closes the descriptor if that may sleep.
+func (f *fd) closers() *closers {
+	if f.socket {
+		return &socketEnds
+	}
+	return &pipeEnds
 }
 
 // share notes that somebody else has the same open file description: a process
@@ -1681,7 +1687,7 @@ func (f *fd) dispose() {
 	if f.closesAtOnce() {
 		end()
 	} else {
-		disposal.add(func() { kern.hurry(end) })
+		f.closers().add(func() { kern.hurry(end) })
 	}
 }
 
@@ -1691,9 +1697,9 @@ func (f *fd) closesAtOnce() bool {
 	switch {
 	case !f.socket || f.listen:
 		return false
-	case f.ended.Load():
+	case f.ended.Load() && f.kind != messages: // of which an unmarked empty one looks like the end
 		return true
-	case f.shared.Load() || f.pinned: // others may go on to receive
+	case f.shared.Load() || f.isPinned(): // others may go on to receive
 		return false
 	}
 	return kern.drained(f.sys, f.kind == messages && !f.marked)
@@ -1701,11 +1707,14 @@ func (f *fd) closesAtOnce() bool {
 
 // discard closes descriptors that a peer chose, away from the caller, who waits no
 // longer than closeGrace.
-func discard(sys ...int) {
+func discard(sys ...int) { discardWithin(closeGrace, sys...) }
+
+// discardWithin is discard for a caller that waits no longer than the grace.
+func discardWithin(grace time.Duration, sys ...int) {
 	if len(sys) == 0 {
 		return
 	}
-	disposal.do(len(sys), func(i int) { kern.hurry(func() { syscall.Close(sys[i]) }) })
+	disposal.do(len(sys), grace, func(i int) { kern.hurry(func() { syscall.Close(sys[i]) }) })
 }
 
 // ---------------------------------------------------------------------------
@@ -1816,6 +1825,12 @@ func (f *fd) pin() {
 	f.mu.Lock()
 	f.pinned = true
 	f.mu.Unlock()
+}
+
+func (f *fd) isPinned() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.pinned
 }
 
 // setDeadline sets the deadlines of one or both directions.
@@ -2047,6 +2062,10 @@ func writeShared(o *op, sys int) (err error) { o.n, err = kern.writeNow(sys, o.p
 // descriptors that came along right here, which may sleep; so there is room for
 // them, and they are closed elsewhere.
 func recvData(o *op, sys int) (err error) {
+	if disposal.full() { // this peer alone is held up then, and this process keeps its descriptors
+		o.n, o.oobn, o.got, err = receive(o, sys, nil)
+		return err
+	}
 	room := rightsRooms.Get().(*[rightsRoom]byte)
 	defer rightsRooms.Put(room)
 	o.n, o.oobn, o.got, err = receive(o, sys, room[:])
@@ -2726,12 +2745,16 @@ func (f *fd) closeRead() error {
 
 // drain receives what is in the queue, up to an amount that a peer cannot raise.
 func (f *fd) drain() error {
-	o := op{attempt: recvData, p: make([]byte, 32<<10)}
+	room := rightsRooms.Get().(*[rightsRoom]byte)
+	defer rightsRooms.Put(room)
+	o := op{attempt: recvWith, p: make([]byte, 32<<10), oob: room[:]}
+	patience := now() + int64(closeGrace) // for all of them
 	for range drainMax {
 		err := control(func() error { return o.attempt(&o, f.sys) })
 		if err != nil || o.n == 0 {
 			break
 		}
+		discardWithin(time.Duration(patience-now()), descriptorsIn(room[:o.oobn])...)
 	}
 	return nil // the next read says what there is to say
 }
