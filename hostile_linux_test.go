@@ -36,6 +36,8 @@ func init() {
 		"meets a dirty file":  childMeetsADirtyFile,
 		"faults in a pipe":    childFaultsInAPipe,
 		"has a stuck pipe":    childHasAStuckPipe,
+		"takes a stuck pipe":  childTakesAStuckPipe,
+		"is flooded":          childIsFlooded,
 		"is given slow files": childIsGivenSlowFiles,
 		"lacks descriptors":   childLacksDescriptors,
 		"fills the flight":    childFillsTheFlight,
@@ -319,6 +321,39 @@ func TestPipeHeldInAPageFaultStopsNobody(t *testing.T) {
 	}
 }
 
+// TestReceivedPipeThatIsHeldIsReceived has the pipe's mutex be held while it arrives.
+func TestReceivedPipeThatIsHeldIsReceived(t *testing.T) {
+	story(t)
+	fs := mountSlow(t, "read")
+	defer fs.open()
+	var p [2]int
+	must(t, syscall.Pipe2(p[:], syscall.O_CLOEXEC))
+	r, w := os.NewFile(uintptr(p[0]), "r"), os.NewFile(uintptr(p[1]), "w")
+	peer := startChildWith(t, exec.Cmd{ExtraFiles: []*os.File{w}}, "faults in a pipe", "writes", "", fs.file)
+	a, b := pair(t)
+	h := newHeir(t)
+	h.gets("line", b)
+	victim := h.start("takes a stuck pipe", fs.gate)
+	must(t, b.Close())
+	peer.mustSay("ready")
+	peer.say("go")
+	fs.await("read")
+	sendFiles(t, a, r)
+	victim.mustSay("while the gate is closed")
+	fs.open()
+	victim.end()
+	peer.end()
+	must(t, errors.Join(r.Close(), w.Close()))
+}
+
+func childTakesAStuckPipe(p *parent, args []string) error {
+	c := sure(ipc.InheritedConn("line"))
+	files := sure(c.RecvFiles(1))
+	p.tellsGate(args[0])
+	p.hear()
+	return errors.Join(files[0].Close(), c.Close())
+}
+
 func childHasAStuckPipe(p *parent, args []string) error {
 	side, gate := args[0], args[1]
 	var call func([]byte) (int, error)
@@ -421,6 +456,75 @@ func childIsGivenSlowFiles(p *parent, args []string) error {
 		}
 	}
 	return c.Close()
+}
+
+// TestFloodOfSlowFilesHoldsNobodyElseUp has a peer send more files whose closing
+// waits than there are closers.
+func TestFloodOfSlowFilesHoldsNobodyElseUp(t *testing.T) {
+	story(t)
+	fs := mountSlow(t, "flush")
+	defer fs.open()
+	a, b := pair(t)
+	h := newHeir(t)
+	h.gets("line", b)
+	victim := h.start("is flooded", fs.gate)
+	must(t, b.Close())
+	f, err := syscall.Open(fs.file, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	must(t, err)
+	defer func() { fs.open(); syscall.Close(f) }()
+	for range 2 {
+		_, err = a.WriteMsg([]byte{0}, syscall.UnixRights(slices.Repeat([]int{f}, 200)...))
+		must(t, err)
+	}
+	victim.mustSay("while the gate is closed")
+	_, err = a.WriteMsg([]byte{0}, syscall.UnixRights(slices.Repeat([]int{f}, 200)...))
+	must(t, err)
+	victim.say("go")
+	victim.mustSay("while the gate is closed")
+	fs.open()
+	victim.end()
+}
+
+func childIsFlooded(p *parent, args []string) error {
+	c := sure(ipc.InheritedConn("line"))
+	for range 2 {
+		if _, err := c.RecvFiles(1); !errors.Is(err, ipc.ErrMsgTooLong) {
+			return err
+		}
+	}
+
+	// What this process closes for others is closed all the same.
+	r, w := sure2(ipc.Pipe())
+	l := sure(ipc.Listen(ipc.Addr{}))
+	client := sure(ipc.Dial(l.Addr().(ipc.Addr)))
+	x, y := sure2(ipc.Pair())
+	sure(x.Write([]byte("not read")))
+	if err := errors.Join(w.Close(), l.Close(), y.Close()); err != nil {
+		return err
+	}
+	if n, err := r.Read(make([]byte, 8)); err != io.EOF {
+		return fmt.Errorf("from a pipe without a writer %d bytes come, %w", n, err)
+	}
+	if n, err := client.Read(make([]byte, 8)); err == nil {
+		return fmt.Errorf("from a server that is closed %d bytes come", n)
+	}
+	if n, err := x.Read(make([]byte, 8)); err == nil {
+		return fmt.Errorf("from an end that is closed %d bytes come", n)
+	}
+	p.tellsGate(args[0])
+
+	// A plain read keeps none of the files that come now.
+	p.hear()
+	before := openDescriptors()
+	reading := begin(func() error { return isOne(c.Read(make([]byte, 8))) })
+	for end := time.Now().Add(brief); time.Now().Before(end); runtime.Gosched() {
+		if now := openDescriptors(); now > before {
+			return fmt.Errorf("%d descriptors became %d", before, now)
+		}
+	}
+	p.tellsGate(args[0])
+	p.hear()
+	return errors.Join(<-reading, c.Close())
 }
 
 // ---------------------------------------------------------------------------
@@ -717,6 +821,25 @@ func bombs(t *testing.T, c rawCarrier, p string, times int) {
 	}
 }
 
+// urgentBomb sends a lingering socket with an urgent byte, which a read may skip.
+func urgentBomb(t *testing.T, c rawCarrier) {
+	t.Helper()
+	if _, ok := c.(*ipc.Conn); !ok {
+		t.Skip("only a stream has urgent data")
+	}
+	l := newLingering(t, 1)[0]
+	defer l.let()
+	raw, err := c.SyscallConn()
+	must(t, err)
+	must(t, raw.Control(func(fd uintptr) {
+		err = syscall.Sendmsg(int(fd), []byte("!"), l.rights(1), nil, syscall.MSG_OOB)
+	}))
+	if err == syscall.EOPNOTSUPP {
+		t.Skip("this kernel has no urgent data in local sockets")
+	}
+	must(t, err)
+}
+
 // dialBomb connects to the abstract name as a program would that means harm, sends a
 // lingering socket, and stays until the test ends.
 func dialBomb(t *testing.T, typ int, addr net.Addr) {
@@ -774,6 +897,22 @@ func TestLingeringSocketHoldsNobodyUp(t *testing.T) {
 			}
 			bombs(t, a, "x", 1)
 			ends(t, "Close", b.Close)
+		},
+		"CloseWithUrgentData": func(t *testing.T, a, b rawCarrier) {
+			urgentBomb(t, a)
+			ends(t, "Close", b.Close)
+		},
+		"ReadWithUrgentData": func(t *testing.T, a, b rawCarrier) {
+			urgentBomb(t, a)
+			say(t, a, "x")
+			ends(t, "Read", func() error {
+				for p := []byte{0}; p[0] != 'x'; { // whether or not urgent data is data
+					if _, err := b.(*ipc.Conn).Read(p); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
 		},
 		"CloseBehindTheEnd": func(t *testing.T, a, b rawCarrier) {
 			bombs(t, a, "x", 1)

@@ -2167,7 +2167,7 @@ func discardFiles(files []*os.File) {
 	if len(files) == 0 {
 		return
 	}
-	disposal.do(len(files), func(i int) { files[i].Close() })
+	disposal.do(len(files), closeGrace, func(i int) { files[i].Close() })
 }
 
 // ---------------------------------------------------------------------------
@@ -2781,13 +2781,18 @@ func (p *spinPolicy) shared() backoff {
 // closers runs calls that may sleep for as long as somebody else likes, away from
 // whoever wants them done.
 type closers struct {
-	mu      sync.Mutex // guards what follows
+	waiting atomic.Int32 // the length of queue; read by full without the lock
+	mu      sync.Mutex   // guards what follows
 	queue   []func()
 	running int
 }
 
-// disposal closes what must not hold a caller up.
-var disposal closers
+// The closers of descriptors that a peer sent, of sockets and of pipes. Each kind has
+// its own, so that whoever makes one kind sleep holds no other kind up.
+var disposal, socketEnds, pipeEnds closers
+
+// full reports whether so many calls wait that no more should be added.
+func (c *closers) full() bool { return c.waiting.Load() >= closersMax }
 
 // closersMax is how many of the calls run at once. Each one that sleeps holds a
 // thread.
@@ -2798,6 +2803,7 @@ func (c *closers) add(call func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.queue = append(c.queue, call)
+	c.waiting.Add(1)
 	if c.running < closersMax {
 		c.running++
 		go c.run()
@@ -2805,18 +2811,21 @@ func (c *closers) add(call func()) {
 }
 
 // do has call made for each of 0 to n-1, and waits until that is done, but no longer
-// than closeGrace.
-func (c *closers) do(n int, call func(i int)) {
+// than the grace.
+func (c *closers) do(n int, grace time.Duration, call func(i int)) {
 	done := make(chan struct{}, n)
 	for i := range n {
 		c.add(func() { call(i); done <- struct{}{} })
 	}
-	grace := time.NewTimer(closeGrace)
-	defer grace.Stop()
+	if grace <= 0 {
+		return
+	}
+	over := time.NewTimer(grace)
+	defer over.Stop()
 	for range n {
 		select {
 		case <-done:
-		case <-grace.C:
+		case <-over.C:
 			return
 		}
 	}
@@ -2837,6 +2846,7 @@ func (c *closers) run() {
 		}
 		call := c.queue[0]
 		c.queue = c.queue[1:]
+		c.waiting.Add(-1)
 		c.mu.Unlock()
 		call()
 	}

@@ -405,11 +405,17 @@ func (s *splicer) drain(dst uintptr) bool {
 	return s.errno != syscall.EAGAIN || s.blocked
 }
 
+// linux/splice.h: SPLICE_F_MOVE, SPLICE_F_NONBLOCK.
+const (
+	spliceMove     = 1
+	spliceNonblock = 2
+)
+
 // move makes the call and reports whether it did not meet an obstacle to wait for.
 func (s *splicer) move(from, to int) bool {
-	const flags = 1 | 2 // SPLICE_F_MOVE, SPLICE_F_NONBLOCK of linux/splice.h
 	for {
-		n, _, errno := syscall.Syscall6(syscall.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(s.want), flags)
+		n, _, errno := syscall.Syscall6(syscall.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(s.want),
+			spliceMove|spliceNonblock)
 		if s.n, s.errno = int(n), errno; errno != syscall.EINTR {
 			return errno != syscall.EAGAIN
 		}
@@ -840,6 +846,11 @@ func (kernel) drained(sys int, unmarked bool) bool {
 	if syscall.Shutdown(sys, syscall.SHUT_RD) != nil {
 		return false
 	}
+	var queued int32 // a look by MSG_PEEK passes over an urgent byte (MSG_OOB), which may bring files
+	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(sys), syscall.TIOCINQ, uintptr(unsafe.Pointer(&queued)))
+	if errno != 0 || queued != 0 {
+		return false
+	}
 	n, oobn, got, err := message(numbers.recvmsg, sys, nil, nil, syscall.MSG_PEEK|syscall.MSG_TRUNC|dontWait)
 	return err == nil && n == 0 && oobn == 0 && got&syscall.MSG_CTRUNC == 0 && !unmarked
 }
@@ -942,14 +953,22 @@ var onlineCPUs = sync.OnceValue(func() (n int) {
 	return n
 })
 
-// polls asks for what only a socket or a pipe answers: SO_TYPE, and F_GETPIPE_SZ of
-// fcntl(2). Neither asks a file system.
+// polls asks for what only a socket or a pipe answers: SO_TYPE, and an offset for
+// splice(2), which is ESPIPE for a pipe and EINVAL or EBADF between two descriptors
+// that are none (__do_splice of fs/splice.c). Neither asks a file system, nor takes
+// the mutex of the pipe, as F_GETPIPE_SZ does.
 func (kernel) polls(sys int) bool {
 	if _, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_TYPE); err == nil {
 		return true
 	}
-	_, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(sys), getPipeSize, 0)
-	return errno == 0
+	var offset int64
+	_, _, errno := syscall.Syscall6(syscall.SYS_SPLICE, uintptr(sys), uintptr(unsafe.Pointer(&offset)),
+		uintptr(sys), uintptr(unsafe.Pointer(&offset)), 1, spliceNonblock)
+	if errno == syscall.ENOSYS || errno == syscall.EPERM { // in a sandbox
+		_, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(sys), getPipeSize, 0)
+		return errno == 0
+	}
+	return errno == syscall.ESPIPE
 }
 
 // blockingFile puts the descriptor in the place of one that os.NewFile saw block, so
@@ -972,7 +991,7 @@ func (kernel) blockingFile(fd int, name string) (*os.File, error) {
 		file.Close()
 		return nil, os.NewSyscallError("dup3", err)
 	}
-	discard(fd) // even that asks the file's system: fuse_flush of fs/fuse/file.c
+	discardWithin(0, fd) // even that asks the file's system: fuse_flush of fs/fuse/file.c
 	return file, nil
 }
 

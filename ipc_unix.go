@@ -2145,18 +2145,15 @@ type op struct {
 
 // newFD takes ownership of sys. If the fd is dropped without Close, the garbage
 // collector closes it, as it does for os and net.
-func newFD(sys int) *fd {
-	f := &fd{sys: sys}
+func newFD(sys int) *fd { return (&fd{sys: sys}).begin() }
+
+func (f *fd) begin() *fd {
 	f.own()
 	return f
 }
 
 // newSocketFD and newListenFD are newFD for a socket and for one that listens.
-func newSocketFD(sys int) *fd {
-	f := newFD(sys)
-	f.socket = true
-	return f
-}
+func newSocketFD(sys int) *fd { return (&fd{sys: sys, socket: true}).begin() }
 
 func newListenFD(sys int) *fd {
 	f := newSocketFD(sys)
@@ -2165,9 +2162,18 @@ func newListenFD(sys int) *fd {
 }
 
 func (f *fd) own() {
+	ends := f.closers()
 	f.cleanup = runtime.AddCleanup(f, func(sys int) {
-		disposal.add(func() { kern.hurry(func() { syscall.Close(sys) }) })
+		ends.add(func() { kern.hurry(func() { syscall.Close(sys) }) })
 	}, f.sys)
+}
+
+// closers returns who closes the descriptor if that may sleep.
+func (f *fd) closers() *closers {
+	if f.socket {
+		return &socketEnds
+	}
+	return &pipeEnds
 }
 
 // share notes that somebody else has the same open file description: a process
@@ -2392,7 +2398,7 @@ func (f *fd) dispose() {
 	if f.closesAtOnce() {
 		end()
 	} else {
-		disposal.add(func() { kern.hurry(end) })
+		f.closers().add(func() { kern.hurry(end) })
 	}
 }
 
@@ -2402,9 +2408,9 @@ func (f *fd) closesAtOnce() bool {
 	switch {
 	case !f.socket || f.listen:
 		return false
-	case f.ended.Load():
+	case f.ended.Load() && f.kind != messages: // of which an unmarked empty one looks like the end
 		return true
-	case f.shared.Load() || f.pinned: // others may go on to receive
+	case f.shared.Load() || f.isPinned(): // others may go on to receive
 		return false
 	}
 	return kern.drained(f.sys, f.kind == messages && !f.marked)
@@ -2412,11 +2418,14 @@ func (f *fd) closesAtOnce() bool {
 
 // discard closes descriptors that a peer chose, away from the caller, who waits no
 // longer than closeGrace.
-func discard(sys ...int) {
+func discard(sys ...int) { discardWithin(closeGrace, sys...) }
+
+// discardWithin is discard for a caller that waits no longer than the grace.
+func discardWithin(grace time.Duration, sys ...int) {
 	if len(sys) == 0 {
 		return
 	}
-	disposal.do(len(sys), func(i int) { kern.hurry(func() { syscall.Close(sys[i]) }) })
+	disposal.do(len(sys), grace, func(i int) { kern.hurry(func() { syscall.Close(sys[i]) }) })
 }
 
 // ---------------------------------------------------------------------------
@@ -2527,6 +2536,12 @@ func (f *fd) pin() {
 	f.mu.Lock()
 	f.pinned = true
 	f.mu.Unlock()
+}
+
+func (f *fd) isPinned() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.pinned
 }
 
 // setDeadline sets the deadlines of one or both directions.
@@ -2769,6 +2784,10 @@ func writeShared(o *op, sys int) (err error) { o.n, err = kern.writeNow(sys, o.p
 // descriptors that came along right here, which may sleep; so there is room for
 // them, and they are closed elsewhere.
 func recvData(o *op, sys int) (err error) {
+	if disposal.full() { // this peer alone is held up then, and this process keeps its descriptors
+		o.n, o.oobn, o.got, err = receive(o, sys, nil)
+		return err
+	}
 	room := rightsRooms.Get().(*[rightsRoom]byte)
 	defer rightsRooms.Put(room)
 	o.n, o.oobn, o.got, err = receive(o, sys, room[:])
@@ -3456,12 +3475,16 @@ func (f *fd) closeRead() error {
 
 // drain receives what is in the queue, up to an amount that a peer cannot raise.
 func (f *fd) drain() error {
-	o := op{attempt: recvData, p: make([]byte, 32<<10)}
+	room := rightsRooms.Get().(*[rightsRoom]byte)
+	defer rightsRooms.Put(room)
+	o := op{attempt: recvWith, p: make([]byte, 32<<10), oob: room[:]}
+	patience := now() + int64(closeGrace) // for all of them
 	for range drainMax {
 		err := control(func() error { return o.attempt(&o, f.sys) })
 		if err != nil || o.n == 0 {
 			break
 		}
+		discardWithin(time.Duration(patience-now()), descriptorsIn(room[:o.oobn])...)
 	}
 	return nil // the next read says what there is to say
 }
