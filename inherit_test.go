@@ -511,6 +511,8 @@ var inheritors = map[string]func(name string) (io.Closer, error){
 	"reader":   func(name string) (io.Closer, error) { return errOrNil(ipc.InheritedReader(name)) },
 	"writer":   func(name string) (io.Closer, error) { return errOrNil(ipc.InheritedWriter(name)) },
 	"listener": func(name string) (io.Closer, error) { return errOrNil(ipc.InheritedListener(name)) },
+
+	"msglistener": func(name string) (io.Closer, error) { return errOrNil(ipc.InheritedMsgListener(name)) },
 }
 
 // errOrNil keeps a nil pointer from becoming an interface that is not nil.
@@ -532,7 +534,7 @@ func errOrNil[E interface {
 // holds the words.
 func refusedEnd(err error, words ...string) error {
 	var oe *net.OpError
-	if !errors.As(err, &oe) || oe.Op != "inherit" || oe.Net != "pipe" {
+	if !errors.As(err, &oe) || oe.Op != "inherit" || oe.Net != "pipe" && oe.Net != localNetwork {
 		return fmt.Errorf("%v (%#v) is not a *net.OpError of an inheritance", err, err)
 	}
 	for _, word := range words {
@@ -957,3 +959,6 @@ func childAsksForWhatItHasNot(p *parent, args []string) error {
 	}
 	return nil
 }
+
+// localNetwork is the network of local sockets in errors.
+var localNetwork = ipc.Addr{}.Network()

@@ -29,6 +29,12 @@ func (kernel) sysFlock(fd, how int) error            { return syscall.Flock(fd, 
 func (kernel) newPipe(p *[2]int) error               { return syscall.Pipe2(p[:], socketFlags) }
 func (kernel) mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
 
+// closesOnExec asks by F_GETFD, which takes no argument and cannot block.
+func (kernel) closesOnExec(sys int) bool {
+	flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(sys), syscall.F_GETFD, 0)
+	return errno == 0 && flags&syscall.FD_CLOEXEC != 0
+}
+
 // accept leaves the client's address out: package syscall refuses a client that is
 // bound to a path too long for its sockaddr_un.
 func (kernel) accept(sys int) (int, error) {
