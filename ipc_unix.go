@@ -1219,13 +1219,68 @@ func mkfifoExact(addr Addr, perm fs.FileMode) error {
 // until ctx ends: see fifo(7). Anything but a FIFO is refused, also a symbolic
 // link to one. The waiting holds no thread. On FreeBSD, where a writer that has
 // not written yet cannot be noticed, it waits for the first byte.
+//
+// When the last writer has closed the FIFO, Read returns io.EOF. A service that is
+// written to now and then wants [FIFOConfig.KeepOpen].
 func OpenFIFOReader(ctx context.Context, path string) (*PipeReader, error) {
+	return FIFOConfig{}.OpenReader(ctx, path)
+}
+
+// A FIFOConfig holds the options of the reader of a FIFO. The zero value is what
+// [OpenFIFOReader] uses.
+type FIFOConfig struct {
+	// KeepOpen keeps a writing end of the reader's own, until it is closed. So the
+	// reader does not wait for a first writer, writers may come and go, and Read
+	// never returns io.EOF: between two writers it waits. A shell can then talk to
+	// a service one line at a time:
+	//
+	//	echo reload >/run/service/control
+	//
+	// A line that is written by one write(2) of at most PIPE_BUF bytes (4096 on
+	// Linux, 512 or more elsewhere) is not mixed with those of other writers: see
+	// pipe(7). This process must be allowed to write to the FIFO. The writing end
+	// goes along with neither File nor Inherit.
+	KeepOpen bool
+}
+
+// OpenReader opens the FIFO at the path for reading: see [OpenFIFOReader].
+func (c FIFOConfig) OpenReader(ctx context.Context, path string) (*PipeReader, error) {
 	addr := Path(path)
-	f, err := openFIFO(ctx, addr, reading)
+	var r, w *fd
+	var err error
+	if c.KeepOpen {
+		r, w, err = openOwnFIFO(ctx, addr)
+	} else {
+		r, err = openFIFO(ctx, addr, reading)
+	}
 	if err != nil {
 		return nil, pipeError("open", addr, err)
 	}
-	return &PipeReader{pipeEnd{fd: f, addr: addr}}, nil
+	return &PipeReader{pipeEnd{fd: r, addr: addr, writer: w}}, nil
+}
+
+// openOwnFIFO opens both ends of the FIFO, neither of which waits: the reader is let
+// in at once, and then there is one for the writer.
+func openOwnFIFO(ctx context.Context, addr Addr) (r, w *fd, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, contextError(ctx, nil)
+	}
+	path, err := addr.resolve()
+	if err != nil {
+		return nil, nil, err
+	}
+	if r, err = tryFIFO(path, reading); err != nil {
+		return nil, nil, err
+	}
+	if w, err = tryFIFO(path, writing); err == nil && fstatID(w.sys) != fstatID(r.sys) {
+		w.close()
+		err = errReplaced
+	}
+	if err != nil {
+		r.close()
+		return nil, nil, err
+	}
+	return r, w, nil
 }
 
 // OpenFIFOWriter opens the FIFO at the path for writing and waits for a reader,
@@ -1943,6 +1998,101 @@ func (p *passedFile) classify() {
 func passedError(p passedFile, err error) error {
 	return &classified{&ruleError{what: "descriptor " + strconv.Itoa(p.sys) + " (" + strconv.Quote(p.name) +
 		") is not what the service manager passed: " + err.Error()}, err}
+}
+
+// notifySocket is the variable of sd_notify(3).
+const notifySocket = "NOTIFY_SOCKET"
+
+// notifyPatience bounds how long Notify waits for room in the manager's queue.
+const notifyPatience = 5 * time.Second
+
+// Notify tells the service manager about this process: see sd_notify(3). The state
+// holds assignments, one a line: READY=1, STATUS=..., STOPPING=1, MAINPID=... for a
+// successor that takes over. With FDSTORE=1 the manager keeps duplicates of the files
+// and passes them to the next process of the service, where [ActivatedFiles], or
+// [Activated] for listeners, returns them under the name of FDNAME=...; FDSTOREREMOVE=1
+// takes those of a name out. The files stay the caller's to close.
+//
+// sent is false, and err nil, where NOTIFY_SOCKET is not set: no manager wants to know.
+// That it was sent does not mean that the manager did as it was told, which says so in
+// its journal alone: NotifyAccess= and FileDescriptorStoreMax= of systemd.service(5)
+// must allow it. The kernel tells the manager which process has sent it.
+//
+// Notify waits up to 5 seconds for room in the manager's queue; the error then matches
+// [os.ErrDeadlineExceeded]. It matches [ErrMsgTooLong] for a state that no datagram
+// takes, and [errors.ErrUnsupported] for a NOTIFY_SOCKET that is neither a path nor the
+// name of an abstract socket (vsock). Notify exists on Unix alone. Children inherit
+// NOTIFY_SOCKET, as they do with sd_notify: remove it from the environment of those
+// that are not to speak for the service.
+func Notify(state string, files ...*os.File) (sent bool, err error) {
+	text := os.Getenv(notifySocket)
+	if text == "" {
+		return false, nil
+	}
+	addr := Path(text)
+	if text[0] == '@' {
+		addr = Name(text[1:])
+	}
+	if err := notify(addr, state, files); err != nil {
+		return false, opError("notify", Addr{}, addr, err)
+	}
+	return true, nil
+}
+
+func notify(addr Addr, state string, files []*os.File) error {
+	if state == "" {
+		return configError("the state", `""`, "assignments such as READY=1")
+	}
+	if len(files) > 0 {
+		if err := checkFiles(len(files)); err != nil {
+			return err
+		}
+	}
+	if text := addr.text; addr.kind == pathAddr && text[0] != '/' || addr.kind == nameAddr && !abstractNames {
+		return &ruleError{notifySocket + " is not the path of a socket, nor the name of one that this system has", errors.ErrUnsupported}
+	}
+	target, err := addr.resolve()
+	if err != nil {
+		return err
+	}
+	f, err := connectSocket(target, syscall.SOCK_DGRAM)
+	if err != nil {
+		return err
+	}
+	defer f.close()
+	return whileOpen(files, make([]int, 0, len(files)), func(fds []int) error {
+		var rights []byte
+		if len(fds) > 0 {
+			rights = syscall.UnixRights(fds...)
+		}
+		return f.sendDatagram([]byte(state), rights)
+	})
+}
+
+// sendDatagram sends one datagram, for which it waits until there is room at the
+// receiver, which not every system tells of.
+func (f *fd) sendDatagram(p, rights []byte) error {
+	wait := patience{ctx: context.Background(), deadline: time.Now().Add(notifyPatience)}
+	defer wait.stop()
+	for {
+		err := f.control("sendmsg", func() error {
+			_, err := kern.sendmsg(f.sys, p, rights, dontWait)
+			return err
+		})
+		switch errno := errnoOf(err); errno {
+		// The queue is full: EAGAIN on Linux, ENOBUFS on the BSDs and macOS. Or too many
+		// files of this user are on their way: unix(7).
+		case syscall.EAGAIN, syscall.ENOBUFS, syscall.ETOOMANYREFS:
+		case syscall.EMSGSIZE:
+			return sendError(errno)
+		default:
+			return err
+		}
+		if ended := wait.ended(err); ended != nil {
+			return ended
+		}
+		wait.pause()
+	}
 }
 
 // ---------------------------------------------------------------------------

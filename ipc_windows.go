@@ -1590,13 +1590,14 @@ func (t token) config() (c PipeConfig, err error) {
 	if err != nil {
 		return c, err
 	}
-	const (
-		pipeMessageType  = 1 // ntifs.h: FILE_PIPE_MESSAGE_TYPE
-		fileWriteThrough = 2 // wdm.h: FILE_WRITE_THROUGH
-	)
+	reads, err := readMode(t.handle) // the server of a pipe for messages reads messages
+	if err != nil {
+		return c, err
+	}
+	const fileWriteThrough = 2 // wdm.h: FILE_WRITE_THROUGH
 	return PipeConfig{
 		Direction:    pipeDirection(info),
-		Messages:     info.typ&pipeMessageType != 0,
+		Messages:     reads == messages,
 		Security:     security,
 		Backlog:      t.backlog,
 		AcceptRemote: t.remote,
