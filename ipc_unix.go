@@ -2019,8 +2019,8 @@ const notifyPatience = 5 * time.Second
 // must allow it. The kernel tells the manager which process has sent it.
 //
 // Notify waits up to 5 seconds for room in the manager's queue; the error then matches
-// [os.ErrDeadlineExceeded]. It matches [ErrMsgTooLong] for a state that no datagram
-// takes, and [errors.ErrUnsupported] for a NOTIFY_SOCKET that is neither a path nor the
+// [os.ErrDeadlineExceeded]. It matches [ErrNoListener] if the manager is gone,
+// [ErrMsgTooLong] for a state that no datagram takes, and [errors.ErrUnsupported] for a NOTIFY_SOCKET that is neither a path nor the
 // name of an abstract socket (vsock). Notify exists on Unix alone. Children inherit
 // NOTIFY_SOCKET, as they do with sd_notify: remove it from the environment of those
 // that are not to speak for the service.
@@ -2056,7 +2056,9 @@ func notify(addr Addr, state string, files []*os.File) error {
 		return err
 	}
 	f, err := connectSocket(target, syscall.SOCK_DGRAM)
-	if err != nil {
+	if e := errnoOf(err); e == syscall.ENOENT || e == syscall.ECONNREFUSED {
+		return &classified{err, ErrNoListener}
+	} else if err != nil {
 		return err
 	}
 	defer f.close()
