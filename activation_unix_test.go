@@ -30,7 +30,11 @@ func init() {
 		"activated":  childServesAsActivated,
 		"inactive":   childIsNotActivated,
 		"impatient":  childActivatesManyTimesAtOnce,
-		"successor":  childTakesOver,
+		"passed":     childTellsWhatItWasPassed,
+		"replaces":   childReplacesWhatItWasPassed,
+
+		"opens since": childOpensSinceItWasActivated,
+		"successor":   childTakesOver,
 	} {
 		roles[role] = play
 	}
@@ -316,13 +320,60 @@ func TestNotActivated(t *testing.T) {
 	serves(t, l, l.Addr().(ipc.Addr))
 }
 
-func TestActivatedRefusesWhatDoesNotListen(t *testing.T) {
-	story(t)
-	dir := openDir(t)
-	l := listen(t, ipc.Addr{})
-	listening := fileOf(t, l)
-	a, _ := pair(t)
-	_, w := pipe(t)
+// childTellsWhatItWasPassed says of each descriptor that it was passed what it became,
+// and under which name; then it passes a word through what carries one.
+func childTellsWhatItWasPassed(p *parent, args []string) error {
+	for _, what := range args { // in the order in which they are asked for
+		switch what {
+		case "files":
+			for _, f := range sure(ipc.ActivatedFiles()) {
+				raw := sure(f.SyscallConn())
+				var sys int
+				var st syscall.Stat_t
+				err := raw.Control(func(fd uintptr) { sys = int(fd); syscall.Fstat(sys, &st) })
+				if err != nil {
+					return err
+				}
+				p.say("file %s %d %x", f.Name(), sys, st.Mode&syscall.S_IFMT)
+				grandchild := again("inherits", fmt.Sprintf("%d %d %d", sys, st.Dev, st.Ino))
+				grandchild.Stdin = nil
+				if err := grandchild.Run(); err != nil {
+					return fmt.Errorf("a child of the child, %s: %w", f.Name(), err)
+				}
+				f.Close()
+			}
+		case "messages":
+			for _, l := range sure(ipc.ActivatedMsg()) {
+				p.say("messages %s", l.FDName())
+				c := sure(l.Accept())
+				if err := errors.Join(returnMessages(c), c.Close(), l.Close()); err != nil {
+					return err
+				}
+			}
+		case "streams":
+			for _, l := range sure(ipc.Activated()) {
+				p.say("streams %s", l.FDName())
+				c := sure(l.AcceptConn())
+				_, err := io.Copy(c, c)
+				if err := errors.Join(err, c.Close(), l.Close()); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	if _, ok := os.LookupEnv("LISTEN_FDS"); ok {
+		return errors.New("LISTEN_FDS is still there")
+	}
+	p.say("that is all")
+	return nil
+}
+
+// passedFiles are one of each kind of file that a manager may pass, and what is told
+// of it.
+func passedFiles(t *testing.T) (files []*os.File, names []string) {
+	add := func(name string, f *os.File) {
+		files, names = append(files, f), append(names, name)
+	}
 	socket := func(family, typ int) *os.File {
 		fd, err := syscall.Socket(family, typ, 0)
 		must(t, err)
@@ -330,35 +381,167 @@ func TestActivatedRefusesWhatDoesNotListen(t *testing.T) {
 		t.Cleanup(func() { f.Close() })
 		return f
 	}
+	a, _ := pair(t)
+	_, w := pipe(t)
 	null, err := os.Open(os.DevNull)
 	must(t, err)
-	defer null.Close()
-	bound := socket(syscall.AF_UNIX, syscall.SOCK_STREAM)
-	raw, err := bound.SyscallConn()
+	t.Cleanup(func() { null.Close() })
+	regular, err := os.Create(openDir(t) + "/file")
 	must(t, err)
-	must(t, raw.Control(func(fd uintptr) { err = syscall.Bind(int(fd), &syscall.SockaddrUnix{Name: dir + "/bound"}) }))
-	must(t, err)
-	defer os.Remove(dir + "/bound")
-	wrong := map[string]*os.File{
-		"a connection":            fileOf(t, a),
-		"a pipe":                  fileOf(t, w),
-		"a device":                null,
-		"a socket without a name": socket(syscall.AF_UNIX, syscall.SOCK_STREAM),
-		"a socket with a name":    bound,
-		"a datagram socket":       socket(syscall.AF_UNIX, syscall.SOCK_DGRAM),
-	}
+	t.Cleanup(func() { regular.Close(); os.Remove(regular.Name()) })
+	add("connection", fileOf(t, a))
+	add("pipe", fileOf(t, w))
+	add("device", null)
+	add("file", regular)
+	add("unbound", socket(syscall.AF_UNIX, syscall.SOCK_STREAM))
+	add("datagrams", socket(syscall.AF_UNIX, syscall.SOCK_DGRAM))
 	if tcp, err := net.Listen("tcp", "127.0.0.1:0"); err == nil {
-		defer tcp.Close()
-		wrong["a TCP listener"] = fileOf(t, tcp.(*net.TCPListener))
+		t.Cleanup(func() { tcp.Close() })
+		add("tcp", fileOf(t, tcp.(*net.TCPListener)))
 	}
-	for what, f := range wrong {
-		t.Run(what, func(t *testing.T) {
+	return files, names
+}
+
+func TestActivatedOfOtherKindsSpoilsNothing(t *testing.T) {
+	for _, order := range [][]string{{"streams", "files"}, {"files", "streams"}} {
+		t.Run(order[0]+" first", func(t *testing.T) {
 			story(t)
-			activation{"self", "3", "a:b:c", []*os.File{listening, f, listening}}.
-				start(t, "inactive", "left", "descriptor 4").end()
+			l := listen(t, ipc.Addr{})
+			files, names := passedFiles(t)
+			at := len(files) / 2 // the listener is among them
+			files = slices.Insert(files, at, fileOf(t, l))
+			names = slices.Insert(names, at, "listener")
+			c := activation{"self", strconv.Itoa(len(files)), strings.Join(names, ":"), files}.start(t, "passed", order...)
+			for _, what := range order {
+				if what == "streams" {
+					c.mustSay("streams listener")
+					client := dial(t, l.Addr())
+					talkToEcho(t, client)
+					must(t, client.Close())
+					continue
+				}
+				for i, f := range files {
+					if i == at {
+						continue
+					}
+					var st syscall.Stat_t
+					raw, err := f.SyscallConn()
+					must(t, err)
+					must(t, raw.Control(func(fd uintptr) { err = syscall.Fstat(int(fd), &st) }))
+					must(t, err)
+					c.mustSay(fmt.Sprintf("file %s %d %x", names[i], 3+i, st.Mode&syscall.S_IFMT))
+				}
+			}
+			c.mustSay("that is all")
+			c.end()
+			serves(t, l, l.Addr().(ipc.Addr))
 		})
 	}
+}
+
+func TestActivatedMsgTakesMessageListeners(t *testing.T) {
+	story(t)
+	if framesHere(t) {
+		t.Skip("a listener for messages is one for streams here")
+	}
+	l, m := listen(t, ipc.Addr{}), listenMsg(t, ipc.Addr{})
+	c := activation{"self", "2", "m:s", []*os.File{fileOf(t, m), fileOf(t, l)}}.start(t, "passed", "messages", "streams", "files")
+	c.mustSay("messages m")
+	client := dialMsg(t, m.Addr())
+	echoesMessages(t, client)
+	must(t, client.Close())
+	c.mustSay("streams s")
+	stream := dial(t, l.Addr())
+	talkToEcho(t, stream)
+	must(t, stream.Close())
+	c.mustSay("that is all")
+	c.end()
+}
+
+// framesHere reports whether messages go through stream sockets on this system.
+func framesHere(t *testing.T) bool {
+	t.Helper()
+	a, _ := msgPair(t)
+	return !a.Native()
+}
+
+// What a launcher closed is not passed, whatever this process opened in its place,
+// before main or after.
+func TestActivatedTakesNothingThatWasOpenedSince(t *testing.T) {
+	story(t)
+	l := listen(t, ipc.Addr{})
+	c := activation{"self", "2", unset, []*os.File{fileOf(t, l)}}.start(t, "opens since")
+	c.end()
 	serves(t, l, l.Addr().(ipc.Addr))
+}
+
+// childOpensSinceItWasActivated was passed descriptor 4, it is told, which was closed
+// on the way.
+func childOpensSinceItWasActivated(_ *parent, args []string) error {
+	var opened []*os.File // one of them is descriptor 4, unless the runtime has it
+	for range 10 {
+		l, err := ipc.ListenConfig{}.Listen(ipc.Addr{})
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		opened = append(opened, sure(l.File()))
+	}
+	for range 2 {
+		ls, err := ipc.Activated()
+		if ls != nil || err == nil {
+			return fmt.Errorf("listeners %v, error %v", ls, err)
+		}
+		if !strings.Contains(err.Error(), "descriptor 4 ") {
+			return fmt.Errorf("%q does not say descriptor 4", err)
+		}
+		if files, err := ipc.ActivatedFiles(); files != nil || err == nil {
+			return fmt.Errorf("files %v, error %v", files, err)
+		}
+	}
+	// The other one was closed since, and something else is there.
+	if err := syscall.Close(3); err != nil {
+		return err
+	}
+	if f := sure(os.Open(os.DevNull)); f.Fd() != 3 {
+		return fmt.Errorf("the descriptor is %d", f.Fd())
+	}
+	for _, f := range opened {
+		f.Close()
+	}
+	return nil
+}
+
+func TestActivatedNoticesWhatWasReplaced(t *testing.T) {
+	story(t)
+	l := listen(t, ipc.Addr{})
+	activation{"self", "1", "x", []*os.File{fileOf(t, l)}}.start(t, "replaces").end()
+}
+
+// childReplacesWhatItWasPassed closes descriptor 3 and listens on its number.
+func childReplacesWhatItWasPassed(*parent, []string) error {
+	own, err := ipc.Listen(ipc.Addr{})
+	if err != nil {
+		return err
+	}
+	defer own.Close()
+	f := sure(own.File())
+	defer f.Close()
+	if err := syscall.Close(3); err != nil {
+		return err
+	}
+	raw := sure(f.SyscallConn())
+	var three int
+	raw.Control(func(fd uintptr) { three, err = syscall.Dup(int(fd)) })
+	if err != nil || three != 3 {
+		return fmt.Errorf("descriptor %d, %v", three, err)
+	}
+	defer syscall.Close(3)
+	ls, err := ipc.Activated()
+	if ls != nil || err == nil || !strings.Contains(err.Error(), "descriptor 3 ") {
+		return fmt.Errorf("listeners %v, error %v", ls, err)
+	}
+	return nil
 }
 
 func TestActivationBySystemd(t *testing.T) {

@@ -71,7 +71,7 @@ var ownNumbers = map[string][]string{
 	"solaris": {"0x80", "0x4000"}, // dontWait: sys/socket.h
 	"linux":   {"oPath", "soPeerPidfd", "soPeerSec", "soPeerGroups", "setPipeSize", "getPipeSize"},
 	"android": {"oPath", "soPeerPidfd", "soPeerSec", "soPeerGroups", "setPipeSize", "getPipeSize"},
-	"darwin":  {"localPeerPID"}, // sys/un.h
+	"darwin":  {"localPeerPID", "0x80000"}, // sys/un.h; noSignal: sys/socket.h, MSG_NOSIGNAL
 }
 
 // numbers are those of the systems' headers, for what flags are put together from:

@@ -957,3 +957,81 @@ func TestPipeSyscallConnWaits(t *testing.T) {
 		t.Errorf("of %d bytes %d arrive, or others", len(data), len(got))
 	}
 }
+
+// ---------------------------------------------------------------------------
+// A reader that outlives its writers
+
+func TestFIFOThatIsKeptOpenOutlivesItsWriters(t *testing.T) {
+	story(t)
+	path := makeFIFO(t, tempDir(t))
+	r, err := ipc.FIFOConfig{KeepOpen: true}.OpenReader(t.Context(), path) // without a writer
+	must(t, err)
+	defer r.Close()
+	must(t, r.SetReadDeadline(time.Now().Add(brief)))
+	_, err = r.Read(make([]byte, 1))
+	timedOut(t, err)
+	must(t, r.SetReadDeadline(time.Time{}))
+	for i := range 5 {
+		line := fmt.Sprintln("line", i)
+		w, err := ipc.OpenFIFOWriter(t.Context(), path)
+		must(t, err)
+		reading := begin(func() error { expect(t, r, line); return nil })
+		send(t, w, line)
+		must(t, w.Close())
+		must(t, <-reading)
+	}
+	must(t, r.SetReadDeadline(time.Now().Add(brief)))
+	_, err = r.Read(make([]byte, 1)) // they are all gone, and it is no end
+	timedOut(t, err)
+	must(t, r.SetReadDeadline(time.Time{}))
+	waiting := beginRead(r)
+	must(t, r.Close())
+	matches(t, <-waiting, net.ErrClosed)
+
+	// With it, its own writing end is gone: a writer finds no reader.
+	ctx, cancel := context.WithTimeout(t.Context(), brief)
+	defer cancel()
+	_, err = ipc.OpenFIFOWriter(ctx, path)
+	timedOut(t, err)
+}
+
+func TestFIFOThatIsKeptOpenServesAShell(t *testing.T) {
+	story(t)
+	shell, err := exec.LookPath("sh")
+	if err != nil {
+		t.Skip("there is no shell")
+	}
+	path := makeFIFO(t, openDir(t))
+	r, err := ipc.FIFOConfig{KeepOpen: true}.OpenReader(t.Context(), path)
+	must(t, err)
+	defer r.Close()
+	for _, word := range []string{"reload", "stop"} {
+		cmd := exec.Command(shell, "-c", `echo "$1" >"$2"`, shell, word, path)
+		must(t, cmd.Start())
+		expect(t, r, word+"\n")
+		must(t, cmd.Wait())
+	}
+}
+
+func TestFIFOThatIsKeptOpenIsAFIFO(t *testing.T) {
+	story(t)
+	dir := tempDir(t)
+	path := makeFIFO(t, dir)
+	link, file := dir+"/link", dir+"/file"
+	must(t, os.Symlink(path, link))
+	defer os.Remove(link)
+	must(t, os.WriteFile(file, nil, 0o600))
+	defer os.Remove(file)
+	kept := ipc.FIFOConfig{KeepOpen: true}
+	for _, wrong := range []string{link, file, dir, dir + "/nothing"} {
+		if r, err := kept.OpenReader(t.Context(), wrong); err == nil {
+			r.Close()
+			t.Errorf("%s is opened", wrong)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := kept.OpenReader(ctx, path); !errors.Is(err, context.Canceled) {
+		t.Errorf("the error is %v", err)
+	}
+}

@@ -38,6 +38,8 @@ func FuzzInheritedEnvironment(f *testing.F) {
 		"", "a,conn,3", "a,conn,3;b,reader,4", "a,conn,3;a,conn,4", "a,conn,3;", ";", ",", ",,", "a,,3", "a,conn,",
 		"a,conn,2", "a,conn,03", "a,conn,+3", "a,conn,-3", "a,conn,3,4", "a,conn,99999999999999999999", "a b,conn,3",
 		"a-b_c.D9,listener,1048576", "a,conn,1048577", "a;conn;3", "ü,conn,3", "a,conn,3\n", "a,conn,0x3", "a,msgconn,18446744073709551615",
+		"a,conn,3@c000.8.1f;b,reader,4@1000.d.20", "a,conn,3@", "a,conn,3@x", "a,conn,3@1;b,conn,3@2",
+		"l,listener,3@c000.8.1:4@8000.1.2:5@1000.d.3:6@1000.d.3:1:2:remove:2f61", "l,listener,3:4:5:5:1:2:keep:2f61",
 	} {
 		f.Add(s)
 	}
@@ -58,10 +60,10 @@ func FuzzInheritedEnvironment(f *testing.F) {
 		var entries []string
 		for _, name := range slices.Sorted(maps.Keys(ends)) {
 			end := ends[name]
-			if !validEndName(name) || !validToken(end.token) {
+			if !validEndName(name) || tokenDescriptors(end.token) == nil {
 				t.Fatalf("%q gives %q: %+v", list, name, end)
 			}
-			entries = append(entries, name+","+end.kind+","+end.token)
+			entries = append(entries, name+","+string(end.kind)+","+end.token)
 		}
 		if given := strings.Split(list, ";"); list != "" { // nothing is added, nothing lost
 			slices.Sort(given)

@@ -31,6 +31,7 @@ func init() {
 		"relays ends": childPassesItsEndOn,
 		"lives on":    childLives,
 		"has no ends": childAsksForWhatItHasNot,
+		"opens ends":  childOpensEndsItWasNotGiven,
 
 		"holds a listener": childHoldsAListener,
 		"succeeds":         childSucceeds,
@@ -97,6 +98,17 @@ func childServesItsEnds(p *parent, args []string) error {
 			r, err = ipc.InheritedReader(name)
 		case "writer":
 			w, err = ipc.InheritedWriter(name)
+		case "msglistener":
+			var l *ipc.MsgListener
+			if l, err = ipc.InheritedMsgListener(name); err == nil {
+				serve(arg, func() error {
+					c, err := l.Accept()
+					if err != nil {
+						return err
+					}
+					return errors.Join(returnMessages(c), c.Close(), l.Close())
+				})
+			}
 		case "listener":
 			var l *ipc.Listener
 			if l, err = ipc.InheritedListener(name); err == nil {
@@ -201,6 +213,25 @@ func TestChildUsesTheEndsItIsGiven(t *testing.T) {
 		must(t, w.Close())
 		expectEOF(t, back)
 		c.end()
+	})
+	t.Run("MsgListener", func(t *testing.T) {
+		overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+			l := listenMsg(t, addr)
+			h := newHeir(t)
+			h.gets("l", l)
+			c := h.start("takes ends", "msglistener l")
+			if runtime.GOOS == "windows" { // where both have clients of their own
+				c.mustSay("serving")
+				must(t, l.Close())
+			}
+			client := dialMsg(t, addr)
+			if runtime.GOOS != "windows" {
+				c.mustSay("serving")
+			}
+			echoesMessages(t, client)
+			must(t, client.Close())
+			c.end()
+		})
 	})
 	t.Run("Listener", func(t *testing.T) {
 		overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
@@ -511,6 +542,8 @@ var inheritors = map[string]func(name string) (io.Closer, error){
 	"reader":   func(name string) (io.Closer, error) { return errOrNil(ipc.InheritedReader(name)) },
 	"writer":   func(name string) (io.Closer, error) { return errOrNil(ipc.InheritedWriter(name)) },
 	"listener": func(name string) (io.Closer, error) { return errOrNil(ipc.InheritedListener(name)) },
+
+	"msglistener": func(name string) (io.Closer, error) { return errOrNil(ipc.InheritedMsgListener(name)) },
 }
 
 // errOrNil keeps a nil pointer from becoming an interface that is not nil.
@@ -532,7 +565,7 @@ func errOrNil[E interface {
 // holds the words.
 func refusedEnd(err error, words ...string) error {
 	var oe *net.OpError
-	if !errors.As(err, &oe) || oe.Op != "inherit" || oe.Net != "pipe" {
+	if !errors.As(err, &oe) || oe.Op != "inherit" || oe.Net != "pipe" && oe.Net != localNetwork {
 		return fmt.Errorf("%v (%#v) is not a *net.OpError of an inheritance", err, err)
 	}
 	for _, word := range words {
@@ -957,3 +990,144 @@ func childAsksForWhatItHasNot(p *parent, args []string) error {
 	}
 	return nil
 }
+
+// A launcher closed what the parent gave; the child opens its own under the number.
+func TestInheritedEndThatALauncherClosedIsRefused(t *testing.T) {
+	story(t)
+	for kind := range inheritors {
+		var cmd exec.Cmd
+		var list []string
+		numbers := []int{60, 61, 62, 63, 64, 65} // of the child's own descriptors
+		if runtime.GOOS == "windows" {
+			numbers = nil // of its own handles
+			for n := 0x100; n < 0x800; n += 4 {
+				numbers = append(numbers, n)
+			}
+		}
+		for _, n := range numbers {
+			token := strconv.Itoa(n)
+			if runtime.GOOS == "windows" && strings.HasSuffix(kind, "listener") {
+				token += ":4"
+			}
+			list = append(list, fmt.Sprintf("x%d,%s,%s", n, kind, token))
+		}
+		cmd.Env = []string{inheritVar + "=" + strings.Join(list, ";")}
+		startChildWith(t, cmd, "opens ends", kind).end()
+	}
+}
+
+// childOpensEndsItWasNotGiven opens ends of its own until they have the numbers of
+// those that it was given, as the variable says, and takes none of them.
+func childOpensEndsItWasNotGiven(p *parent, args []string) error {
+	var own []*ipc.Conn
+	for range 40 {
+		a, b, err := ipc.Pair()
+		if err != nil {
+			return err
+		}
+		defer a.Close()
+		defer b.Close()
+		own = append(own, a, b)
+	}
+	r, w, err := ipc.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	defer w.Close()
+	l, err := ipc.Listen(ipc.Addr{})
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	for n := range 0x800 {
+		end, err := inheritors[args[0]](fmt.Sprint("x", n))
+		if err == nil {
+			return fmt.Errorf("there is the end %d: %#v", n, end)
+		}
+		given := runtime.GOOS == "windows" && n >= 0x100 && n%4 == 0 || runtime.GOOS != "windows" && n >= 60 && n <= 65
+		if given {
+			err = refusedEnd(err, fmt.Sprintf(`"x%d"`, n), "not what the parent gave")
+		} else {
+			err = refusedEnd(err, "inherited")
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for i := 0; i < len(own); i += 2 { // they are as they were
+		if _, err := own[i].Write([]byte("x")); err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(own[i+1], make([]byte, 1)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// The child says that the variable is missing, since the parent cannot.
+func TestInheritedWithoutTheVariableSaysSo(t *testing.T) {
+	story(t)
+	_, b := pair(t)
+	h := newHeir(t)
+	h.gets("x", b)
+	h.cmd.Env = []string{"A=1"} // replaced after Inherit
+	c := h.start("has no ends", inheritVar+" was not set")
+	if line, err := c.out.ReadString('\n'); err != io.EOF {
+		t.Errorf("the child says %q, %v", line, err)
+	}
+	c.end()
+}
+
+func TestInheritOfNothingIsAnError(t *testing.T) {
+	story(t)
+	_, b := pair(t)
+	matches(t, ipc.Inherit(nil, "x", b), syscall.EINVAL)
+	matches(t, ipc.Inherit(new(exec.Cmd), "x", nil), syscall.EINVAL)
+}
+
+// What is appended to the environment after Inherit keeps the variable.
+func TestInheritBeforeTheEnvironmentIsAppendedTo(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	cmd := rerun("takes ends", "conn c")
+	cmd.Env = nil // this process's
+	must(t, ipc.Inherit(cmd, "c", b))
+	cmd.Env = append(cmd.Env, childRole+"=takes ends")
+	must(t, cmd.Start())
+	must(t, b.Close())
+	echoes(t, a, a)
+	must(t, a.Close())
+	must(t, cmd.Wait())
+}
+
+func TestErrorsOfInheritNameTheNetwork(t *testing.T) {
+	story(t)
+	a, _ := pair(t)
+	m, _ := msgPair(t)
+	r, w := pipe(t)
+	l := listen(t, ipc.Addr{})
+	for _, c := range []struct {
+		end  ipc.Inheritable
+		want string
+	}{{a, localNetwork}, {m, localNetwork}, {l, localNetwork}, {r, "pipe"}, {w, "pipe"}} {
+		var oe *net.OpError
+		if err := ipc.Inherit(new(exec.Cmd), "", c.end); !errors.As(err, &oe) || oe.Net != c.want {
+			t.Errorf("%T: %v names %q, want %q", c.end, err, oe.Net, c.want)
+		}
+	}
+	for kind, take := range inheritors {
+		want := localNetwork
+		if kind == "reader" || kind == "writer" {
+			want = "pipe"
+		}
+		var oe *net.OpError
+		if _, err := take("nothing"); !errors.As(err, &oe) || oe.Net != want {
+			t.Errorf("%s: %v names %q, want %q", kind, err, oe.Net, want)
+		}
+	}
+}
+
+// localNetwork is the network of local sockets in errors.
+var localNetwork = ipc.Addr{}.Network()

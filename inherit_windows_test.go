@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os/exec"
 	"runtime"
 	"strings"
 	"syscall"
@@ -18,6 +19,7 @@ import (
 func init() {
 	roles["refuses an end"] = childRefusesAnEnd
 	roles["welcomes"] = childWelcomes
+	roles["serves a pipe"] = childServesAPipe
 }
 
 // instanceInfo returns the kind and the buffers of the pipe of an end.
@@ -171,4 +173,89 @@ func childRefusesAnEnd(p *parent, args []string) error {
 	}
 	p.say("refused")
 	return nil
+}
+
+func TestPipeListenerIsHandedOn(t *testing.T) {
+	for what, c := range map[string]ipc.PipeConfig{
+		"bytes":    {},
+		"messages": {Messages: true, Backlog: 2, Access: ipc.Everyone, ReadBuffer: 12 << 10, WriteBuffer: 20 << 10},
+		"inbound":  {Direction: ipc.ClientToServer},
+		"outbound": {Direction: ipc.ServerToClient, Messages: true, AcceptRemote: true, Inheritable: true},
+	} {
+		t.Run(what, func(t *testing.T) {
+			story(t)
+			l, path := listenPipe(t, c)
+			h := newHeir(t)
+			h.gets("l", l)
+			child := h.start("serves a pipe", "l")
+			child.mustSay("serving " + path)
+			must(t, l.Close())
+			client := dialPipe(t, path, ipc.PipeDialer{Direction: c.Direction, Messages: c.Messages})
+			if c.Direction != ipc.ServerToClient {
+				send(t, client, "word")
+				child.mustSay("heard word")
+			}
+			if c.Direction != ipc.ClientToServer {
+				p := make([]byte, 10)
+				if n, err := client.Read(p); string(p[:n]) != "answer" || err != nil {
+					t.Errorf("%q, %v", p[:n], err)
+				}
+			}
+			must(t, client.Close())
+			child.end()
+			again, err := ipc.ListenPipe(path, c) // the name went with the child
+			must(t, err)
+			must(t, again.Close())
+		})
+	}
+}
+
+// childServesAPipe serves one client of the pipe of its argument.
+func childServesAPipe(p *parent, args []string) error {
+	l, err := ipc.InheritedPipeListener(args[0])
+	if err != nil {
+		return err
+	}
+	p.say("serving %v", l.Addr())
+	c, err := l.AcceptPipe()
+	if err != nil {
+		return err
+	}
+	b := make([]byte, 10)
+	if n, err := c.Read(b); err == nil {
+		p.say("heard %s", b[:n])
+	} else if !errors.Is(err, errors.ErrUnsupported) {
+		return err
+	}
+	if _, err := c.Write([]byte("answer")); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return err
+	}
+	p.hear()
+	return errors.Join(c.Close(), l.Close())
+}
+
+func TestPipeListenerWithALimitIsNotHandedOn(t *testing.T) {
+	story(t)
+	l, _ := listenPipe(t, ipc.PipeConfig{MaxInstances: 1})
+	var cmd exec.Cmd
+	matches(t, ipc.Inherit(&cmd, "l", l), errors.ErrUnsupported)
+	if cmd.Env != nil || cmd.SysProcAttr != nil {
+		t.Errorf("the command became %+v", cmd)
+	}
+}
+
+// A handle that is open when the child starts, but that of another pipe.
+func TestInheritedEndWithAnotherHandleIsRefused(t *testing.T) {
+	story(t)
+	_, b := pair(t)
+	_, other := pair(t)
+	h, wrong := newHeir(t), newHeir(t)
+	h.gets("x", b)
+	wrong.gets("x", other)
+	_, id, _ := strings.Cut(h.cmd.Env[0], "@")
+	handle, _, _ := strings.Cut(wrong.cmd.Env[0], "@")
+	wrong.cmd.Env[0] = handle + "@" + id
+	c := wrong.start("refuses an end", "conn")
+	c.mustSay("refused")
+	c.end()
 }

@@ -1396,8 +1396,10 @@ func (c *endpoint) SyscallConn() (syscall.RawConn, error) { return c.fd.rawConn(
 // used by that, and the os.File, which is not the first of its pipe end in this
 // process, has no deadlines; a Conn made of it by [FileConn] has them.
 //
-// On Unix the duplicate is nonblocking, as c is, which a program that does not
-// expect it of its standard input reads as an error; [os.Pipe] is for that.
+// On Unix the duplicate is nonblocking, as c is: the two share that mode. Many
+// programs do not expect that of their standard input and fail with EAGAIN; for them
+// there is BlockingFile, which gives c away. If the other process makes its duplicate
+// block, c goes on to work.
 func (c *endpoint) File() (*os.File, error) {
 	f, err := c.fd.dupFile(c.local.String() + "->" + c.remote.String())
 	return f, c.failed("file", err)
@@ -2191,33 +2193,71 @@ func pipeError(op string, addr Addr, err error) error {
 	if err == nil || err == io.EOF {
 		return err
 	}
+	if err == net.ErrClosed {
+		err = errPipeClosed
+	}
 	e := opError(op, Addr{}, addr, err).(*net.OpError)
 	e.Net = "pipe"
 	return e
 }
 
+// errPipeClosed is for a pipe end that was closed here. Who uses pipes knows os.Pipe,
+// whose ends say os.ErrClosed.
+var errPipeClosed = &classified{net.ErrClosed, os.ErrClosed}
+
+// A pipeRawConn is the RawConn of a pipe end.
+type pipeRawConn struct{ syscall.RawConn }
+
+func (c pipeRawConn) Control(f func(fd uintptr)) error          { return closedPipe(c.RawConn.Control(f)) }
+func (c pipeRawConn) Read(f func(fd uintptr) (done bool)) error { return closedPipe(c.RawConn.Read(f)) }
+func (c pipeRawConn) Write(f func(fd uintptr) (done bool)) error {
+	return closedPipe(c.RawConn.Write(f))
+}
+
+func closedPipe(err error) error {
+	if err == net.ErrClosed {
+		return errPipeClosed
+	}
+	return err
+}
+
 // A pipeEnd is what PipeReader and PipeWriter have in common.
 type pipeEnd struct {
-	fd   *fd
-	addr Addr // the path of a FIFO
+	fd     *fd
+	addr   Addr // the path of a FIFO
+	writer *fd  // of the same FIFO, so that its reader does not end: FIFOConfig.KeepOpen
 }
 
 func (e *pipeEnd) failed(op string, err error) error { return pipeError(op, e.addr, err) }
 
 // Close closes the end. It does not discard what was written: the reader reads
 // that and then gets io.EOF. When no reader is left, writes fail with an error
-// that matches [syscall.EPIPE]. Calls that wait on this end return an error that
-// matches [net.ErrClosed], and so does the second Close.
-func (e *pipeEnd) Close() error { return e.failed("close", e.fd.close()) }
+// that matches [syscall.EPIPE]. Calls that wait on this end, every call after Close
+// and the second Close return an error that matches [net.ErrClosed] and [os.ErrClosed].
+func (e *pipeEnd) Close() error { return e.failed("close", e.close()) }
 
-// File returns a duplicate of the descriptor or handle: see [Conn.File].
+func (e *pipeEnd) close() error {
+	err := e.fd.close()
+	if err == nil && e.writer != nil {
+		err = e.writer.close()
+	}
+	return err
+}
+
+// File returns a duplicate of the descriptor or handle: see [Conn.File]. On Unix it is
+// nonblocking; PipeReader.BlockingFile is for programs that do not expect that. On
+// Linux the mode is the duplicate's own, where the pipe can be opened anew through
+// /proc.
 func (e *pipeEnd) File() (*os.File, error) {
 	f, err := e.fd.dupFile("pipe " + e.addr.String())
 	return f, e.failed("file", err)
 }
 
 // SyscallConn gives access to the descriptor or handle: see [Conn.SyscallConn].
-func (e *pipeEnd) SyscallConn() (syscall.RawConn, error) { return e.fd.rawConn() }
+func (e *pipeEnd) SyscallConn() (syscall.RawConn, error) {
+	raw, err := e.fd.rawConn()
+	return pipeRawConn{raw}, e.failed("raw", err)
+}
 
 // A PipeReader is the end of a pipe or FIFO that is read. All its methods may be
 // called concurrently.
@@ -2273,8 +2313,9 @@ func (e *pipeEnd) SetSpin(d time.Duration) { e.fd.setSpin(d) }
 
 // FileReader returns a PipeReader over a duplicate of f, which must be a pipe or
 // FIFO (on Windows the handle of a pipe opened for overlapped I/O); anything
-// else is refused. f stays the caller's to close, whatever the result; on Unix
-// it becomes nonblocking, as the two share that mode.
+// else is refused. f stays the caller's to close, whatever the result. On Unix
+// it becomes nonblocking, as the two share that mode; on Linux only if the pipe
+// cannot be opened anew through /proc (no /proc, or the pipe is another user's).
 func FileReader(f *os.File) (*PipeReader, error) {
 	fd, err := adoptPipe(f, reading)
 	if err != nil {
@@ -2330,51 +2371,95 @@ func copyOut(w io.Writer, src io.Reader, fd *fd, failed func(string, error) erro
 // Children
 
 // inheritVar is the environment variable that tells a child which ends it got:
-// entries name,kind,token separated by ';'. A token is a descriptor number, on
-// Windows handle values.
+// entries name,kind,token separated by ';'. A token says under which descriptor
+// number (on Windows, handle value) the child finds the end, and what it is.
 const inheritVar = "IPC_INHERIT"
 
 // An Inheritable is an end that a child can be given: a *Conn, *MsgConn,
-// *PipeReader, *PipeWriter or *Listener.
+// *PipeReader, *PipeWriter, *Listener or *MsgListener, on Windows also a
+// *PipeListener.
 type Inheritable interface {
-	// bequeath adds the end to what cmd's process inherits, and returns the
-	// kind of the end and the token by which the child finds it.
-	bequeath(cmd *exec.Cmd) (kind, token string, err error)
+	// kindOfEnd returns how the variable calls the end.
+	kindOfEnd() endKind
+
+	// bequeath adds the end to what cmd's process inherits, and returns the token
+	// by which the child finds it.
+	bequeath(cmd *exec.Cmd) (token string, err error)
 }
 
-// The kinds of ends, as they stand in the variable.
+// An endKind is the kind of an end, as it stands in the variable.
+type endKind string
+
 const (
-	kindConn     = "conn"
-	kindMsgConn  = "msgconn"
-	kindReader   = "reader"
-	kindWriter   = "writer"
-	kindListener = "listener"
+	kindConn         endKind = "conn"
+	kindMsgConn      endKind = "msgconn"
+	kindReader       endKind = "reader"
+	kindWriter       endKind = "writer"
+	kindListener     endKind = "listener"
+	kindMsgListener  endKind = "msglistener"
+	kindPipeListener endKind = "pipelistener" // on Windows
 )
+
+func (c *Conn) kindOfEnd() endKind        { return kindConn }
+func (c *MsgConn) kindOfEnd() endKind     { return kindMsgConn }
+func (r *PipeReader) kindOfEnd() endKind  { return kindReader }
+func (w *PipeWriter) kindOfEnd() endKind  { return kindWriter }
+func (l *Listener) kindOfEnd() endKind    { return kindListener }
+func (l *MsgListener) kindOfEnd() endKind { return kindMsgListener }
+
+func (c *endpoint) bequeath(cmd *exec.Cmd) (string, error) { return c.fd.bequeath(cmd) }
+func (e *pipeEnd) bequeath(cmd *exec.Cmd) (string, error)  { return e.fd.bequeath(cmd) }
+func (l *server) bequeath(cmd *exec.Cmd) (string, error)   { return l.sys.bequeath(cmd) }
+
+// inheritError gives err the operation, and the network of such an end.
+func inheritError(kind endKind, err error) error {
+	if kind == kindReader || kind == kindWriter {
+		return pipeError("inherit", Addr{}, err)
+	}
+	return opError("inherit", Addr{}, Addr{}, err)
+}
 
 // Inherit gives the process that cmd will start the end, under the name by which
 // the child asks for it with [InheritedConn] and its kin. It is called before
-// cmd.Start, and after cmd.Env and cmd.Dir were set, if they are: it adds to
-// cmd.Env, to cmd.ExtraFiles on Unix and to
+// cmd.Start. It adds to cmd.Env, to cmd.ExtraFiles on Unix and to
 // cmd.SysProcAttr.AdditionalInheritedHandles on Windows. The name consists of
 // letters, digits, '_', '-' and '.', and each is given once.
+//
+// The child is told by the environment variable IPC_INHERIT in cmd.Env. If cmd.Env
+// is nil, Inherit first fills it with what Start would use (cmd.Environ), so later
+// changes must append to cmd.Env. A program that replaces cmd.Env, cmd.ExtraFiles or
+// cmd.SysProcAttr, or sets cmd.Dir, does so before Inherit: package os/exec has no
+// means to notice it afterwards. In the child InheritedConn then fails and says that
+// the variable is missing.
 //
 // The caller closes its copy of the end after Start (not before); only then does
 // the other side see the child's exit as the end of the stream. On Windows the
 // end must not have been used yet: a handle that this process has bound to its
 // completion port cannot be used by another.
 //
-// A Listener may have been used, and both processes may accept clients of it, so
+// A listener may have been used, and both processes may accept clients of it, so
 // that one can take over from the other without a moment in which nobody listens.
 // The child's has no [ListenConfig.Check], and on an abstract name it serves this
 // user and root alone, until [Listener.SetAccess] says otherwise; what guards a
-// socket file or a pipe guards it as before. On Unix both have one queue of clients,
-// and the parent's Close removes the socket file unless [ListenConfig.KeepName] is
-// set. On Windows each has its own, of as many clients: a client that waits in the
-// parent's when that closes its Listener is disconnected, and sees io.EOF, or EPIPE
-// when it writes; one that dials before the child takes its own waits.
+// socket file or a pipe guards it as before.
+//
+// On Unix both have one queue of clients. The socket file and its lock belong to
+// all processes that have the listener: the last one to Close it removes them,
+// unless [ListenConfig.KeepName] was set. A process that ends without Close removes
+// nothing; the next Listen then replaces the file. On AIX, illumos and Solaris a lock
+// belongs to one process, so that there only the first owner has it.
+//
+// On Windows each has its own queue, of as many clients: a client that waits in the
+// parent's when that closes its listener is disconnected, and sees io.EOF, or EPIPE
+// when it writes; one that dials before the child takes its own waits. A
+// *PipeListener with [PipeConfig.MaxInstances] cannot be handed on: the instance that
+// the child would need counts as one of them.
 func Inherit(cmd *exec.Cmd, name string, end Inheritable) error {
+	if cmd == nil || end == nil {
+		return inheritError("", syscall.EINVAL)
+	}
 	if err := inherit(cmd, name, end); err != nil {
-		return pipeError("inherit", Addr{}, err)
+		return inheritError(end.kindOfEnd(), err)
 	}
 	return nil
 }
@@ -2400,14 +2485,14 @@ func inherit(cmd *exec.Cmd, name string, end Inheritable) error {
 	if ends[name] != nil {
 		return configError("the name", strconv.Quote(name), "given only once")
 	}
-	kind, token, err := end.bequeath(cmd)
+	token, err := end.bequeath(cmd)
 	if err != nil {
 		return err
 	}
 	if list != "" {
 		list += ";"
 	}
-	list = inheritVar + "=" + list + name + "," + kind + "," + token
+	list = inheritVar + "=" + list + name + "," + string(end.kindOfEnd()) + "," + token
 	if at < 0 {
 		cmd.Env = append(env[:len(env):len(env)], list)
 	} else {
@@ -2429,12 +2514,16 @@ func validEndName(name string) bool {
 
 // An inheritedEnd is an end that this process was given and nobody took yet.
 type inheritedEnd struct {
-	kind, token string
+	kind  endKind
+	token string
+	found string // what the descriptors were when the program started
+	lost  error  // why the end cannot be had
 }
 
 // inherited holds the ends that this process was given.
 var inherited struct {
-	mu   sync.Mutex // guards the rest
+	mu   sync.Mutex // guards ends
+	told bool       // the variable was set; written by init alone, as is err
 	ends map[string]*inheritedEnd
 	err  error // what is wrong with the variable
 }
@@ -2442,66 +2531,99 @@ var inherited struct {
 // The variable is read when the program starts, before anything can start a
 // child: what this process was given is not passed on, neither the ends nor the
 // variable that names them.
+//
+// It is also before the program opens anything. A descriptor that somebody closed on
+// the way here is not open now, or is something else than what the parent gave; from
+// then on its number belongs to the rest of the program, and the end is lost.
 func init() {
 	list, ok := os.LookupEnv(inheritVar)
 	if !ok {
 		return
 	}
 	os.Unsetenv(inheritVar)
+	inherited.told = true
 	inherited.ends, inherited.err = parseInherited(list)
 	for _, end := range inherited.ends {
-		keepFromChildren(end.token)
+		if end.found, end.lost = whatWasPassed(end.token); end.lost == nil {
+			keepFromChildren(end.token)
+		}
 	}
 }
 
 // parseInherited reads the value of the variable.
 func parseInherited(list string) (map[string]*inheritedEnd, error) {
-	ends, tokens := map[string]*inheritedEnd{}, map[string]bool{}
+	ends, taken := map[string]*inheritedEnd{}, map[uintptr]bool{}
 	for entry := range strings.SplitSeq(list, ";") {
 		if list == "" {
 			break
 		}
 		name, rest, _ := strings.Cut(entry, ",")
 		kind, token, ok := strings.Cut(rest, ",")
-		if !ok || !validEndName(name) || !validToken(token) || ends[name] != nil || tokens[token] {
+		descriptors := tokenDescriptors(token)
+		ok = ok && validEndName(name) && descriptors != nil && ends[name] == nil
+		for _, d := range descriptors {
+			ok = ok && !taken[d] // one descriptor has one owner
+			taken[d] = true
+		}
+		if !ok {
 			return nil, &ruleError{what: inheritVar + " is garbled at " + strconv.Quote(entry)}
 		}
-		ends[name], tokens[token] = &inheritedEnd{kind, token}, true
+		ends[name] = &inheritedEnd{kind: endKind(kind), token: token}
 	}
 	return ends, nil
 }
 
 // takeInherited takes the end of that name and kind, so that no other call does.
-func takeInherited(name, kind string) (*inheritedEnd, error) {
+func takeInherited(name string, kind endKind) (*inheritedEnd, error) {
 	inherited.mu.Lock()
 	defer inherited.mu.Unlock()
 	end := inherited.ends[name]
 	switch {
 	case inherited.err != nil:
 		return nil, inherited.err
+	case !inherited.told:
+		return nil, &ruleError{what: "no end named " + strconv.Quote(name) + " was inherited: the variable " + inheritVar +
+			" was not set (Inherit was not called, or cmd.Env was replaced after it)"}
 	case end == nil:
 		return nil, &ruleError{what: "no end named " + strconv.Quote(name) + " was inherited, or it was taken before"}
 	case end.kind != kind:
-		return nil, &ruleError{what: "the inherited end " + strconv.Quote(name) + " is a " + end.kind + ", not a " + kind}
+		return nil, &ruleError{what: "the inherited end " + strconv.Quote(name) + " is a " + string(end.kind) + ", not a " + string(kind)}
+	case end.lost != nil:
+		return nil, lostEnd(name, "when the program started", end.lost)
+	}
+	// The descriptor is still this end only if nobody closed it since.
+	if found, err := whatIsThere(end.token); err != nil {
+		return nil, lostEnd(name, "now", err)
+	} else if found != end.found {
+		return nil, lostEnd(name, "now", errOtherFile)
 	}
 	delete(inherited.ends, name)
 	return end, nil
 }
 
+// errOtherFile is for a descriptor that is not the one that was given.
+var errOtherFile = &ruleError{what: "it is another file"}
+
+// lostEnd explains why an inherited end cannot be had.
+func lostEnd(name, when string, why error) error {
+	return &classified{&ruleError{what: "the descriptor of the inherited end " + strconv.Quote(name) +
+		" is not what the parent gave " + when + " (was it closed on the way?): " + why.Error()}, why}
+}
+
 // adoptInherited adopts the end of that name and kind. One that cannot be
 // adopted stays where it is.
-func adoptInherited[T any](name, kind string, adopt func(token string) (T, error)) (T, error) {
+func adoptInherited[T any](name string, kind endKind, adopt func(token string) (T, error)) (T, error) {
 	var none T
 	end, err := takeInherited(name, kind)
 	if err != nil {
-		return none, pipeError("inherit", Addr{}, err)
+		return none, inheritError(kind, err)
 	}
 	v, err := adopt(end.token)
 	if err != nil {
 		inherited.mu.Lock()
 		inherited.ends[name] = end
 		inherited.mu.Unlock()
-		return none, pipeError("inherit", Addr{}, err)
+		return none, inheritError(kind, err)
 	}
 	return v, nil
 }
@@ -2509,6 +2631,11 @@ func adoptInherited[T any](name, kind string, adopt func(token string) (T, error
 // InheritedConn returns the connection that the parent process gave this one
 // under the name, with [Inherit]. It can be taken once. What is not taken stays
 // open but is not passed on to children of this process.
+//
+// A descriptor that was closed before this program started, or since (by a launcher
+// that closes what it does not know, as sudo and Python's subprocess do), is an
+// error: the package remembers what it was at the start, and never takes what the
+// program opened under the same number.
 func InheritedConn(name string) (*Conn, error) {
 	fd, err := adoptInherited(name, kindConn, inheritedStream)
 	if err != nil {
@@ -2528,7 +2655,7 @@ func InheritedMsgConn(name string) (*MsgConn, error) {
 
 // InheritedReader returns the inherited end of a pipe: see [InheritedConn].
 func InheritedReader(name string) (*PipeReader, error) {
-	fd, err := adoptInherited(name, kindReader, inheritedPipe)
+	fd, err := adoptInherited(name, kindReader, inheritedReader)
 	if err != nil {
 		return nil, err
 	}
@@ -2537,42 +2664,42 @@ func InheritedReader(name string) (*PipeReader, error) {
 
 // InheritedWriter returns the inherited end of a pipe: see [InheritedConn].
 func InheritedWriter(name string) (*PipeWriter, error) {
-	fd, err := adoptInherited(name, kindWriter, inheritedPipe)
+	fd, err := adoptInherited(name, kindWriter, inheritedWriter)
 	if err != nil {
 		return nil, err
 	}
 	return &PipeWriter{pipeEnd{fd: fd}}, nil
 }
 
-// InheritedListener returns the inherited listener: see [InheritedConn]. Its
-// Close does not remove a socket file; that is the parent's.
+// InheritedListener returns the inherited listener: see [InheritedConn]. It owns the
+// socket file and its lock together with the parent: see [Inherit].
 func InheritedListener(name string) (*Listener, error) {
-	return adoptInherited(name, kindListener, inheritedListener)
+	l := new(Listener)
+	if err := inheritServer(name, kindListener, streams, &l.server); err != nil {
+		return nil, err
+	}
+	return l, nil
 }
 
-func (c *Conn) bequeath(cmd *exec.Cmd) (kind, token string, err error) {
-	token, err = c.fd.bequeath(cmd)
-	return kindConn, token, err
+// InheritedMsgListener returns the inherited listener for messages: see
+// [InheritedListener].
+func InheritedMsgListener(name string) (*MsgListener, error) {
+	l := new(MsgListener)
+	if err := inheritServer(name, kindMsgListener, messages, &l.server); err != nil {
+		return nil, err
+	}
+	return l, nil
 }
 
-func (c *MsgConn) bequeath(cmd *exec.Cmd) (kind, token string, err error) {
-	token, err = c.fd.bequeath(cmd)
-	return kindMsgConn, token, err
-}
-
-func (r *PipeReader) bequeath(cmd *exec.Cmd) (kind, token string, err error) {
-	token, err = r.fd.bequeath(cmd)
-	return kindReader, token, err
-}
-
-func (w *PipeWriter) bequeath(cmd *exec.Cmd) (kind, token string, err error) {
-	token, err = w.fd.bequeath(cmd)
-	return kindWriter, token, err
-}
-
-func (l *Listener) bequeath(cmd *exec.Cmd) (kind, token string, err error) {
-	token, err = l.sys.bequeath(cmd)
-	return kindListener, token, err
+// inheritServer makes l the inherited listener of that name and kind.
+func inheritServer(name string, kind endKind, carries transport, l *server) error {
+	sys, err := adoptInherited(name, kind, func(token string) (*listener, error) {
+		return inheritedListener(token, carries)
+	})
+	if err == nil {
+		l.adopted(sys)
+	}
+	return err
 }
 
 // ---------------------------------------------------------------------------

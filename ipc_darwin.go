@@ -25,6 +25,12 @@ type kernel struct{ everyUnix }
 func (kernel) sysFlock(fd, how int) error            { return syscall.Flock(fd, how) }
 func (kernel) mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
 
+// closesOnExec asks by F_GETFD, which takes no argument and cannot block.
+func (kernel) closesOnExec(sys int) bool {
+	flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(sys), syscall.F_GETFD, 0)
+	return errno == 0 && flags&syscall.FD_CLOEXEC != 0
+}
+
 // accept looks for a free descriptor first. Without one the kernel takes the client
 // out of the queue all the same, and drops it.
 func (kernel) accept(sys int) (int, error) {

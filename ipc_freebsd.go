@@ -44,6 +44,12 @@ func (kernel) rightsLost(err error) (lost, dataStays bool) {
 	return lost, lost
 }
 
+// closesOnExec asks by F_GETFD, which takes no argument and cannot block.
+func (kernel) closesOnExec(sys int) bool {
+	flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(sys), syscall.F_GETFD, 0)
+	return errno == 0 && flags&syscall.FD_CLOEXEC != 0
+}
+
 // accept leaves the client's address out: package syscall refuses a client that is
 // bound to a path too long for its sockaddr_un.
 func (kernel) accept(sys int) (int, error) {

@@ -734,6 +734,39 @@ var pieceMax = 1024 * syscall.Getpagesize()
 
 func (kernel) mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
 
+// closesOnExec asks by F_GETFD, which takes no argument and cannot block.
+func (kernel) closesOnExec(sys int) bool {
+	flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(sys), syscall.F_GETFD, 0)
+	return errno == 0 && flags&syscall.FD_CLOEXEC != 0
+}
+
+// reopen opens a pipe through /proc/self/fd, where that leads to it: proc(5). The open
+// of a pipe waits for nobody (fifo_open of fs/pipe.c, with O_NONBLOCK); a FIFO without
+// a reader refuses a writer, and a pipe of another user may refuse this one.
+func (kernel) reopen(sys int) (int, error) {
+	if err := isPipe(sys); err != nil {
+		return -1, err
+	}
+	mode, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(sys), syscall.F_GETFL, 0)
+	if errno != 0 {
+		return -1, os.NewSyscallError("fcntl", errno)
+	}
+	path, id := "/proc/self/fd/"+strconv.Itoa(sys), fstatID(sys)
+	var st syscall.Stat_t // what is mounted on /proc may be anything
+	if err := control(func() error { return syscall.Stat(path, &st) }); err != nil || idOf(&st) != id {
+		return -1, errors.ErrUnsupported
+	}
+	own, err := open(path, int(mode)&syscall.O_ACCMODE|syscall.O_NONBLOCK|syscall.O_CLOEXEC)
+	if err != nil {
+		return -1, os.NewSyscallError("open", err)
+	}
+	if fstatID(own) != id {
+		syscall.Close(own)
+		return -1, errors.ErrUnsupported
+	}
+	return own, nil
+}
+
 // hungUp reports whether the FIFO had a writer that left.
 func (kernel) hungUp(sys int) bool { return poll(sys, pollIn)&pollHup != 0 }
 

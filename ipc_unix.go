@@ -76,15 +76,77 @@ func modeError(field string, mode fs.FileMode) error {
 type SysDialer struct{}
 
 // File returns a duplicate of the listening descriptor, to hand the listener
-// over to another process, which adopts that of a Listener with [FileListener].
-// The socket listens until both are closed. The socket file stays with l: to hand
-// that over too, set [ListenConfig.KeepName].
+// over to another process, which adopts it with [FileListener] or
+// [FileMsgListener]. The socket listens until both are closed. The socket file and
+// its lock stay with l: to leave the file behind, set [ListenConfig.KeepName]; to
+// hand it over with its lock, use [Inherit].
+//
+// The duplicate is nonblocking, as l is: the two share that mode. A program in
+// another language whose accept(2) then fails with EAGAIN wants
+// [Listener.BlockingFile].
 func (l *server) File() (*os.File, error) {
 	f, err := l.sys.dupFile(l.addr.String())
 	if err != nil {
 		return nil, opError("file", Addr{}, l.addr, err)
 	}
 	return f, nil
+}
+
+// BlockingFile gives the listener away: it closes l and returns its descriptor in
+// blocking mode, for a program in another language. The socket goes on listening,
+// and the socket file stays, which nobody removes; its lock is given up. See
+// [Conn.BlockingFile].
+func (l *server) BlockingFile() (*os.File, error) {
+	f, err := l.sys.blockingFile(l.addr.String(), func() error { return l.sys.giveUp(true) })
+	if err != nil {
+		return nil, opError("file", Addr{}, l.addr, err)
+	}
+	return f, nil
+}
+
+// BlockingFile gives the end away: it closes c and returns its descriptor in blocking
+// mode, as programs in other languages expect it, above all of their standard input
+// and output:
+//
+//	cmd.Stdin, err = conn.BlockingFile() // and close it after cmd.Start
+//
+// The mode belongs to the open file description and not to the descriptor, so an end
+// that goes on to be used here cannot have a blocking duplicate. Whoever got a
+// duplicate before, by File or Inherit, has a blocking one too from now on. The error
+// matches [net.ErrClosed] after Close; if something was read ahead of the caller, which
+// would be lost, it says so and c stays as it is. Calls under way return as after Close.
+func (c *endpoint) BlockingFile() (*os.File, error) {
+	f, err := c.fd.blockingFile(c.local.String()+"->"+c.remote.String(), c.fd.close)
+	return f, c.failed("file", err)
+}
+
+// BlockingFile gives the end away, in blocking mode: see [Conn.BlockingFile].
+func (e *pipeEnd) BlockingFile() (*os.File, error) {
+	f, err := e.fd.blockingFile("pipe "+e.addr.String(), e.close)
+	return f, e.failed("file", err)
+}
+
+// blockingFile returns the descriptor of f, which end closes, in blocking mode.
+func (f *fd) blockingFile(name string, end func() error) (*os.File, error) {
+	if f.r.mu.TryLock() { // who reads now takes what was read ahead
+		ahead := f.in.holds()
+		f.r.mu.Unlock()
+		if ahead {
+			return nil, &ruleError{what: "something was read ahead, which the file would lack"}
+		}
+	}
+	sys, err := f.dupSys()
+	if err != nil {
+		return nil, err
+	}
+	if err = end(); err == nil {
+		err = os.NewSyscallError("fcntl", syscall.SetNonblock(sys, false))
+	}
+	if err != nil {
+		syscall.Close(sys)
+		return nil, err
+	}
+	return os.NewFile(uintptr(sys), name), nil
 }
 
 // FileListener returns a listener over a duplicate of f, which must be a
@@ -99,21 +161,44 @@ func (l *server) File() (*os.File, error) {
 // address, and where somebody else could make the path lead to another folder; that
 // name leads nowhere.
 func FileListener(f *os.File) (*Listener, error) {
-	fd, err := adopt(f, streams, isListening)
-	if err != nil {
-		return nil, opError("file", Addr{}, Addr{}, err)
+	l := new(Listener)
+	if err := l.adoptFile(f, streams); err != nil {
+		return nil, err
 	}
-	return adoptedListener(fd), nil
+	return l, nil
 }
 
-// adoptedListener returns the Listener of a socket that no ListenConfig made. If it
-// has no file for the kernel to guard, it is for this user, until SetAccess says
-// otherwise.
-func adoptedListener(fd *fd) *Listener {
-	fd.listen = true
-	l := &Listener{server{sys: &listener{fd: fd}, addr: fd.localAddr()}}
+// FileMsgListener returns a listener for messages over a duplicate of f, which must
+// be a listening socket of type SOCK_SEQPACKET of the local family, or SOCK_STREAM
+// where messages are framed (macOS, AIX, illumos, Solaris): see [FileListener].
+func FileMsgListener(f *os.File) (*MsgListener, error) {
+	l := new(MsgListener)
+	if err := l.adoptFile(f, messages); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// adoptFile makes l a listener over a duplicate of f.
+func (l *server) adoptFile(f *os.File, kind transport) error {
+	fd, err := adopt(f, streams, func(sys int) error { return isListening(sys, kind) })
+	if err != nil {
+		return opError("file", Addr{}, Addr{}, err)
+	}
+	l.adopted(&listener{fd: fd, kind: kind})
+	return nil
+}
+
+// adopted makes l the server of a socket that no ListenConfig of this process made.
+// If that has no file for the kernel to guard, it is for this user, until SetAccess
+// says otherwise.
+func (l *server) adopted(sys *listener) {
+	sys.fd.listen = true
+	l.sys, l.addr = sys, sys.localAddr()
+	if sys.file != nil { // the name that clients know, not the one that was bound
+		l.addr = Path(sys.file.path())
+	}
 	l.setRules(l.addr.kind != pathAddr, nil)
-	return l
 }
 
 // ---------------------------------------------------------------------------
@@ -301,14 +386,18 @@ func (l *listener) accept() (*fd, error) {
 
 func (l *listener) setDeadline(t time.Time) error { return l.fd.setDeadline(t, reading) }
 
-// close removes the file first, so that the path does not lead to a socket that
-// refuses, and nobody who finds it refusing takes it for stale.
-func (l *listener) close() error {
+func (l *listener) close() error { return l.giveUp(false) }
+
+// giveUp removes the file first, unless it is to be left behind, so that the path
+// does not lead to a socket that refuses, and nobody who finds it refusing takes it
+// for stale.
+func (l *listener) giveUp(leaveFile bool) error {
 	if !l.givenUp.CompareAndSwap(false, true) {
 		return net.ErrClosed
 	}
 	var err error
 	if l.file != nil {
+		l.file.keep = l.file.keep || leaveFile
 		err = l.file.release()
 	}
 	if e := l.fd.close(); err == nil {
@@ -347,6 +436,10 @@ type socketFile struct {
 	id      fileID          // of the socket; zero until it is bound
 	keep    bool            // ListenConfig.KeepName
 	dropped runtime.Cleanup // closes the descriptors if nobody closes the listener
+
+	sharing sync.Mutex // guards owners, and keeps handing on and release apart
+	owners  *owners    // set once the listener was handed on, or came from another process
+	given   bool       // released: it can be handed on no more
 }
 
 // A fileID tells whether two names, or a name and a descriptor, are one file.
@@ -663,6 +756,10 @@ func (lc *ListenConfig) fileMode() (mode uint32, uid, gid int) {
 // It is not another file's meanwhile, as the socket that is still open keeps its
 // inode in use.
 func (f *socketFile) release() error {
+	if !f.isLastOwner() {
+		f.leave()
+		return nil
+	}
 	f.dropped.Stop()
 	defer f.folder.close()
 	defer f.lock.drop()
@@ -1618,7 +1715,7 @@ func adopt(f *os.File, kind transport, check func(sys int) error) (*fd, error) {
 }
 
 // adoptSys returns an fd that owns sys, if that passes the check; if not, sys
-// stays as it was.
+// stays as it was. Whoever gave it may have a duplicate, and make both of them block.
 func adoptSys(sys int, kind transport, check func(sys int) error) (*fd, error) {
 	if err := check(sys); err != nil {
 		return nil, err
@@ -1627,7 +1724,7 @@ func adoptSys(sys int, kind transport, check func(sys int) error) (*fd, error) {
 		return nil, os.NewSyscallError("fcntl", err)
 	}
 	f := newConnFD(sys, kind)
-	f.share() // where it came from, it may still be open
+	f.share()
 	return f, nil
 }
 
@@ -1676,10 +1773,10 @@ func wasConnected(sys int) bool {
 	return err == nil || err == syscall.EAGAIN || err == syscall.ECONNRESET
 }
 
-// isListening refuses every descriptor that is not a listening local stream
-// socket.
-func isListening(sys int) error {
-	if err := isLocal(sys, streams); err != nil {
+// isListening refuses every descriptor that is not a listening local socket of that
+// kind.
+func isListening(sys int, kind transport) error {
+	if err := isLocal(sys, kind); err != nil {
 		return err
 	}
 	on, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_ACCEPTCONN)
@@ -1711,33 +1808,56 @@ func pipe() (r, w *fd, err error) {
 
 // adoptPipe returns the end of a pipe or FIFO over a duplicate of f.
 func adoptPipe(f *os.File, d direction) (*fd, error) {
+	var sys int
+	err := withFile(f, func(fd uintptr) (err error) {
+		sys, err = kern.dup(int(fd))
+		return os.NewSyscallError("dup", err)
+	})
+	if err != nil {
+		return nil, err
+	}
+	fd, err := adoptPipeSys(sys, d)
+	if err != nil {
+		syscall.Close(sys)
+	}
+	return fd, err
+}
+
+// adoptPipeSys returns an fd that owns sys, if that is such an end of a pipe or
+// FIFO; if not, sys stays as it was. Where the system can open the pipe anew, the fd
+// is a description of its own, so that nobody else can make it block, and it makes
+// nobody else's nonblocking.
+func adoptPipeSys(sys int, d direction) (f *fd, err error) {
+	if err := isPipeEnd(sys, d); err != nil {
+		return nil, err
+	}
+	if own, err := kern.reopen(sys); err == nil {
+		syscall.Close(sys)
+		f = newFD(own)
+	} else if f, err = adoptSys(sys, streams, isPipe); err != nil {
+		return nil, err
+	}
+	// Only a FIFO is a file on a device, where fifoPolls makes a difference.
+	f.naps = !fifoPolls && fstatID(f.sys).dev != 0
+	return f, nil
+}
+
+// isPipeEnd refuses every descriptor that is not a pipe or FIFO opened in that
+// direction. The open mode has no call in package syscall; an empty transfer in the
+// wrong direction is EBADF and otherwise nothing, but perhaps the word that the
+// other side is gone.
+func isPipeEnd(sys int, d direction) error {
+	if err := isPipe(sys); err != nil {
+		return err
+	}
 	try := syscall.Read
 	if d == writing {
 		try = syscall.Write
 	}
-	return asPipe(adopt(f, streams, func(sys int) error {
-		if err := isPipe(sys); err != nil {
-			return err
-		}
-		// The open mode has no call in package syscall; an empty transfer in the
-		// wrong direction is EBADF and otherwise nothing, but perhaps the word
-		// that the other side is gone.
-		if _, err := try(sys, nil); err == syscall.EBADF {
-			return os.NewSyscallError("fcntl", err)
-		}
-		return nil
-	}))
-}
-
-// asPipe prepares the fd of an adopted pipe or FIFO. Only a FIFO is a file on a
-// device, where fifoPolls makes a difference.
-func asPipe(f *fd, err error) (*fd, error) {
-	if err != nil {
-		return nil, err
+	if _, err := try(sys, nil); err == syscall.EBADF {
+		return os.NewSyscallError("fcntl", err)
 	}
-	f.socket = false
-	f.naps = !fifoPolls && fstatID(f.sys).dev != 0
-	return f, nil
+	return nil
 }
 
 // isPipe refuses every descriptor that is not a pipe or FIFO.
@@ -1807,13 +1927,68 @@ func mkfifoExact(addr Addr, perm fs.FileMode) error {
 // one come and go. Where it may not, OpenFIFOReader waits for the first byte. Two
 // processes with a FIFO each way then wait for each other if each opens its reader
 // first and writes only afterwards: let one of them write before it opens its reader.
+//
+// When the last writer has closed the FIFO, Read returns io.EOF. A service that is
+// written to now and then wants [FIFOConfig.KeepOpen].
 func OpenFIFOReader(ctx context.Context, path string) (*PipeReader, error) {
+	return FIFOConfig{}.OpenReader(ctx, path)
+}
+
+// A FIFOConfig holds the options of the reader of a FIFO. The zero value is what
+// [OpenFIFOReader] uses.
+type FIFOConfig struct {
+	// KeepOpen keeps a writing end of the reader's own, until it is closed. So the
+	// reader does not wait for a first writer, writers may come and go, and Read
+	// never returns io.EOF: between two writers it waits. A shell can then talk to
+	// a service one line at a time:
+	//
+	//	echo reload >/run/service/control
+	//
+	// A line that is written by one write(2) of at most PIPE_BUF bytes (4096 on
+	// Linux, 512 or more elsewhere) is not mixed with those of other writers: see
+	// pipe(7). This process must be allowed to write to the FIFO. The writing end
+	// goes along with neither File nor Inherit.
+	KeepOpen bool
+}
+
+// OpenReader opens the FIFO at the path for reading: see [OpenFIFOReader].
+func (c FIFOConfig) OpenReader(ctx context.Context, path string) (*PipeReader, error) {
 	addr := Path(path)
-	f, err := openFIFO(ctx, addr, reading)
+	var r, w *fd
+	var err error
+	if c.KeepOpen {
+		r, w, err = openOwnFIFO(ctx, addr)
+	} else {
+		r, err = openFIFO(ctx, addr, reading)
+	}
 	if err != nil {
 		return nil, pipeError("open", addr, err)
 	}
-	return &PipeReader{pipeEnd{fd: f, addr: addr}}, nil
+	return &PipeReader{pipeEnd{fd: r, addr: addr, writer: w}}, nil
+}
+
+// openOwnFIFO opens both ends of the FIFO, neither of which waits: the reader is let
+// in at once, and then there is one for the writer.
+func openOwnFIFO(ctx context.Context, addr Addr) (r, w *fd, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, contextError(ctx, nil)
+	}
+	path, err := addr.resolve()
+	if err != nil {
+		return nil, nil, err
+	}
+	if r, err = tryFIFO(path, reading); err != nil {
+		return nil, nil, err
+	}
+	if w, err = tryFIFO(path, writing); err == nil && fstatID(w.sys) != fstatID(r.sys) {
+		w.close()
+		err = errReplaced
+	}
+	if err != nil {
+		r.close()
+		return nil, nil, err
+	}
+	return r, w, nil
 }
 
 // OpenFIFOWriter opens the FIFO at the path for writing and waits for a reader,
@@ -1928,34 +2103,136 @@ func awaitWriter(f *fd, path string, p *patience) (*fd, error) {
 // ---------------------------------------------------------------------------
 // Children
 
-// bequeath adds the descriptor to the files that cmd's process gets. It is the
-// file of fd itself, so that Close of the end is all there is to close; Start
-// asks it for the descriptor, which for a file that was nonblocking when it was
-// made changes nothing.
+// bequeath adds the descriptor to the files that cmd's process gets, and returns its
+// number there and what it is. It is the file of fd itself, so that Close of the end
+// is all there is to close; Start asks it for the descriptor, which for a file that
+// was nonblocking when it was made changes nothing.
 func (f *fd) bequeath(cmd *exec.Cmd) (token string, err error) {
+	if err := f.use(); err != nil {
+		return "", err
+	}
+	defer f.unuse()
 	f.pin()
-	f.share()
+	f.share() // the child has the description too
 	p, err := f.join()
 	if err != nil {
 		return "", err
 	}
+	id, err := identityOf(f.sys)
+	if err != nil {
+		return "", err
+	}
 	n := len(cmd.ExtraFiles)
-	cmd.ExtraFiles = append(cmd.ExtraFiles[:n:n], p.file) // not into what another Cmd shares
-	return strconv.Itoa(2 + len(cmd.ExtraFiles)), nil     // after 0, 1 and 2
+	cmd.ExtraFiles = append(cmd.ExtraFiles[:n:n], p.file)                // not into what another Cmd shares
+	return strconv.Itoa(2+len(cmd.ExtraFiles)) + tokenIdentity + id, nil // after 0, 1 and 2
 }
 
-func validToken(token string) bool {
-	n, err := strconv.Atoi(token)
-	return err == nil && n > 2 && n <= 1<<20 && token == strconv.Itoa(n)
+// A token of an end is the number of a descriptor, "@" and what it is. That of a
+// listener with a socket file goes on with fields, separated by ":", which make the
+// child an owner of the file: see fileToken.
+const (
+	tokenIdentity  = "@"
+	tokenSeparator = ":"
+)
+
+// A passedFD is a descriptor that this process got when it was started.
+type passedFD struct {
+	sys int
+	id  string // what it should be; "" if nobody said
 }
 
-// keepFromChildren makes an inherited descriptor close-on-exec.
-func keepFromChildren(token string) { syscall.CloseOnExec(tokenFD(token)) }
+// parsePassedFD reads "7" or "7@id".
+func parsePassedFD(text string) (d passedFD, ok bool) {
+	number, id, said := strings.Cut(text, tokenIdentity)
+	n, err := strconv.Atoi(number)
+	if err != nil || n <= 2 || n > 1<<20 || number != strconv.Itoa(n) || said && !validIdentity(id) {
+		return passedFD{}, false
+	}
+	return passedFD{n, id}, true
+}
 
-// tokenFD returns the descriptor of a token that is valid.
+// identityOf tells descriptors apart: the type of the file, its device and its inode
+// number. The kernel gives sockets and pipes inode numbers too, the same in every
+// process that has a descriptor of one.
+func identityOf(sys int) (string, error) {
+	var st syscall.Stat_t
+	if err := control(func() error { return syscall.Fstat(sys, &st) }); err != nil {
+		return "", os.NewSyscallError("fstat", err)
+	}
+	id := idOf(&st)
+	return strconv.FormatUint(uint64(st.Mode&syscall.S_IFMT), 16) + "." +
+		strconv.FormatUint(id.dev, 16) + "." + strconv.FormatUint(id.ino, 16), nil
+}
+
+// validIdentity reports whether identityOf may have returned the text.
+func validIdentity(id string) bool {
+	for i := range len(id) {
+		if c := id[i]; !(c >= '0' && c <= '9' || c >= 'a' && c <= 'f' || c == '.') {
+			return false
+		}
+	}
+	return id != ""
+}
+
+// tokenDescriptors returns the numbers of the descriptors that a token names; nil if
+// it is none.
+func tokenDescriptors(token string) []uintptr {
+	passed, _, ok := parseToken(token)
+	if !ok {
+		return nil
+	}
+	var numbers []uintptr
+	for _, d := range passed {
+		numbers = append(numbers, uintptr(d.sys))
+	}
+	return numbers
+}
+
+// passedIdentity is identityOf when the program starts. What is close-on-exec then did
+// not come through exec(2): the runtime of Go has opened it, or another package, since.
+func passedIdentity(sys int) (string, error) {
+	if kern.closesOnExec(sys) {
+		return "", errNotPassed
+	}
+	return identityOf(sys)
+}
+
+var errNotPassed = &ruleError{what: "it was closed, and this process has opened another file under its number"}
+
+// identify returns what the descriptors of a valid token are. The error says that one
+// is closed, or is not what the token says.
+func identify(token string, ask func(sys int) (string, error)) (string, error) {
+	passed, _, _ := parseToken(token)
+	var ids []string
+	for _, d := range passed {
+		id, err := ask(d.sys)
+		if err != nil {
+			return "", err
+		}
+		if d.id != "" && d.id != id {
+			return "", errOtherFile
+		}
+		ids = append(ids, id)
+	}
+	return strings.Join(ids, " "), nil
+}
+
+// whatWasPassed says what the descriptors of a valid token are when the program starts,
+// and whatIsThere what they are later.
+func whatWasPassed(token string) (string, error) { return identify(token, passedIdentity) }
+func whatIsThere(token string) (string, error)   { return identify(token, identityOf) }
+
+// keepFromChildren makes the descriptors of a valid token close-on-exec.
+func keepFromChildren(token string) {
+	for _, sys := range tokenDescriptors(token) {
+		syscall.CloseOnExec(int(sys))
+	}
+}
+
+// tokenFD returns the descriptor of the end of a valid token.
 func tokenFD(token string) int {
-	n, _ := strconv.Atoi(token)
-	return n
+	passed, _, _ := parseToken(token)
+	return passed[0].sys
 }
 
 func inheritedStream(token string) (*fd, error)   { return inheritedSocket(token, streams) }
@@ -1965,98 +2242,611 @@ func inheritedSocket(token string, kind transport) (*fd, error) {
 	return adoptSys(tokenFD(token), kind, func(sys int) error { return isConnected(sys, kind) })
 }
 
-func inheritedPipe(token string) (*fd, error) {
-	return asPipe(adoptSys(tokenFD(token), streams, isPipe))
+func inheritedReader(token string) (*fd, error) { return adoptPipeSys(tokenFD(token), reading) }
+func inheritedWriter(token string) (*fd, error) { return adoptPipeSys(tokenFD(token), writing) }
+
+func inheritedListener(token string, kind transport) (*listener, error) {
+	passed, file, _ := parseToken(token)
+	l, err := ownListener(passed[0].sys, kind)
+	if err == nil && file != nil {
+		l.file = file.own(passed[1].sys, passed[2].sys, passed[3].sys, passed[4].sys)
+	}
+	return l, err
 }
 
-func inheritedListener(token string) (*Listener, error) {
-	return ownListener(tokenFD(token))
-}
-
-// ownListener returns a Listener that owns sys, which stays as it was if it does
+// ownListener returns a listener that owns sys, which stays as it was if it does
 // not listen.
-func ownListener(sys int) (*Listener, error) {
-	f, err := adoptSys(sys, streams, isListening)
+func ownListener(sys int, kind transport) (*listener, error) {
+	f, err := adoptSys(sys, streams, func(sys int) error { return isListening(sys, kind) })
 	if err != nil {
 		return nil, err
 	}
-	return adoptedListener(f), nil
+	return &listener{fd: f, kind: kind}, nil
 }
 
-// Activated returns the listeners that the service manager opened for this
-// process, in its order: see sd_listen_fds(3). There are none unless LISTEN_PID
-// is this process. It unsets LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES, so that
-// neither a second call nor a child takes them for its own, and keeps the
-// descriptors from children. [Listener.FDName] tells which is which, and who may
-// connect is as with [FileListener]. Close does not remove a socket file: it is the
-// service manager's.
+// ---------------------------------------------------------------------------
+// Socket files with several owners
 //
-// If the variables are garbled or a descriptor is no listening local stream
-// socket the error says which, and nothing is taken or unset.
-func Activated() ([]*Listener, error) {
-	activating.Lock()
-	defer activating.Unlock()
-	ls, err := activated()
-	if err != nil {
-		return nil, opError("activate", Addr{}, Addr{}, err)
-	}
-	return ls, nil
+// A listener that is handed on takes its lock along: an flock(2) belongs to the open
+// file description, so it is held until the last process that has the descriptor
+// closes it. Whoever Closes the listener last also removes socket file and lock.
+// Nobody can count the descriptors of a description, but the kernel tells when those
+// of a pipe's writing end are gone. So the owners share a pipe that nobody writes to:
+// each has both its ends, closes the writing one to leave, and was the last if the
+// reading one is at its end then. Two that leave at once may both find that; they
+// remove under the guard and while the lock is held, and the second finds nothing.
+//
+// A process that ends without Close is no owner any more, as its descriptors are
+// closed. One that was given the listener and never takes it is one.
+
+// The owners are what this process has of the common pipe, and duplicates of lock and
+// folder for its children.
+type owners struct {
+	r, w, lock, folder *fd
 }
 
-// activating keeps two calls from taking the same descriptors.
-var activating sync.Mutex
+// close closes what is left of them.
+func (o *owners) close() {
+	for _, f := range []*fd{o.r, o.w, o.lock, o.folder} {
+		if f != nil {
+			f.close() // what was given up is not worth an error; the second Close is none
+		}
+	}
+}
 
-func activated() (ls []*Listener, err error) {
+// bequeath gives the child the listener, and what makes it an owner of the file.
+func (l *listener) bequeath(cmd *exec.Cmd) (token string, err error) {
+	before := cmd.ExtraFiles
+	token, err = l.fd.bequeath(cmd)
+	if err == nil && l.file != nil && l.file.canBeShared() {
+		var file string
+		if file, err = l.file.bequeath(cmd); err != nil {
+			cmd.ExtraFiles = before
+		}
+		token += file
+	}
+	return token, err
+}
+
+func (f *socketFile) bequeath(cmd *exec.Cmd) (string, error) {
+	f.sharing.Lock()
+	defer f.sharing.Unlock()
+	switch {
+	case f.given:
+		return "", net.ErrClosed
+	case f.owners == nil:
+		if err := f.share(); err != nil {
+			return "", err
+		}
+	}
+	var b strings.Builder
+	for _, d := range []*fd{f.owners.folder, f.owners.lock, f.owners.r, f.owners.w} {
+		if d == nil { // there was no descriptor left when this process became an owner
+			return "", os.NewSyscallError("dup", syscall.EMFILE)
+		}
+		token, err := d.bequeath(cmd)
+		if err != nil {
+			return "", err
+		}
+		b.WriteString(tokenSeparator + token)
+	}
+	b.WriteString(fileToken{f.path(), f.id, f.keep}.String())
+	return b.String(), nil
+}
+
+// canBeShared reports whether the file can have several owners: it takes a lock and
+// an opened folder. If not, the file stays with this process.
+func (f *socketFile) canBeShared() bool { return f.lock.state == lockOurs && f.folder.sys >= 0 }
+
+// share makes this process the first of several owners.
+func (f *socketFile) share() error {
+	lock, err := kern.dup(f.lock.sys)
+	if err != nil {
+		return os.NewSyscallError("dup", err)
+	}
+	folder, err := kern.dup(f.folder.sys)
+	if err != nil {
+		syscall.Close(lock)
+		return os.NewSyscallError("dup", err)
+	}
+	r, w, err := pipe()
+	if err != nil {
+		syscall.Close(lock)
+		syscall.Close(folder)
+		return err
+	}
+	f.setOwners(&owners{r, w, newFD(lock), newFD(folder)})
+	return nil
+}
+
+// setOwners makes this process one of several owners. If the listener is dropped
+// without Close, the lock is closed and not given up, for it is that of the others too.
+func (f *socketFile) setOwners(o *owners) {
+	f.owners = o
+	f.dropped.Stop()
+	f.dropped = runtime.AddCleanup(f, func(sys [2]int) {
+		syscall.Close(sys[0])
+		syscall.Close(sys[1])
+	}, [2]int{f.lock.sys, f.folder.sys})
+}
+
+// isLastOwner ends this process's share in the file, and reports whether nobody else
+// has one. No fork may be under way meanwhile, since the child has the pipe until it
+// runs its program. (Only Linux keeps the lock until then; elsewhere such a child
+// can make the file stay behind, as a crash does.)
+func (f *socketFile) isLastOwner() bool {
+	f.sharing.Lock()
+	defer f.sharing.Unlock()
+	f.given = true
+	if f.owners == nil {
+		return true
+	}
+	defer f.owners.close()
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	f.owners.w.close()
+	var n int
+	err := f.owners.r.control("read", func() (err error) {
+		if err = syscall.SetNonblock(f.owners.r.sys, true); err != nil {
+			return err
+		}
+		n, err = syscall.Read(f.owners.r.sys, make([]byte, 1))
+		return err
+	})
+	return err == nil && n == 0
+}
+
+// leave closes the lock, which the other owners go on to hold, and the folder.
+func (f *socketFile) leave() {
+	f.dropped.Stop()
+	syscall.Close(f.lock.sys)
+	f.lock.sys = -1
+	f.folder.close()
+}
+
+// path returns the path of the socket, as far as it is known.
+func (f *socketFile) path() string { return joinPath(f.folder.path, f.base) }
+
+// A fileToken is what a child is told of a socket file that it becomes an owner of.
+// In a token it follows the listener, the folder, the lock and the two ends of the
+// common pipe.
+type fileToken struct {
+	path string
+	id   fileID
+	keep bool
+}
+
+const tokenKeeps, tokenRemoves = "keep", "remove"
+
+// String writes device and inode of the socket, what becomes of its file, and the
+// path in hexadecimal digits, which no separator is among.
+func (t fileToken) String() string {
+	fate := tokenRemoves
+	if t.keep {
+		fate = tokenKeeps
+	}
+	var b strings.Builder
+	b.WriteString(tokenSeparator + strconv.FormatUint(t.id.dev, 16) + tokenSeparator + strconv.FormatUint(t.id.ino, 16) +
+		tokenSeparator + fate + tokenSeparator)
+	const digits = "0123456789abcdef"
+	for i := range len(t.path) {
+		b.WriteByte(digits[t.path[i]>>4])
+		b.WriteByte(digits[t.path[i]&15])
+	}
+	return b.String()
+}
+
+// parseFileToken reads the four fields that String writes.
+func parseFileToken(fields []string) (t fileToken, ok bool) {
+	t.id.dev, _ = strconv.ParseUint(fields[0], 16, 64)
+	t.id.ino, _ = strconv.ParseUint(fields[1], 16, 64)
+	t.keep = fields[2] == tokenKeeps
+	var path []byte
+	for hex := fields[3]; len(hex) >= 2; hex = hex[2:] {
+		c, _ := strconv.ParseUint(hex[:2], 16, 8)
+		path = append(path, byte(c))
+	}
+	t.path = string(path)
+	written := tokenSeparator + strings.Join(fields, tokenSeparator)
+	_, base := splitPath(t.path)
+	return t, base != "" && !strings.Contains(t.path, "\x00") && t.String() == written
+}
+
+// parseToken returns the descriptors that a token names, that of the end first, and
+// what it tells of a socket file.
+func parseToken(token string) (passed []passedFD, file *fileToken, ok bool) {
+	fields := strings.Split(token, tokenSeparator)
+	const descriptors = 5 // of a listener with a file
+	if len(fields) > 1 {
+		if len(fields) != descriptors+4 {
+			return nil, nil, false
+		}
+		t, ok := parseFileToken(fields[descriptors:])
+		if !ok {
+			return nil, nil, false
+		}
+		fields, file = fields[:descriptors], &t
+	}
+	for _, field := range fields {
+		d, ok := parsePassedFD(field)
+		if !ok {
+			return nil, nil, false
+		}
+		passed = append(passed, d)
+	}
+	return passed, file, true
+}
+
+// own returns the claim of a new owner of the file, which owns the descriptors.
+func (t *fileToken) own(dir, lock, r, w int) *socketFile {
+	path, base := splitPath(t.path)
+	f := &socketFile{
+		folder: &folder{sys: dir, path: path, id: fstatID(dir)},
+		base:   base,
+		lock:   lockFile{sys: lock, id: fstatID(lock), state: lockOurs},
+		id:     t.id,
+		keep:   t.keep,
+	}
+	o := &owners{r: newFD(r), w: newFD(w)}
+	if sys, err := kern.dup(lock); err == nil {
+		o.lock = newFD(sys)
+	}
+	if sys, err := kern.dup(dir); err == nil {
+		o.folder = newFD(sys)
+	}
+	f.setOwners(o)
+	return f
+}
+
+// ---------------------------------------------------------------------------
+// Activation: see sd_listen_fds(3)
+
+// Activated returns the listeners for streams among the descriptors that the service
+// manager passed to this process, in its order: see sd_listen_fds(3). There are none
+// unless LISTEN_PID is this process. [Listener.FDName] tells which is which, and who
+// may connect is as with [FileListener]. Close does not remove a socket file: it is
+// the service manager's.
+//
+// The first successful call of Activated, [ActivatedMsg] or [ActivatedFiles] unsets
+// LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES, so that no child takes them for its own,
+// and makes all the descriptors close-on-exec. Each descriptor belongs to one of the
+// three functions, according to its type, and is returned once. What nobody asks for
+// stays open.
+//
+// If the variables are garbled, or a descriptor was not open when the program
+// started, or is another one now, the error says which, and nothing is taken or unset.
+func Activated() ([]*Listener, error) {
+	var ls []*Listener
+	err := takePassed(passedListener, func(p passedFile) error {
+		sys, err := ownListener(p.sys, streams)
+		if err == nil {
+			l := new(Listener)
+			l.activated(sys, p.name)
+			ls = append(ls, l)
+		}
+		return err
+	})
+	return ls, err
+}
+
+// ActivatedMsg returns the listeners for messages (SOCK_SEQPACKET) that the service
+// manager passed: see [Activated]. Where messages are framed on stream sockets (macOS,
+// AIX, illumos, Solaris) nothing tells those apart from other stream sockets, so
+// Activated returns them all; [FileMsgListener] takes the File of one.
+func ActivatedMsg() ([]*MsgListener, error) {
+	var ls []*MsgListener
+	err := takePassed(passedMsgListener, func(p passedFile) error {
+		sys, err := ownListener(p.sys, messages)
+		if err == nil {
+			l := new(MsgListener)
+			l.activated(sys, p.name)
+			ls = append(ls, l)
+		}
+		return err
+	})
+	return ls, err
+}
+
+// ActivatedFiles returns every other descriptor that the service manager passed, as it
+// is: listeners of other families (for [net.FileListener]), datagram sockets,
+// connections, FIFOs, and what the process put into the fd store with [Notify]. Name
+// of a file is the name that the manager gave it ("unknown" if none): see [Activated].
+func ActivatedFiles() ([]*os.File, error) {
+	var files []*os.File
+	err := takePassed(passedOther, func(p passedFile) error {
+		files = append(files, os.NewFile(uintptr(p.sys), p.name))
+		return nil
+	})
+	return files, err
+}
+
+// FDName returns the name that the service manager gave a listener of [Activated] or
+// [ActivatedMsg] (FileDescriptorName= of systemd.socket(5)); "unknown" if it gave
+// none, and "" for other listeners.
+func (l *server) FDName() string { return l.sys.fdName }
+
+func (l *server) activated(sys *listener, name string) {
+	sys.fdName = name
+	l.adopted(sys)
+}
+
+// A passedFile is a descriptor that the service manager passed.
+type passedFile struct {
+	passedFD
+	name string
+	kind passedKind
+	lost error // it was not open when the program started
+}
+
+// A passedKind says which function returns a descriptor.
+type passedKind uint8
+
+const (
+	passedOther passedKind = iota
+	passedListener
+	passedMsgListener
+)
+
+// The variables of sd_listen_fds(3). LISTEN_PIDFDID, of systemd 258, is unset with them.
+const (
+	listenPID   = "LISTEN_PID"
+	listenFDs   = "LISTEN_FDS"
+	listenNames = "LISTEN_FDNAMES"
+	listenPidfd = "LISTEN_PIDFDID"
+)
+
+// activation holds what the service manager passed and nobody took yet.
+var activation struct {
+	mu     sync.Mutex // guards the rest
+	vars   listenVars // when the program started
+	files  []passedFile
+	opened bool // the variables were read, checked and unset
+}
+
+// What the service manager passed is looked at when the program starts, before it
+// opens anything: see the init of inherited ends.
+func init() {
+	activation.vars = activationVars()
+	files, err := passedFiles(activation.vars)
+	if err != nil {
+		return // Activated says it again
+	}
+	for i := range files {
+		files[i].id, files[i].lost = passedIdentity(files[i].sys)
+	}
+	activation.files = files
+}
+
+// listenVars are the values of the variables.
+type listenVars struct {
+	pid, fds, names string
+	named           bool // names is set
+}
+
+func activationVars() (v listenVars) {
+	v.pid, v.fds = os.Getenv(listenPID), os.Getenv(listenFDs)
+	v.names, v.named = os.LookupEnv(listenNames)
+	return v
+}
+
+// passedFiles returns what the variables say was passed: nil if they are not set, or
+// for another process.
+func passedFiles(v listenVars) ([]passedFile, error) {
 	const firstFD = 3 // SD_LISTEN_FDS_START of systemd/sd-daemon.h
-	pid, fds := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
-	if pid == "" || fds == "" {
+	if v.pid == "" || v.fds == "" {
 		return nil, nil
 	}
-	if p, err := strconv.Atoi(pid); err != nil || p <= 0 {
-		return nil, configError("LISTEN_PID", strconv.Quote(pid), "a process id")
+	if p, err := strconv.Atoi(v.pid); err != nil || p <= 0 {
+		return nil, configError(listenPID, strconv.Quote(v.pid), "a process id")
 	} else if p != os.Getpid() {
 		return nil, nil
 	}
-	n, err := strconv.Atoi(fds)
+	n, err := strconv.Atoi(v.fds)
 	if err != nil || n < 0 || n > 1<<16 {
-		return nil, configError("LISTEN_FDS", strconv.Quote(fds), "a number of descriptors")
+		return nil, configError(listenFDs, strconv.Quote(v.fds), "a number of descriptors")
 	}
-	var names []string
-	if list, ok := os.LookupEnv("LISTEN_FDNAMES"); ok && n > 0 {
-		if names = strings.Split(list, ":"); len(names) != n {
-			return nil, configError("LISTEN_FDNAMES", strconv.Quote(list), strconv.Itoa(n)+" names")
-		}
+	files := make([]passedFile, n)
+	for i := range files {
+		files[i].sys, files[i].name = firstFD+i, "unknown" // as sd_listen_fds_with_names does
 	}
-	for i := range n {
-		if err := isListening(firstFD + i); err != nil {
-			return nil, &classified{&ruleError{what: "descriptor " + strconv.Itoa(firstFD+i) + ": " + err.Error()}, err}
-		}
+	if !v.named || n == 0 {
+		return files, nil
 	}
-	for i := range n {
-		syscall.CloseOnExec(firstFD + i)
-		l, err := ownListener(firstFD + i)
-		if err != nil {
-			for _, l := range ls {
-				l.Close()
-			}
-			return nil, err
-		}
-		l.sys.fdName = "unknown" // as sd_listen_fds_with_names does
-		if names != nil {
-			l.sys.fdName = names[i]
-		}
-		ls = append(ls, l)
+	names := strings.Split(v.names, ":")
+	if len(names) != n {
+		return nil, configError(listenNames, strconv.Quote(v.names), strconv.Itoa(n)+" names")
 	}
-	for _, name := range []string{"LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
-		os.Unsetenv(name)
+	for i, name := range names {
+		files[i].name = name
 	}
-	return ls, nil
+	return files, nil
 }
 
-// FDName returns the name that the service manager gave a listener of
-// [Activated] (FileDescriptorName= of systemd.socket(5)); "unknown" if it gave
-// none, and "" for other listeners.
-func (l *Listener) FDName() string { return l.sys.fdName }
+// takePassed calls take for each file of the kind that was passed, until one fails.
+// What was taken is not there any more.
+func takePassed(kind passedKind, take func(passedFile) error) error {
+	activation.mu.Lock()
+	defer activation.mu.Unlock()
+	if err := openActivation(); err != nil {
+		return opError("activate", Addr{}, Addr{}, err)
+	}
+	var left []passedFile
+	var failed error
+	for _, p := range activation.files {
+		if p.kind == kind && failed == nil {
+			if err := take(p); err == nil {
+				continue
+			} else {
+				failed = passedError(p, err)
+			}
+		}
+		left = append(left, p)
+	}
+	activation.files = left
+	if failed != nil {
+		return opError("activate", Addr{}, Addr{}, failed)
+	}
+	return nil
+}
+
+// openActivation reads and unsets the variables, if they are for this process, and
+// checks that the descriptors are those of the start. It does so once.
+func openActivation() error {
+	if activation.opened {
+		return nil
+	}
+	vars := activationVars()
+	files, err := passedFiles(vars)
+	if err != nil {
+		return err
+	}
+	if files == nil { // nothing was passed, or another package has taken it
+		activation.files = nil
+		return nil
+	}
+	if vars != activation.vars {
+		return &ruleError{what: listenFDs + " was changed since the program started"}
+	}
+	for _, p := range activation.files {
+		if err := p.check(); err != nil {
+			return passedError(p, err)
+		}
+	}
+	for i := range activation.files {
+		syscall.CloseOnExec(activation.files[i].sys)
+		activation.files[i].classify()
+	}
+	activation.opened = true
+	for _, name := range []string{listenPID, listenFDs, listenNames, listenPidfd} {
+		os.Unsetenv(name)
+	}
+	return nil
+}
+
+// check returns an error unless the descriptor is what it was when the program started.
+func (p *passedFile) check() error {
+	if p.lost != nil {
+		return p.lost
+	}
+	id, err := identityOf(p.sys)
+	if err == nil && id != p.id {
+		err = errOtherFile
+	}
+	return err
+}
+
+func (p *passedFile) classify() {
+	switch {
+	case isListening(p.sys, streams) == nil:
+		p.kind = passedListener
+	case isListening(p.sys, messages) == nil:
+		p.kind = passedMsgListener
+	}
+}
+
+// passedError says which descriptor cannot be had.
+func passedError(p passedFile, err error) error {
+	return &classified{&ruleError{what: "descriptor " + strconv.Itoa(p.sys) + " (" + strconv.Quote(p.name) +
+		") is not what the service manager passed: " + err.Error()}, err}
+}
+
+// notifySocket is the variable of sd_notify(3).
+const notifySocket = "NOTIFY_SOCKET"
+
+// notifyPatience bounds how long Notify waits for room in the manager's queue.
+const notifyPatience = 5 * time.Second
+
+// Notify tells the service manager about this process: see sd_notify(3). The state
+// holds assignments, one a line: READY=1, STATUS=..., STOPPING=1, MAINPID=... for a
+// successor that takes over. With FDSTORE=1 the manager keeps duplicates of the files
+// and passes them to the next process of the service, where [ActivatedFiles], or
+// [Activated] for listeners, returns them under the name of FDNAME=...; FDSTOREREMOVE=1
+// takes those of a name out. The files stay the caller's to close.
+//
+// sent is false, and err nil, where NOTIFY_SOCKET is not set: no manager wants to know.
+// That it was sent does not mean that the manager did as it was told, which says so in
+// its journal alone: NotifyAccess= and FileDescriptorStoreMax= of systemd.service(5)
+// must allow it. The kernel tells the manager which process has sent it.
+//
+// Notify waits up to 5 seconds for room in the manager's queue; the error then matches
+// [os.ErrDeadlineExceeded]. It matches [ErrNoListener] if the manager is gone,
+// [ErrMsgTooLong] for a state that no datagram takes, and [errors.ErrUnsupported] for a NOTIFY_SOCKET that is neither a path nor the
+// name of an abstract socket (vsock). Notify exists on Unix alone. Children inherit
+// NOTIFY_SOCKET, as they do with sd_notify: remove it from the environment of those
+// that are not to speak for the service.
+func Notify(state string, files ...*os.File) (sent bool, err error) {
+	text := os.Getenv(notifySocket)
+	if text == "" {
+		return false, nil
+	}
+	addr := Path(text)
+	if text[0] == '@' {
+		addr = Name(text[1:])
+	}
+	if err := notify(addr, state, files); err != nil {
+		return false, opError("notify", Addr{}, addr, err)
+	}
+	return true, nil
+}
+
+func notify(addr Addr, state string, files []*os.File) error {
+	if state == "" {
+		return configError("the state", `""`, "assignments such as READY=1")
+	}
+	if err := checkFiles(len(files), 0); err != nil {
+		return err
+	}
+	if text := addr.text; addr.kind == pathAddr && text[0] != '/' || addr.kind == nameAddr && !abstractNames {
+		return &ruleError{notifySocket + " is not the path of a socket, nor the name of one that this system has", errors.ErrUnsupported}
+	}
+	target, err := addr.resolve()
+	if err != nil {
+		return err
+	}
+	f, err := connectSocket(target, syscall.SOCK_DGRAM)
+	if e := errnoOf(err); e == syscall.ENOENT || e == syscall.ECONNREFUSED {
+		return &classified{err, ErrNoListener}
+	} else if err != nil {
+		return err
+	}
+	defer f.close()
+	fds, release, err := holdFiles[int](files)
+	if err != nil {
+		return err
+	}
+	defer release()
+	var rights []byte
+	if len(fds) > 0 {
+		rights = syscall.UnixRights(fds...)
+	}
+	return f.sendDatagram([]byte(state), rights)
+}
+
+// sendDatagram sends one datagram, for which it waits until there is room at the
+// receiver, which not every system tells of.
+func (f *fd) sendDatagram(p, rights []byte) error {
+	wait := patience{ctx: context.Background(), deadline: time.Now().Add(notifyPatience)}
+	defer wait.stop()
+	for {
+		err := f.control("sendmsg", func() error {
+			_, err := kern.sendmsg(f.sys, p, rights, dontWait|noSignal)
+			return err
+		})
+		switch errno := errnoOf(err); errno {
+		// The queue is full: EAGAIN on Linux, ENOBUFS on the BSDs and macOS. Or too many
+		// files of this user are on their way: unix(7).
+		case syscall.EAGAIN, syscall.ENOBUFS, syscall.ETOOMANYREFS:
+		case syscall.EMSGSIZE:
+			return sendError(errno)
+		default:
+			return err
+		}
+		if ended := wait.ended(err); ended != nil {
+			return ended
+		}
+		wait.pause()
+	}
+}
 
 // ---------------------------------------------------------------------------
 // Descriptors: the one way to system calls that may block
@@ -3662,16 +4452,25 @@ func (w kqueueWatch[E]) wait(ctx context.Context) error {
 func (w kqueueWatch[E]) close() { syscall.Close(w.kq) }
 
 func (f *fd) dupFile(name string) (*os.File, error) {
-	var sys int
-	f.share()
-	err := f.control("dup", func() (err error) {
-		sys, err = kern.dup(f.sys)
-		return err
-	})
+	sys, err := f.dupSys()
 	if err != nil {
 		return nil, err
 	}
 	return os.NewFile(uintptr(sys), name), nil
+}
+
+// dupSys duplicates the descriptor. A pipe is opened anew where that can be, so that
+// what becomes of the duplicate's mode does not concern f.
+func (f *fd) dupSys() (sys int, err error) {
+	err = f.control("dup", func() (err error) {
+		if sys, err = kern.reopen(f.sys); err == nil {
+			return nil
+		}
+		f.share()
+		sys, err = kern.dup(f.sys)
+		return err
+	})
+	return sys, err
 }
 
 func (f *fd) localAddr() Addr  { return f.name(kern.sockName) }
@@ -3915,7 +4714,7 @@ func (everyUnix) accept(sys int) (conn int, err error) {
 // acceptError takes a client for one that gave up if package syscall turned it away:
 // it does with EINVAL if the client is bound to a path too long for its sockaddr_un.
 func acceptError(sys int, err error) error {
-	if err == syscall.EINVAL && isListening(sys) == nil {
+	if err == syscall.EINVAL && (isListening(sys, streams) == nil || isListening(sys, messages) == nil) {
 		return syscall.ECONNABORTED
 	}
 	return err
@@ -3932,6 +4731,14 @@ func (everyUnix) dup(sys int) (int, error) {
 	}
 	return d, err
 }
+
+// reopen opens the pipe or FIFO of a descriptor anew, in the same direction and
+// nonblocking, where the system can: the error matches errors.ErrUnsupported if not.
+func (everyUnix) reopen(int) (int, error) { return -1, errors.ErrUnsupported }
+
+// closesOnExec reports whether a descriptor is close-on-exec, where package syscall
+// reaches F_GETFD.
+func (everyUnix) closesOnExec(int) bool { return false }
 
 // sendmsg and recvmsg are sendmsg(2) and recvmsg(2) as package syscall has them.
 func (everyUnix) sendmsg(sys int, p, oob []byte, flags int) (int, error) {

@@ -750,14 +750,7 @@ func listen(target string, kind transport, lc *ListenConfig) (*listener, error) 
 	if err != nil {
 		return nil, err
 	}
-	if kind != streams {
-		return s.listen(true)
-	}
-	if err := s.claim(); err != nil { // a Listener can be given to a child
-		s.close()
-		return nil, err
-	}
-	return s.listen(false)
+	return s.claimAndListen()
 }
 
 func listenPipe(target string, c PipeConfig) (*listener, error) {
@@ -769,7 +762,20 @@ func listenPipe(target string, c PipeConfig) (*listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.listen(true)
+	if c.MaxInstances > 0 {
+		s.unkept = &ruleError{"a pipe with MaxInstances has no instance to hand on", errors.ErrUnsupported}
+		return s.listen(true)
+	}
+	return s.claimAndListen()
+}
+
+// claimAndListen makes the pipe, with an instance that can be given to a child.
+func (s *instances) claimAndListen() (*listener, error) {
+	if err := s.claim(); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s.listen(false)
 }
 
 func (l *listener) close() error {
@@ -1305,7 +1311,7 @@ func adoptSys(h syscall.Handle, kind transport, d direction) (*fd, error) {
 		return nil, err
 	}
 	server := info.end == pipeServerEnd
-	ends := [...]Direction{ClientToServer, ServerToClient, Duplex}[min(info.configuration, pipeDuplex)].ends(server)
+	ends := pipeDirection(info).ends(server)
 	switch {
 	case mode&synchronous != 0:
 		return nil, &ruleError{"the pipe was not opened for overlapped I/O", errors.ErrUnsupported}
@@ -1337,20 +1343,31 @@ func adoptSys(h syscall.Handle, kind transport, d direction) (*fd, error) {
 // does not tell it of that, what this process knows.
 type token struct {
 	handle  syscall.Handle
-	backlog int  // of a listener; 0 for every other end
-	remote  bool // the other end is, or may be, on another machine
+	id      uint64 // of the pipe and the end, see pipeIdentity; 0 if nobody said
+	backlog int    // of a listener; 0 for every other end
+	remote  bool   // the other end is, or may be, on another machine
+	inherit bool   // PipeConfig.Inheritable
 }
 
 const (
+	tokenIdentity  = "@"
 	tokenSeparator = ":"
+	tokenInherit   = ":inheritable"
 	tokenRemote    = ":remote"
 )
 
-// String writes the handle, ":" and the backlog of a listener, and ":remote".
+// String writes the handle, "@" and the identity, ":" and the backlog of a listener,
+// ":inheritable" and ":remote".
 func (t token) String() string {
 	text := strconv.FormatUint(uint64(t.handle), 10)
+	if t.id != 0 {
+		text += tokenIdentity + strconv.FormatUint(t.id, 16)
+	}
 	if t.backlog != 0 {
 		text += tokenSeparator + strconv.Itoa(t.backlog)
+	}
+	if t.inherit {
+		text += tokenInherit
 	}
 	if t.remote {
 		text += tokenRemote
@@ -1361,17 +1378,80 @@ func (t token) String() string {
 // parseToken returns the zero token for what String does not write.
 func parseToken(text string) (t token) {
 	rest, remote := strings.CutSuffix(text, tokenRemote)
-	handle, backlog, _ := strings.Cut(rest, tokenSeparator)
+	rest, inherit := strings.CutSuffix(rest, tokenInherit)
+	rest, backlog, _ := strings.Cut(rest, tokenSeparator)
+	handle, id, _ := strings.Cut(rest, tokenIdentity)
 	h, _ := strconv.ParseUint(handle, 10, 32)
 	n, _ := strconv.ParseUint(backlog, 10, 8)
-	t = token{syscall.Handle(h), int(n), remote}
+	i, _ := strconv.ParseUint(id, 16, 64)
+	t = token{syscall.Handle(h), i, int(n), remote, inherit}
 	if h == 0 || n > instancesMax || t.String() != text {
 		return token{}
 	}
 	return t
 }
 
-func validToken(text string) bool { return parseToken(text) != token{} }
+// tokenDescriptors returns the handle that a token names; nil if it is none.
+func tokenDescriptors(text string) []uintptr {
+	t := parseToken(text)
+	if t == (token{}) {
+		return nil
+	}
+	return []uintptr{uintptr(t.handle)}
+}
+
+// whatWasPassed looks, when the program starts, whether the handle came from the
+// parent: what this process opened is not inheritable. It asks nothing that could
+// wait for the file behind a handle; that is checked when somebody asks for the end.
+func whatWasPassed(text string) (string, error) {
+	flags, err := handleFlags(parseToken(text).handle)
+	if err == nil && flags&syscall.HANDLE_FLAG_INHERIT == 0 {
+		err = errOtherFile
+	}
+	return "", err
+}
+
+// whatIsThere looks whether the handle is still open, and that of the parent's end.
+func whatIsThere(text string) (string, error) {
+	t := parseToken(text)
+	if _, err := handleFlags(t.handle); err != nil {
+		return "", err
+	}
+	if t.id == 0 {
+		return "", nil
+	}
+	id, err := pipeIdentity(t.handle)
+	if err == nil && id != t.id {
+		err = errOtherFile
+	}
+	return "", err
+}
+
+// pipeIdentity tells the ends of pipes apart by the name of the pipe and the side.
+// It is a hash (FNV-1a, 64 bits) of both, and never 0.
+func pipeIdentity(h syscall.Handle) (uint64, error) {
+	typ, err := syscall.GetFileType(h)
+	if err != nil {
+		return 0, os.NewSyscallError("GetFileType", err)
+	}
+	if typ != syscall.FILE_TYPE_PIPE {
+		return 0, errOtherFile
+	}
+	info, err := localInfo(h)
+	if err != nil {
+		return 0, err
+	}
+	name, err := pipeName(h)
+	if err != nil {
+		return 0, err
+	}
+	const offset, prime = 14695981039346656037, 1099511628211
+	id := uint64(offset)
+	for i := range len(name) {
+		id = (id ^ uint64(name[i])) * prime
+	}
+	return max((id^uint64(info.end))*prime, 1), nil
+}
 
 // keepFromChildren makes an inherited handle one that children do not inherit. It
 // can fail only for what is no handle, and that is refused when it is asked for.
@@ -1380,8 +1460,11 @@ func keepFromChildren(text string) {
 }
 
 // give adds the handle of the token to those that cmd's process inherits.
-func (t token) give(cmd *exec.Cmd) (string, error) {
-	err := syscall.SetHandleInformation(t.handle, syscall.HANDLE_FLAG_INHERIT, syscall.HANDLE_FLAG_INHERIT)
+func (t token) give(cmd *exec.Cmd) (_ string, err error) {
+	if t.id, err = pipeIdentity(t.handle); err != nil {
+		return "", err
+	}
+	err = syscall.SetHandleInformation(t.handle, syscall.HANDLE_FLAG_INHERIT, syscall.HANDLE_FLAG_INHERIT)
 	if err != nil {
 		return "", os.NewSyscallError("SetHandleInformation", err)
 	}
@@ -1416,7 +1499,8 @@ func inheritedMessages(text string) (*fd, error) {
 	return inheritedFD(text, messages, reading|writing)
 }
 
-func inheritedPipe(text string) (*fd, error) { return inheritedFD(text, streams, 0) }
+func inheritedReader(text string) (*fd, error) { return inheritedFD(text, streams, reading) }
+func inheritedWriter(text string) (*fd, error) { return inheritedFD(text, streams, writing) }
 
 func inheritedFD(text string, kind transport, d direction) (*fd, error) {
 	t := parseToken(text)
@@ -1444,53 +1528,111 @@ func (l *listener) bequeath(cmd *exec.Cmd) (text string, err error) {
 	case l.keeper == 0:
 		return "", l.unkept
 	}
-	return token{l.keeper, l.backlog, l.spec.remote}.give(cmd)
+	return token{handle: l.keeper, backlog: l.backlog, remote: l.spec.remote, inherit: l.spec.inherit}.give(cmd)
 }
 
-func inheritedListener(text string) (*Listener, error) {
+// inheritedListener returns the listener for such connections, on a duplex pipe.
+func inheritedListener(text string, kind transport) (*listener, error) {
 	t := parseToken(text)
-	l, err := adoptListener(t.handle, t.backlog, t.remote)
+	c, err := t.config()
 	if err != nil {
 		return nil, err
 	}
-	heir := &Listener{server{sys: l, addr: Name(l.spec.target[len(localPrefix):])}}
-	heir.setRules(false, nil)
-	return heir, nil
+	if c.Direction != Duplex || c.Messages != (kind.native() == messages) {
+		return nil, errNotThatEnd
+	}
+	return t.listen(c)
 }
 
-// adoptListener returns a listener whose instances are of the pipe of the keeper,
-// which it owns; if it cannot, keeper stays as it was.
-func adoptListener(keeper syscall.Handle, backlog int, remote bool) (*listener, error) {
-	typ, err := syscall.GetFileType(keeper)
-	if err != nil {
-		return nil, os.NewSyscallError("GetFileType", err)
-	}
-	if typ != syscall.FILE_TYPE_PIPE || backlog == 0 {
-		return nil, errNotThatEnd
-	}
-	info, err := localInfo(keeper)
-	if err != nil {
-		return nil, err
-	}
-	if info.end != pipeServerEnd || info.configuration != pipeDuplex || info.state != pipeClosing {
-		return nil, errNotThatEnd
-	}
-	name, err := pipeName(keeper)
-	if err != nil {
-		return nil, err
-	}
-	security, err := securityOf(keeper)
-	if err != nil {
-		return nil, err
-	}
-	p, err := newPipeSpec(localPrefix+name, PipeConfig{
-		Security: security, AcceptRemote: remote,
-		ReadBuffer: int(info.inQuota), WriteBuffer: int(info.outQuota),
+// adopted makes l the server of a pipe that another process made.
+func (l *server) adopted(sys *listener) {
+	l.sys, l.addr = sys, Name(sys.spec.target[len(localPrefix):])
+	l.setRules(false, nil)
+}
+
+// InheritedPipeListener returns the inherited listener of a named pipe: see
+// [InheritedListener]. It has the direction, type, buffers and security descriptor of
+// the parent's.
+func InheritedPipeListener(name string) (*PipeListener, error) {
+	sys, err := adoptInherited(name, kindPipeListener, func(text string) (*listener, error) {
+		t := parseToken(text)
+		c, err := t.config()
+		if err != nil {
+			return nil, err
+		}
+		return t.listen(c)
 	})
 	if err != nil {
 		return nil, err
 	}
-	s, err := newInstances(p, backlog, 0)
+	l := new(PipeListener)
+	l.adopted(sys)
+	l.addr = Path(sys.spec.target)
+	return l, nil
+}
+
+func (l *PipeListener) kindOfEnd() endKind { return kindPipeListener }
+
+// config returns what the keeper of a pipe tells of it. Anything else is refused.
+func (t token) config() (c PipeConfig, err error) {
+	typ, err := syscall.GetFileType(t.handle)
+	if err != nil {
+		return c, os.NewSyscallError("GetFileType", err)
+	}
+	if typ != syscall.FILE_TYPE_PIPE || t.backlog == 0 {
+		return c, errNotThatEnd
+	}
+	info, err := localInfo(t.handle)
+	if err != nil {
+		return c, err
+	}
+	if info.end != pipeServerEnd || info.state != pipeClosing {
+		return c, errNotThatEnd
+	}
+	mode, err := fileMode(t.handle)
+	if err != nil {
+		return c, err
+	}
+	security, err := securityOf(t.handle)
+	if err != nil {
+		return c, err
+	}
+	reads, err := readMode(t.handle) // the server of a pipe for messages reads messages
+	if err != nil {
+		return c, err
+	}
+	const fileWriteThrough = 2 // wdm.h: FILE_WRITE_THROUGH
+	return PipeConfig{
+		Direction:    pipeDirection(info),
+		Messages:     reads == messages,
+		Security:     security,
+		Backlog:      t.backlog,
+		AcceptRemote: t.remote,
+		WriteThrough: mode&fileWriteThrough != 0,
+		Inheritable:  t.inherit,
+		ReadBuffer:   int(info.inQuota),
+		WriteBuffer:  int(info.outQuota),
+	}, nil
+}
+
+// pipeDirection returns the way in which a pipe carries data: ntifs.h,
+// FILE_PIPE_INBOUND (0), OUTBOUND (1) and FULL_DUPLEX.
+func pipeDirection(info pipeInfo) Direction {
+	return [...]Direction{ClientToServer, ServerToClient, Duplex}[min(info.configuration, pipeDuplex)]
+}
+
+// listen returns a listener whose instances are of the pipe of the keeper, which it
+// owns; if it cannot, the keeper stays as it was.
+func (t token) listen(c PipeConfig) (*listener, error) {
+	name, err := pipeName(t.handle)
+	if err != nil {
+		return nil, err
+	}
+	p, err := newPipeSpec(localPrefix+name, c)
+	if err != nil {
+		return nil, err
+	}
+	s, err := newInstances(p, c.Backlog, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -1498,7 +1640,7 @@ func adoptListener(keeper syscall.Handle, backlog int, remote bool) (*listener, 
 	if err != nil {
 		return nil, err
 	}
-	s.keeper = keeper
+	s.keeper = t.handle
 	return l, nil
 }
 
@@ -3108,6 +3250,7 @@ var (
 
 	procCreateEvent             = kernel32.NewProc("CreateEventW")
 	procCreateSemaphore         = kernel32.NewProc("CreateSemaphoreW")
+	procGetHandleInformation    = kernel32.NewProc("GetHandleInformation")
 	procSetEvent                = kernel32.NewProc("SetEvent")
 	procGetOverlappedResult     = kernel32.NewProc("GetOverlappedResult")
 	procConnectNamedPipe        = kernel32.NewProc("ConnectNamedPipe")
@@ -3443,6 +3586,12 @@ func fileMode(h syscall.Handle) (mode uint32, err error) {
 	const fileModeInformation = 16
 	err = queryFile(h, fileModeInformation, unsafe.Pointer(&mode), unsafe.Sizeof(mode))
 	return mode, err
+}
+
+// handleFlags returns HANDLE_FLAG_INHERIT and its kin of an open handle.
+func handleFlags(h syscall.Handle) (flags uint32, err error) {
+	r, _, errno := syscall.SyscallN(procGetHandleInformation.Addr(), uintptr(h), uintptr(unsafe.Pointer(&flags)))
+	return flags, os.NewSyscallError("GetHandleInformation", failure(r, errno))
 }
 
 // isFar reports whether the handle is that of a file of another machine.

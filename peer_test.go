@@ -124,13 +124,13 @@ func childClosesAndLingers(p *parent, args []string) error {
 	return err
 }
 
-type waiter interface {
+type peerWaiter interface {
 	WaitPeer(context.Context) error
 	Close() error
 }
 
 // needsPID skips the test where the process of the peer is not known.
-func needsPID(t *testing.T, c waiter) {
+func needsPID(t *testing.T, c peerWaiter) {
 	t.Helper()
 	if err := waitBriefly(c); errors.Is(err, errors.ErrUnsupported) {
 		isOpError(t, err, "wait")
@@ -138,7 +138,7 @@ func needsPID(t *testing.T, c waiter) {
 	}
 }
 
-func waitBriefly(c waiter) error {
+func waitBriefly(c peerWaiter) error {
 	ctx, cancel := context.WithTimeout(context.Background(), brief)
 	defer cancel()
 	return c.WaitPeer(ctx)

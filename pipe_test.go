@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"runtime"
 	"strings"
 	"syscall"
@@ -977,4 +978,59 @@ func TestNothingIsLeftAfterManyCopies(t *testing.T) {
 			expect(t, s.out, "data")
 		})
 	})
+}
+
+// Both errors of an end that was closed here: package os has the one, net the other.
+func TestClosedPipeEndIsClosedToOsAndNet(t *testing.T) {
+	story(t)
+	r, w := pipe(t)
+	raw := map[string]syscall.RawConn{}
+	for what, end := range map[string]syscall.Conn{"reader": r, "writer": w} {
+		c, err := end.SyscallConn()
+		must(t, err)
+		raw[what] = c
+	}
+	must(t, errors.Join(r.Close(), w.Close()))
+	calls := map[string]func() error{
+		"Read":             func() error { _, err := r.Read(make([]byte, 1)); return err },
+		"Read of nothing":  func() error { _, err := r.Read(nil); return err },
+		"WriteTo":          func() error { _, err := r.WriteTo(io.Discard); return err },
+		"SetReadDeadline":  func() error { return r.SetReadDeadline(time.Time{}) },
+		"reader's Close":   r.Close,
+		"reader's File":    func() error { _, err := r.File(); return err },
+		"reader's Inherit": func() error { return ipc.Inherit(new(exec.Cmd), "x", r) },
+		"Write":            func() error { _, err := w.Write([]byte("x")); return err },
+		"ReadFrom":         func() error { _, err := w.ReadFrom(strings.NewReader("x")); return err },
+		"SetWriteDeadline": func() error { return w.SetWriteDeadline(time.Time{}) },
+		"writer's Close":   w.Close,
+		"writer's File":    func() error { _, err := w.File(); return err },
+		"writer's Inherit": func() error { return ipc.Inherit(new(exec.Cmd), "x", w) },
+	}
+	for what, c := range raw {
+		calls[what+"'s Control"] = func() error { return c.Control(func(uintptr) {}) }
+		calls[what+"'s raw Read"] = func() error { return c.Read(func(uintptr) bool { return true }) }
+		calls[what+"'s raw Write"] = func() error { return c.Write(func(uintptr) bool { return true }) }
+	}
+	for what, call := range calls {
+		err := call()
+		if runtime.GOOS == "windows" && errors.Is(err, errors.ErrUnsupported) {
+			continue // the direction that a one-way pipe has not
+		}
+		if !errors.Is(err, net.ErrClosed) || !errors.Is(err, os.ErrClosed) {
+			t.Errorf("%s of a closed end gives %v", what, err)
+		}
+	}
+
+	// Those that wait at the time too.
+	r, w = pipe(t)
+	reading := beginRead(r)
+	awaitParked(t, "(*PipeReader).Read", 1)
+	must(t, r.Close())
+	matches(t, <-reading, net.ErrClosed, os.ErrClosed)
+	r, w = pipe(t)
+	writing := begin(func() error { _, err := w.Write(make([]byte, tooMuch)); return err })
+	awaitParked(t, "(*PipeWriter).Write", 1)
+	must(t, w.Close())
+	matches(t, <-writing, net.ErrClosed, os.ErrClosed)
+	must(t, r.Close())
 }

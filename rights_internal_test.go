@@ -117,13 +117,16 @@ func checkTarget(t *testing.T, a Addr, text, target string) {
 }
 
 func TestTokensAreNumbersOfDescriptors(t *testing.T) {
-	for _, token := range []string{"3", "4", "10", "1048576"} {
-		if !validToken(token) {
+	for _, token := range []string{"3", "4", "10", "1048576", "3@c000.8.1f",
+		"3@c000.8.1:4@4000.1.1:5@8000.1.2:6@1000.d.3:7@1000.d.3:1:2:remove:2f61", "3:4:5:6:7:1a:2b:keep:2f612f62", "3:4:5:6:7:1:2:keep:61"} {
+		if tokenDescriptors(token) == nil {
 			t.Errorf("%q is refused", token)
 		}
 	}
-	for _, token := range []string{"", "0", "1", "2", "-1", "-3", "+3", "03", "0x3", " 3", "3 ", "3.0", "1048577", "99999999999999999999", "three"} {
-		if validToken(token) { // 0, 1 and 2 are the standard ones; one text per number
+	for _, token := range []string{"", "0", "1", "2", "-1", "-3", "+3", "03", "0x3", " 3", "3 ", "3.0", "1048577", "99999999999999999999", "three",
+		"3@", "3@x", "3@A", "@1", "3:4", "3:4:5:6", "3:4:5:6:7:1:2:remove", "3:4:5:6:7:1:2:remove:", "3:4:5:6:7:1:2:remove:2f612f", // no last element
+		"3:4:5:6:7:1:2:other:2f61", "3:4:5:6:7:01:2:keep:2f61", "3:4:5:6:7:1:2:keep:2F61", "3:4:5:6:7:1:2:keep:2f6", "3:4:5:2:7:1:2:keep:2f61"} {
+		if tokenDescriptors(token) != nil { // 0, 1 and 2 are the standard ones; one text per number
 			t.Errorf("%q is accepted", token)
 		}
 	}

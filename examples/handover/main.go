@@ -3,22 +3,32 @@
 // Handover is a server that can be replaced by a new version of itself while it
 // serves, and no client is refused meanwhile.
 //
-//	handover PATH
+//	handover [PATH]
 //
 // listens at PATH and answers each line of a client. On SIGHUP it starts its
 // program file once more. The new process inherits the listening socket and says
 // when it serves; from then on the old one accepts no more clients, finishes
 // those it has, and leaves. Clients that connect in between wait in the backlog
 // of the socket, which is never closed. If the new process fails, the old one
-// goes on as if nothing had happened. SIGINT and SIGTERM end the server.
+// goes on as if nothing had happened. SIGINT and SIGTERM end the server; the last
+// process removes the socket file.
 //
 //	$ handover /tmp/example.sock &
 //	$ ipccat /tmp/example.sock    # in other terminals, as often as you like
 //	$ kill -HUP %1                # and then the process that it tells
 //
-// A service manager should be told of the new process, or watch the old one's
-// whole group. It is told what to do by signals of Unix; Windows hands a listener
-// over in the same way.
+// It also is a service of systemd, of Type=notify. The listening socket comes from
+// a .socket unit if there is one:
+//
+//	$ systemd-socket-activate -l /tmp/example.sock handover
+//
+// If not, the first process puts its own into the manager's fd store (which needs
+// FileDescriptorStoreMax=1), and leaves the socket file where it is: after a crash
+// or a restart the next process gets it back, with the clients that wait in its
+// backlog. At each hand-over the manager learns which process is the main one.
+//
+// It is told what to do by signals of Unix; Windows hands a listener over in the
+// same way.
 package main
 
 import (
@@ -51,11 +61,14 @@ func main() {
 	generation, _ := strconv.Atoi(os.Getenv(generationVar))
 	log.SetFlags(0)
 	log.SetPrefix(fmt.Sprintf("handover[%d]: generation %d: ", os.Getpid(), generation))
-	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: handover PATH")
+	path := ""
+	if len(os.Args) == 2 {
+		path = os.Args[1]
+	} else if len(os.Args) > 2 {
+		fmt.Fprintln(os.Stderr, "usage: handover [PATH]")
 		os.Exit(2)
 	}
-	if err := run(os.Args[1], generation); err != nil {
+	if err := run(path, generation); err != nil {
 		log.Fatal(err)
 	}
 }
@@ -74,15 +87,14 @@ func run(path string, generation int) error {
 		if err := tellPredecessor(); err != nil {
 			return err
 		}
+	} else {
+		tellManager("READY=1")
 	}
 	log.Print("serving")
 
 	for sig := range signals {
 		if sig != syscall.SIGHUP {
-			// While this process listens, nobody else takes the path for free.
-			if err := os.Remove(path); err != nil {
-				log.Print(err)
-			}
+			tellManager("STOPPING=1")
 			break
 		}
 		successor, err := startSuccessor(l, generation+1)
@@ -90,19 +102,52 @@ func run(path string, generation int) error {
 			log.Printf("no successor: %v", err)
 			continue
 		}
+		// It is for the main process to name the next one (NotifyAccess=main).
+		tellManager(fmt.Sprintf("MAINPID=%d", successor))
 		log.Printf("handed over to process %d", successor)
 		break
 	}
 	return s.finish()
 }
 
-// open returns the listener: a new one, or the predecessor's.
+// open returns the listener: the predecessor's, the service manager's, or a new one.
 func open(path string, generation int) (*ipc.Listener, error) {
 	if generation > 0 {
 		return ipc.InheritedListener("listener")
 	}
-	// The socket file belongs to the server, whichever process that is.
-	return ipc.ListenConfig{KeepName: true}.Listen(ipc.Path(path))
+	passed, err := ipc.Activated() // by a socket unit, or from the fd store
+	switch {
+	case err != nil:
+		return nil, err
+	case len(passed) == 1:
+		return passed[0], nil
+	case len(passed) > 1:
+		return nil, fmt.Errorf("%d sockets were passed, want one", len(passed))
+	case path == "":
+		return nil, errors.New("there is no PATH, and no socket was passed")
+	}
+	// What the manager stores outlives this process, and so must the socket file.
+	managed := os.Getenv("NOTIFY_SOCKET") != ""
+	l, err := ipc.ListenConfig{KeepName: managed}.Listen(ipc.Path(path))
+	if err != nil || !managed {
+		return l, err
+	}
+	f, err := l.File()
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	defer f.Close()
+	tellManager("FDSTORE=1\nFDNAME=listener", f)
+	return l, nil
+}
+
+// tellManager tells the service manager, if there is one. A server serves also if it
+// cannot say so.
+func tellManager(state string, files ...*os.File) {
+	if _, err := ipc.Notify(state, files...); err != nil {
+		log.Print(err)
+	}
 }
 
 // ---------------------------------------------------------------------------

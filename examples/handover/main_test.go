@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,7 +26,17 @@ import (
 // that there are processes to test without a toolchain at hand.
 const beProgram = "HANDOVER_BE_PROGRAM"
 
+// beActivated makes it become the program with a socket that was passed to it.
+const beActivated = "HANDOVER_BE_ACTIVATED"
+
 func TestMain(m *testing.M) {
+	if os.Getenv(beActivated) != "" {
+		os.Unsetenv(beActivated)
+		os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid())) // which only this process knows
+		err := syscall.Exec(self(nil), os.Args, os.Environ())
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	if os.Getenv(beProgram) != "" {
 		main()
 		os.Exit(0)
@@ -53,13 +64,21 @@ type service struct {
 // start starts the first generation from the program file.
 func start(t *testing.T, program string) *service {
 	t.Helper()
+	path := filepath.Join(t.TempDir(), "socket")
+	s := launch(t, path, exec.Command(program, path))
+	s.says("serving")
+	return s
+}
+
+// launch starts the first generation by the command. When all have ended, nothing
+// must be left in the folder of the path.
+func launch(t *testing.T, path string, cmd *exec.Cmd) *service {
+	t.Helper()
 	if os.Getenv("IPC_TEST_EXEC") != "" {
 		t.Skip("a program under an emulator cannot run itself")
 	}
-	dir := t.TempDir()
-	s := &service{t: t, path: filepath.Join(dir, "socket"), said: make(chan string, 1000)}
-	cmd := exec.Command(program, s.path)
-	cmd.Env = append(os.Environ(), beProgram+"=1", "GORACE=atexit_sleep_ms=0")
+	s := &service{t: t, path: path, said: make(chan string, 1000)}
+	cmd.Env = append(append(os.Environ(), beProgram+"=1", "GORACE=atexit_sleep_ms=0"), cmd.Env...)
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -90,11 +109,10 @@ func start(t *testing.T, program string) *service {
 		}
 		cmd.Wait()
 		r.Close()
-		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 && !t.Failed() {
+		if left, err := os.ReadDir(filepath.Dir(path)); err != nil || len(left) > 0 && !t.Failed() {
 			t.Errorf("left behind: %v, %v", left, err)
 		}
 	})
-	s.says("serving")
 	return s
 }
 
@@ -192,8 +210,7 @@ func (c *client) ask() (generation, pid int) {
 	return generation, pid
 }
 
-func self(t *testing.T) string {
-	t.Helper()
+func self(*testing.T) string {
 	path, err := os.Executable()
 	if err != nil {
 		path = os.Args[0]
@@ -338,4 +355,135 @@ func TestServerOfAnotherIsLeftAlone(t *testing.T) {
 	}
 	s.dialNew(1).Close()
 	s.signal(syscall.SIGTERM)
+}
+
+// ---------------------------------------------------------------------------
+// As a service
+
+// A manager is the socket of a service manager, which systemd has in its place.
+type manager struct {
+	t    *testing.T
+	conn *net.UnixConn
+	name string
+}
+
+func startManager(t *testing.T) *manager {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	conn.SetDeadline(time.Now().Add(patience))
+	return &manager{t, conn, name}
+}
+
+// hears waits for a state, and returns the file that came with it.
+func (m *manager) hears(want string) (stored *os.File) {
+	m.t.Helper()
+	p, oob := make([]byte, 4096), make([]byte, 1024)
+	n, oobn, _, _, err := m.conn.ReadMsgUnix(p, oob)
+	if err != nil || string(p[:n]) != want {
+		m.t.Fatalf("the manager hears %q, %v, want %q", p[:n], err, want)
+	}
+	messages, err := syscall.ParseSocketControlMessage(oob[:oobn])
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for _, message := range messages {
+		fds, err := syscall.ParseUnixRights(&message)
+		if err != nil || len(fds) != 1 {
+			m.t.Fatalf("descriptors %v, %v", fds, err)
+		}
+		stored = os.NewFile(uintptr(fds[0]), "stored")
+		m.t.Cleanup(func() { stored.Close() })
+	}
+	return stored
+}
+
+func TestManagerKeepsTheListener(t *testing.T) {
+	m := startManager(t)
+	path := filepath.Join(t.TempDir(), "socket")
+	cmd := exec.Command(self(t), path)
+	cmd.Env = []string{"NOTIFY_SOCKET=" + m.name}
+	s := launch(t, path, cmd)
+	stored := m.hears("FDSTORE=1\nFDNAME=listener")
+	if stored == nil {
+		t.Fatal("nothing is to be stored")
+	}
+	m.hears("READY=1")
+	s.says("serving")
+	s.dialNew(0).Close()
+
+	s.signal(syscall.SIGHUP)
+	var second int
+	if _, err := fmt.Sscan(s.says("handed over to process "), &second); err != nil {
+		t.Fatal(err)
+	}
+	s.mu.Lock()
+	s.pids = append(s.pids, second)
+	s.mu.Unlock()
+	m.hears(fmt.Sprintf("MAINPID=%d", second))
+	s.dialNew(1).Close()
+
+	// It crashes. A client that comes now waits for the next process.
+	s.signal(syscall.SIGKILL)
+	for range s.said { // until it is gone
+	}
+	waiting, err := ipc.Dial(ipc.Path(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer waiting.Close()
+	fmt.Fprintln(waiting, "question")
+
+	again := exec.Command(self(t), path)
+	again.ExtraFiles = []*os.File{stored}
+	again.Env = []string{beActivated + "=1", "LISTEN_FDS=1", "LISTEN_FDNAMES=listener", "NOTIFY_SOCKET=" + m.name}
+	next := launch(t, path, again)
+	m.hears("READY=1") // and nothing more is to be stored
+	next.says("serving")
+	waiting.SetDeadline(time.Now().Add(soon))
+	if answer, err := bufio.NewReader(waiting).ReadString('\n'); err != nil || !strings.HasPrefix(answer, "generation 0,") {
+		t.Errorf("the client that waited hears %q, %v", answer, err)
+	}
+	next.signal(syscall.SIGTERM)
+	m.hears("STOPPING=1")
+	for range next.said {
+	}
+	// The file is the service's, as long as the manager has the socket; and its lock
+	// is what the crash left.
+	if err := os.Remove(path); err != nil {
+		t.Error(err)
+	}
+	os.Remove(path + ".lock")
+}
+
+func TestServesUnderSocketActivation(t *testing.T) {
+	const program = "systemd-socket-activate"
+	if _, err := exec.LookPath(program); err != nil {
+		t.Skipf("%s is not installed", program)
+	}
+	path := filepath.Join(t.TempDir(), "socket")
+	s := launch(t, path, exec.Command(program, "-l", path, "-E", beProgram+"=1", "-E", "GORACE=atexit_sleep_ms=0", self(t)))
+	c, err := ipc.Dialer{Wait: true, Timeout: soon}.Dial(ipc.Path(path)) // which starts the server
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(soon))
+	first := &client{c, t, bufio.NewReader(c)}
+	if generation, _ := first.ask(); generation != 0 {
+		t.Errorf("generation %d serves", generation)
+	}
+	s.replace()
+	s.dialNew(1).Close()
+	first.Close()
+	s.signal(syscall.SIGTERM)
+	for range s.said {
+	}
+	if err := os.Remove(path); err != nil { // systemd's
+		t.Error(err)
+	}
 }
