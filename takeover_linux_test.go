@@ -23,6 +23,7 @@ import (
 
 func init() {
 	roles["swap"] = childSwapsFolders
+	roles["plant"] = childPlantsSocket
 	roles["noflock"] = childListensWithoutFlock
 	roles["nolink"] = childListensWithoutLink
 	roles["deep"] = childListensDeep
@@ -88,6 +89,70 @@ func TestListenFolderSwappedByParentsOwner(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Another user may write to the folder itself, and puts a socket of his own in the place of
+// the one that root has just bound. Root must not give it a new owner or mode.
+func TestListenSocketReplacedAsItIsMade(t *testing.T) {
+	needsRoot(t)
+	story(t)
+	dir := openDir(t)
+	attacker := startStranger(t, "plant", dir)
+	attacker.mustSay("planting")
+	lc := ipc.ListenConfig{Takeover: ipc.TakeoverNever, Access: ipc.Everyone, Sys: &ipc.SysListenConfig{UID: nobody - 1}}
+	listened := 0
+	for end := time.Now().Add(attackTime); listened == 0 || time.Now().Before(end); {
+		if l, err := lc.Listen(ipc.Path(dir + "/socket")); err == nil {
+			listened++
+			must(t, l.Close())
+		}
+	}
+	attacker.end()
+	os.Remove(dir + "/decoy")
+	os.Remove(dir + "/socket")
+}
+
+// childPlantsSocket puts a socket of its own in the place of "socket" and takes it away
+// again, and fails if that ever has another owner or mode.
+func childPlantsSocket(p *parent, args []string) error {
+	decoy, socket := args[0]+"/decoy", args[0]+"/socket"
+	end := repeatedly(func() error {
+		sys, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer syscall.Close(sys)
+		if err := syscall.Bind(sys, &syscall.SockaddrUnix{Name: decoy}); err != nil {
+			return err
+		}
+		const oPath = 0x200000 // asm-generic/fcntl.h
+		file, err := syscall.Open(decoy, oPath|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer syscall.Close(file)
+		var before, after syscall.Stat_t
+		if err := syscall.Fstat(file, &before); err != nil {
+			return err
+		}
+		for range 1000 {
+			if _, err := os.Lstat(socket); err != nil {
+				continue // nothing to replace
+			}
+			os.Rename(decoy, socket)
+			if os.Rename(socket, decoy) != nil {
+				break // it was removed with what it replaced, which is its owner's risk
+			}
+		}
+		os.Remove(decoy)
+		if err := syscall.Fstat(file, &after); err != nil || after.Uid != before.Uid || after.Mode != before.Mode {
+			return fmt.Errorf("%+v became %+v, %v", before, after, err)
+		}
+		return nil
+	})
+	p.say("planting")
+	p.hear()
+	return end()
 }
 
 // attackTime is how long an attack goes on that is won or lost by luck.
