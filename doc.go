@@ -32,7 +32,8 @@
 //
 // # Who may connect
 //
-// [ListenConfig.Access] admits this process's user and root, or everyone. It is
+// [ListenConfig.Access] admits this process's user and root, or everyone;
+// [ListenConfig.Group] admits the members of a group besides. It is
 // in force before the first client can connect: by the mode of the socket file,
 // by the access list of the pipe, and for an abstract name, which has neither, by
 // the credentials of each client. For a listener that another process made,

@@ -474,6 +474,19 @@ func (p Peer) Groups() []int {
 	return append([]int{}, p.groups...)
 }
 
+// inGroup reports whether the peer is known to be in the group of that number.
+func (p Peer) inGroup(number string) bool {
+	if gid, ok := p.GID(); ok && strconv.Itoa(gid) == number {
+		return true
+	}
+	for _, gid := range p.groups {
+		if strconv.Itoa(gid) == number {
+			return true
+		}
+	}
+	return false
+}
+
 // String describes the peer in the words of the system, for logs: "pid 12 uid
 // 1000 gid 1000". What is not known is left out.
 func (p Peer) String() string {
@@ -567,6 +580,25 @@ type ListenConfig struct {
 	// DACL, and clients on other machines are rejected.
 	Access Access
 
+	// Group, if set, admits the members of a group too: those besides this user and
+	// root whom OwnerOnly keeps out. It is the name of the group or its number, on
+	// Windows the name of an account or a SID ("S-1-5-32-545").
+	//
+	// A socket file has mode 0660, unless Sys.Mode says otherwise, and that group; only
+	// a member of the group, or root, may give a file to it. For an abstract name the
+	// group and the supplementary groups of the client decide, as the kernel recorded
+	// them when it connected (SO_PEERGROUPS, Linux 4.13 and later). On a pipe the group
+	// has the rights of a client in the DACL.
+	//
+	// On Unix a name is looked up in /etc/group and nowhere else: a group that another
+	// service keeps (LDAP, NSS, Open Directory) needs its number. On Windows names
+	// depend on the language of the system, SIDs do not. A group that does not exist
+	// matches [os.ErrNotExist].
+	//
+	// A member who dials a [Name] trusts this user's server only with a [Dialer] whose
+	// Access is Everyone; its Check can tell who it is.
+	Group string
+
 	// Check, if set, has a further say over each client. A client for which it
 	// returns an error is closed and never seen by Accept; the listener goes
 	// on. It runs within Accept, so it should be quick. A client that left
@@ -639,6 +671,9 @@ func (lc *ListenConfig) serve(l *server, addr Addr, kind transport) error {
 		addr = Name(freshName())
 	}
 	target, err := lc.target(addr)
+	if err == nil && lc.Group != "" {
+		lc.Group, err = resolveGroup(lc.Group) // lc is this listener's own
+	}
 	if err == nil {
 		l.sys, err = listen(target, kind, lc)
 	}
@@ -646,7 +681,11 @@ func (lc *ListenConfig) serve(l *server, addr Addr, kind transport) error {
 		return opError("listen", Addr{}, addr, err)
 	}
 	l.addr, l.spin = addr, lc.Spin
-	l.setRules(lc.Access == OwnerOnly && !guarded(target), lc.Check)
+	rules := &admission{check: lc.Check}
+	if !guarded(target) {
+		rules.ownerOnly, rules.group = lc.Access == OwnerOnly, lc.Group
+	}
+	l.rules.Store(rules)
 	l.refusals = tellRefusals(lc.Refused)
 	return nil
 }
@@ -666,6 +705,9 @@ func (lc *ListenConfig) validate() error {
 	if lc.Backlog < 0 {
 		return configError("Backlog", strconv.Itoa(lc.Backlog), "0 or more")
 	}
+	if lc.Group != "" && lc.Access == Everyone {
+		return configError("Group", strconv.Quote(lc.Group), "empty where Access is Everyone")
+	}
 	return lc.Access.validate()
 }
 
@@ -683,11 +725,12 @@ type server struct {
 // let connect.
 type admission struct {
 	ownerOnly bool             // by their credentials
+	group     string           // the number of the group whose members may stay all the same; "" is none
 	check     func(Peer) error // ListenConfig.Check
 }
 
 func (l *server) setRules(ownerOnly bool, check func(Peer) error) {
-	l.rules.Store(&admission{ownerOnly, check})
+	l.rules.Store(&admission{ownerOnly: ownerOnly, check: check})
 }
 
 // A Listener is a server's end of a local socket. It is a [net.Listener] whose
@@ -774,7 +817,7 @@ func (a *admission) admit(fd *fd) (Peer, error) {
 	switch {
 	case err != nil:
 		return Peer{}, err
-	case a.ownerOnly && !p.trusted():
+	case a.ownerOnly && !p.trusted() && !p.inGroup(a.group):
 		return p, errNotOwner
 	case a.check != nil:
 		return p, a.check(p)
@@ -861,7 +904,8 @@ func (r *refusals) take() (waiting []refusal, more int) {
 // manager. With [OwnerOnly] each client's credentials must be those of this user
 // or root (on Windows: of this user, SYSTEM or an administrator), so one of whom
 // the system tells nothing may not stay; check is as [ListenConfig.Check], or nil.
-// This takes the place of what was said before. It lets nobody in whom the
+// This takes the place of what was said before, [ListenConfig.Group] of an abstract name
+// included. It lets nobody in whom the
 // permissions of a socket file or the access list of a pipe keep out.
 func (l *server) SetAccess(access Access, check func(Peer) error) error {
 	if err := access.validate(); err != nil {

@@ -60,6 +60,47 @@ func (s *SysListenConfig) check(abstract bool) error {
 	return nil
 }
 
+// resolveGroup returns the number of a group that is given by number or by name, as
+// text. Package os/user would know more groups with cgo, and be larger without.
+func resolveGroup(group string) (number string, err error) {
+	if n, err := strconv.Atoi(group); err == nil {
+		if !validID(n) {
+			return "", configError("Group", strconv.Quote(group), "a name, or "+idRule)
+		}
+		return strconv.Itoa(n), nil
+	}
+	text, err := os.ReadFile(groupFile)
+	if err != nil {
+		return "", &classified{&ruleError{what: groupUnknown(group) + ": " + err.Error()}, os.ErrNotExist}
+	}
+	n, ok := groupNumber(string(text), group)
+	if !ok {
+		return "", &ruleError{groupUnknown(group), os.ErrNotExist}
+	}
+	return strconv.Itoa(n), nil
+}
+
+const groupFile = "/etc/group"
+
+func groupUnknown(group string) string {
+	return "no group " + strconv.Quote(group) + " is in " + groupFile + " (a group that is kept elsewhere needs its number)"
+}
+
+// groupNumber finds a group in the text of a file as group(5) describes it: lines of
+// name, password, number and members, with ':' between them.
+func groupNumber(text, name string) (number int, ok bool) {
+	for line := range strings.Lines(text) {
+		fields := strings.Split(strings.TrimSpace(line), ":")
+		if len(fields) < 3 || fields[0] != name {
+			continue
+		}
+		if n, err := strconv.Atoi(fields[2]); err == nil && validID(n) {
+			return n, true
+		}
+	}
+	return 0, false
+}
+
 // validID reports whether chown(2) takes the id for what it is: of a greater one the
 // kernel sees the low 32 bits, which may be root's, and the last one of those is none.
 func validID(id int) bool { return id >= 0 && uint64(id) < 1<<32-1 }
@@ -238,6 +279,9 @@ type listener struct {
 func listen(target string, kind transport, lc *ListenConfig) (*listener, error) {
 	if err := lc.Sys.check(isAbstract(target)); err != nil {
 		return nil, err
+	}
+	if lc.Group != "" && lc.Sys != nil && lc.Sys.GID != 0 {
+		return nil, configError("Sys.GID", strconv.Itoa(lc.Sys.GID), "0 where Group is set")
 	}
 	sys, err := newSocket(socketType(kind))
 	if err != nil {
@@ -514,6 +558,10 @@ func (lc *ListenConfig) fileMode() (mode uint32, uid, gid int) {
 	mode, uid, gid = 0o600, -1, -1
 	if lc.Access == Everyone {
 		mode = 0o666
+	}
+	if lc.Group != "" {
+		mode = 0o660
+		gid, _ = strconv.Atoi(lc.Group) // it is a number since resolveGroup
 	}
 	if s := lc.Sys; s != nil {
 		if s.Mode != 0 {

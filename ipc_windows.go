@@ -742,6 +742,9 @@ func listen(target string, kind transport, lc *ListenConfig) (*listener, error) 
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
+	if err := c.admitGroup(lc.Group); err != nil {
+		return nil, err
+	}
 	p, err := newPipeSpec(target, c)
 	if err != nil {
 		return nil, err
@@ -758,6 +761,46 @@ func listen(target string, kind transport, lc *ListenConfig) (*listener, error) 
 		return nil, err
 	}
 	return s.listen(false)
+}
+
+// admitGroup adds the group of the SID, if any, to those that Access admits.
+func (c *PipeConfig) admitGroup(sid string) error {
+	if sid == "" {
+		return nil
+	}
+	if c.Security != nil {
+		return configError("Group", strconv.Quote(sid), "empty where Sys.Security is set")
+	}
+	sd, err := c.Access.SecurityDescriptor()
+	if err != nil {
+		return err
+	}
+	entries, _ := sd.DACL()
+	c.Security, err = NewSecurityDescriptor(append(entries, AccessEntry{SID: sid, Mask: ClientRights})...)
+	return err
+}
+
+// resolveGroup returns the SID of a group that is given by SID or by the name of its
+// account. A user, a computer and a domain are no groups.
+func resolveGroup(group string) (string, error) {
+	if strings.HasPrefix(group, "S-") {
+		sid, err := syscall.StringToSid(group)
+		if err != nil {
+			return "", configError("Group", strconv.Quote(group), "a SID or the name of an account")
+		}
+		text, err := sid.String()
+		return text, os.NewSyscallError("ConvertSidToStringSid", err)
+	}
+	sid, _, kind, err := syscall.LookupSID("", group)
+	if err != nil {
+		return "", &classified{os.NewSyscallError("LookupAccountName", err), os.ErrNotExist}
+	}
+	switch kind {
+	case syscall.SidTypeGroup, syscall.SidTypeAlias, syscall.SidTypeWellKnownGroup:
+		text, err := sid.String()
+		return text, os.NewSyscallError("ConvertSidToStringSid", err)
+	}
+	return "", configError("Group", strconv.Quote(group), "the account of a group")
 }
 
 func listenPipe(target string, c PipeConfig) (*listener, error) {
