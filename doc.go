@@ -23,6 +23,8 @@
 //	Path(p)     the path                 \\.\pipe\x, \\host\pipe\x   the path
 //	Name(n)     the abstract socket n    \\.\pipe\n                  /tmp/n
 //
+// [UserAddr] returns one that belongs to this user alone.
+//
 // Abstract names are apart for streams and for messages: a [Listener] and a
 // [MsgListener] may have the same one, on Linux alone.
 //

@@ -236,6 +236,50 @@ func nulError(text string) error {
 	return nil
 }
 
+// UserAddr returns an address that belongs to the user of this process alone, and is
+// the same for all processes of that user: for an agent, or a program of which each
+// user is to have one instance. The name consists of ASCII letters, digits, '_', '-'
+// and '.', does not begin or end with '.', and does not end in ".lock".
+//
+// On Unix it is a path in $XDG_RUNTIME_DIR, if that is an absolute path and leads to a
+// folder, not a link to one, of the effective user which nobody else may enter; else,
+// on Linux, in such a folder /run/user/UID; else in /tmp/ipc-UID (where there is no
+// /tmp: in $TMPDIR), which is made with mode 0700 if need be. If that is not such a
+// folder, as when another user made it, the error matches [os.ErrPermission]. A folder
+// with which the path would be too long for a sockaddr_un is passed over; if all are,
+// the error matches [ErrNameTooLong]. Processes agree as long as they have the same
+// XDG_RUNTIME_DIR, or those without it run while the user is logged in.
+//
+// On Windows it is a pipe whose name has the user's SID in it, in an AppContainer one
+// below LOCAL\, which that alone can reach. Another user can take the name, but a
+// [Dial] finds that out: see [Dialer.Access].
+//
+// In a Linux user namespace a process whose user has no mapping of its own has no such
+// address: the error matches [errors.ErrUnsupported].
+func UserAddr(name string) (Addr, error) {
+	a, err := Addr{}, checkUserName(name)
+	if err == nil {
+		a, err = userAddr(name)
+	}
+	if err == nil {
+		_, err = a.resolve()
+	}
+	if err != nil {
+		return Addr{}, opError("useraddr", Addr{}, a, err)
+	}
+	return a, nil
+}
+
+// checkUserName allows what is one element of a path on every system, is not the lock of
+// another, and cannot be a temporary name of this package.
+func checkUserName(name string) error {
+	if !validEndName(name) || name[0] == '.' || strings.HasSuffix(name, ".") || strings.HasSuffix(name, ".lock") {
+		return configError("the name", strconv.Quote(name),
+			"of ASCII letters, digits, '_', '-' and '.', without '.' at its ends and .lock at its end")
+	}
+	return nil
+}
+
 // freshName returns a name that nobody uses: the process, the time and a
 // counter make it unique on this machine. It is not secret and need not be:
 // access is decided by credentials.

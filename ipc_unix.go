@@ -244,6 +244,82 @@ func (everyUnix) peerName(sys int) (Addr, error) {
 	return addrOf(sa), err
 }
 
+// userAddr returns the path in the first of the folders that is this user's own.
+func userAddr(name string) (Addr, error) {
+	uid := os.Geteuid()
+	if kern.hidesUser(uid) {
+		return Addr{}, &ruleError{"the user of this process has no mapping in its user namespace", errors.ErrUnsupported}
+	}
+	fits := func(dir string) bool { return len(joinPath(dir, name)) <= sunPathMax }
+	for _, dir := range []string{os.Getenv("XDG_RUNTIME_DIR"), kern.runtimeDir(uid)} {
+		if strings.HasPrefix(dir, "/") && fits(dir) && isPrivate(dir, uid) == nil {
+			return Path(joinPath(dir, name)), nil
+		}
+	}
+	dir := privateDir(uid)
+	if !fits(dir) {
+		return Addr{}, tooLong("the path", len(joinPath(dir, name)), sunPathMax)
+	}
+	if err := makePrivate(dir, uid); err != nil {
+		return Addr{}, err
+	}
+	return Path(joinPath(dir, name)), nil
+}
+
+// runtimeDir returns where the service manager keeps the runtime folder of a user, or "".
+func (everyUnix) runtimeDir(uid int) string { return "" }
+
+// privateDir is a folder that every process of the user finds, whatever its environment:
+// $TMPDIR differs between them on macOS, and counts where there is no /tmp, as on Android.
+func privateDir(uid int) string {
+	tmp := "/tmp"
+	if _, err := os.Stat(tmp); err != nil {
+		tmp = os.TempDir()
+	}
+	return joinPath(tmp, "ipc-"+strconv.FormatUint(uint64(uint32(uid)), 10))
+}
+
+// makePrivate makes the folder, unless it is there, and checks that it is this user's
+// own. In a folder that others can write to, they could put theirs in its place unless
+// the sticky bit forbids it.
+func makePrivate(dir string, uid int) error {
+	var parent syscall.Stat_t
+	above, _ := splitPath(dir)
+	if err := control(func() error { return syscall.Stat(above, &parent) }); err != nil {
+		return os.NewSyscallError("stat", err)
+	}
+	if parent.Mode&0o022 != 0 && parent.Mode&syscall.S_ISVTX == 0 {
+		return &ruleError{"others can replace what is in " + above + ", which is not sticky", os.ErrPermission}
+	}
+	switch err := control(func() error { return syscall.Mkdir(dir, 0o700) }); err {
+	case nil: // the umask may have taken bits away
+		if err := control(func() error { return syscall.Chmod(dir, 0o700) }); err != nil {
+			return os.NewSyscallError("chmod", err)
+		}
+	case syscall.EEXIST:
+	default:
+		return os.NewSyscallError("mkdir", err)
+	}
+	return isPrivate(dir, uid)
+}
+
+// isPrivate refuses everything but a folder of the user that nobody else may enter.
+func isPrivate(dir string, uid int) error {
+	var st syscall.Stat_t
+	if err := control(func() error { return syscall.Lstat(dir, &st) }); err != nil {
+		return os.NewSyscallError("lstat", err)
+	}
+	switch {
+	case st.Mode&syscall.S_IFMT != syscall.S_IFDIR:
+		return &ruleError{dir + " is not a folder", os.ErrPermission}
+	case st.Uid != uint32(uid):
+		return &ruleError{dir + " belongs to another user", os.ErrPermission}
+	case st.Mode&0o077 != 0:
+		return &ruleError{dir + " is open to other users", os.ErrPermission}
+	}
+	return nil
+}
+
 // splitPath cuts a path before its last element. The folder of a path without
 // one is ".".
 func splitPath(path string) (dir, base string) {

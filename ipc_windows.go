@@ -702,6 +702,32 @@ func (a Addr) resolve() (target string, err error) {
 	return target, nil
 }
 
+// userAddr returns a name with the SID of the process's user in it, whoever a thread may
+// impersonate. What is between backslashes cannot be a part of a SID or of the name.
+func userAddr(name string) (Addr, error) {
+	user, err := currentUser()
+	if err != nil {
+		return Addr{}, err
+	}
+	inContainer, err := isAppContainer(currentProcessToken)
+	if err != nil {
+		return Addr{}, err
+	}
+	folder := ""
+	if inContainer { // for which there is no other folder of pipes
+		folder = `LOCAL\`
+	}
+	return Name(folder + `ipc\` + user + `\` + name), nil
+}
+
+// isAppContainer reports whether the token is that of a process in an AppContainer.
+func isAppContainer(token syscall.Token) (bool, error) {
+	const tokenIsAppContainer = 29 // winnt.h: TOKEN_INFORMATION_CLASS
+	var answer, size uint32
+	err := syscall.GetTokenInformation(token, tokenIsAppContainer, (*byte)(unsafe.Pointer(&answer)), uint32(unsafe.Sizeof(answer)), &size)
+	return answer != 0, os.NewSyscallError("GetTokenInformation", err)
+}
+
 // cutPipePath takes \\host\pipe\name apart.
 func cutPipePath(path string) (host, name string, ok bool) {
 	path, ok = strings.CutPrefix(path, `\\`)
