@@ -23,6 +23,8 @@
 //	Path(p)     the path                 \\.\pipe\x, \\host\pipe\x   the path
 //	Name(n)     the abstract socket n    \\.\pipe\n                  /tmp/n
 //
+// [UserAddr] returns one that belongs to this user alone.
+//
 // Abstract names are apart for streams and for messages: a [Listener] and a
 // [MsgListener] may have the same one, on Linux alone.
 //
@@ -32,7 +34,8 @@
 //
 // # Who may connect
 //
-// [ListenConfig.Access] admits this process's user and root, or everyone. It is
+// [ListenConfig.Access] admits this process's user and root, or everyone;
+// [ListenConfig.Group] admits the members of a group besides. It is
 // in force before the first client can connect: by the mode of the socket file,
 // by the access list of the pipe, and for an abstract name, which has neither, by
 // the credentials of each client. For a listener that another process made,

@@ -236,6 +236,50 @@ func nulError(text string) error {
 	return nil
 }
 
+// UserAddr returns an address that belongs to the user of this process alone, and is
+// the same for all processes of that user: for an agent, or a program of which each
+// user is to have one instance. The name consists of ASCII letters, digits, '_', '-'
+// and '.', does not begin or end with '.', and does not end in ".lock".
+//
+// On Unix it is a path in $XDG_RUNTIME_DIR, if that is an absolute path and leads to a
+// folder, not a link to one, of the effective user which nobody else may enter; else,
+// on Linux, in such a folder /run/user/UID; else in /tmp/ipc-UID (where there is no
+// /tmp: in $TMPDIR), which is made with mode 0700 if need be. If that is not such a
+// folder, as when another user made it, the error matches [os.ErrPermission]. A folder
+// with which the path would be too long for a sockaddr_un is passed over; if all are,
+// the error matches [ErrNameTooLong]. Processes agree as long as they have the same
+// XDG_RUNTIME_DIR, or those without it run while the user is logged in.
+//
+// On Windows it is a pipe whose name has the user's SID in it, in an AppContainer one
+// below LOCAL\, which that alone can reach. Another user can take the name, but a
+// [Dial] finds that out: see [Dialer.Access].
+//
+// In a Linux user namespace a process whose user has no mapping of its own has no such
+// address: the error matches [errors.ErrUnsupported].
+func UserAddr(name string) (Addr, error) {
+	a, err := Addr{}, checkUserName(name)
+	if err == nil {
+		a, err = userAddr(name)
+	}
+	if err == nil {
+		_, err = a.resolve()
+	}
+	if err != nil {
+		return Addr{}, opError("useraddr", Addr{}, a, err)
+	}
+	return a, nil
+}
+
+// checkUserName allows what is one element of a path on every system, is not the lock of
+// another, and cannot be a temporary name of this package.
+func checkUserName(name string) error {
+	if !validEndName(name) || name[0] == '.' || strings.HasSuffix(name, ".") || strings.HasSuffix(name, ".lock") {
+		return configError("the name", strconv.Quote(name),
+			"of ASCII letters, digits, '_', '-' and '.', without '.' at its ends and .lock at its end")
+	}
+	return nil
+}
+
 // freshName returns a name that nobody uses: the process, the time and a
 // counter make it unique on this machine. It is not secret and need not be:
 // access is decided by credentials.
@@ -474,6 +518,19 @@ func (p Peer) Groups() []int {
 	return append([]int{}, p.groups...)
 }
 
+// inGroup reports whether the peer is known to be in the group of that number.
+func (p Peer) inGroup(number string) bool {
+	if gid, ok := p.GID(); ok && strconv.Itoa(gid) == number {
+		return true
+	}
+	for _, gid := range p.groups {
+		if strconv.Itoa(gid) == number {
+			return true
+		}
+	}
+	return false
+}
+
 // String describes the peer in the words of the system, for logs: "pid 12 uid
 // 1000 gid 1000". What is not known is left out.
 func (p Peer) String() string {
@@ -573,6 +630,25 @@ type ListenConfig struct {
 	// DACL, and clients on other machines are rejected.
 	Access Access
 
+	// Group, if set, admits the members of a group too: those besides this user and
+	// root whom OwnerOnly keeps out. It is the name of the group or its number, on
+	// Windows the name of an account or a SID ("S-1-5-32-545").
+	//
+	// A socket file has mode 0660, unless Sys.Mode says otherwise, and that group; only
+	// a member of the group, or root, may give a file to it. For an abstract name the
+	// group and the supplementary groups of the client decide, as the kernel recorded
+	// them when it connected (SO_PEERGROUPS, Linux 4.13 and later). On a pipe the group
+	// has the rights of a client in the DACL.
+	//
+	// On Unix a name is looked up in /etc/group and nowhere else: a group that another
+	// service keeps (LDAP, NSS, Open Directory) needs its number. On Windows names
+	// depend on the language of the system, SIDs do not. A group that does not exist
+	// matches [os.ErrNotExist].
+	//
+	// A member who dials a [Name] trusts this user's server only with a [Dialer] whose
+	// Access is Everyone; its Check can tell who it is.
+	Group string
+
 	// Check, if set, has a further say over each client. A client for which it
 	// returns an error is closed and never seen by Accept; the listener goes
 	// on. It runs within Accept, so it should be quick. A client that left
@@ -658,6 +734,9 @@ func (lc *ListenConfig) serve(l *server, addr Addr, kind transport) error {
 		addr = Name(freshName())
 	}
 	target, err := lc.target(addr)
+	if err == nil && lc.Group != "" {
+		lc.Group, err = resolveGroup(lc.Group) // lc is this listener's own
+	}
 	if err == nil {
 		l.sys, err = listen(target, kind, lc)
 	}
@@ -665,7 +744,11 @@ func (lc *ListenConfig) serve(l *server, addr Addr, kind transport) error {
 		return opError("listen", Addr{}, addr, err)
 	}
 	l.addr, l.spin = addr, lc.Spin
-	l.setRules(lc.Access == OwnerOnly && !guarded(target), lc.Check)
+	rules := &admission{check: lc.Check}
+	if !guarded(target) {
+		rules.ownerOnly, rules.group = lc.Access == OwnerOnly, lc.Group
+	}
+	l.rules.Store(rules)
 	l.refusals = tellRefusals(lc.Refused)
 	return nil
 }
@@ -685,6 +768,9 @@ func (lc *ListenConfig) validate() error {
 	if lc.Backlog < 0 {
 		return configError("Backlog", strconv.Itoa(lc.Backlog), "0 or more")
 	}
+	if lc.Group != "" && lc.Access == Everyone {
+		return configError("Group", strconv.Quote(lc.Group), "empty where Access is Everyone")
+	}
 	return lc.Access.validate()
 }
 
@@ -702,11 +788,12 @@ type server struct {
 // let connect.
 type admission struct {
 	ownerOnly bool             // by their credentials
+	group     string           // the number of the group whose members may stay all the same; "" is none
 	check     func(Peer) error // ListenConfig.Check
 }
 
 func (l *server) setRules(ownerOnly bool, check func(Peer) error) {
-	l.rules.Store(&admission{ownerOnly, check})
+	l.rules.Store(&admission{ownerOnly: ownerOnly, check: check})
 }
 
 // A Listener is a server's end of a local socket. It is a [net.Listener] whose
@@ -793,7 +880,7 @@ func (a *admission) admit(fd *fd) (Peer, error) {
 	switch {
 	case err != nil:
 		return Peer{}, err
-	case a.ownerOnly && !p.trusted():
+	case a.ownerOnly && !p.trusted() && !p.inGroup(a.group):
 		return p, errNotOwner
 	case a.check != nil:
 		return p, a.check(p)
@@ -880,7 +967,8 @@ func (r *refusals) take() (waiting []refusal, more int) {
 // manager. With [OwnerOnly] each client's credentials must be those of this user
 // or root (on Windows: of this user, SYSTEM or an administrator), so one of whom
 // the system tells nothing may not stay; check is as [ListenConfig.Check], or nil.
-// This takes the place of what was said before. It lets nobody in whom the
+// This takes the place of what was said before, [ListenConfig.Group] of an abstract name
+// included. It lets nobody in whom the
 // permissions of a socket file or the access list of a pipe keep out.
 func (l *server) SetAccess(access Access, check func(Peer) error) error {
 	if err := access.validate(); err != nil {

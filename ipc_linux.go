@@ -466,6 +466,9 @@ func addrOfSunPath(path []byte) Addr {
 	return Path(text)
 }
 
+// runtimeDir is what systemd-logind gives as XDG_RUNTIME_DIR, to those that it starts.
+func (kernel) runtimeDir(uid int) string { return "/run/user/" + strconv.Itoa(uid) }
+
 // oPath is O_PATH of asm-generic/fcntl.h, the same on every architecture: a
 // descriptor that stands for the file and cannot be read or written.
 const oPath = 0x200000

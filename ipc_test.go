@@ -993,6 +993,72 @@ func TestAddrsAreComparable(t *testing.T) {
 	}
 }
 
+// ownRuntimeDir gives this process a folder for UserAddr, where Unix looks for one.
+func ownRuntimeDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/tmp", "ipc") // of a short name
+	if err != nil {
+		dir, err = os.MkdirTemp("", "ipc")
+	}
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	must(t, os.Chmod(dir, 0o700))
+	t.Setenv("XDG_RUNTIME_DIR", dir)
+	return dir
+}
+
+// childTellsUserAddr says which address it has for the name.
+func childTellsUserAddr(p *parent, args []string) error {
+	addr, err := ipc.UserAddr(args[0])
+	if err != nil {
+		p.say("%v", err)
+		return nil
+	}
+	p.say("%v", addr)
+	return nil
+}
+
+func init() { roles["useraddr"] = childTellsUserAddr }
+
+func TestUserAddrIsTheSameForEveryProcess(t *testing.T) {
+	story(t)
+	ownRuntimeDir(t)
+	name := unique()
+	addr, err := ipc.UserAddr(name)
+	must(t, err)
+	if again, err := ipc.UserAddr(name); again != addr || err != nil {
+		t.Errorf("it is %v, and then %v, %v", addr, again, err)
+	}
+	other, err := ipc.UserAddr(name + "-")
+	if other == addr || err != nil {
+		t.Errorf("another name has %v, %v", other, err)
+	}
+	child := startChild(t, "useraddr", name)
+	child.mustSay(addr.String())
+	child.end()
+	l := listen(t, addr)
+	serves(t, l, addr)
+	server := startChild(t, "connect", addr.String())
+	expect(t, accept(t, l), "hello from a child")
+	server.kill()
+}
+
+func TestUserAddrRefusesBadNames(t *testing.T) {
+	story(t)
+	ownRuntimeDir(t)
+	for _, name := range []string{
+		"", ".", "..", "a/b", `a\b`, "/a", ".a", "a.", "a b", "a\x00", "ü", "a:b", "a.lock", ".lock", "@a",
+	} {
+		addr, err := ipc.UserAddr(name)
+		if err == nil || addr != (ipc.Addr{}) || !strings.Contains(err.Error(), strconv.Quote(name)) {
+			t.Errorf("%q has %v, %v", name, addr, err)
+		}
+		isOpError(t, err, "useraddr")
+	}
+	_, err := ipc.UserAddr(strings.Repeat("n", 300))
+	matches(t, err, ipc.ErrNameTooLong)
+}
+
 func TestAddrTellsItsNetworkAndText(t *testing.T) {
 	story(t)
 	network := "unix"

@@ -61,6 +61,47 @@ func (s *SysListenConfig) check(abstract bool) error {
 	return nil
 }
 
+// resolveGroup returns the number of a group that is given by number or by name, as
+// text. Package os/user would know more groups with cgo, and be larger without.
+func resolveGroup(group string) (number string, err error) {
+	if n, err := strconv.Atoi(group); err == nil {
+		if !validID(n) {
+			return "", configError("Group", strconv.Quote(group), "a name, or "+idRule)
+		}
+		return strconv.Itoa(n), nil
+	}
+	text, err := os.ReadFile(groupFile)
+	if err != nil {
+		return "", &classified{&ruleError{what: groupUnknown(group) + ": " + err.Error()}, os.ErrNotExist}
+	}
+	n, ok := groupNumber(string(text), group)
+	if !ok {
+		return "", &ruleError{groupUnknown(group), os.ErrNotExist}
+	}
+	return strconv.Itoa(n), nil
+}
+
+const groupFile = "/etc/group"
+
+func groupUnknown(group string) string {
+	return "no group " + strconv.Quote(group) + " is in " + groupFile + " (a group that is kept elsewhere needs its number)"
+}
+
+// groupNumber finds a group in the text of a file as group(5) describes it: lines of
+// name, password, number and members, with ':' between them.
+func groupNumber(text, name string) (number int, ok bool) {
+	for line := range strings.Lines(text) {
+		fields := strings.Split(strings.TrimSpace(line), ":")
+		if len(fields) < 3 || fields[0] != name {
+			continue
+		}
+		if n, err := strconv.Atoi(fields[2]); err == nil && validID(n) {
+			return n, true
+		}
+	}
+	return 0, false
+}
+
 // validID reports whether chown(2) takes the id for what it is: of a greater one the
 // kernel sees the low 32 bits, which may be root's, and the last one of those is none.
 func validID(id int) bool { return id >= 0 && uint64(id) < 1<<32-1 }
@@ -292,6 +333,82 @@ func (everyUnix) peerName(sys int) (Addr, error) {
 	return addrOf(sa), err
 }
 
+// userAddr returns the path in the first of the folders that is this user's own.
+func userAddr(name string) (Addr, error) {
+	uid := os.Geteuid()
+	if kern.hidesUser(uid) {
+		return Addr{}, &ruleError{"the user of this process has no mapping in its user namespace", errors.ErrUnsupported}
+	}
+	fits := func(dir string) bool { return len(joinPath(dir, name)) <= sunPathMax }
+	for _, dir := range []string{os.Getenv("XDG_RUNTIME_DIR"), kern.runtimeDir(uid)} {
+		if strings.HasPrefix(dir, "/") && fits(dir) && isPrivate(dir, uid) == nil {
+			return Path(joinPath(dir, name)), nil
+		}
+	}
+	dir := privateDir(uid)
+	if !fits(dir) {
+		return Addr{}, tooLong("the path", len(joinPath(dir, name)), sunPathMax)
+	}
+	if err := makePrivate(dir, uid); err != nil {
+		return Addr{}, err
+	}
+	return Path(joinPath(dir, name)), nil
+}
+
+// runtimeDir returns where the service manager keeps the runtime folder of a user, or "".
+func (everyUnix) runtimeDir(uid int) string { return "" }
+
+// privateDir is a folder that every process of the user finds, whatever its environment:
+// $TMPDIR differs between them on macOS, and counts where there is no /tmp, as on Android.
+func privateDir(uid int) string {
+	tmp := "/tmp"
+	if _, err := os.Stat(tmp); err != nil {
+		tmp = os.TempDir()
+	}
+	return joinPath(tmp, "ipc-"+strconv.FormatUint(uint64(uint32(uid)), 10))
+}
+
+// makePrivate makes the folder, unless it is there, and checks that it is this user's
+// own. In a folder that others can write to, they could put theirs in its place unless
+// the sticky bit forbids it.
+func makePrivate(dir string, uid int) error {
+	var parent syscall.Stat_t
+	above, _ := splitPath(dir)
+	if err := control(func() error { return syscall.Stat(above, &parent) }); err != nil {
+		return os.NewSyscallError("stat", err)
+	}
+	if parent.Mode&0o022 != 0 && parent.Mode&syscall.S_ISVTX == 0 {
+		return &ruleError{"others can replace what is in " + above + ", which is not sticky", os.ErrPermission}
+	}
+	switch err := control(func() error { return syscall.Mkdir(dir, 0o700) }); err {
+	case nil: // the umask may have taken bits away
+		if err := control(func() error { return syscall.Chmod(dir, 0o700) }); err != nil {
+			return os.NewSyscallError("chmod", err)
+		}
+	case syscall.EEXIST:
+	default:
+		return os.NewSyscallError("mkdir", err)
+	}
+	return isPrivate(dir, uid)
+}
+
+// isPrivate refuses everything but a folder of the user that nobody else may enter.
+func isPrivate(dir string, uid int) error {
+	var st syscall.Stat_t
+	if err := control(func() error { return syscall.Lstat(dir, &st) }); err != nil {
+		return os.NewSyscallError("lstat", err)
+	}
+	switch {
+	case st.Mode&syscall.S_IFMT != syscall.S_IFDIR:
+		return &ruleError{dir + " is not a folder", os.ErrPermission}
+	case st.Uid != uint32(uid):
+		return &ruleError{dir + " belongs to another user", os.ErrPermission}
+	case st.Mode&0o077 != 0:
+		return &ruleError{dir + " is open to other users", os.ErrPermission}
+	}
+	return nil
+}
+
 // splitPath cuts a path before its last element. The folder of a path without
 // one is ".".
 func splitPath(path string) (dir, base string) {
@@ -328,6 +445,9 @@ type listener struct {
 func listen(target string, kind transport, lc *ListenConfig) (*listener, error) {
 	if err := lc.Sys.check(isAbstract(target)); err != nil {
 		return nil, err
+	}
+	if lc.Group != "" && lc.Sys != nil && lc.Sys.GID != 0 {
+		return nil, configError("Sys.GID", strconv.Itoa(lc.Sys.GID), "0 where Group is set")
 	}
 	sys, err := newSocket(socketType(kind))
 	if err != nil {
@@ -736,6 +856,10 @@ func (lc *ListenConfig) fileMode() (mode uint32, uid, gid int) {
 	mode, uid, gid = 0o600, -1, -1
 	if lc.Access == Everyone {
 		mode = 0o666
+	}
+	if lc.Group != "" {
+		mode = 0o660
+		gid, _ = strconv.Atoi(lc.Group) // it is a number since resolveGroup
 	}
 	if s := lc.Sys; s != nil {
 		if s.Mode != 0 {

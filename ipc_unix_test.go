@@ -45,6 +45,7 @@ func init() {
 		"crowded":  childRunsOutOfDescriptors,
 		"inherits": childLooksForDescriptors,
 		"adopts":   childAdoptsListener,
+		"member":   childIsMember,
 	} {
 		roles[role] = play
 	}
@@ -304,6 +305,128 @@ func TestGroupOfTheSocketMayConnect(t *testing.T) {
 	send(t, server, "welcome")
 	member.mustSay("welcome")
 	member.end()
+}
+
+// childIsMember gives up being root and becomes a user whose only tie to the group is
+// that it is one of its supplementary groups. Then it connects.
+func childIsMember(p *parent, args []string) error {
+	gid, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	const another = nobody + 1
+	err = errors.Join(syscall.Setgroups([]int{another + 1, gid}), syscall.Setgid(another), syscall.Setuid(another))
+	if err != nil {
+		return err
+	}
+	return childConnects(p, []string{args[0], "everyone"})
+}
+
+// TestGroupMayConnect has a group of the server that a client has as its own, as one of
+// several, and not at all.
+func TestGroupMayConnect(t *testing.T) {
+	overEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listenWith(t, ipc.ListenConfig{Group: strconv.Itoa(nobody)}, addr)
+		serving := welcomeAll(l)
+		member := startStranger(t, "connect", addr.String(), "everyone")
+		member.mustSay("welcome")
+		member.end()
+
+		one := startChild(t, "member", addr.String(), strconv.Itoa(nobody))
+		one.mustSay("welcome")
+		one.end()
+		stranger := startChild(t, "member", addr.String(), strconv.Itoa(nobody+5))
+		if said := stranger.hear(); said != "turned away" && said != "permission denied" {
+			t.Errorf("one that is not in the group hears %q", said)
+		}
+		stranger.end()
+		expect(t, dial(t, addr), "welcome") // and the server's user needs no group
+		must(t, l.Close())
+		must(t, <-serving)
+	})
+}
+
+// TestGroupIsThatOfTheSocketFile needs no other user: one's own group will do.
+func TestGroupIsThatOfTheSocketFile(t *testing.T) {
+	story(t)
+	gid := os.Getgid()
+	for _, policy := range policies {
+		addr := ipc.Path(sockPath(t))
+		l := listenWith(t, ipc.ListenConfig{Group: strconv.Itoa(gid), Takeover: policy}, addr)
+		var st syscall.Stat_t
+		must(t, syscall.Lstat(addr.String(), &st))
+		if mode := modeOf(t, addr.String()); mode != 0o660 || int(st.Gid) != gid {
+			t.Errorf("the socket has mode %o and group %d", mode, st.Gid)
+		}
+		serves(t, l, addr)
+		must(t, l.Close())
+	}
+	addr := ipc.Path(sockPath(t))
+	l := listenWith(t, ipc.ListenConfig{Group: strconv.Itoa(gid), Sys: &ipc.SysListenConfig{Mode: 0o620}}, addr)
+	if mode := modeOf(t, addr.String()); mode != 0o620 {
+		t.Errorf("the socket has mode %o", mode)
+	}
+	must(t, l.Close())
+}
+
+func TestBadGroupIsRefused(t *testing.T) {
+	story(t)
+	addr := ipc.Path(sockPath(t))
+	for _, c := range []struct {
+		lc    ipc.ListenConfig
+		is    error
+		words []string
+	}{
+		{ipc.ListenConfig{Group: "no such group"}, os.ErrNotExist, []string{`"no such group"`, "/etc/group"}},
+		{ipc.ListenConfig{Group: "-1"}, nil, []string{`"-1"`, "4294967294"}},
+		{ipc.ListenConfig{Group: "4294967295"}, nil, []string{"4294967295"}},
+		{ipc.ListenConfig{Group: "1", Access: ipc.Everyone}, nil, []string{"Group", "Everyone"}},
+		{ipc.ListenConfig{Group: "1", Sys: &ipc.SysListenConfig{GID: 1}}, nil, []string{"Group", "Sys.GID"}},
+	} {
+		l, err := c.lc.Listen(addr)
+		if err == nil {
+			l.Close()
+			t.Errorf("%+v is accepted", c.lc)
+			continue
+		}
+		isOpError(t, err, "listen")
+		if c.is != nil {
+			matches(t, err, c.is)
+		}
+		for _, word := range c.words {
+			if !strings.Contains(err.Error(), word) {
+				t.Errorf("%q does not say %q", err, word)
+			}
+		}
+		isGone(t, addr.String())
+	}
+}
+
+// TestGroupHasAName uses a name of the file of groups, if that has one of this process.
+func TestGroupHasAName(t *testing.T) {
+	story(t)
+	text, err := os.ReadFile("/etc/group")
+	if err != nil {
+		t.Skip(err)
+	}
+	gid := strconv.Itoa(os.Getgid())
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Split(line, ":")
+		if len(fields) < 3 || fields[2] != gid || fields[0] == "" {
+			continue
+		}
+		addr := ipc.Path(sockPath(t))
+		l := listenWith(t, ipc.ListenConfig{Group: fields[0]}, addr)
+		var st syscall.Stat_t
+		must(t, syscall.Lstat(addr.String(), &st))
+		if strconv.Itoa(int(st.Gid)) != gid {
+			t.Errorf("the socket has group %d, and %s is %s", st.Gid, fields[0], gid)
+		}
+		serves(t, l, addr)
+		must(t, l.Close())
+		return
+	}
+	t.Skip("this process's group has no name there")
 }
 
 // ---------------------------------------------------------------------------

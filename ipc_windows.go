@@ -702,6 +702,32 @@ func (a Addr) resolve() (target string, err error) {
 	return target, nil
 }
 
+// userAddr returns a name with the SID of the process's user in it, whoever a thread may
+// impersonate. What is between backslashes cannot be a part of a SID or of the name.
+func userAddr(name string) (Addr, error) {
+	user, err := currentUser()
+	if err != nil {
+		return Addr{}, err
+	}
+	inContainer, err := isAppContainer(currentProcessToken)
+	if err != nil {
+		return Addr{}, err
+	}
+	folder := ""
+	if inContainer { // for which there is no other folder of pipes
+		folder = `LOCAL\`
+	}
+	return Name(folder + `ipc\` + user + `\` + name), nil
+}
+
+// isAppContainer reports whether the token is that of a process in an AppContainer.
+func isAppContainer(token syscall.Token) (bool, error) {
+	const tokenIsAppContainer = 29 // winnt.h: TOKEN_INFORMATION_CLASS
+	var answer, size uint32
+	err := syscall.GetTokenInformation(token, tokenIsAppContainer, (*byte)(unsafe.Pointer(&answer)), uint32(unsafe.Sizeof(answer)), &size)
+	return answer != 0, os.NewSyscallError("GetTokenInformation", err)
+}
+
 // cutPipePath takes \\host\pipe\name apart.
 func cutPipePath(path string) (host, name string, ok bool) {
 	path, ok = strings.CutPrefix(path, `\\`)
@@ -742,6 +768,9 @@ func listen(target string, kind transport, lc *ListenConfig) (*listener, error) 
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
+	if err := c.admitGroup(lc.Group); err != nil {
+		return nil, err
+	}
 	p, err := newPipeSpec(target, c)
 	if err != nil {
 		return nil, err
@@ -751,6 +780,46 @@ func listen(target string, kind transport, lc *ListenConfig) (*listener, error) 
 		return nil, err
 	}
 	return s.claimAndListen()
+}
+
+// admitGroup adds the group of the SID, if any, to those that Access admits.
+func (c *PipeConfig) admitGroup(sid string) error {
+	if sid == "" {
+		return nil
+	}
+	if c.Security != nil {
+		return configError("Group", strconv.Quote(sid), "empty where Sys.Security is set")
+	}
+	sd, err := c.Access.SecurityDescriptor()
+	if err != nil {
+		return err
+	}
+	entries, _ := sd.DACL()
+	c.Security, err = NewSecurityDescriptor(append(entries, AccessEntry{SID: sid, Mask: ClientRights})...)
+	return err
+}
+
+// resolveGroup returns the SID of a group that is given by SID or by the name of its
+// account. A user, a computer and a domain are no groups.
+func resolveGroup(group string) (string, error) {
+	if strings.HasPrefix(group, "S-") {
+		sid, err := syscall.StringToSid(group)
+		if err != nil {
+			return "", configError("Group", strconv.Quote(group), "a SID or the name of an account")
+		}
+		text, err := sid.String()
+		return text, os.NewSyscallError("ConvertSidToStringSid", err)
+	}
+	sid, _, kind, err := syscall.LookupSID("", group)
+	if err != nil {
+		return "", &classified{os.NewSyscallError("LookupAccountName", err), os.ErrNotExist}
+	}
+	switch kind {
+	case syscall.SidTypeGroup, syscall.SidTypeAlias, syscall.SidTypeWellKnownGroup:
+		text, err := sid.String()
+		return text, os.NewSyscallError("ConvertSidToStringSid", err)
+	}
+	return "", configError("Group", strconv.Quote(group), "the account of a group")
 }
 
 func listenPipe(target string, c PipeConfig) (*listener, error) {

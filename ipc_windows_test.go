@@ -1729,3 +1729,11 @@ func childIsShared(p *parent, _ []string) error {
 	_, err := io.WriteString(f, "hello from a child")
 	return err
 }
+
+func TestUserAddrHasTheSID(t *testing.T) {
+	story(t)
+	addr, err := ipc.UserAddr("agent")
+	if want := ipc.Name(`ipc\` + me(t) + `\agent`); addr != want || err != nil {
+		t.Errorf("it is %v, %v; want %v", addr, err, want)
+	}
+}

@@ -88,3 +88,32 @@ func TestStructXucredIsRead(t *testing.T) {
 		t.Errorf("a struct of another version is %v, %v", p, err)
 	}
 }
+
+func TestGroupIsFoundByItsName(t *testing.T) {
+	const text = "# wheel:*:1:\nroot:x:0:\n\nstaff:x:50:alice,bob\nstaff:x:51:\n+::\nbad:x:many:\nbad:x:-1:\nhuge:x:4294967295:\nlast:*:60"
+	for name, want := range map[string]int{
+		"root": 0, "staff": 50, "last": 60, "wheel": -1, "": -1, "+": -1, "bad": -1, "huge": -1, "alice": -1, "sta": -1,
+	} {
+		n, ok := groupNumber(text, name)
+		if ok != (want >= 0) || ok && n != want {
+			t.Errorf("%q is group %d, %v; want %d", name, n, ok, want)
+		}
+	}
+}
+
+func TestGroupsOfAPeerThatIsNotKnownAreNone(t *testing.T) {
+	if (Peer{gid: 0}).inGroup("0") || (Peer{}).inGroup("") {
+		t.Error("a peer of whom nothing is known is in a group")
+	}
+	p := Peer{facts: knowsGID, gid: 7, groups: []int{8, 9}}
+	for _, n := range []string{"7", "8", "9"} {
+		if !p.inGroup(n) {
+			t.Errorf("%v is not in group %s", p, n)
+		}
+	}
+	for _, n := range []string{"0", "", "77", "07"} {
+		if p.inGroup(n) {
+			t.Errorf("%v is in group %s", p, n)
+		}
+	}
+}

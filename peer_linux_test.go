@@ -782,6 +782,15 @@ func TestDialDoesNotTrustServerWithoutMapping(t *testing.T) {
 	}
 }
 
+func TestUserWithoutMappingHasNoUserAddr(t *testing.T) {
+	story(t)
+	c := startInNamespace(t, overflow, "useraddr", "agent")
+	if said := c.hear(); !strings.Contains(said, "no mapping") {
+		t.Errorf("it is %q", said)
+	}
+	c.end()
+}
+
 // childTellsSenders says who sends each of the messages that it gets.
 func childTellsSenders(p *parent, _ []string) error {
 	f := os.NewFile(3, "end")
