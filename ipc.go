@@ -475,7 +475,7 @@ func (lc ListenConfig) Listen(addr Addr) (*Listener, error) {
 // serve opens l at addr for connections of that kind.
 func (lc *ListenConfig) serve(l *server, addr Addr, kind transport) error {
 	if addr == (Addr{}) {
-		addr = Name(freshName())
+		addr = Name(freshFolder + freshName())
 	}
 	target, err := lc.target(addr)
 	if err == nil {
