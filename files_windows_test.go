@@ -382,33 +382,46 @@ func TestRecvFilesRefusesHandlesOfThisProcess(t *testing.T) {
 	})
 }
 
-// A child that was given an end can do no more than it could without.
-func TestRecvFilesFromAChildWithAnEnd(t *testing.T) {
-	for _, second := range []bool{false, true} {
-		t.Run(map[bool]string{false: "first", true: "second"}[second], func(t *testing.T) {
+// A child that was given an end and names a handle of the process that gave it. It
+// can do no more than it could without.
+func TestRecvFilesFromChildWithAnEnd(t *testing.T) {
+	for _, which := range []string{"first", "second", "dialed", "accepted"} {
+		t.Run(which, func(t *testing.T) {
 			story(t)
-			a, b := pair(t)
-			given, kept := a, b
-			if second {
-				given, kept = b, a
+			mine := textFile(t, "mine")
+			handle := handleOf(t, mine)
+			defer syscall.CloseHandle(handle)
+			var given, kept *ipc.Conn
+			switch which {
+			case "first":
+				given, kept = pair(t)
+			case "second":
+				kept, given = pair(t)
+			case "dialed":
+				given, kept = connect(t, listen(t, nameAddr(t)))
+			case "accepted":
+				kept, given = connect(t, listen(t, nameAddr(t)))
 			}
 			h := newHeir(t)
 			h.gets("end", given)
-			c := h.start("holds an end", "end")
+			c := h.start("holds an end", "end", strconv.Itoa(os.Getpid()), strconv.Itoa(int(handle)))
 			must(t, given.Close())
 			c.mustSay("sent")
 			files, err := kept.RecvFiles(1)
-			if !second { // nobody knows who has the server's end
-				matches(t, err, ipc.ErrUntrusted, ipc.ErrNoFiles)
-			} else {
-				must(t, err)
-				must(t, files[0].Close())
-			}
+			must(t, err)
+			must(t, files[0].Close())
+			lockThisProcess(t)
+			c.say("")
+			c.mustSay("forged")
+			_, err = kept.RecvFiles(1)
+			matches(t, err, ipc.ErrUntrusted, ipc.ErrNoFiles)
+			isOpen(t, handle, mine)
 			c.end()
 		})
 	}
 }
 
+// childHoldsAnEnd sends a file, and then a record of a handle of its parent.
 func childHoldsAnEnd(p *parent, args []string) error {
 	c := sure(ipc.InheritedConn(args[0]))
 	f := sure(os.Open(sure(os.Executable())))
@@ -416,6 +429,12 @@ func childHoldsAnEnd(p *parent, args []string) error {
 		return err
 	}
 	p.say("sent")
+	p.hear()
+	forged := newLetter(sure(strconv.Atoi(args[1])), 1).write(uint32(sure(strconv.Atoi(args[2]))))
+	if _, err := io.WriteString(c, forged); err != nil {
+		return err
+	}
+	p.say("forged")
 	p.hear()
 	return errors.Join(f.Close(), c.Close())
 }
@@ -486,18 +505,6 @@ func TestOverlappedFilesAreSoForTheReceiver(t *testing.T) {
 		must(t, c.SetReadDeadline(time.Now().Add(brief)))
 		_, err = c.Read(make([]byte, 1))
 		timedOut(t, err)
-
-		// One that nobody has used is a file with deadlines.
-		near, far = pair(t)
-		unused := os.NewFile(uintptr(handleOf(t, far)), "unused")
-		sendFiles(t, a, unused)
-		must(t, errors.Join(unused.Close(), far.Close()))
-		got = recvFiles(t, b, 1)[0]
-		must(t, got.SetReadDeadline(time.Now().Add(brief)))
-		_, err = got.Read(make([]byte, 1))
-		timedOut(t, err)
-		must(t, got.SetReadDeadline(time.Time{}))
-		talk(t, near, got)
 	})
 }
 

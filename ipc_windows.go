@@ -1180,6 +1180,7 @@ func (s *instances) handOut(in *instance) (*fd, error) {
 	s.remove(in)
 	f := newFD(in.sys, s.spec.kind, s.spec.ends, true)
 	f.remote = s.spec.remote
+	f.pipe = pipeOf(s.spec.target)
 	if s.limit > 0 {
 		s.out++
 		f.place = s
@@ -1443,6 +1444,7 @@ func openClient(target string, kind transport, d Direction, flags uint32) (*fd, 
 	}
 	f := newFD(h, kind.native(), ends, false)
 	f.remote = isRemote(target)
+	f.pipe = pipeOf(target)
 	if readsMessages { // a client's end always begins with bytes
 		if err := f.control("SetNamedPipeHandleState", setMessageMode); err != nil {
 			f.close()
@@ -1527,17 +1529,22 @@ func pairOf(d Direction, kind transport) (server, client *fd, err error) {
 	}
 	server = newFD(h, p.kind, p.ends, true)
 	server.dynamic = true
+	server.pipe = pipeOf(p.target)
 	const securityContextTracking = 0x40000 // winbase.h
 	client, err = openClient(p.target, kind, d, Identification.flags()|securityContextTracking)
 	if err != nil {
 		server.close()
 		return nil, nil, err
 	}
+	client.dynamic = true
 	return server, client, nil
 }
 
 // freshFolder is where Listen makes names of its own.
 const freshFolder = appFolder
+
+// pipeOf returns what tells a pipe from others, in every spelling.
+func pipeOf(target string) string { return strings.ToLower(target) }
 
 // appFolder is the folder of pipes in which an AppContainer may make some. To
 // everybody else it is a part of the name.
@@ -1614,6 +1621,13 @@ func adoptSys(h syscall.Handle, kind transport, d direction) (*fd, error) {
 	}
 	f := newFD(h, reads, ends, server)
 	f.remote = far || server // whose client may be anywhere
+	if !far {
+		name, err := pipeName(h)
+		if err != nil {
+			return nil, err
+		}
+		f.pipe = pipeOf(localPrefix + name)
+	}
 	f.notePeer()
 	return f, nil
 }
@@ -1627,14 +1641,17 @@ type token struct {
 	handle  syscall.Handle
 	backlog int  // of a listener; 0 for every other end
 	remote  bool // the other end is, or may be, on another machine
+	pair    bool // it is of a Pair: see fd.dynamic
 }
 
 const (
 	tokenSeparator = ":"
 	tokenRemote    = ":remote"
+	tokenPair      = ":pair"
 )
 
-// String writes the handle, ":" and the backlog of a listener, and ":remote".
+// String writes the handle, ":" and the backlog of a listener, ":remote" and
+// ":pair".
 func (t token) String() string {
 	text := strconv.FormatUint(uint64(t.handle), 10)
 	if t.backlog != 0 {
@@ -1643,16 +1660,20 @@ func (t token) String() string {
 	if t.remote {
 		text += tokenRemote
 	}
+	if t.pair {
+		text += tokenPair
+	}
 	return text
 }
 
 // parseToken returns the zero token for what String does not write.
 func parseToken(text string) (t token) {
-	rest, remote := strings.CutSuffix(text, tokenRemote)
+	rest, pair := strings.CutSuffix(text, tokenPair)
+	rest, remote := strings.CutSuffix(rest, tokenRemote)
 	handle, backlog, _ := strings.Cut(rest, tokenSeparator)
 	h, _ := strconv.ParseUint(handle, 10, 32)
 	n, _ := strconv.ParseUint(backlog, 10, 8)
-	t = token{syscall.Handle(h), int(n), remote}
+	t = token{syscall.Handle(h), int(n), remote, pair}
 	if h == 0 || n > instancesMax || t.String() != text {
 		return token{}
 	}
@@ -1690,7 +1711,7 @@ func (f *fd) bequeath(cmd *exec.Cmd) (text string, err error) {
 		return "", &ruleError{"this end was used in this process", errors.ErrUnsupported}
 	}
 	err = f.control("", func(h syscall.Handle) error {
-		text, err = token{handle: h, remote: f.remote}.give(cmd)
+		text, err = token{handle: h, remote: f.remote, pair: f.dynamic}.give(cmd)
 		return err
 	})
 	return text, err
@@ -1713,7 +1734,7 @@ func inheritedFD(text string, kind transport, d direction) (*fd, error) {
 	}
 	f, err := adoptSys(t.handle, kind, d)
 	if err == nil {
-		f.remote = t.remote
+		f.remote, f.dynamic, f.handedOn = t.remote, t.pair, true
 	}
 	return f, err
 }
@@ -1732,7 +1753,7 @@ func (l *listener) bequeath(cmd *exec.Cmd) (text string, err error) {
 	case l.keeper == 0:
 		return "", l.unkept
 	}
-	return token{l.keeper, l.backlog, l.spec.remote}.give(cmd)
+	return token{handle: l.keeper, backlog: l.backlog, remote: l.spec.remote}.give(cmd)
 }
 
 func inheritedListener(text string) (*Listener, error) {
@@ -1825,7 +1846,9 @@ type fd struct {
 	ends     direction  // what the pipe lets this end do
 	server   bool       // this is the server's end
 	remote   bool       // the other end is, or may be, on another machine
-	dynamic  bool       // the client is known by what it sent last: see pairOf
+	pipe     string     // the name of the pipe in lower case; the kernel may forget it when the peer is gone
+	dynamic  bool       // of a Pair: the client is known by what it sent last; see pairOf
+	handedOn bool       // another process opened or made this end
 	peerBorn int64      // when the process at the other end was created; 0: not known
 	place    *instances // where Close gives a place back; nil: there is no limit
 	r        readSide
@@ -3022,6 +3045,16 @@ func (f *fd) isPeer(process syscall.Handle) bool {
 	return err == nil && created == f.peerBorn
 }
 
+// parentOf returns the number of the process that started the process, which may
+// be another's by now.
+func parentOf(process syscall.Handle) (uint32, error) {
+	const processBasicInformation = 0
+	var info [6]uintptr // winternl.h: PROCESS_BASIC_INFORMATION; the last one is InheritedFromUniqueProcessId
+	r, _, _ := syscall.SyscallN(procNtQueryInformationProcess.Addr(), uintptr(process), processBasicInformation,
+		uintptr(unsafe.Pointer(&info)), unsafe.Sizeof(info), 0)
+	return uint32(info[5]), os.NewSyscallError("NtQueryInformationProcess", ntError(r))
+}
+
 // createdAt returns when the process was created, which is never 0.
 func createdAt(process syscall.Handle) (int64, error) {
 	var created, exited, kernel, user syscall.Filetime
@@ -3152,9 +3185,11 @@ func (f *fd) remoteAddr() Addr { return Addr{} }
 //   - An end whose other end was opened by this very process tells nothing: its
 //     token is this process's. For what this process sent to itself there is the
 //     list of staged files, in memory that nobody else can write. The random bytes
-//     say which entry is meant. For a child that was given an end there is dynamic
-//     tracking, where this end is the server's: see pairOf. Otherwise nobody is
-//     believed.
+//     say which entry is meant. A child that was given the second end of a Pair is
+//     known by dynamic tracking: see pairOf. Of a child that was given another end
+//     it is believed only that it holds the handles itself (isChild), and never a
+//     handle of this process. Children that got such ends could name each other's
+//     handles, so they must trust each other; SECURITY.md says so.
 //
 // # Case by case
 //
@@ -3179,7 +3214,8 @@ func (f *fd) remoteAddr() Addr { return Addr{} }
 //
 // It judges as the receiver will, and takes the first of two ways that is believed:
 // to put the handles into the process that opened the other end, where they outlive
-// this process; or to hold the duplicates itself, until the receiver takes them.
+// this process; or to hold the duplicates itself, until the receiver takes them. A
+// process that was given an end, which is not the second one of a Pair, holds them.
 // The other end may have been handed on to a process with other rights, of which
 // nothing can be known. Who hands on an end lends its name with it.
 
@@ -3312,13 +3348,13 @@ func (f *fd) stage(handles []syscall.Handle) (*staging, error) {
 	if err == nil {
 		err = s.put(handles)
 	}
-	if err == nil && maker == self {
-		err = f.rememberStaged(&s.record)
-	}
 	if err != nil {
 		s.remove()
 		s.release()
 		return nil, err
+	}
+	if maker == self {
+		f.rememberStaged(&s.record)
 	}
 	return s, nil
 }
@@ -3327,13 +3363,14 @@ func (f *fd) stage(handles []syscall.Handle) (*staging, error) {
 // duplicated. Its handle is the caller's to close, unless it is currentProcess.
 func (f *fd) chooseHolder(maker uint32) (pid uint32, holder syscall.Handle, err error) {
 	process, err := f.openPeer(processDupHandle | readControl)
+	unknown := f.handedOn && (f.server || !f.dynamic) // to the one who gave this end away
 	if err == nil {
-		if f.peerBelieves(process) {
+		if f.peerBelieves(process) && !unknown {
 			return maker, process, nil
 		}
 		syscall.CloseHandle(process)
 	}
-	if f.peerTakesFrom(currentProcess) {
+	if unknown || f.peerTakesFrom(currentProcess) {
 		return uint32(os.Getpid()), currentProcess, nil
 	}
 	if err == nil {
@@ -3419,20 +3456,15 @@ type stagedFile struct {
 	server bool
 }
 
-func (f *fd) rememberStaged(r *record) error {
-	pipe, err := pipeName(f.sys)
-	if err != nil {
-		return err
-	}
+func (f *fd) rememberStaged(r *record) {
 	staged.mu.Lock()
 	defer staged.mu.Unlock()
 	if staged.files == nil {
 		staged.files = make(map[uint32]stagedFile)
 	}
 	for _, file := range r.files {
-		staged.files[file] = stagedFile{r.id, pipe, f.server}
+		staged.files[file] = stagedFile{r.id, f.pipe, f.server}
 	}
-	return nil
 }
 
 // takeStaged takes the handles of a record that this process has sent to itself,
@@ -3440,13 +3472,9 @@ func (f *fd) rememberStaged(r *record) error {
 // this end but who has the other one, who cannot read there what this process
 // wrote.
 func (f *fd) takeStaged(r *record) (handles []syscall.Handle, ok bool) {
-	pipe, err := pipeName(f.sys)
-	if err != nil {
-		return nil, false
-	}
 	staged.mu.Lock()
 	defer staged.mu.Unlock()
-	want := stagedFile{r.id, pipe, !f.server}
+	want := stagedFile{r.id, f.pipe, !f.server}
 	for _, file := range r.files {
 		if staged.files[file] != want {
 			return nil, false
@@ -3609,8 +3637,9 @@ func (f *fd) claim(r *record) ([]syscall.Handle, error) {
 			return handles, nil
 		}
 	}
-	if maker == self && !f.dynamic {
-		return nil, untrusted(errForged) // the token would be this process's own
+	unknown := maker == self && !(f.server && f.dynamic) // the token would be this process's own
+	if unknown && r.pid == self {
+		return nil, untrusted(errForged)
 	}
 	holder := currentProcess
 	if r.pid != self {
@@ -3620,7 +3649,12 @@ func (f *fd) claim(r *record) ([]syscall.Handle, error) {
 		}
 		defer syscall.CloseHandle(holder)
 	}
-	if err := f.judge(holder, r.pid == maker); err != nil {
+	if unknown {
+		err = judgeChild(holder)
+	} else {
+		err = f.judge(holder, r.pid == maker)
+	}
+	if err != nil {
 		return nil, untrusted(err)
 	}
 	return takeFrom(holder, r.files)
@@ -3688,6 +3722,27 @@ func (f *fd) judgeServer(holder syscall.Handle) error {
 		return errForged
 	}
 	return f.judgeLabel()
+}
+
+// judgeChild is judge where this process gave the other end away: the holder must
+// be a child of it.
+func judgeChild(holder syscall.Handle) error {
+	parent, err := parentOf(holder)
+	if err != nil {
+		return err
+	}
+	born, err := createdAt(holder)
+	if err != nil {
+		return err
+	}
+	self, err := createdAt(currentProcess)
+	if err != nil {
+		return err
+	}
+	if parent != uint32(os.Getpid()) || born < self { // or of one that had this number before
+		return errForged
+	}
+	return nil
 }
 
 // judgeLabel believes a server of this user whose token cannot be read. An ordinary
@@ -3854,6 +3909,7 @@ var (
 	procSecurityDescriptorToString = advapi32.NewProc("ConvertSecurityDescriptorToStringSecurityDescriptorW")
 	procNtCreateNamedPipeFile      = ntdll.NewProc("NtCreateNamedPipeFile")
 	procNtQueryInformationFile     = ntdll.NewProc("NtQueryInformationFile")
+	procNtQueryInformationProcess  = ntdll.NewProc("NtQueryInformationProcess")
 	procNtQueryVolumeInformation   = ntdll.NewProc("NtQueryVolumeInformationFile")
 	procRtlNtStatusToDosError      = ntdll.NewProc("RtlNtStatusToDosError")
 )
