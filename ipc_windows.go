@@ -1345,7 +1345,14 @@ func (s *instances) anyInstance() (syscall.Handle, error) {
 	if len(s.armed) == 0 {
 		return 0, &ruleError{"all instances of the pipe are connected", errors.ErrUnsupported}
 	}
-	return duplicate(s.armed[0].sys)
+	h, err := duplicate(s.armed[0].sys)
+	if err == nil && s.spec.inherit { // it looks like the instance's own
+		err = syscall.SetHandleInformation(h, syscall.HANDLE_FLAG_INHERIT, syscall.HANDLE_FLAG_INHERIT)
+		if err = os.NewSyscallError("SetHandleInformation", err); err != nil {
+			syscall.CloseHandle(h)
+		}
+	}
+	return h, err
 }
 
 // deserted reports whether the client of an instance has left and there is
@@ -2051,27 +2058,42 @@ func (f *fd) run(l limits, op operation, d direction) (int, error) {
 
 // runRead waits in the thread if that paid lately, then parks.
 func (f *fd) runRead(l limits, op operation) (int, error) {
-	if budget := f.spinBudget(); budget > 0 {
-		if s, _ := takeSlot(false); s != nil { // without one, it parks
-			brief := l
-			brief.budget = budget
-			n, err := f.runInThread(brief, s, op)
-			if err != errOverBudget {
-				f.r.backoff.won()
-				return n, err
-			}
-			f.r.backoff.lost()
-		}
+	if n, err := f.runBriefly(l, op); err != errOverBudget {
+		return n, err
 	}
-	file, parks := f.join()
-	if !parks {
-		s, err := takeSlot(true)
-		if err != nil {
-			return 0, err
-		}
-		return f.runInThread(l, s, op)
+	return f.runParked(l, op)
+}
+
+// runBriefly waits in the thread, if that paid lately. It is errOverBudget if the
+// read should park.
+func (f *fd) runBriefly(l limits, op operation) (int, error) {
+	l.budget = f.spinBudget()
+	if l.budget <= 0 {
+		return 0, errOverBudget
 	}
-	return f.readParked(file, op.p)
+	s, _ := takeSlot(false)
+	if s == nil { // without one, it parks
+		return 0, errOverBudget
+	}
+	n, err := f.runInThread(l, s, op)
+	if err == errOverBudget {
+		f.r.backoff.lost()
+	} else {
+		f.r.backoff.won()
+	}
+	return n, err
+}
+
+// runParked waits without a thread, if this handle can.
+func (f *fd) runParked(l limits, op operation) (int, error) {
+	if file, parks := f.join(); parks {
+		return f.readParked(file, op.p)
+	}
+	s, err := takeSlot(true)
+	if err != nil {
+		return 0, err
+	}
+	return f.runInThread(l, s, op)
 }
 
 // readParked reads as an os.File, to which an empty message and the end of the
@@ -2408,18 +2430,23 @@ func (f *fd) readPart(l limits, p []byte) (n int, more bool, err error) {
 	p = p[:min(len(p), ioMax)]
 	for {
 		n, err = f.run(l, operation{start: readFile, p: p}, reading)
-		switch err {
-		case nil:
-			return n, false, nil
-		case syscall.ERROR_MORE_DATA: // n is not reliable: Wine leaves it 0
-			return len(p), true, nil
-		case syscall.ERROR_OPERATION_ABORTED: // by somebody else who has the handle
-		case errOverBudget:
-			return 0, false, err
-		default:
-			return n, false, readError("ReadFile", err)
+		if err != syscall.ERROR_OPERATION_ABORTED { // by somebody else who has the handle
+			return readResult(p, n, err)
 		}
 	}
+}
+
+// readResult says what came of a ReadFile into p.
+func readResult(p []byte, n int, err error) (_ int, more bool, _ error) {
+	switch err {
+	case nil:
+		return n, false, nil
+	case syscall.ERROR_MORE_DATA: // n is not reliable: Wine leaves it 0
+		return len(p), true, nil
+	case errOverBudget:
+		return 0, false, err
+	}
+	return n, false, readError("ReadFile", err)
 }
 
 // writeAll makes a WriteFile, and for a stream of bytes too long for one more of
@@ -2578,27 +2605,40 @@ func (f *fd) peek(p []byte) (n, size int, err error) {
 // ---------------------------------------------------------------------------
 // Messages
 //
-// A message is received by one ReadFile, whole or not at all. The length is looked
-// up before (PeekNamedPipe): a reader that took a part first could not get the rest
-// safely. For a sender may cancel a WriteFile that pends, which takes back what was
-// not read of the message, and what is next in the pipe is another one.
+// A message is received by one ReadFile, whole. The length is looked up before
+// (PeekNamedPipe): a reader that took a part first could not get the rest safely.
+// For a sender may cancel a WriteFile that pends, which takes back what was not read
+// of the message, and what is next in the pipe is another one.
 //
-// The sender keeps to its side of that: see writeAll.
+// A read that parks is made into the room that there is, since to park only until
+// there is something costs an allocation. If the message is longer, the rest is
+// read at once, and what is not there was withdrawn. The sender keeps to its side of
+// that: see writeAll.
 
-// awaitMessage waits for a message and returns its length. It takes an empty one,
-// for there is no other way to know that it is there.
-func (f *fd) awaitMessage(l limits) (size int, err error) {
+// awaitMessage waits for a message. It returns its length, or takes it and returns
+// 0: an empty one, for there is no other way to know that it is there, or n bytes
+// in room.
+func (f *fd) awaitMessage(l limits, room []byte) (size, n int, more bool, err error) {
 	for {
-		_, more, err := f.readPart(l, nil)
-		if err != nil || !more {
-			return 0, err
+		_, err = f.runBriefly(l, operation{start: readFile})
+		if err == errOverBudget {
+			n, err = f.runParked(l, operation{start: readFile, p: room})
+			if len(room) > 0 {
+				if n, more, err = readResult(room, n, err); errnoOf(err) != syscall.ERROR_OPERATION_ABORTED {
+					return 0, n, more, err
+				}
+				continue
+			}
 		}
-		_, _, size, err = peekMessage(f.sys, nil)
-		switch {
-		case err != nil:
-			return 0, readError("PeekNamedPipe", err)
-		case size > 0:
-			return size, nil
+		switch err {
+		case syscall.ERROR_MORE_DATA:
+		case syscall.ERROR_OPERATION_ABORTED: // by somebody else who has the handle
+			continue
+		default:
+			return 0, 0, false, readError("ReadFile", err)
+		}
+		if _, _, size, err = peekMessage(f.sys, nil); size > 0 || err != nil {
+			return size, 0, false, readError("PeekNamedPipe", err)
 		}
 		// It was withdrawn.
 	}
@@ -2646,23 +2686,21 @@ func (f *fd) recv(p []byte) (int, error) {
 		return n, err
 	}
 	for {
-		size, err := f.awaitMessage(l)
-		if size == 0 {
-			return 0, err
-		}
+		size, n, more, err := f.awaitMessage(l, p)
 		into := p
-		if size > len(p) {
-			into = make([]byte, size) // the whole of it is in the pipe
+		if size > 0 {
+			if size > len(p) {
+				into = make([]byte, size) // the whole of it is in the pipe
+			}
+			if n, more, err = f.readNow(into); err == errOverBudget {
+				continue // it was withdrawn
+			}
 		}
-		n, more, err := f.readNow(into)
-		if err == errOverBudget {
-			continue
-		}
-		if more {
+		if more && err == nil {
 			err = f.drop()
 		}
-		if size = n; len(into) > len(p) {
-			n = copy(p, into[:n])
+		if n, size = min(n, len(p)), n; len(into) > len(p) {
+			copy(p, into[:n])
 		}
 		if err == nil && (more || n < size) {
 			err = errMsgDropped
@@ -2671,8 +2709,7 @@ func (f *fd) recv(p []byte) (int, error) {
 	}
 }
 
-// drop reads what is there of a message that was replaced, since its length was
-// looked up, by a longer one.
+// drop reads what is there of the rest of a message.
 func (f *fd) drop() error {
 	rest := make([]byte, 64<<10)
 	for {
@@ -2714,14 +2751,14 @@ func (f *fd) recvAppend(dst []byte) ([]byte, error) {
 		return append(dst, message...), err
 	}
 	for {
-		size, err := f.awaitMessage(l)
-		if size == 0 {
-			return dst, err
+		p := dst
+		size, n, more, err := f.awaitMessage(l, p[len(p):cap(p)])
+		if size > 0 {
+			p = grow(dst, size)
+			n, more, err = f.readNow(p[len(p):cap(p)])
 		}
-		p := grow(dst, size)
-		n, more, err := f.readNow(p[len(p):cap(p)])
-		for p = p[:len(p)+n]; more && err == nil; p = p[:len(p)+n] { // a longer one took its place
-			p = grow(p, 64<<10)
+		for p = p[:len(p)+n]; more && err == nil; p = p[:len(p)+n] {
+			p = grow(p, f.restOfMessage())
 			n, more, err = f.readNow(p[len(p):cap(p)])
 		}
 		switch err {
@@ -2732,6 +2769,12 @@ func (f *fd) recvAppend(dst []byte) ([]byte, error) {
 			return dst, err
 		}
 	}
+}
+
+// restOfMessage returns how much there is of the message that was read in part.
+func (f *fd) restOfMessage() int {
+	_, _, left, _ := peekMessage(f.sys, nil)
+	return max(left, 1)
 }
 
 // grow returns p with room for n bytes more.
@@ -2930,7 +2973,7 @@ func (f *fd) peer() (p Peer, err error) {
 	}
 	var trusted bool
 	switch {
-	case p.pid == os.Getpid() && p.facts&knowsPID != 0: // this process opened it
+	case f.server && f.dynamic && p.pid == os.Getpid(): // before it has sent something
 		p.user, err = currentUser()
 		trusted = true
 	case f.server:
