@@ -673,3 +673,28 @@ func TestFilesThatAreTakenBackLeaveNoHandlesBehind(t *testing.T) {
 		noMoreHandles(t, before)
 	})
 }
+
+// Where neither process may open the other there is no way.
+func TestSendFilesWithoutRightsFails(t *testing.T) {
+	story(t)
+	l := listen(t, nameAddr(t))
+	c := startChild(t, "locked", l.Addr().String())
+	server := accept(t, l)
+	c.mustSay("locked")
+	lockThisProcess(t)
+	const dupHandle = 0x40 // PROCESS_DUP_HANDLE
+	if process, err := syscall.OpenProcess(dupHandle, false, uint32(c.pid())); err == nil {
+		syscall.CloseHandle(process)
+		t.Skip("this system lets this user open the process")
+	}
+	f := textFile(t, "x")
+	before := handlesOf("File", "Process", "Token")
+	for range 3 {
+		err := server.SendFiles(f)
+		matches(t, err, os.ErrPermission)
+		isOpError(t, err, "sendfiles")
+	}
+	noMoreHandles(t, before)
+	send(t, server, "x") // nothing was sent
+	c.kill()
+}
