@@ -378,7 +378,9 @@ func (c *PipeConn) ReadMessage(p []byte) (n int, more bool, err error) {
 
 // WriteMessage writes p as one message, which may be empty. The error matches
 // [ErrMsgTooLong] above 1 GiB, and [errors.ErrUnsupported] on an end that reads
-// bytes. See WriteFile.
+// bytes. If the deadline ends a WriteMessage of which the peer may have read a part,
+// that is the last message: what is written later matches [syscall.EPIPE]. See
+// WriteFile.
 func (c *PipeConn) WriteMessage(p []byte) error { return c.failed("write", c.fd.send(p)) }
 
 // PeekMessage copies what is there to read into p, without waiting and without
@@ -396,9 +398,9 @@ func (c *PipeConn) PeekMessage(p []byte) (n, size int, err error) {
 // (TransactNamedPipe). It returns the length of the reply; of one that does not
 // fit, reply is filled, the rest is dropped, and the error matches
 // [ErrMsgTooLong]. There must be nothing unread on this end, which must be one
-// that reads messages of a duplex pipe. It ends with ctx, and at the read deadline;
-// the peer may have the request all the same, and its reply is left for the next
-// read.
+// that reads messages of a duplex pipe. It ends with ctx, and at the first of
+// the two deadlines; the peer may have the request all the same, and its reply is
+// left for the next read.
 func (c *PipeConn) Transact(ctx context.Context, request, reply []byte) (int, error) {
 	n, err := c.fd.transact(ctx, request, reply)
 	return n, c.failed("transact", err)
@@ -406,7 +408,7 @@ func (c *PipeConn) Transact(ctx context.Context, request, reply []byte) (int, er
 
 // Flush waits until the peer has read everything that was written, or is gone. It
 // holds an operating-system thread while it waits, writes wait for it, and it
-// ends with ctx or Close. On an end that cannot be written it does nothing. See
+// ends with ctx, at the write deadline, and with Close. On an end that cannot be written it does nothing. See
 // FlushFileBuffers.
 func (c *PipeConn) Flush(ctx context.Context) error {
 	return c.failed("flush", c.fd.flush(ctx))
@@ -4376,9 +4378,10 @@ func mayOpen(token syscall.Token, process syscall.Handle, rights uint32) bool {
 		}
 		defer token.Close()
 	}
-	// GENERIC_MAPPING of processes: what is written, read, executed, and all. The
-	// label of a process forbids those below it what is written.
-	mapping := [4]uint32{0x20410, 0x20beb, 0x121000, 0x1fffff}
+	// GENERIC_MAPPING of processes: read, write, execute, all (ReactOS
+	// ntoskrnl/ps/psmgr.c: PspProcessMapping). It says that PROCESS_DUP_HANDLE is a
+	// right to write, which the label of a process denies those below it.
+	mapping := [4]uint32{0x20410, 0x20bea, 0x121001, 0x1fffff}
 	privileges := [64]uint32{} // PRIVILEGE_SET, which stays empty for these rights
 	size := uint32(unsafe.Sizeof(privileges))
 	var granted uint32
