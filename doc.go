@@ -66,8 +66,9 @@
 // # Waiting
 //
 // Every call that waits parks its goroutine and holds no thread. Windows makes
-// exceptions: Accept holds one for each listener, a read for up to 2 milliseconds,
-// and up to 32 writes of a process hold one each. On Linux a wait may first try
+// exceptions: each listener holds one, a read for up to 2 milliseconds, up to 32
+// writes of a process hold one each, and so does each Transact and Flush of a
+// PipeConn and whatever waits at a handle that another process has used. On Linux a wait may first try
 // again for some microseconds: see [Conn.SetSpin].
 //
 // A wait ends with a deadline or a context, and with Close from another goroutine.
@@ -77,19 +78,9 @@
 // # Files
 //
 // [Conn.SendFiles] and [Conn.RecvFiles] pass open files over a connection: on Unix
-// as SCM_RIGHTS with one zero byte. On Windows the sender duplicates the handles
-// into a process that the receiver can take them from, which is the receiver if
-// that can be, and writes a record, by one WriteFile, of numbers of 4 bytes, the
-// least significant byte first:
-//
-//	"ipcfiles", 1, how many files, 1 to 253, the id of that process,
-//	the count of the seals, of each file its handle and that of its seal
-//
-// The seal of a file is a semaphore, in that process too, whose count is random,
-// 2^29 to 2^30-1, and whose maximum is 2^30 and a quarter of the file's handle. A
-// record without its seals is data: the receiver finds them (NtQuerySemaphore) before
-// it takes the handles (DUPLICATE_CLOSE_SOURCE), so that nobody can name handles where
-// they could not have put them.
+// as SCM_RIGHTS with one zero byte. On Windows handles are duplicated from one
+// process into the other and announced by a short record, which is believed only if
+// its sender has the right to duplicate handles there (PROCESS_DUP_HANDLE).
 //
 // # Systems
 //

@@ -5,18 +5,23 @@ package ipc
 import (
 	"bytes"
 	"errors"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // FuzzRecord reads records of any content. It opens nothing and closes nothing.
 func FuzzRecord(f *testing.F) {
-	r := record{pid: 1, count: sealCount, files: []sealedFile{{2, 3}, {4, 5}}}
+	r := record{pid: 1, id: [16]byte{1, 2, 3}, files: []uint32{4, 8}}
 	f.Add(r.bytes())
 	f.Add(append(r.bytes(), "data"...))
 	f.Add(r.bytes()[:recordHead])
 	f.Add([]byte(recordMark))
 	f.Add([]byte{})
-	f.Add(bytes.Replace(r.bytes(), []byte{recordVersion, 0, 0, 0}, []byte{2, 0, 0, 0}, 1))
+	f.Add(bytes.Replace(r.bytes(), []byte{recordVersion, 0, 0, 0}, []byte{1, 0, 0, 0}, 1))
 	f.Fuzz(func(t *testing.T, p []byte) {
 		r, size, err := parseRecord(p)
 		switch {
@@ -29,7 +34,7 @@ func FuzzRecord(f *testing.F) {
 				t.Fatalf("nothing is %d bytes long", size)
 			}
 		default:
-			if n := len(r.files); n < 1 || n > maxFiles || size > recordMax || r.holder != 0 {
+			if n := len(r.files); n < 1 || n > maxFiles || size > recordMax {
 				t.Fatalf("%d files in %d bytes", n, size)
 			}
 			if !bytes.Equal(r.bytes(), p[:size]) {
@@ -80,9 +85,235 @@ func TestTokensAreHandles(t *testing.T) {
 		"remote":                    {},
 		"4:1:remote:":               {},
 		"4:remote:remote":           {},
+		"4:pair":                    {handle: 4, pair: true},
+		"4:remote:pair":             {handle: 4, remote: true, pair: true},
+		"4:pair:remote":             {},
+		"4:pair:pair":               {},
 	} {
 		if got := parseToken(text); got != want || (tokenDescriptors(text) != nil) != (want != token{}) {
 			t.Errorf("%q is %+v", text, got)
 		}
 	}
+}
+
+// internalStory is the watchdog of an internal test.
+func internalStory(t *testing.T) {
+	dog := time.AfterFunc(time.Minute, func() { panic(t.Name() + " hangs") })
+	t.Cleanup(func() { dog.Stop() })
+}
+
+func TestRightsAreNoMoreThanNeeded(t *testing.T) {
+	const genericRead = 0x120089 // FILE_GENERIC_READ: what a pipe grants everybody by default
+	for _, c := range []struct {
+		ends     direction
+		messages bool
+		rights   uint32
+	}{
+		{reading, false, 0x120081},
+		{reading, true, 0x120181},
+		{writing, false, 0x120082},
+		{reading | writing, false, 0x120083},
+		{reading | writing, true, 0x120183},
+	} {
+		got := rightsOf(c.ends, c.messages)
+		if got != c.rights || got&^ClientRights != 0 {
+			t.Errorf("%v, %v: %#x, want %#x", c.ends, c.messages, got, c.rights)
+		}
+	}
+	if extra := rightsOf(reading, false) &^ genericRead; extra != 0 {
+		t.Errorf("a reader asks for %#x more than FILE_GENERIC_READ", extra)
+	}
+}
+
+func TestAccessSIDsAreNarrow(t *testing.T) {
+	const user, pkg = "S-1-5-21-1-2-3-1001", "S-1-15-2-1-2-3-4-5-6-7"
+	for _, c := range []struct{ packages, restricting, want []string }{
+		{nil, nil, []string{user}},
+		{[]string{pkg}, nil, []string{user, pkg}},
+		{nil, []string{"S-1-1-0", "S-1-5-5-0-99", "S-1-5-33", "S-1-5-80-1-2-3-4-5", "S-1-5-32-545"},
+			[]string{user, "S-1-5-5-0-99", "S-1-5-80-1-2-3-4-5"}},
+		{nil, []string{"S-1-5-12", "S-1-5-21-1-2-3-513"}, []string{user}},
+	} {
+		if got := accessSIDs(user, c.packages, c.restricting); !slices.Equal(got, c.want) {
+			t.Errorf("%v, %v: %v, want %v", c.packages, c.restricting, got, c.want)
+		}
+	}
+}
+
+func TestFreshPipesAreInTheFolderOfApps(t *testing.T) {
+	l, err := Listen(Addr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	a, b, err := pair(streams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	defer b.close()
+	for _, name := range []string{l.Addr().String()[1:], strings.TrimPrefix(a.pipe, localPrefix), strings.TrimPrefix(b.pipe, localPrefix)} {
+		if !strings.HasPrefix(strings.ToUpper(name), `LOCAL\`) {
+			t.Errorf("the pipe is %q", name)
+		}
+	}
+}
+
+// A read from another machine is never cancelled because it takes long.
+func TestRemoteReadsParkAtOnce(t *testing.T) {
+	f := &fd{}
+	f.setSpin(time.Hour)
+	if f.spinBudget() != time.Hour {
+		t.Error("a read does not wait in its thread")
+	}
+	f.remote = true
+	if f.spinBudget() != 0 {
+		t.Error("a read from another machine waits in its thread")
+	}
+}
+
+// The process at the other end is known by its time of creation, whatever a clock
+// says now.
+func TestPeerIsKnownByItsCreation(t *testing.T) {
+	born, err := createdAt(currentProcess)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for f, want := range map[*fd]bool{{peerBorn: born}: true, {peerBorn: born - 1}: false, {peerBorn: born + 1}: false, {}: false} {
+		if f.isPeer(currentProcess) != want {
+			t.Errorf("born %d, a process born %d is the peer: %t", f.peerBorn, born, !want)
+		}
+	}
+}
+
+func TestProcessMayOpenItself(t *testing.T) {
+	if !mayOpen(currentProcessToken, currentProcess, processDupHandle) {
+		t.Error("this process may not open itself")
+	}
+	token, err := tokenOf(currentProcess)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer token.Close()
+	if mayOpen(token, 0, processDupHandle) {
+		t.Error("a process that is none may be opened")
+	}
+	if level, err := integrityOf(token); level < 0x1000 || err != nil {
+		t.Errorf("the level is %#x, %v", level, err)
+	}
+}
+
+func TestLabelsAreRead(t *testing.T) {
+	for sddl, want := range map[string]uint32{
+		"D:P(A;;GA;;;WD)S:(ML;;NW;;;LW)":   0x1000,
+		"D:P(A;;GA;;;WD)S:(ML;;NWNR;;;HI)": 0x3000,
+	} {
+		sd, err := ParseSDDL(sddl)
+		if err != nil {
+			t.Skip("this system reads no labels: ", err)
+		}
+		var got uint32
+		for _, e := range sd.entries(sd.word(12)) {
+			got = integrityLevel(e.sid)
+		}
+		if got != want {
+			t.Errorf("%s: %#x, want %#x", sddl, got, want)
+		}
+	}
+}
+
+// Another process may keep the kernel from saying what a file is. RecvFiles gives up
+// at its deadline, and the next one gets the files.
+func TestBusyFilesDoNotHoldRecvFiles(t *testing.T) {
+	internalStory(t)
+	a, b, err := pair(streams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	opened := make(chan *os.File, 2)
+	busy := make(chan struct{})
+	open := func(syscall.Handle) *os.File {
+		<-busy
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Error(err)
+		}
+		opened <- f
+		return f
+	}
+	<-wrappers
+	b.r.arriving = wrap([]syscall.Handle{4}, nil, open)
+	for range 3 {
+		if err := b.setDeadline(time.Now().Add(time.Millisecond), reading); err != nil {
+			t.Fatal(err)
+		}
+		if files, err := b.recvFiles(maxFiles); err != os.ErrDeadlineExceeded {
+			t.Fatalf("%v, %v", files, err)
+		}
+	}
+	if err := b.setDeadline(time.Time{}, reading); err != nil {
+		t.Fatal(err)
+	}
+	busy <- struct{}{}
+	files, err := b.recvFiles(maxFiles)
+	if err != nil || len(files) != 1 || files[0] != <-opened {
+		t.Fatalf("%v, %v", files, err)
+	}
+	files[0].Close()
+
+	// Close does not wait, and the file is closed once it can be.
+	<-wrappers
+	b.r.arriving = wrap([]syscall.Handle{4}, nil, open)
+	if err := b.close(); err != nil {
+		t.Fatal(err)
+	}
+	busy <- struct{}{}
+	f := <-opened
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		if _, err := f.Stat(); err != nil {
+			break
+		} else if time.Now().After(end) {
+			t.Fatal("the file is open")
+		}
+	}
+}
+
+// While too many files are kept busy, RecvFiles leaves what comes where it is.
+func TestRecvFilesWaitsForItsTurn(t *testing.T) {
+	internalStory(t)
+	a, b, err := pair(streams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	defer b.close()
+	for range wrappersMax {
+		<-wrappers
+	}
+	f, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := a.sendWithFiles(zeroByte[:], []*os.File{f}); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := b.setDeadline(time.Now().Add(10*time.Millisecond), reading); err != nil {
+			t.Fatal(err)
+		}
+		if files, err := b.recvFiles(maxFiles); err != os.ErrDeadlineExceeded {
+			t.Fatalf("%v, %v", files, err)
+		}
+	}
+	for range wrappersMax {
+		wrappers <- struct{}{}
+	}
+	b.setDeadline(time.Time{}, reading)
+	files, err := b.recvFiles(maxFiles)
+	if err != nil || len(files) != 1 {
+		t.Fatalf("%v, %v", files, err)
+	}
+	files[0].Close()
 }

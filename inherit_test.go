@@ -925,7 +925,7 @@ var garbledLists = map[string]string{
 }
 
 func TestGarbledVariableIsAClearError(t *testing.T) {
-	story(t)
+	longStory(t, patience+time.Duration(len(garbledLists))*soon)
 	file, err := os.Create(tempDir(t) + "/file")
 	must(t, err)
 	defer os.Remove(file.Name())

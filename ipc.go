@@ -731,7 +731,7 @@ func (lc ListenConfig) Listen(addr Addr) (*Listener, error) {
 // serve opens l at addr for connections of that kind.
 func (lc *ListenConfig) serve(l *server, addr Addr, kind transport) error {
 	if addr == (Addr{}) {
-		addr = Name(freshName())
+		addr = Name(freshFolder + freshName())
 	}
 	target, err := lc.target(addr)
 	if err == nil && lc.Group != "" {
@@ -2117,13 +2117,14 @@ const maxFiles = 253
 // byte and gets no files. macOS may lose a file that its sender closes before it
 // is received, so there the sender should wait for an answer.
 //
-// On Windows the handles are duplicated into the process at the other end, and a
-// record of some bytes tells it of them, on a MsgConn as one message; a peer that
-// reads instead sees the record. What it never receives stays open in it until it
-// ends. If this process may not open that one, or the connection has been handed
-// on since it was made, the duplicates wait in a process that may be this one, and
-// are lost if that ends before they are received. To another machine the error
-// matches [errors.ErrUnsupported].
+// On Windows the handles are duplicated into the process that opened the other end,
+// and a record of some bytes tells it of them, on a MsgConn as one message; a peer
+// that reads instead sees the record. What it never receives stays open until that
+// process ends. If this process may not open that one, or if it was given its end
+// by another process and that is not the second end of a Pair, this process holds
+// the duplicates itself, and they are lost if it ends before they are received. If
+// neither process may open the other, the error matches [os.ErrPermission]. To
+// another machine it matches [errors.ErrUnsupported].
 //
 // A file that is closed already matches [os.ErrClosed], and then none is sent.
 func (c *Conn) SendFiles(files ...*os.File) error {
@@ -2150,15 +2151,17 @@ func (c *MsgConn) SendFiles(files ...*os.File) error {
 // to the completion port of the sender and has no deadlines here, but what
 // [FileConn], [FileReader] and [FileWriter] make of a pipe has them. Windows lets
 // nobody see of which kind a file is, as [os.NewFile] must, while another process
-// waits in a read of it that is not overlapped; RecvFiles then waits for that too.
+// waits in a read of it that is not overlapped. RecvFiles waits for that too, until
+// its deadline; the next RecvFiles gets the files then.
 //
 // If the peer sent more than max, or more than this process has free descriptors
 // for, all are closed and the error matches [ErrMsgTooLong]. If it sent data instead the error matches [ErrNoFiles], and
 // the data waits for the next read. [io.EOF] means that it has closed its end.
 //
-// On Windows the record that files are received by is made of plain bytes. Bytes
-// that look like one, and come from where nobody can put handles into this process,
-// are data: the error matches both ErrNoFiles and [ErrUntrusted].
+// On Windows the record that files are received by is made of plain bytes. It is
+// believed only if its sender has the right to do by itself what the record asks
+// for. Otherwise it is data, and the error matches both ErrNoFiles and
+// [ErrUntrusted].
 func (c *Conn) RecvFiles(max int) ([]*os.File, error) {
 	err := checkFiles(max, 1)
 	var files []*os.File

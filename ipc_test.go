@@ -74,6 +74,13 @@ func openDescriptors() int {
 // story begins a test.
 func story(t *testing.T) {
 	t.Helper()
+	longStory(t, patience)
+}
+
+// longStory is story for a test that does many things that may each take long, such
+// as starting processes.
+func longStory(t *testing.T, patience time.Duration) {
+	t.Helper()
 	warmUp()
 	dog := time.AfterFunc(patience, func() {
 		panic(t.Name() + " hangs\n\n" + stacks())

@@ -20,6 +20,9 @@ import (
 	"unsafe"
 )
 
+// freshFolder begins the names that Listen makes of its own.
+const freshFolder = ""
+
 // network is what Addr.Network says: local sockets are AF_UNIX sockets here.
 const network = "unix"
 

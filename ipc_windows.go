@@ -350,7 +350,7 @@ func DialPipe(ctx context.Context, path string, d PipeDialer) (*PipeConn, error)
 	if d.Messages {
 		kind = messages
 	}
-	portable := Dialer{Wait: d.Wait, Access: d.Access, Check: d.Check, Sys: &SysDialer{d.Impersonation, d.Direction}}
+	portable := Dialer{Wait: d.Wait, Access: d.Access, Check: d.Check, Sys: &SysDialer{Impersonation: d.Impersonation, direction: d.Direction}}
 	fd, err := portable.reach(ctx, addr, kind)
 	if err != nil {
 		return nil, err
@@ -385,7 +385,9 @@ func (c *PipeConn) ReadMessage(p []byte) (n int, more bool, err error) {
 
 // WriteMessage writes p as one message, which may be empty. The error matches
 // [ErrMsgTooLong] above 1 GiB, and [errors.ErrUnsupported] on an end that reads
-// bytes. See WriteFile.
+// bytes. If the deadline ends a WriteMessage of which the peer may have read a part,
+// that is the last message: what is written later matches [syscall.EPIPE]. See
+// WriteFile.
 func (c *PipeConn) WriteMessage(p []byte) error { return c.failed("write", c.fd.send(p)) }
 
 // PeekMessage copies what is there to read into p, without waiting and without
@@ -403,9 +405,9 @@ func (c *PipeConn) PeekMessage(p []byte) (n, size int, err error) {
 // (TransactNamedPipe). It returns the length of the reply; of one that does not
 // fit, reply is filled, the rest is dropped, and the error matches
 // [ErrMsgTooLong]. There must be nothing unread on this end, which must be one
-// that reads messages of a duplex pipe. It ends with ctx, and at the read deadline;
-// the peer may have the request all the same, and its reply is left for the next
-// read.
+// that reads messages of a duplex pipe. It ends with ctx, and at the first of
+// the two deadlines; the peer may have the request all the same, and its reply is
+// left for the next read.
 func (c *PipeConn) Transact(ctx context.Context, request, reply []byte) (int, error) {
 	n, err := c.fd.transact(ctx, request, reply)
 	return n, c.failed("transact", err)
@@ -413,7 +415,7 @@ func (c *PipeConn) Transact(ctx context.Context, request, reply []byte) (int, er
 
 // Flush waits until the peer has read everything that was written, or is gone. It
 // holds an operating-system thread while it waits, writes wait for it, and it
-// ends with ctx or Close. On an end that cannot be written it does nothing. See
+// ends with ctx, at the write deadline, and with Close. On an end that cannot be written it does nothing. See
 // FlushFileBuffers.
 func (c *PipeConn) Flush(ctx context.Context) error {
 	return c.failed("flush", c.fd.flush(ctx))
@@ -559,17 +561,23 @@ func NewSecurityDescriptor(entries ...AccessEntry) (*SecurityDescriptor, error) 
 
 // SecurityDescriptor returns what the Access stands for on a pipe: this user has
 // [ServerRights]; SYSTEM and Administrators, and with Everyone all users, have
-// [ClientRights].
+// [ClientRights]. In an AppContainer the package has [ServerRights] too, and in a
+// process with a restricted token its logon session and its service, as far as the
+// token is restricted to them: without that, the process could not use its own pipe.
 func (a Access) SecurityDescriptor() (*SecurityDescriptor, error) {
 	err := a.validate()
-	var user string
+	var owners []string
 	if err == nil {
-		user, err = currentUser()
+		owners, err = ownSIDs()
 	}
 	if err != nil {
 		return nil, opError("security", Addr{}, Addr{}, err)
 	}
-	entries := []AccessEntry{{user, ServerRights, false}, {sidSystem, ClientRights, false}, {sidAdministrators, ClientRights, false}}
+	var entries []AccessEntry
+	for _, sid := range owners {
+		entries = append(entries, AccessEntry{sid, ServerRights, false})
+	}
+	entries = append(entries, AccessEntry{sidSystem, ClientRights, false}, AccessEntry{sidAdministrators, ClientRights, false})
 	if a == Everyone {
 		entries = append(entries, AccessEntry{sidEveryone, ClientRights, false})
 	}
@@ -590,21 +598,41 @@ func (sd *SecurityDescriptor) Group() string { return sidAt(sd.raw, sd.word(8)) 
 // other kinds of entries are left out. ok is false if there is no DACL, which
 // allows everybody everything; a DACL without entries allows nobody anything.
 func (sd *SecurityDescriptor) DACL() (entries []AccessEntry, ok bool) {
-	const header = 8 // of an ACL: revision, reserved, size in bytes, count
 	offset := sd.word(16)
-	if offset == 0 || uint64(offset)+header > uint64(len(sd.raw)) {
+	if offset == 0 || uint64(offset)+aclHeader > uint64(len(sd.raw)) {
 		return nil, false
+	}
+	for _, e := range sd.entries(offset) {
+		if e.kind <= 1 { // ACCESS_ALLOWED_ACE_TYPE, ACCESS_DENIED_ACE_TYPE
+			entries = append(entries, AccessEntry{e.sid, e.mask, e.kind == 1})
+		}
+	}
+	return entries, true
+}
+
+// aclHeader is the size of an ACL before its entries: revision, reserved, size in
+// bytes, count, reserved.
+const aclHeader = 8
+
+// An aclEntry is an entry of an ACL that has a mask and a SID, as most kinds have.
+type aclEntry struct {
+	kind byte
+	mask uint32
+	sid  string
+}
+
+// entries returns the entries of the ACL at an offset; 0 is none.
+func (sd *SecurityDescriptor) entries(offset uint32) (entries []aclEntry) {
+	if offset == 0 || uint64(offset)+aclHeader > uint64(len(sd.raw)) {
+		return nil
 	}
 	at := int(offset)
 	count := int(sd.raw[at+4]) | int(sd.raw[at+5])<<8
-	for at += header; count > 0 && at+8 <= len(sd.raw); count-- {
-		kind, size := sd.raw[at], int(sd.raw[at+2])|int(sd.raw[at+3])<<8
-		if kind <= 1 { // ACCESS_ALLOWED_ACE_TYPE, ACCESS_DENIED_ACE_TYPE
-			entries = append(entries, AccessEntry{sidAt(sd.raw, uint32(at+8)), sd.word(at + 4), kind == 1})
-		}
-		at += size
+	for at += aclHeader; count > 0 && at+8 <= len(sd.raw); count-- {
+		entries = append(entries, aclEntry{sd.raw[at], sd.word(at + 4), sidAt(sd.raw, uint32(at+8))})
+		at += int(sd.raw[at+2]) | int(sd.raw[at+3])<<8
 	}
-	return entries, true
+	return entries
 }
 
 // word returns the 32 bits at an offset: fields 4, 8, 12 and 16 of the header are
@@ -644,6 +672,37 @@ func sidAt(raw []byte, at uint32) string {
 // currentUser returns the SID of the user that this process runs as, whoever a
 // thread of it may impersonate: to open the token might be denied to that one.
 var currentUser = sync.OnceValues(func() (string, error) { return userOf(currentProcessToken) })
+
+// ownSIDs returns the SIDs that a descriptor must allow for this process to have
+// access: its user first. The kernel checks an AppContainer a second time, against
+// its package, and a restricted token against its restricting SIDs.
+var ownSIDs = sync.OnceValues(func() ([]string, error) {
+	user, err := currentUser()
+	if err != nil {
+		return nil, err
+	}
+	// A system that cannot answer has no such tokens.
+	packages, _ := tokenSIDs(currentProcessToken, tokenAppContainerSid)
+	restricting, _ := tokenSIDs(currentProcessToken, tokenRestrictedSids)
+	return accessSIDs(user, packages, restricting), nil
+})
+
+// accessSIDs returns the user, the package, and of the restricting SIDs those that
+// stand for nobody else: a logon session, a service. One that stands for many, such
+// as Everyone, would let them in.
+func accessSIDs(user string, packages, restricting []string) []string {
+	const (
+		logonSession = "S-1-5-5-"  // winnt.h: SECURITY_LOGON_IDS_RID
+		service      = "S-1-5-80-" // SECURITY_SERVICE_ID_BASE_RID
+	)
+	sids := append([]string{user}, packages...)
+	for _, sid := range restricting {
+		if strings.HasPrefix(sid, logonSession) || strings.HasPrefix(sid, service) {
+			sids = append(sids, sid)
+		}
+	}
+	return sids
+}
 
 // userOf returns the SID of a token's user.
 func userOf(token syscall.Token) (string, error) {
@@ -864,6 +923,131 @@ func (c listenerRawConn) Read(func(fd uintptr) bool) error  { return errors.ErrU
 func (c listenerRawConn) Write(func(fd uintptr) bool) error { return errors.ErrUnsupported }
 
 // ---------------------------------------------------------------------------
+// Waiting
+//
+// Every wait of this file ends for one of three reasons besides its own: Close, a
+// deadline, or a context. All of them ask the same type. There are two ways to
+// wait. A goroutine waits for a channel (pause): for its turn in a direction, for a
+// client, for a flush. A thread waits for a kernel event (fd.runInThread): for the
+// end of an overlapped operation.
+
+// waits is the state that the waits of a connection or a listener share.
+type waits struct {
+	mu            sync.Mutex // guards what follows, and more in the types that embed it
+	closed        bool
+	readDeadline  time.Time     // of Accept too
+	writeDeadline time.Time     //
+	changed       chan struct{} // closed at the next change; nil if nobody waits for that
+	inThread      [2]*slot      // the operations that a thread waits for: reading, writing
+}
+
+// limits say what ends a wait early, besides Close.
+type limits struct {
+	ctx       context.Context // nil: none
+	deadlines direction       // which deadlines count
+	budget    time.Duration   // how long a thread may wait; 0: no limit
+	withdrawn bool            // a write that was cancelled is errWithdrawn, one that never began is not
+}
+
+// changes returns a channel that is closed at the next change: of a deadline, by
+// Close, or whatever else signal tells. Call it before looking at the state, or a
+// change in between is missed.
+func (w *waits) changes() <-chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.changed == nil {
+		w.changed = make(chan struct{})
+	}
+	return w.changed
+}
+
+// signal wakes all waits, which look at the state again. The caller holds mu.
+func (w *waits) signal() {
+	if w.changed != nil {
+		close(w.changed)
+		w.changed = nil
+	}
+	for _, s := range w.inThread {
+		if s != nil {
+			setEvent(s.event)
+		}
+	}
+}
+
+// expired returns the time at which the wait ends, which is zero for none, or the
+// reason to end it now.
+func (w *waits) expired(l limits) (until time.Time, why error) {
+	w.mu.Lock()
+	closed := w.closed
+	if l.deadlines&reading != 0 {
+		until = w.readDeadline
+	}
+	if l.deadlines&writing != 0 && (until.IsZero() || !w.writeDeadline.IsZero() && w.writeDeadline.Before(until)) {
+		until = w.writeDeadline
+	}
+	w.mu.Unlock()
+	switch {
+	case closed:
+		why = net.ErrClosed
+	case l.ctx != nil && l.ctx.Err() != nil:
+		why = contextError(l.ctx, nil)
+	case !until.IsZero() && !time.Now().Before(until):
+		why = os.ErrDeadlineExceeded
+	}
+	return until, why
+}
+
+// pause parks the goroutine until it receives from ready, or changed is closed, or
+// the limits end the wait.
+func (w *waits) pause(l limits, changed, ready <-chan struct{}) (received bool, err error) {
+	until, err := w.expired(l)
+	if err != nil {
+		return false, err
+	}
+	var expiry <-chan time.Time
+	if !until.IsZero() {
+		timer := time.NewTimer(time.Until(until))
+		defer timer.Stop()
+		expiry = timer.C
+	}
+	var cancelled <-chan struct{}
+	if l.ctx != nil {
+		cancelled = l.ctx.Done()
+	}
+	select {
+	case <-ready:
+		return true, nil
+	case <-changed:
+	case <-expiry:
+	case <-cancelled:
+	}
+	return false, nil
+}
+
+// receive waits until it receives from ready, or the limits end that.
+func (w *waits) receive(l limits, ready <-chan struct{}) error {
+	select {
+	case <-ready:
+		return nil
+	default:
+	}
+	for {
+		changed := w.changes()
+		if received, err := w.pause(l, changed, ready); received || err != nil {
+			return err
+		}
+	}
+}
+
+// milliseconds returns how long to wait until t, which is for ever if that is zero.
+func milliseconds(t time.Time) uint32 {
+	if t.IsZero() {
+		return syscall.INFINITE
+	}
+	return uint32(min(max(time.Until(t), 0)/time.Millisecond+1, 1<<30))
+}
+
+// ---------------------------------------------------------------------------
 // Instances
 //
 // The kernel connects a client to an instance that listens, whether the server
@@ -873,31 +1057,32 @@ func (c listenerRawConn) Write(func(fd uintptr) bool) error { return errors.ErrU
 // not free for a moment.
 //
 // All of these operations signal one event, which says no more than "look again".
-// Whoever waits for it examines all instances before it waits and after, so that
-// no signal is lost by a reset: ConnectNamedPipe resets the event when it begins,
-// and the kernel writes the result of an operation before it signals the event.
+// One goroutine waits for it, in a thread, from Listen to Close (watch). It wakes
+// the Accepts, which wait without a thread, and it clears the instances whose
+// client has left, also while nobody accepts. The kernel does not tell when a
+// client leaves; so while every instance has a client, watch looks now and then.
+//
+// The event has no lost signals: watch examines all instances after every wait, and
+// the kernel writes the result of an operation before it signals the event.
 //
 // The kernel writes to the OVERLAPPED of an operation until that is done. An
 // instance is therefore reachable as long as its operation is under way: from
-// instances, which the listener's cleanup keeps alive; and close waits for the
-// end of each operation.
+// instances, which watch keeps alive; and close waits for the end of each
+// operation.
 
 // instances are the instances of a pipe that listen for a client.
 type instances struct {
 	spec    *pipeSpec
 	backlog int            // how many are armed
 	limit   int            // how many may exist, connected ones included; 0 is no limit
-	changed syscall.Handle // auto-reset event: an operation ended, or closed or deadline changed
+	event   syscall.Handle // auto-reset: an operation ended, or close wants watch to end
 	keeper  syscall.Handle // an instance that nobody can connect to, for Inherit; 0 if there is none
 	unkept  error          // why there is none
+	watched chan struct{}  // closed when watch has ended; nil before it begins
 
-	turn sync.Mutex // the Accept that waits, or the Close that has ended it; taken before mu
-
-	mu       sync.Mutex  // guards what follows; never held while waiting
-	armed    []*instance // the first was armed first
-	out      int         // connections handed out and not closed; counted if there is a limit
-	closed   bool
-	deadline time.Time
+	waits             // mu is never held while waiting; it guards what follows too
+	armed []*instance // the first was armed first
+	out   int         // connections handed out and not closed; counted if there is a limit
 }
 
 // newInstances returns none yet: listen arms them.
@@ -909,7 +1094,7 @@ func newInstances(p *pipeSpec, backlog, limit int) (s *instances, err error) {
 	if limit > 0 {
 		s.backlog = min(s.backlog, limit)
 	}
-	s.changed, err = createEvent()
+	s.event, err = createEvent()
 	return s, err
 }
 
@@ -946,6 +1131,8 @@ func (s *instances) listen(first bool) (*listener, error) {
 			return nil, err
 		}
 	}
+	s.watched = make(chan struct{})
+	go s.watch()
 	l := &listener{instances: s}
 	l.cleanup = runtime.AddCleanup(l, func(s *instances) { s.close() }, s)
 	return l, nil
@@ -959,62 +1146,111 @@ type instance struct {
 	err        error // result of ConnectNamedPipe, once it is not pending
 }
 
-// accept waits for a client.
-func (s *instances) accept() (*fd, error) {
-	s.turn.Lock()
-	defer s.turn.Unlock()
+// How often watch looks for clients that have left, while there is no instance that
+// listens: often at first, then as often as a client that dials tries again.
+const (
+	lookMin = 2 * time.Millisecond
+	lookMax = 64 * time.Millisecond
+)
+
+// watch serves the instances until close.
+func (s *instances) watch() {
+	defer close(s.watched)
+	look := lookMin
 	for {
-		fd, wait, err := s.take()
-		if fd != nil || err != nil {
-			return fd, err
+		s.mu.Lock()
+		if s.closed {
+			s.mu.Unlock()
+			return
 		}
-		waitFor(s.changed, wait)
+		listening, ready := s.tend()
+		if ready != nil {
+			s.signal()
+		}
+		s.mu.Unlock()
+		wait := uint32(syscall.INFINITE)
+		if listening > 0 || ready == nil {
+			look = lookMin
+		} else {
+			wait = milliseconds(time.Now().Add(look))
+			look = min(2*look, lookMax)
+		}
+		waitFor(s.event, wait)
 	}
 }
 
-// take returns the connection of a client that is there, or how many
-// milliseconds to wait for one.
-func (s *instances) take() (_ *fd, wait uint32, err error) {
+// tend arms the instances again whose client has left, and returns how many listen
+// and the first one that Accept has something to do with. The caller holds mu.
+func (s *instances) tend() (listening int, ready *instance) {
+	for _, in := range s.armed {
+		done, err := in.outcome(s.spec.ends)
+		if err == errNoData { // the client came and left
+			if in.err = disconnectNamedPipe(in.sys); in.err == nil {
+				in.arm(s.event)
+				done, _ = in.outcome(s.spec.ends)
+			}
+		} else if err == syscall.ERROR_OPERATION_ABORTED { // the thread that began it has ended
+			in.arm(s.event)
+			done, _ = in.outcome(s.spec.ends)
+		}
+		if !done {
+			listening++
+		} else if ready == nil {
+			ready = in
+		}
+	}
+	return listening, ready
+}
+
+// accept waits for a client.
+func (s *instances) accept() (*fd, error) {
+	l := limits{deadlines: reading}
+	for {
+		changed := s.changes()
+		if _, err := s.expired(l); err != nil {
+			return nil, err
+		}
+		fd, err := s.take()
+		if fd != nil {
+			fd.notePeer()
+		}
+		if fd != nil || err != nil {
+			return fd, err
+		}
+		if _, err := s.pause(l, changed, nil); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// take returns the connection of a client that is there, if there is one.
+func (s *instances) take() (*fd, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return nil, 0, net.ErrClosed
+		return nil, net.ErrClosed
 	}
-	if !s.deadline.IsZero() && !time.Now().Before(s.deadline) {
-		return nil, 0, os.ErrDeadlineExceeded
-	}
-	wait = milliseconds(s.deadline)
 	// Only with a limit can instances be missing.
 	for s.limit > 0 && len(s.armed) < s.backlog && len(s.armed)+s.out < s.limit {
 		if err := s.add(len(s.armed)+s.out == 0); err != nil {
-			return nil, 0, err
+			return nil, err
 		}
 	}
-	var first *instance // with a client
-	for _, in := range s.armed {
-		switch done, err := in.outcome(s.spec.ends); {
-		case !done:
-		case err == nil:
-			if first == nil {
-				first = in
-			}
-		case err == errNoData: // came and went
-			if in.err = disconnectNamedPipe(in.sys); in.err == nil {
-				in.arm(s.changed)
-			}
-			wait = 0
-		case err == syscall.ERROR_OPERATION_ABORTED: // the thread that began it is gone
-			in.arm(s.changed)
-			wait = 0
-		default:
-			return nil, 0, s.replace(in, os.NewSyscallError("ConnectNamedPipe", err))
-		}
+	_, ready := s.tend()
+	switch {
+	case ready == nil:
+		return nil, nil
+	case ready.err != nil && ready.err != errNoData && ready.err != syscall.ERROR_OPERATION_ABORTED:
+		return nil, s.replace(ready, os.NewSyscallError("ConnectNamedPipe", ready.err))
+	case ready.err != nil: // it was armed again and ended so again: watch looks at it
+		setEvent(s.event)
+		return nil, nil
 	}
-	if first == nil {
-		return nil, wait, nil
+	fd, err := s.handOut(ready)
+	if err == nil {
+		setEvent(s.event) // there may be another client, for another Accept
 	}
-	fd, err := s.handOut(first)
-	return fd, 0, err
+	return fd, err
 }
 
 // handOut makes an instance with a client a connection. If it cannot be
@@ -1028,6 +1264,7 @@ func (s *instances) handOut(in *instance) (*fd, error) {
 	s.remove(in)
 	f := newFD(in.sys, s.spec.kind, s.spec.ends, true)
 	f.remote = s.spec.remote
+	f.pipe = pipeOf(s.spec.target)
 	if s.limit > 0 {
 		s.out++
 		f.place = s
@@ -1058,7 +1295,8 @@ func (s *instances) giveBack() {
 	if len(s.armed) < s.backlog {
 		s.add(false) // an error comes again, and is reported, in the Accept that this wakes
 	}
-	setEvent(s.changed)
+	s.signal()
+	setEvent(s.event)
 }
 
 // add makes one more instance and arms it. Only the first one takes the name.
@@ -1074,7 +1312,10 @@ func (s *instances) add(first bool) error {
 func (s *instances) arm(h syscall.Handle) {
 	in := &instance{sys: h}
 	s.armed = append(s.armed, in)
-	in.arm(s.changed)
+	in.arm(s.event)
+	if !in.pending {
+		setEvent(s.event)
+	}
 }
 
 func (s *instances) remove(in *instance) {
@@ -1087,8 +1328,8 @@ func (s *instances) remove(in *instance) {
 }
 
 // arm begins to listen for a client.
-func (in *instance) arm(changed syscall.Handle) {
-	in.overlapped = syscall.Overlapped{Internal: statusPending, HEvent: changed}
+func (in *instance) arm(event syscall.Handle) {
+	in.overlapped = syscall.Overlapped{Internal: statusPending, HEvent: event}
 	err := connectNamedPipe(in.sys, &in.overlapped)
 	in.pending = err == syscall.ERROR_IO_PENDING
 	// The client came first, and may have left since. It is outcome that asks
@@ -1122,18 +1363,19 @@ func (s *instances) close() error {
 		return net.ErrClosed
 	}
 	s.closed = true
-	setEvent(s.changed)
+	s.signal()
 	s.mu.Unlock()
-
-	s.turn.Lock() // nobody waits for the event any more
-	defer s.turn.Unlock()
+	if s.watched != nil {
+		setEvent(s.event)
+		<-s.watched // nobody else waits for the event, and nobody changes armed any more
+	}
 	var err error
-	for _, in := range s.armed { // nobody changes them any more
+	for _, in := range s.armed {
 		if in.pending {
 			// If there is nothing to cancel, it has ended or is about to.
 			syscall.CancelIoEx(in.sys, &in.overlapped)
 			for !ended(&in.overlapped) {
-				waitFor(s.changed, syscall.INFINITE)
+				waitFor(s.event, syscall.INFINITE)
 			}
 		}
 		if e := syscall.CloseHandle(in.sys); err == nil {
@@ -1146,7 +1388,9 @@ func (s *instances) close() error {
 			err = e
 		}
 	}
-	if e := syscall.CloseHandle(s.changed); err == nil {
+	s.mu.Lock() // giveBack may signal the event
+	defer s.mu.Unlock()
+	if e := syscall.CloseHandle(s.event); err == nil {
 		err = e
 	}
 	return os.NewSyscallError("CloseHandle", err)
@@ -1158,22 +1402,41 @@ func (s *instances) setDeadline(t time.Time) error {
 	if s.closed {
 		return net.ErrClosed
 	}
-	s.deadline = t
-	setEvent(s.changed)
+	s.readDeadline = t
+	s.signal()
 	return nil
 }
 
-// control makes a call, which must not block, on one of the instances.
+// control makes a call, which must not block, with a handle of one of the
+// instances. It is a duplicate, so that the call may do with the listener whatever
+// it likes, Close included.
 func (s *instances) control(call func(syscall.Handle) error) error {
+	h, err := s.anyInstance()
+	if err != nil {
+		return err
+	}
+	defer syscall.CloseHandle(h)
+	return call(h)
+}
+
+// anyInstance returns a duplicate of the handle of an instance.
+func (s *instances) anyInstance() (syscall.Handle, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return net.ErrClosed
+		return 0, net.ErrClosed
 	}
 	if len(s.armed) == 0 {
-		return &ruleError{"all instances of the pipe are connected", errors.ErrUnsupported}
+		return 0, &ruleError{"all instances of the pipe are connected", errors.ErrUnsupported}
 	}
-	return call(s.armed[0].sys)
+	h, err := duplicate(s.armed[0].sys)
+	if err == nil && s.spec.inherit { // it looks like the instance's own
+		err = syscall.SetHandleInformation(h, syscall.HANDLE_FLAG_INHERIT, syscall.HANDLE_FLAG_INHERIT)
+		if err = os.NewSyscallError("SetHandleInformation", err); err != nil {
+			syscall.CloseHandle(h)
+		}
+	}
+	return h, err
 }
 
 // deserted reports whether the client of an instance has left and there is
@@ -1244,8 +1507,7 @@ func quota(n int) uint32 {
 // ---------------------------------------------------------------------------
 // Connections
 
-// connect makes one attempt to open the pipe. The rights asked for never include
-// FILE_CREATE_PIPE_INSTANCE, which a well-guarded pipe refuses.
+// connect makes one attempt to open the pipe.
 func connect(target string, kind transport, s *SysDialer) (*fd, error) {
 	if s == nil {
 		s = &SysDialer{}
@@ -1256,24 +1518,55 @@ func connect(target string, kind transport, s *SysDialer) (*fd, error) {
 	if err := s.direction.validate(); err != nil {
 		return nil, err
 	}
-	rights := [...]uint32{
-		Duplex:         ClientRights,
-		ClientToServer: 0x120192, // FILE_GENERIC_WRITE without that bit, FILE_READ_ATTRIBUTES
-		ServerToClient: 0x120189, // FILE_GENERIC_READ, FILE_WRITE_ATTRIBUTES
-	}[s.direction]
-	h, err := openPipe(target, rights, s.Impersonation.flags())
+	f, err := openClient(target, kind, s.direction, s.Impersonation.flags())
+	if err == nil {
+		f.notePeer()
+	}
+	return f, err
+}
+
+// openClient opens a client's end.
+func openClient(target string, kind transport, d Direction, flags uint32) (*fd, error) {
+	ends := d.ends(false)
+	readsMessages := kind.native() == messages && ends&reading != 0
+	h, err := openPipe(target, rightsOf(ends, readsMessages), flags)
 	if err != nil {
 		return nil, err
 	}
-	f := newFD(h, kind.native(), s.direction.ends(false), false)
+	f := newFD(h, kind.native(), ends, false)
 	f.remote = isRemote(target)
-	if f.kind == messages { // a client's end always begins with bytes
+	f.pipe = pipeOf(target)
+	if readsMessages { // a client's end always begins with bytes
 		if err := f.control("SetNamedPipeHandleState", setMessageMode); err != nil {
 			f.close()
 			return nil, err
 		}
 	}
 	return f, nil
+}
+
+// rightsOf returns the rights on a pipe that a client asks for: no more than it
+// needs, for it is refused if the pipe grants one of them less. READ_CONTROL is for
+// the look at the owner. FILE_GENERIC_READ, which is all that the default
+// descriptor of a pipe grants everybody, has what a reader of bytes asks for.
+// FILE_CREATE_PIPE_INSTANCE is never among them.
+func rightsOf(ends direction, readsMessages bool) uint32 {
+	const (
+		fileReadData        = 0x1
+		fileWriteData       = 0x2
+		fileWriteAttributes = 0x100
+	)
+	rights := uint32(syscall.SYNCHRONIZE | readControl | fileReadAttributes)
+	if ends&reading != 0 {
+		rights |= fileReadData
+	}
+	if ends&writing != 0 {
+		rights |= fileWriteData
+	}
+	if readsMessages { // SetNamedPipeHandleState
+		rights |= fileWriteAttributes
+	}
+	return rights
 }
 
 // native returns what the pipe of a connection of that kind carries.
@@ -1313,8 +1606,11 @@ func (p Peer) trusted() bool { return p.system.trusted }
 // of this user, and has its client when pair returns.
 func pair(kind transport) (a, b *fd, err error) { return pairOf(Duplex, kind) }
 
+// pairOf makes a pair. The token by which the server knows the client follows what
+// the client sends (SECURITY_CONTEXT_TRACKING): the client's end may be given to a
+// child with other rights than this process, and what that one sends is its own.
 func pairOf(d Direction, kind transport) (server, client *fd, err error) {
-	p, err := newPipeSpec(localPrefix+freshName(), PipeConfig{Direction: d, Messages: kind.native() == messages})
+	p, err := newPipeSpec(localPrefix+appFolder+freshName(), PipeConfig{Direction: d, Messages: kind.native() == messages})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -1323,13 +1619,27 @@ func pairOf(d Direction, kind transport) (server, client *fd, err error) {
 		return nil, nil, err
 	}
 	server = newFD(h, p.kind, p.ends, true)
-	client, err = connect(p.target, kind, &SysDialer{direction: d})
+	server.dynamic = true
+	server.pipe = pipeOf(p.target)
+	const securityContextTracking = 0x40000 // winbase.h
+	client, err = openClient(p.target, kind, d, Identification.flags()|securityContextTracking)
 	if err != nil {
 		server.close()
 		return nil, nil, err
 	}
+	client.dynamic = true
 	return server, client, nil
 }
+
+// freshFolder is where Listen makes names of its own.
+const freshFolder = appFolder
+
+// pipeOf returns what tells a pipe from others, in every spelling.
+func pipeOf(target string) string { return strings.ToLower(target) }
+
+// appFolder is the folder of pipes in which an AppContainer may make some. To
+// everybody else it is a part of the name.
+const appFolder = `LOCAL\`
 
 // pipe returns the ends of an unnamed pipe.
 func pipe() (r, w *fd, err error) { return pairOf(ClientToServer, streams) }
@@ -1402,6 +1712,14 @@ func adoptSys(h syscall.Handle, kind transport, d direction) (*fd, error) {
 	}
 	f := newFD(h, reads, ends, server)
 	f.remote = far || server // whose client may be anywhere
+	if !far {
+		name, err := pipeName(h)
+		if err != nil {
+			return nil, err
+		}
+		f.pipe = pipeOf(localPrefix + name)
+	}
+	f.notePeer()
 	return f, nil
 }
 
@@ -1416,6 +1734,7 @@ type token struct {
 	backlog int    // of a listener; 0 for every other end
 	remote  bool   // the other end is, or may be, on another machine
 	inherit bool   // PipeConfig.Inheritable
+	pair    bool   // it is of a Pair: see fd.dynamic
 }
 
 const (
@@ -1423,10 +1742,11 @@ const (
 	tokenSeparator = ":"
 	tokenInherit   = ":inheritable"
 	tokenRemote    = ":remote"
+	tokenPair      = ":pair"
 )
 
 // String writes the handle, "@" and the identity, ":" and the backlog of a listener,
-// ":inheritable" and ":remote".
+// ":inheritable", ":remote" and ":pair".
 func (t token) String() string {
 	text := strconv.FormatUint(uint64(t.handle), 10)
 	if t.id != 0 {
@@ -1441,19 +1761,23 @@ func (t token) String() string {
 	if t.remote {
 		text += tokenRemote
 	}
+	if t.pair {
+		text += tokenPair
+	}
 	return text
 }
 
 // parseToken returns the zero token for what String does not write.
 func parseToken(text string) (t token) {
-	rest, remote := strings.CutSuffix(text, tokenRemote)
+	rest, pair := strings.CutSuffix(text, tokenPair)
+	rest, remote := strings.CutSuffix(rest, tokenRemote)
 	rest, inherit := strings.CutSuffix(rest, tokenInherit)
 	rest, backlog, _ := strings.Cut(rest, tokenSeparator)
 	handle, id, _ := strings.Cut(rest, tokenIdentity)
 	h, _ := strconv.ParseUint(handle, 10, 32)
 	n, _ := strconv.ParseUint(backlog, 10, 8)
 	i, _ := strconv.ParseUint(id, 16, 64)
-	t = token{syscall.Handle(h), i, int(n), remote, inherit}
+	t = token{syscall.Handle(h), i, int(n), remote, inherit, pair}
 	if h == 0 || n > instancesMax || t.String() != text {
 		return token{}
 	}
@@ -1554,7 +1878,7 @@ func (f *fd) bequeath(cmd *exec.Cmd) (text string, err error) {
 		return "", &ruleError{"this end was used in this process", errors.ErrUnsupported}
 	}
 	err = f.control("", func(h syscall.Handle) error {
-		text, err = token{handle: h, remote: f.remote}.give(cmd)
+		text, err = token{handle: h, remote: f.remote, pair: f.dynamic}.give(cmd)
 		return err
 	})
 	return text, err
@@ -1578,7 +1902,7 @@ func inheritedFD(text string, kind transport, d direction) (*fd, error) {
 	}
 	f, err := adoptSys(t.handle, kind, d)
 	if err == nil {
-		f.remote = t.remote
+		f.remote, f.dynamic, f.handedOn = t.remote, t.pair, true
 	}
 	return f, err
 }
@@ -1724,61 +2048,87 @@ func (t token) listen(c PipeConfig) (*listener, error) {
 // should do so.
 //
 // A read waits in its thread for a short time, if that paid lately, and is then
-// cancelled, which loses nothing, and parks. A write cannot change from the one to
-// the other, for when it is cancelled it is not known what the peer has read of
-// it. Where no read has parked yet it waits in its thread until it is done, as
-// long as few do so at once.
+// cancelled, which loses nothing on this machine, and parks. A read from another
+// machine parks at once: its answer may be on the way when it is cancelled. A write
+// cannot change from the one to the other, for when it is cancelled it is not known
+// what the peer has read of it. Where no read has parked yet it waits in its thread
+// until it is done, as long as few do so at once.
 //
 // The handle's value must not go to somebody else while a call uses it, so each
 // operation counts as a user of the fd, and Close closes it after the last one.
 // It becomes an os.File no sooner than it parks: once it belongs to the
 // completion port of a process, it cannot be used asynchronously by another.
+//
+// An operation is cancelled by its OVERLAPPED alone. CancelIoEx without one would
+// cancel what other handles of the same file object have under way, in this process
+// and, after File or Inherit, on behalf of somebody else.
 
 // An fd is an overlapped handle of one end of a pipe.
 type fd struct {
 	users // calls that use sys; the last one after Close tells Close
 
-	sys    syscall.Handle
-	kind   transport  // what it reads
-	ends   direction  // what the pipe lets this end do
-	server bool       // this is the server's end
-	remote bool       // the other end is, or may be, on another machine
-	made   time.Time  // when it was known to be connected
-	place  *instances // where Close gives a place back; nil: there is no limit
-	r, w   half
+	sys      syscall.Handle
+	kind     transport  // what it reads
+	ends     direction  // what the pipe lets this end do
+	server   bool       // this is the server's end
+	remote   bool       // the other end is, or may be, on another machine
+	pipe     string     // the name of the pipe in lower case; the kernel may forget it when the peer is gone
+	dynamic  bool       // of a Pair: the client is known by what it sent last; see pairOf
+	handedOn bool       // another process opened or made this end
+	peerBorn int64      // when the process at the other end was created; 0: not known
+	place    *instances // where Close gives a place back; nil: there is no limit
+	r        readSide
+	w        writeSide
 
 	dropped runtime.Cleanup // gives the place back if nobody calls Close
 
-	spin atomic.Int64 // the most nanoseconds that a read waits in its thread; less than 0 is spinDefault
+	spin atomic.Int64 // SetSpin, in nanoseconds
 	used atomic.Bool  // something was read or written, or was to be
 
-	mu      sync.Mutex      // guards what follows, and the end of each half; keeps Close and SetDeadline apart
+	waits                   // mu guards what follows too; it keeps Close and SetDeadline apart
 	idle    chan struct{}   // made by Close; closed when it is the last user
 	file    *os.File        // owns sys since the first park; nil before
 	parks   bool            // file can park: sys belongs to no other completion port
 	cleanup runtime.Cleanup // closes sys if nobody does; stopped when file takes over
 }
 
-// A half is one direction of an fd and the operation that is under way in it.
-type half struct {
-	mu     sync.Mutex // one operation at a time; guards one, sitOut and lost
-	one    [1]byte    // for reads that must not be empty
-	sitOut int        // reads that do not wait in their thread
-	lost   int        // how many it had to sit out last
+// A readSide is the state of the reads of an fd.
+type readSide struct {
+	turn    chan struct{} // holds an element while nobody reads: see acquire
+	backoff backoff       // guarded by turn
 
-	held atomic.Bool // an empty message was read that is the next one's to read; changed under mu
+	// arriving is what the last RecvFiles has taken and was too late for; nil is
+	// nothing. It is guarded by turn, and Close has it when nobody else is left.
+	arriving *arrival
 
-	deadline time.Time // guarded by fd.mu
-	slot     *slot     // of the operation that waits in its thread; guarded by fd.mu
+	// unread is what RecvFiles has read and what is no record: the next to be
+	// read, a message if kind is messages, otherwise bytes. nil is nothing, an
+	// empty slice an empty message. It is changed by the holder of turn;
+	// PeekMessage looks at it without. The bytes do not change.
+	unread atomic.Pointer[[]byte]
+}
+
+// A writeSide is the state of the writes of an fd.
+type writeSide struct {
+	turn chan struct{} // holds an element while nobody writes: see acquire
+	torn error         // why no message can be sent any more; guarded by turn
 }
 
 // newFD takes ownership of h. If the fd is dropped without Close, the garbage
 // collector closes it, as it does for os and net.
 func newFD(h syscall.Handle, kind transport, ends direction, server bool) *fd {
-	f := &fd{sys: h, kind: kind, ends: ends, server: server, made: time.Now()}
-	f.spin.Store(-1)
+	f := &fd{sys: h, kind: kind, ends: ends, server: server}
+	f.r.turn, f.w.turn = newTurn(), newTurn()
 	f.cleanup = runtime.AddCleanup(f, func(h syscall.Handle) { syscall.CloseHandle(h) }, h)
 	return f
+}
+
+// newTurn returns the lock of a direction, which is free: a channel with one
+// element. Unlike a Mutex, a wait for it can end early.
+func newTurn() chan struct{} {
+	turn := make(chan struct{}, 1)
+	turn <- struct{}{}
+	return turn
 }
 
 // unuse ends what use began. The last user tells Close.
@@ -1792,14 +2142,14 @@ func (f *fd) unuse() {
 // returns when the handle is gone.
 func (f *fd) close() error {
 	f.mu.Lock()
-	if f.closing() {
+	if f.closed {
 		f.mu.Unlock()
 		return net.ErrClosed
 	}
+	f.closed = true
 	f.idle = make(chan struct{})
 	f.shut()
-	f.r.wake()
-	f.w.wake()
+	f.signal()
 	if f.parks {
 		f.file.SetDeadline(time.Unix(1, 0)) // in the past: ends every wait
 	}
@@ -1809,13 +2159,9 @@ func (f *fd) close() error {
 		f.place.giveBack()
 	}
 	f.unuse()
-	for gone := false; !gone; {
-		select {
-		case <-f.idle:
-			gone = true
-		case <-time.After(cancelPause): // Flush has nothing that could be woken
-			syscall.CancelIoEx(f.sys, nil)
-		}
+	<-f.idle
+	if f.r.arriving != nil {
+		f.r.arriving.abandon()
 	}
 	f.cleanup.Stop()
 	if f.file != nil { // nobody else is left to change it
@@ -1824,35 +2170,41 @@ func (f *fd) close() error {
 	return os.NewSyscallError("CloseHandle", syscall.CloseHandle(f.sys))
 }
 
-// cancelPause is the time between attempts to cancel a call that may not have
-// begun.
-const cancelPause = time.Millisecond
+// closeLater is close for a caller that must not wait at all.
+func (f *fd) closeLater() { pipeEnds.add(func() { f.close() }) }
 
-// enter begins an operation on a half, leave ends it.
-func (f *fd) enter(d direction) (*half, error) {
+// acquire begins an operation in one direction, as soon as the one before it has
+// ended; release ends it. Deadline, context and Close end the wait for that too.
+func (f *fd) acquire(l limits, d direction) error {
 	if f.ends&d == 0 {
-		return nil, errDirection(f.ends)
+		return errDirection(f.ends)
 	}
-	h := &f.r
-	if d == writing {
-		h = &f.w
+	turn := f.turn(d)
+	if err := f.receive(l, turn); err != nil {
+		return err
 	}
-	h.mu.Lock()
 	if err := f.use(); err != nil {
-		h.mu.Unlock()
-		return nil, err
+		turn <- struct{}{}
+		return err
 	}
 	if !f.used.Load() {
 		f.used.Store(true)
 	}
 	raceRelease()
-	return h, nil
+	return nil
 }
 
-func (f *fd) leave(h *half) {
+func (f *fd) release(d direction) {
 	raceAcquire()
 	f.unuse()
-	h.mu.Unlock()
+	f.turn(d) <- struct{}{}
+}
+
+func (f *fd) turn(d direction) chan struct{} {
+	if d == writing {
+		return f.w.turn
+	}
+	return f.r.turn
 }
 
 // errDirection refuses what the direction of the pipe does not allow.
@@ -1885,83 +2237,91 @@ func (f *fd) join() (file *os.File, parks bool) {
 	if f.file == nil {
 		f.cleanup.Stop()
 		f.file = os.NewFile(uintptr(f.sys), "pipe")
-		f.parks = f.file.SetReadDeadline(f.r.deadline) == nil && f.file.SetWriteDeadline(f.w.deadline) == nil
-		if f.parks && f.closing() {
+		f.parks = f.file.SetReadDeadline(f.readDeadline) == nil && f.file.SetWriteDeadline(f.writeDeadline) == nil
+		if f.parks && f.closed {
 			f.file.SetDeadline(time.Unix(1, 0)) // Close came before
 		}
 	}
 	return f.file, f.parks
 }
 
-// receive makes one ReadFile. more says that there is more of the message; n is 0,
-// without an error, if an empty write was read. With no room in p it waits for
-// something to read and takes nothing of it, but for an empty message.
-func (f *fd) receive(h *half, p []byte) (n int, more bool, err error) {
-	if h.held.Load() {
-		h.held.Store(false)
-		return 0, false, nil
+// An operation is one overlapped call and its buffers.
+type operation struct {
+	start func(h syscall.Handle, p, q []byte, done *uint32, o *syscall.Overlapped) error
+	p, q  []byte
+}
+
+func readFile(h syscall.Handle, p, _ []byte, done *uint32, o *syscall.Overlapped) error {
+	return syscall.ReadFile(h, p, done, o)
+}
+
+func writeFile(h syscall.Handle, p, _ []byte, done *uint32, o *syscall.Overlapped) error {
+	return syscall.WriteFile(h, p, done, o)
+}
+
+// run makes one overlapped call and returns how many bytes it transferred. It waits
+// in the thread within l.budget, if that is set, and then parks if the call is one
+// that can: a read or a write. All limits apply throughout. The caller has acquired
+// the direction.
+func (f *fd) run(l limits, op operation, d direction) (int, error) {
+	switch {
+	case d == reading && l.budget == 0:
+		return f.runRead(l, op)
+	case d == writing:
+		return f.runWrite(l, op)
 	}
-	return f.receivePart(h, p, false)
-}
-
-// receiveRest is receive of the rest of a message, which is there. A deadline does
-// not end it, or what was read of the message before would be lost.
-func (f *fd) receiveRest(h *half, p []byte) (n int, more bool, err error) {
-	return f.receivePart(h, p, true)
-}
-
-func (f *fd) receivePart(h *half, p []byte, rest bool) (n int, more bool, err error) {
-	p = p[:min(len(p), ioMax)]
-	for {
-		if rest {
-			n, err = f.readRest(h, p)
-		} else {
-			n, err = f.readFile(h, p)
-		}
-		switch err {
-		case nil:
-			return n, false, nil
-		case syscall.ERROR_MORE_DATA: // n is not reliable: Wine leaves it 0
-			return len(p), true, nil
-		case syscall.ERROR_OPERATION_ABORTED: // by somebody else who has the handle
-		default:
-			return n, false, readError("ReadFile", err)
-		}
-	}
-}
-
-// readRest makes a ReadFile of what is there.
-func (f *fd) readRest(h *half, p []byte) (int, error) {
 	s, err := takeSlot(true)
 	if err != nil {
 		return 0, err
 	}
-	return f.inThread(h, s, patient, p, syscall.ReadFile)
+	return f.runInThread(l, s, op)
 }
 
-// readFile makes a ReadFile and waits for its end in the way that suits.
-func (f *fd) readFile(h *half, p []byte) (int, error) {
-	if limit := f.spinLimit(h); limit > 0 {
-		if s, _ := takeSlot(false); s != nil { // without one, it parks
-			n, err := f.inThread(h, s, limit, p, syscall.ReadFile)
-			if err != errInVain {
-				return n, err
-			}
-		}
+// runRead waits in the thread if that paid lately, then parks.
+func (f *fd) runRead(l limits, op operation) (int, error) {
+	if n, err := f.runBriefly(l, op); err != errOverBudget {
+		return n, err
 	}
-	file, parks := f.join()
-	if !parks {
-		s, err := takeSlot(true)
-		if err != nil {
-			return 0, err
-		}
-		return f.inThread(h, s, forever, p, syscall.ReadFile)
-	}
+	return f.runParked(l, op)
+}
 
-	// A read of an empty message and the end of the stream look alike to
-	// os.File. What is in the queue of a peer that is gone does not change any
-	// more: if there is something, the read gets it. If the peer is still there
-	// after the read, that was a message.
+// runBriefly waits in the thread, if that paid lately. It is errOverBudget if the
+// read should park.
+func (f *fd) runBriefly(l limits, op operation) (int, error) {
+	l.budget = f.spinBudget()
+	if l.budget <= 0 {
+		return 0, errOverBudget
+	}
+	s, _ := takeSlot(false)
+	if s == nil { // without one, it parks
+		return 0, errOverBudget
+	}
+	n, err := f.runInThread(l, s, op)
+	if err == errOverBudget {
+		f.r.backoff.lost()
+	} else {
+		f.r.backoff.won()
+	}
+	return n, err
+}
+
+// runParked waits without a thread, if this handle can.
+func (f *fd) runParked(l limits, op operation) (int, error) {
+	if file, parks := f.join(); parks {
+		return f.readParked(file, op.p)
+	}
+	s, err := takeSlot(true)
+	if err != nil {
+		return 0, err
+	}
+	return f.runInThread(l, s, op)
+}
+
+// readParked reads as an os.File, to which an empty message and the end of the
+// stream look alike. What is in the queue of a peer that is gone does not change
+// any more: if there is something, the read gets it. If the peer is still there
+// after the read, that was a message.
+func (f *fd) readParked(file *os.File, p []byte) (int, error) {
 	certain := false
 	if f.kind == messages {
 		info, err := localInfo(f.sys)
@@ -1982,8 +2342,37 @@ func (f *fd) readFile(h *half, p []byte) (int, error) {
 	return n, f.whyEnded(err)
 }
 
+// runWrite parks if a read of this end has parked before, and otherwise waits in
+// the thread. For the race detector no os.File is written, which if it is read at
+// the same time races with itself.
+func (f *fd) runWrite(l limits, op operation) (int, error) {
+	f.mu.Lock()
+	parks := f.parks
+	f.mu.Unlock()
+	var s *slot
+	var err error
+	if !parks || raceBuild || l.withdrawn {
+		s, err = takeSlot(raceBuild)
+	}
+	if s == nil && err == nil {
+		file, parks := f.join()
+		if parks {
+			n, err := file.Write(op.p)
+			if err = f.whyEnded(err); err == os.ErrDeadlineExceeded && l.withdrawn {
+				err = errWithdrawn // or it never began: os does not tell
+			}
+			return n, err
+		}
+		s, err = takeSlot(true)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return f.runInThread(l, s, op)
+}
+
 // whyEnded says why an operation of os.File ended: Close wakes those that wait by
-// a deadline in the past, or cancels them.
+// a deadline in the past.
 func (f *fd) whyEnded(err error) error {
 	err = errnoOf(err)
 	if (err == os.ErrDeadlineExceeded || err == syscall.ERROR_OPERATION_ABORTED) && f.closing() {
@@ -1992,59 +2381,116 @@ func (f *fd) whyEnded(err error) error {
 	return err
 }
 
-// transmit makes a WriteFile, and for a stream of bytes too long for one more of
-// them.
-func (f *fd) transmit(h *half, p []byte) (n int, err error) {
-	for {
-		m, err := f.writeFile(h, p[n:min(len(p), n+ioMax)])
-		n += m
-		if err != nil || n >= len(p) {
-			return n, writeError("WriteFile", err)
-		}
-	}
-}
+// errOverBudget ends an operation that took longer than its thread may wait.
+var errOverBudget = errors.New("over budget")
 
-// writeFile makes a WriteFile and waits for its end in the way that suits: parked
-// if a read of this end has parked before. For the race detector no os.File is
-// written, which if it is read at the same time races with itself.
-func (f *fd) writeFile(h *half, p []byte) (int, error) {
-	f.mu.Lock()
-	parks := f.parks
-	f.mu.Unlock()
-	var s *slot
-	var err error
-	if !parks || raceBuild() {
-		s, err = takeSlot(raceBuild())
-	}
-	if s == nil && err == nil {
-		file, parks := f.join()
-		if parks {
-			n, err := file.Write(p)
-			return n, f.whyEnded(err)
-		}
-		s, err = takeSlot(true)
-	}
-	if err != nil {
+// errWithdrawn ends a write that has begun and that its deadline has cancelled.
+var errWithdrawn = errors.New("withdrawn")
+
+// atOnce is the budget of a read that does not wait: it takes what is there or nothing,
+// which is errOverBudget.
+const atOnce time.Duration = 1
+
+// runInThread makes the call with the slot, which it gives back, and waits for its
+// end in the thread. When the limits end the wait it cancels the call. It returns
+// when the kernel has ended it, in any case. A read that does not wait ignores the
+// limits: it follows one that has waited, and nothing must come in between.
+func (f *fd) runInThread(l limits, s *slot, op operation) (int, error) {
+	defer giveSlot(s)
+	if _, err := f.expired(l); err != nil && l.budget != atOnce {
 		return 0, err
 	}
-	return f.inThread(h, s, forever, p, syscall.WriteFile)
+	s.begin(op)
+	err := op.start(f.sys, op.p, op.q, &s.done, &s.overlapped)
+	if err != syscall.ERROR_IO_PENDING {
+		return int(s.done), err
+	}
+	why := f.waitInThread(l, s)
+	var n uint32
+	err = overlappedResult(f.sys, &s.overlapped, &n)
+	switch {
+	case err != syscall.ERROR_OPERATION_ABORTED || why == nil:
+		return int(n), err
+	case l.withdrawn && why == os.ErrDeadlineExceeded:
+		return int(n), errWithdrawn
+	}
+	return int(n), why
+}
+
+// waitInThread returns when the operation in the slot has ended, and why it was
+// cancelled, if it was.
+func (f *fd) waitInThread(l limits, s *slot) (why error) {
+	f.setInThread(l, s)
+	defer f.setInThread(l, nil)
+	if l.ctx != nil && l.ctx.Done() != nil {
+		stop := context.AfterFunc(l.ctx, func() {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.signal()
+		})
+		defer stop()
+	}
+	var end time.Time // of the budget
+	if l.budget > 0 {
+		end = time.Now().Add(l.budget)
+	}
+	for !ended(&s.overlapped) {
+		var wait uint32 = syscall.INFINITE
+		if why == nil {
+			if wait, why = f.mayWait(l, end); why != nil {
+				wait = syscall.INFINITE
+				// If there is nothing to cancel, it has ended or is about to.
+				syscall.CancelIoEx(f.sys, &s.overlapped)
+			}
+		}
+		waitFor(s.event, wait)
+	}
+	return why
+}
+
+// mayWait returns how many milliseconds the thread may wait on, or why it may not.
+func (f *fd) mayWait(l limits, end time.Time) (wait uint32, why error) {
+	if l.budget == atOnce {
+		return 0, errOverBudget
+	}
+	until, why := f.expired(l)
+	switch {
+	case why != nil:
+		return 0, why
+	case !end.IsZero() && !time.Now().Before(end):
+		return 0, errOverBudget
+	case !end.IsZero() && (until.IsZero() || end.Before(until)):
+		until = end
+	}
+	return milliseconds(until), nil
+}
+
+// setInThread says which operation signal wakes; nil for none.
+func (f *fd) setInThread(l limits, s *slot) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if l.deadlines&reading != 0 {
+		f.inThread[0] = s
+	}
+	if l.deadlines&writing != 0 {
+		f.inThread[1] = s
+	}
 }
 
 // setDeadline sets the deadlines of one or both directions.
 func (f *fd) setDeadline(t time.Time, d direction) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.closing() {
+	if f.closed {
 		return net.ErrClosed // or the wake-up of Close would be undone
 	}
 	if d&reading != 0 {
-		f.r.deadline = t
-		f.r.wake()
+		f.readDeadline = t
 	}
 	if d&writing != 0 {
-		f.w.deadline = t
-		f.w.wake()
+		f.writeDeadline = t
 	}
+	f.signal()
 	switch {
 	case !f.parks:
 		return nil
@@ -2070,11 +2516,10 @@ func (c rawConn) Read(fn func(fd uintptr) bool) error  { return c.once(reading, 
 func (c rawConn) Write(fn func(fd uintptr) bool) error { return c.once(writing, fn) }
 
 func (c rawConn) once(d direction, fn func(fd uintptr) bool) error {
-	h, err := c.f.enter(d)
-	if err != nil {
+	if err := c.f.acquire(limits{deadlines: d}, d); err != nil {
 		return err
 	}
-	defer c.f.leave(h)
+	defer c.f.release(d)
 	if !fn(uintptr(c.f.sys)) {
 		return errors.ErrUnsupported
 	}
@@ -2082,64 +2527,35 @@ func (c rawConn) once(d direction, fn func(fd uintptr) bool) error {
 }
 
 // ---------------------------------------------------------------------------
-// Waiting in the thread
+// How long a read waits in its thread
 
-// How long a read waits in its thread before it parks, if SetSpin does not say
-// otherwise. A wait in vain costs the calls to cancel the read and to begin it
-// again, so a half that waited in vain does not wait at its next reads, twice as
-// many as the time before.
-const (
-	spinDefault = 2 * time.Millisecond
-	sitOutMax   = 1024
-)
-
-// What is no limit: of an operation that does not park, and of one that does not
-// end at the deadline either.
-const (
-	forever time.Duration = -1
-	patient time.Duration = -2
-)
-
-// errInVain ends an operation that took longer than its limit.
-var errInVain = errors.New("waited in vain")
+// threadWait is how long a read waits in its thread before it parks, if SetSpin does
+// not say otherwise. A read that waited in its thread in vain costs the calls to
+// cancel it and to begin it again, so a backoff makes such reads rare.
+const threadWait = 2 * time.Millisecond
 
 func (f *fd) setSpin(d time.Duration) { f.spin.Store(int64(d)) }
 
-// spinLimit returns how long the next read should wait in its thread.
-func (f *fd) spinLimit(h *half) time.Duration {
-	if h.sitOut > 0 {
-		h.sitOut--
+// spinBudget returns how long the next read should wait in its thread.
+func (f *fd) spinBudget() time.Duration {
+	switch limit := time.Duration(f.spin.Load()); {
+	case f.remote || limit < 0:
 		return 0
-	}
-	if limit := time.Duration(f.spin.Load()); limit >= 0 {
+	case f.r.backoff.skip > 0:
+		f.r.backoff.skipped()
+		return 0
+	case limit > 0:
 		return limit
 	}
-	return spinDefault
-}
-
-// gauge learns from how a wait of limited time ended.
-func (h *half) gauge(err error) {
-	if err == errInVain {
-		h.lost = min(2*h.lost+1, sitOutMax)
-		h.sitOut = h.lost
-	} else {
-		h.lost /= 2
-	}
-}
-
-// wake makes the operation that waits in its thread see whether it should go on.
-// The caller holds fd.mu.
-func (h *half) wake() {
-	if h.slot != nil {
-		setEvent(h.slot.event)
-	}
+	return threadWait
 }
 
 // A slot is what an operation needs that its own thread waits for. The kernel
-// uses overlapped and the buffers until the operation has ended.
+// uses overlapped and the buffers until the operation has ended, so they are in the
+// heap and reachable until then.
 type slot struct {
 	overlapped syscall.Overlapped
-	event      syscall.Handle // auto-reset: it has ended, or there may be a reason to end it
+	event      syscall.Handle // auto-reset: the operation has ended, or the limits have changed
 	buffers    [2]*byte       // keeps what is read into or written where it is: in the heap, alive
 	done       uint32         // how many bytes were transferred, if the operation ended at once
 	next       *slot          // in the list of free slots
@@ -2189,31 +2605,10 @@ func giveSlot(s *slot) {
 	slots.free, s.next = s, slots.free
 }
 
-// inThread makes the call with the slot, which it gives back, waits for its end
-// within the limit, and returns how many bytes it transferred.
-func (f *fd) inThread(h *half, s *slot, limit time.Duration, p []byte,
-	call func(h syscall.Handle, p []byte, done *uint32, o *syscall.Overlapped) error) (int, error) {
-	defer giveSlot(s)
-	// What must not begin is not begun. A limit counts from then on.
-	if _, err := f.mayWait(context.Background(), h, time.Time{}, min(limit, forever)); err != nil {
-		return 0, err
-	}
-	s.begin()
-	s.buffers[0] = unsafe.SliceData(p)
-	err := call(f.sys, p, &s.done, &s.overlapped)
-	if err != syscall.ERROR_IO_PENDING {
-		return int(s.done), err
-	}
-	n, err := f.await(context.Background(), h, s, limit)
-	if limit > 0 {
-		h.gauge(err)
-	}
-	return n, err
-}
-
 // begin prepares the slot for an operation.
-func (s *slot) begin() {
+func (s *slot) begin(op operation) {
 	s.done = 0
+	s.buffers = [2]*byte{unsafe.SliceData(op.p), unsafe.SliceData(op.q)}
 	s.overlapped = syscall.Overlapped{
 		Internal: statusPending, // not every call sets it at once
 		HEvent:   s.event | keepFromPort,
@@ -2225,121 +2620,124 @@ func (s *slot) begin() {
 const statusPending = 0x103
 
 // ended reports whether the kernel is done with an operation that did not end at
-// once.
+// once. The kernel writes the field, hence the atomic.
 func ended(o *syscall.Overlapped) bool { return atomic.LoadUintptr(&o.Internal) != statusPending }
 
-// await waits for the end of the operation in the slot, and cancels it when it
-// should not go on. It returns when it has ended, in any case.
-func (f *fd) await(ctx context.Context, h *half, s *slot, limit time.Duration) (int, error) {
-	f.mu.Lock()
-	h.slot = s
-	f.mu.Unlock()
-	begun := time.Now()
-	var why error
-	for !ended(&s.overlapped) {
-		var wait uint32 = syscall.INFINITE
-		if why == nil {
-			if wait, why = f.mayWait(ctx, h, begun, limit); why != nil {
-				wait = syscall.INFINITE
-				// If there is nothing to cancel, it has ended or is about to.
-				syscall.CancelIoEx(f.sys, &s.overlapped)
+// ---------------------------------------------------------------------------
+// Reading and writing
+
+// readPart makes one ReadFile. more says that there is more of the message; n is 0,
+// without an error, if an empty message, or an empty write to a stream, was read.
+// With no room in p it waits for something to read and takes nothing of it, but for
+// an empty message.
+func (f *fd) readPart(l limits, p []byte) (n int, more bool, err error) {
+	p = p[:min(len(p), ioMax)]
+	for {
+		n, err = f.run(l, operation{start: readFile, p: p}, reading)
+		if err != syscall.ERROR_OPERATION_ABORTED { // by somebody else who has the handle
+			return readResult(p, n, err)
+		}
+	}
+}
+
+// readResult says what came of a ReadFile into p.
+func readResult(p []byte, n int, err error) (_ int, more bool, _ error) {
+	switch err {
+	case nil:
+		return n, false, nil
+	case syscall.ERROR_MORE_DATA: // n is not reliable: Wine leaves it 0
+		return len(p), true, nil
+	case errOverBudget:
+		return 0, false, err
+	}
+	return n, false, readError("ReadFile", err)
+}
+
+// writeAll makes a WriteFile, and for a stream of bytes too long for one more of
+// them.
+//
+// On a pipe of messages it notices when one is cut off. A WriteFile that pends and
+// is cancelled withdraws what was not read of its message, and the kernel does not
+// say how much that is. A reader that takes messages in parts may have a part, and
+// would take the next message for the rest. That one was then at the head of the
+// pipe, and everything before it was read. So if the pipe is empty after a cancelled
+// write, nothing may follow: the end of the stream tells the reader that the message
+// is cut off.
+func (f *fd) writeAll(p []byte) (n int, err error) {
+	if f.w.torn != nil {
+		return 0, f.w.torn
+	}
+	l := limits{deadlines: writing, withdrawn: f.kind == messages}
+	for {
+		m, err := f.run(l, operation{start: writeFile, p: p[n:min(len(p), n+ioMax)]}, writing)
+		n += m
+		if err == errWithdrawn {
+			if err = os.ErrDeadlineExceeded; f.outboundIsEmpty() {
+				f.w.torn = cutOff(err)
 			}
 		}
-		waitFor(s.event, wait)
-	}
-	f.mu.Lock()
-	h.slot = nil
-	f.mu.Unlock()
-	var n uint32
-	err := overlappedResult(f.sys, &s.overlapped, &n)
-	if err == syscall.ERROR_OPERATION_ABORTED {
-		if why == nil { // Close may have cancelled everything
-			_, why = f.mayWait(ctx, h, begun, limit)
-		}
-		if why != nil {
-			err = why
+		if err != nil || n >= len(p) {
+			return n, writeError("WriteFile", err)
 		}
 	}
-	return int(n), err
 }
-
-// mayWait returns how many milliseconds an operation may wait on, or why it may
-// not.
-func (f *fd) mayWait(ctx context.Context, h *half, begun time.Time, limit time.Duration) (wait uint32, why error) {
-	f.mu.Lock()
-	until := h.deadline
-	f.mu.Unlock()
-	if limit == patient {
-		until = time.Time{}
-	}
-	switch {
-	case f.closing():
-		return 0, net.ErrClosed
-	case ctx.Err() != nil:
-		return 0, contextError(ctx, nil)
-	case !until.IsZero() && !time.Now().Before(until):
-		return 0, os.ErrDeadlineExceeded
-	}
-	if limit > 0 {
-		end := begun.Add(limit)
-		if !time.Now().Before(end) {
-			return 0, errInVain
-		}
-		if until.IsZero() || end.Before(until) {
-			until = end
-		}
-	}
-	return milliseconds(until), nil
-}
-
-// milliseconds returns how long to wait until t, which is none if zero.
-func milliseconds(t time.Time) uint32 {
-	if t.IsZero() {
-		return syscall.INFINITE
-	}
-	return uint32(min(max(time.Until(t), 0)/time.Millisecond+1, 1<<30))
-}
-
-// ---------------------------------------------------------------------------
-// Operations on handles
 
 func (f *fd) read(p []byte) (int, error) {
-	h, err := f.enter(reading)
-	if err != nil {
+	l := limits{deadlines: reading}
+	if err := f.acquire(l, reading); err != nil {
 		return 0, err
 	}
-	defer f.leave(h)
-	return f.readStream(h, p)
+	defer f.release(reading)
+	return f.readStream(l, p)
 }
 
 // readStream reads at least one byte, wherever messages begin and end.
-func (f *fd) readStream(h *half, p []byte) (n int, err error) {
+func (f *fd) readStream(l limits, p []byte) (n int, err error) {
+	f.giveUpArriving()
 	for len(p) > 0 && n == 0 && err == nil {
-		n, _, err = f.receive(h, p)
+		if f.r.unread.Load() != nil {
+			if _, err = f.expired(l); err == nil {
+				n, _ = f.takeUnread(p)
+			}
+			continue
+		}
+		n, _, err = f.readPart(l, p)
 	}
 	return n, err
 }
 
+// takeUnread moves what is unread to p, and reports whether there is more of it.
+func (f *fd) takeUnread(p []byte) (n int, more bool) {
+	rest := *f.r.unread.Load()
+	n = copy(p, rest)
+	if n == len(rest) {
+		f.r.unread.Store(nil)
+		return n, false
+	}
+	rest = rest[n:]
+	f.r.unread.Store(&rest)
+	return n, true
+}
+
 func (f *fd) write(p []byte) (int, error) {
-	h, err := f.enter(writing)
-	if err != nil {
+	if err := f.acquire(limits{deadlines: writing}, writing); err != nil {
 		return 0, err
 	}
-	defer f.leave(h)
+	defer f.release(writing)
 	if len(p) == 0 { // nothing to a stream, but something to a pipe
 		return 0, nil
 	}
-	return f.transmit(h, p)
+	return f.writeAll(p)
 }
 
 // readBuffers reads into the first buffer; what is there already goes on into
 // the next ones.
 func (f *fd) readBuffers(bufs [][]byte) (total int64, err error) {
-	h, err := f.enter(reading)
-	if err != nil {
+	l := limits{deadlines: reading}
+	if err := f.acquire(l, reading); err != nil {
 		return 0, err
 	}
-	defer f.leave(h)
+	defer f.release(reading)
 	for _, p := range bufs {
 		if len(p) == 0 {
 			continue
@@ -2349,7 +2747,7 @@ func (f *fd) readBuffers(bufs [][]byte) (total int64, err error) {
 				break // the next read tells
 			}
 		}
-		n, err := f.readStream(h, p)
+		n, err := f.readStream(l, p)
 		total += int64(n)
 		if err != nil && total == 0 {
 			return 0, err
@@ -2362,14 +2760,13 @@ func (f *fd) readBuffers(bufs [][]byte) (total int64, err error) {
 }
 
 func (f *fd) writeBuffers(bufs *net.Buffers) (total int64, err error) {
-	h, err := f.enter(writing)
-	if err != nil {
+	if err := f.acquire(limits{deadlines: writing}, writing); err != nil {
 		return 0, err
 	}
-	defer f.leave(h)
+	defer f.release(writing)
 	for len(*bufs) > 0 {
 		if p := (*bufs)[0]; len(p) > 0 {
-			n, err := f.transmit(h, p)
+			n, err := f.writeAll(p)
 			total += int64(n)
 			if err != nil {
 				(*bufs)[0] = p[n:]
@@ -2382,21 +2779,32 @@ func (f *fd) writeBuffers(bufs *net.Buffers) (total int64, err error) {
 	return total, nil
 }
 
-// send writes one message.
-func (f *fd) send(p []byte) error {
-	h, err := f.enter(writing)
-	if err != nil {
+// peek looks at what can be read, without waiting.
+func (f *fd) peek(p []byte) (n, size int, err error) {
+	if f.ends&reading == 0 {
+		return 0, 0, errDirection(f.ends)
+	}
+	unread := f.r.unread.Load()
+	if unread != nil {
+		n = copy(p, *unread)
+		size = len(*unread)
+		if f.kind == messages {
+			return n, size, nil
+		}
+		p = p[n:]
+	}
+	err = f.control("", func(h syscall.Handle) (err error) {
+		more, avail, left, err := peekMessage(h, p)
+		n += more
+		if size += avail; f.kind == messages {
+			size = more + left
+		}
 		return err
+	})
+	if unread != nil && isGone(err) {
+		err = nil
 	}
-	defer f.leave(h)
-	if f.kind != messages {
-		return errNoMessages
-	}
-	if len(p) > ioMax {
-		return errMsgTooLong
-	}
-	_, err = f.transmit(h, p)
-	return err
+	return n, size, readError("PeekNamedPipe", err)
 }
 
 // maxMessage returns the longest message that send takes.
@@ -2408,87 +2816,182 @@ func (f *fd) maxMessage() (int, error) {
 	return ioMax, nil
 }
 
-// errNoMessages refuses operations on messages where there are only bytes.
-var errNoMessages = &ruleError{"this end of the pipe does not read messages", errors.ErrUnsupported}
+// ---------------------------------------------------------------------------
+// Messages
+//
+// A message is received by one ReadFile, whole. The length is looked up before
+// (PeekNamedPipe): a reader that took a part first could not get the rest safely.
+// For a sender may cancel a WriteFile that pends, which takes back what was not read
+// of the message, and what is next in the pipe is another one.
+//
+// A read that parks is made into the room that there is, since to park only until
+// there is something costs an allocation. If the message is longer, the rest is
+// read at once, and what is not there was withdrawn. The sender keeps to its side of
+// that: see writeAll.
+
+// awaitMessage waits for a message. It returns its length, or takes it and returns
+// 0: an empty one, for there is no other way to know that it is there, or n bytes
+// in room.
+func (f *fd) awaitMessage(l limits, room []byte) (size, n int, more bool, err error) {
+	for {
+		_, err = f.runBriefly(l, operation{start: readFile})
+		if err == errOverBudget {
+			n, err = f.runParked(l, operation{start: readFile, p: room})
+			if len(room) > 0 {
+				if n, more, err = readResult(room, n, err); errnoOf(err) != syscall.ERROR_OPERATION_ABORTED {
+					return 0, n, more, err
+				}
+				continue
+			}
+		}
+		switch err {
+		case syscall.ERROR_MORE_DATA:
+		case syscall.ERROR_OPERATION_ABORTED: // by somebody else who has the handle
+			continue
+		default:
+			return 0, 0, false, readError("ReadFile", err)
+		}
+		if _, _, size, err = peekMessage(f.sys, nil); size > 0 || err != nil {
+			return size, 0, false, readError("PeekNamedPipe", err)
+		}
+		// It was withdrawn.
+	}
+}
+
+// readNow reads what is there. A message that was withdrawn is errOverBudget.
+func (f *fd) readNow(p []byte) (n int, more bool, err error) {
+	return f.readPart(limits{budget: atOnce}, p)
+}
 
 // readMessage reads one message or the part of it that fits into p.
 func (f *fd) readMessage(p []byte) (n int, more bool, err error) {
-	h, err := f.enter(reading)
-	if err != nil {
+	l := limits{deadlines: reading}
+	if err := f.acquire(l, reading); err != nil {
 		return 0, false, err
 	}
-	defer f.leave(h)
+	defer f.release(reading)
 	switch {
 	case f.kind != messages:
 		return 0, false, errNoMessages
 	case len(p) == 0:
 		return 0, false, configError("the buffer", "empty", "one of at least one byte")
 	}
-	return f.receive(h, p)
+	f.giveUpArriving()
+	if f.r.unread.Load() != nil {
+		if _, err := f.expired(l); err != nil {
+			return 0, false, err
+		}
+		n, more = f.takeUnread(p)
+		return n, more, nil
+	}
+	return f.readPart(l, p)
 }
 
-// recv reads one message into p, and drops what does not fit.
+// recv receives one message into p, and drops what does not fit.
 func (f *fd) recv(p []byte) (int, error) {
-	h, err := f.enter(reading)
-	if err != nil {
+	l := limits{deadlines: reading}
+	if err := f.acquire(l, reading); err != nil {
 		return 0, err
 	}
-	defer f.leave(h)
-	into := p
-	if len(p) == 0 {
-		into = h.one[:]
-	}
-	n, more, err := f.receive(h, into)
-	if more || n > len(p) {
-		if more {
-			err = f.drop(h)
-		}
-		if err == nil {
+	defer f.release(reading)
+	if message, err := f.unreadMessage(l); message != nil || err != nil {
+		n := copy(p, message)
+		if err == nil && n < len(message) {
 			err = errMsgDropped
 		}
+		return n, err
 	}
-	return min(n, len(p)), err
+	for {
+		size, n, more, err := f.awaitMessage(l, p)
+		into := p
+		if size > 0 {
+			if size > len(p) {
+				into = make([]byte, size) // the whole of it is in the pipe
+			}
+			if n, more, err = f.readNow(into); err == errOverBudget {
+				continue // it was withdrawn
+			}
+		}
+		if more && err == nil {
+			err = f.drop()
+		}
+		if n, size = min(n, len(p)), n; len(into) > len(p) {
+			copy(p, into[:n])
+		}
+		if err == nil && (more || n < size) {
+			err = errMsgDropped
+		}
+		return n, err
+	}
 }
 
-// errMsgTooLong refuses to send more than goes in one call.
-var errMsgTooLong = &ruleError{"the message is longer than 1 GiB", ErrMsgTooLong}
-
-// errMsgDropped says that the rest of a message is lost.
-var errMsgDropped = &ruleError{"the message is longer than the buffer", ErrMsgTooLong}
-
-// drop reads the rest of a message.
-func (f *fd) drop(h *half) error {
+// drop reads what is there of the rest of a message.
+func (f *fd) drop() error {
 	rest := make([]byte, 64<<10)
 	for {
-		if _, more, err := f.receiveRest(h, rest); err != nil || !more {
+		_, more, err := f.readNow(rest)
+		if err == errOverBudget {
+			return nil // it was withdrawn
+		}
+		if err != nil || !more {
 			return err
 		}
 	}
 }
 
-// recvAppend reads one message of any length to the end of dst.
+// unreadMessage takes the message that RecvFiles has given back, if there is one.
+// It is not nil then, even if it is empty.
+func (f *fd) unreadMessage(l limits) ([]byte, error) {
+	if f.kind != messages {
+		return nil, errNoMessages
+	}
+	f.giveUpArriving()
+	unread := f.r.unread.Load()
+	if unread == nil {
+		return nil, nil
+	}
+	if _, err := f.expired(l); err != nil {
+		return nil, err
+	}
+	f.r.unread.Store(nil)
+	return *unread, nil
+}
+
+// recvAppend receives one message of any length and appends it to dst.
 func (f *fd) recvAppend(dst []byte) ([]byte, error) {
-	h, err := f.enter(reading)
-	if err != nil {
+	l := limits{deadlines: reading}
+	if err := f.acquire(l, reading); err != nil {
 		return dst, err
 	}
-	defer f.leave(h)
-	p := grow(dst, 1)
-	n, more, err := f.receive(h, p[len(p):cap(p)])
-	for p = p[:len(p)+n]; more && err == nil; p = p[:len(p)+n] {
-		var left int
-		if _, left, err = f.peek(nil); err == nil {
-			p = grow(p, max(left, 1))
-			n, more, err = f.receiveRest(h, p[len(p):cap(p)])
+	defer f.release(reading)
+	if message, err := f.unreadMessage(l); message != nil || err != nil {
+		return append(dst, message...), err
+	}
+	for {
+		p := dst
+		size, n, more, err := f.awaitMessage(l, p[len(p):cap(p)])
+		if size > 0 {
+			p = grow(dst, size)
+			n, more, err = f.readNow(p[len(p):cap(p)])
 		}
-		if err != nil {
-			n = 0
+		for p = p[:len(p)+n]; more && err == nil; p = p[:len(p)+n] {
+			p = grow(p, f.restOfMessage())
+			n, more, err = f.readNow(p[len(p):cap(p)])
+		}
+		switch err {
+		case nil:
+			return p, nil
+		case errOverBudget: // it was withdrawn
+		default:
+			return dst, err
 		}
 	}
-	if err != nil {
-		return dst, err
-	}
-	return p, nil
+}
+
+// restOfMessage returns how much there is of the message that was read in part.
+func (f *fd) restOfMessage() int {
+	_, _, left, _ := peekMessage(f.sys, nil)
+	return max(left, 1)
 }
 
 // grow returns p with room for n bytes more.
@@ -2499,68 +3002,62 @@ func grow(p []byte, n int) []byte {
 	return append(make([]byte, 0, len(p)+max(n, 512)), p...)
 }
 
-// peek looks at what can be read, without waiting.
-func (f *fd) peek(p []byte) (n, size int, err error) {
-	if f.ends&reading == 0 {
-		return 0, 0, errDirection(f.ends)
-	}
-	if f.r.held.Load() {
-		return 0, 0, nil
-	}
-	err = f.control("", func(h syscall.Handle) (err error) {
-		var avail, left int
-		n, avail, left, err = peekMessage(h, p)
-		if size = avail; f.kind == messages {
-			size = n + left
-		}
+// send writes one message.
+func (f *fd) send(p []byte) error {
+	if err := f.acquire(limits{deadlines: writing}, writing); err != nil {
 		return err
-	})
-	return n, size, readError("PeekNamedPipe", err)
+	}
+	defer f.release(writing)
+	switch {
+	case f.kind != messages:
+		return errNoMessages
+	case len(p) > ioMax:
+		return errMsgTooLong
+	}
+	_, err := f.writeAll(p)
+	return err
 }
 
-// transact makes a TransactNamedPipe.
+// outboundIsEmpty reports whether the peer has read all that was written, or
+// whether that cannot be known. A flush ends at once then. One that pends is
+// cancelled.
+func (f *fd) outboundIsEmpty() bool {
+	return f.flushFile(limits{budget: atOnce}) != errOverBudget
+}
+
+// errNoMessages refuses operations on messages where there are only bytes.
+var errNoMessages = &ruleError{"this end of the pipe does not read messages", errors.ErrUnsupported}
+
+// errMsgTooLong refuses to send more than goes in one call.
+var errMsgTooLong = &ruleError{"the message is longer than 1 GiB", ErrMsgTooLong}
+
+// errMsgDropped says that the rest of a message is lost.
+var errMsgDropped = &ruleError{"the message is longer than the buffer", ErrMsgTooLong}
+
+// transact makes a TransactNamedPipe, which pends until the reply is there.
 func (f *fd) transact(ctx context.Context, request, reply []byte) (int, error) {
-	w, err := f.enter(writing)
-	if err != nil {
+	l := limits{ctx: ctx, deadlines: reading | writing}
+	if err := f.acquire(l, writing); err != nil {
 		return 0, err
 	}
-	defer f.leave(w)
-	r, err := f.enter(reading)
-	if err != nil {
+	defer f.release(writing)
+	if err := f.acquire(l, reading); err != nil {
 		return 0, err
 	}
-	defer f.leave(r)
+	defer f.release(reading)
 	switch {
 	case f.kind != messages:
 		return 0, errNoMessages
 	case len(request) > ioMax || len(reply) > ioMax:
 		return 0, errMsgTooLong
+	case f.w.torn != nil:
+		return 0, f.w.torn
+	case f.r.unread.Load() != nil: // as the system says it of a pipe that is not empty
+		return 0, os.NewSyscallError("TransactNamedPipe", errPipeBusy)
 	}
-	s, err := takeSlot(true)
-	if err != nil {
-		return 0, err
-	}
-	defer giveSlot(s)
-	if _, err := f.mayWait(ctx, r, time.Time{}, forever); err != nil {
-		return 0, err
-	}
-	s.begin()
-	s.buffers = [2]*byte{unsafe.SliceData(request), unsafe.SliceData(reply)}
-	n := 0
-	err = transactNamedPipe(f.sys, request, reply, &s.done, &s.overlapped)
-	if err == syscall.ERROR_IO_PENDING {
-		stop := context.AfterFunc(ctx, func() {
-			f.mu.Lock()
-			defer f.mu.Unlock()
-			r.wake() // or the next operation, if this is late, which looks and goes on
-		})
-		n, err = f.await(ctx, r, s, forever)
-		stop()
-	} else {
-		n = int(s.done)
-	}
+	n, err := f.run(l, operation{transactNamedPipe, request, reply}, reading|writing)
 	if err == syscall.ERROR_MORE_DATA {
-		if err = f.drop(r); err == nil {
+		if err = f.drop(); err == nil {
 			err = errMsgDropped
 		}
 		return len(reply), err
@@ -2568,47 +3065,91 @@ func (f *fd) transact(ctx context.Context, request, reply []byte) (int, error) {
 	return n, writeError("TransactNamedPipe", err)
 }
 
-// flush makes a FlushFileBuffers, which holds its thread and has nothing to wake
-// it by. It is cancelled again and again, since it may not have begun yet, when
-// ctx ends, and by Close. A read that is cancelled along with it is made again.
+// flush waits until the peer has read everything.
 func (f *fd) flush(ctx context.Context) error {
 	if f.ends&writing == 0 {
 		return nil
 	}
-	h, err := f.enter(writing)
+	l := limits{ctx: ctx, deadlines: writing}
+	if err := f.acquire(l, writing); err != nil {
+		return err
+	}
+	defer f.release(writing)
+	if _, err := f.expired(l); err != nil {
+		return err
+	}
+	switch err := f.flushFile(l); {
+	case isGone(err):
+		return nil
+	default:
+		return callError("FlushFileBuffers", err)
+	}
+}
+
+// flushFile makes a FlushFileBuffers, in a thread of its own, since that is never
+// overlapped, and waits for its end parked. When the limits end the wait, it cancels
+// what that thread waits for and nothing else (CancelSynchronousIo). It does so
+// again and again, as the call may not have begun.
+func (f *fd) flushFile(l limits) error {
+	flushing, err := startFlush(f.sys)
 	if err != nil {
 		return err
 	}
-	defer f.leave(h)
-	if ctx.Err() != nil {
-		return contextError(ctx, nil)
-	}
-	returned, cancelled := make(chan struct{}), make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(cancelled)
-		for {
-			syscall.CancelIoEx(f.sys, nil)
-			select {
-			case <-returned:
-				return
-			case <-time.After(cancelPause):
-			}
+	why := error(errOverBudget)
+	if l.budget != atOnce {
+		if why = f.receive(l, flushing.done); why == nil {
+			return flushing.err
 		}
-	})
-	err = syscall.FlushFileBuffers(f.sys)
-	close(returned)
-	if !stop() {
-		<-cancelled // it uses the handle no more
 	}
-	switch {
-	case isGone(err):
-		return nil
-	case err == syscall.ERROR_OPERATION_ABORTED && f.closing():
-		return net.ErrClosed
-	case err == syscall.ERROR_OPERATION_ABORTED && ctx.Err() != nil:
-		return contextError(ctx, nil)
+	for pauses := (patience{ctx: context.Background()}); ; pauses.pause() {
+		flushing.cancel()
+		select {
+		case <-flushing.done:
+			pauses.stop()
+			if flushing.err == syscall.ERROR_OPERATION_ABORTED {
+				return why
+			}
+			return flushing.err
+		default:
+		}
 	}
-	return callError("FlushFileBuffers", err)
+}
+
+// A flushing is a FlushFileBuffers under way.
+type flushing struct {
+	thread chan syscall.Handle // of the call, while it may be cancelled
+	done   chan struct{}       // closed when the call has returned
+	err    error               // of the call, once it has
+}
+
+func startFlush(h syscall.Handle) (*flushing, error) {
+	fl := &flushing{thread: make(chan syscall.Handle, 1), done: make(chan struct{})}
+	started := make(chan error)
+	go func() {
+		defer close(fl.done)
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		thread, err := duplicate(currentThread)
+		started <- err
+		if err != nil {
+			return
+		}
+		fl.thread <- thread
+		fl.err = syscall.FlushFileBuffers(h)
+		// Once it is out of the channel nobody cancels what this thread does next.
+		syscall.CloseHandle(<-fl.thread)
+	}()
+	return fl, <-started
+}
+
+// cancel cancels the call, if it has begun and not ended.
+func (fl *flushing) cancel() {
+	select {
+	case thread := <-fl.thread:
+		cancelSynchronousIO(thread)
+		fl.thread <- thread
+	default: // it is ending
+	}
 }
 
 func (f *fd) closeRead() error  { return errors.ErrUnsupported }
@@ -2648,9 +3189,13 @@ func (f *fd) peer() (p Peer, err error) {
 		return Peer{}, err
 	}
 	var trusted bool
-	if f.server {
+	switch {
+	case f.server && f.dynamic && p.pid == os.Getpid(): // before it has sent something
+		p.user, err = currentUser()
+		trusted = true
+	case f.server:
 		p.user, trusted, err = f.clientUser()
-	} else {
+	default:
 		p.user, trusted, err = f.owner()
 	}
 	if p.facts == 0 && err != nil {
@@ -2689,28 +3234,20 @@ func (f *fd) clientUser() (user string, trusted bool, err error) {
 	if err != nil {
 		return "", false, err
 	}
-	if e := f.impersonate(func() {
-		var token syscall.Token
-		if token, err = threadToken(); err == nil {
-			user, err = userOf(token)
-			trusted = err == nil && (user == me || user == sidSystem || isAdministrator(token))
-			token.Close()
-		}
-	}); e != nil {
-		err = e
+	token, err := f.clientToken()
+	if err != nil {
+		return "", false, err
 	}
+	defer token.Close()
+	user, err = userOf(token)
+	trusted = err == nil && (user == me || user == sidSystem || isAdministrator(token))
 	return user, trusted, err
 }
 
-func (f *fd) peerProcess(access uint32) (syscall.Handle, error) {
-	process, _, err := f.openPeer(access)
-	return process, err
-}
+func (f *fd) peerProcess(access uint32) (syscall.Handle, error) { return f.openPeer(access) }
 
-// openPeer opens the process at the other end. One that began after this end
-// was connected is another, with a number that was used again.
-func (f *fd) openPeer(access uint32) (process syscall.Handle, pid uint32, err error) {
-	const queryLimitedInformation = 0x1000 // winnt.h: PROCESS_QUERY_LIMITED_INFORMATION
+// makerOfPeer returns the number of the process that opened or made the other end.
+func (f *fd) makerOfPeer() (pid uint32, err error) {
 	question := procServerProcessID
 	if f.server {
 		question = procClientProcessID
@@ -2719,34 +3256,91 @@ func (f *fd) openPeer(access uint32) (process syscall.Handle, pid uint32, err er
 		if f.onOtherMachine(h) {
 			return errOtherMachine
 		}
-		if pid, err = pipeNumber(question, h); err != nil {
-			return os.NewSyscallError(question.Name, err)
-		}
-		process, err = syscall.OpenProcess(access|queryLimitedInformation, false, pid)
-		return os.NewSyscallError("OpenProcess", err)
+		pid, err = pipeNumber(question, h)
+		return os.NewSyscallError(question.Name, err)
 	})
-	if err != nil {
-		return 0, 0, err
+	return pid, err
+}
+
+// notePeer notes when the process at the other end was created, while the
+// connection is new. It is what tells that process from a later one of its number.
+// A clock may be set back, but two looks at one process see the same time.
+func (f *fd) notePeer() {
+	pid, err := f.makerOfPeer()
+	if err != nil || pid == uint32(os.Getpid()) {
+		return
 	}
-	var created, exited, kernel, user syscall.Filetime
-	if err = syscall.GetProcessTimes(process, &created, &exited, &kernel, &user); err != nil {
-		err = os.NewSyscallError("GetProcessTimes", err)
-	} else if time.Unix(0, created.Nanoseconds()).After(f.made.Add(clockTick)) {
-		err = errProcessEnded
-	}
+	process, err := syscall.OpenProcess(processQueryLimitedInformation, false, pid)
 	if err != nil {
+		return // nor will openPeer be let in
+	}
+	f.peerBorn, _ = createdAt(process)
+	syscall.CloseHandle(process)
+}
+
+// openPeer opens the process at the other end. If that has ended, its number may
+// be another's.
+func (f *fd) openPeer(access uint32) (process syscall.Handle, err error) {
+	pid, err := f.makerOfPeer()
+	if err != nil {
+		return 0, err
+	}
+	process, err = syscall.OpenProcess(access|processQueryLimitedInformation, false, pid)
+	if err != nil {
+		return 0, os.NewSyscallError("OpenProcess", err)
+	}
+	if pid != uint32(os.Getpid()) && !f.isPeer(process) {
 		syscall.CloseHandle(process)
-		return 0, 0, err
+		return 0, errProcessEnded
 	}
-	return process, pid, nil
+	return process, nil
+}
+
+// isPeer reports whether a process with the number of the peer's is that one.
+func (f *fd) isPeer(process syscall.Handle) bool {
+	created, err := createdAt(process)
+	return err == nil && created == f.peerBorn
+}
+
+// parentOf returns the number of the process that started the process, which may
+// be another's by now.
+func parentOf(process syscall.Handle) (uint32, error) {
+	const processBasicInformation = 0
+	var info [6]uintptr // winternl.h: PROCESS_BASIC_INFORMATION; the last one is InheritedFromUniqueProcessId
+	r, _, _ := syscall.SyscallN(procNtQueryInformationProcess.Addr(), uintptr(process), processBasicInformation,
+		uintptr(unsafe.Pointer(&info)), unsafe.Sizeof(info), 0)
+	return uint32(info[5]), os.NewSyscallError("NtQueryInformationProcess", ntError(r))
+}
+
+// createdAt returns when the process was created, which is never 0.
+func createdAt(process syscall.Handle) (int64, error) {
+	var created, exited, kernel, user syscall.Filetime
+	if err := syscall.GetProcessTimes(process, &created, &exited, &kernel, &user); err != nil {
+		return 0, os.NewSyscallError("GetProcessTimes", err)
+	}
+	return created.Nanoseconds(), nil
+}
+
+// clientToken returns the client's token, as far as it lets the server see it.
+func (f *fd) clientToken() (token syscall.Token, err error) {
+	if e := f.impersonate(func() { token, err = threadToken() }); e != nil {
+		return 0, e
+	}
+	return token, err
+}
+
+// serverToken returns the token of the server's process, to be asked about.
+func (f *fd) serverToken() (syscall.Token, error) {
+	process, err := f.openPeer(0)
+	if err != nil {
+		return 0, err
+	}
+	defer syscall.CloseHandle(process)
+	return tokenOf(process)
 }
 
 // errOtherMachine refuses what can be done with a process of this machine only.
 var errOtherMachine = &ruleError{"the peer is on another machine", errors.ErrUnsupported}
-
-// clockTick is the longest step of the clock that time.Now reads; processes are
-// born by a finer one.
-const clockTick = 16 * time.Millisecond
 
 // waitPeer waits for the end of the peer's process. Of a number that no process has
 // any more OpenProcess says ERROR_INVALID_PARAMETER.
@@ -2908,79 +3502,115 @@ func (f *fd) pipePath() Addr {
 // ---------------------------------------------------------------------------
 // Files over a connection
 //
-// A handle does not travel through a pipe. The sender duplicates it into a process
-// that the receiver can take it from, if possible the receiver itself, and says so
-// in a record, written by one WriteFile, which is one message where there are
-// messages:
+// A handle does not travel through a pipe. The sender duplicates it into a process,
+// the holder, and tells the receiver in a record, which is written by one WriteFile
+// and is one message where there are messages:
 //
 //	 0  8 bytes  "ipcfiles"
-//	 8  4 bytes  1, the version
+//	 8  4 bytes  2, the version
 //	12  4 bytes  n, the number of files, 1 to 253
-//	16  4 bytes  the id of the process that holds the handles
-//	20  4 bytes  the count of the seals, random, 2^29 to 2^30-1
-//	24  8n bytes of each file its handle and that of its seal, in that process
+//	16  4 bytes  the id of the holder's process
+//	20 16 bytes  random; see below
+//	36 4n bytes  the handles, in the holder
 //
-// The seal of a file is a semaphore of that count, whose maximum is 2^30 and a
-// quarter of the handle of the file. The numbers have their least significant byte
-// first; 32 bits of a handle are significant in every process, but for the lowest
-// two. The receiver takes the handles away from the process that holds them
-// (DUPLICATE_CLOSE_SOURCE), and closes the seals.
+// The numbers have their least significant byte first; 32 bits of a handle are
+// significant in every process. The receiver takes the handles away from the holder
+// (DUPLICATE_CLOSE_SOURCE).
 //
-// The bytes prove nothing. A hostile peer could name handles that this process has
-// of its own, to make it use or close them, and so could anybody whose data an
-// honest peer passes on. Therefore a file counts only if its seal is where the
-// record says: a semaphore such as no program has otherwise. Who can put it there,
-// into this process or one that this process may take handles from, has the right
-// to duplicate handles there (PROCESS_DUP_HANDLE), and could use and close them
-// anyway; the system gives that right to no other user but SYSTEM and
-// administrators, to no sandbox, and to no process of lower integrity. Who was only
-// told of a seal, as the peer of a process that holds files for it is, can name no
-// other handle by it.
+// # What is believed
+//
+// Everything in the record may be a guess: handles are small multiples of 4. A
+// receiver that believed a guess would take a handle away from itself or from a
+// process that the sender has no rights to. So it believes a record only if the
+// sender could have done all of that without it: if the sender has the right to
+// duplicate handles into and out of the holder (PROCESS_DUP_HANDLE). It asks the
+// kernel, which decides as it would for OpenProcess: AccessCheck of the sender's
+// token against the security descriptor of the holder, with its mandatory label.
+// Nothing in the record, and nothing among the handles of any process, is a proof.
+//
+// Who the sender is, the record does not say either:
+//
+//   - A server takes the client's token from the pipe (ImpersonateNamedPipeClient).
+//     Identification is enough. A client that hides (Anonymous) is not believed. A
+//     client's own process is believed too where the client may not open it, as
+//     with a restricted token: the kernel gives every process all rights to itself.
+//     That the number is still that of the client's process is checked by its time
+//     of creation and its token (ownProcess).
+//   - A client knows the owner of the pipe. SYSTEM and Administrators are believed:
+//     only who acts for them can own anything in their name. If this user is the
+//     owner, the server may yet be a sandbox of the user, so the token of its process
+//     is checked as a client's is; if that may not be read, the label of the pipe
+//     decides (sameUser). Any other owner is not believed.
+//   - An end whose other end was opened by this very process tells nothing: its
+//     token is this process's. For what this process sent to itself there is the
+//     list of staged files, in memory that nobody else can write. The random bytes
+//     say which entry is meant. A child that was given the second end of a Pair is
+//     known by dynamic tracking: see pairOf. Of a child that was given another end
+//     it is believed only that it holds the handles itself (isChild), and never a
+//     handle of this process. Children that got such ends could name each other's
+//     handles, so they must trust each other; SECURITY.md says so.
+//
+// # Case by case
+//
+//   - Two processes of one user at one level: either may open the other, so either
+//     way is believed.
+//   - A server of SYSTEM, or elevated, and a client of the user: the server puts its
+//     handles into the client, and the client believes the owner. The client cannot
+//     open the server; it holds its own handles, and the server takes them out of
+//     the client. A client that names {the server, some handle} has no
+//     PROCESS_DUP_HANDLE on the server, and is refused.
+//   - A client of low integrity: AccessCheck refuses it every process above it, for
+//     PROCESS_DUP_HANDLE is a write right of processes, and the label of a process
+//     says that nobody below it may write. It holds its own.
+//   - An AppContainer: its token passes only where its package SID is granted the
+//     right, which the descriptor of an ordinary process does not do. It holds its
+//     own; the user's other processes may open it.
+//   - A restricted token: AccessCheck makes the second check, against the restricting
+//     SIDs. It holds its own.
+//   - Two ordinary users: neither may open the other. SendFiles fails, and says so.
+//
+// # The sender
+//
+// It judges as the receiver will, and takes the first of two ways that is believed:
+// to put the handles into the process that opened the other end, where they outlive
+// this process; or to hold the duplicates itself, until the receiver takes them. A
+// process that was given an end, which is not the second one of a Pair, holds them.
+// The other end may have been handed on to a process with other rights, of which
+// nothing can be known. Who hands on an end lends its name with it.
 
 const (
 	recordMark    = "ipcfiles"
-	recordVersion = 1
-	recordHead    = 24
-	recordMax     = recordHead + 8*maxFiles
+	recordVersion = 2
+	recordHead    = 36
+	recordMax     = recordHead + 4*maxFiles
 
-	sealCount = 1 << 29 // the least
-	sealLimit = 1 << 30 // the least, and more than any count
-
-	processDupHandle = 0x40 // winnt.h: PROCESS_DUP_HANDLE
+	// winnt.h
+	processDupHandle               = 0x40   // PROCESS_DUP_HANDLE
+	processQueryLimitedInformation = 0x1000 // PROCESS_QUERY_LIMITED_INFORMATION
+	readControl                    = 0x20000
 )
 
-// A record is what the other side has to know of the handles.
+// A record is what the receiver has to know of the handles.
 type record struct {
-	pid   uint32 // of the process that holds them
-	count uint32 // of the seals
-	files []sealedFile
-
-	holder syscall.Handle // that process, opened; 0 before
-}
-
-// A sealedFile is the handle of a file and that of the seal that is of it alone.
-type sealedFile struct{ file, seal uint32 }
-
-// limit returns the maximum of the seal.
-func (f sealedFile) limit() uint32 { return sealLimit | f.file>>2 }
-
-// release closes the holder, which if it is this process is not a real handle.
-func (r *record) release() {
-	if r.holder != currentProcess {
-		syscall.CloseHandle(r.holder)
-	}
+	pid   uint32   // of the holder
+	id    [16]byte // random
+	files []uint32 // the handles
 }
 
 func (r *record) bytes() []byte {
-	words := []uint32{recordVersion, uint32(len(r.files)), r.pid, r.count}
-	for _, f := range r.files {
-		words = append(words, f.file, f.seal)
+	p := append(make([]byte, 0, recordHead+4*len(r.files)), recordMark...)
+	for _, word := range []uint32{recordVersion, uint32(len(r.files)), r.pid} {
+		p = appendWord(p, word)
 	}
-	p := append(make([]byte, 0, recordHead+8*len(r.files)), recordMark...)
-	for _, word := range words {
-		p = append(p, byte(word), byte(word>>8), byte(word>>16), byte(word>>24))
+	p = append(p, r.id[:]...)
+	for _, file := range r.files {
+		p = appendWord(p, file)
 	}
 	return p
+}
+
+func appendWord(p []byte, word uint32) []byte {
+	return append(p, byte(word), byte(word>>8), byte(word>>16), byte(word>>24))
 }
 
 // parseRecord returns the record at the head of p and its length, or none if that
@@ -2994,251 +3624,478 @@ func parseRecord(p []byte) (r *record, size int, err error) {
 			" of the record, this is version " + strconv.Itoa(recordVersion), errors.ErrUnsupported}
 	}
 	n := wordAt(p[12:])
-	r = &record{pid: wordAt(p[16:]), count: wordAt(p[20:])}
-	if n < 1 || n > maxFiles || r.count < sealCount || r.count >= sealLimit {
+	if n < 1 || n > maxFiles {
 		return nil, 0, nil
 	}
-	if size = recordHead + 8*int(n); size > len(p) {
+	if size = recordHead + 4*int(n); size > len(p) {
 		return nil, 0, nil
 	}
-	for at := recordHead; at < size; at += 8 {
-		r.files = append(r.files, sealedFile{wordAt(p[at:]), wordAt(p[at+4:])})
+	r = &record{pid: wordAt(p[16:]), id: [16]byte(p[20:36])}
+	for at := recordHead; at < size; at += 4 {
+		r.files = append(r.files, wordAt(p[at:]))
 	}
 	return r, size, nil
 }
 
-// sendFiles sends the files and the data behind them. Of the zero byte that files
-// travel with on Unix there is no need.
-func (f *fd) sendFiles(files []*os.File, data []byte) error {
-	h, err := f.enter(writing)
-	if err != nil {
-		return err
-	}
-	defer f.leave(h)
-	if len(data) == len(zeroByte) {
-		data = nil
-	}
-	return whileOpen(files, make([]syscall.Handle, 0, len(files)), func(handles []syscall.Handle) error {
-		r, err := f.deposit(handles)
-		if err != nil {
-			return err
-		}
-		defer r.release()
-		if _, err := f.transmit(h, append(r.bytes(), data...)); err != nil {
-			r.remove()
-			return err
-		}
-		return nil
-	})
+// A staging is a record to be sent, and the process that holds its handles.
+type staging struct {
+	record
+	holder syscall.Handle // currentProcess, or opened
 }
 
-// deposit duplicates the handles into the process that opened the other end: the
-// receiver, or the one that gave the receiver its end. If that is gone, or this
-// process may not open it, this process holds the duplicates itself, for the
-// receiver may be able to open this one.
-func (f *fd) deposit(handles []syscall.Handle) (*record, error) {
+// release closes the holder, which if it is this process is not a real handle.
+func (s *staging) release() {
+	if s.holder != currentProcess {
+		syscall.CloseHandle(s.holder)
+	}
+}
+
+// sendWithFiles sends one message, or to a stream some data, with the files.
+func (f *fd) sendWithFiles(p []byte, files []*os.File) error {
+	_, err := f.sendRights(p, files)
+	return err
+}
+
+// sendRights is sendWithFiles and tells how much of p was sent.
+func (f *fd) sendRights(p []byte, files []*os.File) (sent int, err error) {
+	if len(files) == 0 && f.kind == messages {
+		return 0, f.send(p)
+	}
+	l := limits{deadlines: writing}
+	if err := f.acquire(l, writing); err != nil {
+		return 0, err
+	}
+	defer f.release(writing)
+	if len(p) > ioMax-recordMax {
+		return 0, errMsgTooLong
+	}
+	handles, release, err := holdFiles[syscall.Handle](files)
+	if err != nil {
+		return 0, err
+	}
+	defer release()
+	if _, err := f.expired(l); err != nil {
+		return 0, err
+	}
+	s, err := f.stage(handles)
+	if err != nil {
+		return 0, err
+	}
+	defer s.release()
+	record := s.bytes()
+	n, err := f.writeAll(append(record, p...))
+	if err != nil {
+		s.remove()
+	}
+	return max(n-len(record), 0), err
+}
+
+// stage duplicates the handles into the holder that the receiver will believe.
+func (f *fd) stage(handles []syscall.Handle) (*staging, error) {
+	s := &staging{}
+	if err := randomBytes(s.id[:]); err != nil {
+		return nil, err
+	}
 	if f.onOtherMachine(f.sys) {
 		return nil, errOtherMachine
 	}
-	holder, pid, denied := f.openPeer(processDupHandle)
-	r := &record{pid: pid, holder: holder}
-	// While an end lives, so does whoever opened it, or it was handed on. So now
-	// the process is the right one, or nobody finds the seal where it looks.
+	maker, err := f.makerOfPeer()
+	if err != nil {
+		return nil, err
+	}
+	self := uint32(os.Getpid())
+	s.pid, s.holder = self, currentProcess
+	if maker != self {
+		if s.pid, s.holder, err = f.chooseHolder(maker); err != nil {
+			return nil, err
+		}
+	}
+	// While an end lives, so does whoever opened it, or it was handed on. So the
+	// process that chooseHolder opened by its number is the right one.
 	info, err := localInfo(f.sys)
 	if err == nil && info.state != pipeConnected {
 		err = writeError("WriteFile", errNoData)
 	}
-	if denied == nil {
-		if err == nil && r.put(handles) == nil {
-			return r, nil
-		}
-		r.release()
+	if err == nil {
+		err = s.put(handles)
 	}
 	if err != nil {
+		s.remove()
+		s.release()
 		return nil, err
 	}
-	r = &record{pid: uint32(os.Getpid()), holder: currentProcess}
-	return r, r.put(handles)
+	if maker == self {
+		f.rememberStaged(&s.record)
+	}
+	return s, nil
 }
 
-// put duplicates the handles, and their seals, into the holder, all or none.
-func (r *record) put(handles []syscall.Handle) error {
-	var random [4]byte
-	if err := randomBytes(random[:]); err != nil {
-		return err
+// chooseHolder returns the process into which handles for the peer are to be
+// duplicated. Its handle is the caller's to close, unless it is currentProcess.
+func (f *fd) chooseHolder(maker uint32) (pid uint32, holder syscall.Handle, err error) {
+	process, err := f.openPeer(processDupHandle | readControl)
+	unknown := f.handedOn && (f.server || !f.dynamic) // to the one who gave this end away
+	if err == nil {
+		if f.peerBelieves(process) && !unknown {
+			return maker, process, nil
+		}
+		syscall.CloseHandle(process)
 	}
-	r.count = sealCount | wordAt(random[:])>>3
+	if unknown || f.peerTakesFrom(currentProcess) {
+		return uint32(os.Getpid()), currentProcess, nil
+	}
+	if err == nil {
+		err = os.NewSyscallError("AccessCheck", syscall.ERROR_ACCESS_DENIED)
+	}
+	return 0, 0, &classified{&ruleError{"no files can be passed: neither process may open the other for " +
+		"PROCESS_DUP_HANDLE: " + err.Error(), os.ErrPermission}, errors.ErrUnsupported}
+}
+
+// peerBelieves predicts whether the peer believes handles that this process has
+// put into the peer's own.
+func (f *fd) peerBelieves(process syscall.Handle) bool {
+	return f.ownerIsTrustedByPeer() && mayOpen(currentProcessToken, process, processDupHandle)
+}
+
+// peerTakesFrom predicts whether the peer may take handles out of this process.
+// A server knows that of its client. A client knows only whose server it is: one of
+// this user, SYSTEM or administrators, or one that anybody may open this process for.
+func (f *fd) peerTakesFrom(process syscall.Handle) bool {
+	if !f.server {
+		_, trusted, err := f.owner()
+		return trusted && err == nil
+	}
+	token, err := f.clientToken()
+	if err != nil {
+		return false
+	}
+	defer token.Close()
+	return f.ownerIsTrustedByPeer() && mayOpen(token, process, processDupHandle)
+}
+
+// ownerIsTrustedByPeer reports whether the peer takes the owner of the pipe for one
+// to believe. A server does not ask who owns its pipe.
+func (f *fd) ownerIsTrustedByPeer() bool {
+	if !f.server {
+		return true
+	}
+	owner, _, err := f.owner()
+	if err != nil {
+		return false
+	}
+	client, _, err := f.clientUser()
+	return owner == sidSystem || owner == sidAdministrators || err == nil && owner == client
+}
+
+// put duplicates the handles into the holder.
+func (s *staging) put(handles []syscall.Handle) error {
 	for _, h := range handles {
-		if err := r.add(h); err != nil {
-			r.remove()
+		there, err := duplicateHandle(currentProcess, h, s.holder, syscall.DUPLICATE_SAME_ACCESS)
+		if err != nil {
 			return err
 		}
+		s.files = append(s.files, uint32(there))
 	}
-	return nil
-}
-
-// add duplicates one handle, and its seal, into the holder.
-func (r *record) add(h syscall.Handle) error {
-	there, err := duplicateHandle(currentProcess, h, r.holder, syscall.DUPLICATE_SAME_ACCESS)
-	if err != nil {
-		return err
-	}
-	f := sealedFile{file: uint32(there)}
-	seal, err := createSemaphore(r.count, f.limit())
-	if err == nil {
-		seal, err = moveHandle(currentProcess, seal, r.holder)
-	}
-	if err != nil {
-		closeIn(r.holder, there)
-		return err
-	}
-	f.seal = uint32(seal)
-	r.files = append(r.files, f)
 	return nil
 }
 
 // remove closes what put has put into the holder, of which nobody knows.
-func (r *record) remove() {
-	for _, f := range r.files {
-		closeIn(r.holder, syscall.Handle(f.file))
-		closeIn(r.holder, syscall.Handle(f.seal))
+func (s *staging) remove() {
+	staged.mu.Lock()
+	defer staged.mu.Unlock()
+	for _, file := range s.files {
+		if s.holder == currentProcess {
+			delete(staged.files, file)
+		}
+		closeIn(s.holder, syscall.Handle(file))
 	}
 }
 
-// recvFiles receives a record and nothing behind it. Data is left for the next read.
-func (f *fd) recvFiles() ([]*os.File, error) {
-	_, handles, err := f.takeFiles(nil)
-	return filesOf(handles), err
+// staged are the files that this process has sent to an end that it has opened
+// itself, which in most cases it still has. They are kept by handle, of which there
+// are not many, and an entry whose handle another process has taken away is
+// replaced when the number is used again.
+var staged struct {
+	mu    sync.Mutex // guards files
+	files map[uint32]stagedFile
 }
 
-// recvRights receives some data, and the files that it comes behind.
-func (f *fd) recvRights(p []byte) (int, []*os.File, error) {
-	n, handles, err := f.takeFiles(p)
+// A stagedFile says what record it was sent in, on which end of which pipe.
+type stagedFile struct {
+	id     [16]byte
+	pipe   string
+	server bool
+}
+
+func (f *fd) rememberStaged(r *record) {
+	staged.mu.Lock()
+	defer staged.mu.Unlock()
+	if staged.files == nil {
+		staged.files = make(map[uint32]stagedFile)
+	}
+	for _, file := range r.files {
+		staged.files[file] = stagedFile{r.id, f.pipe, f.server}
+	}
+}
+
+// takeStaged takes the handles of a record that this process has sent to itself,
+// on the other end of this pipe. Only such a record has them: nobody can write to
+// this end but who has the other one, who cannot read there what this process
+// wrote.
+func (f *fd) takeStaged(r *record) (handles []syscall.Handle, ok bool) {
+	staged.mu.Lock()
+	defer staged.mu.Unlock()
+	want := stagedFile{r.id, f.pipe, !f.server}
+	for _, file := range r.files {
+		if staged.files[file] != want {
+			return nil, false
+		}
+	}
+	for _, file := range r.files {
+		if _, once := staged.files[file]; once { // a file that stands in it twice is one
+			delete(staged.files, file)
+			handles = append(handles, syscall.Handle(file))
+		}
+	}
+	return handles, len(handles) == len(r.files)
+}
+
+// theRest stands for as many bytes behind a record as its message has.
+const theRest = -1
+
+// recvFiles receives a record and the zero byte that files travel with. Other data is
+// left for the next read.
+func (f *fd) recvFiles(max int) ([]*os.File, error) {
+	behind := len(zeroByte)
+	if f.kind == messages {
+		behind = theRest
+	}
+	_, files, err := f.takeFiles(behind, max, true)
+	return files, err
+}
+
+// recvRights receives some data, and at most max files that it comes with.
+func (f *fd) recvRights(p []byte, max int) (int, []*os.File, error) {
+	data, files, err := f.takeFiles(len(p), max, false)
 	if err == ErrNoFiles {
-		n, err = f.read(p)
+		n, err := f.read(p)
+		return n, nil, err
 	}
-	return n, filesOf(handles), err
+	return copy(p, data), files, err
 }
 
-// filesOf returns the files of the handles. The connection is not locked meanwhile,
-// for os.NewFile may have to wait: see Conn.RecvFiles.
-func filesOf(handles []syscall.Handle) (files []*os.File) {
-	for _, h := range handles {
-		files = append(files, os.NewFile(uintptr(h), "received"))
+// recvWithFiles receives one message into p and the files that came with it.
+func (f *fd) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
+	data, files, err := f.takeFiles(theRest, max, false)
+	switch {
+	case errors.Is(err, ErrNoFiles):
+		n, err := f.recv(p)
+		return n, nil, err
+	case err == nil && len(data) > len(p):
+		discardFiles(files)
+		files, err = nil, errMsgDropped
 	}
-	return files
+	return copy(p, data), files, err
 }
 
-// takeFiles receives a record, and data of that length behind it, and takes the
-// handles. What is something else is left where it is, and so is a record until it
-// is known that the handles can be taken.
-func (f *fd) takeFiles(data []byte) (n int, handles []syscall.Handle, err error) {
-	h, err := f.enter(reading)
-	if err != nil {
-		return 0, nil, err
+// takeFiles receives a record, and so many bytes of data behind it, and takes the
+// handles, if they are not more than max. What is no record, or not to be believed, is
+// the next to be read; so is the data, if it should be the zero byte alone and is not.
+func (f *fd) takeFiles(behind, max int, alone bool) (data []byte, files []*os.File, err error) {
+	l := limits{deadlines: reading}
+	if err := f.acquire(l, reading); err != nil {
+		return nil, nil, err
 	}
-	defer f.leave(h)
-	r, size, err := f.nextRecord(h, len(data))
-	if err != nil {
-		return 0, nil, err
+	defer f.release(reading)
+	if f.r.arriving == nil {
+		handles, data, err := f.takeHandles(l, behind)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := checkReceived(len(handles), max); err != nil {
+			wrappers <- struct{}{}
+			pipeEnds.do(len(handles), closeGrace, func(i int) { syscall.CloseHandle(handles[i]) })
+			f.leaveData(data, alone)
+			return data, nil, err
+		}
+		f.r.arriving = wrap(handles, data, openReceived)
 	}
-	if err := r.open(); err != nil {
-		return 0, nil, &classified{&classified{err, ErrUntrusted}, ErrNoFiles}
+	if err := f.receive(l, f.r.arriving.done); err != nil {
+		return nil, nil, err // the next RecvFiles gets them
 	}
-	defer r.release()
-	p := make([]byte, size+len(data))
-	for n, _, err = f.receive(h, p); err == nil && n < len(p); {
-		var m int
-		m, _, err = f.receiveRest(h, p[n:])
-		n += m
-	}
-	if err != nil {
-		return 0, nil, err
-	}
-	if handles, err = r.take(); err != nil {
-		err = &classified{err, ErrUntrusted}
-	}
-	return copy(data, p[size:]), handles, err
+	files, data = f.r.arriving.files, f.r.arriving.behind
+	f.r.arriving = nil
+	f.leaveData(data, alone)
+	return data, files, nil
 }
 
-// nextRecord waits until there is something to read, and returns the record and its
-// length if it is one, with so many bytes behind it. It reads nothing but an empty
-// message, which it holds for the next read.
-func (f *fd) nextRecord(h *half, behind int) (r *record, size int, err error) {
-	p := make([]byte, recordMax+behind)
+// leaveData leaves the data behind a record for the next read, if it should be the
+// zero byte alone and is something else.
+func (f *fd) leaveData(data []byte, alone bool) {
+	if alone && string(data) != string(zeroByte[:]) {
+		f.r.unread.Store(&data)
+	}
+}
+
+// giveUpArriving is for a read that comes after a RecvFiles which was too late for its
+// files: nobody asked for them, and the data that they came with is the next to be read.
+func (f *fd) giveUpArriving() {
+	a := f.r.arriving
+	if a == nil {
+		return
+	}
+	f.r.arriving = nil
+	a.abandon()
+	if len(a.behind) > 0 || f.kind == messages {
+		f.r.unread.Store(&a.behind)
+	}
+}
+
+// takeHandles reads a record, and then judges it. If it takes handles, it has also
+// taken one of the wrappers.
+func (f *fd) takeHandles(l limits, behind int) (handles []syscall.Handle, rest []byte, err error) {
+	text, err := f.readRecord(l, behind)
+	if err != nil {
+		return nil, nil, err
+	}
+	r, size, err := parseRecord(text)
+	if err == nil && (r == nil || behind != theRest && len(text) != size+behind) {
+		err = ErrNoFiles
+	}
+	if err == nil {
+		err = f.receive(l, wrappers)
+	}
+	if err == nil {
+		if handles, err = f.claim(r); err != nil {
+			wrappers <- struct{}{}
+		}
+	}
+	if err != nil {
+		if !errors.Is(err, errTaken) {
+			f.r.unread.Store(&text)
+		}
+		return nil, nil, err
+	}
+	return handles, text[size:], nil
+}
+
+// readRecord waits until there is something to read. If that looks like a record,
+// with so many bytes behind it, or theRest of a message, it returns it, or what is there in its place when
+// it has read it. If it does not, it reads nothing but an empty message.
+//
+// A record comes by one WriteFile, so all of it is there or nothing. It is read at
+// once, whatever the deadline; what was withdrawn meanwhile is waited for again.
+func (f *fd) readRecord(l limits, behind int) ([]byte, error) {
+	if unread := f.r.unread.Load(); unread != nil {
+		if _, err := f.expired(l); err != nil {
+			return nil, err
+		}
+		f.r.unread.Store(nil)
+		return *unread, nil
+	}
+	p := make([]byte, recordMax+max(behind, 0))
 	pauses := patience{ctx: context.Background()}
 	defer pauses.stop()
-	for woken := false; !h.held.Load(); woken = true {
+	for woken := false; ; woken = true {
+		if _, err := f.expired(l); err != nil {
+			return nil, err
+		}
 		n, _, left, err := peekMessage(f.sys, p)
 		if err != nil {
-			return nil, 0, readError("PeekNamedPipe", err)
+			return nil, readError("PeekNamedPipe", err)
 		}
 		if n > 0 {
 			r, size, err := parseRecord(p[:n])
-			if err == nil && (r == nil || n < size+behind || f.kind == messages && n+left != size+behind) {
+			if size += behind; behind == theRest {
+				size = n + left
+			}
+			if err == nil && (r == nil || n+left < size || f.kind == messages && n+left != size) {
 				err = ErrNoFiles
 			}
-			return r, size, err
+			if err != nil {
+				return nil, err
+			}
+			if text, err := f.readCandidate(size); err != errOverBudget {
+				return text, err
+			}
+			continue // it was withdrawn
 		}
 		if woken { // by an empty write to a stream, which may go on waking
 			pauses.pause()
 		}
-		_, more, err := f.receive(h, nil)
+		_, more, err := f.readPart(l, nil)
 		if err != nil {
-			return nil, 0, err
+			return nil, err
 		}
-		h.held.Store(f.kind == messages && !more)
+		if f.kind == messages && !more {
+			return []byte{}, nil
+		}
 	}
-	return nil, 0, ErrNoFiles
 }
 
-// open opens the holder, if the seals are there.
-func (r *record) open() (err error) {
-	r.holder = currentProcess
-	if int(r.pid) != os.Getpid() {
-		if r.holder, err = syscall.OpenProcess(processDupHandle, false, r.pid); err != nil {
-			return os.NewSyscallError("OpenProcess", err)
-		}
+// readCandidate reads so many bytes, or the message that took the place of the one
+// of that length.
+func (f *fd) readCandidate(size int) ([]byte, error) {
+	text := make([]byte, size)
+	n, more, err := f.readNow(text)
+	text = text[:n]
+	for more && err == nil {
+		text = grow(text, 64<<10)
+		n, more, err = f.readNow(text[len(text):cap(text)])
+		text = text[:len(text)+n]
 	}
-	for _, f := range r.files {
-		if err = r.verify(f); err != nil {
-			r.release()
-			return err
-		}
-	}
-	return nil
+	return text, err
 }
 
-// verify looks for the seal of a file.
-func (r *record) verify(f sealedFile) error {
-	seal, err := duplicateHandle(r.holder, syscall.Handle(f.seal), currentProcess, syscall.DUPLICATE_SAME_ACCESS)
+// errTaken says that handles were taken, or tried to, so that the record is none of
+// the data that the next read gets.
+var errTaken = &ruleError{what: "the files are gone"}
+
+// claim takes the handles of a record, if it is to be believed.
+func (f *fd) claim(r *record) ([]syscall.Handle, error) {
+	self := uint32(os.Getpid())
+	maker, err := f.makerOfPeer()
 	if err != nil {
-		return err
+		return nil, untrusted(err)
 	}
-	count, limit, err := semaphoreOf(seal)
-	if err == nil && (count != r.count || limit != f.limit()) {
-		err = &ruleError{what: "the peer tells of files that it has not sent"}
+	if r.pid == self && maker == self {
+		if handles, ok := f.takeStaged(r); ok {
+			return handles, nil
+		}
 	}
-	syscall.CloseHandle(seal)
-	return err
+	unknown := maker == self && !(f.server && f.dynamic) // the token would be this process's own
+	if unknown && r.pid == self {
+		return nil, untrusted(errForged)
+	}
+	holder := currentProcess
+	if r.pid != self {
+		const access = processDupHandle | readControl | processQueryLimitedInformation
+		if holder, err = syscall.OpenProcess(access, false, r.pid); err != nil {
+			return nil, untrusted(os.NewSyscallError("OpenProcess", err))
+		}
+		defer syscall.CloseHandle(holder)
+	}
+	if unknown {
+		err = judgeChild(holder)
+	} else {
+		err = f.judge(holder, r.pid == maker)
+	}
+	if err != nil {
+		return nil, untrusted(err)
+	}
+	return takeFrom(holder, r.files)
 }
 
-// taking is held from the last look at the seal of a file until that is taken, so
-// that of a record that was sent twice, and of a file that stands in it twice, only
-// one counts: what has the number of a handle that was taken is something else.
-var taking sync.Mutex
+// untrusted is the error of a record that is not believed, and so is data.
+func untrusted(err error) error { return &classified{&classified{err, ErrUntrusted}, ErrNoFiles} }
 
-// take takes the handles away from the holder, all or none, and closes the seals.
-func (r *record) take() (handles []syscall.Handle, err error) {
-	taking.Lock()
-	defer taking.Unlock()
-	for _, f := range r.files {
-		if e := r.verify(f); e != nil {
-			err = e
-			continue
-		}
-		closeIn(r.holder, syscall.Handle(f.seal))
-		h, e := moveHandle(r.holder, syscall.Handle(f.file), currentProcess)
+// errForged refuses to take handles that the sender could not have put there.
+var errForged = &ruleError{what: "the peer tells of files that it has not sent"}
+
+// takeFrom takes the handles away from the holder, all or none.
+func takeFrom(holder syscall.Handle, files []uint32) (handles []syscall.Handle, err error) {
+	for _, file := range files {
+		h, e := moveHandle(holder, syscall.Handle(file), currentProcess)
 		if e != nil {
 			err = e
 			continue
@@ -3249,10 +4106,144 @@ func (r *record) take() (handles []syscall.Handle, err error) {
 		for _, h := range handles {
 			syscall.CloseHandle(h)
 		}
-		return nil, err
+		return nil, &classified{&classified{err, ErrUntrusted}, errTaken}
 	}
 	return handles, nil
 }
+
+// judge returns why the sender could not have put handles into the holder itself,
+// or nil. own says that the holder has the number of the sender's process.
+func (f *fd) judge(holder syscall.Handle, own bool) error {
+	if !f.server {
+		return f.judgeServer(holder)
+	}
+	token, err := f.clientToken()
+	if err != nil {
+		return err
+	}
+	defer token.Close()
+	if mayOpen(token, holder, processDupHandle) || own && f.isPeer(holder) && isTokenOf(token, holder) {
+		return nil
+	}
+	return errForged
+}
+
+// judgeServer is judge where the sender is the server.
+func (f *fd) judgeServer(holder syscall.Handle) error {
+	owner, trusted, err := f.owner()
+	switch {
+	case err != nil:
+		return err
+	case !trusted:
+		return errForged
+	case owner == sidSystem || owner == sidAdministrators:
+		return nil
+	}
+	token, err := f.serverToken()
+	if err == nil {
+		defer token.Close()
+		if mayOpen(token, holder, processDupHandle) {
+			return nil
+		}
+		return errForged
+	}
+	return f.judgeLabel()
+}
+
+// judgeChild is judge where this process gave the other end away: the holder must
+// be a child of it.
+func judgeChild(holder syscall.Handle) error {
+	parent, err := parentOf(holder)
+	if err != nil {
+		return err
+	}
+	born, err := createdAt(holder)
+	if err != nil {
+		return err
+	}
+	self, err := createdAt(currentProcess)
+	if err != nil {
+		return err
+	}
+	if parent != uint32(os.Getpid()) || born < self { // or of one that had this number before
+		return errForged
+	}
+	return nil
+}
+
+// judgeLabel believes a server of this user whose token cannot be read. An ordinary
+// process cannot read that of an elevated one, which may do everything to it. A
+// sandbox gives itself away by the label that its pipe got from the kernel. An
+// elevated process can read every token of its user, unless it is kept from that.
+func (f *fd) judgeLabel() error {
+	own, err := integrityOf(currentProcessToken)
+	if err != nil {
+		return err
+	}
+	var label uint32
+	err = f.control("", func(h syscall.Handle) (err error) {
+		label, err = labelOf(h)
+		return err
+	})
+	if err == nil && (own > integrityMedium || label < own) {
+		err = errForged
+	}
+	return err
+}
+
+// An arrival is files that were taken and are not yet made files of os.
+type arrival struct {
+	done   chan struct{} // closed when files is there
+	files  []*os.File
+	behind []byte // the data behind the record
+	gone   atomic.Bool
+}
+
+// wrap makes files of the handles, in another goroutine. os.NewFile asks the kernel
+// of which kind each is, and the kernel lets nobody see that of a file that is not
+// overlapped while any process waits in a read of it. RecvFiles must not wait for
+// that longer than its deadline.
+func wrap(handles []syscall.Handle, behind []byte, open func(syscall.Handle) *os.File) *arrival {
+	a := &arrival{done: make(chan struct{}), behind: behind}
+	go func() {
+		for _, h := range handles {
+			a.files = append(a.files, open(h))
+		}
+		close(a.done)
+		if a.gone.Load() {
+			discardFiles(a.files)
+		}
+		wrappers <- struct{}{}
+	}()
+	return a
+}
+
+// abandon closes the files, which nobody will ask for: now, or when wrap is done
+// with them. A file may be closed twice.
+func (a *arrival) abandon() {
+	a.gone.Store(true)
+	select {
+	case <-a.done:
+		discardFiles(a.files)
+	default:
+	}
+}
+
+func openReceived(h syscall.Handle) *os.File { return os.NewFile(uintptr(h), "received") }
+
+// wrappersMax is how many calls of wrap may be under way. Each may hold a thread for
+// as long as another process likes, and a Go program has 10000 threads at most.
+// RecvFiles waits for its turn, as long as its deadline lets it.
+const wrappersMax = 16
+
+// wrappers holds an element for each call of wrap that may begin.
+var wrappers = func() chan struct{} {
+	c := make(chan struct{}, wrappersMax)
+	for range wrappersMax {
+		c <- struct{}{}
+	}
+	return c
+}()
 
 // ---------------------------------------------------------------------------
 // Errors
@@ -3318,8 +4309,8 @@ var (
 	ntdll    = syscall.NewLazyDLL("ntdll.dll")
 
 	procCreateEvent             = kernel32.NewProc("CreateEventW")
-	procCreateSemaphore         = kernel32.NewProc("CreateSemaphoreW")
 	procGetHandleInformation    = kernel32.NewProc("GetHandleInformation")
+	procCancelSynchronousIo     = kernel32.NewProc("CancelSynchronousIo")
 	procSetEvent                = kernel32.NewProc("SetEvent")
 	procGetOverlappedResult     = kernel32.NewProc("GetOverlappedResult")
 	procConnectNamedPipe        = kernel32.NewProc("ConnectNamedPipe")
@@ -3336,6 +4327,8 @@ var (
 	procServerProcessID         = kernel32.NewProc("GetNamedPipeServerProcessId")
 	procServerSessionID         = kernel32.NewProc("GetNamedPipeServerSessionId")
 
+	procAccessCheck                = advapi32.NewProc("AccessCheck")
+	procDuplicateToken             = advapi32.NewProc("DuplicateToken")
 	procCheckTokenMembership       = advapi32.NewProc("CheckTokenMembership")
 	procGetKernelObjectSecurity    = advapi32.NewProc("GetKernelObjectSecurity")
 	procImpersonateNamedPipeClient = advapi32.NewProc("ImpersonateNamedPipeClient")
@@ -3346,7 +4339,7 @@ var (
 	procSecurityDescriptorToString = advapi32.NewProc("ConvertSecurityDescriptorToStringSecurityDescriptorW")
 	procNtCreateNamedPipeFile      = ntdll.NewProc("NtCreateNamedPipeFile")
 	procNtQueryInformationFile     = ntdll.NewProc("NtQueryInformationFile")
-	procNtQuerySemaphore           = ntdll.NewProc("NtQuerySemaphore")
+	procNtQueryInformationProcess  = ntdll.NewProc("NtQueryInformationProcess")
 	procNtQueryVolumeInformation   = ntdll.NewProc("NtQueryVolumeInformationFile")
 	procRtlNtStatusToDosError      = ntdll.NewProc("RtlNtStatusToDosError")
 )
@@ -3706,18 +4699,10 @@ func closeIn(process, h syscall.Handle) {
 	syscall.DuplicateHandle(process, h, 0, nil, 0, false, syscall.DUPLICATE_CLOSE_SOURCE)
 }
 
-func createSemaphore(count, limit uint32) (syscall.Handle, error) {
-	h, _, errno := syscall.SyscallN(procCreateSemaphore.Addr(), 0, uintptr(count), uintptr(limit), 0)
-	return syscall.Handle(h), os.NewSyscallError("CreateSemaphore", failure(h, errno))
-}
-
-// semaphoreOf returns the count and the maximum of a semaphore.
-func semaphoreOf(h syscall.Handle) (count, limit uint32, err error) {
-	const semaphoreBasicInformation = 0
-	var info struct{ count, limit uint32 } // SEMAPHORE_BASIC_INFORMATION
-	r, _, _ := syscall.SyscallN(procNtQuerySemaphore.Addr(), uintptr(h), semaphoreBasicInformation,
-		uintptr(unsafe.Pointer(&info)), unsafe.Sizeof(info), 0)
-	return info.count, info.limit, os.NewSyscallError("NtQuerySemaphore", ntError(r))
+// cancelSynchronousIO cancels what the thread waits for in a call that is not
+// overlapped, if it does.
+func cancelSynchronousIO(thread syscall.Handle) {
+	syscall.SyscallN(procCancelSynchronousIo.Addr(), uintptr(thread))
 }
 
 // randomBytes fills p from the system's generator for secrets.
@@ -3760,15 +4745,21 @@ func isAdministrator(token syscall.Token) bool {
 // winnt.h: SECURITY_INFORMATION.
 const (
 	ownerGroupAndDACL = 1 | 2 | 4
-	saclAndLabel      = 8 | 0x10
+	labelOnly         = 0x10
+	saclAndLabel      = 8 | labelOnly
 )
 
 // securityOf reads the security descriptor of a handle that has READ_CONTROL.
 func securityOf(h syscall.Handle) (*SecurityDescriptor, error) {
+	return readSecurity(h, ownerGroupAndDACL)
+}
+
+// readSecurity reads parts of a security descriptor.
+func readSecurity(h syscall.Handle, parts uintptr) (*SecurityDescriptor, error) {
 	raw := make([]byte, 512)
 	for {
 		var needed uint32
-		r, _, errno := syscall.SyscallN(procGetKernelObjectSecurity.Addr(), uintptr(h), ownerGroupAndDACL,
+		r, _, errno := syscall.SyscallN(procGetKernelObjectSecurity.Addr(), uintptr(h), parts,
 			uintptr(unsafe.Pointer(&raw[0])), uintptr(len(raw)), uintptr(unsafe.Pointer(&needed)))
 		switch err := failure(r, errno); {
 		case err == nil:
@@ -3778,6 +4769,147 @@ func securityOf(h syscall.Handle) (*SecurityDescriptor, error) {
 		}
 		raw = make([]byte, needed)
 	}
+}
+
+// mayOpen reports whether the kernel would let somebody with the token open the
+// process with the rights. The process must have been opened with READ_CONTROL. It
+// asks for the label along with the rest, so that the integrity levels count too.
+func mayOpen(token syscall.Token, process syscall.Handle, rights uint32) bool {
+	sd, err := readSecurity(process, ownerGroupAndDACL|labelOnly)
+	if err != nil {
+		return false
+	}
+	if token == currentProcessToken { // AccessCheck takes no primary token
+		if token, err = tokenOf(currentProcess); err != nil {
+			return false
+		}
+		defer token.Close()
+	}
+	// GENERIC_MAPPING of processes: read, write, execute, all (ReactOS
+	// ntoskrnl/ps/psmgr.c: PspProcessMapping). It says that PROCESS_DUP_HANDLE is a
+	// right to write, which the label of a process denies those below it.
+	mapping := [4]uint32{0x20410, 0x20bea, 0x121001, 0x1fffff}
+	privileges := [64]uint32{} // PRIVILEGE_SET, which stays empty for these rights
+	size := uint32(unsafe.Sizeof(privileges))
+	var granted uint32
+	var ok int32
+	r, _, _ := syscall.SyscallN(procAccessCheck.Addr(), uintptr(unsafe.Pointer(&sd.raw[0])), uintptr(token), uintptr(rights),
+		uintptr(unsafe.Pointer(&mapping)), uintptr(unsafe.Pointer(&privileges)), uintptr(unsafe.Pointer(&size)),
+		uintptr(unsafe.Pointer(&granted)), uintptr(unsafe.Pointer(&ok)))
+	return r != 0 && ok != 0
+}
+
+// tokenOf returns the token of a process, to be asked about (SecurityIdentification).
+func tokenOf(process syscall.Handle) (syscall.Token, error) {
+	var primary, token syscall.Token
+	if err := syscall.OpenProcessToken(process, syscall.TOKEN_QUERY|syscall.TOKEN_DUPLICATE, &primary); err != nil {
+		return 0, os.NewSyscallError("OpenProcessToken", err)
+	}
+	defer primary.Close()
+	const securityIdentification = 1 // winnt.h: SECURITY_IMPERSONATION_LEVEL
+	r, _, errno := syscall.SyscallN(procDuplicateToken.Addr(), uintptr(primary), securityIdentification, uintptr(unsafe.Pointer(&token)))
+	return token, os.NewSyscallError("DuplicateToken", failure(r, errno))
+}
+
+// isTokenOf reports whether the token was taken from the process, or from one that
+// has the very same rights: a copy keeps the ModifiedId, which changes with every
+// change of groups, privileges or restrictions.
+func isTokenOf(token syscall.Token, process syscall.Handle) bool {
+	var primary syscall.Token
+	if syscall.OpenProcessToken(process, syscall.TOKEN_QUERY, &primary) != nil {
+		return false
+	}
+	defer primary.Close()
+	a, errA := modifiedID(token)
+	b, errB := modifiedID(primary)
+	return errA == nil && errB == nil && a == b
+}
+
+// modifiedID returns TOKEN_STATISTICS.ModifiedId of winnt.h.
+func modifiedID(token syscall.Token) ([2]uint32, error) {
+	var statistics [14]uint32
+	n := uint32(unsafe.Sizeof(statistics))
+	err := syscall.GetTokenInformation(token, syscall.TokenStatistics, (*byte)(unsafe.Pointer(&statistics)), n, &n)
+	return [2]uint32{statistics[12], statistics[13]}, os.NewSyscallError("GetTokenInformation", err)
+}
+
+// integrityMedium is SECURITY_MANDATORY_MEDIUM_RID of winnt.h, the level of what has
+// no label.
+const integrityMedium = 0x2000
+
+// integrityOf returns the integrity level of a token.
+func integrityOf(token syscall.Token) (uint32, error) {
+	sids, err := tokenSIDs(token, syscall.TokenIntegrityLevel)
+	if err != nil {
+		return 0, err
+	}
+	return integrityLevel(sids[0]), nil
+}
+
+// integrityLevel returns the number at the end of the SID of a level.
+func integrityLevel(sid string) uint32 {
+	n, _ := strconv.ParseUint(sid[strings.LastIndexByte(sid, '-')+1:], 10, 32)
+	return uint32(n)
+}
+
+// labelOf returns the integrity level of the label of a handle.
+func labelOf(h syscall.Handle) (uint32, error) {
+	sd, err := readSecurity(h, labelOnly)
+	if err != nil {
+		return 0, err
+	}
+	const labelACE = 0x11 // winnt.h: SYSTEM_MANDATORY_LABEL_ACE_TYPE
+	for _, e := range sd.entries(sd.word(12)) {
+		if e.kind == labelACE {
+			return integrityLevel(e.sid), nil
+		}
+	}
+	return integrityMedium, nil
+}
+
+// tokenSIDs returns the SIDs in the answer to a question about a token: one, or
+// those of a TOKEN_GROUPS. There may be none.
+func tokenSIDs(token syscall.Token, question uint32) (sids []string, err error) {
+	size := uint32(256)
+	for {
+		info := make([]uintptr, (size+7)/uint32(unsafe.Sizeof(uintptr(0)))) // aligned for pointers
+		err := syscall.GetTokenInformation(token, question, (*byte)(unsafe.Pointer(&info[0])), size, &size)
+		if err == syscall.ERROR_INSUFFICIENT_BUFFER {
+			continue
+		}
+		if err != nil {
+			return nil, os.NewSyscallError("GetTokenInformation", err)
+		}
+		groups := unsafe.Slice((*syscall.SIDAndAttributes)(unsafe.Pointer(&info[0])), 1)
+		if question == tokenRestrictedSids {
+			list := (*tokenGroups)(unsafe.Pointer(&info[0]))
+			groups = unsafe.Slice(&list.first, min(int(list.count), len(info)/2))
+		}
+		for _, g := range groups {
+			if g.Sid == nil {
+				continue
+			}
+			sid, err := g.Sid.String()
+			if err != nil {
+				return nil, os.NewSyscallError("ConvertSidToStringSid", err)
+			}
+			sids = append(sids, sid)
+		}
+		runtime.KeepAlive(info)
+		return sids, nil
+	}
+}
+
+// winnt.h: TOKEN_INFORMATION_CLASS, TOKEN_GROUPS. A TOKEN_APPCONTAINER_INFORMATION
+// is one pointer to a SID, which is nil outside an AppContainer.
+const (
+	tokenRestrictedSids  = 11
+	tokenAppContainerSid = 31
+)
+
+type tokenGroups struct {
+	count uint32
+	first syscall.SIDAndAttributes
 }
 
 const sddlRevision = 1 // sddl.h: SDDL_REVISION_1

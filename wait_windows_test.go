@@ -1,0 +1,361 @@
+package ipc_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/interprocess-go/ipc"
+)
+
+// What ends a wait, and what a wait that ended early leaves behind.
+
+// stuckWrite waits in a write that nobody reads.
+func stuckWrite(t *testing.T, c *ipc.PipeConn) <-chan error {
+	t.Helper()
+	done := begin(func() error { _, err := c.Write(make([]byte, 1<<20)); return err })
+	awaitParked(t, "(*Conn).Write", 1)
+	return done
+}
+
+// Each wait here is one for another operation of the same end, which nothing ends
+// but Close. Its own deadline or context must end it.
+func TestLimitsEndWaitsForOtherOperations(t *testing.T) {
+	question := []byte("question")
+	for _, test := range []struct {
+		name  string
+		first func(t *testing.T, c *ipc.PipeConn) <-chan error
+		then  func(c *ipc.PipeConn, ctx context.Context) error
+	}{
+		{"Flush during Write", stuckWrite, func(c *ipc.PipeConn, ctx context.Context) error { return c.Flush(ctx) }},
+		{"Transact during Write", stuckWrite, func(c *ipc.PipeConn, ctx context.Context) error {
+			_, err := c.Transact(ctx, question, make([]byte, 9))
+			return err
+		}},
+		{"Transact during Read", func(t *testing.T, c *ipc.PipeConn) <-chan error {
+			done := beginRead(c)
+			awaitParked(t, "(*Conn).Read", 1)
+			return done
+		}, func(c *ipc.PipeConn, ctx context.Context) error {
+			_, err := c.Transact(ctx, question, make([]byte, 9))
+			return err
+		}},
+		{"Flush during Flush", func(t *testing.T, c *ipc.PipeConn) <-chan error {
+			send(t, c, "unread")
+			done := begin(func() error { return c.Flush(background()) })
+			awaitParked(t, "(*PipeConn).Flush", 1)
+			return done
+		}, func(c *ipc.PipeConn, ctx context.Context) error { return c.Flush(ctx) }},
+		{"Write during Flush", func(t *testing.T, c *ipc.PipeConn) <-chan error {
+			send(t, c, "unread")
+			done := begin(func() error { return c.Flush(background()) })
+			awaitParked(t, "(*PipeConn).Flush", 1)
+			return done
+		}, func(c *ipc.PipeConn, _ context.Context) error { return nil }},
+		{"Write during Transact", func(t *testing.T, c *ipc.PipeConn) <-chan error {
+			done := begin(func() error { _, err := c.Transact(background(), question, make([]byte, 9)); return err })
+			awaitParked(t, "(*PipeConn).Transact", 1)
+			return done
+		}, func(c *ipc.PipeConn, _ context.Context) error { return nil }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			story(t)
+			client, _ := connectPipe(t, ipc.PipeConfig{Messages: true})
+			first := test.first(t, client)
+			for range 3 {
+				ctx, cancel := context.WithTimeout(background(), brief)
+				if err := test.then(client, ctx); err != nil {
+					timedOut(t, err)
+				}
+				cancel()
+			}
+			ctx, cancel := context.WithCancel(background())
+			time.AfterFunc(brief, cancel)
+			if err := test.then(client, ctx); err != nil {
+				matches(t, err, context.Canceled)
+			}
+			cancel()
+			if test.name == "Transact during Read" {
+				must(t, client.Close())
+				matches(t, <-first, net.ErrClosed)
+				return
+			}
+			// A deadline that comes while it waits, which is for writing. It ends
+			// what is under way as well.
+			second := begin(func() error { _, err := client.Write(make([]byte, 1)); return err })
+			awaitParked(t, "(*Conn).Write", 1)
+			must(t, client.SetWriteDeadline(time.Now().Add(brief)))
+			timedOut(t, <-second)
+			timedOut(t, <-first)
+		})
+	}
+}
+
+// A deadline that is set before counts as well.
+func TestFlushAndTransactEndAtTheDeadline(t *testing.T) {
+	story(t)
+	client, _ := connectPipe(t, ipc.PipeConfig{Messages: true})
+	send(t, client, "unread")
+	for _, set := range []func(time.Time) error{client.SetWriteDeadline, client.SetDeadline} {
+		must(t, set(time.Now().Add(brief)))
+		timedOut(t, client.Flush(background()))
+		timedOut(t, client.Flush(background()))
+	}
+	must(t, client.SetDeadline(time.Time{}))
+	for _, set := range []func(time.Time) error{client.SetWriteDeadline, client.SetReadDeadline} {
+		must(t, set(time.Now().Add(brief)))
+		_, err := client.Transact(background(), []byte("question"), make([]byte, 9))
+		timedOut(t, err)
+		must(t, set(time.Time{}))
+	}
+}
+
+// ---------------------------------------------------------------------------
+// What is withdrawn
+
+func TestSendThatTimesOutLeavesNoPartOfAMessage(t *testing.T) {
+	story(t)
+	big := pattern(1 << 20)
+	for round := range 12 {
+		a, b := msgPair(t)
+		received := make(chan []byte, 100)
+		receiving := begin(func() error {
+			small := make([]byte, 100)
+			for i := 0; ; i++ {
+				var msg []byte
+				var err error
+				if (i+round)%2 == 0 {
+					msg, err = b.RecvAppend(nil)
+				} else {
+					var n int
+					n, err = b.Recv(small)
+					msg = small[:n]
+				}
+				if err != nil && !errors.Is(err, ipc.ErrMsgTooLong) {
+					return err
+				}
+				received <- bytes.Clone(msg)
+			}
+		})
+		for range 20 {
+			must(t, a.SetWriteDeadline(time.Now().Add(time.Duration(round)*50*time.Microsecond)))
+			if err := a.Send(big); err != nil {
+				timedOutOrTorn(t, err)
+			}
+			must(t, a.SetWriteDeadline(time.Time{}))
+			if err := a.Send([]byte("next")); err != nil {
+				matches(t, err, syscall.EPIPE) // a part of the one before may have been read
+				break
+			}
+		}
+		must(t, a.Close())
+		if err := <-receiving; err != io.EOF && !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		close(received)
+		for msg := range received {
+			if string(msg) != "next" && !bytes.Equal(msg, big) && !bytes.Equal(msg, big[:100]) {
+				t.Fatalf("round %d: a message of %d bytes, %.20q ... %q", round, len(msg), msg, msg[max(len(msg)-20, 0):])
+			}
+		}
+		must(t, b.Close())
+	}
+}
+
+func timedOutOrTorn(t *testing.T, err error) {
+	t.Helper()
+	if !errors.Is(err, syscall.EPIPE) {
+		timedOut(t, err)
+	}
+}
+
+func TestMessageThatWasReadInPartIsTheLast(t *testing.T) {
+	story(t)
+	client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
+	must(t, client.SetWriteDeadline(time.Now().Add(10*brief)))
+	sending := begin(func() error { return client.WriteMessage(pattern(1 << 20)) })
+	n, more, err := server.ReadMessage(make([]byte, 512))
+	if n != 512 || !more || err != nil {
+		t.Fatalf("%d, %v, %v", n, more, err)
+	}
+	timedOut(t, <-sending)
+	must(t, client.SetWriteDeadline(time.Time{}))
+	for range 2 {
+		matches(t, client.WriteMessage([]byte("next")), syscall.EPIPE)
+		_, err = client.Write([]byte("next"))
+		matches(t, err, syscall.EPIPE)
+		matches(t, client.SendFiles(textFile(t, "next")), syscall.EPIPE)
+	}
+	send(t, server, "the other way") // goes on
+	expectMessage(t, client, "the other way")
+	must(t, client.Close())
+	if n, _, err := server.ReadMessage(make([]byte, 512)); n != 0 || err != io.EOF {
+		t.Errorf("%d, %v", n, err)
+	}
+}
+
+// Where nothing can have been read of it, a message that is withdrawn is no loss.
+func TestMessageThatWasNotReadMayBeFollowed(t *testing.T) {
+	story(t)
+	a, b := msgPair(t)
+	sent := 0
+	for {
+		must(t, a.SetWriteDeadline(time.Now().Add(brief)))
+		err := a.Send(pattern(4000))
+		if err != nil {
+			timedOut(t, err)
+			break
+		}
+		sent++
+	}
+	must(t, a.SetWriteDeadline(time.Time{}))
+	for range sent {
+		msg, err := b.RecvAppend(nil)
+		if must(t, err); !bytes.Equal(msg, pattern(4000)) {
+			t.Fatalf("%d bytes", len(msg))
+		}
+	}
+	must(t, a.Send([]byte("next")))
+	hear(t, b, "next")
+}
+
+func TestSendFilesThatTimesOutLeavesWhatFollows(t *testing.T) {
+	overEachPair(t, func(t *testing.T, a, b carrier) {
+		f := textFile(t, "x")
+		var files [50]*os.File
+		for i := range files {
+			files[i] = f
+		}
+		filler, data := string(pattern(64<<10)), string(pattern(5000))
+		for round := range 20 {
+			say(t, a, filler) // so that the record has to wait
+			must(t, a.SetWriteDeadline(time.Now().Add(time.Duration(round)*time.Millisecond)))
+			sending := begin(func() error { return a.SendFiles(files[:]...) })
+			hear(t, b, filler)
+			receiving := begin(func() error {
+				got, err := b.RecvFiles(len(files))
+				for _, f := range got {
+					f.Close()
+				}
+				return err
+			})
+			err := <-sending
+			must(t, a.SetWriteDeadline(time.Time{}))
+			if errors.Is(err, syscall.EPIPE) {
+				t.Fatal(err)
+			}
+			say(t, a, data)
+			if err == nil {
+				must(t, <-receiving)
+			} else {
+				timedOut(t, err)
+				if err := <-receiving; !errors.Is(err, ipc.ErrNoFiles) && !errors.Is(err, ipc.ErrUntrusted) {
+					t.Fatal(err)
+				}
+			}
+			hear(t, b, data)
+		}
+		filesStillPass(t, a, b)
+	})
+}
+
+// ---------------------------------------------------------------------------
+// Listeners
+
+func TestListenerControlMayUseTheListener(t *testing.T) {
+	story(t)
+	l := listen(t, nameAddr(t))
+	raw, err := l.SyscallConn()
+	must(t, err)
+	must(t, raw.Control(func(uintptr) {
+		must(t, l.SetDeadline(time.Now().Add(soon)))
+		must(t, raw.Control(func(h uintptr) {
+			kind, err := syscall.GetFileType(syscall.Handle(h))
+			if must(t, err); kind != syscall.FILE_TYPE_PIPE {
+				t.Errorf("type %d", kind)
+			}
+		}))
+		serves(t, l, l.Addr().(ipc.Addr))
+		must(t, l.Close())
+	}))
+	matches(t, raw.Control(func(uintptr) { t.Error("it is closed") }), net.ErrClosed)
+}
+
+func TestClientsThatLeftMakeRoomWithoutAccept(t *testing.T) {
+	for _, d := range []ipc.Direction{ipc.Duplex, ipc.ClientToServer, ipc.ServerToClient} {
+		t.Run(d.String(), func(t *testing.T) {
+			story(t)
+			l, path := listenPipe(t, ipc.PipeConfig{Direction: d, Backlog: 2})
+			for range 10 { // dialPipe gives up if there is no room
+				must(t, dialPipe(t, path, ipc.PipeDialer{Direction: d}).Close())
+			}
+			must(t, l.Close())
+		})
+	}
+}
+
+func TestAcceptsHoldNoThread(t *testing.T) {
+	story(t)
+	l := listen(t, nameAddr(t))
+	before := threads()
+	done := make(chan error)
+	const many = 50
+	for range many {
+		go func() { _, err := l.Accept(); done <- err }()
+	}
+	awaitParked(t, "(*Listener).AcceptConn", many)
+	if n := threads() - before; n > many/2 {
+		t.Errorf("%d accepts take %d threads", many, n)
+	}
+	must(t, l.SetDeadline(time.Now().Add(brief)))
+	for range many {
+		timedOut(t, <-done)
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Other handles of the same end
+
+// What another handle of the end has under way is not cancelled by Flush and Close.
+func TestCloseLeavesOtherHandlesAlone(t *testing.T) {
+	story(t)
+	client, server := connectPipe(t, byteType)
+	event, _, err := createEvent.Call(0, 1, 0, 0)
+	if event == 0 {
+		t.Fatal(err)
+	}
+	defer syscall.CloseHandle(syscall.Handle(event))
+	h := handleOf(t, client)
+	defer syscall.CloseHandle(h)
+	read := &struct { // in the heap
+		overlapped syscall.Overlapped
+		room       [1]byte
+	}{}
+	read.overlapped.HEvent = syscall.Handle(event)
+	var n uint32
+	if err := syscall.ReadFile(h, read.room[:], &n, &read.overlapped); err != syscall.ERROR_IO_PENDING {
+		t.Fatal(err)
+	}
+	send(t, client, "unread")
+	ctx, cancel := context.WithTimeout(background(), brief)
+	defer cancel()
+	timedOut(t, client.Flush(ctx))
+	flushed := begin(func() error { return client.Flush(background()) })
+	awaitParked(t, "(*PipeConn).Flush", 1)
+	must(t, client.Close())
+	matches(t, <-flushed, net.ErrClosed)
+	send(t, server, "x")
+	if s, err := syscall.WaitForSingleObject(syscall.Handle(event), uint32(soon/time.Millisecond)); s != 0 {
+		t.Fatal(s, err)
+	}
+	const statusSuccess = 0
+	if read.overlapped.Internal != statusSuccess || read.room[0] != 'x' {
+		t.Errorf("the read ends with %#x, %q", read.overlapped.Internal, read.room)
+	}
+}
