@@ -1361,21 +1361,15 @@ func (c *Conn) CloseRead() error { return c.failed("close", c.fd.closeRead()) }
 func (c *Conn) CloseWrite() error { return c.failed("close", c.fd.closeWrite()) }
 
 // LocalAddr returns the address of this end, an [Addr]: the listener's on the
-// server's side. A client, and an end of a [Pair], has none of its own: on Unix that is
-// Name(""), which prints as "@", on Windows the path of the pipe, \\.\pipe\name. After
-// Close it is Name("") on every system.
-func (c *endpoint) LocalAddr() net.Addr {
-	if c.local == (Addr{}) {
-		return c.fd.localAddr()
-	}
-	return c.local
-}
+// server's side, and none, the zero Addr, on the client's.
+func (c *endpoint) LocalAddr() net.Addr { return c.local }
 
 // RemoteAddr returns the address of the other end, an [Addr]: the one dialed on
-// the client's side. For a client it is what [Conn.LocalAddr] is on that client's side,
-// and on Unix the address that it bound its socket to, if it did.
+// the client's side. A client's is, on Unix, what it bound its socket to; one that
+// bound it to nothing is "@", as in package net. On Windows it is the path of the
+// pipe. The ends of a [Pair] have none, the zero Addr.
 func (c *endpoint) RemoteAddr() net.Addr {
-	if c.remote == (Addr{}) {
+	if c.remote == (Addr{}) && c.local != (Addr{}) {
 		return c.fd.remoteAddr()
 	}
 	return c.remote

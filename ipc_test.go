@@ -1287,7 +1287,9 @@ func TestBothEndsKnowTheAddress(t *testing.T) {
 				t.Errorf("%s address is %v, want %v", what, got, addr)
 			}
 		}
-		isUnnamed(t, client.LocalAddr(), addr)
+		if client.LocalAddr() != (ipc.Addr{}) {
+			t.Errorf("the client's own address is %v", client.LocalAddr())
+		}
 		isUnnamed(t, there.RemoteAddr(), addr)
 		talk(t, client, there)
 		must(t, there.Close())
@@ -1340,14 +1342,9 @@ func TestPairHasNoAddresses(t *testing.T) {
 	for _, got := range []net.Addr{
 		a.LocalAddr(), a.RemoteAddr(), b.LocalAddr(), b.RemoteAddr(), c.LocalAddr(), d.RemoteAddr(),
 	} {
-		if want := "@"; runtime.GOOS != "windows" && got.String() != want {
-			t.Errorf("the address is %q, want %q", got, want)
-		} else if runtime.GOOS == "windows" && !strings.HasPrefix(got.String(), `\\.\pipe\ipc-`) {
-			t.Errorf("the address is %q", got)
+		if got != (ipc.Addr{}) {
+			t.Errorf("an end of a pair has the address %v", got)
 		}
-	}
-	if a.LocalAddr() != b.RemoteAddr() {
-		t.Errorf("the ends have %v and %v", a.LocalAddr(), b.RemoteAddr())
 	}
 }
 
@@ -2191,11 +2188,6 @@ func TestPairIsConnected(t *testing.T) {
 	a, b := pair(t)
 	talk(t, a, b)
 	talk(t, b, a)
-	for _, addr := range []net.Addr{a.LocalAddr(), a.RemoteAddr(), b.LocalAddr(), b.RemoteAddr()} {
-		if addr != (ipc.Addr{}) {
-			t.Errorf("an end of a pair has the address %v", addr)
-		}
-	}
 	must(t, a.Close())
 	expectEOF(t, b)
 }

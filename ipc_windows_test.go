@@ -936,7 +936,7 @@ func TestPeekMessage(t *testing.T) {
 // ---------------------------------------------------------------------------
 // The two ways to wait
 
-const asItIs time.Duration = -1
+const asItIs time.Duration = 0
 
 // limitSpin bounds the waits of the ends unless they are to stay as they are.
 func limitSpin(spin time.Duration, ends ...interface{ SetSpin(time.Duration) }) {
