@@ -696,7 +696,8 @@ type ListenConfig struct {
 func Listen(addr Addr) (*Listener, error) { return ListenConfig{}.Listen(addr) }
 
 // Listen opens a server at addr. The zero Addr takes a fresh private name,
-// which [Listener.Addr] tells.
+// which [Listener.Addr] tells. Clients written with Node.js 20, and many in C, fill up
+// an abstract name with NUL bytes: see [Name] for a server that they reach.
 //
 // On Unix a listener on a path holds an flock(2) on the sibling file path + ".lock"
 // until Close, so that of many starters exactly one gets a stale path. Close removes
@@ -1057,7 +1058,8 @@ func (d Dialer) Dial(addr Addr) (*Conn, error) { return d.DialContext(context.Ba
 // DialContext connects to the server at addr, and gives up when ctx ends: the
 // error then matches [context.Canceled], or [os.ErrDeadlineExceeded] and
 // [context.DeadlineExceeded]. Once connected, ctx has no say any more. Other errors
-// match [ErrNoListener], [ErrUntrusted], or [os.ErrPermission] where the mode of the
+// match [ErrNoListener] (also for an abstract name that the server has filled up with
+// NUL bytes: see [Name]), [ErrUntrusted], or [os.ErrPermission] where the mode of the
 // socket file, of a folder on the way to it, or the access list of the pipe keeps
 // this user out.
 //
@@ -1252,7 +1254,7 @@ func (d *Dialer) trust(fd *fd, addr Addr) error {
 }
 
 // Pair returns two connected ends, for a child process or a test. They have no
-// address. On Unix it is socketpair(2).
+// address of their own: see [Conn.LocalAddr]. On Unix it is socketpair(2).
 func Pair() (*Conn, *Conn, error) {
 	a, b, err := pair(streams)
 	if err != nil {
