@@ -122,14 +122,23 @@ func (e *pipeEnd) BlockingFile() (*os.File, error) {
 	return f, e.failed("file", err)
 }
 
+// mayGo refuses to give an end away if something was read ahead of the caller, which
+// would stay here. Who reads at the moment takes that.
+func (f *fd) mayGo() error {
+	if !f.r.mu.TryLock() {
+		return nil
+	}
+	defer f.r.mu.Unlock()
+	if e := f.r.envelope; e != nil && (e.held || len(e.ahead) > 0) {
+		return &ruleError{what: "something was read ahead, which would be lost: read it first"}
+	}
+	return nil
+}
+
 // blockingFile returns the descriptor of f, which end closes, in blocking mode.
 func (f *fd) blockingFile(name string, end func() error) (*os.File, error) {
-	if f.r.mu.TryLock() { // who reads now takes what was read ahead
-		ahead := f.r.hasAhead()
-		f.r.mu.Unlock()
-		if ahead {
-			return nil, &ruleError{what: "something was read ahead, which the file would lack"}
-		}
+	if err := f.mayGo(); err != nil {
+		return nil, err
 	}
 	sys, err := f.dupSys()
 	if err != nil {
@@ -1394,6 +1403,9 @@ func (f *fd) bequeath(cmd *exec.Cmd) (token string, err error) {
 		return "", err
 	}
 	defer f.unuse()
+	if err := f.mayGo(); err != nil {
+		return "", err
+	}
 	f.pin()
 	f.share() // the child has the description too
 	p, err := f.join()
