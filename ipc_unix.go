@@ -1859,24 +1859,40 @@ const (
 
 // activation holds what the service manager passed and nobody took yet.
 var activation struct {
-	mu     sync.Mutex // guards the rest
-	vars   listenVars // when the program started
+	number int          // what LISTEN_FDS was when the program started
+	found  []passedFile // what was there then, up to the first that was not
+
+	mu     sync.Mutex // guards what follows
 	files  []passedFile
 	opened bool // the variables were read, checked and unset
 }
 
 // What the service manager passed is looked at when the program starts, before it
-// opens anything: see the init of inherited ends.
+// opens anything: see the init of inherited ends. LISTEN_PID may yet be set by the
+// program itself, if who started it could not know the number.
 func init() {
-	activation.vars = activationVars()
-	files, err := passedFiles(activation.vars)
-	if err != nil {
-		return // Activated says it again
+	activation.number, _ = passedNumber(os.Getenv(listenFDs)) // Activated says what is wrong with it
+	for i := range activation.number {
+		var p passedFile
+		p.sys = firstPassedFD + i
+		p.id, p.lost = passedIdentity(p.sys)
+		activation.found = append(activation.found, p)
+		if p.lost != nil {
+			break // nothing will be taken
+		}
 	}
-	for i := range files {
-		files[i].id, files[i].lost = passedIdentity(files[i].sys)
+}
+
+// firstPassedFD is SD_LISTEN_FDS_START of systemd/sd-daemon.h.
+const firstPassedFD = 3
+
+// passedNumber reads LISTEN_FDS, which is set.
+func passedNumber(fds string) (int, error) {
+	n, err := strconv.Atoi(fds)
+	if err != nil || n < 0 || n > 1<<16 {
+		return 0, configError(listenFDs, strconv.Quote(fds), "a number of descriptors")
 	}
-	activation.files = files
+	return n, nil
 }
 
 // listenVars are the values of the variables.
@@ -1894,7 +1910,6 @@ func activationVars() (v listenVars) {
 // passedFiles returns what the variables say was passed: nil if they are not set, or
 // for another process.
 func passedFiles(v listenVars) ([]passedFile, error) {
-	const firstFD = 3 // SD_LISTEN_FDS_START of systemd/sd-daemon.h
 	if v.pid == "" || v.fds == "" {
 		return nil, nil
 	}
@@ -1903,13 +1918,13 @@ func passedFiles(v listenVars) ([]passedFile, error) {
 	} else if p != os.Getpid() {
 		return nil, nil
 	}
-	n, err := strconv.Atoi(v.fds)
-	if err != nil || n < 0 || n > 1<<16 {
-		return nil, configError(listenFDs, strconv.Quote(v.fds), "a number of descriptors")
+	n, err := passedNumber(v.fds)
+	if err != nil {
+		return nil, err
 	}
 	files := make([]passedFile, n)
 	for i := range files {
-		files[i].sys, files[i].name = firstFD+i, "unknown" // as sd_listen_fds_with_names does
+		files[i].sys, files[i].name = firstPassedFD+i, "unknown" // as sd_listen_fds_with_names does
 	}
 	if !v.named || n == 0 {
 		return files, nil
@@ -1957,28 +1972,23 @@ func openActivation() error {
 	if activation.opened {
 		return nil
 	}
-	vars := activationVars()
-	files, err := passedFiles(vars)
-	if err != nil {
+	files, err := passedFiles(activationVars())
+	if err != nil || files == nil { // nothing was passed, or another package has taken it
 		return err
 	}
-	if files == nil { // nothing was passed, or another package has taken it
-		activation.files = nil
-		return nil
-	}
-	if vars != activation.vars {
+	if len(files) != activation.number {
 		return &ruleError{what: listenFDs + " was changed since the program started"}
 	}
-	for _, p := range activation.files {
+	for i, p := range activation.found {
 		if err := p.check(); err != nil {
-			return passedError(p, err)
+			return passedError(files[i], err)
 		}
 	}
-	for i := range activation.files {
-		syscall.CloseOnExec(activation.files[i].sys)
-		activation.files[i].classify()
+	for i := range files {
+		syscall.CloseOnExec(files[i].sys)
+		files[i].classify()
 	}
-	activation.opened = true
+	activation.files, activation.opened = files, true
 	for _, name := range []string{listenPID, listenFDs, listenNames, listenPidfd} {
 		os.Unsetenv(name)
 	}
