@@ -11,7 +11,10 @@
 //   - The same with message boundaries: [ListenMsg] and [DialMsg] ([MsgConn]).
 //   - A parent and a child: [Pair], [MsgPair] or [Pipe], and [Inherit], which gives
 //     the child its end under a name.
-//   - A shell and a program on Unix: [Mkfifo], [OpenFIFOReader], [OpenFIFOWriter].
+//   - A shell and a program on Unix: [Mkfifo], [OpenFIFOReader], [OpenFIFOWriter],
+//     and [FIFOConfig] for a reader that outlives its writers.
+//   - A service of systemd: [Activated] and its kin for what it passes, [Notify] for
+//     what it is to know.
 //   - A program that speaks to Windows named pipes in all their variety:
 //     ListenPipe and DialPipe, on Windows.
 //

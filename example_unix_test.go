@@ -3,11 +3,13 @@
 package ipc_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -75,6 +77,83 @@ func ExampleActivated() {
 		fmt.Fprintln(conn, "hello")
 		conn.Close()
 	}
+}
+
+// A service of systemd, of Type=notify, which keeps its clients' state across a restart
+// in the manager's fd store.
+func ExampleNotify() {
+	state, err := os.CreateTemp("", "state") // a memfd, or a connection, would do as well
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.Remove(state.Name())
+	defer state.Close()
+	if _, err := ipc.Notify("FDSTORE=1\nFDNAME=state", state); err != nil {
+		log.Print(err)
+	}
+	sent, err := ipc.Notify("READY=1\nSTATUS=serving")
+	fmt.Println(sent, err) // nobody wants to know here
+	// Output: false <nil>
+}
+
+// What the last process of the service has stored comes back, beside its sockets.
+func ExampleActivatedFiles() {
+	files, err := ipc.ActivatedFiles()
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, f := range files {
+		switch f.Name() { // FDNAME=, or FileDescriptorName= of the socket unit
+		case "state":
+			fmt.Println("the state is back")
+		case "web":
+			l, err := net.FileListener(f) // a TCP socket
+			if err != nil {
+				log.Fatal(err)
+			}
+			defer l.Close()
+		}
+		f.Close()
+	}
+}
+
+// A service that is told what to do by a shell: echo reload >control.
+func ExampleFIFOConfig_OpenReader() {
+	dir, err := os.MkdirTemp("", "example")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "control")
+	if err := ipc.Mkfifo(path, 0o600); errors.Is(err, errors.ErrUnsupported) {
+		fmt.Println("reload\nstop") // AIX, illumos, Solaris
+		return
+	} else if err != nil {
+		log.Fatal(err)
+	}
+	r, err := ipc.FIFOConfig{KeepOpen: true}.OpenReader(context.Background(), path)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer r.Close()
+
+	go func() { // as the shell does: open, write, close
+		for _, word := range []string{"reload", "stop"} {
+			if err := os.WriteFile(path, []byte(word+"\n"), 0o600); err != nil {
+				log.Fatal(err)
+			}
+		}
+	}()
+
+	for lines := bufio.NewScanner(r); lines.Scan(); {
+		fmt.Println(lines.Text())
+		if lines.Text() == "stop" {
+			break
+		}
+	}
+	// Output:
+	// reload
+	// stop
 }
 
 // A socket passes from one server to the next, and its clients wait meanwhile.

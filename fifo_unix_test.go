@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -993,6 +994,11 @@ func TestFIFOThatIsKeptOpenOutlivesItsWriters(t *testing.T) {
 	defer cancel()
 	_, err = ipc.OpenFIFOWriter(ctx, path)
 	timedOut(t, err)
+	ctx, cancel = context.WithTimeout(t.Context(), brief) // and a reader no writer
+	defer cancel()
+	_, err = ipc.OpenFIFOReader(ctx, path)
+	timedOut(t, err)
+	runtime.KeepAlive(r)
 }
 
 func TestFIFOThatIsKeptOpenServesAShell(t *testing.T) {

@@ -1046,7 +1046,9 @@ func childOpensEndsItWasNotGiven(p *parent, args []string) error {
 			return fmt.Errorf("there is the end %d: %#v", n, end)
 		}
 		given := runtime.GOOS == "windows" && n >= 0x100 && n%4 == 0 || runtime.GOOS != "windows" && n >= 60 && n <= 65
-		if given {
+		if given && runtime.GOOS == "windows" {
+			err = refusedEnd(err) // it may be that of a standard stream, which was inherited
+		} else if given {
 			err = refusedEnd(err, fmt.Sprintf(`"x%d"`, n), "not what the parent gave")
 		} else {
 			err = refusedEnd(err, "inherited")

@@ -74,6 +74,33 @@ func TestInheritedEndThatWasReplacedIsRefused(t *testing.T) {
 	h := newHeir(t)
 	h.gets("x", b)
 	h.start("replaces its end").end()
+
+	// Also if the parent does not say what it gave.
+	h.cmd.Env[0], _, _ = strings.Cut(h.cmd.Env[0], "@")
+	h.start("replaces its end").end()
+}
+
+// What was read ahead of the caller would be lost in this process.
+func TestEndWithSomethingReadAheadIsNotGivenAway(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	send(t, a, "word")
+	_, err := b.RecvFiles(1) // finds a byte that is no file's
+	matches(t, err, ipc.ErrNoFiles)
+	for range 2 {
+		var cmd exec.Cmd
+		if err := ipc.Inherit(&cmd, "x", b); err == nil || cmd.ExtraFiles != nil || cmd.Env != nil {
+			t.Errorf("Inherit: %v, %+v", err, cmd)
+		}
+		if f, err := b.BlockingFile(); err == nil {
+			f.Close()
+			t.Error("it is given away")
+		}
+	}
+	expect(t, b, "word")
+	f, err := b.BlockingFile()
+	must(t, err)
+	must(t, f.Close())
 }
 
 // childReplacesItsEnd closes the end "x" and has another under its number.

@@ -170,14 +170,23 @@ func (e *pipeEnd) BlockingFile() (*os.File, error) {
 	return f, e.failed("file", err)
 }
 
+// mayGo refuses to give an end away if something was read ahead of the caller, which
+// would stay here. Who reads at the moment takes that.
+func (f *fd) mayGo() error {
+	if !f.r.mu.TryLock() {
+		return nil
+	}
+	defer f.r.mu.Unlock()
+	if f.in.holds() {
+		return &ruleError{what: "something was read ahead, which would be lost: read it first"}
+	}
+	return nil
+}
+
 // blockingFile returns the descriptor of f, which end closes, in blocking mode.
 func (f *fd) blockingFile(name string, end func() error) (*os.File, error) {
-	if f.r.mu.TryLock() { // who reads now takes what was read ahead
-		ahead := f.in.holds()
-		f.r.mu.Unlock()
-		if ahead {
-			return nil, &ruleError{what: "something was read ahead, which the file would lack"}
-		}
+	if err := f.mayGo(); err != nil {
+		return nil, err
 	}
 	sys, err := f.dupSys()
 	if err != nil {
@@ -2239,6 +2248,9 @@ func (f *fd) bequeath(cmd *exec.Cmd) (token string, err error) {
 		return "", err
 	}
 	defer f.unuse()
+	if err := f.mayGo(); err != nil {
+		return "", err
+	}
 	f.pin()
 	f.share() // the child has the description too
 	p, err := f.join()
@@ -2724,24 +2736,40 @@ const (
 
 // activation holds what the service manager passed and nobody took yet.
 var activation struct {
-	mu     sync.Mutex // guards the rest
-	vars   listenVars // when the program started
+	number int          // what LISTEN_FDS was when the program started
+	found  []passedFile // what was there then, up to the first that was not
+
+	mu     sync.Mutex // guards what follows
 	files  []passedFile
 	opened bool // the variables were read, checked and unset
 }
 
 // What the service manager passed is looked at when the program starts, before it
-// opens anything: see the init of inherited ends.
+// opens anything: see the init of inherited ends. LISTEN_PID may yet be set by the
+// program itself, if who started it could not know the number.
 func init() {
-	activation.vars = activationVars()
-	files, err := passedFiles(activation.vars)
-	if err != nil {
-		return // Activated says it again
+	activation.number, _ = passedNumber(os.Getenv(listenFDs)) // Activated says what is wrong with it
+	for i := range activation.number {
+		var p passedFile
+		p.sys = firstPassedFD + i
+		p.id, p.lost = passedIdentity(p.sys)
+		activation.found = append(activation.found, p)
+		if p.lost != nil {
+			break // nothing will be taken
+		}
 	}
-	for i := range files {
-		files[i].id, files[i].lost = passedIdentity(files[i].sys)
+}
+
+// firstPassedFD is SD_LISTEN_FDS_START of systemd/sd-daemon.h.
+const firstPassedFD = 3
+
+// passedNumber reads LISTEN_FDS, which is set.
+func passedNumber(fds string) (int, error) {
+	n, err := strconv.Atoi(fds)
+	if err != nil || n < 0 || n > 1<<16 {
+		return 0, configError(listenFDs, strconv.Quote(fds), "a number of descriptors")
 	}
-	activation.files = files
+	return n, nil
 }
 
 // listenVars are the values of the variables.
@@ -2759,7 +2787,6 @@ func activationVars() (v listenVars) {
 // passedFiles returns what the variables say was passed: nil if they are not set, or
 // for another process.
 func passedFiles(v listenVars) ([]passedFile, error) {
-	const firstFD = 3 // SD_LISTEN_FDS_START of systemd/sd-daemon.h
 	if v.pid == "" || v.fds == "" {
 		return nil, nil
 	}
@@ -2768,13 +2795,13 @@ func passedFiles(v listenVars) ([]passedFile, error) {
 	} else if p != os.Getpid() {
 		return nil, nil
 	}
-	n, err := strconv.Atoi(v.fds)
-	if err != nil || n < 0 || n > 1<<16 {
-		return nil, configError(listenFDs, strconv.Quote(v.fds), "a number of descriptors")
+	n, err := passedNumber(v.fds)
+	if err != nil {
+		return nil, err
 	}
 	files := make([]passedFile, n)
 	for i := range files {
-		files[i].sys, files[i].name = firstFD+i, "unknown" // as sd_listen_fds_with_names does
+		files[i].sys, files[i].name = firstPassedFD+i, "unknown" // as sd_listen_fds_with_names does
 	}
 	if !v.named || n == 0 {
 		return files, nil
@@ -2822,28 +2849,23 @@ func openActivation() error {
 	if activation.opened {
 		return nil
 	}
-	vars := activationVars()
-	files, err := passedFiles(vars)
-	if err != nil {
+	files, err := passedFiles(activationVars())
+	if err != nil || files == nil { // nothing was passed, or another package has taken it
 		return err
 	}
-	if files == nil { // nothing was passed, or another package has taken it
-		activation.files = nil
-		return nil
-	}
-	if vars != activation.vars {
+	if len(files) != activation.number {
 		return &ruleError{what: listenFDs + " was changed since the program started"}
 	}
-	for _, p := range activation.files {
+	for i, p := range activation.found {
 		if err := p.check(); err != nil {
-			return passedError(p, err)
+			return passedError(files[i], err)
 		}
 	}
-	for i := range activation.files {
-		syscall.CloseOnExec(activation.files[i].sys)
-		activation.files[i].classify()
+	for i := range files {
+		syscall.CloseOnExec(files[i].sys)
+		files[i].classify()
 	}
-	activation.opened = true
+	activation.files, activation.opened = files, true
 	for _, name := range []string{listenPID, listenFDs, listenNames, listenPidfd} {
 		os.Unsetenv(name)
 	}

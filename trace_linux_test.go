@@ -147,6 +147,7 @@ func makeDescriptors(t *testing.T) (c *child, steps []string) {
 		t.Cleanup(func() { f.Close() })
 		h.cmd.ExtraFiles = append(h.cmd.ExtraFiles, f)
 	}
+	h.cmd.Env = append(h.cmd.Env, "LISTEN_FDS=2")
 	a, _ := pair(t)
 	b, _ := msgPair(t)
 	r, w := pipe(t)
@@ -411,7 +412,6 @@ func childMakesDescriptors(p *parent, args []string) error {
 		return err
 	}
 	os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
-	os.Setenv("LISTEN_FDS", "2")
 	activated, err := ipc.Activated()
 	if err != nil || len(activated) != 2 {
 		return fmt.Errorf("activated: %d, %w", len(activated), err)
