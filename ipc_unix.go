@@ -902,7 +902,9 @@ func newConnFD(sys int, kind transport) *fd {
 func (f *fd) carry(kind transport) {
 	if kind == messages && !framesMessages {
 		f.kind = messages
+		return
 	}
+	kern.inlineUrgent(f.sys)
 }
 
 // socketType returns the type of socket that carries the kind.
@@ -2905,6 +2907,10 @@ func (everyUnix) sendv(sys int, iov []iovec, flags int) (int, error) {
 // has, and nothing can come any more; where that is not known, it is false. An empty
 // message does not show if it is unmarked.
 func (everyUnix) drained(sys int, unmarked bool) bool { return false }
+
+// inlineUrgent has a stream deliver urgent data (MSG_OOB) like any other, where a local
+// socket has such.
+func (everyUnix) inlineUrgent(int) {}
 
 // hurry makes a call that may sleep, and interrupts it now and then where that ends
 // a sleep.
