@@ -1605,8 +1605,18 @@ func (f *framing) recvFiles(max int) ([]*os.File, error) {
 		}
 		return nil, within(err)
 	}
+	return f.giveFiles(max)
+}
+
+// giveFiles returns the files that came with start, and forgets them. An earlier call
+// that was interrupted may have asked for more.
+func (f *framing) giveFiles(max int) ([]*os.File, error) {
 	files, err := f.files, f.filesErr
-	f.forget(nil)
+	f.files, f.filesErr = nil, nil
+	if e := checkReceived(len(files), max); e != nil {
+		discardFiles(files)
+		return nil, e
+	}
 	return files, err
 }
 
@@ -1633,8 +1643,7 @@ func (f *framing) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
 	if err := f.readStart(); err != nil && !f.in.whole {
 		return 0, nil, err
 	}
-	files, filesErr := f.files, f.filesErr
-	f.forget(nil) // or the end of the message would close them
+	files, filesErr := f.giveFiles(max) // or the end of the message would close them
 	n, err := f.in.recv(f, p)
 	switch {
 	case err == nil && filesErr == nil:
