@@ -1120,6 +1120,25 @@ func TestDescriptorsOfSendersAreClosed(t *testing.T) {
 	})
 }
 
+// TestEndIsTheEndWhateverComesWithIt has somebody ask for the credentials of every
+// sender, which the kernel then adds to the end of a stream too.
+func TestEndIsTheEndWhateverComesWithIt(t *testing.T) {
+	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
+		f, err := b.File()
+		must(t, err)
+		must(t, syscall.SetsockoptInt(sysFD(t, f), syscall.SOL_SOCKET, syscall.SO_PASSCRED, 1))
+		must(t, f.Close())
+		must(t, a.Close())
+		if files, err := b.RecvFiles(1); err != io.EOF {
+			t.Errorf("RecvFiles returns %d files, %v", len(files), err)
+		}
+		if n, oobn, _, err := b.ReadMsg(make([]byte, 8), oobRoom(1)); err != io.EOF {
+			t.Errorf("ReadMsg returns %d bytes, %d of control messages, %v", n, oobn, err)
+		}
+		hearEOF(t, b)
+	})
+}
+
 // TestRawMessagesWithoutTheMarkAreWhole has another holder switch off what this
 // package has the kernel mark messages with.
 func TestRawMessagesWithoutTheMarkAreWhole(t *testing.T) {

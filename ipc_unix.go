@@ -2481,13 +2481,13 @@ func (f *fd) recvWithRights(p []byte) (got parcel, err error) {
 		return got, callError("recvmsg", err)
 	}
 	got.n = n
+	fds, e := rights(room[:oobn])
 	if f.kind == messages {
 		got.whole, err = f.ends(n, oobn, flags)
-	} else if n == 0 && oobn == 0 {
+	} else if n == 0 && len(fds) == 0 { // credentials may come with the end
 		f.ended.Store(true)
 		err = io.EOF
 	}
-	fds, e := rights(room[:oobn])
 	discard(extraDescriptors(room[:oobn])...)
 	if e == nil && flags&syscall.MSG_CTRUNC != 0 {
 		e = lostRights(f.sys)
@@ -2655,11 +2655,14 @@ func (f *fd) readMsg(p, oob []byte) (n, oobn, flags int, err error) {
 	if err != nil {
 		return 0, 0, 0, callError("recvmsg", err)
 	}
-	ended := f.kind != messages || !kern.isMessage(flags, oobn)
-	if n == 0 && oobn == 0 && ended && len(p) > 0 {
+	got := room[:oobn]
+	ended := oobn == 0 && !kern.isMessage(flags, oobn)
+	if f.kind != messages {
+		ended = len(descriptorsIn(got)) == 0 // credentials may come with the end
+	}
+	if n == 0 && ended && len(p) > 0 {
 		return 0, 0, flags, io.EOF
 	}
-	got := room[:oobn]
 	if f.kind == messages {
 		got = kern.unmarked(got)
 	}
