@@ -984,7 +984,9 @@ func (c *Conn) WriteTo(w io.Writer) (int64, error) { return copyOut(w, c, c.fd, 
 // Close closes the connection. It does not wait for the peer and does not
 // discard what was written: the peer reads that and then gets io.EOF. Calls that
 // wait on this end return an error that matches [net.ErrClosed], and so does the
-// second Close. When Close returns, the descriptor is gone.
+// second Close. When Close returns, the descriptor is gone, unless what a peer has put
+// into its queue, or holds, makes that wait: after a tenth of a second Close returns
+// all the same, and the descriptor goes as soon as it can.
 func (c *endpoint) Close() error { return c.failed("close", c.fd.close()) }
 
 // CloseRead shuts the reading side down: see shutdown(2). Reads return io.EOF. On
