@@ -1226,14 +1226,10 @@ func childLacksDescriptors(_ *parent, args []string) error {
 		}
 		few, open := limit, descriptors()
 		few.Cur = 0
-		for free, fd := spare, 0; free > 0 || slices.ContainsFunc(open, func(o int) bool { return o >= fd }); fd++ {
-			if !slices.Contains(open, fd) {
-				if free == 0 { // fill the gap
-					sure(syscall.Dup(int(sure(os.Stdin.Fd(), nil))))
-				}
-				free = max(free-1, 0)
+		for free := spare; free > 0 || slices.Contains(open, int(few.Cur)); few.Cur++ { // up to the next one that is free
+			if !slices.Contains(open, int(few.Cur)) {
+				free--
 			}
-			few.Cur = uint64(fd + 1)
 		}
 		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &few); err != nil {
 			return err
