@@ -550,8 +550,9 @@ func TestEndsThatAnotherMakesBlockKeepTheirDeadlines(t *testing.T) {
 				var victim *child
 				var block func()
 				if way == "Inherited" {
-					ends, _, err := makeEnds()
+					ends, others, err := makeEnds()
 					must(t, err)
+					defer others.close() // not before: who reads would see the end
 					h := newHeir(t)
 					h.gets("c", ends.c)
 					h.gets("m", ends.m)
