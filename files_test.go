@@ -871,3 +871,142 @@ func TestFilesOfManyAtOnce(t *testing.T) {
 		})
 	})
 }
+
+// ---------------------------------------------------------------------------
+// Files that come with a message
+
+// recvWith receives one message and exactly n files.
+func recvWith(t *testing.T, c *ipc.MsgConn, text string, n int) []*os.File {
+	t.Helper()
+	p := make([]byte, len(text)+8)
+	m, files, err := c.RecvWithFiles(p, max(n, 1))
+	must(t, err)
+	for _, f := range files {
+		t.Cleanup(func() { f.Close() })
+	}
+	if string(p[:m]) != text || len(files) != n {
+		t.Fatalf("%q comes with %d files, want %q with %d", p[:m], len(files), text, n)
+	}
+	return files
+}
+
+// needsFilesWithMessages skips the test where a message cannot bring files yet.
+func needsFilesWithMessages(t *testing.T, c *ipc.MsgConn) {
+	t.Helper()
+	if err := c.SendWithFiles([]byte("x"), textFile(t, "x")); errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	} else {
+		must(t, err)
+	}
+}
+
+func TestMessageComesWithItsFiles(t *testing.T) {
+	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		needsFilesWithMessages(t, a)
+		recvWith(t, b, "x", 1)
+		for _, text := range []string{"", "\x00", "m", "a message", string(pattern(3000))} {
+			must(t, a.SendWithFiles([]byte(text), textFile(t, "one"), textFile(t, "two")))
+			files := recvWith(t, b, text, 2)
+			holds(t, files[0], "one")
+			holds(t, files[1], "two")
+		}
+		must(t, a.SendWithFiles([]byte("without files")))
+		recvWith(t, b, "without files", 0)
+		sendMsg(t, a, "plain")
+		recvWith(t, b, "plain", 0)
+		sendFiles(t, a, textFile(t, "file alone"))
+		holds(t, recvWith(t, b, "\x00", 1)[0], "file alone")
+		must(t, a.SendWithFiles([]byte("message"), textFile(t, "file first")))
+		holds(t, recvFiles(t, b, 1)[0], "file first")
+		expectMsg(t, b, "message")
+		filesStillPass(t, a, b)
+		must(t, a.Close())
+		if n, files, err := b.RecvWithFiles(make([]byte, 8), 1); n != 0 || files != nil || err != io.EOF {
+			t.Errorf("after the last message come %d, %d files, %v", n, len(files), err)
+		}
+	})
+}
+
+func TestMessageComesWithoutFilesThatCannotBeHad(t *testing.T) {
+	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		needsFilesWithMessages(t, a)
+		recvWith(t, b, "x", 1)
+		f := textFile(t, "a file")
+		p := make([]byte, 4)
+		leavesNothing(t, 3, func() {
+			must(t, a.SendWithFiles([]byte("many"), f, f, f))
+			n, files, err := b.RecvWithFiles(p, 2)
+			if files != nil || string(p[:n]) != "many" {
+				t.Fatalf("%q comes with %d files", p[:n], len(files))
+			}
+			matches(t, err, ipc.ErrMsgTooLong)
+
+			must(t, a.SendWithFiles([]byte("longer than 4"), f))
+			n, files, err = b.RecvWithFiles(p, 1)
+			if files != nil || string(p[:n]) != "long" {
+				t.Fatalf("%q comes with %d files", p[:n], len(files))
+			}
+			matches(t, err, ipc.ErrMsgTooLong)
+
+			must(t, a.SendWithFiles([]byte("none"), f))
+			n, files, err = b.RecvWithFiles(p, 0)
+			if files != nil || string(p[:n]) != "none" {
+				t.Fatalf("%q comes with %d files", p[:n], len(files))
+			}
+			matches(t, err, ipc.ErrMsgTooLong)
+
+			must(t, a.SendWithFiles([]byte("plain"), f)) // which nobody asked for
+			expectMsg(t, b, "plain")
+			must(t, a.SendWithFiles([]byte("append"), f))
+			if got, err := b.RecvAppend(nil); string(got) != "append" || err != nil {
+				t.Fatalf("%q comes, %v", got, err)
+			}
+			must(t, a.SendWithFiles([]byte("next")))
+			recvWith(t, b, "next", 0)
+		})
+		for _, most := range []int{-1, 254} {
+			if _, _, err := b.RecvWithFiles(p, most); err == nil {
+				t.Errorf("at most %d files are asked for", most)
+			}
+		}
+		must(t, f.Close())
+		matches(t, a.SendWithFiles([]byte("x"), f), os.ErrClosed)
+		must(t, a.Send([]byte("next")))
+		recvWith(t, b, "next", 0)
+	})
+}
+
+func TestMessageWithFilesEndsAtTheDeadline(t *testing.T) {
+	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		needsFilesWithMessages(t, a)
+		recvWith(t, b, "x", 1)
+		must(t, b.SetReadDeadline(time.Now().Add(brief)))
+		_, files, err := b.RecvWithFiles(make([]byte, 8), 1)
+		if files != nil {
+			t.Errorf("%d files come with %v", len(files), err)
+		}
+		timedOut(t, err)
+		must(t, b.SetReadDeadline(time.Time{}))
+		f := textFile(t, "a file")
+		must(t, a.SetWriteDeadline(time.Now().Add(brief)))
+		sent := 0
+		for err = nil; err == nil; {
+			if err = a.SendWithFiles(pattern(2000), f); err == nil {
+				sent++
+			}
+		}
+		timedOut(t, err)
+		must(t, a.Close())
+		for range sent { // whole, with their files, or cut off
+			p := make([]byte, 3000)
+			n, files, err := b.RecvWithFiles(p, 1)
+			if n != 2000 || len(files) != 1 || err != nil {
+				t.Fatalf("%d bytes come with %d files, %v", n, len(files), err)
+			}
+			must(t, files[0].Close())
+		}
+		if _, files, err := b.RecvWithFiles(make([]byte, 8), 1); files != nil || err != io.EOF && !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("then come %d files, %v", len(files), err)
+		}
+	})
+}

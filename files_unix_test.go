@@ -869,3 +869,93 @@ func TestFilesToAndFromAProgramInC(t *testing.T) {
 		hearEOF(t, a)
 	})
 }
+
+// TestFilesOfAnInterruptedMessageAreBounded gives up in the middle of a frame that
+// brings files, and asks for fewer the next time.
+func TestFilesOfAnInterruptedMessageAreBounded(t *testing.T) {
+	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
+		f := textFile(t, "a file")
+		before := openDescriptors()
+		begun := func() {
+			t.Helper()
+			_, err := stream.WriteMsg([]byte("\x00\x00\x00\x04ab"), rightsOf(t, f, f))
+			must(t, err)
+			must(t, c.SetReadDeadline(time.Now().Add(2*time.Millisecond)))
+			_, files, err := c.RecvWithFiles(make([]byte, 8), 2)
+			if files != nil {
+				t.Errorf("%d files come with %v", len(files), err)
+			}
+			timedOut(t, err)
+			must(t, c.SetReadDeadline(time.Time{}))
+			send(t, stream, "cd")
+		}
+		begun()
+		files := recvWith(t, c, "abcd", 2)
+		must(t, errors.Join(files[0].Close(), files[1].Close()))
+		begun()
+		p := make([]byte, 8)
+		n, files, err := c.RecvWithFiles(p, 1)
+		if string(p[:n]) != "abcd" || files != nil {
+			t.Errorf("%q comes with %d files", p[:n], len(files))
+		}
+		matches(t, err, ipc.ErrMsgTooLong)
+		begun()
+		expectMsg(t, c, "abcd")
+		if now := openDescriptors(); now != before {
+			t.Errorf("%d descriptors became %d", before, now)
+		}
+	})
+}
+
+// pythonPeer has a socket for messages as descriptor 3. It returns each message, with
+// the files that came with it, by what Python offers for that.
+const pythonPeer = `
+import os, socket
+s = socket.socket(fileno=3)
+s.setblocking(True)
+while True:
+    data, files, flags, addr = socket.recv_fds(s, 1 << 16, 253)
+    if not data and not files:
+        break
+    socket.send_fds(s, [data], files)
+    for f in files:
+        os.close(f)
+`
+
+func TestFilesOfAMessageGoToPythonAndBack(t *testing.T) {
+	python, err := exec.LookPath("python3")
+	if err != nil {
+		t.Skip(err)
+	}
+	if out, err := exec.Command(python, "-c", "import socket; socket.recv_fds").CombinedOutput(); err != nil {
+		t.Skipf("this Python does not send files: %v: %s", err, out)
+	}
+	story(t)
+	a, b := msgPair(t)
+	if !a.Native() {
+		t.Skip("the socket carries frames")
+	}
+	f, err := b.File()
+	must(t, err)
+	cmd := exec.Command(python, "-c", pythonPeer)
+	cmd.ExtraFiles, cmd.Stderr = []*os.File{f}, os.Stderr
+	must(t, cmd.Start())
+	defer func() { cmd.Process.Kill(); cmd.Wait() }()
+	must(t, errors.Join(f.Close(), b.Close()))
+	for i, text := range []string{"hello", "x", "none", string(pattern(5000))} {
+		files := cards(t, 4*i%13)
+		must(t, a.SendWithFiles([]byte(text), files...))
+		back := recvWith(t, a, text, len(files))
+		for j, f := range back {
+			if n, err := card(f); n != j || err != nil {
+				t.Errorf("file %d comes back as %d, %v", j, n, err)
+			}
+		}
+	}
+	sendFiles(t, a, textFile(t, "alone"))
+	holds(t, recvFiles(t, a, 1)[0], "alone")
+	must(t, a.Close())
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+}

@@ -1346,7 +1346,9 @@ func (c *Conn) WriteTo(w io.Writer) (int64, error) { return copyOut(w, c, c.fd, 
 // Close closes the connection. It does not wait for the peer and does not
 // discard what was written: the peer reads that and then gets io.EOF. Calls that
 // wait on this end return an error that matches [net.ErrClosed], and so does the
-// second Close. When Close returns, the descriptor is gone.
+// second Close. When Close returns, the descriptor is gone, unless what a peer has put
+// into its queue, or holds, makes that wait: after a tenth of a second Close returns
+// all the same, and the descriptor goes as soon as it can.
 func (c *endpoint) Close() error { return c.failed("close", c.fd.close()) }
 
 // CloseRead shuts the reading side down: see shutdown(2). Reads return io.EOF. On
@@ -2023,8 +2025,18 @@ func (f *framing) recvFiles(max int) ([]*os.File, error) {
 		}
 		return nil, within(err)
 	}
+	return f.giveFiles(max)
+}
+
+// giveFiles returns the files that came with start, and forgets them. An earlier call
+// that was interrupted may have asked for more.
+func (f *framing) giveFiles(max int) ([]*os.File, error) {
 	files, err := f.files, f.filesErr
-	f.forget(nil)
+	f.files, f.filesErr = nil, nil
+	if e := checkReceived(len(files), max); e != nil {
+		discardFiles(files)
+		return nil, e
+	}
 	return files, err
 }
 
@@ -2051,8 +2063,7 @@ func (f *framing) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
 	if err := f.readStart(); err != nil && !f.in.whole {
 		return 0, nil, err
 	}
-	files, filesErr := f.files, f.filesErr
-	f.forget(nil) // or the end of the message would close them
+	files, filesErr := f.giveFiles(max) // or the end of the message would close them
 	n, err := f.in.recv(f, p)
 	switch {
 	case err == nil && filesErr == nil:

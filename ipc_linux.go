@@ -891,6 +891,12 @@ func (kernel) drained(sys int, unmarked bool) bool {
 	return err == nil && n == 0 && oobn == 0 && got&syscall.MSG_CTRUNC == 0 && !unmarked
 }
 
+// inlineUrgent: a receive skips an urgent byte otherwise, and closes the descriptors
+// that came with it right there (manage_oob of net/unix/af_unix.c, Linux 5.15).
+func (kernel) inlineUrgent(sys int) {
+	syscall.SetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_OOBINLINE, 1) // fails for a pipe
+}
+
 // hurry sends its thread SIGURG, which the runtime of Go ignores when it did not send
 // it itself, until the call ends: a TCP socket that lingers in close(2) gives up at a
 // signal (sk_stream_wait_close of net/core/stream.c).

@@ -1816,7 +1816,9 @@ func newConnFD(sys int, kind transport) *fd {
 func (f *fd) carry(kind transport) {
 	if kind == messages && !framesMessages {
 		f.kind = messages
+		return
 	}
+	kern.inlineUrgent(f.sys)
 }
 
 // socketType returns the type of socket that carries the kind.
@@ -4143,13 +4145,13 @@ func (f *fd) recvWithRights(p []byte) (got parcel, err error) {
 		return got, callError("recvmsg", err)
 	}
 	got.n = n
+	fds, e := rights(room[:oobn])
 	if f.kind == messages {
 		got.whole, err = f.ends(n, oobn, flags)
-	} else if n == 0 && oobn == 0 {
+	} else if n == 0 && len(fds) == 0 { // credentials may come with the end
 		f.ended.Store(true)
 		err = io.EOF
 	}
-	fds, e := rights(room[:oobn])
 	discard(extraDescriptors(room[:oobn])...)
 	if e == nil && flags&syscall.MSG_CTRUNC != 0 {
 		e = lostRights(f.sys)
@@ -4322,11 +4324,14 @@ func (f *fd) readMsg(p, oob []byte) (n, oobn, flags int, err error) {
 	if err != nil {
 		return 0, 0, 0, callError("recvmsg", err)
 	}
-	ended := f.kind != messages || !kern.isMessage(flags, oobn)
-	if n == 0 && oobn == 0 && ended && len(p) > 0 {
+	got := room[:oobn]
+	ended := oobn == 0 && !kern.isMessage(flags, oobn)
+	if f.kind != messages {
+		ended = len(descriptorsIn(got)) == 0 // credentials may come with the end
+	}
+	if n == 0 && ended && len(p) > 0 {
 		return 0, 0, flags, io.EOF
 	}
-	got := room[:oobn]
 	if f.kind == messages {
 		got = kern.unmarked(got)
 	}
@@ -4733,6 +4738,10 @@ func (everyUnix) hidesGroup(int) bool { return false }
 // has, and nothing can come any more; where that is not known, it is false. An empty
 // message does not show if it is unmarked.
 func (everyUnix) drained(sys int, unmarked bool) bool { return false }
+
+// inlineUrgent has a stream deliver urgent data (MSG_OOB) like any other, where a local
+// socket has such.
+func (everyUnix) inlineUrgent(int) {}
 
 // hurry makes a call that may sleep, and interrupts it now and then where that ends
 // a sleep.
