@@ -1700,9 +1700,11 @@ func (c *SharedConn) exchange(hs *handshake) error {
 			return err
 		}
 	}
-	if err := c.send(hs); err != nil {
+	err := c.send(hs)
+	if err != nil && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
 		return err
 	}
+	// If the peer has gone, it may still have sent its hello. The socket says the rest.
 	return c.receive(hs)
 }
 
@@ -1714,7 +1716,7 @@ func (c *SharedConn) send(hs *handshake) error {
 	refused := c.passive && hs.peer == nil
 	if !refused {
 		err := c.sendMemory(hs)
-		if err == nil || errors.Is(err, os.ErrDeadlineExceeded) || err == net.ErrClosed || errors.Is(err, syscall.EPIPE) {
+		if err == nil || isFinal(err) {
 			return err
 		}
 		// This system, or this process at the moment, has none; or the peer is not one
@@ -1725,6 +1727,17 @@ func (c *SharedConn) send(hs *handshake) error {
 	_, err := c.base.fd.write(hello[:])
 	hs.sent = err == nil
 	return err
+}
+
+// isFinal reports whether an error of sending is about the connection, and not about what
+// was to be sent.
+func isFinal(err error) bool {
+	for _, target := range [...]error{os.ErrDeadlineExceeded, net.ErrClosed, syscall.EPIPE, syscall.ECONNRESET} {
+		if errors.Is(err, target) {
+			return true
+		}
+	}
+	return false
 }
 
 // sendMemory makes our memory and sends it.
