@@ -629,3 +629,42 @@ func TestSharedHelloWithWrongFiles(t *testing.T) {
 		closeFiles(peer.files)
 	}
 }
+
+// A peer that has no memory to share says so, and the connection goes through the socket.
+func TestSharedPeerWithoutMemory(t *testing.T) {
+	for _, passive := range []bool{false, true} {
+		x, y, err := Pair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg, _ := ShareConfig{}.complete()
+		c := newSharedConn(y.endpoint, cfg, passive)
+		hello := helloOf(0)
+		if _, err := x.Write(append(hello[:], "text"...)); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 100)
+		if n, err := io.ReadFull(c, buf[:4]); err != nil || string(buf[:n]) != "text" {
+			t.Errorf("read %q, %v", buf[:n], err)
+		}
+		if c.InMemory() {
+			t.Error("in memory with a peer that has none")
+		}
+		if _, err := c.Write([]byte("answer")); err != nil {
+			t.Error(err)
+		}
+		n, files, err := x.fd.recvRights(buf[:helloSize])
+		if err != nil || n != helloSize || string(buf[:len(helloMark)]) != helloMark {
+			t.Errorf("the hello is %q, %v", buf[:n], err)
+		}
+		if passive && len(files) > 0 {
+			t.Error("memory was sent to a peer that cannot use it")
+		}
+		closeFiles(files)
+		if n, err := io.ReadFull(x, buf[:6]); err != nil || string(buf[:n]) != "answer" {
+			t.Errorf("the answer is %q, %v", buf[:n], err)
+		}
+		c.Close()
+		x.Close()
+	}
+}
