@@ -1604,7 +1604,7 @@ type handshake struct {
 	bell   *fd // of our reading half
 	buf    [helloSize]byte
 	got    int        // bytes of buf that were received
-	files  []*os.File // that came with them
+	files  []received // that came with them
 	done   bool       // the peer's hello is complete
 	peer   *mapping   // nil: it sent none, or it is not to be used
 	theirs *fd        // of our writing half
@@ -1811,7 +1811,7 @@ func getWord(b []byte) uint32 {
 // receive receives the peer's hello and takes what came with it.
 func (c *SharedConn) receive(hs *handshake) error {
 	for !hs.done {
-		n, files, err := c.base.fd.recvRights(hs.buf[hs.got:])
+		n, files, err := recvHello(c.base.fd, hs.buf[hs.got:])
 		hs.files = append(hs.files, files...)
 		hs.got += n
 		switch mark := min(hs.got, len(helloMark)); {
@@ -1842,46 +1842,51 @@ func (c *SharedConn) receive(hs *handshake) error {
 // takeMemory takes the memory that came with the peer's hello, unless it is too large and
 // there is still time to say so.
 func (c *SharedConn) takeMemory(hs *handshake) error {
-	files := hs.files
-	hs.files = nil
-	defer closeFiles(files)
 	ring, err := parseHello(hs.buf[:])
 	switch {
 	case err != nil:
 		return err
-	case ring == 0 && len(files) == 0:
+	case ring == 0 && len(hs.files) == 0:
 		return nil
-	case ring == 0 || len(files) != helloFiles:
-		return protocolError("it sent " + strconv.Itoa(len(files)) + " files")
-	}
-	if int64(ring) > int64(c.cfg.MaxPeerBuffer) {
-		if c.passive {
-			return nil
-		}
+	case ring == 0 || len(hs.files) != helloFiles:
+		return protocolError("it sent " + strconv.Itoa(len(hs.files)) + " files")
+	case int64(ring) > int64(c.cfg.MaxPeerBuffer) && c.passive:
+		return nil
+	case int64(ring) > int64(c.cfg.MaxPeerBuffer):
 		return &ruleError{"the peer's buffer has " + strconv.Itoa(int(ring)) + " bytes, the limit is " +
 			strconv.Itoa(c.cfg.MaxPeerBuffer), ErrMsgTooLong}
 	}
-	info, err := checkMemory(files[0])
-	if err != nil {
+	memory := hs.files[0].memory()
+	defer memory.Close()
+	theirs, err := hs.files[1].doorbell()
+	if err == nil {
+		hs.files = nil
+	} else {
+		hs.files = hs.files[1:]
 		return &classified{err, syscall.EPROTO}
 	}
-	if info.size != controlSize+int64(ring) {
-		return protocolError("its memory has " + strconv.FormatInt(info.size, 10) + " bytes")
-	}
-	theirs, err := adoptConn(files[1], streams)
-	if err != nil {
-		return &classified{err, syscall.EPROTO}
-	}
-	peer, err := mapRing(files[0], int(ring), false)
+	peer, err := mapPeer(memory, int(ring))
 	if err != nil {
 		theirs.close()
-		if c.passive {
-			return nil // it can be told
+		if c.passive && !errors.Is(err, syscall.EPROTO) {
+			return nil // this process cannot, and the peer can still be told
 		}
 		return err
 	}
 	hs.peer, hs.theirs = peer, theirs
 	return nil
+}
+
+// mapPeer maps the peer's memory, if it is such as it says.
+func mapPeer(memory *os.File, ring int) (*mapping, error) {
+	info, err := checkMemory(memory)
+	switch {
+	case err != nil:
+		return nil, &classified{err, syscall.EPROTO}
+	case info.size != controlSize+int64(ring):
+		return nil, protocolError("its memory has " + strconv.FormatInt(info.size, 10) + " bytes")
+	}
+	return mapRing(memory, ring, false)
 }
 
 // parseHello returns the size of the ring that a hello tells, 0 if it tells of none.
@@ -1953,7 +1958,9 @@ func ringSize(m *mapping) uint32 { return uint32(len(m.mem) - m.again - controlS
 
 // release lets go of what a handshake has got and that is of no use.
 func (hs *handshake) release() {
-	closeFiles(hs.files)
+	for _, f := range hs.files {
+		f.close()
+	}
 	hs.files = nil
 	hs.releaseOwn()
 	if hs.peer != nil {

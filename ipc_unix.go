@@ -3115,3 +3115,24 @@ func ringBell(f *fd) error {
 func sendHello(f *fd, memory *os.File, bell farBell, hello []byte) error {
 	return f.sendFiles([]*os.File{memory, bell.File}, hello)
 }
+
+// A received is what came with a hello.
+type received struct{ *os.File }
+
+func (r received) close()           { r.Close() }
+func (r received) memory() *os.File { return r.File }
+
+// doorbell returns the end of a doorbell, which owns what r was.
+func (r received) doorbell() (*fd, error) {
+	defer r.Close()
+	return adoptConn(r.File, streams)
+}
+
+// recvHello receives some of a hello and what came with it.
+func recvHello(f *fd, p []byte) (n int, with []received, err error) {
+	n, files, err := f.recvRights(p)
+	for _, file := range files {
+		with = append(with, received{file})
+	}
+	return n, with, err
+}
