@@ -1541,11 +1541,13 @@ func (m *mapping) unmap() {
 // abandon is for a connection that was dropped without Close. What is still on loan then,
 // though nobody can give it back, must stay readable; its memory need not.
 func (m *mapping) abandon() {
-	if m.lent.Load() {
+	switch {
+	case m.mem == nil: // Close did it
+	case m.lent.Load():
 		vacateMemory(m.mem)
-		return
+	default:
+		m.unmap()
 	}
-	m.unmap()
 }
 
 // mapRing maps a memory object with a ring of that size, the ring twice in a row if that
