@@ -218,7 +218,7 @@ func (m *Memory) Close() error {
 type ShareConfig struct {
 	// Buffer is how many bytes this end can have written that the peer has not
 	// read: the size of the ring in shared memory, rounded up to a power of two of
-	// at least 64 KiB and at most 1 GiB. 0 is 128 KiB. Memory is used as far as the
+	// at least 64 KiB and at most 1 GiB. 0 is 256 KiB. Memory is used as far as the
 	// ring has been written. Rings larger than the processor's caches are slower
 	// for small messages.
 	Buffer int
@@ -235,7 +235,7 @@ type ShareConfig struct {
 
 const (
 	bufferMin     = 64 << 10  // a multiple of every page size and of Windows' allocation granularity
-	bufferDefault = 128 << 10 // fits the caches together with what the processes work on
+	bufferDefault = 256 << 10 // fits the caches together with what the processes work on
 	bufferMax     = 1 << 30   // indices have 32 bits, and distances must not be ambiguous
 
 	peerBufferDefault = 64 << 20
@@ -1139,16 +1139,15 @@ func (c *SharedConn) ready(h *sharedHalf, need uint32) bool {
 
 // wait returns when the half may be ready.
 func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
-	begun := sharedNow()
-	spun := false
+	begun, spun := sharedNow(), int64(0)
 	if budget := h.gauge.budget(c.spinLimit()); budget > 0 && startSharedSpin() {
-		spun = true
 		won := c.spinFor(h, need, budget)
 		sharedSpinners.Add(-1)
 		if won {
-			h.gauge.outcome(true, true, 0)
+			h.gauge.outcome(0, true, 0)
 			return c.waited(h)
 		}
+		spun = budget
 	}
 	err := c.park(h, need)
 	h.gauge.outcome(spun, false, sharedNow()-begun)
@@ -1272,19 +1271,22 @@ func (h *sharedHalf) expired() bool {
 // Spinning in shared memory
 
 const (
-	spinShared      = 50 * time.Microsecond // about the time of two wake-ups
-	spinSharedFree  = 8                     // losses in a row that cost nothing
-	spinSharedMax   = 1024                  // waits that skip spinning after a loss, at most
-	spinSharedShort = 400 * time.Microsecond
+	spinShared      = 50 * time.Microsecond  // about the time of two wake-ups
+	spinSharedGain  = 10 * time.Microsecond  // about the CPU time that a spin saves if it is enough
+	spinSharedLoan  = 400 * time.Microsecond // what may be lost before a wait is skipped: eight spins
+	spinSharedMax   = 1024                   // waits that skip spinning after a loss, at most
+	spinSharedShort = 400 * time.Microsecond // a longer wait is no reason to spin at the next one
 	spinSharedTaken = 100 * time.Microsecond // a gap in a spin that long: somebody else had the CPU
 )
 
-// A sharedSpin decides whether a wait spins. A few losses in a row are normal on a busy
-// machine and must not make the ends hold each other down; after more, each loss doubles
-// the number of waits that do not spin, and each success halves it. A long wait does not
-// count among these, so a connection that is mostly idle does not spin at all.
+// A sharedSpin decides whether a wait spins. It keeps an account of CPU time: a spin that is
+// enough saves some, one that is not has cost what it took. As long as the account is not
+// empty every wait spins, so a few losses among many successes, which are normal on a busy
+// machine, do not make the two ends hold each other down. Once it is empty, each loss doubles
+// the number of waits that do not spin, and each success halves it. A long wait does not count
+// among these, so a connection that is mostly idle does not spin at all.
 type sharedSpin struct {
-	losses  uint8
+	debt    int32  // nanoseconds, from 0 to spinSharedLoan
 	skip    uint16 // coming short waits that do not spin
 	backoff uint16 // skip after the latest loss
 }
@@ -1297,17 +1299,18 @@ func (s *sharedSpin) budget(limit int64) int64 {
 	return limit
 }
 
-// outcome tells how a wait went: whether it spun, whether that was enough, and how long
-// it took in all.
-func (s *sharedSpin) outcome(spun, won bool, length int64) {
+// outcome tells how a wait went: how long it spun, whether that was enough, and how long it
+// took in all.
+func (s *sharedSpin) outcome(spun int64, won bool, length int64) {
 	switch {
 	case won:
-		s.losses, s.backoff = 0, s.backoff/2
-	case spun && s.losses < spinSharedFree:
-		s.losses++
-	case spun:
-		s.backoff = min(2*s.backoff+4, spinSharedMax)
-		s.skip = s.backoff
+		s.debt, s.backoff = max(s.debt-int32(spinSharedGain), 0), s.backoff/2
+	case spun > 0:
+		s.debt = int32(min(int64(s.debt)+spun, int64(spinSharedLoan)))
+		if s.debt == int32(spinSharedLoan) {
+			s.backoff = min(2*s.backoff+4, spinSharedMax)
+			s.skip = s.backoff
+		}
 	case s.skip > 0 && length < int64(spinSharedShort):
 		s.skip--
 	}
