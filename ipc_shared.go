@@ -223,7 +223,8 @@ type ShareConfig struct {
 	// for small messages.
 	Buffer int
 
-	// MaxPeerBuffer is the largest Buffer that is accepted of the peer. 0 is 64 MiB.
+	// MaxPeerBuffer is the largest Buffer that is accepted of the peer, at least 64 KiB.
+	// 0 is 64 MiB.
 	// A peer that has a larger one is served over the socket where that can still
 	// be agreed on, and otherwise refused.
 	MaxPeerBuffer int
@@ -260,6 +261,7 @@ func (cfg ShareConfig) complete() (ShareConfig, error) {
 	if cfg.MaxPeerBuffer == 0 {
 		cfg.MaxPeerBuffer = peerBufferDefault
 	}
+	cfg.MaxPeerBuffer = max(cfg.MaxPeerBuffer, bufferMin)
 	return cfg, nil
 }
 
