@@ -1783,7 +1783,7 @@ func copyOut(w io.Writer, src io.Reader, fd *fd, failed func(string, error) erro
 // Windows handle values.
 const inheritVar = "IPC_INHERIT"
 
-// An Inheritable is an end that a child can be given: a *Conn, *MsgConn,
+// An Inheritable is an end that a child can be given: a *Conn, *SharedConn, *MsgConn,
 // *PipeReader, *PipeWriter or *Listener.
 type Inheritable interface {
 	// bequeath adds the end to what cmd's process inherits, and returns the
