@@ -710,14 +710,9 @@ func (kernel) newMemory(size int) (memoryFiles, error) {
 	if err != nil {
 		return memoryFiles{}, os.NewSyscallError("memfd_create", err)
 	}
-	// Nobody else's process opens it anew through /proc.
-	err = os.NewSyscallError("fchmod", control(func() error { return syscall.Fchmod(int(sys), 0o600) }))
-	if err == nil {
-		err = os.NewSyscallError("ftruncate", control(func() error { return syscall.Ftruncate(int(sys), int64(size)) }))
-	}
-	if err != nil {
+	if err := control(func() error { return syscall.Ftruncate(int(sys), int64(size)) }); err != nil {
 		syscall.Close(int(sys))
-		return memoryFiles{}, err
+		return memoryFiles{}, os.NewSyscallError("ftruncate", err)
 	}
 	return memoryFiles{object: os.NewFile(sys, "memory")}, nil
 }
@@ -766,7 +761,12 @@ func (kernel) checkMemory(sys int) (memoryInfo, error) {
 	return memoryInfo{size: st.Size, writable: writable}, nil
 }
 
+// openReadOnly keeps the processes of other users from doing the same for writing: who has a
+// descriptor of the file can open it anew through /proc if its mode allows that.
 func (kernel) openReadOnly(sys int) (*os.File, error) {
+	if err := control(func() error { return syscall.Fchmod(sys, 0o600) }); err != nil && err != syscall.EPERM {
+		return nil, os.NewSyscallError("fchmod", err)
+	} // EPERM: it is another user's, who says
 	path := "/proc/self/fd/" + strconv.Itoa(sys)
 	fd, err := open(path, syscall.O_RDONLY|syscall.O_CLOEXEC)
 	if err == syscall.ENOENT { // /proc is not mounted
@@ -775,6 +775,20 @@ func (kernel) openReadOnly(sys int) (*os.File, error) {
 		return nil, os.NewSyscallError("open", err)
 	}
 	return os.NewFile(uintptr(fd), "memory"), nil
+}
+
+// mapTwice maps beyond the end of the file, which Linux allows, and puts the second mapping
+// there before anybody looks: one call less.
+func (kernel) mapTwice(sys, size, again, prot int) ([]byte, error) {
+	mem, err := syscall.Mmap(sys, 0, size+again, prot, syscall.MAP_SHARED)
+	if err != nil {
+		return nil, err
+	}
+	if err := kern.mapAt(mem[size:], prot, syscall.MAP_SHARED|syscall.MAP_FIXED, sys, size-again); err != nil {
+		syscall.Munmap(mem)
+		return nil, err
+	}
+	return mem, nil
 }
 
 // mapAt makes an mmap(2) at a fixed place. mmap2 counts the offset in units of 4096 bytes;

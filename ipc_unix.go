@@ -3009,7 +3009,7 @@ func mapMemory(f *os.File, size, again int, write bool) (mem []byte, err error) 
 		if again == 0 {
 			mem, err = syscall.Mmap(int(sys), 0, size, prot, syscall.MAP_SHARED)
 		} else {
-			mem, err = mapTwice(int(sys), size, again, prot)
+			mem, err = kern.mapTwice(int(sys), size, again, prot)
 		}
 		return os.NewSyscallError("mmap", err)
 	})
@@ -3018,7 +3018,7 @@ func mapMemory(f *os.File, size, again int, write bool) (mem []byte, err error) 
 
 // mapTwice takes room for both mappings first, and then puts them into it, so that nothing
 // else can get in between.
-func mapTwice(sys, size, again, prot int) ([]byte, error) {
+func (everyUnix) mapTwice(sys, size, again, prot int) ([]byte, error) {
 	mem, err := syscall.Mmap(-1, 0, size+again, syscall.PROT_NONE, syscall.MAP_PRIVATE|syscall.MAP_ANON)
 	if err != nil {
 		return nil, err
