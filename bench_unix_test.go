@@ -128,6 +128,22 @@ var contenders = []contender{
 		},
 	},
 	{
+		name:   "shared",
+		listen: func(_, path string) (net.Listener, error) { return ipc.ListenShared(ipc.Path(path)) },
+		dial:   func(_, path string) (net.Conn, error) { return ipc.DialShared(ipc.Path(path)) },
+	},
+	{
+		name:   "shared frames", // with room for two
+		listen: func(_, path string) (net.Listener, error) { return listenForFrames(path) },
+		dial: func(_, path string) (net.Conn, error) {
+			c, err := ipc.Dial(ipc.Path(path))
+			if err != nil {
+				return nil, err
+			}
+			return c.Share(forFrames)
+		},
+	},
+	{
 		name:   "plain", // ipc without its own copying
 		listen: listenHere,
 		dial:   dialHere,
@@ -151,6 +167,23 @@ func dialHere(network, path string) (net.Conn, error) {
 		return packetConn{c}, err
 	}
 	return ipc.Dial(ipc.Path(path))
+}
+
+var forFrames = ipc.ShareConfig{Buffer: 8 << 20}
+
+type framesListener struct{ *ipc.Listener }
+
+func listenForFrames(path string) (net.Listener, error) {
+	l, err := ipc.Listen(ipc.Path(path))
+	return framesListener{l}, err
+}
+
+func (l framesListener) Accept() (net.Conn, error) {
+	c, err := l.AcceptConn()
+	if err != nil {
+		return nil, err
+	}
+	return c.Share(forFrames)
 }
 
 // Messages as net has them: a read or a write is one.
@@ -178,6 +211,7 @@ type workload struct {
 	size    int
 	unit    string // of what client returns; one that ends in "/s" is a rate, and more is better
 	network string // "unix" by default
+	ours    string // "ipc" by default
 	rival   string // "net" by default
 	pipes   bool   // two pipes instead of a connection
 	atRest  bool   // nothing is done, so that the CPU time of it says nothing
@@ -198,6 +232,15 @@ var workloads = []workload{
 	{name: "stream 4 KiB", size: 4 << 10, unit: "MB/s", serve: drain, client: streaming},
 	{name: "stream 64 KiB", size: 64 << 10, unit: "MB/s", serve: drain, client: streaming},
 	{name: "stream 1 MiB", size: 1 << 20, unit: "MB/s", serve: drain, client: streaming},
+	{name: "shared memory, ping-pong 64 B", size: 64, unit: "µs", ours: "shared", serve: echo, client: pingPong},
+	{name: "shared memory, ping-pong 1 KiB", size: 1 << 10, unit: "µs", ours: "shared", serve: echo, client: pingPong},
+	{name: "shared memory, ping-pong 64 KiB", size: 64 << 10, unit: "µs", ours: "shared", serve: echo, client: pingPong},
+	{name: "shared memory, connect, 1 byte, close", size: 1, unit: "µs", ours: "shared", serve: greet, client: connects},
+	{name: "shared memory, stream 4 KiB", size: 4 << 10, unit: "MB/s", ours: "shared", serve: drain, client: streaming},
+	{name: "shared memory, stream 64 KiB", size: 64 << 10, unit: "MB/s", ours: "shared", serve: drain, client: streaming},
+	{name: "shared memory, stream 1 MiB", size: 1 << 20, unit: "MB/s", ours: "shared", serve: drain, client: streaming},
+	{name: "shared memory, 4 MB frames in place", size: 4 << 20, unit: "µs", ours: "shared frames", serve: lookAtFrames, client: makeFrames},
+	{name: "shared memory, memory of an idle connection", unit: "B", ours: "shared", atRest: true, serve: sit, client: idleMemory},
 	{name: "copy to a socket", size: 64 << 10, unit: "MB/s", serve: relay, client: relayed},
 	{name: "copy to a socket, against a plain copy", size: 64 << 10, unit: "MB/s", rival: "plain", serve: relay, client: relayed},
 	{name: "copy to TCP", size: 64 << 10, unit: "MB/s", serve: relay, client: relayedToTCP},
@@ -215,7 +258,7 @@ func findContender(name string) *contender {
 
 func BenchmarkAgainstNet(b *testing.B) {
 	for _, w := range workloads {
-		w.network, w.rival = cmp.Or(w.network, "unix"), cmp.Or(w.rival, "net")
+		w.network, w.ours, w.rival = cmp.Or(w.network, "unix"), cmp.Or(w.ours, "ipc"), cmp.Or(w.rival, "net")
 		b.Run(strings.ReplaceAll(w.name, " ", "_"), func(b *testing.B) {
 			if w.network == "unixpacket" {
 				p, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_SEQPACKET, 0)
@@ -225,7 +268,7 @@ func BenchmarkAgainstNet(b *testing.B) {
 				syscall.Close(p[0])
 				syscall.Close(p[1])
 			}
-			against(b, &w, findContender("ipc"), findContender(w.rival))
+			against(b, &w, findContender(w.ours), findContender(w.rival))
 		})
 	}
 }
@@ -609,6 +652,67 @@ func pour(c net.Conn, size int) (n int, start time.Time, err error) {
 
 func megabytes(n int, start time.Time) float64 {
 	return float64(n) / time.Since(start).Seconds() / 1e6
+}
+
+// makeFrames fills frames and sends them, where it can in place, and returns the time that
+// one takes in microseconds.
+func makeFrames(side *contender, w *workload, path string) (float64, error) {
+	c, err := side.dial(w.network, path)
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	shared, _ := c.(*ipc.SharedConn)
+	frame, frames, start := make([]byte, w.size), 0, time.Now()
+	for ; time.Since(start) < *benchTime; frames++ {
+		if shared != nil {
+			if frame, err = shared.Reserve(w.size); err != nil {
+				return 0, err
+			}
+		}
+		for i := range frame {
+			frame[i] = byte(frames)
+		}
+		if shared != nil {
+			err = shared.Commit(w.size)
+		} else {
+			_, err = c.Write(frame)
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	if err := c.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+		return 0, err
+	}
+	_, err = io.ReadFull(c, make([]byte, 1)) // all were looked at
+	return float64(time.Since(start).Microseconds()) / float64(frames), err
+}
+
+// lookAtFrames adds up a byte of every cache line of each frame.
+func lookAtFrames(_ *contender, w *workload, c net.Conn) {
+	shared, _ := c.(*ipc.SharedConn)
+	frame, sum := make([]byte, w.size), byte(0)
+	for {
+		var err error
+		if shared != nil {
+			frame, err = shared.Peek(w.size)
+		} else {
+			_, err = io.ReadFull(c, frame)
+		}
+		if err != nil {
+			break
+		}
+		for i := 0; i < len(frame); i += 64 {
+			sum += frame[i]
+		}
+		if shared != nil {
+			if shared.Discard(w.size) != nil {
+				break
+			}
+		}
+	}
+	c.Write([]byte{sum})
 }
 
 // relay copies to where the first bytes of the connection say.

@@ -11,6 +11,9 @@
 //   - The same with message boundaries: [ListenMsg] and [DialMsg] ([MsgConn]).
 //   - A parent and a child: [Pair], [MsgPair] or [Pipe], and [Inherit], which gives
 //     the child its end under a name.
+//   - Two processes that exchange small messages all the time, or large blocks that
+//     should not be copied: [ListenShared] and [DialShared], or [Conn.Share]
+//     ([SharedConn], a [net.Conn] through shared memory).
 //   - A shell and a program on Unix: [Mkfifo], [OpenFIFOReader], [OpenFIFOWriter],
 //     and [FIFOConfig] for a reader that outlives its writers.
 //   - A service of systemd: [Activated] and its kin for what it passes, [Notify] for
@@ -85,6 +88,27 @@
 // process into the other and announced by a short record, which is believed only if
 // its sender has the right to duplicate handles there (PROCESS_DUP_HANDLE).
 //
+// # Shared memory
+//
+// A [SharedConn] is a [net.Conn] whose bytes go through rings in shared memory: one for
+// each direction, which one end alone writes. While both ends are awake no system call is
+// made; an end that waits parks its goroutine, as everywhere. [SharedConn.Reserve] and
+// [SharedConn.Peek] give access to the ring itself, so that nothing is copied. A [Memory] is
+// memory to be shared by other means: it is passed to another process by
+// [Conn.SendFiles].
+//
+// Take it for connections that last and carry much: small requests and answers, streams of
+// small writes, large blocks in place. A socket is better for connections that are short,
+// since setting up the memory costs several times what a connection costs; for very many
+// connections, each of which needs three descriptors and some pages of memory at either
+// end; and it is as good for bulk data of 64 KiB and more on machines that are busy.
+//
+// The peer is not trusted: whatever it does to its memory, the other end reads and writes
+// nothing outside of the rings, and its calls end by their deadlines. What the peer has
+// written it can still change while it is looked at in place. Where the system or the peer has
+// no memory that is safe to share, the connection goes through the socket:
+// [SharedConn.InMemory] tells.
+//
 // # Systems
 //
 //	                    Linux          Windows        macOS            FreeBSD        other Unix
@@ -96,6 +120,7 @@
 //	peer's user         uid            SID            uid              uid            uid (3)
 //	outlives the pid    pidfd          handle         audit token      -              -
 //	end of the process  pidfd          handle         kqueue           kqueue         (5)
+//	shared memory       memfd, seals   section        shm_open         shm_open2 (13) through the socket
 //	unnamed pipes       pipe           named pipe     pipe             pipe           pipe
 //	FIFOs               yes            no             yes              yes            yes (4)
 //

@@ -2473,7 +2473,7 @@ func copyOut(w io.Writer, src io.Reader, fd *fd, failed func(string, error) erro
 // number (on Windows, handle value) the child finds the end, and what it is.
 const inheritVar = "IPC_INHERIT"
 
-// An Inheritable is an end that a child can be given: a *Conn, *MsgConn,
+// An Inheritable is an end that a child can be given: a *Conn, *SharedConn, *MsgConn,
 // *PipeReader, *PipeWriter, *Listener or *MsgListener, on Windows also a
 // *PipeListener.
 type Inheritable interface {
@@ -2958,7 +2958,7 @@ func (p *spinPolicy) begin() bool {
 // end is called after a spin that begin allowed, skipped after a wait that did not
 // spin.
 func (p *spinPolicy) end(b *backoff, won bool) {
-	p.spinners.Add(-1)
+	p.stop()
 	if !won {
 		p.note(b, (*backoff).lost)
 		return
@@ -2968,6 +2968,9 @@ func (p *spinPolicy) end(b *backoff, won bool) {
 		p.leaveGap.Store(0)
 	}
 }
+
+// stop ends what begin began.
+func (p *spinPolicy) stop() { p.spinners.Add(-1) }
 
 // shouldLeave reports whether the caller, whose spin failed, should leave its CPU.
 func (p *spinPolicy) shouldLeave(now int64) bool {

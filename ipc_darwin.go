@@ -1,6 +1,12 @@
 package ipc
 
-import "syscall"
+import (
+	"errors"
+	"os"
+	"strconv"
+	"syscall"
+	"unsafe"
+)
 
 // Traits of macOS and iOS that ipc_unix.go builds on.
 const (
@@ -131,3 +137,90 @@ const (
 	atSymlinkNoFollow = 0x20 // sys/fcntl.h: AT_SYMLINK_NOFOLLOW
 	cleanerBit        = 0    // only root may set the sticky bit of a file here
 )
+
+// ---------------------------------------------------------------------------
+// Shared memory
+
+// newMemory makes a shm_open(2) of a fresh name, opens it once more for reading alone, and
+// takes the name away. The name has at most 31 bytes with its NUL (PSHMNAMLEN of
+// bsd/kern/posix_shm.c); package syscall has the numbers of the calls and not the calls.
+func (kernel) newMemory(size int) (memoryFiles, error) {
+	text := "/ipc." + strconv.Itoa(os.Getpid()) + "." + strconv.FormatUint(freshNames.Add(1), 36)
+	name, err := syscall.BytePtrFromString(text)
+	if err != nil {
+		return memoryFiles{}, err
+	}
+	object, err := shmOpen(name, syscall.O_RDWR|syscall.O_CREAT|syscall.O_EXCL)
+	if err != nil {
+		return memoryFiles{}, os.NewSyscallError("shm_open", err)
+	}
+	// Only an object that has a size can lose its name.
+	err = os.NewSyscallError("ftruncate", control(func() error { return syscall.Ftruncate(object, int64(size)) }))
+	readOnly := -1
+	if err == nil {
+		readOnly, err = shmOpen(name, syscall.O_RDONLY)
+		err = os.NewSyscallError("shm_open", err)
+	}
+	syscall.Syscall(syscall.SYS_SHM_UNLINK, uintptr(unsafe.Pointer(name)), 0, 0)
+	if err != nil {
+		syscall.Close(object)
+		return memoryFiles{}, err
+	}
+	return memoryFiles{os.NewFile(uintptr(object), "memory"), os.NewFile(uintptr(readOnly), "memory")}, nil
+}
+
+// shmOpen makes a shm_open(2), close-on-exec before this process can fork. A name that a
+// process of the same number has left behind is not taken for ours: see O_EXCL.
+func shmOpen(name *byte, flags int) (fd int, err error) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	err = control(func() error {
+		r, _, errno := syscall.Syscall(syscall.SYS_SHM_OPEN, uintptr(unsafe.Pointer(name)), uintptr(flags), 0o600)
+		if errno != 0 {
+			return errno
+		}
+		fd = int(r)
+		return nil
+	})
+	if err == nil {
+		syscall.CloseOnExec(fd)
+	}
+	return fd, err
+}
+
+// sealMemory has nothing to do: an object keeps the size that it was given first
+// (pshm_truncate of bsd/kern/posix_shm.c says EINVAL from then on), and a peer gets a
+// descriptor for reading alone.
+func (kernel) sealMemory(int, bool) error { return nil }
+
+// checkMemory refuses everything that is not a POSIX shared memory object: its mode alone
+// has no type of a file in it (pshm_stat of bsd/kern/posix_shm.c), and of what else may
+// have none, mmap(2) takes nothing.
+func (kernel) checkMemory(sys int) (memoryInfo, error) {
+	var st syscall.Stat_t
+	if err := control(func() error { return syscall.Fstat(sys, &st) }); err != nil {
+		return memoryInfo{}, os.NewSyscallError("fstat", err)
+	}
+	if st.Mode&syscall.S_IFMT != 0 {
+		return memoryInfo{}, &ruleError{what: "the file is not memory"}
+	}
+	mode, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(sys), syscall.F_GETFL, 0)
+	if errno != 0 {
+		return memoryInfo{}, os.NewSyscallError("fcntl", errno)
+	}
+	return memoryInfo{size: st.Size, writable: mode&syscall.O_ACCMODE == syscall.O_RDWR}, nil
+}
+
+func (kernel) openReadOnly(int) (*os.File, error) {
+	return nil, &ruleError{"this system cannot open memory again for reading alone", errors.ErrUnsupported}
+}
+
+// mapAt makes an mmap(2) at a fixed place.
+func (kernel) mapAt(mem []byte, prot, flags, sys, offset int) error {
+	_, _, errno := syscall.Syscall6(syscall.SYS_MMAP, uintptr(unsafe.Pointer(&mem[0])), uintptr(len(mem)),
+		uintptr(prot), uintptr(flags), uintptr(sys), uintptr(offset))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}

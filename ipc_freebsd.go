@@ -1,6 +1,9 @@
 package ipc
 
 import (
+	"errors"
+	"os"
+	"runtime"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -267,4 +270,120 @@ func (kernel) watchProcess(pid int) (processWatch, error) {
 	syscall.SetKevent(&end, pid, syscall.EVFILT_PROC, syscall.EV_ADD|syscall.EV_ONESHOT)
 	end.Fflags = syscall.NOTE_EXIT
 	return kqueueWatch[syscall.Kevent_t]{pid: pid, kqueue: syscall.Kqueue, kevent: syscall.Kevent}.begin(end)
+}
+
+// ---------------------------------------------------------------------------
+// Shared memory
+
+// FreeBSD 13: sys/syscall.h, sys/mman.h and sys/fcntl.h.
+const (
+	sysShmOpen2     = 571
+	shmAllowSealing = 0x1 // SHM_ALLOW_SEALING
+	addSeals        = 19  // F_ADD_SEALS
+	getSeals        = 20  // F_GET_SEALS
+	sealSeal        = 0x1 // F_SEAL_SEAL
+	sealShrink      = 0x2 // F_SEAL_SHRINK
+	sealGrow        = 0x4 // F_SEAL_GROW
+	sealWrite       = 0x8 // F_SEAL_WRITE
+)
+
+// newMemory makes a shm_open2(2) of a fresh name, opens it once more for reading alone,
+// and takes the name away.
+func (kernel) newMemory(size int) (memoryFiles, error) {
+	name, err := syscall.BytePtrFromString("/" + freshName())
+	if err != nil {
+		return memoryFiles{}, err
+	}
+	object, err := shmOpen2(name, syscall.O_RDWR|syscall.O_CREAT|syscall.O_EXCL)
+	if err != nil {
+		if err == syscall.ENOSYS { // before FreeBSD 13
+			err = &classified{err, errors.ErrUnsupported}
+		}
+		return memoryFiles{}, os.NewSyscallError("shm_open2", err)
+	}
+	readOnly, err := shmOpen2(name, syscall.O_RDONLY)
+	syscall.Syscall(syscall.SYS_SHM_UNLINK, uintptr(unsafe.Pointer(name)), 0, 0)
+	if err != nil {
+		syscall.Close(object)
+		return memoryFiles{}, os.NewSyscallError("shm_open2", err)
+	}
+	files := memoryFiles{os.NewFile(uintptr(object), "memory"), os.NewFile(uintptr(readOnly), "memory")}
+	if err := control(func() error { return syscall.Ftruncate(object, int64(size)) }); err != nil {
+		files.close()
+		return memoryFiles{}, os.NewSyscallError("ftruncate", err)
+	}
+	return files, nil
+}
+
+func shmOpen2(name *byte, flags int) (fd int, err error) {
+	err = control(func() error {
+		r, _, errno := syscall.Syscall6(sysShmOpen2, uintptr(unsafe.Pointer(name)),
+			uintptr(flags|syscall.O_CLOEXEC), 0o600, shmAllowSealing, 0, 0)
+		if errno != 0 {
+			return errno
+		}
+		fd = int(r)
+		return nil
+	})
+	return fd, err
+}
+
+// sealMemory seals the object. That a peer cannot write follows from its descriptor, which
+// is for reading alone.
+func (kernel) sealMemory(sys int, _ bool) error {
+	_, err := fcntl(sys, addSeals, sealSeal|sealShrink|sealGrow)
+	return os.NewSyscallError("fcntl", err)
+}
+
+// checkMemory looks at the seals: what has F_SEAL_SHRINK keeps every page that it has.
+func (kernel) checkMemory(sys int) (memoryInfo, error) {
+	seals, err := fcntl(sys, getSeals, 0)
+	if err == syscall.EINVAL {
+		return memoryInfo{}, &ruleError{what: "the file is not memory"}
+	} else if err != nil {
+		return memoryInfo{}, os.NewSyscallError("fcntl", err)
+	}
+	if seals&sealShrink == 0 {
+		return memoryInfo{}, &ruleError{what: "the memory can shrink: it has no F_SEAL_SHRINK"}
+	}
+	var st syscall.Stat_t // its size cannot become less any more
+	if err := control(func() error { return syscall.Fstat(sys, &st) }); err != nil {
+		return memoryInfo{}, os.NewSyscallError("fstat", err)
+	}
+	mode, err := fcntl(sys, syscall.F_GETFL, 0)
+	if err != nil {
+		return memoryInfo{}, os.NewSyscallError("fcntl", err)
+	}
+	return memoryInfo{size: st.Size, writable: mode&syscall.O_ACCMODE == syscall.O_RDWR && seals&sealWrite == 0}, nil
+}
+
+func (kernel) openReadOnly(int) (*os.File, error) {
+	return nil, &ruleError{"this system cannot open memory again for reading alone", errors.ErrUnsupported}
+}
+
+// mapAt makes an mmap(2) at a fixed place. The offset, an off_t, takes two words where a
+// word has 32 bits, on arm an even and the following one.
+func (kernel) mapAt(mem []byte, prot, flags, sys, offset int) error {
+	addr, size, at := uintptr(unsafe.Pointer(&mem[0])), uintptr(len(mem)), uintptr(offset)
+	var errno syscall.Errno
+	switch runtime.GOARCH {
+	case "386":
+		_, _, errno = syscall.Syscall9(syscall.SYS_MMAP, addr, size, uintptr(prot), uintptr(flags), uintptr(sys), at, 0, 0, 0)
+	case "arm":
+		_, _, errno = syscall.Syscall9(syscall.SYS_MMAP, addr, size, uintptr(prot), uintptr(flags), uintptr(sys), 0, at, 0, 0)
+	default:
+		_, _, errno = syscall.Syscall6(syscall.SYS_MMAP, addr, size, uintptr(prot), uintptr(flags), uintptr(sys), at)
+	}
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+func fcntl(sys, cmd, arg int) (int, error) {
+	r, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(sys), uintptr(cmd), uintptr(arg))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(r), nil
 }

@@ -1381,3 +1381,179 @@ var numbers = func() callNumbers {
 	}
 	return callNumbers{204, 205, 209, 211, 212, 286, 168} // arm64, riscv64, loong64: asm-generic/unistd.h
 }()
+
+// ---------------------------------------------------------------------------
+// Shared memory
+
+// linux/memfd.h and linux/fcntl.h, the same on every architecture.
+const (
+	mfdCloexec      = 0x1 // MFD_CLOEXEC
+	mfdAllowSealing = 0x2 // MFD_ALLOW_SEALING
+	mfdNoExecSeal   = 0x8 // MFD_NOEXEC_SEAL, Linux 6.3
+
+	addSeals        = 1033 // F_ADD_SEALS
+	getSeals        = 1034 // F_GET_SEALS
+	sealSeal        = 0x1  // F_SEAL_SEAL
+	sealShrink      = 0x2  // F_SEAL_SHRINK
+	sealGrow        = 0x4  // F_SEAL_GROW
+	sealWrite       = 0x8  // F_SEAL_WRITE
+	sealFutureWrite = 0x10 // F_SEAL_FUTURE_WRITE, Linux 5.1
+
+	tmpfsMagic = 0x01021994 // TMPFS_MAGIC of linux/magic.h
+)
+
+// newMemory makes a memfd_create(2). Without MFD_NOEXEC_SEAL a system may refuse it (sysctl
+// vm.memfd_noexec), and with it an older kernel does.
+func (kernel) newMemory(size int) (memoryFiles, error) {
+	name := [...]byte{'i', 'p', 'c', 0}
+	var sys uintptr
+	err := control(func() error {
+		var errno syscall.Errno
+		for _, flags := range [...]uintptr{mfdCloexec | mfdAllowSealing | mfdNoExecSeal, mfdCloexec | mfdAllowSealing} {
+			sys, _, errno = syscall.Syscall(memoryCalls.memfdCreate, uintptr(unsafe.Pointer(&name[0])), flags, 0)
+			if errno != syscall.EINVAL {
+				break
+			}
+		}
+		if errno != 0 {
+			return errno
+		}
+		return nil
+	})
+	if err != nil {
+		return memoryFiles{}, os.NewSyscallError("memfd_create", err)
+	}
+	if err := control(func() error { return syscall.Ftruncate(int(sys), int64(size)) }); err != nil {
+		syscall.Close(int(sys))
+		return memoryFiles{}, os.NewSyscallError("ftruncate", err)
+	}
+	return memoryFiles{object: os.NewFile(sys, "memory")}, nil
+}
+
+// sealMemory seals the object. A kernel before 5.1 does without F_SEAL_FUTURE_WRITE.
+func (kernel) sealMemory(sys int, ownerWrites bool) error {
+	seals := sealSeal | sealShrink | sealGrow
+	if ownerWrites {
+		if _, err := fcntl(sys, addSeals, seals|sealFutureWrite); err != syscall.EINVAL {
+			return os.NewSyscallError("fcntl", err)
+		}
+	}
+	_, err := fcntl(sys, addSeals, seals)
+	return os.NewSyscallError("fcntl", err)
+}
+
+// checkMemory looks at the seals: what has F_SEAL_SHRINK keeps every page that it has. Of
+// the two kinds of file that know seals it refuses the one of huge pages (hugetlbfs), whose
+// pages may turn out not to be there when they are touched.
+func (kernel) checkMemory(sys int) (memoryInfo, error) {
+	seals, err := fcntl(sys, getSeals, 0)
+	if err == syscall.EINVAL {
+		return memoryInfo{}, &ruleError{what: "the file is not memory"}
+	} else if err != nil {
+		return memoryInfo{}, os.NewSyscallError("fcntl", err)
+	}
+	if seals&sealShrink == 0 {
+		return memoryInfo{}, &ruleError{what: "the memory can shrink: it has no F_SEAL_SHRINK"}
+	}
+	var fs syscall.Statfs_t
+	if err := control(func() error { return syscall.Fstatfs(sys, &fs) }); err != nil {
+		return memoryInfo{}, os.NewSyscallError("fstatfs", err)
+	}
+	if uint32(fs.Type) != tmpfsMagic {
+		return memoryInfo{}, &ruleError{what: "the memory is not of the ordinary kind"}
+	}
+	var st syscall.Stat_t // its size cannot become less any more
+	if err := control(func() error { return syscall.Fstat(sys, &st) }); err != nil {
+		return memoryInfo{}, os.NewSyscallError("fstat", err)
+	}
+	mode, err := fcntl(sys, syscall.F_GETFL, 0)
+	if err != nil {
+		return memoryInfo{}, os.NewSyscallError("fcntl", err)
+	}
+	writable := mode&syscall.O_ACCMODE == syscall.O_RDWR && seals&(sealWrite|sealFutureWrite) == 0
+	return memoryInfo{size: st.Size, writable: writable}, nil
+}
+
+// openReadOnly keeps the processes of other users from doing the same for writing: who has a
+// descriptor of the file can open it anew through /proc if its mode allows that.
+func (kernel) openReadOnly(sys int) (*os.File, error) {
+	if err := control(func() error { return syscall.Fchmod(sys, 0o600) }); err != nil && err != syscall.EPERM {
+		return nil, os.NewSyscallError("fchmod", err)
+	} // EPERM: it is another user's, who says
+	path := "/proc/self/fd/" + strconv.Itoa(sys)
+	fd, err := open(path, syscall.O_RDONLY|syscall.O_CLOEXEC)
+	if err == syscall.ENOENT { // /proc is not mounted
+		return nil, &classified{os.NewSyscallError("open", err), errors.ErrUnsupported}
+	} else if err != nil {
+		return nil, os.NewSyscallError("open", err)
+	}
+	return os.NewFile(uintptr(fd), "memory"), nil
+}
+
+// mapTwice maps beyond the end of the file, which Linux allows, and puts the second mapping
+// there before anybody looks: one call less.
+func (kernel) mapTwice(sys, size, again, prot int) ([]byte, error) {
+	mem, err := syscall.Mmap(sys, 0, size+again, prot, syscall.MAP_SHARED)
+	if err != nil {
+		return nil, err
+	}
+	if err := kern.mapAt(mem[size:], prot, syscall.MAP_SHARED|syscall.MAP_FIXED, sys, size-again); err != nil {
+		syscall.Munmap(mem)
+		return nil, err
+	}
+	return mem, nil
+}
+
+// mapAt makes an mmap(2) at a fixed place. mmap2 counts the offset in units of 4096 bytes;
+// on s390x the call takes its arguments as an array.
+func (kernel) mapAt(mem []byte, prot, flags, sys, offset int) error {
+	args := [6]uintptr{uintptr(unsafe.Pointer(&mem[0])), uintptr(len(mem)), uintptr(prot), uintptr(flags), uintptr(sys), uintptr(offset)}
+	var errno syscall.Errno
+	switch {
+	case memoryCalls.mmapTakesArray:
+		_, _, errno = syscall.Syscall(memoryCalls.mmap, uintptr(unsafe.Pointer(&args)), 0, 0)
+	case memoryCalls.mmapTakesPages:
+		_, _, errno = syscall.Syscall6(memoryCalls.mmap, args[0], args[1], args[2], args[3], args[4], args[5]/4096)
+	default:
+		_, _, errno = syscall.Syscall6(memoryCalls.mmap, args[0], args[1], args[2], args[3], args[4], args[5])
+	}
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+func fcntl(sys, cmd, arg int) (int, error) {
+	r, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(sys), uintptr(cmd), uintptr(arg))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(r), nil
+}
+
+// memoryCalls are numbers of asm/unistd.h, of calls that package syscall lacks or that differ
+// in how they take their arguments.
+var memoryCalls = func() (n struct {
+	memfdCreate, mmap              uintptr
+	mmapTakesPages, mmapTakesArray bool
+}) {
+	switch runtime.GOARCH {
+	case "amd64":
+		n.memfdCreate, n.mmap = 319, 9
+	case "386":
+		n.memfdCreate, n.mmap, n.mmapTakesPages = 356, 192, true
+	case "arm":
+		n.memfdCreate, n.mmap, n.mmapTakesPages = 385, 192, true
+	case "ppc64", "ppc64le":
+		n.memfdCreate, n.mmap = 360, 90
+	case "s390x":
+		n.memfdCreate, n.mmap, n.mmapTakesArray = 350, 90, true
+	case "mips", "mipsle":
+		n.memfdCreate, n.mmap, n.mmapTakesPages = 4354, 4210, true
+	case "mips64", "mips64le":
+		n.memfdCreate, n.mmap = 5314, 5009
+	default: // arm64, riscv64, loong64: asm-generic/unistd.h
+		n.memfdCreate, n.mmap = 279, 222
+	}
+	return n
+}()

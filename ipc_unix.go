@@ -5007,3 +5007,176 @@ func fstatID(fd int) fileID {
 }
 
 func idOf(st *syscall.Stat_t) fileID { return fileID{uint64(st.Dev), uint64(st.Ino)} }
+
+// ---------------------------------------------------------------------------
+// Shared memory
+
+// newMemory makes a memory object of that size, close-on-exec and without a name.
+func newMemory(size int) (memoryFiles, error) { return kern.newMemory(size) }
+
+// sealMemory keeps the object from shrinking and growing, and if nobody but the mappings
+// that there are is to write to it, from being written by any other.
+func sealMemory(f *os.File, ownerWrites bool) error {
+	return withFile(f, func(sys uintptr) error { return kern.sealMemory(int(sys), ownerWrites) })
+}
+
+// checkMemory tells the size of a memory object, if it is one that cannot shrink.
+func checkMemory(f *os.File) (info memoryInfo, err error) {
+	err = withFile(f, func(sys uintptr) (err error) {
+		info, err = kern.checkMemory(int(sys))
+		return err
+	})
+	return info, err
+}
+
+// The defaults are for systems that cannot keep memory from shrinking: an access to a page
+// that somebody cut off ends the process (SIGBUS), unless runtime/debug.SetPanicOnFault
+// has taken precautions, which belongs to another package than this one uses.
+var errNoMemory = &ruleError{"this system has no memory that cannot shrink", errors.ErrUnsupported}
+
+func (everyUnix) newMemory(int) (memoryFiles, error)  { return memoryFiles{}, errNoMemory }
+func (everyUnix) sealMemory(int, bool) error          { return errNoMemory }
+func (everyUnix) checkMemory(int) (memoryInfo, error) { return memoryInfo{}, errNoMemory }
+func (everyUnix) openReadOnly(int) (*os.File, error)  { return nil, errNoMemory }
+func (everyUnix) mapAt(mem []byte, prot, flags, sys, offset int) error {
+	return errNoMemory
+}
+
+// mapMemory maps the first size bytes of a memory object, and the last of them, as many as
+// again says, a second time behind that.
+func mapMemory(f *os.File, size, again int, write bool) (mem []byte, err error) {
+	prot := syscall.PROT_READ
+	if write {
+		prot |= syscall.PROT_WRITE
+	}
+	err = withFile(f, func(sys uintptr) error {
+		if again == 0 {
+			mem, err = syscall.Mmap(int(sys), 0, size, prot, syscall.MAP_SHARED)
+		} else {
+			mem, err = kern.mapTwice(int(sys), size, again, prot)
+		}
+		return os.NewSyscallError("mmap", err)
+	})
+	return mem, err
+}
+
+// mapTwice takes room for both mappings first, and then puts them into it, so that nothing
+// else can get in between.
+func (everyUnix) mapTwice(sys, size, again, prot int) ([]byte, error) {
+	mem, err := syscall.Mmap(-1, 0, size+again, syscall.PROT_NONE, syscall.MAP_PRIVATE|syscall.MAP_ANON)
+	if err != nil {
+		return nil, err
+	}
+	const flags = syscall.MAP_SHARED | syscall.MAP_FIXED
+	if err = kern.mapAt(mem[:size], prot, flags, sys, 0); err == nil {
+		err = kern.mapAt(mem[size:], prot, flags, sys, size-again)
+	}
+	if err != nil {
+		syscall.Munmap(mem)
+		return nil, err
+	}
+	return mem, nil
+}
+
+// unmapMemory ends what mapMemory returned.
+func unmapMemory(mem []byte, again int) error {
+	return os.NewSyscallError("munmap", syscall.Munmap(mem))
+}
+
+// vacateMemory puts empty memory in the place of a mapping, which then stays readable for
+// ever and holds on to nothing.
+func vacateMemory(mem []byte) {
+	kern.mapAt(mem, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANON|syscall.MAP_FIXED, -1, 0)
+}
+
+// openReadOnly opens a memory object once more, for reading alone.
+func openReadOnly(f *os.File) (ro *os.File, err error) {
+	err = withFile(f, func(sys uintptr) (err error) {
+		ro, err = kern.openReadOnly(int(sys))
+		return err
+	})
+	return ro, err
+}
+
+// duplicateFile duplicates the descriptor of a memory object.
+func duplicateFile(f *os.File) (d *os.File, err error) {
+	err = withFile(f, func(sys uintptr) error {
+		n, err := kern.dup(int(sys))
+		if err == nil {
+			d = os.NewFile(uintptr(n), "memory")
+		}
+		return os.NewSyscallError("dup", err)
+	})
+	return d, err
+}
+
+// A farBell is the peer's end of a doorbell, on its way.
+type farBell struct{ *os.File }
+
+func (b farBell) close() { b.Close() }
+
+// newBell makes a doorbell: a pair of sockets. A pipe would be cheaper, but who writes to a
+// pipe can hold its lock for as long as he likes (a page that userfaultfd(2) or FUSE serves),
+// and then a read of it waits as long. The far end may block, so that os.NewFile leaves the
+// poller alone; the peer changes that.
+func newBell() (*fd, farBell, error) {
+	var s [2]int
+	err := atBirth(func() (err error) {
+		s, err = syscall.Socketpair(syscall.AF_UNIX, socketType(streams)|socketFlags, 0)
+		return err
+	}, &s[0], &s[1])
+	if err != nil {
+		return nil, farBell{}, os.NewSyscallError("socketpair", err)
+	}
+	near := newConnFD(s[0], streams)
+	if err := syscall.SetNonblock(s[1], false); err != nil {
+		near.close()
+		syscall.Close(s[1])
+		return nil, farBell{}, os.NewSyscallError("fcntl", err)
+	}
+	return near, farBell{os.NewFile(uintptr(s[1]), "doorbell")}, nil
+}
+
+// ringBell sends one byte. It does not wait: a socket that is full has enough of them.
+func ringBell(f *fd) error {
+	if err := f.use(); err != nil {
+		return err
+	}
+	defer f.unuse()
+	for {
+		_, err := kern.sendmsg(f.sys, zeroByte[:], nil, dontWait|noSignal)
+		switch err {
+		case syscall.EINTR:
+		case syscall.EAGAIN, syscall.ENOBUFS:
+			return nil
+		default:
+			return err
+		}
+	}
+}
+
+// sendHello sends the hello with the memory and the far end of the doorbell.
+func sendHello(f *fd, memory *os.File, bell farBell, hello []byte) error {
+	return f.sendWithFiles(hello, []*os.File{memory, bell.File})
+}
+
+// A received is what came with a hello.
+type received struct{ *os.File }
+
+func (r received) close()           { r.Close() }
+func (r received) memory() *os.File { return r.File }
+
+// doorbell returns the end of a doorbell, which owns what r was.
+func (r received) doorbell() (*fd, error) {
+	defer r.Close()
+	return adoptConn(r.File, streams)
+}
+
+// recvHello receives some of a hello and what came with it.
+func recvHello(f *fd, p []byte) (n int, with []received, err error) {
+	n, files, err := f.recvRights(p, maxFiles)
+	for _, file := range files {
+		with = append(with, received{file})
+	}
+	return n, with, err
+}

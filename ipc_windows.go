@@ -3677,6 +3677,12 @@ func (f *fd) sendRights(p []byte, files []*os.File) (sent int, err error) {
 	if _, err := f.expired(l); err != nil {
 		return 0, err
 	}
+	return f.sendHandles(handles, p)
+}
+
+// sendHandles sends the handles, and p behind their record. The caller has acquired the
+// direction.
+func (f *fd) sendHandles(handles []syscall.Handle, p []byte) (sent int, err error) {
 	s, err := f.stage(handles)
 	if err != nil {
 		return 0, err
@@ -4311,6 +4317,7 @@ var (
 	procCreateEvent             = kernel32.NewProc("CreateEventW")
 	procGetHandleInformation    = kernel32.NewProc("GetHandleInformation")
 	procCancelSynchronousIo     = kernel32.NewProc("CancelSynchronousIo")
+	procMapViewOfFileEx         = kernel32.NewProc("MapViewOfFileEx")
 	procSetEvent                = kernel32.NewProc("SetEvent")
 	procGetOverlappedResult     = kernel32.NewProc("GetOverlappedResult")
 	procConnectNamedPipe        = kernel32.NewProc("ConnectNamedPipe")
@@ -4319,6 +4326,8 @@ var (
 	procTransactNamedPipe       = kernel32.NewProc("TransactNamedPipe")
 	procRegisterWait            = kernel32.NewProc("RegisterWaitForSingleObject")
 	procUnregisterWait          = kernel32.NewProc("UnregisterWaitEx")
+	procVirtualAlloc            = kernel32.NewProc("VirtualAlloc")
+	procVirtualFree             = kernel32.NewProc("VirtualFree")
 	procWaitNamedPipe           = kernel32.NewProc("WaitNamedPipeW")
 	procSetNamedPipeHandleState = kernel32.NewProc("SetNamedPipeHandleState")
 	procClientComputerName      = kernel32.NewProc("GetNamedPipeClientComputerNameW")
@@ -4340,6 +4349,8 @@ var (
 	procNtCreateNamedPipeFile      = ntdll.NewProc("NtCreateNamedPipeFile")
 	procNtQueryInformationFile     = ntdll.NewProc("NtQueryInformationFile")
 	procNtQueryInformationProcess  = ntdll.NewProc("NtQueryInformationProcess")
+	procNtQueryObject              = ntdll.NewProc("NtQueryObject")
+	procNtQuerySection             = ntdll.NewProc("NtQuerySection")
 	procNtQueryVolumeInformation   = ntdll.NewProc("NtQueryVolumeInformationFile")
 	procRtlNtStatusToDosError      = ntdll.NewProc("RtlNtStatusToDosError")
 )
@@ -4949,4 +4960,262 @@ func formatSDDL(raw []byte) string {
 func freeLocal(p unsafe.Pointer) error {
 	_, err := syscall.LocalFree(syscall.Handle(p))
 	return os.NewSyscallError("LocalFree", err)
+}
+
+// ---------------------------------------------------------------------------
+// Shared memory
+
+// winnt.h
+const (
+	sectionQuery    = 0x1        // SECTION_QUERY
+	sectionMapWrite = 0x2        // SECTION_MAP_WRITE
+	sectionMapRead  = 0x4        // SECTION_MAP_READ
+	secFile         = 0x00800000 // SEC_FILE
+	secImage        = 0x01000000 // SEC_IMAGE
+	secReserve      = 0x04000000 // SEC_RESERVE
+	secCommit       = 0x08000000 // SEC_COMMIT
+	secLargePages   = 0x80000000 // SEC_LARGE_PAGES
+)
+
+// newMemory makes a section without a name and without a file, all of it committed, and a
+// handle of it for reading alone.
+func newMemory(size int) (memoryFiles, error) {
+	h, err := syscall.CreateFileMapping(syscall.InvalidHandle, nil, syscall.PAGE_READWRITE, uint32(uint64(size)>>32), uint32(size), nil)
+	if err != nil {
+		return memoryFiles{}, os.NewSyscallError("CreateFileMapping", err)
+	}
+	object := os.NewFile(uintptr(h), "memory")
+	readOnly, err := openReadOnly(object)
+	if err != nil {
+		object.Close()
+		return memoryFiles{}, err
+	}
+	return memoryFiles{object, readOnly}, nil
+}
+
+// sealMemory has nothing to do: a section never shrinks, and a peer gets a handle for reading
+// alone.
+func sealMemory(*os.File, bool) error { return nil }
+
+// checkMemory refuses every handle that is not that of a section of committed memory. Behind
+// a section with a file, reading can fail, and in one that is only reserved, it does.
+func checkMemory(f *os.File) (memoryInfo, error) {
+	const (
+		sectionBasicInformation = 0 // ntifs.h
+		objectBasicInformation  = 0
+	)
+	var section struct { // SECTION_BASIC_INFORMATION
+		base       uintptr
+		attributes uint32
+		size       int64
+	}
+	var object struct { // OBJECT_BASIC_INFORMATION
+		attributes, access, handles, pointers uint32
+		_                                     [10]uint32
+	}
+	err := withFile(f, func(sys uintptr) error {
+		r, _, _ := syscall.SyscallN(procNtQuerySection.Addr(), sys, sectionBasicInformation,
+			uintptr(unsafe.Pointer(&section)), unsafe.Sizeof(section), 0)
+		if err := ntError(r); err != nil {
+			return os.NewSyscallError("NtQuerySection", err)
+		}
+		r, _, _ = syscall.SyscallN(procNtQueryObject.Addr(), sys, objectBasicInformation,
+			uintptr(unsafe.Pointer(&object)), unsafe.Sizeof(object), 0)
+		return os.NewSyscallError("NtQueryObject", ntError(r))
+	})
+	if err != nil {
+		return memoryInfo{}, err
+	}
+	if section.attributes&(secCommit|secReserve|secFile|secImage|secLargePages) != secCommit {
+		return memoryInfo{}, &ruleError{what: "the section is not of the ordinary kind of memory"}
+	}
+	return memoryInfo{size: section.size, writable: object.access&sectionMapWrite != 0}, nil
+}
+
+// mapMemory maps the first size bytes of a section, and the last of them, as many as again
+// says, a second time behind that.
+func mapMemory(f *os.File, size, again int, write bool) (mem []byte, err error) {
+	access := uint32(syscall.FILE_MAP_READ)
+	if write {
+		access |= syscall.FILE_MAP_WRITE
+	}
+	err = withFile(f, func(sys uintptr) error {
+		var at uintptr
+		if again == 0 {
+			at, err = syscall.MapViewOfFile(syscall.Handle(sys), access, 0, 0, uintptr(size))
+		} else {
+			at, err = mapTwice(sys, size, again, access)
+		}
+		if err != nil {
+			return os.NewSyscallError("MapViewOfFile", err)
+		}
+		mem = unsafe.Slice(*(**byte)(unsafe.Pointer(&at)), size+again) // no memory of Go's
+		return nil
+	})
+	return mem, err
+}
+
+// mapTwice looks for room for both views, gives it back and maps them there. Another thread
+// may have taken it in between, which the system says; then it looks again.
+func mapTwice(section uintptr, size, again int, access uint32) (at uintptr, err error) {
+	const (
+		memReserve   = 0x2000 // MEM_RESERVE of winnt.h
+		memRelease   = 0x8000 // MEM_RELEASE
+		pageNoAccess = 0x1    // PAGE_NOACCESS
+		attempts     = 8
+	)
+	for range attempts {
+		var errno syscall.Errno
+		at, _, errno = syscall.SyscallN(procVirtualAlloc.Addr(), 0, uintptr(size+again), memReserve, pageNoAccess)
+		if err = failure(at, errno); err != nil {
+			return 0, err
+		}
+		syscall.SyscallN(procVirtualFree.Addr(), at, 0, memRelease)
+		if err = mapAt(section, access, 0, size, at); err != nil {
+			continue
+		}
+		if err = mapAt(section, access, size-again, again, at+uintptr(size)); err == nil {
+			return at, nil
+		}
+		syscall.UnmapViewOfFile(at)
+	}
+	return 0, err
+}
+
+func mapAt(section uintptr, access uint32, offset, size int, at uintptr) error {
+	r, _, errno := syscall.SyscallN(procMapViewOfFileEx.Addr(), section, uintptr(access),
+		uintptr(uint64(offset)>>32), uintptr(uint32(offset)), uintptr(size), at)
+	return failure(r, errno)
+}
+
+// unmapMemory ends what mapMemory returned.
+func unmapMemory(mem []byte, again int) error {
+	at := uintptr(unsafe.Pointer(&mem[0]))
+	err := syscall.UnmapViewOfFile(at)
+	if again > 0 {
+		if e := syscall.UnmapViewOfFile(at + uintptr(len(mem)-again)); err == nil {
+			err = e
+		}
+	}
+	return os.NewSyscallError("UnmapViewOfFile", err)
+}
+
+// vacateMemory leaves the mapping where it is: nothing takes the place of a view in one step.
+func vacateMemory([]byte) {}
+
+// openReadOnly returns another handle of a section, for reading alone.
+func openReadOnly(f *os.File) (ro *os.File, err error) {
+	err = withFile(f, func(sys uintptr) error {
+		var h syscall.Handle
+		err := syscall.DuplicateHandle(currentProcess, syscall.Handle(sys), currentProcess, &h, sectionQuery|sectionMapRead, false, 0)
+		if err == nil {
+			ro = os.NewFile(uintptr(h), "memory")
+		}
+		return os.NewSyscallError("DuplicateHandle", err)
+	})
+	return ro, err
+}
+
+// duplicateFile duplicates the handle of a section.
+func duplicateFile(f *os.File) (d *os.File, err error) {
+	err = withFile(f, func(sys uintptr) error {
+		h, err := duplicate(syscall.Handle(sys))
+		if err == nil {
+			d = os.NewFile(uintptr(h), "memory")
+		}
+		return err
+	})
+	return d, err
+}
+
+// A farBell is the peer's end of a doorbell, on its way: a handle that has joined no
+// completion port.
+type farBell syscall.Handle
+
+func (b farBell) close() { syscall.CloseHandle(syscall.Handle(b)) }
+
+// newBell makes a doorbell: a pipe that nobody else can open.
+func newBell() (*fd, farBell, error) {
+	near, far, err := pair(streams)
+	if err != nil {
+		return nil, 0, err
+	}
+	h, err := duplicate(far.sys)
+	far.close()
+	if err != nil {
+		near.close()
+		return nil, 0, err
+	}
+	return near, farBell(h), nil
+}
+
+// ringBell writes one byte. It does not wait: a write that cannot end at once is cancelled,
+// for a pipe that is full has enough of them.
+func ringBell(f *fd) error {
+	l := limits{deadlines: writing}
+	if err := f.acquire(l, writing); err != nil {
+		return err
+	}
+	defer f.release(writing)
+	s, err := takeSlot(true)
+	if err != nil {
+		return err
+	}
+	l.budget = atOnce
+	_, err = f.runInThread(l, s, operation{start: writeFile, p: zeroByte[:]})
+	if err == errOverBudget || err == os.ErrDeadlineExceeded {
+		return nil
+	}
+	return err
+}
+
+// sendHello sends the hello with the memory and the far end of the doorbell.
+func sendHello(f *fd, memory *os.File, bell farBell, hello []byte) error {
+	if err := f.acquire(limits{deadlines: writing}, writing); err != nil {
+		return err
+	}
+	defer f.release(writing)
+	return withFile(memory, func(sys uintptr) error {
+		_, err := f.sendHandles([]syscall.Handle{syscall.Handle(sys), syscall.Handle(bell)}, hello)
+		return err
+	})
+}
+
+// A received is what came with a hello: a handle that has joined no completion port yet,
+// unlike an os.File of a pipe.
+type received syscall.Handle
+
+func (r received) close()           { syscall.CloseHandle(syscall.Handle(r)) }
+func (r received) memory() *os.File { return os.NewFile(uintptr(r), "memory") }
+
+// doorbell returns the end of a doorbell, which owns the handle.
+func (r received) doorbell() (*fd, error) {
+	return adoptSys(syscall.Handle(r), streams, reading|writing)
+}
+
+// recvHello receives some of a hello and what came with it.
+func recvHello(f *fd, p []byte) (n int, with []received, err error) {
+	n, handles, err := f.recvHandles(p)
+	if err == ErrNoFiles {
+		n, err = f.read(p)
+	}
+	for _, h := range handles {
+		with = append(with, received(h))
+	}
+	return n, with, err
+}
+
+// recvHandles receives a record, and as many bytes behind it as p holds.
+func (f *fd) recvHandles(p []byte) (n int, handles []syscall.Handle, err error) {
+	l := limits{deadlines: reading}
+	if err := f.acquire(l, reading); err != nil {
+		return 0, nil, err
+	}
+	defer f.release(reading)
+	handles, data, err := f.takeHandles(l, len(p))
+	if err != nil {
+		return 0, nil, err
+	}
+	wrappers <- struct{}{} // nobody waits for these handles
+	return copy(p, data), handles, nil
 }

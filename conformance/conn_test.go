@@ -66,3 +66,42 @@ func dialed(addr func() ipc.Addr) nettest.MakePipe {
 		return client, server, func() { client.Close(); server.Close(); l.Close() }, nil
 	}
 }
+
+func TestSharedPair(t *testing.T) {
+	for _, spin := range []time.Duration{0, time.Millisecond, -1} {
+		t.Run(spin.String(), func(t *testing.T) {
+			nettest.TestConn(t, func() (c1, c2 net.Conn, stop func(), err error) {
+				a, b, err := ipc.SharedPair()
+				if err != nil {
+					return nil, nil, nil, err
+				}
+				if spin != 0 {
+					a.SetSpin(spin)
+					b.SetSpin(spin)
+				}
+				return a, b, func() { a.Close(); b.Close() }, nil
+			})
+		})
+	}
+}
+
+func TestSharedListener(t *testing.T) {
+	nettest.TestConn(t, func() (c1, c2 net.Conn, stop func(), err error) {
+		l, err := ipc.ListenShared(ipc.Name(unique()))
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		client, err := ipc.DialShared(l.Addr().(ipc.Addr))
+		if err != nil {
+			l.Close()
+			return nil, nil, nil, err
+		}
+		server, err := l.Accept()
+		if err != nil {
+			client.Close()
+			l.Close()
+			return nil, nil, nil, err
+		}
+		return client, server, func() { client.Close(); server.Close(); l.Close() }, nil
+	})
+}

@@ -1,0 +1,1970 @@
+//go:build unix || windows
+
+package ipc
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+)
+
+var (
+	_ net.Conn     = (*SharedConn)(nil)
+	_ net.Listener = (*SharedListener)(nil)
+	_ Inheritable  = (*SharedConn)(nil)
+)
+
+// ---------------------------------------------------------------------------
+// Memory
+
+// A Memory is memory that several processes can map. Its size is fixed: no
+// process that has a descriptor or handle of it can make it shorter, so an access
+// to [Memory.Bytes] never fails. All methods may be called concurrently; what is
+// in the memory is for the processes to synchronize.
+type Memory struct {
+	mu       sync.Mutex // guards the rest
+	data     []byte     // the mapping; nil after Close
+	files    memoryFiles
+	writable bool
+}
+
+// memoryFiles are the open files of one memory object. readOnly is nil where
+// object itself can be opened a second time for reading alone.
+type memoryFiles struct{ object, readOnly *os.File }
+
+func (m memoryFiles) close() error {
+	err := m.object.Close()
+	if m.readOnly != nil {
+		if e := m.readOnly.Close(); err == nil {
+			err = e
+		}
+	}
+	return err
+}
+
+// NewMemory returns size bytes of new memory, all zero, mapped for reading and
+// writing. It is memfd_create(2) with the seals F_SEAL_SHRINK and F_SEAL_GROW on
+// Linux and Android, shm_open2(2) with the same seals on FreeBSD 13 and later,
+// shm_open(2) on macOS, whose objects keep their first size, and a section
+// (CreateFileMapping) on Windows. No name and no file is left anywhere. macOS and
+// Windows round the size that others see up to whole pages.
+//
+// Where the system cannot keep memory from shrinking the error matches
+// [errors.ErrUnsupported].
+func NewMemory(size int) (*Memory, error) {
+	m, err := createMemory(size)
+	if err != nil {
+		return nil, opError("memory", Addr{}, Addr{}, err)
+	}
+	return m, nil
+}
+
+func createMemory(size int) (*Memory, error) {
+	if size < 1 {
+		return nil, configError("the size", strconv.Itoa(size), "1 or more")
+	}
+	files, err := newMemory(size)
+	if err != nil {
+		return nil, err
+	}
+	m := &Memory{files: files, writable: true}
+	if m.data, err = mapMemory(files.object, size, 0, true); err == nil {
+		err = sealMemory(files.object, false)
+	}
+	if err != nil {
+		m.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+// FileMemory maps the memory whose descriptor or handle f is, as [Memory.File]
+// and [Memory.ReadOnlyFile] return them and [Conn.RecvFiles] receives them. It
+// refuses what is not memory, what somebody could still make shorter, and what is
+// larger than max bytes; on Linux and FreeBSD F_SEAL_SHRINK must be set, on Windows
+// the section must be committed memory that no file stands behind. f stays the
+// caller's to close, whatever the result.
+//
+// [Memory.Writable] tells whether the memory may be written: that depends on what
+// the peer has sent.
+func FileMemory(f *os.File, max int) (*Memory, error) {
+	m, err := adoptMemory(f, max)
+	if err != nil {
+		return nil, opError("memory", Addr{}, Addr{}, err)
+	}
+	return m, nil
+}
+
+func adoptMemory(f *os.File, max int) (*Memory, error) {
+	if f == nil {
+		return nil, configError("the file", "nil", "open")
+	}
+	info, err := checkMemory(f)
+	if err != nil {
+		return nil, err
+	}
+	if info.size < 1 || info.size > int64(max) {
+		return nil, &ruleError{"the memory has " + strconv.FormatInt(info.size, 10) +
+			" bytes, the limit is " + strconv.Itoa(max), ErrMsgTooLong}
+	}
+	object, err := duplicateFile(f)
+	if err != nil {
+		return nil, err
+	}
+	m := &Memory{files: memoryFiles{object: object}, writable: info.writable}
+	if m.data, err = mapMemory(object, int(info.size), 0, info.writable); err != nil {
+		object.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+// memoryInfo is what the system tells about a memory object that can neither
+// shrink nor be anything else.
+type memoryInfo struct {
+	size     int64
+	writable bool // through this descriptor or handle
+}
+
+// Bytes returns the memory itself. It is valid until Close, and nil after it. The
+// other processes that have it may change it at any time: what comes from there is
+// copied before it is checked. The slice must not be written unless [Memory.Writable].
+func (m *Memory) Bytes() []byte {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.data
+}
+
+// Writable reports whether this process may write to [Memory.Bytes]. Memory that
+// NewMemory made is writable; of memory from [FileMemory] the descriptor or handle
+// decides.
+func (m *Memory) Writable() bool { return m.writable }
+
+// File returns a duplicate of the descriptor or handle, to be passed by
+// [Conn.SendFiles]. Whoever has it can map the memory as this process can.
+func (m *Memory) File() (*os.File, error) {
+	return m.duplicate(func() (*os.File, error) { return duplicateFile(m.files.object) })
+}
+
+// ReadOnlyFile returns a descriptor or handle of the memory by which it can be
+// mapped for reading alone, to be passed by [Conn.SendFiles]. On Linux a process of
+// the same user, and root, can open a file of memory again for writing
+// (/proc/self/fd), as they can change this process by other means too. For memory from
+// FileMemory on FreeBSD and macOS the error matches [errors.ErrUnsupported] unless
+// the memory is read-only here.
+func (m *Memory) ReadOnlyFile() (*os.File, error) {
+	return m.duplicate(func() (*os.File, error) {
+		switch {
+		case m.files.readOnly != nil:
+			return duplicateFile(m.files.readOnly)
+		case !m.writable:
+			return duplicateFile(m.files.object)
+		}
+		return openReadOnly(m.files.object)
+	})
+}
+
+func (m *Memory) duplicate(dup func() (*os.File, error)) (*os.File, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f, err := (*os.File)(nil), net.ErrClosed
+	if m.data != nil {
+		f, err = dup()
+	}
+	if err != nil {
+		return nil, opError("file", Addr{}, Addr{}, err)
+	}
+	return f, nil
+}
+
+// Close unmaps the memory and closes its descriptor or handle. What [Memory.Bytes]
+// returned must not be used any more: an access to it ends the process. The memory
+// itself lives as long as some process has it. Without Close it stays mapped.
+func (m *Memory) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.files.object == nil {
+		return opError("close", Addr{}, Addr{}, net.ErrClosed)
+	}
+	var err error
+	if m.data != nil {
+		err = unmapMemory(m.data, 0)
+	}
+	if e := m.files.close(); err == nil {
+		err = e
+	}
+	m.data, m.files = nil, memoryFiles{}
+	if err != nil {
+		return opError("close", Addr{}, Addr{}, err)
+	}
+	return nil
+}
+
+// ---------------------------------------------------------------------------
+// Connections through shared memory: making them
+
+// A ShareConfig holds the options of a connection through shared memory.
+type ShareConfig struct {
+	// Buffer is how many bytes this end can have written that the peer has not
+	// read: the size of the ring in shared memory, rounded up to a power of two of
+	// at least 64 KiB and at most 1 GiB. 0 is 256 KiB. Memory is used as far as the
+	// ring has been written. Rings larger than the processor's caches are slower
+	// for small messages.
+	Buffer int
+
+	// MaxPeerBuffer is the largest Buffer that is accepted of the peer, at least 64 KiB.
+	// 0 is 64 MiB.
+	// A peer that has a larger one is served over the socket where that can still
+	// be agreed on, and otherwise refused.
+	MaxPeerBuffer int
+
+	// Spin bounds how long a wait may look again before its goroutine parks, as
+	// [SharedConn.SetSpin] does: 0 is the default, less never spins.
+	Spin time.Duration
+}
+
+const (
+	ringMin       = 64 << 10  // a multiple of every page size and of Windows' allocation granularity
+	bufferDefault = 256 << 10 // fits the caches together with what the processes work on
+	ringMax       = 1 << 30   // indices have 32 bits, and distances must not be ambiguous
+
+	peerBufferDefault = 64 << 20
+)
+
+// complete returns the configuration with the defaults put in.
+func (cfg ShareConfig) complete() (ShareConfig, error) {
+	switch {
+	case cfg.Buffer < 0 || cfg.Buffer > ringMax:
+		return cfg, configError("Buffer", strconv.Itoa(cfg.Buffer), "0 to "+strconv.Itoa(ringMax))
+	case cfg.MaxPeerBuffer < 0:
+		return cfg, configError("MaxPeerBuffer", strconv.Itoa(cfg.MaxPeerBuffer), "0 or more")
+	}
+	size := ringMin
+	for size < cfg.Buffer {
+		size *= 2
+	}
+	if cfg.Buffer == 0 {
+		size = bufferDefault
+	}
+	cfg.Buffer = size
+	if cfg.MaxPeerBuffer == 0 {
+		cfg.MaxPeerBuffer = peerBufferDefault
+	}
+	cfg.MaxPeerBuffer = max(cfg.MaxPeerBuffer, ringMin)
+	return cfg, nil
+}
+
+// Share makes a connection through shared memory of c, which the SharedConn then
+// owns: c must not be used any more, but its Close closes both. Both ends call it,
+// at the same point of what they say to each other, after each has checked with
+// [Conn.Peer] whom it shares memory with. Nothing is sent until the first Read or
+// Write.
+//
+// Where the system has no memory that is safe to share, or one of the two processes
+// gets none, the connection goes on through the socket: see [SharedConn.InMemory].
+func (c *Conn) Share(cfg ShareConfig) (*SharedConn, error) {
+	full, err := cfg.complete()
+	if err != nil {
+		return nil, c.failed("share", err)
+	}
+	return newSharedConn(c.endpoint, full, false), nil
+}
+
+// SharedPair returns two connected ends, for a child process or a test: see [Pair].
+func SharedPair() (*SharedConn, *SharedConn, error) {
+	a, b, err := pair(streams)
+	if err != nil {
+		return nil, nil, opError("pair", Addr{}, Addr{}, err)
+	}
+	cfg, _ := ShareConfig{}.complete()
+	return newSharedConn(endpoint{fd: a}, cfg, false), newSharedConn(endpoint{fd: b}, cfg, false), nil
+}
+
+// DialShared connects to a [SharedListener] at addr. It is
+// Dialer{}.DialShared(context.Background(), addr).
+func DialShared(addr Addr) (*SharedConn, error) {
+	return Dialer{}.DialShared(context.Background(), addr)
+}
+
+// DialShared connects to a [SharedListener] at addr, as [Dialer.DialContext]
+// connects to a Listener. A server that is none gets bytes that it does not
+// understand; then reads and writes fail with an error that matches
+// [syscall.EPROTO]. For other sizes than those of the zero [ShareConfig] both ends
+// call [Conn.Share].
+func (d Dialer) DialShared(ctx context.Context, addr Addr) (*SharedConn, error) {
+	fd, err := d.reach(ctx, addr, streams)
+	if err != nil {
+		return nil, err
+	}
+	cfg, _ := ShareConfig{Spin: d.Spin}.complete()
+	return newSharedConn(endpoint{fd: fd, remote: addr}, cfg, false), nil
+}
+
+// A SharedListener is a server's end of a local socket whose connections go through
+// shared memory. It is a [net.Listener] whose connections are *SharedConn, so what
+// serves a net.Listener serves it unchanged. All its methods may be called
+// concurrently.
+//
+// A client that knows nothing of shared memory is served as well, through the
+// socket, provided that it speaks first.
+type SharedListener struct{ server }
+
+// ListenShared opens a server at addr, for the user of this process alone. It is
+// ListenConfig{}.ListenShared(addr).
+func ListenShared(addr Addr) (*SharedListener, error) { return ListenConfig{}.ListenShared(addr) }
+
+// ListenShared opens a server at addr whose connections go through shared memory:
+// see [ListenConfig.Listen].
+func (lc ListenConfig) ListenShared(addr Addr) (*SharedListener, error) {
+	l := new(SharedListener)
+	if err := lc.serve(&l.server, addr, streams); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// Accept waits for a client and returns its connection, a *SharedConn.
+func (l *SharedListener) Accept() (net.Conn, error) { return asNetConn(l.AcceptShared()) }
+
+// AcceptShared waits for a client and returns its connection: see
+// [Listener.AcceptConn]. It does not wait for the client to set up its memory, which
+// is part of the first Read or Write and ends at their deadline.
+func (l *SharedListener) AcceptShared() (*SharedConn, error) {
+	fd, err := l.accept()
+	if err != nil {
+		return nil, err
+	}
+	cfg, _ := ShareConfig{Spin: l.spin}.complete()
+	return newSharedConn(endpoint{fd: fd, local: l.addr}, cfg, true), nil
+}
+
+// Conns returns an iterator over the clients, which ends at Close: see
+// [Listener.Conns].
+func (l *SharedListener) Conns() iter.Seq2[*SharedConn, error] { return untilClosed(l.AcceptShared) }
+
+// ---------------------------------------------------------------------------
+// SharedConn
+//
+// Each end owns one memory object that it alone writes: a control page and the ring
+// of the bytes it sends. The peer maps it for reading. So the bytes of each
+// direction are copied once into the ring and once out of it, and while both ends
+// are awake no system call is made.
+//
+// A goroutine that finds nothing to do parks in a read of a doorbell, a socket of
+// its own for each direction of bytes. It says so on its control page before it
+// looks for the last time, and the peer rings by one byte when it sees that after
+// it has written or read. The doorbell also ends when the peer's process does.
+
+// A SharedConn is one end of a connection through shared memory: a full-duplex
+// stream of bytes, as a [Conn] is. It is a [net.Conn]. All its methods may be called
+// concurrently, but for what belongs together: [SharedConn.Peek] and
+// [SharedConn.Discard], [SharedConn.Reserve] and [SharedConn.Commit]. Reads queue
+// behind reads and writes behind writes.
+//
+// The two ends set their memory up in the first Read or Write of each, which
+// therefore waits for the peer's first Read or Write, until its deadline.
+//
+// A peer that crashes ends the connection as Close does; what it had written before
+// is still read. A write that follows a crash may still succeed while there is room
+// in the ring.
+type SharedConn struct {
+	base    endpoint // base.fd carries the handshake and files, and everything if not in memory
+	cfg     ShareConfig
+	passive bool // waits for the peer's hello before it sends its own
+
+	mode   atomic.Uint32 // of sharedMode; changed once, by the handshake
+	closed atomic.Bool   // Close was called
+	gone   atomic.Bool   // the peer's end of a doorbell is closed
+	rshut  atomic.Bool   // CloseRead was called
+	wshut  atomic.Bool   // CloseWrite was called
+	spin   atomic.Int64  // SetSpin, in nanoseconds
+
+	r, w sharedHalf // the operations of each direction
+
+	in  ringReader // guarded by r.mu, once the mode is inMemory
+	out ringWriter // guarded by w.mu, once the mode is inMemory
+
+	ahead []byte // read from the socket and not yet taken; guarded by r.mu
+
+	mu       sync.Mutex // guards what follows and the deadlines
+	hello    *handshake // nil after it has ended
+	shaker   *sharedHalf
+	failure  error // why the handshake failed for good
+	ownMem   *mapping
+	peerMem  *mapping
+	released bool            // Close is done, and no call uses the mappings
+	dropped  runtime.Cleanup // unmaps them if nobody calls Close
+}
+
+type sharedMode = uint32
+
+const (
+	settingUp sharedMode = iota // the handshake is not done
+	inMemory
+	overSocket
+	inFailure // SharedConn.failure says why
+)
+
+// A sharedHalf is one direction of a SharedConn and the operation that is under way
+// in it.
+type sharedHalf struct {
+	mu    sync.Mutex     // one operation at a time; guards all but expiry and deadline
+	bell  *fd            // this half parks in a read of it, and rings the peer's other half by a write
+	word  *atomic.Uint32 // the epoch, on the own control page
+	epoch uint32         // odd: parked, or about to be
+	lent  bool           // what Peek or Reserve returned was not given back
+	loan  int            // how many bytes that is
+	apart []byte         // they are in here and not in the ring itself; nil otherwise
+	gauge sharedSpin
+	rings [64]byte // room for the bytes of the doorbell
+
+	expiry   atomic.Int64 // the deadline on the clock of sharedNow, 0 for none
+	deadline time.Time    // guarded by SharedConn.mu
+}
+
+func newSharedConn(base endpoint, cfg ShareConfig, passive bool) *SharedConn {
+	c := &SharedConn{base: base, cfg: cfg, passive: passive, hello: newHandshake()}
+	c.SetSpin(cfg.Spin)
+	return c
+}
+
+// failed gives err, if it is one, the operation and the addresses.
+func (c *SharedConn) failed(op string, err error) error { return c.base.failed(op, err) }
+
+// InMemory reports whether the connection goes through shared memory. It is false
+// until the first Read or Write has agreed on that with the peer, and for good where
+// one of the two cannot or will not: then the connection goes through the socket, and
+// everything else about it is the same.
+func (c *SharedConn) InMemory() bool { return c.mode.Load() == inMemory }
+
+// Read reads up to len(p) bytes, and waits until there is at least one. When the
+// peer has closed its end, or its process has ended, Read returns what it wrote
+// before that and then [io.EOF]. The other errors match [net.ErrClosed],
+// [os.ErrDeadlineExceeded], and [syscall.EPROTO] if the peer broke the protocol.
+func (c *SharedConn) Read(p []byte) (int, error) {
+	c.r.mu.Lock()
+	defer c.r.mu.Unlock()
+	n, err := c.read(p)
+	return n, c.failed("read", err)
+}
+
+func (c *SharedConn) read(p []byte) (n int, err error) {
+	if err := c.begin(&c.r, len(p) > 0); err != nil || len(p) == 0 {
+		return 0, err
+	}
+	if c.mode.Load() == overSocket {
+		return c.readSocket(p)
+	}
+	c.endLoan(&c.r)
+	avail, err := c.awaitData(1)
+	for avail > 0 {
+		m := c.in.take(p[n:], avail)
+		c.consume(m)
+		if n += int(m); n == len(p) || c.closed.Load() {
+			return n, nil
+		}
+		if avail, err = c.in.available(1); err != nil {
+			break // the next read says so
+		}
+	}
+	if n > 0 {
+		return n, nil
+	}
+	return 0, err
+}
+
+// Write writes all of p, and waits while the peer has as much unread as its ring
+// holds. A write that fails returns how many bytes were written before. After the
+// peer has closed its end the error matches [syscall.EPIPE].
+func (c *SharedConn) Write(p []byte) (int, error) {
+	c.w.mu.Lock()
+	defer c.w.mu.Unlock()
+	n, err := c.write(p)
+	return n, c.failed("write", err)
+}
+
+func (c *SharedConn) write(p []byte) (n int, err error) {
+	if err := c.begin(&c.w, len(p) > 0); err != nil || len(p) == 0 {
+		return 0, err
+	}
+	if c.w.lent {
+		return 0, errReserved
+	}
+	if c.mode.Load() == overSocket {
+		return c.base.fd.write(p)
+	}
+	for n < len(p) {
+		room, err := c.awaitRoom(1)
+		if err != nil {
+			return n, err
+		}
+		m := c.out.put(p[n:], room)
+		c.publish(m)
+		n += int(m)
+	}
+	return n, nil
+}
+
+// errReserved refuses a write into what Reserve has lent.
+var errReserved = &ruleError{what: "what Reserve returned was not given back by Commit"}
+
+// Peek returns the next n bytes without reading them, and waits until there are as
+// many. They are in the ring itself, so nothing is copied: memory that must not be
+// written and that the peer can still change, so what is checked must be copied
+// first. With n 0 it returns what there is, at least one byte. n is at most half of
+// the peer's [ShareConfig.Buffer], so that the two ends cannot wait for each other;
+// otherwise the error matches [ErrMsgTooLong]. If the connection ends before there
+// are n bytes, Peek returns what there is with [io.EOF].
+//
+// The bytes are on loan until Discard, or the next Read or Peek. Every loan must be
+// given back, also after Close, or the memory of the connection stays mapped.
+// An access to it never fails: Close leaves what is on loan where it is.
+func (c *SharedConn) Peek(n int) ([]byte, error) {
+	c.r.mu.Lock()
+	defer c.r.mu.Unlock()
+	p, err := c.peek(n)
+	return p, c.failed("read", err)
+}
+
+func (c *SharedConn) peek(n int) ([]byte, error) {
+	if err := c.begin(&c.r, true); err != nil {
+		return nil, err
+	}
+	limit := c.cfg.Buffer / 2
+	if c.mode.Load() == inMemory {
+		limit = int(c.in.size / 2)
+	}
+	if err := checkLoan(n, limit); err != nil {
+		return nil, err
+	}
+	var p []byte
+	var err error
+	if c.mode.Load() == overSocket {
+		p, err = c.peekSocket(n)
+	} else {
+		p, err = c.peekRing(n)
+	}
+	if err != nil && err != io.EOF {
+		return nil, err
+	}
+	c.lend(&c.r, len(p))
+	return p, err
+}
+
+func checkLoan(n, limit int) error {
+	if n < 0 {
+		return configError("the length", strconv.Itoa(n), "0 or more")
+	}
+	if n > limit {
+		return &ruleError{strconv.Itoa(n) + " bytes are more than half of the buffer, " + strconv.Itoa(limit), ErrMsgTooLong}
+	}
+	return nil
+}
+
+func (c *SharedConn) peekRing(n int) ([]byte, error) {
+	avail, err := c.awaitData(uint32(max(n, 1)))
+	if err != nil && err != io.EOF {
+		return nil, err
+	}
+	if n == 0 || int(avail) < n {
+		n = int(avail)
+	}
+	p, whole := c.in.span(uint32(n))
+	if !whole {
+		p = make([]byte, n)
+		c.in.look(p)
+	}
+	raceAcquire()
+	return p, err
+}
+
+// Discard reads the first n bytes of what Peek returned, and ends the loan.
+func (c *SharedConn) Discard(n int) error {
+	c.r.mu.Lock()
+	defer c.r.mu.Unlock()
+	return c.failed("read", c.discard(n))
+}
+
+func (c *SharedConn) discard(n int) error {
+	loan := c.r.loan
+	c.endLoan(&c.r)
+	if c.closed.Load() {
+		return net.ErrClosed
+	}
+	if n < 0 || n > loan {
+		return configError("the length", strconv.Itoa(n), "0 to "+strconv.Itoa(loan)+", what Peek returned")
+	}
+	if c.mode.Load() == overSocket {
+		c.ahead = c.ahead[n:]
+		return nil
+	}
+	if n > 0 {
+		c.consume(uint32(n))
+	}
+	return nil
+}
+
+// Reserve returns n bytes of the ring itself to write into, and waits until there is
+// room for as many; Commit sends them, so nothing is copied. n is at most half of
+// [ShareConfig.Buffer], so that the two ends cannot wait for each other; otherwise
+// the error matches [ErrMsgTooLong]. What is in the bytes at first is anything.
+//
+// The bytes are on loan until Commit. Meanwhile Write fails, and another Reserve
+// returns the same bytes. Every loan must be given back, also after Close, or the
+// memory of the connection stays mapped. An access to it never fails: Close leaves
+// what is on loan where it is.
+func (c *SharedConn) Reserve(n int) ([]byte, error) {
+	c.w.mu.Lock()
+	defer c.w.mu.Unlock()
+	p, err := c.reserve(n)
+	return p, c.failed("write", err)
+}
+
+func (c *SharedConn) reserve(n int) ([]byte, error) {
+	if err := c.begin(&c.w, true); err != nil {
+		return nil, err
+	}
+	if err := checkLoan(n, c.cfg.Buffer/2); err != nil {
+		return nil, err
+	}
+	var p []byte
+	whole := false
+	if c.mode.Load() == inMemory {
+		if _, err := c.awaitRoom(uint32(max(n, 1))); err != nil {
+			return nil, err
+		}
+		p, whole = c.out.span(uint32(n))
+	}
+	if !whole {
+		p = make([]byte, n)
+		c.w.apart = p
+	}
+	c.lend(&c.w, n)
+	return p, nil
+}
+
+// Commit sends the first n bytes of what Reserve returned, and ends the loan. With
+// n 0 nothing is sent.
+func (c *SharedConn) Commit(n int) error {
+	c.w.mu.Lock()
+	defer c.w.mu.Unlock()
+	return c.failed("write", c.commit(n))
+}
+
+func (c *SharedConn) commit(n int) error {
+	loan, apart := c.w.loan, c.w.apart
+	c.endLoan(&c.w)
+	if c.closed.Load() {
+		return net.ErrClosed
+	}
+	if n < 0 || n > loan {
+		return configError("the length", strconv.Itoa(n), "0 to "+strconv.Itoa(loan)+", what Reserve returned")
+	}
+	if n == 0 {
+		return nil
+	}
+	if apart != nil {
+		_, err := c.write(apart[:n])
+		return err
+	}
+	if c.writeEnded() {
+		return errBrokenPipe
+	}
+	c.publish(uint32(n))
+	return nil
+}
+
+// errBrokenPipe is the error of a write that nobody will read.
+var errBrokenPipe = os.NewSyscallError("write", syscall.EPIPE)
+
+// lend notes what Peek or Reserve returned: memory that stays mapped until endLoan.
+func (c *SharedConn) lend(h *sharedHalf, n int) {
+	h.lent, h.loan = true, n
+	if m := c.lender(h); m != nil {
+		m.lent.Store(true)
+	}
+}
+
+// endLoan ends the loan of a half, if there is one. After Close that unmaps the
+// memory.
+func (c *SharedConn) endLoan(h *sharedHalf) {
+	if !h.lent {
+		return
+	}
+	h.lent, h.loan, h.apart = false, 0, nil
+	m := c.lender(h)
+	if m == nil {
+		return
+	}
+	m.lent.Store(false)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.released {
+		c.unmap()
+	}
+}
+
+// lender returns the mapping that what a half lends is in.
+func (c *SharedConn) lender(h *sharedHalf) *mapping {
+	if h == &c.r {
+		return c.peerMem
+	}
+	return c.ownMem
+}
+
+// ---------------------------------------------------------------------------
+// The rest of a net.Conn
+
+// Close closes the connection. It does not wait for the peer and does not discard
+// what was written: the peer reads that and then gets io.EOF. Calls that wait on this
+// end return an error that matches [net.ErrClosed], and so does the second Close.
+func (c *SharedConn) Close() error {
+	if c.closed.Swap(true) {
+		return c.failed("close", net.ErrClosed)
+	}
+	c.mu.Lock()
+	if c.hello != nil {
+		c.hello.stir()
+	}
+	if c.ownMem != nil {
+		// Before the doorbells end, which brings the peer to look.
+		c.ownMem.control().wclosed.Store(1)
+		c.ownMem.control().rclosed.Store(1)
+	}
+	bells, hs := [...]*fd{c.r.bell, c.w.bell}, c.hello
+	c.mu.Unlock()
+	err := c.base.fd.close()
+	if hs != nil {
+		hs.turn <- struct{}{} // whoever makes the handshake gives up
+		hs.release()
+		<-hs.turn
+	}
+	for _, bell := range bells {
+		if bell == nil {
+			continue
+		}
+		if e := bell.close(); err == nil {
+			err = e
+		}
+	}
+	// No call waits any more, so each half is free soon.
+	c.r.mu.Lock()
+	c.w.mu.Lock()
+	c.mu.Lock()
+	c.released = true
+	c.unmap()
+	c.mu.Unlock()
+	c.w.mu.Unlock()
+	c.r.mu.Unlock()
+	return c.failed("close", err)
+}
+
+// unmap unmaps what is not on loan, once no call uses it: the caller holds c.mu, and
+// c.released is set.
+func (c *SharedConn) unmap() {
+	for _, m := range [...]**mapping{&c.ownMem, &c.peerMem} {
+		if *m != nil && !(*m).lent.Load() {
+			(*m).unmap()
+			*m = nil
+		}
+	}
+	if c.ownMem == nil && c.peerMem == nil {
+		c.dropped.Stop()
+	}
+	if c.peerMem == nil {
+		c.in = ringReader{}
+	}
+	if c.ownMem == nil {
+		c.out = ringWriter{}
+	}
+}
+
+// CloseRead shuts the reading side down: reads return io.EOF, and the peer's writes
+// fail with an error that matches [syscall.EPIPE]. It waits for the peer as the first
+// Read does. Over a socket it is [Conn.CloseRead].
+func (c *SharedConn) CloseRead() error { return c.failed("close", c.closeRead()) }
+
+func (c *SharedConn) closeRead() error {
+	if err := c.setUp(&c.r); err != nil {
+		return err
+	}
+	if c.mode.Load() == overSocket {
+		return c.base.fd.closeRead()
+	}
+	c.rshut.Store(true)
+	c.endWaits(&c.r)
+	c.r.mu.Lock()
+	defer c.r.mu.Unlock()
+	if c.closed.Load() {
+		return net.ErrClosed
+	}
+	c.in.own.rclosed.Store(1)
+	c.ring(&c.r, c.in.peer.wwait.Load(), &c.in.rung)
+	return nil
+}
+
+// CloseWrite shuts the writing side down: the peer reads what was written and then
+// gets io.EOF; the other direction stays open. It waits for the peer as the first
+// Write does. Over a socket it is [Conn.CloseWrite].
+func (c *SharedConn) CloseWrite() error { return c.failed("close", c.closeWrite()) }
+
+func (c *SharedConn) closeWrite() error {
+	if err := c.setUp(&c.w); err != nil {
+		return err
+	}
+	if c.mode.Load() == overSocket {
+		return c.base.fd.closeWrite()
+	}
+	c.wshut.Store(true)
+	c.endWaits(&c.w)
+	c.w.mu.Lock()
+	defer c.w.mu.Unlock()
+	if c.closed.Load() {
+		return net.ErrClosed
+	}
+	c.out.own.wclosed.Store(1)
+	c.ring(&c.w, c.out.peer.rwait.Load(), &c.out.rung)
+	return nil
+}
+
+// endWaits ends the wait of a half that was shut down: by a deadline in the past,
+// which SetDeadline no longer changes.
+func (c *SharedConn) endWaits(h *sharedHalf) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if h.bell != nil {
+		h.bell.setDeadline(time.Unix(1, 0), reading)
+	}
+}
+
+// LocalAddr returns the address of this end: see [Conn.LocalAddr].
+func (c *SharedConn) LocalAddr() net.Addr { return c.base.LocalAddr() }
+
+// RemoteAddr returns the address of the other end: see [Conn.RemoteAddr].
+func (c *SharedConn) RemoteAddr() net.Addr { return c.base.RemoteAddr() }
+
+// Peer tells who is at the other end: see [Conn.Peer].
+func (c *SharedConn) Peer() (Peer, error) { return c.base.Peer() }
+
+// SetDeadline sets the read and the write deadline.
+func (c *SharedConn) SetDeadline(t time.Time) error {
+	return c.failed("set", c.setDeadline(t, reading|writing))
+}
+
+// SetReadDeadline sets the time after which reads, and RecvFiles, fail with an error
+// that matches [os.ErrDeadlineExceeded], also those that wait already. The zero time
+// is none. A read that fails so has lost nothing.
+func (c *SharedConn) SetReadDeadline(t time.Time) error {
+	return c.failed("set", c.setDeadline(t, reading))
+}
+
+// SetWriteDeadline sets the time after which writes, and SendFiles, fail with an
+// error that matches [os.ErrDeadlineExceeded], also those that wait already. The zero
+// time is none. A write that fails so says how much of it the peer can read; over a
+// socket on Windows see [Conn.SetWriteDeadline].
+func (c *SharedConn) SetWriteDeadline(t time.Time) error {
+	return c.failed("set", c.setDeadline(t, writing))
+}
+
+func (c *SharedConn) setDeadline(t time.Time, d direction) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed.Load() {
+		return net.ErrClosed
+	}
+	expiry := int64(0)
+	if !t.IsZero() {
+		expiry = sharedExpiry(t)
+	}
+	var err error
+	for _, h := range [...]*sharedHalf{&c.r, &c.w} {
+		half := reading
+		if h == &c.w {
+			half = writing
+		}
+		if d&half == 0 {
+			continue
+		}
+		h.deadline = t
+		h.expiry.Store(expiry)
+		if e := c.applyDeadline(h, half); err == nil {
+			err = e
+		}
+	}
+	if c.hello != nil {
+		c.hello.stir()
+	}
+	return err
+}
+
+// applyDeadline sets the deadline of a half where it waits. The caller holds c.mu.
+func (c *SharedConn) applyDeadline(h *sharedHalf, half direction) error {
+	if c.hello != nil {
+		if c.shaker != h {
+			return nil // it waits for the one that shakes hands, or not at all
+		}
+		return c.base.fd.setDeadline(h.deadline, reading|writing)
+	}
+	err := c.base.fd.setDeadline(h.deadline, half)
+	shut := h == &c.r && c.rshut.Load() || h == &c.w && c.wshut.Load()
+	if h.bell != nil && !shut {
+		if e := h.bell.setDeadline(h.deadline, reading); err == nil {
+			err = e
+		}
+	}
+	return err
+}
+
+// SetSpin sets the longest time that a wait of this end looks at the memory again and
+// again before its goroutine parks, which costs no system call. 0 restores the default,
+// and a negative d never spins. By default a wait spins for up to 50 µs as long as that
+// pays, and on a machine with one CPU never. Over a socket it is [Conn.SetSpin].
+func (c *SharedConn) SetSpin(d time.Duration) {
+	c.spin.Store(int64(d))
+	c.base.fd.setSpin(d)
+}
+
+// SendFiles gives the peer the open files, which it receives with one RecvFiles: see
+// [Conn.SendFiles]. Files travel beside the bytes and in no order with them.
+func (c *SharedConn) SendFiles(files ...*os.File) error {
+	err := checkFiles(len(files), 1)
+	if err == nil {
+		err = c.setUp(&c.w)
+	}
+	if err == nil {
+		err = c.base.fd.sendWithFiles(zeroByte[:], files)
+	}
+	return c.failed("sendfiles", err)
+}
+
+// RecvFiles receives the files of one SendFiles, at most max of them, and waits until
+// there are some: see [Conn.RecvFiles].
+func (c *SharedConn) RecvFiles(max int) ([]*os.File, error) {
+	err := checkFiles(max, 1)
+	if err == nil {
+		err = c.setUp(&c.r)
+	}
+	var files []*os.File
+	if err == nil {
+		files, err = c.recvFiles(max)
+	}
+	return files, c.failed("recvfiles", err)
+}
+
+func (c *SharedConn) recvFiles(max int) ([]*os.File, error) {
+	if c.mode.Load() == overSocket {
+		c.r.mu.Lock()
+		held := len(c.ahead) > 0
+		c.r.mu.Unlock()
+		if held {
+			return nil, ErrNoFiles
+		}
+	}
+	return c.base.fd.recvFiles(max)
+}
+
+// bequeath gives a child the connection, before its first use.
+func (c *SharedConn) bequeath(cmd *exec.Cmd) (token string, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.closed.Load():
+		return "", net.ErrClosed
+	case c.hello == nil || c.hello.begun:
+		return "", &ruleError{"the connection was used, and its memory is this process's", errors.ErrUnsupported}
+	}
+	return c.base.fd.bequeath(cmd)
+}
+
+// kindOfEnd tells the child which of the two ends it gets.
+func (c *SharedConn) kindOfEnd() endKind {
+	if c.passive {
+		return kindSharedServer
+	}
+	return kindShared
+}
+
+const (
+	kindShared       endKind = "shared"
+	kindSharedServer endKind = "sharedserver" // one that waits for the client's hello
+)
+
+// InheritedSharedConn returns the inherited connection: see [InheritedConn]. The
+// parent must not have used it.
+func InheritedSharedConn(name string) (*SharedConn, error) {
+	kind := kindShared
+	inherited.mu.Lock()
+	if end := inherited.ends[name]; end != nil && end.kind == kindSharedServer {
+		kind = kindSharedServer
+	}
+	inherited.mu.Unlock()
+	fd, err := adoptInherited(name, kind, inheritedStream)
+	if err != nil {
+		return nil, err
+	}
+	cfg, _ := ShareConfig{}.complete()
+	return newSharedConn(endpoint{fd: fd, local: fd.localAddr()}, cfg, kind == kindSharedServer), nil
+}
+
+// ---------------------------------------------------------------------------
+// Over the socket
+
+// readSocket reads what was read ahead first.
+func (c *SharedConn) readSocket(p []byte) (int, error) {
+	c.endLoan(&c.r)
+	if len(c.ahead) > 0 {
+		n := copy(p, c.ahead)
+		c.ahead = c.ahead[n:]
+		return n, nil
+	}
+	return c.base.fd.read(p)
+}
+
+// peekSocket reads ahead until there are n bytes.
+func (c *SharedConn) peekSocket(n int) ([]byte, error) {
+	for len(c.ahead) < max(n, 1) {
+		room := max(n, roomToPeek) - len(c.ahead)
+		p := append(c.ahead, make([]byte, room)...)
+		m, err := c.base.fd.read(p[len(c.ahead):])
+		c.ahead = p[:len(c.ahead)+m]
+		if err != nil {
+			return c.ahead, err
+		}
+	}
+	if n == 0 {
+		n = len(c.ahead)
+	}
+	return c.ahead[:n:n], nil
+}
+
+// roomToPeek is how much peekSocket reads at least.
+const roomToPeek = 4 << 10
+
+// ---------------------------------------------------------------------------
+// Waiting
+//
+// The words of the control pages are written and read as sync/atomic does it, in one
+// order that both ends agree on. A half that is about to park makes its epoch odd and
+// then looks at the peer's index; the peer stores its index and then looks at the
+// epoch. So at least one of the two sees what the other did, and no wake-up is lost.
+//
+// The peer rings once for an epoch. A doorbell may be late: it was rung for bytes that
+// were there before the wait began. It has used up the ring of this epoch, so whoever
+// takes a doorbell in vain begins a new epoch before it looks again.
+
+// begin begins an operation of the half that the caller has locked. It fails if the
+// connection is closed or the deadline has passed, and sets the connection up if need be.
+func (c *SharedConn) begin(h *sharedHalf, use bool) error {
+	switch {
+	case c.closed.Load():
+		return net.ErrClosed
+	case h.expired():
+		return os.ErrDeadlineExceeded
+	case !use || c.mode.Load() == inMemory:
+		return nil
+	}
+	return c.setUp(h)
+}
+
+// awaitData waits until there are need bytes to read. It returns how many there are,
+// and io.EOF if there will be no more.
+func (c *SharedConn) awaitData(need uint32) (uint32, error) {
+	for {
+		if c.rshut.Load() {
+			return 0, io.EOF
+		}
+		over := c.in.peer.wclosed.Load() != 0 || c.gone.Load() // before the look at the ring
+		avail, err := c.in.available(need)
+		switch {
+		case err != nil:
+			return 0, c.fail(err)
+		case avail >= need:
+			return avail, nil
+		case over:
+			return avail, io.EOF
+		}
+		if err := c.wait(&c.r, need); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// awaitRoom waits until there is room for need bytes and returns how much there is.
+func (c *SharedConn) awaitRoom(need uint32) (uint32, error) {
+	for {
+		if c.writeEnded() {
+			return 0, errBrokenPipe
+		}
+		room, err := c.out.room(need)
+		switch {
+		case err != nil:
+			return 0, c.fail(err)
+		case room >= need:
+			if c.closed.Load() { // a long write ends with Close, whatever the peer does
+				return 0, net.ErrClosed
+			}
+			return room, nil
+		}
+		if err := c.wait(&c.w, need); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// writeEnded reports whether nobody will read what is written.
+func (c *SharedConn) writeEnded() bool {
+	return c.wshut.Load() || c.gone.Load() || c.out.peer.rclosed.Load() != 0
+}
+
+// ready reports whether the half has something to do, or to say.
+func (c *SharedConn) ready(h *sharedHalf, need uint32) bool {
+	if c.closed.Load() || c.gone.Load() {
+		return true
+	}
+	if h == &c.r {
+		return c.in.ready(need) || c.rshut.Load()
+	}
+	return c.out.ready(need) || c.wshut.Load()
+}
+
+// wait returns when the half may be ready.
+func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
+	begun, spun := sharedNow(), int64(0)
+	if budget := h.gauge.budget(c.spinLimit()); budget > 0 && spinning.begin() {
+		won := c.spinFor(h, need, budget)
+		spinning.stop()
+		if won {
+			h.gauge.outcome(0, true, 0)
+			return c.waited(h)
+		}
+		spun = budget
+	}
+	err := c.park(h, need)
+	h.gauge.outcome(spun, false, sharedNow()-begun)
+	if err != nil && err != os.ErrDeadlineExceeded {
+		return err
+	}
+	return c.waited(h)
+}
+
+// waited returns why the wait that is over must not be followed by another.
+func (c *SharedConn) waited(h *sharedHalf) error {
+	switch {
+	case c.closed.Load():
+		return net.ErrClosed
+	case c.mode.Load() == inFailure:
+		return c.why()
+	case h.expired():
+		return os.ErrDeadlineExceeded
+	}
+	return nil // there is news, or CloseRead or CloseWrite was called
+}
+
+// park waits on the doorbell. See the head of this section.
+func (c *SharedConn) park(h *sharedHalf, need uint32) error {
+	h.epoch++ // odd
+	h.word.Store(h.epoch)
+	var err error
+	for err == nil && !c.ready(h, need) {
+		if _, err = h.bell.read(h.rings[:]); err == nil {
+			h.epoch += 2
+			h.word.Store(h.epoch)
+		}
+	}
+	h.epoch++ // even
+	h.word.Store(h.epoch)
+	if err == nil || err == os.ErrDeadlineExceeded || err == net.ErrClosed {
+		return err
+	}
+	c.gone.Store(true) // io.EOF, or ECONNRESET if doorbells were left unread
+	return nil
+}
+
+// ring rings the peer's half that has this epoch, if it is parked and was not rung in
+// that epoch before.
+func (c *SharedConn) ring(h *sharedHalf, epoch uint32, rung *uint32) {
+	if epoch&1 == 0 {
+		*rung = 0
+		return
+	}
+	if epoch == *rung {
+		return
+	}
+	*rung = epoch
+	if ringBell(h.bell) != nil {
+		c.gone.Store(true)
+	}
+}
+
+// publish lets the peer read n bytes more, consume lets it write as many again.
+func (c *SharedConn) publish(n uint32) {
+	raceRelease()
+	c.ring(&c.w, c.out.publish(n), &c.out.rung)
+}
+
+func (c *SharedConn) consume(n uint32) {
+	raceAcquire()
+	c.ring(&c.r, c.in.consume(n), &c.in.rung)
+}
+
+// fail ends a connection whose peer broke the protocol.
+func (c *SharedConn) fail(err error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.mode.Load() != inFailure {
+		c.failure = err
+		c.mode.Store(inFailure)
+		if c.ownMem != nil {
+			c.ownMem.control().wclosed.Store(1)
+			c.ownMem.control().rclosed.Store(1)
+		}
+		for _, h := range [...]*sharedHalf{&c.r, &c.w} {
+			if h.bell != nil {
+				h.bell.setDeadline(time.Unix(1, 0), reading)
+			}
+		}
+	}
+	return c.failure
+}
+
+func (c *SharedConn) why() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.failure
+}
+
+func protocolError(what string) error {
+	return &ruleError{"the peer broke the protocol of shared memory: " + what, syscall.EPROTO}
+}
+
+// sharedNow is the time in nanoseconds on a clock that only goes forward, never 0.
+func sharedNow() int64 { return int64(time.Since(sharedEpoch)) + 1 }
+
+var sharedEpoch = time.Now()
+
+// sharedExpiry returns the deadline t on the clock of sharedNow. It goes by how far away
+// t is, so that a step of the wall clock does not count.
+func sharedExpiry(t time.Time) int64 {
+	left, passed := int64(time.Until(t)), sharedNow()
+	if left > 1<<63-1-passed {
+		return 1<<63 - 1
+	}
+	return max(passed+left, 1)
+}
+
+func (h *sharedHalf) expired() bool {
+	e := h.expiry.Load()
+	return e != 0 && sharedNow() >= e
+}
+
+// ---------------------------------------------------------------------------
+// Spinning in shared memory
+
+const (
+	spinShared      = 50 * time.Microsecond  // about the time of two wake-ups
+	spinSharedGain  = 10 * time.Microsecond  // about the CPU time that a spin saves if it is enough
+	spinSharedLoan  = 400 * time.Microsecond // what may be lost before a wait is skipped: eight spins
+	spinSharedMax   = 1024                   // waits that skip spinning after a loss, at most
+	spinSharedShort = 400 * time.Microsecond // a longer wait is no reason to spin at the next one
+	spinSharedTaken = 100 * time.Microsecond // a gap in a spin that long: somebody else had the CPU
+)
+
+// A sharedSpin decides whether a wait spins. It keeps an account of CPU time: a spin that is
+// enough saves some, one that is not has cost what it took. As long as the account is not
+// empty every wait spins, so a few losses among many successes, which are normal on a busy
+// machine, do not make the two ends hold each other down. Once it is empty, each loss doubles
+// the number of waits that do not spin, and each success halves it. A long wait does not count
+// among these, so a connection that is mostly idle does not spin at all.
+type sharedSpin struct {
+	debt    int32  // nanoseconds, from 0 to spinSharedLoan
+	skip    uint16 // coming short waits that do not spin
+	backoff uint16 // skip after the latest loss
+}
+
+// budget returns how many nanoseconds the next wait may spin, of at most limit.
+func (s *sharedSpin) budget(limit int64) int64 {
+	if s.skip > 0 {
+		return 0
+	}
+	return limit
+}
+
+// outcome tells how a wait went: how long it spun, whether that was enough, and how long it
+// took in all.
+func (s *sharedSpin) outcome(spun int64, won bool, length int64) {
+	switch {
+	case won:
+		s.debt, s.backoff = max(s.debt-int32(spinSharedGain), 0), s.backoff/2
+	case spun > 0:
+		s.debt = int32(min(int64(s.debt)+spun, int64(spinSharedLoan)))
+		if s.debt == int32(spinSharedLoan) {
+			s.backoff = min(2*s.backoff+4, spinSharedMax)
+			s.skip = s.backoff
+		}
+	case s.skip > 0 && length < int64(spinSharedShort):
+		s.skip--
+	}
+}
+
+// spinLimit returns the most nanoseconds that a wait may spin.
+func (c *SharedConn) spinLimit() int64 {
+	if limit := c.spin.Load(); limit != 0 {
+		return max(limit, 0)
+	}
+	if runtime.NumCPU() == 1 {
+		return 0
+	}
+	return int64(spinShared)
+}
+
+// spinFor looks for up to budget nanoseconds of CPU time whether the half is ready.
+func (c *SharedConn) spinFor(h *sharedHalf, need uint32, budget int64) bool {
+	last := sharedNow()
+	for budget > 0 {
+		for range 64 {
+			if c.ready(h, need) {
+				return true
+			}
+		}
+		if h.expired() {
+			return false
+		}
+		t := sharedNow()
+		if t-last < int64(spinSharedTaken) {
+			budget -= t - last
+		}
+		last = t
+	}
+	return false
+}
+
+// ---------------------------------------------------------------------------
+// Rings
+//
+// The indices count bytes since the beginning, modulo 2^32; their difference is how many
+// bytes are in the ring, and at most its size. What an end writes and reads, and where,
+// depends on its private copies alone. Of the peer's index it takes one thing: how far it
+// may go, loaded once and checked against the size.
+
+// A controlPage is the beginning of a memory object. Words that are written at different
+// times are on different cache lines, and on different pairs of them.
+type controlPage struct {
+	head    atomic.Uint32 // bytes written to this object's ring
+	wclosed atomic.Uint32 // 1: there will be no more
+	_       [120]byte
+	tail    atomic.Uint32 // bytes read from the peer's ring
+	rclosed atomic.Uint32 // 1: no more is read
+	_       [120]byte
+	rwait   atomic.Uint32 // epoch of the reading half; odd: ring when there are bytes
+	_       [124]byte
+	wwait   atomic.Uint32 // epoch of the writing half; odd: ring when there is room
+}
+
+// controlSize is the room of the control page before the ring: a multiple of every page
+// size, and of the allocation granularity of Windows. Only the part in use takes memory.
+const controlSize = 64 << 10
+
+// copyMax is how many bytes are copied before the peer gets to know of them, so that both
+// ends can be at work on a long write.
+const copyMax = 16 << 10
+
+// A ringWriter is the writing end of a ring.
+type ringWriter struct {
+	own  *controlPage // has head and wwait
+	peer *controlPage // has tail and rwait
+	data []byte       // the ring, twice in a row where the system can map it so
+	size uint32
+
+	head uint32 // bytes written
+	tail uint32 // the last index of the peer that was checked
+	rung uint32 // the epoch of the peer's reading half that was rung last
+}
+
+// room returns how many bytes can be written; it looks at the peer's index if it knows of
+// less than need.
+func (w *ringWriter) room(need uint32) (uint32, error) {
+	if room := w.size - (w.head - w.tail); room >= need {
+		return room, nil
+	}
+	tail := w.peer.tail.Load()
+	used := w.head - tail
+	if used > w.size {
+		return 0, protocolError("it has read more than was written")
+	}
+	w.tail = tail
+	return w.size - used, nil
+}
+
+// ready reports whether room may return more, or an error.
+func (w *ringWriter) ready(need uint32) bool {
+	used := w.head - w.peer.tail.Load()
+	return used > w.size || w.size-used >= need || w.peer.rclosed.Load() != 0
+}
+
+// put copies as much of p as there is room for, and at most copyMax. It is not sent yet.
+func (w *ringWriter) put(p []byte, room uint32) uint32 {
+	n := uint32(min(uint64(len(p)), uint64(room), copyMax))
+	at := w.head & (w.size - 1)
+	if m := copy(w.data[at:], p[:n]); m < int(n) {
+		copy(w.data, p[m:n])
+	}
+	return n
+}
+
+// span returns the next n bytes to be written, if they are in one piece.
+func (w *ringWriter) span(n uint32) (p []byte, whole bool) {
+	return spanOf(w.data, w.head&(w.size-1), n)
+}
+
+// publish stores the index behind n bytes that were put, and returns the epoch of the
+// peer's reading half.
+func (w *ringWriter) publish(n uint32) (epoch uint32) {
+	w.head += n
+	w.own.head.Store(w.head)
+	return w.peer.rwait.Load()
+}
+
+// A ringReader is the reading end of a ring.
+type ringReader struct {
+	own  *controlPage // has tail and rwait
+	peer *controlPage // has head and wwait
+	data []byte       // the peer's ring, as in ringWriter: memory that the peer can change
+	size uint32
+
+	tail uint32 // bytes read
+	head uint32 // the last index of the peer that was checked
+	rung uint32 // the epoch of the peer's writing half that was rung last
+}
+
+// available returns how many bytes can be read; it looks at the peer's index if it knows of
+// less than need.
+func (r *ringReader) available(need uint32) (uint32, error) {
+	if avail := r.head - r.tail; avail >= need {
+		return avail, nil
+	}
+	head := r.peer.head.Load()
+	avail := head - r.tail
+	if avail > r.size {
+		return 0, protocolError("it has written more than there is room for")
+	}
+	r.head = head
+	return avail, nil
+}
+
+// ready reports whether available may return more, or an error.
+func (r *ringReader) ready(need uint32) bool {
+	avail := r.peer.head.Load() - r.tail
+	return avail >= need || r.peer.wclosed.Load() != 0
+}
+
+// take copies up to avail bytes to p, and at most copyMax. They are not given back yet.
+func (r *ringReader) take(p []byte, avail uint32) uint32 {
+	n := uint32(min(uint64(len(p)), uint64(avail), copyMax))
+	r.look(p[:n])
+	return n
+}
+
+// look copies the next bytes to p.
+func (r *ringReader) look(p []byte) {
+	if m := copy(p, r.data[r.tail&(r.size-1):]); m < len(p) {
+		copy(p[m:], r.data)
+	}
+}
+
+// span returns the next n bytes to be read, if they are in one piece.
+func (r *ringReader) span(n uint32) (p []byte, whole bool) {
+	return spanOf(r.data, r.tail&(r.size-1), n)
+}
+
+// consume stores the index behind n bytes that were taken, and returns the epoch of the
+// peer's writing half if it should write on: it is woken when half of the ring is free, so
+// that it does not wake for every few bytes.
+func (r *ringReader) consume(n uint32) (epoch uint32) {
+	r.tail += n
+	r.own.tail.Store(r.tail)
+	epoch = r.peer.wwait.Load()
+	if epoch&1 != 0 && r.peer.head.Load()-r.tail > r.size/2 {
+		epoch = 0
+	}
+	return epoch
+}
+
+// spanOf returns n bytes of data from at on, if it reaches so far.
+func spanOf(data []byte, at, n uint32) (p []byte, whole bool) {
+	if uint64(at)+uint64(n) > uint64(len(data)) {
+		return nil, false
+	}
+	return data[at : at+n : at+n], true
+}
+
+// ---------------------------------------------------------------------------
+// Mappings
+
+// A mapping is a memory object of a connection in the address space of this process.
+type mapping struct {
+	mem   []byte
+	again int         // how many bytes at the end are the ring a second time
+	lent  atomic.Bool // a caller has a part of it
+}
+
+func (m *mapping) control() *controlPage { return (*controlPage)(unsafe.Pointer(&m.mem[0])) }
+func (m *mapping) ring() []byte          { return m.mem[controlSize:] }
+
+// unmap cannot fail for what was mapped; if it did, nothing could be done about it.
+func (m *mapping) unmap() {
+	unmapMemory(m.mem, m.again)
+	m.mem = nil
+}
+
+// abandon is for a connection that was dropped without Close. What is still on loan then,
+// though nobody can give it back, must stay readable; its memory need not.
+func (m *mapping) abandon() {
+	switch {
+	case m.mem == nil: // Close did it
+	case m.lent.Load():
+		vacateMemory(m.mem)
+	default:
+		m.unmap()
+	}
+}
+
+// mapRing maps a memory object with a ring of that size, the ring twice in a row if that
+// can be done.
+func mapRing(f *os.File, ring int, write bool) (*mapping, error) {
+	if !mapsOnce {
+		if mem, err := mapMemory(f, controlSize+ring, ring, write); err == nil {
+			return &mapping{mem: mem, again: ring}, nil
+		}
+	}
+	mem, err := mapMemory(f, controlSize+ring, 0, write)
+	if err != nil {
+		return nil, err
+	}
+	return &mapping{mem: mem}, nil
+}
+
+// mapsOnce is for tests: it keeps rings from being mapped twice.
+var mapsOnce bool
+
+// ---------------------------------------------------------------------------
+// The handshake
+//
+// Each end sends one hello over the socket: 32 bytes, and with them, unless it has none to
+// share, its memory object and one end of a doorbell. Of that doorbell it keeps the other
+// end, on which its reading half parks and the peer's writing half.
+//
+//	 0  8 bytes  ff "ipcshm" 01
+//	 8  4 bytes  0x01020304 in the order of bytes in which the words of the control page are
+//	12  4 bytes  1 if memory follows, else 0; least significant byte first, as what follows
+//	16  4 bytes  the size of the ring, which with the control page is the size of the memory
+//	20 12 bytes  zero
+//
+// If both have sent memory it is used, and otherwise the socket. A server waits for the
+// client's hello before it sends its own; what does not begin like one is data of a client
+// that knows nothing of all this.
+
+const (
+	helloMark   = "\xffipcshm\x01"
+	helloSize   = 32
+	helloOrder  = 0x01020304
+	helloMemory = 1
+	helloFiles  = 2 // the memory and the doorbell
+)
+
+// A handshake is the state of a handshake that is not over.
+type handshake struct {
+	turn    chan struct{} // holds a value while somebody makes the handshake
+	over    chan struct{} // closed when it is over
+	changed chan struct{} // closed and made anew when a deadline has changed, and by Close; guarded by SharedConn.mu
+
+	// What follows belongs to whoever has the turn, but begun is guarded by SharedConn.mu.
+	begun  bool // something may have been sent or received
+	sent   bool // our hello was
+	own    *mapping
+	bell   *fd // of our reading half
+	buf    [helloSize]byte
+	got    int        // bytes of buf that were received
+	files  []received // that came with them
+	done   bool       // the peer's hello is complete
+	peer   *mapping   // nil: it sent none, or it is not to be used
+	theirs *fd        // of our writing half
+	plain  bool       // the peer knows nothing of shared memory
+}
+
+func newHandshake() *handshake {
+	return &handshake{turn: make(chan struct{}, 1), over: make(chan struct{}), changed: make(chan struct{})}
+}
+
+// stir makes whoever waits for the handshake look at its deadline, and whether the
+// connection is closed. The caller holds SharedConn.mu.
+func (hs *handshake) stir() {
+	close(hs.changed)
+	hs.changed = make(chan struct{})
+}
+
+// setUp makes the handshake, or waits until somebody else has made it, until the deadline
+// of the half.
+func (c *SharedConn) setUp(h *sharedHalf) error {
+	for {
+		c.mu.Lock()
+		hs, failure, deadline := c.hello, c.failure, h.deadline
+		var changed chan struct{}
+		if hs != nil {
+			changed = hs.changed
+		}
+		c.mu.Unlock()
+		switch {
+		case c.closed.Load():
+			return net.ErrClosed
+		case hs == nil:
+			return failure
+		case h.expired():
+			return os.ErrDeadlineExceeded
+		}
+		select {
+		case hs.turn <- struct{}{}:
+			err := c.shakeHands(h, hs)
+			<-hs.turn
+			if err != errAgain {
+				return err
+			}
+		case <-hs.over:
+		case <-changed:
+		case <-until(deadline):
+		}
+	}
+}
+
+// until returns a channel that delivers at the time, or never if that is zero.
+func until(t time.Time) <-chan time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return time.After(time.Until(t))
+}
+
+// errAgain says that the handshake has to be looked at again.
+var errAgain = errors.New("look again")
+
+// shakeHands makes the handshake, within the deadline of the half. What was done when it
+// ends early is kept.
+func (c *SharedConn) shakeHands(h *sharedHalf, hs *handshake) error {
+	c.mu.Lock()
+	if c.hello == nil {
+		c.mu.Unlock()
+		return errAgain
+	}
+	hs.begun, c.shaker = true, h
+	err := c.base.fd.setDeadline(h.deadline, reading|writing)
+	c.mu.Unlock()
+	if err == nil {
+		err = c.exchange(hs)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.shaker = nil
+	switch {
+	case c.closed.Load():
+		return net.ErrClosed // Close releases what there is
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return errAgain // the deadline may have been changed since
+	}
+	c.settle(hs, err)
+	return c.failure
+}
+
+// exchange sends and receives what was not yet.
+func (c *SharedConn) exchange(hs *handshake) error {
+	if c.passive {
+		if err := c.receive(hs); err != nil || hs.plain {
+			return err
+		}
+	}
+	err := c.send(hs)
+	if err != nil && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
+		return err
+	}
+	// If the peer has gone, it may still have sent its hello. The socket says the rest.
+	return c.receive(hs)
+}
+
+// send sends our hello. Without memory it says so.
+func (c *SharedConn) send(hs *handshake) error {
+	if hs.sent {
+		return nil
+	}
+	refused := c.passive && hs.peer == nil
+	if !refused {
+		err := c.sendMemory(hs)
+		if err == nil || isFinal(err) {
+			return err
+		}
+		// This system, or this process at the moment, has none; or the peer is not one
+		// that it can be handed to.
+		hs.releaseOwn()
+	}
+	hello := helloOf(0)
+	_, err := c.base.fd.write(hello[:])
+	hs.sent = err == nil
+	return err
+}
+
+// isFinal reports whether an error of sending is about the connection, and not about what
+// was to be sent.
+func isFinal(err error) bool {
+	for _, target := range [...]error{os.ErrDeadlineExceeded, net.ErrClosed, syscall.EPIPE, syscall.ECONNRESET} {
+		if errors.Is(err, target) {
+			return true
+		}
+	}
+	return false
+}
+
+// sendMemory makes our memory and sends it.
+func (c *SharedConn) sendMemory(hs *handshake) error {
+	own, files, err := makeRing(c.cfg.Buffer)
+	if err != nil {
+		return err
+	}
+	defer files.close()
+	bell, far, err := newBell()
+	if err != nil {
+		own.unmap()
+		return err
+	}
+	defer far.close()
+	file := files.object
+	if files.readOnly != nil {
+		file = files.readOnly
+	}
+	hello := helloOf(c.cfg.Buffer)
+	err = sendHello(c.base.fd, file, far, hello[:])
+	if err != nil {
+		own.unmap()
+		bell.close()
+		return err
+	}
+	hs.own, hs.bell, hs.sent = own, bell, true
+	return nil
+}
+
+// makeRing makes a memory object with a ring of that size, which this process alone can
+// write where the system can enforce that. Where it cannot, a peer that does hurts nobody
+// but itself: nothing is read from there.
+func makeRing(size int) (*mapping, memoryFiles, error) {
+	files, err := newMemory(controlSize + size)
+	if err != nil {
+		return nil, files, err
+	}
+	own, err := mapRing(files.object, size, true)
+	if err == nil {
+		if err = sealMemory(files.object, true); err != nil {
+			own.unmap()
+		}
+	}
+	if err != nil {
+		files.close()
+		return nil, memoryFiles{}, err
+	}
+	return own, files, nil
+}
+
+// helloOf returns the hello of an end with a ring of that size, or without memory.
+func helloOf(ring int) (b [helloSize]byte) {
+	copy(b[:], helloMark)
+	*(*uint32)(unsafe.Pointer(&b[8])) = helloOrder // of an array that begins at a word, or where any address will do
+	if ring > 0 {
+		b[12] = helloMemory
+	}
+	putWord(b[16:], uint32(ring))
+	return b
+}
+
+func putWord(b []byte, v uint32) {
+	b[0], b[1], b[2], b[3] = byte(v), byte(v>>8), byte(v>>16), byte(v>>24)
+}
+
+func getWord(b []byte) uint32 {
+	return uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24
+}
+
+// receive receives the peer's hello and takes what came with it.
+func (c *SharedConn) receive(hs *handshake) error {
+	for !hs.done {
+		n, files, err := recvHello(c.base.fd, hs.buf[hs.got:])
+		hs.files = append(hs.files, files...)
+		hs.got += n
+		switch mark := min(hs.got, len(helloMark)); {
+		case err != nil && n == 0:
+			if err == io.EOF && hs.got == 0 {
+				hs.plain = true // the socket says the rest
+				return nil
+			}
+			return within(err)
+		case err != nil:
+			return err
+		case string(hs.buf[:mark]) != helloMark[:mark]:
+			if !c.passive {
+				return protocolError("it does not share")
+			}
+			hs.plain = true
+			return nil
+		case len(hs.files) > helloFiles:
+			return protocolError("too many files")
+		}
+		if hs.done = hs.got == helloSize; hs.done {
+			return c.takeMemory(hs)
+		}
+	}
+	return nil
+}
+
+// takeMemory takes the memory that came with the peer's hello, unless it is too large and
+// there is still time to say so.
+func (c *SharedConn) takeMemory(hs *handshake) error {
+	ring, err := parseHello(hs.buf[:])
+	switch {
+	case err != nil:
+		return err
+	case ring == 0 && len(hs.files) == 0:
+		return nil
+	case ring == 0 || len(hs.files) != helloFiles:
+		return protocolError("it sent " + strconv.Itoa(len(hs.files)) + " files")
+	case int64(ring) > int64(c.cfg.MaxPeerBuffer) && c.passive:
+		return nil
+	case int64(ring) > int64(c.cfg.MaxPeerBuffer):
+		return &ruleError{"the peer's buffer has " + strconv.Itoa(int(ring)) + " bytes, the limit is " +
+			strconv.Itoa(c.cfg.MaxPeerBuffer), ErrMsgTooLong}
+	}
+	memory := hs.files[0].memory()
+	defer memory.Close()
+	theirs, err := hs.files[1].doorbell()
+	if err == nil {
+		hs.files = nil
+	} else {
+		hs.files = hs.files[1:]
+		return &classified{err, syscall.EPROTO}
+	}
+	peer, err := mapPeer(memory, int(ring))
+	if err != nil {
+		theirs.close()
+		if c.passive && !errors.Is(err, syscall.EPROTO) {
+			return nil // this process cannot, and the peer can still be told
+		}
+		return err
+	}
+	hs.peer, hs.theirs = peer, theirs
+	return nil
+}
+
+// mapPeer maps the peer's memory, if it is such as it says.
+func mapPeer(memory *os.File, ring int) (*mapping, error) {
+	info, err := checkMemory(memory)
+	switch {
+	case err != nil:
+		return nil, &classified{err, syscall.EPROTO}
+	case info.size != controlSize+int64(ring):
+		return nil, protocolError("its memory has " + strconv.FormatInt(info.size, 10) + " bytes")
+	}
+	return mapRing(memory, ring, false)
+}
+
+// parseHello returns the size of the ring that a hello tells, 0 if it tells of none.
+func parseHello(b []byte) (ring uint32, err error) {
+	switch flags := getWord(b[12:]); {
+	case flags == 0:
+		return 0, nil
+	case flags != helloMemory:
+		return 0, protocolError("unknown flags")
+	}
+	if order := helloOf(0); string(b[8:12]) != string(order[8:12]) {
+		return 0, protocolError("its order of bytes is another")
+	}
+	ring = getWord(b[16:])
+	if ring < ringMin || ring > ringMax || ring&(ring-1) != 0 {
+		return 0, protocolError("its ring has " + strconv.FormatUint(uint64(ring), 10) + " bytes")
+	}
+	return ring, nil
+}
+
+// settle ends the handshake with what came of it. The caller holds c.mu.
+func (c *SharedConn) settle(hs *handshake, err error) {
+	mode := overSocket
+	switch {
+	case err != nil:
+		mode, c.failure = inFailure, err
+	case hs.own != nil && hs.peer != nil:
+		mode = inMemory
+		c.join(hs)
+	}
+	if mode != inMemory {
+		hs.release()
+	}
+	if hs.plain {
+		c.ahead = append(c.ahead, hs.buf[:hs.got]...)
+	}
+	c.hello = nil
+	for _, h := range [...]*sharedHalf{&c.r, &c.w} {
+		half := reading
+		if h == &c.w {
+			half = writing
+		}
+		if e := c.applyDeadline(h, half); e != nil && mode != inFailure {
+			mode, c.failure = inFailure, e
+		}
+	}
+	c.mode.Store(mode)
+	close(hs.over)
+}
+
+// join puts the halves together.
+func (c *SharedConn) join(hs *handshake) {
+	own, peer := hs.own, hs.peer
+	c.ownMem, c.peerMem = own, peer
+	c.in = ringReader{own: own.control(), peer: peer.control(), data: peer.ring(), size: ringSize(peer)}
+	c.out = ringWriter{own: own.control(), peer: peer.control(), data: own.ring(), size: ringSize(own)}
+	c.r.bell, c.r.word = hs.bell, &own.control().rwait
+	c.w.bell, c.w.word = hs.theirs, &own.control().wwait
+	// The descriptors of doorbells are no business of the policy for reads of data.
+	c.r.bell.setSpin(0)
+	c.w.bell.setSpin(0)
+	c.dropped = runtime.AddCleanup(c, func(m [2]*mapping) {
+		m[0].abandon()
+		m[1].abandon()
+	}, [2]*mapping{own, peer})
+}
+
+func ringSize(m *mapping) uint32 { return uint32(len(m.mem) - m.again - controlSize) }
+
+// release lets go of what a handshake has got and that is of no use.
+func (hs *handshake) release() {
+	for _, f := range hs.files {
+		f.close()
+	}
+	hs.files = nil
+	hs.releaseOwn()
+	if hs.peer != nil {
+		hs.peer.unmap()
+		hs.theirs.close()
+		hs.peer, hs.theirs = nil, nil
+	}
+}
+
+func (hs *handshake) releaseOwn() {
+	if hs.own != nil {
+		hs.own.unmap()
+		hs.bell.close()
+		hs.own, hs.bell = nil, nil
+	}
+}
