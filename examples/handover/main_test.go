@@ -448,6 +448,7 @@ func TestManagerKeepsTheListener(t *testing.T) {
 	if answer, err := bufio.NewReader(waiting).ReadString('\n'); err != nil || !strings.HasPrefix(answer, "generation 0,") {
 		t.Errorf("the client that waited hears %q, %v", answer, err)
 	}
+	waiting.Close()
 	next.signal(syscall.SIGTERM)
 	m.hears("STOPPING=1")
 	for range next.said {
