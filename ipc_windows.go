@@ -2168,9 +2168,9 @@ var errOverBudget = errors.New("over budget")
 // errWithdrawn ends a write that has begun and that its deadline has cancelled.
 var errWithdrawn = errors.New("withdrawn")
 
-// now is the budget of a read that does not wait: it takes what is there or nothing,
+// atOnce is the budget of a read that does not wait: it takes what is there or nothing,
 // which is errOverBudget.
-const now time.Duration = 1
+const atOnce time.Duration = 1
 
 // runInThread makes the call with the slot, which it gives back, and waits for its
 // end in the thread. When the limits end the wait it cancels the call. It returns
@@ -2178,7 +2178,7 @@ const now time.Duration = 1
 // limits: it follows one that has waited, and nothing must come in between.
 func (f *fd) runInThread(l limits, s *slot, op operation) (int, error) {
 	defer giveSlot(s)
-	if _, err := f.expired(l); err != nil && l.budget != now {
+	if _, err := f.expired(l); err != nil && l.budget != atOnce {
 		return 0, err
 	}
 	s.begin(op)
@@ -2231,7 +2231,7 @@ func (f *fd) waitInThread(l limits, s *slot) (why error) {
 
 // mayWait returns how many milliseconds the thread may wait on, or why it may not.
 func (f *fd) mayWait(l limits, end time.Time) (wait uint32, why error) {
-	if l.budget == now {
+	if l.budget == atOnce {
 		return 0, errOverBudget
 	}
 	until, why := f.expired(l)
@@ -2648,7 +2648,7 @@ func (f *fd) awaitMessage(l limits, room []byte) (size, n int, more bool, err er
 
 // readNow reads what is there. A message that was withdrawn is errOverBudget.
 func (f *fd) readNow(p []byte) (n int, more bool, err error) {
-	return f.readPart(limits{budget: now}, p)
+	return f.readPart(limits{budget: atOnce}, p)
 }
 
 // readMessage reads one message or the part of it that fits into p.
@@ -2716,10 +2716,10 @@ func (f *fd) drop() error {
 	rest := make([]byte, 64<<10)
 	for {
 		_, more, err := f.readNow(rest)
-		if err == errOverBudget {
+		switch {
+		case err == errOverBudget || err == io.EOF:
 			return nil // it was withdrawn
-		}
-		if err != nil || !more {
+		case err != nil || !more:
 			return err
 		}
 	}
@@ -2807,7 +2807,7 @@ func (f *fd) send(p []byte) error {
 // whether that cannot be known. A flush ends at once then. One that pends is
 // cancelled.
 func (f *fd) outboundIsEmpty() bool {
-	return f.flushFile(limits{budget: now}) != errOverBudget
+	return f.flushFile(limits{budget: atOnce}) != errOverBudget
 }
 
 // errNoMessages refuses operations on messages where there are only bytes.
@@ -2881,7 +2881,7 @@ func (f *fd) flushFile(l limits) error {
 		return err
 	}
 	why := error(errOverBudget)
-	if l.budget != now {
+	if l.budget != atOnce {
 		if why = f.receive(l, flushing.done); why == nil {
 			return flushing.err
 		}
