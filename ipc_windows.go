@@ -2930,10 +2930,10 @@ func (f *fd) drop() error {
 	rest := make([]byte, 64<<10)
 	for {
 		_, more, err := f.readNow(rest)
-		if err == errOverBudget {
+		switch {
+		case err == errOverBudget || err == io.EOF:
 			return nil // it was withdrawn
-		}
-		if err != nil || !more {
+		case err != nil || !more:
 			return err
 		}
 	}
@@ -4238,9 +4238,10 @@ func (a *arrival) abandon() {
 func openReceived(h syscall.Handle) *os.File { return os.NewFile(uintptr(h), "received") }
 
 // wrappersMax is how many calls of wrap may be under way. Each may hold a thread for
-// as long as another process likes, and a Go program has 10000 threads at most.
-// RecvFiles waits for its turn, as long as its deadline lets it.
-const wrappersMax = 16
+// as long as another process likes: one at a time of each connection, but those of
+// connections that were closed go on. A Go program has 10000 threads at most. When
+// there are too many, RecvFiles waits for its turn, as long as its deadline lets it.
+const wrappersMax = 256
 
 // wrappers holds an element for each call of wrap that may begin.
 var wrappers = func() chan struct{} {
@@ -4894,7 +4895,7 @@ func tokenSIDs(token syscall.Token, question uint32) (sids []string, err error) 
 		groups := unsafe.Slice((*syscall.SIDAndAttributes)(unsafe.Pointer(&info[0])), 1)
 		if question == tokenRestrictedSids {
 			list := (*tokenGroups)(unsafe.Pointer(&info[0]))
-			groups = unsafe.Slice(&list.first, min(int(list.count), len(info)/2))
+			groups = unsafe.Slice(&list.first, min(int(list.count), (len(info)-1)/2))
 		}
 		for _, g := range groups {
 			if g.Sid == nil {

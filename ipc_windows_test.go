@@ -52,7 +52,18 @@ var (
 
 const thisProcess = ^syscall.Handle(0)
 
-// onWine skips the test on Wine.
+// onWine skips the test on Wine. These need Windows:
+//
+//   - TestClientThatHidesIsNotItsOwner, TestServerMayOnlyDoWhatTheClientAllows: Wine
+//     impersonates at any level.
+//   - TestSecurityIsEnforced: Wine lets everybody open a pipe.
+//   - TestDialInTheWrongDirectionIsRefused: Wine looks at generic rights alone.
+//   - TestPipeOfAnotherMachineIsNotTrusted: Wine has no pipes of other machines.
+//
+// Nor is seen there, for Wine takes every client for the user of the server: files
+// from a client with other rights, dynamic tracking, AppContainers, restricted
+// tokens and integrity levels. What a process allows is enforced, so tests lock
+// processes instead.
 func onWine(t *testing.T, reason string) {
 	t.Helper()
 	if isWine() {

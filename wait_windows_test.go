@@ -232,7 +232,7 @@ func TestSendFilesThatTimesOutLeavesWhatFollows(t *testing.T) {
 		t.Run(map[bool]string{false: "Stream", true: "Messages"}[messages], func(t *testing.T) {
 			story(t)
 			f := textFile(t, "x")
-			var files [100]*os.File
+			var files [10]*os.File // 76 bytes
 			for i := range files {
 				files[i] = f
 			}
