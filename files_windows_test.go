@@ -50,8 +50,11 @@ func (l letter) write(handles ...uint32) string {
 	if err != nil {
 		panic(err)
 	}
-	return string(p)
+	return string(p) + zeroByte
 }
+
+// zeroByte is the data that files travel with.
+const zeroByte = "\x00"
 
 // readLetter reads what write returns.
 func readLetter(t *testing.T, text string) (l letter, handles []uint32) {
@@ -61,7 +64,7 @@ func readLetter(t *testing.T, text string) (l letter, handles []uint32) {
 	handles = make([]uint32, l.N)
 	m, err := binary.Decode([]byte(text[n:]), binary.LittleEndian, handles)
 	must(t, err)
-	if n+m != len(text) {
+	if n+m+len(zeroByte) != len(text) || !strings.HasSuffix(text, zeroByte) {
 		t.Fatalf("%d bytes for %d files", len(text), l.N)
 	}
 	return l, handles
@@ -89,7 +92,7 @@ func handleOf(t *testing.T, f syscall.Conn) (d syscall.Handle) {
 func TestRecordIsAsDocumented(t *testing.T) {
 	overEachPair(t, func(t *testing.T, a, b carrier) {
 		sendFiles(t, a, textFile(t, "one"), textFile(t, "two"))
-		text := make([]byte, letterSize+8)
+		text := make([]byte, letterSize+8+len(zeroByte))
 		must(t, hearInto(b, text))
 		l, files := readLetter(t, string(text))
 		if string(l.Mark[:]) != "ipcfiles" || l.Version != 2 || int(l.PID) != os.Getpid() || l.ID == [16]byte{} {
@@ -192,7 +195,7 @@ func TestRecvFilesFromOtherProgram(t *testing.T) {
 func TestRecvFilesTakesARecordOnce(t *testing.T) {
 	overEachPair(t, func(t *testing.T, a, b carrier) {
 		sendFiles(t, a, textFile(t, "one"))
-		text := make([]byte, letterSize+4)
+		text := make([]byte, letterSize+4+len(zeroByte))
 		must(t, hearInto(b, text))
 		say(t, a, string(text))
 		say(t, a, string(text))
@@ -351,7 +354,7 @@ func TestRecvFilesRefusesHandlesOfThisProcess(t *testing.T) {
 		h := handleOf(t, mine)
 		defer syscall.CloseHandle(h)
 		sendFiles(t, a, textFile(t, "sent"))
-		text := make([]byte, letterSize+4)
+		text := make([]byte, letterSize+4+len(zeroByte))
 		must(t, hearInto(b, text))
 		l, files := readLetter(t, string(text))
 		for what, forged := range map[string]struct {

@@ -1712,13 +1712,9 @@ func adoptSys(h syscall.Handle, kind transport, d direction) (*fd, error) {
 	}
 	f := newFD(h, reads, ends, server)
 	f.remote = far || server // whose client may be anywhere
-	if !far {
-		name, err := pipeName(h)
-		if err != nil {
-			return nil, err
-		}
+	if name, err := pipeName(h); err == nil && !far {
 		f.pipe = pipeOf(localPrefix + name)
-	}
+	} // or the peer is gone, and so is the name
 	f.notePeer()
 	return f, nil
 }
@@ -3512,6 +3508,7 @@ func (f *fd) pipePath() Addr {
 //	16  4 bytes  the id of the holder's process
 //	20 16 bytes  random; see below
 //	36 4n bytes  the handles, in the holder
+//	             the data that the files came with; of SendFiles a zero byte
 //
 // The numbers have their least significant byte first; 32 bits of a handle are
 // significant in every process. The receiver takes the handles away from the holder
@@ -3720,9 +3717,9 @@ func (f *fd) stage(handles []syscall.Handle) (*staging, error) {
 	// process that chooseHolder opened by its number is the right one.
 	info, err := localInfo(f.sys)
 	if err == nil && info.state != pipeConnected {
-		err = writeError("WriteFile", errNoData)
+		err = errNoData
 	}
-	if err == nil {
+	if err = writeError("WriteFile", err); err == nil {
 		err = s.put(handles)
 	}
 	if err != nil {
