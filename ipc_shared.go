@@ -1608,7 +1608,8 @@ type handshake struct {
 	begun  bool // something may have been sent or received
 	sent   bool // our hello was
 	own    *mapping
-	bell   *fd // of our reading half
+	drop   runtime.Cleanup // unmaps own if nobody calls Close
+	bell   *fd             // of our reading half
 	buf    [helloSize]byte
 	got    int        // bytes of buf that were received
 	files  []received // that came with them
@@ -1772,6 +1773,7 @@ func (c *SharedConn) sendMemory(hs *handshake) error {
 		return err
 	}
 	hs.own, hs.bell, hs.sent = own, bell, true
+	hs.drop = runtime.AddCleanup(c, (*mapping).abandon, own)
 	return nil
 }
 
@@ -1955,6 +1957,7 @@ func (c *SharedConn) join(hs *handshake) {
 	// The descriptors of doorbells are no business of the policy for reads of data.
 	c.r.bell.setSpin(0)
 	c.w.bell.setSpin(0)
+	hs.drop.Stop()
 	c.dropped = runtime.AddCleanup(c, func(m [2]*mapping) {
 		m[0].abandon()
 		m[1].abandon()
@@ -1979,6 +1982,7 @@ func (hs *handshake) release() {
 
 func (hs *handshake) releaseOwn() {
 	if hs.own != nil {
+		hs.drop.Stop()
 		hs.own.unmap()
 		hs.bell.close()
 		hs.own, hs.bell = nil, nil
