@@ -740,11 +740,7 @@ func (c *SharedConn) Close() error {
 	if c.hello != nil {
 		c.hello.stir()
 	}
-	if c.ownMem != nil {
-		// Before the doorbells end, which brings the peer to look.
-		c.ownMem.control().wclosed.Store(1)
-		c.ownMem.control().rclosed.Store(1)
-	}
+	c.tellEnd()
 	bells, hs := [...]*fd{c.r.bell, c.w.bell}, c.hello
 	c.mu.Unlock()
 	err := c.base.fd.close()
@@ -771,6 +767,23 @@ func (c *SharedConn) Close() error {
 	c.w.mu.Unlock()
 	c.r.mu.Unlock()
 	return c.failed("close", err)
+}
+
+// tellEnd tells the peer that nothing more is written or read. The end of the doorbells would
+// bring it to look, but somebody else may have a duplicate of one. The caller holds c.mu.
+func (c *SharedConn) tellEnd() {
+	if c.ownMem == nil {
+		return
+	}
+	own, peer := c.ownMem.control(), c.peerMem.control()
+	own.wclosed.Store(1)
+	own.rclosed.Store(1)
+	if peer.rwait.Load()&1 != 0 {
+		ringBell(c.w.bell)
+	}
+	if peer.wwait.Load()&1 != 0 {
+		ringBell(c.r.bell)
+	}
 }
 
 // unmap unmaps what is not on loan, once no call uses it: the caller holds c.mu, and
@@ -1226,10 +1239,7 @@ func (c *SharedConn) fail(err error) error {
 	if c.mode.Load() != inFailure {
 		c.failure = err
 		c.mode.Store(inFailure)
-		if c.ownMem != nil {
-			c.ownMem.control().wclosed.Store(1)
-			c.ownMem.control().rclosed.Store(1)
-		}
+		c.tellEnd()
 		for _, h := range [...]*sharedHalf{&c.r, &c.w} {
 			if h.bell != nil {
 				h.bell.setDeadline(time.Unix(1, 0), reading)
@@ -1866,12 +1876,10 @@ func (c *SharedConn) takeMemory(hs *handshake) error {
 			strconv.Itoa(c.cfg.MaxPeerBuffer), ErrMsgTooLong}
 	}
 	memory := hs.files[0].memory()
-	defer memory.Close()
-	theirs, err := hs.files[1].doorbell()
-	if err == nil {
-		hs.files = nil
-	} else {
-		hs.files = hs.files[1:]
+	defer closeFiles([]*os.File{memory})
+	hs.files = hs.files[1:] // release closes the rest
+	theirs, err := hs.files[0].doorbell()
+	if err != nil {
 		return &classified{err, syscall.EPROTO}
 	}
 	peer, err := mapPeer(memory, int(ring))
@@ -1883,6 +1891,7 @@ func (c *SharedConn) takeMemory(hs *handshake) error {
 		return err
 	}
 	hs.peer, hs.theirs = peer, theirs
+	hs.releaseFiles()
 	return nil
 }
 
@@ -1968,16 +1977,20 @@ func ringSize(m *mapping) uint32 { return uint32(len(m.mem) - m.again - controlS
 
 // release lets go of what a handshake has got and that is of no use.
 func (hs *handshake) release() {
-	for _, f := range hs.files {
-		f.close()
-	}
-	hs.files = nil
+	hs.releaseFiles()
 	hs.releaseOwn()
 	if hs.peer != nil {
 		hs.peer.unmap()
 		hs.theirs.close()
 		hs.peer, hs.theirs = nil, nil
 	}
+}
+
+func (hs *handshake) releaseFiles() {
+	for _, f := range hs.files {
+		f.close()
+	}
+	hs.files = nil
 }
 
 func (hs *handshake) releaseOwn() {

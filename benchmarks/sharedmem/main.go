@@ -131,6 +131,7 @@ func main() {
 	roundTime := flag.Duration("roundtime", 200*time.Millisecond, "about how long one measurement takes")
 	limit := flag.String("limit", "", "a `program` in C that does the same through shared memory")
 	flag.Parse()
+	shmipc.SetLogLevel(5) // nothing
 	var err error
 	switch args := flag.Args(); {
 	case len(args) == 4 && args[0] == "server":
