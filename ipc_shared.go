@@ -416,8 +416,8 @@ const (
 	inFailure // SharedConn.failure says why
 )
 
-// A sharedHalf is one direction of a SharedConn and the operation that is under way
-// in it.
+// A sharedHalf is one direction of a SharedConn, and what belongs to the operation that is
+// under way in it. bell and word are set by the handshake, before the mode is inMemory.
 type sharedHalf struct {
 	mu    sync.Mutex     // one operation at a time; guards all but expiry and deadline
 	bell  *fd            // this half parks in a read of it, and rings the peer's other half by a write
@@ -1580,7 +1580,8 @@ func mapRing(f *os.File, ring int, write bool) (*mapping, error) {
 	return &mapping{mem: mem}, nil
 }
 
-// mapsOnce is for tests: it keeps rings from being mapped twice.
+// mapsOnce is set by tests alone, which so see what happens where a ring cannot be mapped
+// twice.
 var mapsOnce bool
 
 // ---------------------------------------------------------------------------
@@ -1963,7 +1964,7 @@ func (c *SharedConn) join(hs *handshake) {
 	c.out = ringWriter{own: own.control(), peer: peer.control(), data: own.ring(), size: ringSize(own)}
 	c.r.bell, c.r.word = hs.bell, &own.control().rwait
 	c.w.bell, c.w.word = hs.theirs, &own.control().wwait
-	// The descriptors of doorbells are no business of the policy for reads of data.
+	// A read of a doorbell must park at once: the half has spun already, on the ring.
 	c.r.bell.setSpin(0)
 	c.w.bell.setSpin(0)
 	hs.drop.Stop()
