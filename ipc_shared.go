@@ -416,8 +416,8 @@ const (
 	inFailure // SharedConn.failure says why
 )
 
-// A sharedHalf is one direction of a SharedConn and the operation that is under way
-// in it.
+// A sharedHalf is one direction of a SharedConn, and what belongs to the operation that is
+// under way in it. bell and word are set by the handshake, before the mode is inMemory.
 type sharedHalf struct {
 	mu    sync.Mutex     // one operation at a time; guards all but expiry and deadline
 	bell  *fd            // this half parks in a read of it, and rings the peer's other half by a write
@@ -737,11 +737,7 @@ func (c *SharedConn) Close() error {
 	if c.hello != nil {
 		c.hello.stir()
 	}
-	if c.ownMem != nil {
-		// Before the doorbells end, which brings the peer to look.
-		c.ownMem.control().wclosed.Store(1)
-		c.ownMem.control().rclosed.Store(1)
-	}
+	c.tellEnd()
 	bells, hs := [...]*fd{c.r.bell, c.w.bell}, c.hello
 	c.mu.Unlock()
 	err := c.base.fd.close()
@@ -768,6 +764,23 @@ func (c *SharedConn) Close() error {
 	c.w.mu.Unlock()
 	c.r.mu.Unlock()
 	return c.failed("close", err)
+}
+
+// tellEnd tells the peer that nothing more is written or read. The end of the doorbells would
+// bring it to look, but somebody else may have a duplicate of one. The caller holds c.mu.
+func (c *SharedConn) tellEnd() {
+	if c.ownMem == nil {
+		return
+	}
+	own, peer := c.ownMem.control(), c.peerMem.control()
+	own.wclosed.Store(1)
+	own.rclosed.Store(1)
+	if peer.rwait.Load()&1 != 0 {
+		ringBell(c.w.bell)
+	}
+	if peer.wwait.Load()&1 != 0 {
+		ringBell(c.r.bell)
+	}
 }
 
 // unmap unmaps what is not on loan, once no call uses it: the caller holds c.mu, and
@@ -1225,10 +1238,7 @@ func (c *SharedConn) fail(err error) error {
 	if c.mode.Load() != inFailure {
 		c.failure = err
 		c.mode.Store(inFailure)
-		if c.ownMem != nil {
-			c.ownMem.control().wclosed.Store(1)
-			c.ownMem.control().rclosed.Store(1)
-		}
+		c.tellEnd()
 		for _, h := range [...]*sharedHalf{&c.r, &c.w} {
 			if h.bell != nil {
 				h.bell.setDeadline(time.Unix(1, 0), reading)
@@ -1554,7 +1564,8 @@ func mapRing(f *os.File, ring int, write bool) (*mapping, error) {
 	return &mapping{mem: mem}, nil
 }
 
-// mapsOnce is for tests: it keeps rings from being mapped twice.
+// mapsOnce is set by tests alone, which so see what happens where a ring cannot be mapped
+// twice.
 var mapsOnce bool
 
 // ---------------------------------------------------------------------------
@@ -1592,7 +1603,8 @@ type handshake struct {
 	begun  bool // something may have been sent or received
 	sent   bool // our hello was
 	own    *mapping
-	bell   *fd // of our reading half
+	drop   runtime.Cleanup // unmaps own if nobody calls Close
+	bell   *fd             // of our reading half
 	buf    [helloSize]byte
 	got    int        // bytes of buf that were received
 	files  []received // that came with them
@@ -1756,6 +1768,7 @@ func (c *SharedConn) sendMemory(hs *handshake) error {
 		return err
 	}
 	hs.own, hs.bell, hs.sent = own, bell, true
+	hs.drop = runtime.AddCleanup(c, (*mapping).abandon, own)
 	return nil
 }
 
@@ -1848,12 +1861,10 @@ func (c *SharedConn) takeMemory(hs *handshake) error {
 			strconv.Itoa(c.cfg.MaxPeerBuffer), ErrMsgTooLong}
 	}
 	memory := hs.files[0].memory()
-	defer memory.Close()
-	theirs, err := hs.files[1].doorbell()
-	if err == nil {
-		hs.files = nil
-	} else {
-		hs.files = hs.files[1:]
+	defer closeFiles([]*os.File{memory})
+	hs.files = hs.files[1:] // release closes the rest
+	theirs, err := hs.files[0].doorbell()
+	if err != nil {
 		return &classified{err, syscall.EPROTO}
 	}
 	peer, err := mapPeer(memory, int(ring))
@@ -1865,6 +1876,7 @@ func (c *SharedConn) takeMemory(hs *handshake) error {
 		return err
 	}
 	hs.peer, hs.theirs = peer, theirs
+	hs.releaseFiles()
 	return nil
 }
 
@@ -1936,9 +1948,10 @@ func (c *SharedConn) join(hs *handshake) {
 	c.out = ringWriter{own: own.control(), peer: peer.control(), data: own.ring(), size: ringSize(own)}
 	c.r.bell, c.r.word = hs.bell, &own.control().rwait
 	c.w.bell, c.w.word = hs.theirs, &own.control().wwait
-	// The descriptors of doorbells are no business of the policy for reads of data.
+	// A read of a doorbell must park at once: the half has spun already, on the ring.
 	c.r.bell.setSpin(0)
 	c.w.bell.setSpin(0)
+	hs.drop.Stop()
 	c.dropped = runtime.AddCleanup(c, func(m [2]*mapping) {
 		m[0].abandon()
 		m[1].abandon()
@@ -1949,10 +1962,7 @@ func ringSize(m *mapping) uint32 { return uint32(len(m.mem) - m.again - controlS
 
 // release lets go of what a handshake has got and that is of no use.
 func (hs *handshake) release() {
-	for _, f := range hs.files {
-		f.close()
-	}
-	hs.files = nil
+	hs.releaseFiles()
 	hs.releaseOwn()
 	if hs.peer != nil {
 		hs.peer.unmap()
@@ -1961,8 +1971,16 @@ func (hs *handshake) release() {
 	}
 }
 
+func (hs *handshake) releaseFiles() {
+	for _, f := range hs.files {
+		f.close()
+	}
+	hs.files = nil
+}
+
 func (hs *handshake) releaseOwn() {
 	if hs.own != nil {
+		hs.drop.Stop()
 		hs.own.unmap()
 		hs.bell.close()
 		hs.own, hs.bell = nil, nil

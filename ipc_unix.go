@@ -5160,17 +5160,15 @@ func sendHello(f *fd, memory *os.File, bell farBell, hello []byte) error {
 	return f.sendWithFiles(hello, []*os.File{memory, bell.File})
 }
 
-// A received is what came with a hello.
+// A received is what came with a hello. The peer chose it, so it is closed as every file is
+// that nobody asked for.
 type received struct{ *os.File }
 
-func (r received) close()           { r.Close() }
+func (r received) close()           { closeFiles([]*os.File{r.File}) }
 func (r received) memory() *os.File { return r.File }
 
-// doorbell returns the end of a doorbell, which owns what r was.
-func (r received) doorbell() (*fd, error) {
-	defer r.Close()
-	return adoptConn(r.File, streams)
-}
+// doorbell returns the end of a doorbell, over a duplicate of r.
+func (r received) doorbell() (*fd, error) { return adoptConn(r.File, streams) }
 
 // recvHello receives some of a hello and what came with it.
 func recvHello(f *fd, p []byte) (n int, with []received, err error) {

@@ -5183,12 +5183,22 @@ func sendHello(f *fd, memory *os.File, bell farBell, hello []byte) error {
 // unlike an os.File of a pipe.
 type received syscall.Handle
 
-func (r received) close()           { syscall.CloseHandle(syscall.Handle(r)) }
+func (r received) close() { syscall.CloseHandle(syscall.Handle(r)) }
+
+// memory returns a file of the handle, which it owns from then on.
 func (r received) memory() *os.File { return os.NewFile(uintptr(r), "memory") }
 
-// doorbell returns the end of a doorbell, which owns the handle.
+// doorbell returns the end of a doorbell, over a duplicate of r.
 func (r received) doorbell() (*fd, error) {
-	return adoptSys(syscall.Handle(r), streams, reading|writing)
+	h, err := duplicate(syscall.Handle(r))
+	if err != nil {
+		return nil, err
+	}
+	f, err := adoptSys(h, streams, reading|writing)
+	if err != nil {
+		syscall.CloseHandle(h)
+	}
+	return f, err
 }
 
 // recvHello receives some of a hello and what came with it.

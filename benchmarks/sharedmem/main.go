@@ -1,0 +1,361 @@
+//go:build linux
+
+// Command sharedmem compares the connections of package ipc through shared memory with
+// package net, with the sockets of package ipc and with shmipc-go, and prints a table in
+// Markdown.
+//
+//	go run ./sharedmem [-rounds N] [-roundtime D] [-limit PROGRAM]
+//
+// Client and server are two processes. Each round measures every side, in an order that is
+// drawn anew. -limit names a program in C to compare with as well: it is called as
+// "PROGRAM server impl=shmfutex w=pp|tp addr=PATH size=BYTES" and says READY, and as "PROGRAM
+// client …" with dur_ms=MILLISECONDS and says "RESULT mean=NANOSECONDS" or "RESULT MBps=RATE".
+package main
+
+import (
+	"bufio"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cloudwego/shmipc-go"
+
+	"github.com/interprocess-go/ipc"
+)
+
+// A side is one of those compared.
+type side struct {
+	name   string
+	listen func(path string) (accept func() (io.ReadWriteCloser, error), err error)
+	dial   func(path string) (io.ReadWriteCloser, error)
+}
+
+func accepting[C io.ReadWriteCloser](accept func() (C, error)) func() (io.ReadWriteCloser, error) {
+	return func() (io.ReadWriteCloser, error) { return accept() }
+}
+
+var sides = []side{
+	{
+		name: "net",
+		listen: func(path string) (func() (io.ReadWriteCloser, error), error) {
+			l, err := net.Listen("unix", path)
+			if err != nil {
+				return nil, err
+			}
+			return accepting(l.Accept), nil
+		},
+		dial: func(path string) (io.ReadWriteCloser, error) { return net.Dial("unix", path) },
+	},
+	{
+		name: "ipc, socket",
+		listen: func(path string) (func() (io.ReadWriteCloser, error), error) {
+			l, err := ipc.Listen(ipc.Path(path))
+			if err != nil {
+				return nil, err
+			}
+			return accepting(l.AcceptConn), nil
+		},
+		dial: func(path string) (io.ReadWriteCloser, error) { return ipc.Dial(ipc.Path(path)) },
+	},
+	{
+		name: "ipc, shared memory",
+		listen: func(path string) (func() (io.ReadWriteCloser, error), error) {
+			l, err := ipc.ListenShared(ipc.Path(path))
+			if err != nil {
+				return nil, err
+			}
+			return accepting(l.AcceptShared), nil
+		},
+		dial: func(path string) (io.ReadWriteCloser, error) { return ipc.DialShared(ipc.Path(path)) },
+	},
+	{
+		name: "shmipc-go",
+		listen: func(path string) (func() (io.ReadWriteCloser, error), error) {
+			l, err := net.Listen("unix", path)
+			if err != nil {
+				return nil, err
+			}
+			return func() (io.ReadWriteCloser, error) {
+				c, err := l.Accept()
+				if err != nil {
+					return nil, err
+				}
+				session, err := shmipc.Server(c, shmipc.DefaultConfig())
+				if err != nil {
+					return nil, err
+				}
+				return session.AcceptStream()
+			}, nil
+		},
+		dial: func(path string) (io.ReadWriteCloser, error) {
+			cfg := shmipc.DefaultSessionManagerConfig()
+			cfg.Network, cfg.Address = "unix", path
+			cfg.ShareMemoryPathPrefix = "/dev/shm/ipc-benchmark-" + strconv.Itoa(os.Getpid())
+			manager, err := shmipc.NewSessionManager(cfg)
+			if err != nil {
+				return nil, err
+			}
+			return manager.GetStream()
+		},
+	},
+}
+
+// A workload is one row.
+type workload struct {
+	name string
+	kind string // pp: ping-pong; tp: stream
+	size int
+}
+
+var workloads = []workload{
+	{"ping-pong 64 B", "pp", 64},
+	{"ping-pong 1 KiB", "pp", 1 << 10},
+	{"ping-pong 64 KiB", "pp", 64 << 10},
+	{"stream 4 KiB", "tp", 4 << 10},
+	{"stream 64 KiB", "tp", 64 << 10},
+	{"stream 1 MiB", "tp", 1 << 20},
+}
+
+func main() {
+	rounds := flag.Int("rounds", 7, "how often everything is measured")
+	roundTime := flag.Duration("roundtime", 200*time.Millisecond, "about how long one measurement takes")
+	limit := flag.String("limit", "", "a `program` in C that does the same through shared memory")
+	flag.Parse()
+	shmipc.SetLogLevel(5) // nothing
+	var err error
+	switch args := flag.Args(); {
+	case len(args) == 4 && args[0] == "server":
+		err = serve(find(args[1]), args[2], args[3])
+	case len(args) == 0:
+		err = compare(*rounds, *roundTime, *limit)
+	default:
+		err = errors.New("unexpected arguments")
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "sharedmem:", err)
+		os.Exit(1)
+	}
+}
+
+func find(name string) *side {
+	return &sides[slices.IndexFunc(sides, func(s side) bool { return s.name == name })]
+}
+
+// serve serves one client: it echoes, or takes a stream and acknowledges each megabyte.
+func serve(s *side, kind, spec string) error {
+	sizeText, path, _ := strings.Cut(spec, ",")
+	size, err := strconv.Atoi(sizeText)
+	if err != nil {
+		return err
+	}
+	accept, err := s.listen(path)
+	if err != nil {
+		return err
+	}
+	fmt.Println("READY")
+	c, err := accept()
+	if err != nil {
+		return err
+	}
+	buf, got := make([]byte, size), 0
+	for {
+		if kind == "pp" {
+			if _, err := io.ReadFull(c, buf); err != nil {
+				return nil
+			}
+			if _, err := c.Write(buf); err != nil {
+				return nil
+			}
+			continue
+		}
+		n, err := c.Read(buf)
+		if err != nil {
+			return nil
+		}
+		for got += n; got >= block; got -= block {
+			if _, err := c.Write(buf[:1]); err != nil {
+				return nil
+			}
+		}
+	}
+}
+
+const block = 8 << 20 // of a stream, between two acknowledgements
+
+// measure returns the time of a round trip in microseconds, or the rate in MB/s.
+func measure(s *side, w workload, d time.Duration) (float64, error) {
+	dir, err := os.MkdirTemp("", "sharedmem")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "s")
+	self, err := os.Executable()
+	if err != nil {
+		return 0, err
+	}
+	stop, err := start(self, "server", s.name, w.kind, strconv.Itoa(w.size)+","+path)
+	if err != nil {
+		return 0, err
+	}
+	defer stop()
+	c, err := s.dial(path)
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	if w.kind == "pp" {
+		return pingPong(c, w.size, d)
+	}
+	return stream(c, w.size, d)
+}
+
+// start starts a server and waits until it is ready.
+func start(program string, args ...string) (stop func(), err error) {
+	cmd := exec.Command(program, args...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	stop = func() { cmd.Process.Kill(); cmd.Wait() }
+	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		stop()
+		return nil, err
+	}
+	return stop, nil
+}
+
+func pingPong(c io.ReadWriter, size int, d time.Duration) (float64, error) {
+	buf := make([]byte, size)
+	n, began := 0, time.Now()
+	for warm := false; ; n++ {
+		switch passed := time.Since(began); {
+		case !warm && passed > d/8:
+			warm, n, began = true, 0, time.Now()
+		case warm && passed > d:
+			return float64(passed.Nanoseconds()) / 1e3 / float64(n), nil
+		}
+		if _, err := c.Write(buf); err != nil {
+			return 0, err
+		}
+		if _, err := io.ReadFull(c, buf); err != nil {
+			return 0, err
+		}
+	}
+}
+
+func stream(c io.ReadWriter, size int, d time.Duration) (float64, error) {
+	buf := make([]byte, size)
+	blocks, began := -1, time.Now() // the first one does not count
+	for {
+		for sent := 0; sent < block; sent += size {
+			if _, err := c.Write(buf); err != nil {
+				return 0, err
+			}
+		}
+		if _, err := io.ReadFull(c, buf[:1]); err != nil {
+			return 0, err
+		}
+		if blocks++; blocks == 0 {
+			began = time.Now()
+		} else if passed := time.Since(began); passed > d {
+			return float64(blocks) * block / passed.Seconds() / 1e6, nil
+		}
+	}
+}
+
+// measureLimit measures the program in C.
+func measureLimit(program string, w workload, d time.Duration) (float64, error) {
+	dir, err := os.MkdirTemp("", "sharedmem")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(dir)
+	args := []string{"impl=shmfutex", "w=" + w.kind, "addr=" + filepath.Join(dir, "s"), "size=" + strconv.Itoa(w.size)}
+	stop, err := start(program, append([]string{"server"}, args...)...)
+	if err != nil {
+		return 0, err
+	}
+	defer stop()
+	out, err := exec.Command(program, append(append([]string{"client"}, args...), "dur_ms="+strconv.FormatInt(d.Milliseconds(), 10))...).Output()
+	if err != nil {
+		return 0, err
+	}
+	for field := range strings.FieldsSeq(string(out)) {
+		if v, ok := strings.CutPrefix(field, "mean="); ok {
+			nanoseconds, err := strconv.ParseFloat(v, 64)
+			return nanoseconds / 1e3, err
+		}
+		if v, ok := strings.CutPrefix(field, "MBps="); ok {
+			return strconv.ParseFloat(v, 64)
+		}
+	}
+	return 0, fmt.Errorf("%s says %q", program, out)
+}
+
+func compare(rounds int, d time.Duration, limit string) error {
+	names := make([]string, 0, len(sides)+1)
+	for _, s := range sides {
+		names = append(names, s.name)
+	}
+	if limit != "" {
+		names = append(names, "C")
+	}
+	fmt.Printf("| | %s |\n|---%s|\n", strings.Join(names, " | "), strings.Repeat("|---", len(names)))
+	for _, w := range workloads {
+		results, failed := map[string][]float64{}, map[string]error{}
+		for range rounds {
+			for _, i := range rand.Perm(len(names)) {
+				v, err := 0.0, error(nil)
+				if names[i] == "C" {
+					v, err = measureLimit(limit, w, d)
+				} else {
+					v, err = measure(&sides[i], w, d)
+				}
+				if err != nil {
+					failed[names[i]] = err
+					continue
+				}
+				results[names[i]] = append(results[names[i]], v)
+			}
+		}
+		fmt.Print("| ", w.name)
+		for _, name := range names {
+			fmt.Print(" | ", cell(w, results[name], results["net"], failed[name]))
+		}
+		fmt.Println(" |")
+	}
+	return nil
+}
+
+// cell is the median, and its ratio to that of net: of time and of rate, so that less is
+// better.
+func cell(w workload, own, net []float64, failed error) string {
+	if len(own) == 0 {
+		return fmt.Sprintf("fails: %v", failed)
+	}
+	slices.Sort(own)
+	v, base := own[len(own)/2], 0.0
+	if len(net) > 0 {
+		base = slices.Sorted(slices.Values(net))[len(net)/2]
+	}
+	text, ratio := fmt.Sprintf("%.3g µs", v), v/base
+	if w.kind == "tp" {
+		text, ratio = fmt.Sprintf("%.0f MB/s", v), base/v
+	}
+	return fmt.Sprintf("%s, **%.2f**", text, ratio)
+}
