@@ -955,11 +955,13 @@ func TestMessageComesWithoutFilesThatCannotBeHad(t *testing.T) {
 			}
 			matches(t, err, ipc.ErrMsgTooLong)
 
-			must(t, a.SendWithFiles([]byte("plain"), f)) // which nobody asked for
-			expectMsg(t, b, "plain")
-			must(t, a.SendWithFiles([]byte("append"), f))
-			if got, err := b.RecvAppend(nil); string(got) != "append" || err != nil {
-				t.Fatalf("%q comes, %v", got, err)
+			if runtime.GOOS != "windows" { // where the record of the files is in front
+				must(t, a.SendWithFiles([]byte("plain"), f)) // which nobody asked for
+				expectMsg(t, b, "plain")
+				must(t, a.SendWithFiles([]byte("append"), f))
+				if got, err := b.RecvAppend(nil); string(got) != "append" || err != nil {
+					t.Fatalf("%q comes, %v", got, err)
+				}
 			}
 			must(t, a.SendWithFiles([]byte("next")))
 			recvWith(t, b, "next", 0)

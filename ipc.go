@@ -1676,9 +1676,10 @@ func (c *MsgConn) RecvAppend(dst []byte) ([]byte, error) {
 }
 
 // SendWithFiles sends p as one message, as [MsgConn.Send] does, together with the
-// open files, at most 253 of them. RecvWithFiles receives both; a plain receive
-// gets p and no files. On Unix the descriptors travel with the message as
-// SCM_RIGHTS (unix(7)), which is what socket.send_fds of Python sends. See
+// open files, at most 253 of them. RecvWithFiles receives both. On Unix the
+// descriptors travel with the message as SCM_RIGHTS (unix(7)), which is what
+// socket.send_fds of Python sends, and a plain receive gets p and no files. On
+// Windows a plain receive gets the record of the files in front of p. See
 // [Conn.SendFiles] for the rules of files.
 func (c *MsgConn) SendWithFiles(p []byte, files ...*os.File) error {
 	err := checkFiles(len(files), 0)

@@ -1861,7 +1861,7 @@ func (c *SharedConn) takeMemory(hs *handshake) error {
 			strconv.Itoa(c.cfg.MaxPeerBuffer), ErrMsgTooLong}
 	}
 	memory := hs.files[0].memory()
-	defer closeFiles([]*os.File{memory})
+	defer discardFiles([]*os.File{memory})
 	hs.files = hs.files[1:] // release closes the rest
 	theirs, err := hs.files[0].doorbell()
 	if err != nil {
@@ -1949,8 +1949,8 @@ func (c *SharedConn) join(hs *handshake) {
 	c.r.bell, c.r.word = hs.bell, &own.control().rwait
 	c.w.bell, c.w.word = hs.theirs, &own.control().wwait
 	// A read of a doorbell must park at once: the half has spun already, on the ring.
-	c.r.bell.setSpin(0)
-	c.w.bell.setSpin(0)
+	c.r.bell.setSpin(-1)
+	c.w.bell.setSpin(-1)
 	hs.drop.Stop()
 	c.dropped = runtime.AddCleanup(c, func(m [2]*mapping) {
 		m[0].abandon()

@@ -5164,7 +5164,7 @@ func sendHello(f *fd, memory *os.File, bell farBell, hello []byte) error {
 // that nobody asked for.
 type received struct{ *os.File }
 
-func (r received) close()           { closeFiles([]*os.File{r.File}) }
+func (r received) close()           { discardFiles([]*os.File{r.File}) }
 func (r received) memory() *os.File { return r.File }
 
 // doorbell returns the end of a doorbell, over a duplicate of r.
