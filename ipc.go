@@ -39,6 +39,100 @@ var (
 )
 
 // ---------------------------------------------------------------------------
+// The seam: what this file asks of a system
+//
+// Everything above the system calls is in this file and in ipc_shared.go. Each system
+// meets the following, in ipc_unix.go or ipc_windows.go; a new one is added by meeting
+// it. The compiler checks the list.
+//
+//	descriptor      identity, deadlines, closing and handing on of an end    *fd
+//	byteCarrier     the bytes of a Conn and of a pipe end                    *fd
+//	messageCarrier  the messages of a MsgConn                                *fd, *framing over an *fd
+//	messageSource   messages that come in parts, for a messageReader         *fd (Unix), *framing
+//	clientSource    the clients of a server                                  *listener
+//	functions       how ends and listeners come into being                   see below
+//
+// On Unix the systems differ in a type kernel, which embeds what every one of them can
+// do (everyUnix) and has methods of its own where it can do better.
+
+// A descriptor is one end of something, whatever it carries. It is safe for concurrent
+// use. After close every method fails with net.ErrClosed.
+type descriptor interface {
+	close() error // wakes every call that waits; does not wait for the peer
+	setDeadline(t time.Time, d direction) error
+	setSpin(d time.Duration)
+	setBuffer(d direction, n int) error
+	rawConn() (syscall.RawConn, error)
+	dupFile(name string) (*os.File, error)
+
+	peer() (Peer, error)
+	waitPeer(ctx context.Context) error
+	localAddr() Addr
+	remoteAddr() Addr
+
+	// bequeath makes a child inherit the descriptor, and returns the token by which
+	// the child finds it.
+	bequeath(cmd *exec.Cmd) (token string, err error)
+}
+
+// A byteCarrier carries a stream of bytes, and files beside it. Reads wait for at least
+// one byte, writes until all is written.
+type byteCarrier interface {
+	read(p []byte) (int, error)
+	write(p []byte) (int, error)
+	readBuffers(bufs [][]byte) (int64, error)
+	writeBuffers(bufs *net.Buffers) (int64, error)
+	closeRead() error
+	closeWrite() error
+
+	// spliceFrom and spliceTo copy in the kernel where it can; done says that there
+	// is nothing left for a plain copy to do.
+	spliceFrom(r io.Reader) (n int64, done bool, err error)
+	spliceTo(w io.Writer) (n int64, done bool, err error)
+
+	// sendRights sends files with the first byte of p and tells how much of p was
+	// sent; recvRights receives some data and at most max files that came with it.
+	sendRights(p []byte, files []*os.File) (sent int, err error)
+	recvRights(p []byte, max int) (int, []*os.File, error)
+	recvFiles(max int) ([]*os.File, error)
+}
+
+// A clientSource accepts clients until it is closed.
+type clientSource interface {
+	accept() (*fd, error)
+	close() error
+	setDeadline(t time.Time) error
+	rawConn() (syscall.RawConn, error)
+	bequeath(cmd *exec.Cmd) (token string, err error)
+}
+
+var (
+	_ descriptor     = (*fd)(nil)
+	_ byteCarrier    = (*fd)(nil)
+	_ messageCarrier = (*fd)(nil)
+	_ messageCarrier = (*framing)(nil)
+	_ messageSource  = (*framing)(nil)
+	_ clientSource   = (*listener)(nil)
+
+	// An address becomes a target, which the other functions take. judge says what an
+	// error of connect means for the next attempt.
+	_ func(Addr) (target string, err error)                                    = Addr.resolve
+	_ func(target string, kind transport, lc *ListenConfig) (*listener, error) = listen
+	_ func(target string, kind transport, d *SysDialer) (*fd, error)           = connect
+	_ func(target string, err error) verdict                                   = judge
+
+	_ func(kind transport) (a, b *fd, err error)            = pair
+	_ func() (r, w *fd, err error)                          = pipe
+	_ func(f *os.File, kind transport) (*fd, error)         = adoptConn
+	_ func(f *os.File, d direction) (*fd, error)            = adoptPipe
+	_ func(token string) (*fd, error)                       = inheritedStream
+	_ func(token string) (*fd, error)                       = inheritedMessages
+	_ func(token string) (*fd, error)                       = inheritedReader
+	_ func(token string) (*fd, error)                       = inheritedWriter
+	_ func(token string, kind transport) (*listener, error) = inheritedListener
+)
+
+// ---------------------------------------------------------------------------
 // Addresses
 
 // An Addr says where a server listens: a path in the file system ([Path]) or a
@@ -1546,11 +1640,6 @@ type messageCarrier interface {
 	maxMessage() (int, error) // in bytes
 	close() error
 }
-
-var (
-	_ messageCarrier = (*fd)(nil)
-	_ messageCarrier = (*framing)(nil)
-)
 
 // framesMessages is a variable so that tests run the framing on every system.
 var framesMessages = framedHere
