@@ -2166,8 +2166,9 @@ func (f *fd) close() error {
 	return os.NewSyscallError("CloseHandle", syscall.CloseHandle(f.sys))
 }
 
-// closeLater is close for a caller that must not wait at all.
-func (f *fd) closeLater() { pipeEnds.add(func() { f.close() }) }
+// closeLater is close for a caller that must not wait: a pipe has nothing in it whose
+// closing could take time, and nobody uses an end that was just made.
+func (f *fd) closeLater() { f.close() }
 
 // acquire begins an operation in one direction, as soon as the one before it has
 // ended; release ends it. Deadline, context and Close end the wait for that too.
