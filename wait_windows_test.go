@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -344,6 +345,8 @@ func TestAcceptsHoldNoThread(t *testing.T) {
 // What another handle of the end has under way is not cancelled by Flush and Close.
 func TestCloseLeavesOtherHandlesAlone(t *testing.T) {
 	story(t)
+	runtime.LockOSThread() // Wine gives the result to the thread that asked
+	defer runtime.UnlockOSThread()
 	client, server := connectPipe(t, byteType)
 	event, _, err := createEvent.Call(0, 1, 0, 0)
 	if event == 0 {
@@ -371,7 +374,10 @@ func TestCloseLeavesOtherHandlesAlone(t *testing.T) {
 	matches(t, <-flushed, net.ErrClosed)
 	send(t, server, "x")
 	const statusSuccess, statusPending = 0, 0x103
-	eventually(t, "the read has ended", func() bool { return atomic.LoadUintptr(&read.overlapped.Internal) != statusPending })
+	eventually(t, "the read has ended", func() bool {
+		syscall.WaitForSingleObject(syscall.Handle(event), 1)
+		return atomic.LoadUintptr(&read.overlapped.Internal) != statusPending
+	})
 	if read.overlapped.Internal != statusSuccess || read.room[0] != 'x' {
 		t.Errorf("the read ends with %#x, %q", read.overlapped.Internal, read.room)
 	}
