@@ -373,12 +373,16 @@ func TestCloseLeavesOtherHandlesAlone(t *testing.T) {
 	must(t, client.Close())
 	matches(t, <-flushed, net.ErrClosed)
 	send(t, server, "x")
+	if s, err := syscall.WaitForSingleObject(syscall.Handle(event), uint32(soon/time.Millisecond)); s != 0 {
+		t.Fatal(s, err)
+	}
+	// Wine may signal the event and never write the result.
 	const statusSuccess, statusPending = 0, 0x103
-	eventually(t, "the read has ended", func() bool {
-		syscall.WaitForSingleObject(syscall.Handle(event), 1)
-		return atomic.LoadUintptr(&read.overlapped.Internal) != statusPending
-	})
-	if read.overlapped.Internal != statusSuccess || read.room[0] != 'x' {
-		t.Errorf("the read ends with %#x, %q", read.overlapped.Internal, read.room)
+	status := atomic.LoadUintptr(&read.overlapped.Internal)
+	if isWine() && status == statusPending {
+		return
+	}
+	if status != statusSuccess || read.room[0] != 'x' {
+		t.Errorf("the read ends with %#x, %q", status, read.room)
 	}
 }
