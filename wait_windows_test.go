@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -343,6 +344,7 @@ func TestAcceptsHoldNoThread(t *testing.T) {
 // What another handle of the end has under way is not cancelled by Flush and Close.
 func TestCloseLeavesOtherHandlesAlone(t *testing.T) {
 	story(t)
+	onWine(t, "may never finish a read of one handle when another one was closed")
 	client, server := connectPipe(t, byteType)
 	event, _, err := createEvent.Call(0, 1, 0, 0)
 	if event == 0 {
@@ -373,7 +375,8 @@ func TestCloseLeavesOtherHandlesAlone(t *testing.T) {
 		t.Fatal(s, err)
 	}
 	const statusSuccess = 0
-	if read.overlapped.Internal != statusSuccess || read.room[0] != 'x' {
-		t.Errorf("the read ends with %#x, %q", read.overlapped.Internal, read.room)
+	status := atomic.LoadUintptr(&read.overlapped.Internal)
+	if status != statusSuccess || read.room[0] != 'x' {
+		t.Errorf("the read ends with %#x, %q", status, read.room)
 	}
 }
