@@ -419,15 +419,15 @@ const (
 // A sharedHalf is one direction of a SharedConn, and what belongs to the operation that is
 // under way in it. bell and word are set by the handshake, before the mode is inMemory.
 type sharedHalf struct {
-	mu    sync.Mutex     // one operation at a time; guards all but expiry and deadline
-	bell  *fd            // this half parks in a read of it, and rings the peer's other half by a write
-	word  *atomic.Uint32 // the epoch, on the own control page
-	epoch uint32         // odd: parked, or about to be
-	lent  bool           // what Peek or Reserve returned was not given back
-	loan  int            // how many bytes that is
-	apart []byte         // they are in here and not in the ring itself; nil otherwise
-	gauge sharedSpin
-	rings [64]byte // room for the bytes of the doorbell
+	mu     sync.Mutex     // one operation at a time; guards all but expiry and deadline
+	bell   *fd            // this half parks in a read of it, and rings the peer's other half by a write
+	word   *atomic.Uint32 // the epoch, on the own control page
+	epoch  uint32         // odd: parked, or about to be
+	lent   bool           // what Peek or Reserve returned was not given back
+	loan   int            // how many bytes that is
+	apart  []byte         // they are in here and not in the ring itself; nil otherwise
+	gauges [2]sharedSpin  // for waits that begin while the peer is awake, and while it is parked
+	rings  [64]byte       // room for the bytes of the doorbell
 
 	expiry   atomic.Int64 // the deadline on the clock of sharedNow, 0 for none
 	deadline time.Time    // guarded by SharedConn.mu
@@ -941,8 +941,8 @@ func (c *SharedConn) applyDeadline(h *sharedHalf, half direction) error {
 
 // SetSpin sets the longest time that a wait of this end looks at the memory again and
 // again before its goroutine parks, which costs no system call. 0 restores the default,
-// and a negative d never spins. By default a wait spins for up to 50 µs as long as that
-// pays, and on a machine with one CPU never. Over a socket it is [Conn.SetSpin].
+// and a negative d never spins. By default a wait spins for up to 50 µs, or 200 µs while
+// the peer is being woken, as long as that pays. Over a socket it is [Conn.SetSpin].
 func (c *SharedConn) SetSpin(d time.Duration) {
 	c.spin.Store(int64(d))
 	c.base.fd.setSpin(d)
@@ -1154,17 +1154,22 @@ func (c *SharedConn) ready(h *sharedHalf, need uint32) bool {
 // wait returns when the half may be ready.
 func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 	begun, spun := sharedNow(), int64(0)
-	if budget := h.gauge.budget(c.spinLimit()); budget > 0 && spinning.begin() {
+	asleep := (c.in.peer.rwait.Load()|c.in.peer.wwait.Load())&1 != 0
+	gauge := &h.gauges[0]
+	if asleep {
+		gauge = &h.gauges[1]
+	}
+	if budget := gauge.budget(c.spinLimit(), asleep); budget > 0 && spinning.begin() {
 		won := c.spinFor(h, need, budget)
 		spinning.stop()
 		if won {
-			h.gauge.outcome(0, true, 0)
+			gauge.outcome(0, true, asleep, 0)
 			return c.waited(h)
 		}
 		spun = budget
 	}
 	err := c.park(h, need)
-	h.gauge.outcome(spun, false, sharedNow()-begun)
+	gauge.outcome(spun, false, asleep, sharedNow()-begun)
 	if err != nil && err != os.ErrDeadlineExceeded {
 		return err
 	}
@@ -1284,46 +1289,83 @@ func (h *sharedHalf) expired() bool {
 const (
 	spinShared      = 50 * time.Microsecond  // about the time of two wake-ups
 	spinSharedGain  = 10 * time.Microsecond  // about the CPU time that a spin saves if it is enough
-	spinSharedLoan  = 400 * time.Microsecond // what may be lost before a wait is skipped: eight spins
-	spinSharedMax   = 1024                   // waits that skip spinning after a loss, at most
+	spinSharedAhead = 2 * time.Millisecond   // CPU time that spins of all connections may lose at once
+	spinSharedShare = 16                     // and one part in so many of the time that passes
+	spinSharedFree  = 8                      // losses in a row that are normal on a busy machine
+	spinSharedMax   = 128                    // waits that skip spinning after a loss, at most
 	spinSharedShort = 400 * time.Microsecond // a longer wait is no reason to spin at the next one
 	spinSharedTaken = 100 * time.Microsecond // a gap in a spin that long: somebody else had the CPU
 )
 
-// A sharedSpin decides whether a wait spins. It keeps an account of CPU time: a spin that is
-// enough saves some, one that is not has cost what it took. As long as the account is not
-// empty every wait spins, so a few losses among many successes, which are normal on a busy
-// machine, do not make the two ends hold each other down. Once it is empty, each loss doubles
-// the number of waits that do not spin, and each success halves it. A long wait does not count
-// among these, so a connection that is mostly idle does not spin at all.
+// A sharedSpin decides whether a wait spins. A half has two, one for waits that begin while the
+// peer is awake and one for those that begin while it is parked and has just been rung: the
+// first are answered soon unless the peer loses its CPU, and the others not before the peer has
+// been woken. A few losses in a row cost nothing, so that they do not make the two ends hold
+// each other down. After more, each loss doubles the number of waits that do not spin, and each
+// success halves it. A long wait does not count among these, so a connection that is mostly
+// idle does not spin at all.
 type sharedSpin struct {
-	debt    int32  // nanoseconds, from 0 to spinSharedLoan
-	skip    uint16 // coming short waits that do not spin
-	backoff uint16 // skip after the latest loss
+	losses  uint8
+	skip    uint8 // coming short waits that do not spin
+	backoff uint8 // skip after the latest loss
+	cost    int64 // how long short waits take that park, on average; 0 before the first
 }
 
-// budget returns how many nanoseconds the next wait may spin, of at most limit.
-func (s *sharedSpin) budget(limit int64) int64 {
-	if s.skip > 0 {
+// budget returns how many nanoseconds the next wait may spin. limit is the most for a peer
+// that is awake; one that is asleep is given the time that it has needed lately.
+func (s *sharedSpin) budget(limit int64, asleep bool) int64 {
+	if s.skip > 0 || limit == 0 || !spinAccount.mayLose(sharedNow()) {
 		return 0
+	}
+	if asleep {
+		return min(max(limit/2, s.cost+s.cost/2), 4*limit)
 	}
 	return limit
 }
 
 // outcome tells how a wait went: how long it spun, whether that was enough, and how long it
 // took in all.
-func (s *sharedSpin) outcome(spun int64, won bool, length int64) {
+func (s *sharedSpin) outcome(spun int64, won, asleep bool, length int64) {
 	switch {
 	case won:
-		s.debt, s.backoff = max(s.debt-int32(spinSharedGain), 0), s.backoff/2
+		s.losses, s.backoff = 0, s.backoff/2
+		spinAccount.add(int64(spinSharedGain))
+		return
 	case spun > 0:
-		s.debt = int32(min(int64(s.debt)+spun, int64(spinSharedLoan)))
-		if s.debt == int32(spinSharedLoan) {
-			s.backoff = min(2*s.backoff+4, spinSharedMax)
+		spinAccount.add(-spun)
+		if s.losses++; s.losses > spinSharedFree || asleep {
+			s.losses, s.backoff = spinSharedFree, min(2*s.backoff+1, spinSharedMax-1)
 			s.skip = s.backoff
 		}
-	case s.skip > 0 && length < int64(spinSharedShort):
-		s.skip--
+	case length < int64(spinSharedShort):
+		s.skip = max(s.skip, 1) - 1
+	}
+	if length < int64(spinSharedShort) {
+		s.cost += (length - s.cost) / 8
+	}
+}
+
+// spinAccount is what all connections of the process may lose together.
+var spinAccount lossAccount
+
+// A lossAccount has the CPU time that may be lost in spins: some to begin with, what spins have
+// saved, and a small part of the time that passes. Concurrent updates may be lost, which is
+// harmless.
+type lossAccount struct {
+	balance  atomic.Int64 // nanoseconds, at most spinSharedAhead
+	refilled atomic.Int64 // when it was last given its part of the time
+}
+
+func (a *lossAccount) mayLose(now int64) bool {
+	if last := a.refilled.Load(); now-last > int64(time.Millisecond) && a.refilled.CompareAndSwap(last, now) {
+		a.add((now - last) / spinSharedShare)
+	}
+	return a.balance.Load() > 0
+}
+
+func (a *lossAccount) add(n int64) {
+	if a.balance.Add(n) > int64(spinSharedAhead) {
+		a.balance.Store(int64(spinSharedAhead))
 	}
 }
 
@@ -1331,9 +1373,6 @@ func (s *sharedSpin) outcome(spun int64, won bool, length int64) {
 func (c *SharedConn) spinLimit() int64 {
 	if limit := c.spin.Load(); limit != 0 {
 		return max(limit, 0)
-	}
-	if runtime.NumCPU() == 1 {
-		return 0
 	}
 	return int64(spinShared)
 }

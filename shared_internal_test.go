@@ -668,7 +668,7 @@ func TestSharedPeerWithoutMemory(t *testing.T) {
 // doorbell, so that it does not end.
 func TestSharedCloseRings(t *testing.T) {
 	a, b := sharedInMemory(t)
-	b.SetSpin(0)
+	b.SetSpin(-1)
 	for _, bell := range [...]*fd{a.r.bell, a.w.bell} {
 		f, err := bell.dupFile("duplicate")
 		if err != nil {
@@ -689,5 +689,45 @@ func TestSharedCloseRings(t *testing.T) {
 	}
 	if err := <-wrote; !errors.Is(err, syscall.EPIPE) {
 		t.Errorf("write: %v", err)
+	}
+}
+
+// A half whose spins are in vain soon spins no more, and one that loses a few of a hundred goes on.
+func TestSharedSpinBacksOff(t *testing.T) {
+	limit := int64(spinShared)
+	defer func() { spinAccount.balance.Store(int64(spinSharedAhead)) }()
+	for _, asleep := range []bool{false, true} {
+		var s sharedSpin
+		spins := 0
+		for range 10000 {
+			spinAccount.balance.Store(int64(spinSharedAhead))
+			spun := s.budget(limit, asleep)
+			if spun > 0 {
+				spins++
+			}
+			if spun > 4*limit {
+				t.Fatalf("a spin of %d ns", spun)
+			}
+			s.outcome(spun, false, asleep, int64(spinSharedShort)/2)
+		}
+		if spins > 200 {
+			t.Errorf("%d of 10000 waits spin in vain", spins)
+		}
+	}
+	var s sharedSpin
+	skipped := 0
+	for i := range 10000 {
+		spun := s.budget(limit, false)
+		if spun == 0 {
+			skipped++
+		}
+		s.outcome(spun, spun > 0 && i%50 != 0, false, limit)
+	}
+	if skipped > 0 {
+		t.Errorf("%d of 10000 waits do not spin, though 98 of 100 spins are enough", skipped)
+	}
+	spinAccount.balance.Store(-1)
+	if s.budget(limit, false) != 0 && spinAccount.balance.Load() <= 0 {
+		t.Error("a wait spins though all together have lost too much")
 	}
 }
