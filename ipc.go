@@ -887,6 +887,25 @@ type admission struct {
 	check     func(Peer) error // ListenConfig.Check
 }
 
+// end returns the listener of the system, or for the zero value noListener, which is
+// closed; failed is as that of a connection.
+func (l *server) end() *listener {
+	if l.sys == nil {
+		return noListener
+	}
+	return l.sys
+}
+
+func (l *server) failed(op string, err error) error {
+	if l.sys == nil {
+		err = syscall.EINVAL
+	}
+	if err == nil {
+		return nil
+	}
+	return opError(op, Addr{}, l.addr, err)
+}
+
 func (l *server) setRules(ownerOnly bool, check func(Peer) error) {
 	l.rules.Store(&admission{ownerOnly: ownerOnly, check: check})
 }
@@ -913,11 +932,13 @@ func (l *Listener) AcceptConn() (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Conn{endpoint{fd: fd, local: l.addr}}, nil
+	return newConn(endpoint{fd: fd, local: l.addr}), nil
 }
 
 // Conns returns an iterator over the clients, which ends at Close. An error of
-// Accept is handed to the loop, which decides whether to go on.
+// Accept is handed to the loop, which decides whether to go on. After one that
+// matches [syscall.EINVAL] the iterator ends, since no client can come: l is the zero
+// value, or somebody shut its socket down (shutdown(2)).
 //
 //	for conn, err := range l.Conns() {
 //		if err != nil {
@@ -944,6 +965,9 @@ func untilClosed[C any](accept func() (C, error)) iter.Seq2[C, error] {
 			if errors.Is(err, net.ErrClosed) || !yield(c, err) {
 				return
 			}
+			if errors.Is(err, syscall.EINVAL) { // it does not listen, and never will
+				return
+			}
 		}
 	}
 }
@@ -951,9 +975,9 @@ func untilClosed[C any](accept func() (C, error)) iter.Seq2[C, error] {
 // accept waits for a client that may stay.
 func (l *server) accept() (*fd, error) {
 	for {
-		fd, err := l.sys.accept()
+		fd, err := l.end().accept()
 		if err != nil {
-			return nil, opError("accept", Addr{}, l.addr, err)
+			return nil, l.failed("accept", err)
 		}
 		p, err := l.rules.Load().admit(fd)
 		if err == nil {
@@ -1066,11 +1090,11 @@ func (r *refusals) take() (waiting []refusal, more int) {
 // included. It lets nobody in whom the
 // permissions of a socket file or the access list of a pipe keep out.
 func (l *server) SetAccess(access Access, check func(Peer) error) error {
-	if err := access.validate(); err != nil {
-		return opError("set", Addr{}, l.addr, err)
+	err := l.failed("set", access.validate())
+	if err == nil {
+		l.setRules(access == OwnerOnly, check)
 	}
-	l.setRules(access == OwnerOnly, check)
-	return nil
+	return err
 }
 
 // Addr returns the address that the listener was opened with, an [Addr].
@@ -1082,24 +1106,23 @@ func (l *server) Addr() net.Addr { return l.addr }
 // [ListenConfig.KeepName] is set or it is not this listener's any more. The
 // second Close returns net.ErrClosed.
 func (l *server) Close() error {
-	if err := l.sys.close(); err != nil {
-		return opError("close", Addr{}, l.addr, err)
-	}
-	return nil
+	return l.failed("close", l.end().close())
 }
 
 // SetDeadline sets the time after which Accept fails with an error that matches
 // [os.ErrDeadlineExceeded], also one that waits already. The zero time is none.
 func (l *server) SetDeadline(t time.Time) error {
-	if err := l.sys.setDeadline(t); err != nil {
-		return opError("set", Addr{}, l.addr, err)
-	}
-	return nil
+	return l.failed("set", l.end().setDeadline(t))
 }
 
 // SyscallConn gives access to the descriptor or handle, for what this package
 // does not wrap. It must not be closed nor made blocking.
-func (l *server) SyscallConn() (syscall.RawConn, error) { return l.sys.rawConn() }
+func (l *server) SyscallConn() (syscall.RawConn, error) {
+	if l.sys == nil {
+		return nil, l.failed("raw", nil)
+	}
+	return l.sys.rawConn()
+}
 
 // ---------------------------------------------------------------------------
 // Dialing
@@ -1168,7 +1191,7 @@ func (d Dialer) DialContext(ctx context.Context, addr Addr) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Conn{endpoint{fd: fd, remote: addr}}, nil
+	return newConn(endpoint{fd: fd, remote: addr}), nil
 }
 
 // reach connects to a server of that kind at addr.
@@ -1354,7 +1377,7 @@ func Pair() (*Conn, *Conn, error) {
 	if err != nil {
 		return nil, nil, opError("pair", Addr{}, Addr{}, err)
 	}
-	return &Conn{endpoint{fd: a}}, &Conn{endpoint{fd: b}}, nil
+	return newConn(endpoint{fd: a}), newConn(endpoint{fd: b}), nil
 }
 
 // ---------------------------------------------------------------------------
@@ -1363,13 +1386,29 @@ func Pair() (*Conn, *Conn, error) {
 // A Conn is one end of a connection: a full-duplex stream of bytes, delivered
 // in order, none added and none dropped. It is a [net.Conn]. All its methods may
 // be called concurrently; reads queue behind reads and writes behind writes.
-type Conn struct{ endpoint }
+type Conn struct{ stream }
+
+// A stream is what Conn and, on Windows, PipeConn have in common. It is embedded, and
+// not a Conn, so that both show its methods in their documentation.
+type stream struct{ endpoint }
+
+func newConn(e endpoint) *Conn { return &Conn{stream{e}} }
 
 // An endpoint is what Conn and MsgConn have in common.
 type endpoint struct {
 	fd     *fd
 	local  Addr
 	remote Addr // zero on the server's side: the system is asked when needed
+}
+
+// end returns the descriptor. The zero value of each type has none, as nobody opened it;
+// it works on noFD, which is closed, and failed makes of every result the error that
+// package net has for it.
+func (c *endpoint) end() *fd {
+	if c.fd == nil {
+		return noFD
+	}
+	return c.fd
 }
 
 // A transport is what a connection carries.
@@ -1385,6 +1424,9 @@ const (
 //
 //go:noinline
 func (c *endpoint) failed(op string, err error) error {
+	if c.fd == nil {
+		err = syscall.EINVAL
+	}
 	if err == nil || err == io.EOF {
 		return err
 	}
@@ -1396,32 +1438,32 @@ func (c *endpoint) failed(op string, err error) error {
 // [io.EOF]. On Unix, a peer that closed with unread data in its own queue may
 // make that ECONNRESET. The other errors match [net.ErrClosed] and
 // [os.ErrDeadlineExceeded].
-func (c *Conn) Read(p []byte) (int, error) {
-	n, err := c.fd.read(p)
+func (c *stream) Read(p []byte) (int, error) {
+	n, err := c.end().read(p)
 	return n, c.failed("read", err)
 }
 
 // Write writes all of p, and waits while the peer's queue is full. A write that
 // fails returns how many bytes were written before. After the peer has closed
 // its end the error matches [syscall.EPIPE], on every system.
-func (c *Conn) Write(p []byte) (int, error) {
-	n, err := c.fd.write(p)
+func (c *stream) Write(p []byte) (int, error) {
+	n, err := c.end().write(p)
 	return n, c.failed("write", err)
 }
 
 // ReadBuffers reads into the buffers in turn, with one readv(2) where the
 // system has it to offer. Like Read it waits for at least one byte and not for
 // full buffers.
-func (c *Conn) ReadBuffers(bufs [][]byte) (int64, error) {
-	n, err := c.fd.readBuffers(bufs)
+func (c *stream) ReadBuffers(bufs [][]byte) (int64, error) {
+	n, err := c.end().readBuffers(bufs)
 	return n, c.failed("read", err)
 }
 
 // WriteBuffers writes the contents of the buffers in turn, with writev(2) where
 // the system has it to offer. As [net.Buffers.WriteTo] does, it takes what was
 // written out of bufs, also on an error.
-func (c *Conn) WriteBuffers(bufs *net.Buffers) (int64, error) {
-	n, err := c.fd.writeBuffers(bufs)
+func (c *stream) WriteBuffers(bufs *net.Buffers) (int64, error) {
+	n, err := c.end().writeBuffers(bufs)
 	return n, c.failed("write", err)
 }
 
@@ -1430,12 +1472,12 @@ func (c *Conn) WriteBuffers(bufs *net.Buffers) (int64, error) {
 // connection or a file: see splice(2). For the last two call ReadFrom itself:
 // io.Copy prefers their own WriteTo. As with any copy, what was read and cannot be
 // written is lost: up to 256 KiB here.
-func (c *Conn) ReadFrom(r io.Reader) (int64, error) { return copyIn(c, c.fd, r, c.failed) }
+func (c *stream) ReadFrom(r io.Reader) (int64, error) { return copyIn(c, c.end(), r, c.failed) }
 
 // WriteTo copies from the connection to w until the peer closes, for [io.Copy].
 // On Linux the bytes do not pass through this process where w is a Conn, a pipe
 // end or a TCP connection: see splice(2).
-func (c *Conn) WriteTo(w io.Writer) (int64, error) { return copyOut(w, c, c.fd, c.failed) }
+func (c *stream) WriteTo(w io.Writer) (int64, error) { return copyOut(w, c, c.end(), c.failed) }
 
 // Close closes the connection. It does not wait for the peer and does not
 // discard what was written: the peer reads that and then gets io.EOF. Calls that
@@ -1443,20 +1485,20 @@ func (c *Conn) WriteTo(w io.Writer) (int64, error) { return copyOut(w, c, c.fd, 
 // second Close. When Close returns, the descriptor is gone, unless what a peer has put
 // into its queue, or holds, makes that wait: after a tenth of a second Close returns
 // all the same, and the descriptor goes as soon as it can.
-func (c *endpoint) Close() error { return c.failed("close", c.fd.close()) }
+func (c *endpoint) Close() error { return c.failed("close", c.end().close()) }
 
 // CloseRead shuts the reading side down: see shutdown(2). Reads return io.EOF. On
 // Linux and FreeBSD 15 the peer's writes fail; the other Unix systems do not tell it:
 // what it writes is lost, or waits for room until this end is closed. After the
 // peer's Close there is nothing left to shut, which is no error. Pipes have no half
 // close: on Windows the error matches [errors.ErrUnsupported].
-func (c *Conn) CloseRead() error { return c.failed("close", c.fd.closeRead()) }
+func (c *stream) CloseRead() error { return c.failed("close", c.end().closeRead()) }
 
 // CloseWrite shuts the writing side down: see shutdown(2). The peer reads what
 // was written and then gets io.EOF; the other direction stays open. After the peer's
 // Close it returns nil. Pipes have no half close: on Windows the error matches
 // [errors.ErrUnsupported].
-func (c *Conn) CloseWrite() error { return c.failed("close", c.fd.closeWrite()) }
+func (c *stream) CloseWrite() error { return c.failed("close", c.end().closeWrite()) }
 
 // LocalAddr returns the address of this end, an [Addr]: the listener's on the
 // server's side, and none, the zero Addr, on the client's.
@@ -1468,21 +1510,21 @@ func (c *endpoint) LocalAddr() net.Addr { return c.local }
 // pipe. The ends of a [Pair] have none, the zero Addr.
 func (c *endpoint) RemoteAddr() net.Addr {
 	if c.remote == (Addr{}) && c.local != (Addr{}) {
-		return c.fd.remoteAddr()
+		return c.end().remoteAddr()
 	}
 	return c.remote
 }
 
 // SetDeadline sets the read and the write deadline.
 func (c *endpoint) SetDeadline(t time.Time) error {
-	return c.failed("set", c.fd.setDeadline(t, reading|writing))
+	return c.failed("set", c.end().setDeadline(t, reading|writing))
 }
 
 // SetReadDeadline sets the time after which reads fail with an error that
 // matches [os.ErrDeadlineExceeded], also those that wait already. The zero time
 // is none. A read that fails so has lost nothing: the connection stays usable.
 func (c *endpoint) SetReadDeadline(t time.Time) error {
-	return c.failed("set", c.fd.setDeadline(t, reading))
+	return c.failed("set", c.end().setDeadline(t, reading))
 }
 
 // SetWriteDeadline sets the time after which writes fail with an error that
@@ -1491,7 +1533,7 @@ func (c *endpoint) SetReadDeadline(t time.Time) error {
 // on Windows the pipe takes back what the peer has not read, though the peer may
 // have read a part, so the stream should be given up.
 func (c *endpoint) SetWriteDeadline(t time.Time) error {
-	return c.failed("set", c.fd.setDeadline(t, writing))
+	return c.failed("set", c.end().setDeadline(t, writing))
 }
 
 // SetReadBuffer sets the size in bytes of the receive buffer (SO_RCVBUF of
@@ -1499,7 +1541,7 @@ func (c *endpoint) SetWriteDeadline(t time.Time) error {
 // [Conn.SetWriteBuffer]. On Windows the sizes of a pipe are fixed when it is made:
 // the error matches [errors.ErrUnsupported].
 func (c *endpoint) SetReadBuffer(n int) error {
-	return c.failed("set", c.fd.setBuffer(reading, n))
+	return c.failed("set", c.end().setBuffer(reading, n))
 }
 
 // SetWriteBuffer sets the size in bytes of the send buffer (SO_SNDBUF of
@@ -1509,7 +1551,7 @@ func (c *endpoint) SetReadBuffer(n int) error {
 // [syscall.ENOBUFS] on the BSDs and macOS. On Windows the sizes of a pipe are fixed
 // when it is made: the error matches [errors.ErrUnsupported].
 func (c *endpoint) SetWriteBuffer(n int) error {
-	return c.failed("set", c.fd.setBuffer(writing, n))
+	return c.failed("set", c.end().setBuffer(writing, n))
 }
 
 // SetSpin sets the longest time that a wait of this end busy-polls (spins) before
@@ -1525,12 +1567,12 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 //
 // Windows does not spin. There d is how long a read that waits keeps its thread
 // before it parks, by default at most 2 ms, and only while such waits succeed.
-func (c *endpoint) SetSpin(d time.Duration) { c.fd.setSpin(d) }
+func (c *endpoint) SetSpin(d time.Duration) { c.end().setSpin(d) }
 
 // Peer tells who is at the other end. See [Peer] for what that means. Where the
 // system does not tell anything the error matches [errors.ErrUnsupported].
 func (c *endpoint) Peer() (Peer, error) {
-	p, err := c.fd.peer()
+	p, err := c.end().peer()
 	return p, c.failed("peer", err)
 }
 
@@ -1561,14 +1603,21 @@ func (c *endpoint) Peer() (Peer, error) {
 // of a PID namespace out of sight before Linux 6.5, and for one on another machine. If
 // Windows does not let this process wait for that one the error matches
 // [os.ErrPermission].
-func (c *endpoint) WaitPeer(ctx context.Context) error { return c.failed("wait", c.fd.waitPeer(ctx)) }
+func (c *endpoint) WaitPeer(ctx context.Context) error {
+	return c.failed("wait", c.end().waitPeer(ctx))
+}
 
 // errProcessEnded says that the process to wait for has ended already.
 var errProcessEnded = &ruleError{what: "the process of the peer has ended"}
 
 // SyscallConn gives access to the descriptor or handle, for what this package
 // does not wrap. It must not be closed nor made blocking.
-func (c *endpoint) SyscallConn() (syscall.RawConn, error) { return c.fd.rawConn() }
+func (c *endpoint) SyscallConn() (syscall.RawConn, error) {
+	if c.fd == nil {
+		return nil, c.failed("raw", nil)
+	}
+	return c.fd.rawConn()
+}
 
 // File returns a duplicate of the descriptor or handle as an [os.File], to hand
 // over to another process. Closing it does not affect c, nor the other way
@@ -1581,7 +1630,7 @@ func (c *endpoint) SyscallConn() (syscall.RawConn, error) { return c.fd.rawConn(
 // there is BlockingFile, which gives c away. If the other process makes its duplicate
 // block, c goes on to work.
 func (c *endpoint) File() (*os.File, error) {
-	f, err := c.fd.dupFile(c.local.String() + "->" + c.remote.String())
+	f, err := c.end().dupFile(c.local.String() + "->" + c.remote.String())
 	return f, c.failed("file", err)
 }
 
@@ -1595,7 +1644,7 @@ func FileConn(f *os.File) (*Conn, error) {
 	if err != nil {
 		return nil, opError("file", Addr{}, Addr{}, err)
 	}
-	return &Conn{endpoint{fd: fd, local: fd.localAddr(), remote: fd.remoteAddr()}}, nil
+	return newConn(endpoint{fd: fd, local: fd.localAddr(), remote: fd.remoteAddr()}), nil
 }
 
 // ---------------------------------------------------------------------------
@@ -1639,6 +1688,14 @@ type messageCarrier interface {
 
 	maxMessage() (int, error) // in bytes
 	close() error
+}
+
+// messages returns the carrier: see end.
+func (c *MsgConn) messages() messageCarrier {
+	if c.carrier == nil {
+		return noFD
+	}
+	return c.carrier
 }
 
 // framesMessages is a variable so that tests run the framing on every system.
@@ -1713,12 +1770,12 @@ func (l *MsgListener) Accept() (*MsgConn, error) {
 func (l *MsgListener) Conns() iter.Seq2[*MsgConn, error] { return untilClosed(l.Accept) }
 
 // Close closes the connection: see [Conn.Close].
-func (c *MsgConn) Close() error { return c.failed("close", c.carrier.close()) }
+func (c *MsgConn) Close() error { return c.failed("close", c.messages().close()) }
 
 // Native reports whether the system itself keeps the boundaries of messages, so
 // that the peer need not use this package.
 func (c *MsgConn) Native() bool {
-	_, framed := c.carrier.(*framing)
+	_, framed := c.messages().(*framing)
 	return !framed
 }
 
@@ -1730,7 +1787,7 @@ func (c *MsgConn) Native() bool {
 // are not native. What is in the queue already does not count. Once c is closed it
 // is 0.
 func (c *MsgConn) MaxMessage() int {
-	n, err := c.carrier.maxMessage()
+	n, err := c.messages().maxMessage()
 	if err != nil {
 		return 0
 	}
@@ -1743,7 +1800,7 @@ func (c *MsgConn) MaxMessage() int {
 // FreeBSD 15, OpenBSD and DragonFly cannot send an empty message;
 // there the error matches [errors.ErrUnsupported]. After the peer has closed its end
 // it matches [syscall.EPIPE].
-func (c *MsgConn) Send(p []byte) error { return c.failed("send", c.carrier.send(p)) }
+func (c *MsgConn) Send(p []byte) error { return c.failed("send", c.messages().send(p)) }
 
 // Recv receives one message into p, waits until there is one, and returns its
 // length. One that is longer than p fills it; the rest is dropped, and the error
@@ -1752,7 +1809,7 @@ func (c *MsgConn) Send(p []byte) error { return c.failed("send", c.carrier.send(
 // Windows also in the place of an empty message that Recv waited for and that the
 // peer's Close followed at once.
 func (c *MsgConn) Recv(p []byte) (int, error) {
-	n, err := c.carrier.recv(p)
+	n, err := c.messages().recv(p)
 	return n, c.failed("recv", err)
 }
 
@@ -1760,7 +1817,7 @@ func (c *MsgConn) Recv(p []byte) (int, error) {
 // the extended slice. It does not allocate while the message fits the capacity
 // of dst. On an error it returns dst as it was.
 func (c *MsgConn) RecvAppend(dst []byte) ([]byte, error) {
-	p, err := c.carrier.recvAppend(dst)
+	p, err := c.messages().recvAppend(dst)
 	return p, c.failed("recv", err)
 }
 
@@ -1773,7 +1830,7 @@ func (c *MsgConn) RecvAppend(dst []byte) ([]byte, error) {
 func (c *MsgConn) SendWithFiles(p []byte, files ...*os.File) error {
 	err := checkFiles(len(files), 0)
 	if err == nil {
-		err = c.carrier.sendWithFiles(p, files)
+		err = c.messages().sendWithFiles(p, files)
 	}
 	return c.failed("send", err)
 }
@@ -1785,7 +1842,7 @@ func (c *MsgConn) SendWithFiles(p []byte, files ...*os.File) error {
 // closed, the error matches [ErrMsgTooLong], and n tells how much of p was filled.
 func (c *MsgConn) RecvWithFiles(p []byte, max int) (n int, files []*os.File, err error) {
 	if err = checkFiles(max, 0); err == nil {
-		n, files, err = c.carrier.recvWithFiles(p, max)
+		n, files, err = c.messages().recvWithFiles(p, max)
 	}
 	return n, files, c.failed("recv", err)
 }
@@ -2224,10 +2281,10 @@ const maxFiles = 253
 // another machine it matches [errors.ErrUnsupported].
 //
 // A file that is closed already matches [os.ErrClosed], and then none is sent.
-func (c *Conn) SendFiles(files ...*os.File) error {
+func (c *stream) SendFiles(files ...*os.File) error {
 	err := checkFiles(len(files), 1)
 	if err == nil {
-		err = c.fd.sendWithFiles(zeroByte[:], files)
+		err = c.end().sendWithFiles(zeroByte[:], files)
 	}
 	return c.failed("sendfiles", err)
 }
@@ -2236,7 +2293,7 @@ func (c *Conn) SendFiles(files ...*os.File) error {
 func (c *MsgConn) SendFiles(files ...*os.File) error {
 	err := checkFiles(len(files), 1)
 	if err == nil {
-		err = c.carrier.sendWithFiles(zeroByte[:], files)
+		err = c.messages().sendWithFiles(zeroByte[:], files)
 	}
 	return c.failed("sendfiles", err)
 }
@@ -2259,11 +2316,11 @@ func (c *MsgConn) SendFiles(files ...*os.File) error {
 // believed only if its sender has the right to do by itself what the record asks
 // for. Otherwise it is data, and the error matches both ErrNoFiles and
 // [ErrUntrusted].
-func (c *Conn) RecvFiles(max int) ([]*os.File, error) {
+func (c *stream) RecvFiles(max int) ([]*os.File, error) {
 	err := checkFiles(max, 1)
 	var files []*os.File
 	if err == nil {
-		files, err = c.fd.recvFiles(max)
+		files, err = c.end().recvFiles(max)
 	}
 	return files, c.failed("recvfiles", err)
 }
@@ -2273,7 +2330,7 @@ func (c *MsgConn) RecvFiles(max int) ([]*os.File, error) {
 	err := checkFiles(max, 1)
 	var files []*os.File
 	if err == nil {
-		files, err = c.carrier.recvFiles(max)
+		files, err = c.messages().recvFiles(max)
 	}
 	return files, c.failed("recvfiles", err)
 }
@@ -2416,7 +2473,20 @@ type pipeEnd struct {
 	writer *fd  // of the same FIFO, so that its reader does not end: FIFOConfig.KeepOpen
 }
 
-func (e *pipeEnd) failed(op string, err error) error { return pipeError(op, e.addr, err) }
+func (e *pipeEnd) failed(op string, err error) error {
+	if e.fd == nil {
+		err = syscall.EINVAL
+	}
+	return pipeError(op, e.addr, err)
+}
+
+// end returns the descriptor, as that of a connection does.
+func (e *pipeEnd) end() *fd {
+	if e.fd == nil {
+		return noFD
+	}
+	return e.fd
+}
 
 // Close closes the end. It does not discard what was written: the reader reads
 // that and then gets io.EOF. When no reader is left, writes fail with an error
@@ -2425,7 +2495,7 @@ func (e *pipeEnd) failed(op string, err error) error { return pipeError(op, e.ad
 func (e *pipeEnd) Close() error { return e.failed("close", e.close()) }
 
 func (e *pipeEnd) close() error {
-	err := e.fd.close()
+	err := e.end().close()
 	if err == nil && e.writer != nil {
 		err = e.writer.close()
 	}
@@ -2437,12 +2507,15 @@ func (e *pipeEnd) close() error {
 // Linux the mode is the duplicate's own, where the pipe can be opened anew through
 // /proc.
 func (e *pipeEnd) File() (*os.File, error) {
-	f, err := e.fd.dupFile("pipe " + e.addr.String())
+	f, err := e.end().dupFile("pipe " + e.addr.String())
 	return f, e.failed("file", err)
 }
 
 // SyscallConn gives access to the descriptor or handle: see [Conn.SyscallConn].
 func (e *pipeEnd) SyscallConn() (syscall.RawConn, error) {
+	if e.fd == nil {
+		return nil, e.failed("raw", nil)
+	}
 	raw, err := e.fd.rawConn()
 	return pipeRawConn{raw}, e.failed("raw", err)
 }
@@ -2456,20 +2529,20 @@ type PipeReader struct{ pipeEnd }
 // and then [io.EOF]. The other errors match [net.ErrClosed] and
 // [os.ErrDeadlineExceeded].
 func (r *PipeReader) Read(p []byte) (int, error) {
-	n, err := r.fd.read(p)
+	n, err := r.end().read(p)
 	return n, r.failed("read", err)
 }
 
 // WriteTo copies from the pipe to w until the last writer closes, for [io.Copy].
 // On Linux the bytes do not pass through this process where w is a Conn, a pipe
 // end or a TCP connection: see splice(2).
-func (r *PipeReader) WriteTo(w io.Writer) (int64, error) { return copyOut(w, r, r.fd, r.failed) }
+func (r *PipeReader) WriteTo(w io.Writer) (int64, error) { return copyOut(w, r, r.end(), r.failed) }
 
 // SetReadDeadline sets the time after which reads fail with an error that
 // matches [os.ErrDeadlineExceeded], also those that wait already. The zero time
 // is none.
 func (r *PipeReader) SetReadDeadline(t time.Time) error {
-	return r.failed("set", r.fd.setDeadline(t, reading))
+	return r.failed("set", r.end().setDeadline(t, reading))
 }
 
 // A PipeWriter is the end of a pipe or FIFO that is written. All its methods may
@@ -2480,24 +2553,24 @@ type PipeWriter struct{ pipeEnd }
 // returns how many bytes were written before. When no reader is left the error
 // matches [syscall.EPIPE].
 func (w *PipeWriter) Write(p []byte) (int, error) {
-	n, err := w.fd.write(p)
+	n, err := w.end().write(p)
 	return n, w.failed("write", err)
 }
 
 // ReadFrom copies from r to the pipe until r ends, for [io.Copy]: see
 // [Conn.ReadFrom].
-func (w *PipeWriter) ReadFrom(r io.Reader) (int64, error) { return copyIn(w, w.fd, r, w.failed) }
+func (w *PipeWriter) ReadFrom(r io.Reader) (int64, error) { return copyIn(w, w.end(), r, w.failed) }
 
 // SetWriteDeadline sets the time after which writes fail with an error that
 // matches [os.ErrDeadlineExceeded], also those that wait already. The zero time
 // is none.
 func (w *PipeWriter) SetWriteDeadline(t time.Time) error {
-	return w.failed("set", w.fd.setDeadline(t, writing))
+	return w.failed("set", w.end().setDeadline(t, writing))
 }
 
 // SetSpin sets the longest time that a wait of this end spins before its goroutine
 // parks: see [Conn.SetSpin].
-func (e *pipeEnd) SetSpin(d time.Duration) { e.fd.setSpin(d) }
+func (e *pipeEnd) SetSpin(d time.Duration) { e.end().setSpin(d) }
 
 // FileReader returns a PipeReader over a duplicate of f, which must be a pipe or
 // FIFO (on Windows the handle of a pipe opened for overlapped I/O); anything
@@ -2536,6 +2609,9 @@ func plainCopy(w io.Writer, r io.Reader) (int64, error) {
 // copyIn copies from r to dst, whose descriptor is fd, without a detour through
 // this process where the system can.
 func copyIn(dst io.Writer, fd *fd, r io.Reader, failed func(string, error) error) (int64, error) {
+	if fd == noFD { // or what r has would be read and lost
+		return 0, failed("readfrom", nil)
+	}
 	n, done, err := fd.spliceFrom(r)
 	if done {
 		return n, failed("readfrom", err)
@@ -2547,6 +2623,9 @@ func copyIn(dst io.Writer, fd *fd, r io.Reader, failed func(string, error) error
 // copyOut copies from src, whose descriptor is fd, to w, without a detour
 // through this process where the system can.
 func copyOut(w io.Writer, src io.Reader, fd *fd, failed func(string, error) error) (int64, error) {
+	if fd == noFD {
+		return 0, failed("writeto", nil)
+	}
 	n, done, err := fd.spliceTo(w)
 	if done {
 		return n, failed("writeto", err)
@@ -2588,16 +2667,41 @@ const (
 	kindPipeListener endKind = "pipelistener" // on Windows
 )
 
-func (c *Conn) kindOfEnd() endKind        { return kindConn }
-func (c *MsgConn) kindOfEnd() endKind     { return kindMsgConn }
-func (r *PipeReader) kindOfEnd() endKind  { return kindReader }
-func (w *PipeWriter) kindOfEnd() endKind  { return kindWriter }
-func (l *Listener) kindOfEnd() endKind    { return kindListener }
-func (l *MsgListener) kindOfEnd() endKind { return kindMsgListener }
+func (c *Conn) kindOfEnd() endKind        { return kindOf(c, kindConn) }
+func (c *MsgConn) kindOfEnd() endKind     { return kindOf(c, kindMsgConn) }
+func (r *PipeReader) kindOfEnd() endKind  { return kindOf(r, kindReader) }
+func (w *PipeWriter) kindOfEnd() endKind  { return kindOf(w, kindWriter) }
+func (l *Listener) kindOfEnd() endKind    { return kindOf(l, kindListener) }
+func (l *MsgListener) kindOfEnd() endKind { return kindOf(l, kindMsgListener) }
 
-func (c *endpoint) bequeath(cmd *exec.Cmd) (string, error) { return c.fd.bequeath(cmd) }
-func (e *pipeEnd) bequeath(cmd *exec.Cmd) (string, error)  { return e.fd.bequeath(cmd) }
-func (l *server) bequeath(cmd *exec.Cmd) (string, error)   { return l.sys.bequeath(cmd) }
+// kindOf is the kind of an end, and of a nil pointer none.
+func kindOf[T any](end *T, kind endKind) endKind {
+	if end == nil {
+		return ""
+	}
+	return kind
+}
+
+func (c *endpoint) bequeath(cmd *exec.Cmd) (string, error) {
+	if c.fd == nil {
+		return "", syscall.EINVAL
+	}
+	return c.fd.bequeath(cmd)
+}
+
+func (e *pipeEnd) bequeath(cmd *exec.Cmd) (string, error) {
+	if e.fd == nil {
+		return "", syscall.EINVAL
+	}
+	return e.fd.bequeath(cmd)
+}
+
+func (l *server) bequeath(cmd *exec.Cmd) (string, error) {
+	if l.sys == nil {
+		return "", syscall.EINVAL
+	}
+	return l.sys.bequeath(cmd)
+}
 
 // inheritError gives err the operation, and the network of such an end.
 func inheritError(kind endKind, err error) error {
@@ -2643,7 +2747,7 @@ func inheritError(kind endKind, err error) error {
 // *PipeListener with [PipeConfig.MaxInstances] cannot be handed on: the instance that
 // the child would need counts as one of them.
 func Inherit(cmd *exec.Cmd, name string, end Inheritable) error {
-	if cmd == nil || end == nil {
+	if cmd == nil || end == nil || end.kindOfEnd() == "" {
 		return inheritError("", syscall.EINVAL)
 	}
 	if err := inherit(cmd, name, end); err != nil {
@@ -2829,7 +2933,7 @@ func InheritedConn(name string) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Conn{endpoint{fd: fd, local: fd.localAddr()}}, nil
+	return newConn(endpoint{fd: fd, local: fd.localAddr()}), nil
 }
 
 // InheritedMsgConn returns the inherited connection: see [InheritedConn].

@@ -116,7 +116,7 @@ func (c *endpoint) PeerAuditToken() (token [8]uint32, err error) {
 		solLocal       = 0 // sys/un.h
 		localPeerToken = 6
 	)
-	err = c.fd.control("getsockopt", func() error {
+	err = c.end().control("getsockopt", func() error {
 		t, err := syscall.GetsockoptICMPv6Filter(c.fd.sys, solLocal, localPeerToken)
 		if err == nil {
 			token = t.Filt

@@ -49,7 +49,7 @@ type kernel struct{ everyUnix }
 // it. [Conn.WaitPeer] does all that.
 func (c *endpoint) PeerPidfd() (*os.File, error) {
 	var f *os.File
-	err := c.fd.peerOption(func() (err error) {
+	err := c.end().peerOption(func() (err error) {
 		f, err = peerPidfd(c.fd.sys)
 		return err
 	})
@@ -82,7 +82,7 @@ func (c *endpoint) PeerLabel() (string, error) {
 	label := make([]byte, 256)
 	for {
 		n := len(label)
-		err := c.fd.peerOption(func() error { return getsockopt(c.fd.sys, soPeerSec, label, &n) })
+		err := c.end().peerOption(func() error { return getsockopt(c.fd.sys, soPeerSec, label, &n) })
 		switch {
 		case errnoOf(err) == syscall.ERANGE && n > len(label):
 			label = make([]byte, n)
@@ -98,7 +98,7 @@ func (c *endpoint) PeerLabel() (string, error) {
 // socket(7), Linux 4.13 and later. [Peer.Groups] has them too, and leaves out the
 // same ones. Before 4.13 the error matches [errors.ErrUnsupported].
 func (c *endpoint) PeerGroups() (groups []int, err error) {
-	err = c.fd.peerOption(func() (err error) {
+	err = c.end().peerOption(func() (err error) {
 		groups, err = peerGroups(c.fd.sys)
 		return err
 	})
@@ -120,7 +120,7 @@ func (f *fd) peerOption(ask func() error) error {
 // that was sent before the first RecvPeer may have no sender: nothing is known of
 // its Peer. The kernel gives a socket without a name one (unix(7), autobind).
 func (c *MsgConn) RecvPeer(p []byte) (int, Peer, error) {
-	n, peer, err := c.fd.recvPeer(p)
+	n, peer, err := c.end().recvPeer(p)
 	return n, peer, c.failed("recv", err)
 }
 
@@ -173,17 +173,17 @@ const (
 // pipe.
 func (e *pipeEnd) SetCapacity(n int) error {
 	if n < 0 || n > maxInt32 { // the kernel would take the lower half of it
-		return pipeError("set", e.addr, configError("the capacity", strconv.Itoa(n), "0 to "+strconv.Itoa(maxInt32)))
+		return e.failed("set", configError("the capacity", strconv.Itoa(n), "0 to "+strconv.Itoa(maxInt32)))
 	}
-	_, err := e.fd.fcntl(setPipeSize, n)
-	return pipeError("set", e.addr, err)
+	_, err := e.end().fcntl(setPipeSize, n)
+	return e.failed("set", err)
 }
 
 // Capacity returns the room in the pipe or FIFO in bytes: F_GETPIPE_SZ of
 // fcntl(2).
 func (e *pipeEnd) Capacity() (int, error) {
-	n, err := e.fd.fcntl(getPipeSize, 0)
-	return n, pipeError("get", e.addr, err)
+	n, err := e.end().fcntl(getPipeSize, 0)
+	return n, e.failed("get", err)
 }
 
 func (f *fd) fcntl(cmd, arg int) (n int, err error) {
@@ -238,11 +238,11 @@ func spliceEnd(v any) (raw syscall.RawConn) {
 	var err error
 	switch v := v.(type) {
 	case *Conn:
-		return rawConn{v.fd}
+		return rawConn{v.end()}
 	case *PipeReader:
-		return rawConn{v.fd}
+		return rawConn{v.end()}
 	case *PipeWriter:
-		return rawConn{v.fd}
+		return rawConn{v.end()}
 	case *net.TCPConn:
 		raw, err = v.SyscallConn()
 	case *net.UnixConn:

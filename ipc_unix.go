@@ -129,11 +129,8 @@ type SysDialer struct{}
 // another language whose accept(2) then fails with EAGAIN wants
 // [Listener.BlockingFile].
 func (l *server) File() (*os.File, error) {
-	f, err := l.sys.dupFile(l.addr.String())
-	if err != nil {
-		return nil, opError("file", Addr{}, l.addr, err)
-	}
-	return f, nil
+	f, err := l.end().dupFile(l.addr.String())
+	return f, l.failed("file", err)
 }
 
 // BlockingFile gives the listener away: it closes l and returns its descriptor in
@@ -141,11 +138,8 @@ func (l *server) File() (*os.File, error) {
 // and the socket file stays, which nobody removes; its lock is given up. See
 // [Conn.BlockingFile].
 func (l *server) BlockingFile() (*os.File, error) {
-	f, err := l.sys.blockingFile(l.addr.String(), func() error { return l.sys.giveUp(true) })
-	if err != nil {
-		return nil, opError("file", Addr{}, l.addr, err)
-	}
-	return f, nil
+	f, err := l.end().blockingFile(l.addr.String(), func() error { return l.sys.giveUp(true) })
+	return f, l.failed("file", err)
 }
 
 // BlockingFile gives the end away: it closes c and returns its descriptor in blocking
@@ -160,13 +154,13 @@ func (l *server) BlockingFile() (*os.File, error) {
 // matches [net.ErrClosed] after Close; if something was read ahead of the caller, which
 // would be lost, it says so and c stays as it is. Calls under way return as after Close.
 func (c *endpoint) BlockingFile() (*os.File, error) {
-	f, err := c.fd.blockingFile(c.local.String()+"->"+c.remote.String(), c.fd.close)
+	f, err := c.end().blockingFile(c.local.String()+"->"+c.remote.String(), c.end().close)
 	return f, c.failed("file", err)
 }
 
 // BlockingFile gives the end away, in blocking mode: see [Conn.BlockingFile].
 func (e *pipeEnd) BlockingFile() (*os.File, error) {
-	f, err := e.fd.blockingFile("pipe "+e.addr.String(), e.close)
+	f, err := e.end().blockingFile("pipe "+e.addr.String(), e.close)
 	return f, e.failed("file", err)
 }
 
@@ -2704,7 +2698,7 @@ func ActivatedFiles() ([]*os.File, error) {
 // FDName returns the name that the service manager gave a listener of [Activated] or
 // [ActivatedMsg] (FileDescriptorName= of systemd.socket(5)); "unknown" if it gave
 // none, and "" for other listeners.
-func (l *server) FDName() string { return l.sys.fdName }
+func (l *server) FDName() string { return l.end().fdName }
 
 func (l *server) activated(sys *listener, name string) {
 	sys.fdName = name
@@ -3087,6 +3081,18 @@ type op struct {
 // newFD takes ownership of sys. If the fd is dropped without Close, the garbage
 // collector closes it, as it does for os and net.
 func newFD(sys int) *fd { return (&fd{sys: sys}).begin() }
+
+// noFD and noListener are closed: see endpoint.end.
+var (
+	noFD       = closedFD()
+	noListener = &listener{fd: noFD}
+)
+
+func closedFD() *fd {
+	f := new(fd)
+	f.shut()
+	return f
+}
 
 func (f *fd) begin() *fd {
 	f.own()
@@ -4295,7 +4301,7 @@ func discardRights(oob []byte) {
 // Where there is room in p for no byte, one may be lost with them. ReadMsg and
 // WriteMsg know nothing of the frames of a MsgConn that is not native.
 func (c *endpoint) ReadMsg(p, oob []byte) (n, oobn, flags int, err error) {
-	n, oobn, flags, err = c.fd.readMsg(p, oob)
+	n, oobn, flags, err = c.end().readMsg(p, oob)
 	return n, oobn, flags, c.failed("readmsg", err)
 }
 
@@ -4303,7 +4309,7 @@ func (c *endpoint) ReadMsg(p, oob []byte) (n, oobn, flags int, err error) {
 // how much of p was written: on a stream perhaps not all. The control messages
 // went with the first byte; Linux sends none without a byte.
 func (c *endpoint) WriteMsg(p, oob []byte) (n int, err error) {
-	n, err = c.fd.writeMsg(p, oob)
+	n, err = c.end().writeMsg(p, oob)
 	return n, c.failed("writemsg", err)
 }
 

@@ -108,7 +108,7 @@ func (p Peer) SessionID() (uint32, bool) { return p.system.session, p.system.kno
 // [os.ErrPermission] if this process may not open that one, and
 // [errors.ErrUnsupported] for a peer on another machine.
 func (c *endpoint) PeerProcess(access uint32) (syscall.Handle, error) {
-	process, err := c.fd.peerProcess(access)
+	process, err := c.end().peerProcess(access)
 	return process, c.failed("peer", err)
 }
 
@@ -225,6 +225,10 @@ type PipeConfig struct {
 	// and to a client before its Write, or ours, waits. 0 is 64 KiB.
 	ReadBuffer, WriteBuffer int
 
+	// Spin bounds how long the waits of accepted connections may keep their thread
+	// before they park: see [ListenConfig.Spin].
+	Spin time.Duration
+
 	// DefaultWait is how long clients that call WaitNamedPipe with the default
 	// time wait, in steps of 100 ns. 0 is 50 ms, a negative one is for ever.
 	DefaultWait time.Duration
@@ -270,7 +274,7 @@ func ListenPipe(path string, c PipeConfig) (*PipeListener, error) {
 	if err == nil {
 		var target string
 		if target, err = addr.resolve(); err == nil {
-			l := &PipeListener{server{addr: addr}}
+			l := &PipeListener{server{addr: addr, spin: c.Spin}}
 			l.setRules(false, c.Check)
 			l.refusals = tellRefusals(c.Refused)
 			if l.sys, err = listenPipe(target, c); err == nil {
@@ -308,19 +312,21 @@ func (l *PipeListener) Conns() iter.Seq2[*PipeConn, error] { return untilClosed(
 // [errors.ErrUnsupported].
 func (l *PipeListener) SecurityDescriptor() (*SecurityDescriptor, error) {
 	var sd *SecurityDescriptor
-	err := l.sys.control(func(h syscall.Handle) (err error) {
+	err := l.end().control(func(h syscall.Handle) (err error) {
 		sd, err = securityOf(h)
 		return err
 	})
-	if err != nil {
-		return nil, opError("security", Addr{}, l.addr, err)
-	}
-	return sd, nil
+	return sd, l.failed("security", err)
 }
 
 // A PipeDialer holds the options of a client of a named pipe. The zero value is
 // for a duplex pipe of this user that is read as bytes.
 type PipeDialer struct {
+	// Timeout and Deadline bound how long DialPipe may take: see [Dialer.Timeout]
+	// and [Dialer.Deadline].
+	Timeout  time.Duration
+	Deadline time.Time
+
 	// Direction is that of the pipe. With another one the server refuses:
 	// the error matches [os.ErrPermission].
 	Direction Direction
@@ -339,8 +345,26 @@ type PipeDialer struct {
 	// Wait keeps trying until the pipe exists.
 	Wait bool
 
-	// Impersonation says what the server may do in this process's name.
+	// Spin bounds how long the waits of the connection may keep their thread before
+	// they park: see [Dialer.Spin].
+	Spin time.Duration
+
+	// Impersonation says what the server may do in this process's name; the zero
+	// value is [Identification].
 	Impersonation ImpersonationLevel
+}
+
+// portable returns the Dialer of the pipe as a local socket.
+func (d *PipeDialer) portable() *Dialer {
+	return &Dialer{
+		Timeout:  d.Timeout,
+		Deadline: d.Deadline,
+		Wait:     d.Wait,
+		Access:   d.Access,
+		Check:    d.Check,
+		Spin:     d.Spin,
+		Sys:      &SysDialer{Impersonation: d.Impersonation, direction: d.Direction},
+	}
 }
 
 // DialPipe opens the named pipe \\.\pipe\x or \\host\pipe\x, as CreateFile does,
@@ -350,8 +374,7 @@ func DialPipe(ctx context.Context, path string, d PipeDialer) (*PipeConn, error)
 	if d.Messages {
 		kind = messages
 	}
-	portable := Dialer{Wait: d.Wait, Access: d.Access, Check: d.Check, Sys: &SysDialer{Impersonation: d.Impersonation, direction: d.Direction}}
-	fd, err := portable.reach(ctx, addr, kind)
+	fd, err := d.portable().reach(ctx, addr, kind)
 	if err != nil {
 		return nil, err
 	}
@@ -365,9 +388,9 @@ func DialPipe(ctx context.Context, path string, d PipeDialer) (*PipeConn, error)
 // operation fails with an error that matches [errors.ErrUnsupported]. On a pipe
 // of message type each Write sends one message (WriteBuffers one per buffer, and
 // 1 GiB at most), and Read reads messages as a stream, without their boundaries.
-type PipeConn struct{ *Conn }
+type PipeConn struct{ stream }
 
-func newPipeConn(e endpoint) *PipeConn { return &PipeConn{&Conn{e}} }
+func newPipeConn(e endpoint) *PipeConn { return &PipeConn{stream{e}} }
 
 // ReadMessage reads one message, or as much of it as fits into p, which must not
 // be empty; more says that there is a rest, which the next read gets. It waits
@@ -379,7 +402,7 @@ func newPipeConn(e endpoint) *PipeConn { return &PipeConn{&Conn{e}} }
 // An end that reads bytes has no messages: the error matches
 // [errors.ErrUnsupported]. See ReadFile.
 func (c *PipeConn) ReadMessage(p []byte) (n int, more bool, err error) {
-	n, more, err = c.fd.readMessage(p)
+	n, more, err = c.end().readMessage(p)
 	return n, more, c.failed("read", err)
 }
 
@@ -388,7 +411,7 @@ func (c *PipeConn) ReadMessage(p []byte) (n int, more bool, err error) {
 // bytes. If the deadline ends a WriteMessage of which the peer may have read a part,
 // that is the last message: what is written later matches [syscall.EPIPE]. See
 // WriteFile.
-func (c *PipeConn) WriteMessage(p []byte) error { return c.failed("write", c.fd.send(p)) }
+func (c *PipeConn) WriteMessage(p []byte) error { return c.failed("write", c.end().send(p)) }
 
 // PeekMessage copies what is there to read into p, without waiting and without
 // taking it, and returns how much it copied and the length of the whole message
@@ -396,7 +419,7 @@ func (c *PipeConn) WriteMessage(p []byte) error { return c.failed("write", c.fd.
 // there is nothing, or an empty message. [io.EOF] means that the peer has closed
 // its end and all was read. See PeekNamedPipe.
 func (c *PipeConn) PeekMessage(p []byte) (n, size int, err error) {
-	n, size, err = c.fd.peek(p)
+	n, size, err = c.end().peek(p)
 	return n, size, c.failed("peek", err)
 }
 
@@ -409,7 +432,7 @@ func (c *PipeConn) PeekMessage(p []byte) (n, size int, err error) {
 // the two deadlines; the peer may have the request all the same, and its reply is
 // left for the next read.
 func (c *PipeConn) Transact(ctx context.Context, request, reply []byte) (int, error) {
-	n, err := c.fd.transact(ctx, request, reply)
+	n, err := c.end().transact(ctx, request, reply)
 	return n, c.failed("transact", err)
 }
 
@@ -418,7 +441,7 @@ func (c *PipeConn) Transact(ctx context.Context, request, reply []byte) (int, er
 // ends with ctx, at the write deadline, and with Close. On an end that cannot be written it does nothing. See
 // FlushFileBuffers.
 func (c *PipeConn) Flush(ctx context.Context) error {
-	return c.failed("flush", c.fd.flush(ctx))
+	return c.failed("flush", c.end().flush(ctx))
 }
 
 // Disconnect throws the client out: both ends lose what they have not read, and
@@ -427,10 +450,10 @@ func (c *PipeConn) Flush(ctx context.Context) error {
 // server's end; on the client's the error matches [errors.ErrUnsupported]. See
 // DisconnectNamedPipe.
 func (c *PipeConn) Disconnect() error {
-	if !c.fd.server {
+	if !c.end().server {
 		return c.failed("disconnect", errNotServer)
 	}
-	return c.failed("disconnect", c.fd.control("DisconnectNamedPipe", disconnectNamedPipe))
+	return c.failed("disconnect", c.end().control("DisconnectNamedPipe", disconnectNamedPipe))
 }
 
 // errNotServer refuses at a client's end what only a server's can do.
@@ -448,7 +471,7 @@ var errNotServer = &ruleError{"this is the client's end of the pipe", errors.Err
 // can be impersonated only after something of what it sent was read.
 func (c *PipeConn) Impersonate(f func() error) error {
 	var result error
-	if err := c.fd.impersonate(func() { result = f() }); err != nil {
+	if err := c.end().impersonate(func() { result = f() }); err != nil {
 		return c.failed("impersonate", err)
 	}
 	return result
@@ -471,7 +494,7 @@ func (c *PipeConn) ClientSessionID() (uint32, error) { return c.ask(procClientSe
 func (c *PipeConn) ServerSessionID() (uint32, error) { return c.ask(procServerSessionID) }
 
 func (c *PipeConn) ask(question *syscall.LazyProc) (answer uint32, err error) {
-	err = c.fd.control(question.Name, func(h syscall.Handle) (err error) {
+	err = c.end().control(question.Name, func(h syscall.Handle) (err error) {
 		answer, err = pipeNumber(question, h)
 		return err
 	})
@@ -482,7 +505,7 @@ func (c *PipeConn) ask(question *syscall.LazyProc) (answer uint32, err error) {
 // GetKernelObjectSecurity.
 func (c *PipeConn) SecurityDescriptor() (*SecurityDescriptor, error) {
 	var sd *SecurityDescriptor
-	err := c.fd.control("", func(h syscall.Handle) (err error) {
+	err := c.end().control("", func(h syscall.Handle) (err error) {
 		sd, err = securityOf(h)
 		return err
 	})
@@ -1960,7 +1983,8 @@ func InheritedPipeListener(name string) (*PipeListener, error) {
 	return l, nil
 }
 
-func (l *PipeListener) kindOfEnd() endKind { return kindPipeListener }
+func (l *PipeListener) kindOfEnd() endKind { return kindOf(l, kindPipeListener) }
+func (c *PipeConn) kindOfEnd() endKind     { return kindOf(c, kindConn) }
 
 // config returns what the keeper of a pipe tells of it. Anything else is refused.
 func (t token) config() (c PipeConfig, err error) {
@@ -2116,6 +2140,18 @@ func newFD(h syscall.Handle, kind transport, ends direction, server bool) *fd {
 	f := &fd{sys: h, kind: kind, ends: ends, server: server}
 	f.r.turn, f.w.turn = newTurn(), newTurn()
 	f.cleanup = runtime.AddCleanup(f, func(h syscall.Handle) { syscall.CloseHandle(h) }, h)
+	return f
+}
+
+// noFD and noListener are closed: see endpoint.end.
+var (
+	noFD       = closedFD()
+	noListener = &listener{instances: &instances{waits: waits{closed: true}}}
+)
+
+func closedFD() *fd {
+	f := &fd{waits: waits{closed: true}}
+	f.shut()
 	return f
 }
 

@@ -1,0 +1,49 @@
+package ipc_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/interprocess-go/ipc"
+)
+
+func TestZeroPipeFails(t *testing.T) {
+	everyMethodFails(t, new(ipc.PipeConn))
+	everyMethodFails(t, new(ipc.PipeListener))
+}
+
+// TestPipeConnIsConn checks that a PipeConn has all methods of a Conn.
+func TestPipeConnIsConn(t *testing.T) {
+	conn, pipe := reflect.TypeFor[*ipc.Conn](), reflect.TypeFor[*ipc.PipeConn]()
+	for i := range conn.NumMethod() {
+		if _, ok := pipe.MethodByName(conn.Method(i).Name); !ok {
+			t.Errorf("%s is missing", conn.Method(i).Name)
+		}
+	}
+	for i := range pipe.Elem().NumField() {
+		if pipe.Elem().Field(i).IsExported() {
+			t.Errorf("the field %s can be changed", pipe.Elem().Field(i).Name)
+		}
+	}
+	var _ net.Conn = (*ipc.PipeConn)(nil)
+	var _ ipc.Inheritable = (*ipc.PipeConn)(nil)
+}
+
+// TestPipeDialerLimitsEnd waits for a pipe that nobody makes.
+func TestPipeDialerLimitsEnd(t *testing.T) {
+	path := `\\.\pipe\` + t.Name()
+	for _, d := range []ipc.PipeDialer{
+		{Wait: true, Timeout: time.Millisecond},
+		{Wait: true, Deadline: time.Now().Add(time.Millisecond)},
+		{Deadline: time.Unix(1, 0)},
+	} {
+		if _, err := ipc.DialPipe(context.Background(), path, d); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%+v: %v", d, err)
+		}
+	}
+}
