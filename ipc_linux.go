@@ -1013,16 +1013,14 @@ func (kernel) polls(sys int) bool {
 	return errno == syscall.ESPIPE
 }
 
+func (kernel) neverBlocks(fd int) bool {
+	flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_GETFL, 0)
+	return errno != 0 || flags&syscall.O_NONBLOCK != 0
+}
+
 // blockingFile puts the descriptor in the place of one that os.NewFile saw block, so
 // that an eventfd(2), say, keeps its mode.
 func (kernel) blockingFile(fd int, name string) (*os.File, error) {
-	flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_GETFL, 0)
-	if errno != 0 {
-		return nil, os.NewSyscallError("fcntl", errno)
-	}
-	if flags&syscall.O_NONBLOCK == 0 {
-		return os.NewFile(uintptr(fd), name), nil
-	}
 	var p [2]int
 	if err := syscall.Pipe2(p[:], syscall.O_CLOEXEC); err != nil {
 		return nil, os.NewSyscallError("pipe2", err)

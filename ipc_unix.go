@@ -3890,6 +3890,13 @@ func (f *fd) sendRights(p []byte, files []*os.File) (sent int, err error) {
 	if limit := kern.filesMax(); len(files) > limit {
 		return 0, configError("the number of files", strconv.Itoa(len(files)), "at most "+strconv.Itoa(limit)+" on this system")
 	}
+	if len(files) == 1 && files[0] != nil { // most are: no coroutine is needed
+		e := withFile(files[0], func(fd uintptr) error {
+			sent, err = f.sendWhole(p, syscall.UnixRights(int(fd)))
+			return err
+		})
+		return sent, e
+	}
 	fds, release, err := holdFiles[int](files)
 	if err != nil {
 		return 0, err
@@ -4151,14 +4158,14 @@ func (f *fd) recvWithRights(p []byte) (got parcel, err error) {
 		return got, callError("recvmsg", err)
 	}
 	got.n = n
-	fds, e := rights(room[:oobn])
+	fds, extra, e := passedIn(room[:oobn])
 	if f.kind == messages {
 		got.whole, err = f.ends(n, oobn, flags)
 	} else if n == 0 && len(fds) == 0 { // credentials may come with the end
 		f.ended.Store(true)
 		err = io.EOF
 	}
-	discard(extraDescriptors(room[:oobn])...)
+	discard(extra...)
 	if e == nil && flags&syscall.MSG_CTRUNC != 0 {
 		e = lostRights(f.sys)
 	}
@@ -4230,10 +4237,10 @@ func asFiles(fds []int, max int) (files []*os.File, err error) {
 // registered.
 func receivedFile(fd int) (*os.File, error) {
 	const name = "received"
-	if kern.polls(fd) {
-		return os.NewFile(uintptr(fd), name), nil
+	if kern.neverBlocks(fd) && !kern.polls(fd) {
+		return kern.blockingFile(fd, name)
 	}
-	return kern.blockingFile(fd, name)
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 // rightsMax is the most descriptors that one message carries on any system
@@ -4247,10 +4254,17 @@ const (
 // rightsRooms holds buffers for control messages.
 var rightsRooms = sync.Pool{New: func() any { return new([rightsRoom]byte) }}
 
-// rights returns the descriptors of SCM_RIGHTS in control messages.
-func rights(oob []byte) (fds []int, err error) {
+// passedIn returns the descriptors of SCM_RIGHTS in control messages, and the others
+// that the kernel puts into them.
+func passedIn(oob []byte) (fds, extra []int, err error) {
+	if len(oob) == 0 {
+		return nil, nil, nil
+	}
 	msgs, err := syscall.ParseSocketControlMessage(oob)
 	for _, m := range msgs {
+		if fd, ok := kern.extraDescriptor(m); ok {
+			extra = append(extra, fd)
+		}
 		if m.Header.Level != syscall.SOL_SOCKET || m.Header.Type != syscall.SCM_RIGHTS {
 			continue
 		}
@@ -4259,30 +4273,19 @@ func rights(oob []byte) (fds []int, err error) {
 		if e != nil {
 			err = e
 		}
-		fds = append(fds, some...)
-	}
-	return fds, err
-}
-
-// extraDescriptors returns the other descriptors that the kernel puts into control
-// messages.
-func extraDescriptors(oob []byte) (fds []int) {
-	if len(oob) == 0 {
-		return nil
-	}
-	msgs, _ := syscall.ParseSocketControlMessage(oob)
-	for _, m := range msgs {
-		if fd, ok := kern.extraDescriptor(m); ok {
-			fds = append(fds, fd)
+		if fds == nil {
+			fds = some
+		} else {
+			fds = append(fds, some...)
 		}
 	}
-	return fds
+	return fds, extra, err
 }
 
 // descriptorsIn returns every descriptor in control messages.
 func descriptorsIn(oob []byte) []int {
-	fds, _ := rights(oob)
-	return append(fds, extraDescriptors(oob)...)
+	fds, extra, _ := passedIn(oob) // what is malformed has none
+	return append(fds, extra...)
 }
 
 // discardRights closes every descriptor in control messages.
@@ -4367,13 +4370,13 @@ func fitRights(oob, got []byte) (n int, cut bool) {
 	if len(got) <= len(oob) {
 		return copy(oob, got), false
 	}
-	fds, _ := rights(got) // what is malformed is cut off
+	fds, extra, _ := passedIn(got) // what is malformed is cut off
 	fit := 0
 	for fit < len(fds) && syscall.CmsgSpace(4*(fit+1)) <= len(oob) {
 		fit++
 	}
 	discard(fds[fit:]...)
-	discard(extraDescriptors(got)...)
+	discard(extra...)
 	if fit > 0 {
 		n = copy(oob, syscall.UnixRights(fds[:fit]...))
 	}
@@ -4764,6 +4767,10 @@ func (everyUnix) polls(sys int) bool {
 	_, err := syscall.Seek(sys, 0, io.SeekCurrent)
 	return err == syscall.ESPIPE
 }
+
+// neverBlocks reports whether the descriptor may be nonblocking, which os.NewFile looks
+// at.
+func (everyUnix) neverBlocks(int) bool { return true }
 
 // blockingFile returns the descriptor as an os.File that does not use the poller. It
 // is that of a file or folder, for which nonblocking mode has no meaning.

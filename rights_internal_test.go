@@ -41,13 +41,13 @@ func FuzzRights(f *testing.F) {
 		if rest := kern.unmarked(slices.Clone(oob)); !bytes.HasSuffix(oob, rest) {
 			t.Fatalf("behind the mark of %x is %x", oob, rest)
 		}
-		fds, err := rights(slices.Clone(oob))
+		fds, _, err := passedIn(slices.Clone(oob))
 		if 4*len(fds) > len(oob) {
 			t.Fatalf("%d bytes hold %d descriptors", len(oob), len(fds))
 		}
 		if err == nil && len(fds) > 0 {
 			// They are what they were when they are sent on.
-			again, err := rights(syscall.UnixRights(fds...))
+			again, _, err := passedIn(syscall.UnixRights(fds...))
 			if !slices.Equal(again, fds) || err != nil {
 				t.Fatalf("%v become %v, %v", fds, again, err)
 			}
@@ -64,7 +64,7 @@ func FuzzRights(f *testing.F) {
 			append(syscall.UnixRights(want[:half]...), syscall.UnixRights(want[half:]...)...),
 			append(slices.Clone(other), syscall.UnixRights(want...)...),
 		} {
-			got, err := rights(list)
+			got, _, err := passedIn(list)
 			if !slices.Equal(got, want) || err != nil {
 				t.Fatalf("%v are read as %v, %v", want, got, err)
 			}
