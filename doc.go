@@ -58,16 +58,19 @@
 //
 // Close never waits for the peer and never discards what was written: the peer
 // reads that and then gets [io.EOF]. Writes to a peer that has closed match
-// [syscall.EPIPE]. A second Close returns [net.ErrClosed].
+// [syscall.EPIPE]. The error of a second Close matches [net.ErrClosed].
 //
 // # Errors
 //
 // Every error but io.EOF is a [*net.OpError], as in package net, with an
 // [*os.SyscallError] and a [syscall.Errno] in it where a system call failed; those
-// of a [syscall.RawConn] are bare. On
-// every system [errors.Is] knows [os.ErrDeadlineExceeded], [net.ErrClosed],
-// [os.ErrPermission], [ErrAddrInUse], [ErrNoListener], [ErrNameTooLong],
-// [ErrUntrusted], [ErrMsgTooLong], [ErrNoFiles] and [errors.ErrUnsupported].
+// of a [syscall.RawConn] are bare. On every system [errors.Is] knows
+// [os.ErrDeadlineExceeded], [net.ErrClosed], [os.ErrPermission], [ErrAddrInUse],
+// [ErrNoListener], [ErrNameTooLong], [ErrUntrusted], [ErrMsgTooLong], [ErrNoFiles] and
+// [errors.ErrUnsupported].
+//
+// The zero value of a connection, a listener or a pipe end is not open: its methods
+// return an error that matches [syscall.EINVAL], as in package net.
 //
 // # Waiting
 //

@@ -139,8 +139,8 @@ var (
 // name in the namespace that the system keeps for such names ([Name]). Addrs
 // are comparable, and the zero Addr asks [Listen] for a fresh private name.
 //
-// The address of an end that has none, such as most clients, is Name(""). It is
-// written "@", as in package net, and there is nothing to listen at or to dial.
+// A server on Unix sees a client that has no address, as most have none, as Name("").
+// That is written "@", as in package net; nobody can listen there or dial it.
 //
 // An Addr is checked when it is used. One that is empty, too long, holds a NUL
 // byte where none may be or has no meaning on the system is refused before any system
@@ -187,6 +187,10 @@ func Path(path string) Addr {
 // belong to a network namespace (network_namespaces(7)): containers that share
 // one share the names, and root of each is root to [OwnerOnly] unless it has a
 // user namespace of its own.
+//
+// An abstract name is all the bytes of the socket address behind the first one. Node.js
+// 20, and many programs in C, fill the address up with NUL bytes; those belong to the
+// name then. Give them to Name to meet such a program: 107 bytes in all.
 func Name(name string) Addr { return Addr{nameAddr, name} }
 
 // ParseAddr reads an address as [Addr.String] writes it: "@name" is
@@ -280,9 +284,9 @@ func unescapeNUL(text string) string {
 	return name.String()
 }
 
-// MarshalText is [Addr.String] as an [encoding.TextMarshaler], for flag.TextVar,
-// JSON and their like. These replace what is not valid UTF-8, and so would make the
-// address another one: an address that is not valid UTF-8 is an error.
+// MarshalText is [Addr.String] as an [encoding.TextMarshaler], for flag.TextVar and
+// JSON. An address that is not valid UTF-8 is an error: JSON would replace those bytes,
+// which makes it another address.
 func (a Addr) MarshalText() ([]byte, error) {
 	text := a.String()
 	if strings.ToValidUTF8(text, "\uFFFD") != text {
@@ -662,7 +666,7 @@ type Takeover uint8
 
 const (
 	// TakeoverStale replaces a socket file that no process serves any more,
-	// as a crash leaves it. A live one is ErrAddrInUse.
+	// as a crash leaves it. If one serves it, the error matches [ErrAddrInUse].
 	//
 	// On Unix a connection attempt tells whether a process has the socket. If this
 	// process may not connect, because the socket is another user's, Listen fails
@@ -671,7 +675,8 @@ const (
 	// kernel knows no socket of this network namespace that is bound to it.
 	TakeoverStale Takeover = iota
 
-	// TakeoverNever replaces nothing.
+	// TakeoverNever replaces nothing: if there is any file, the error matches
+	// [ErrAddrInUse].
 	TakeoverNever
 
 	// TakeoverAlways replaces even a live server's socket, without a moment in
@@ -777,8 +782,8 @@ type ListenConfig struct {
 	Backlog int
 
 	// Spin bounds how long Accept and the waits of accepted connections may try
-	// again before they park, as [Conn.SetSpin] does: 0 is the default, less
-	// never spins.
+	// again before they park, as [Conn.SetSpin] does: 0 is the default, a negative
+	// one never spins.
 	Spin time.Duration
 
 	// Sys holds what only this system has.
@@ -914,7 +919,8 @@ func (l *server) setRules(ownerOnly bool, check func(Peer) error) {
 // connections are *Conn. All its methods may be called concurrently.
 type Listener struct{ server }
 
-// Accept waits for a client and returns its connection, a *Conn.
+// Accept waits for a client and returns its connection, a *Conn: see
+// [Listener.AcceptConn].
 func (l *Listener) Accept() (net.Conn, error) { return asNetConn(l.AcceptConn()) }
 
 // AcceptConn waits for a client and returns its connection. Clients that
@@ -937,8 +943,7 @@ func (l *Listener) AcceptConn() (*Conn, error) {
 
 // Conns returns an iterator over the clients, which ends at Close. An error of
 // Accept is handed to the loop, which decides whether to go on. After one that
-// matches [syscall.EINVAL] the iterator ends, since no client can come: l is the zero
-// value, or somebody shut its socket down (shutdown(2)).
+// matches [syscall.EINVAL] the iterator ends: l does not listen, and never will.
 //
 //	for conn, err := range l.Conns() {
 //		if err != nil {
@@ -1081,14 +1086,14 @@ func (r *refusals) take() (waiting []refusal, more int) {
 	return waiting, more
 }
 
-// SetAccess says who of those that can connect may stay, from the next client on:
-// for a listener that no [ListenConfig] made, but another process or the service
-// manager. With [OwnerOnly] each client's credentials must be those of this user
-// or root (on Windows: of this user, SYSTEM or an administrator), so one of whom
-// the system tells nothing may not stay; check is as [ListenConfig.Check], or nil.
-// This takes the place of what was said before, [ListenConfig.Group] of an abstract name
-// included. It lets nobody in whom the
-// permissions of a socket file or the access list of a pipe keep out.
+// SetAccess sets which clients Accept returns from now on. It is for a listener that
+// another process or the service manager made. With [OwnerOnly] a client must be this
+// user or root (on Windows this user, SYSTEM or an administrator); one of whom the
+// system tells nothing is refused. check is as [ListenConfig.Check], or nil.
+//
+// SetAccess replaces the Access and Check of the [ListenConfig], and its Group for an
+// abstract name. The permissions of a socket file and the access list of a pipe stay as
+// they are, and whom they keep out stays out.
 func (l *server) SetAccess(access Access, check func(Peer) error) error {
 	err := l.failed("set", access.validate())
 	if err == nil {
@@ -1104,7 +1109,7 @@ func (l *server) Addr() net.Addr { return l.addr }
 // [net.ErrClosed], and clients that were not accepted are disconnected;
 // connections that were live on. A socket file is removed unless
 // [ListenConfig.KeepName] is set or it is not this listener's any more. The
-// second Close returns net.ErrClosed.
+// error of the second Close matches net.ErrClosed.
 func (l *server) Close() error {
 	return l.failed("close", l.end().close())
 }
@@ -1158,7 +1163,7 @@ type Dialer struct {
 	Check func(Peer) error
 
 	// Spin bounds how long the waits of the connection may try again before they
-	// park, as [Conn.SetSpin] does: 0 is the default, less never spins.
+	// park, as [Conn.SetSpin] does: 0 is the default, a negative one never spins.
 	Spin time.Duration
 
 	// Sys holds what only this system has.
@@ -1169,7 +1174,8 @@ type Dialer struct {
 // room for one more client, without limit. It is Dialer{}.Dial(addr).
 func Dial(addr Addr) (*Conn, error) { return Dialer{}.Dial(addr) }
 
-// Dial connects to the server at addr.
+// Dial connects to the server at addr, within Timeout and Deadline: see
+// [Dialer.DialContext].
 func (d Dialer) Dial(addr Addr) (*Conn, error) { return d.DialContext(context.Background(), addr) }
 
 // DialContext connects to the server at addr, and gives up when ctx ends: the
@@ -1515,7 +1521,8 @@ func (c *endpoint) RemoteAddr() net.Addr {
 	return c.remote
 }
 
-// SetDeadline sets the read and the write deadline.
+// SetDeadline sets both deadlines: see [Conn.SetReadDeadline] and
+// [Conn.SetWriteDeadline].
 func (c *endpoint) SetDeadline(t time.Time) error {
 	return c.failed("set", c.end().setDeadline(t, reading|writing))
 }
@@ -1529,9 +1536,10 @@ func (c *endpoint) SetReadDeadline(t time.Time) error {
 
 // SetWriteDeadline sets the time after which writes fail with an error that
 // matches [os.ErrDeadlineExceeded], also those that wait already. The zero time
-// is none. On Unix a write that fails so says how much of it the peer can read;
-// on Windows the pipe takes back what the peer has not read, though the peer may
-// have read a part, so the stream should be given up.
+// is none. On Unix a Write that fails so returns how much of it the peer can read. On
+// Windows the system takes back what the peer has not read, and does not tell how much
+// that is, so the stream should be given up. A message is sent whole or not at all: see
+// [MsgConn.Send].
 func (c *endpoint) SetWriteDeadline(t time.Time) error {
 	return c.failed("set", c.end().setDeadline(t, writing))
 }
@@ -1546,10 +1554,10 @@ func (c *endpoint) SetReadBuffer(n int) error {
 
 // SetWriteBuffer sets the size in bytes of the send buffer (SO_SNDBUF of
 // socket(7)): how much may be written that the peer has not read. Less than 4096
-// counts as 4096: some systems would else move a byte with each call. More than the
-// system allows is cut on Linux (net.core.wmem_max), and an error that matches
-// [syscall.ENOBUFS] on the BSDs and macOS. On Windows the sizes of a pipe are fixed
-// when it is made: the error matches [errors.ErrUnsupported].
+// counts as 4096: some systems would else move a byte with each call. What exceeds the
+// limit of the system is cut to that on Linux (net.core.wmem_max), and an error that
+// matches [syscall.ENOBUFS] on the BSDs and macOS. On Windows the sizes of a pipe are
+// fixed when it is made: the error matches [errors.ErrUnsupported].
 func (c *endpoint) SetWriteBuffer(n int) error {
 	return c.failed("set", c.end().setBuffer(writing, n))
 }
@@ -1569,8 +1577,9 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 // before it parks, by default at most 2 ms, and only while such waits succeed.
 func (c *endpoint) SetSpin(d time.Duration) { c.end().setSpin(d) }
 
-// Peer tells who is at the other end. See [Peer] for what that means. Where the
-// system does not tell anything the error matches [errors.ErrUnsupported].
+// Peer returns who is at the other end, as the system recorded it: see the type
+// [Peer]. Where the system tells nothing (AIX, Solaris) the error matches
+// [errors.ErrUnsupported].
 func (c *endpoint) Peer() (Peer, error) {
 	p, err := c.end().peer()
 	return p, c.failed("peer", err)
@@ -1581,7 +1590,7 @@ func (c *endpoint) Peer() (Peer, error) {
 // when that only closes its end, and whether or not its parent has waited for it. The
 // process is the one of [Conn.Peer]: who made the other end, also if that was handed
 // on. Close does not end the wait, so a process can be told to end by Close; but on a
-// connection that is closed already WaitPeer fails with [net.ErrClosed].
+// connection that is closed already the error matches [net.ErrClosed].
 //
 // No thread is held. Each wait needs one descriptor or handle:
 //
@@ -1741,8 +1750,9 @@ func MsgPair() (*MsgConn, *MsgConn, error) {
 	return newMsgConn(endpoint{fd: a}), newMsgConn(endpoint{fd: b}), nil
 }
 
-// FileMsgConn returns a connection for messages over a duplicate of f: see
-// [FileConn].
+// FileMsgConn returns a connection for messages over a duplicate of f, which must be
+// a connected socket of type SOCK_SEQPACKET (SOCK_STREAM where messages are framed), on
+// Windows the handle of a pipe that reads messages: see [FileConn].
 func FileMsgConn(f *os.File) (*MsgConn, error) {
 	fd, err := adoptConn(f, messages)
 	if err != nil {
@@ -2644,7 +2654,7 @@ const inheritVar = "IPC_INHERIT"
 
 // An Inheritable is an end that a child can be given: a *Conn, *SharedConn, *MsgConn,
 // *PipeReader, *PipeWriter, *Listener or *MsgListener, on Windows also a
-// *PipeListener.
+// *PipeListener, or a *PipeConn, which the child takes by [InheritedConn].
 type Inheritable interface {
 	// kindOfEnd returns how the variable calls the end.
 	kindOfEnd() endKind

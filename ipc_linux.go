@@ -238,11 +238,11 @@ func spliceEnd(v any) (raw syscall.RawConn) {
 	var err error
 	switch v := v.(type) {
 	case *Conn:
-		return rawConn{v.end()}
+		return ownEnd(v.fd)
 	case *PipeReader:
-		return rawConn{v.end()}
+		return ownEnd(v.fd)
 	case *PipeWriter:
-		return rawConn{v.end()}
+		return ownEnd(v.fd)
 	case *net.TCPConn:
 		raw, err = v.SyscallConn()
 	case *net.UnixConn:
@@ -257,6 +257,15 @@ func spliceEnd(v any) (raw syscall.RawConn) {
 		return nil
 	}
 	return raw
+}
+
+// ownEnd is the spliceEnd of an end of this package. The zero value has none: its own
+// methods say what is wrong.
+func ownEnd(f *fd) syscall.RawConn {
+	if f == nil {
+		return nil
+	}
+	return rawConn{f}
 }
 
 // hasAhead reports whether something was read ahead of its reader, which has to go

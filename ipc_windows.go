@@ -293,7 +293,8 @@ type PipeListener struct{ server }
 // [Listener.AcceptConn].
 func (l *PipeListener) Accept() (net.Conn, error) { return asNetConn(l.AcceptPipe()) }
 
-// AcceptPipe is Accept with the type of the connection.
+// AcceptPipe waits for a client and returns its connection, with its type: see
+// [Listener.AcceptConn].
 func (l *PipeListener) AcceptPipe() (*PipeConn, error) {
 	fd, err := l.accept()
 	if err != nil {
@@ -342,7 +343,7 @@ type PipeDialer struct {
 	// Check, if set, has a further say over the server: see [Dialer.Check].
 	Check func(Peer) error
 
-	// Wait keeps trying until the pipe exists.
+	// Wait keeps trying until the pipe exists: see [Dialer.Wait].
 	Wait bool
 
 	// Spin bounds how long the waits of the connection may keep their thread before
@@ -367,8 +368,9 @@ func (d *PipeDialer) portable() *Dialer {
 	}
 }
 
-// DialPipe opens the named pipe \\.\pipe\x or \\host\pipe\x, as CreateFile does,
-// and gives up when ctx ends: see [Dialer.DialContext].
+// DialPipe opens the named pipe \\.\pipe\x or \\host\pipe\x, as CreateFile does. It
+// waits while the pipe is there but has no free instance, and gives up when ctx or the
+// time of d ends: see [Dialer.DialContext].
 func DialPipe(ctx context.Context, path string, d PipeDialer) (*PipeConn, error) {
 	addr, kind := Path(path), streams
 	if d.Messages {
@@ -540,12 +542,11 @@ const (
 	sidAdministrators = "S-1-5-32-544"
 )
 
-// An AccessEntry allows or denies the user or group of the SID the rights of the
-// mask (ACCESS_MASK).
+// An AccessEntry allows or denies a user or group some rights.
 type AccessEntry struct {
-	SID  string // "S-1-5-18", or as SDDL abbreviates it, "SY"
-	Mask uint32
-	Deny bool
+	SID  string // of the user or group: "S-1-5-18", or as SDDL abbreviates it, "SY"
+	Mask uint32 // the rights, an ACCESS_MASK of winnt.h: [ClientRights], say
+	Deny bool   // they are denied, not allowed
 }
 
 // ParseSDDL reads a security descriptor in the security descriptor definition

@@ -37,12 +37,15 @@ func TestPipeConnIsConn(t *testing.T) {
 // TestPipeDialerLimitsEnd waits for a pipe that nobody makes.
 func TestPipeDialerLimitsEnd(t *testing.T) {
 	path := `\\.\pipe\` + t.Name()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	defer time.AfterFunc(10*time.Second, cancel).Stop() // if nothing else ends the dials
 	for _, d := range []ipc.PipeDialer{
 		{Wait: true, Timeout: time.Millisecond},
 		{Wait: true, Deadline: time.Now().Add(time.Millisecond)},
 		{Deadline: time.Unix(1, 0)},
 	} {
-		if _, err := ipc.DialPipe(context.Background(), path, d); !errors.Is(err, os.ErrDeadlineExceeded) {
+		if _, err := ipc.DialPipe(ctx, path, d); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("%+v: %v", d, err)
 		}
 	}
