@@ -1,116 +1,158 @@
 // Package ipc connects the processes of one machine: local sockets, messages,
-// unnamed pipes, FIFOs and named pipes, with files passed over connections and
-// the identity of the other end. The interface is the same on every system; what
-// one system has of its own exists on that system alone, so that using it
-// elsewhere does not compile.
+// unnamed pipes, FIFOs, named pipes and shared memory, with files passed over
+// connections and the identity of the other end.
+//
+// The interface is the same on every system. What one system has of its own exists
+// on that system alone, so that using it elsewhere does not compile.
 //
 // # Which one to take
 //
-//   - A server and its clients: [Listen] and [Dial], a stream of bytes in both
-//     directions ([Conn], a [net.Conn]).
+//   - A server and its clients: [Listen] and [Dial]. A [Conn] is a [net.Conn], a
+//     stream of bytes in both directions.
 //   - The same with message boundaries: [ListenMsg] and [DialMsg] ([MsgConn]).
 //   - A parent and a child: [Pair], [MsgPair] or [Pipe], and [Inherit], which gives
-//     the child its end under a name.
+//     the child its end under a name. The child takes it with [InheritedConn] and
+//     its kin.
 //   - Two processes that exchange small messages all the time, or large blocks that
-//     should not be copied: [ListenShared] and [DialShared], or [Conn.Share]
+//     should not be copied: [ListenShared], [DialShared] and [SharedPair]
 //     ([SharedConn], a [net.Conn] through shared memory).
-//   - A shell and a program on Unix: [Mkfifo], [OpenFIFOReader], [OpenFIFOWriter],
-//     and [FIFOConfig] for a reader that outlives its writers.
-//   - A service of systemd: [Activated] and its kin for what it passes, [Notify] for
-//     what it is to know.
-//   - A program that speaks to Windows named pipes in all their variety:
-//     ListenPipe and DialPipe, on Windows.
+//   - A program of which each user runs one, or an agent: [UserAddr].
+//   - A service of systemd: [Activated], [ActivatedMsg] and [ActivatedFiles] for
+//     what the manager passes, [Notify] for what it is told.
+//   - A shell and a program, on Unix: [Mkfifo], [OpenFIFOReader], [OpenFIFOWriter],
+//     and [FIFOConfig] for a reader whose writers come and go.
+//   - A program that needs all of Windows named pipes: ListenPipe and DialPipe, on
+//     Windows.
 //
 // # Addresses
 //
-// An [Addr] is a [Path] or a [Name], or read from text by [ParseAddr]:
+// An [Addr] is a [Path] or a [Name]. [ParseAddr] reads one from text, where a name
+// has an '@' before it.
 //
 //	            Linux, Android           Windows                     every other Unix
 //	Path(p)     the path                 \\.\pipe\x, \\host\pipe\x   the path
 //	Name(n)     the abstract socket n    \\.\pipe\n                  /tmp/n
 //
-// [UserAddr] returns one that belongs to this user alone.
+// The mapping does not change within a major version. Nothing is added to what is
+// sent, so the other end need not use this package. There are two exceptions:
+// messages where the system has none of its own ([MsgConn.Native]), and shared
+// memory.
 //
-// Abstract names are apart for streams and for messages: a [Listener] and a
-// [MsgListener] may have the same one, on Linux alone.
+// [UserAddr] returns an address that belongs to this user alone.
 //
-// This does not change within a major version, and nothing is added to what is
-// sent, so the other end need not use this package. The one exception says so:
-// messages where the system has none of its own, see [MsgConn.Native].
+// On Linux alone a [Listener] and a [MsgListener] may have the same abstract name.
 //
 // # Who may connect
 //
-// [ListenConfig.Access] admits this process's user and root, or everyone;
-// [ListenConfig.Group] admits the members of a group besides. It is
-// in force before the first client can connect: by the mode of the socket file,
-// by the access list of the pipe, and for an abstract name, which has neither, by
-// the credentials of each client. For a listener that another process made,
-// [Listener.SetAccess] says so. A client that dials a [Name] makes sure in turn
-// that the server is this user or root, for anyone can take a free name. Both
-// sides may have a further say in Check, and [Conn.Peer] tells who it is.
+// [ListenConfig.Access] admits this process's user and root, or everyone.
+// [ListenConfig.Group] admits the members of a group besides. Both are in force
+// before the first client can connect:
 //
-// A socket file left behind by a crash is replaced, and nothing else is, unless
-// [ListenConfig.Takeover] says so. What decides is an flock(2) on a sibling of the
-// socket, path + ".lock", which a listener holds while it lives. Where there is no
-// flock, it is whether a process still has the socket.
+//   - a socket file has its mode, and its group;
+//   - a pipe has its access list;
+//   - an abstract name has neither, so the credentials of each client are checked
+//     before Accept returns it.
 //
-// # Closing
+// [ListenConfig.Check] may refuse further clients, and [ListenConfig.Refused] is
+// told of each that was refused. [Listener.SetAccess] sets the rules of a listener
+// that another process made.
 //
-// Close never waits for the peer and never discards what was written: the peer
-// reads that and then gets [io.EOF]. Writes to a peer that has closed match
-// [syscall.EPIPE]. The error of a second Close matches [net.ErrClosed].
+// Anyone can take a name that is free. So a client that dials a [Name] checks that
+// the server runs as this user or root: see [Dialer.Access] and [Dialer.Check].
 //
-// # Errors
+// # Who is at the other end
 //
-// Every error but io.EOF is a [*net.OpError], as in package net, with an
-// [*os.SyscallError] and a [syscall.Errno] in it where a system call failed; those
-// of a [syscall.RawConn] are bare. On every system [errors.Is] knows
-// [os.ErrDeadlineExceeded], [net.ErrClosed], [os.ErrPermission], [ErrAddrInUse],
-// [ErrNoListener], [ErrNameTooLong], [ErrUntrusted], [ErrMsgTooLong], [ErrNoFiles] and
-// [errors.ErrUnsupported].
+// [Conn.Peer] tells the process, user and groups of the other end, as the kernel
+// recorded them: see [Peer]. [Conn.WaitPeer] waits until that process has ended. A
+// process id can be used again; PeerPidfd (Linux), PeerProcess (Windows) and
+// PeerAuditToken (macOS) stay with the process.
+//
+// # Socket files
+//
+// [Listen] replaces a socket file that a crash left behind, and nothing else,
+// unless [ListenConfig.Takeover] says so. Close removes the socket file if it is
+// still the listener's own. While it lives, a listener holds an flock(2) on the file
+// path + ".lock" beside it, so that of many starters one gets the path. Where there
+// is no flock, a connection attempt alone tells whether a process has the socket.
 //
 // The zero value of a connection, a listener or a pipe end is not open: its methods
 // return an error that matches [syscall.EINVAL], as in package net.
 //
 // # Waiting
 //
-// Every call that waits parks its goroutine and holds no thread. Windows makes
-// exceptions: each listener holds one, a read for up to 2 milliseconds, up to 32
-// writes of a process hold one each, and so does each Transact and Flush of a
-// PipeConn and whatever waits at a handle that another process has used. On Linux a wait may first try
-// again for some microseconds: see [Conn.SetSpin].
+// Every call that waits parks its goroutine and holds no thread. On Linux it may
+// first try again for some microseconds: see [Conn.SetSpin]. On Windows some calls
+// hold a thread while they wait:
 //
-// A wait ends with a deadline or a context, and with Close from another goroutine.
-// A Dial waits while the server has no room, however long that takes, and fails at
-// once when there is no server, unless [Dialer.Wait] is set.
+//   - a listener, one for each;
+//   - a read, for up to 2 milliseconds, before it parks;
+//   - a write, up to 32 of a process;
+//   - Transact and Flush of a PipeConn;
+//   - any call on a handle that another process has used.
+//
+// A deadline, a context, and Close from another goroutine end a wait. A Dial waits
+// while the server has no room, however long that takes. It fails at once when there
+// is no server, unless [Dialer.Wait] is set.
+//
+// # Closing
+//
+// Close does not wait for the peer and does not discard what was written: the peer
+// reads that and then gets [io.EOF]. Writes to a peer that has closed match
+// [syscall.EPIPE]. The error of a second Close matches [net.ErrClosed].
+//
+// # Errors
+//
+// Every error but io.EOF is a [*net.OpError], as in package net. Where a system call
+// failed it holds an [*os.SyscallError] with a [syscall.Errno]. The errors of a
+// [syscall.RawConn] are not wrapped. On every system [errors.Is] knows
+// [os.ErrDeadlineExceeded], [net.ErrClosed], [os.ErrPermission], [ErrAddrInUse],
+// [ErrNoListener], [ErrNameTooLong], [ErrUntrusted], [ErrMsgTooLong], [ErrNoFiles]
+// and [errors.ErrUnsupported].
 //
 // # Files
 //
-// [Conn.SendFiles] and [Conn.RecvFiles] pass open files over a connection: on Unix
-// as SCM_RIGHTS with one zero byte. On Windows handles are duplicated from one
-// process into the other and announced by a short record, which is believed only if
-// its sender has the right to duplicate handles there (PROCESS_DUP_HANDLE).
+// [Conn.SendFiles] and [Conn.RecvFiles] pass open files over a connection.
+// [MsgConn.SendWithFiles] and [MsgConn.RecvWithFiles] pass a message and files
+// together. On Unix the descriptors travel as SCM_RIGHTS, so the other end may be any
+// program. On Windows the handles are duplicated from one process into the other,
+// and both ends need this package.
+//
+// # Children and other programs
+//
+// [Inherit] gives a child its end under a name, in the variable IPC_INHERIT of its
+// environment. When a program starts, this package reads that variable, removes it,
+// and keeps the descriptors in it from the program's own children.
+//
+// File returns a duplicate of an end. On Unix it is nonblocking. BlockingFile gives
+// an end away in blocking mode, for programs in other languages.
 //
 // # Shared memory
 //
-// A [SharedConn] is a [net.Conn] whose bytes go through rings in shared memory: one for
-// each direction, which one end alone writes. While both ends are awake no system call is
-// made; an end that waits parks its goroutine, as everywhere. [SharedConn.Reserve] and
-// [SharedConn.Peek] give access to the ring itself, so that nothing is copied. A [Memory] is
-// memory to be shared by other means: it is passed to another process by
+// A [SharedConn] is a [net.Conn] whose bytes go through rings in shared memory, one
+// for each direction. While both ends are awake no system call is made. An end that
+// waits parks its goroutine. [SharedConn.Reserve] and [SharedConn.Peek] give access
+// to the ring itself, so that nothing is copied. [Conn.Share] turns a connection
+// into one. A [Memory] is memory that is shared by other means: it is passed by
 // [Conn.SendFiles].
 //
-// Take it for connections that last and carry much: small requests and answers, streams of
-// small writes, large blocks in place. A socket is better for connections that are short,
-// since setting up the memory costs several times what a connection costs; for very many
-// connections, each of which needs three descriptors and some pages of memory at either
-// end; and it is as good for bulk data of 64 KiB and more on machines that are busy.
+// Take shared memory for connections that last and carry much:
 //
-// The peer is not trusted: whatever it does to its memory, the other end reads and writes
-// nothing outside of the rings, and its calls end by their deadlines. What the peer has
-// written it can still change while it is looked at in place. Where the system or the peer has
-// no memory that is safe to share, the connection goes through the socket:
-// [SharedConn.InMemory] tells.
+//   - small requests and answers;
+//   - streams of small writes;
+//   - large blocks that both ends use in place.
+//
+// Take a socket for
+//
+//   - short connections: to set the memory up costs more than the connection;
+//   - very many connections: each end needs three descriptors and some pages of
+//     memory;
+//   - bulk data of 64 KiB and more on a busy machine: a socket is as good there.
+//
+// The peer is not trusted. Whatever it does to its memory, this end reads and writes
+// nothing outside of the rings, and its calls end by their deadlines. But the peer can
+// change what it has written while this end looks at it in place. Where the system or
+// the peer has no memory that is safe to share, the connection goes through the
+// socket: [SharedConn.InMemory] tells.
 //
 // # Systems
 //
@@ -119,29 +161,39 @@
 //	half close          yes            no             yes              yes            yes
 //	messages            SEQPACKET      message mode   framed           SEQPACKET      SEQPACKET (1)
 //	files               SCM_RIGHTS     handles        SCM_RIGHTS       SCM_RIGHTS     SCM_RIGHTS
-//	peer's process id   yes            yes            yes              yes (13)       (2)
+//	peer's process id   yes            yes            yes              yes, from 13   yes (2)
 //	peer's user         uid            SID            uid              uid            uid (3)
-//	outlives the pid    pidfd          handle         audit token      -              -
-//	end of the process  pidfd          handle         kqueue           kqueue         (5)
-//	shared memory       memfd, seals   section        shm_open         shm_open2 (13) through the socket
+//	outlives the pid    pidfd (4)      handle         audit token (5)  -              -
+//	end of the process  pidfd          handle         kqueue           kqueue         (6)
+//	shared memory       memfd, seals   section        shm_open         shm_open2 (7)  through the socket
 //	unnamed pipes       pipe           named pipe     pipe             pipe           pipe
-//	FIFOs               yes            no             yes              yes            yes (4)
+//	FIFOs               yes            no             yes              yes            yes (8)
+//	activation, Notify  yes            no             yes              yes            yes
+//	spins by default    yes            no             no               no             no
 //
-// (1) framed on AIX, illumos and Solaris. (2) not on DragonFly, AIX and Solaris.
-// (3) not on AIX and Solaris, where nobody's identity is known; so Dial to a Name
-// needs [Everyone] there. (4) AIX, illumos and Solaris have no Mkfifo here. (5) kqueue
-// on NetBSD and OpenBSD, by the number on illumos, not on the others: [Conn.WaitPeer].
+// Linux includes Android, and macOS includes iOS.
+//
+//	(1) framed on AIX, illumos and Solaris
+//	(2) not on DragonFly, AIX and Solaris
+//	(3) not on AIX and Solaris. Nobody's identity is known there, so a Dial to a
+//	    Name needs Everyone
+//	(4) Linux 6.5 and later
+//	(5) macOS 11 and later
+//	(6) kqueue on NetBSD and OpenBSD; by its number on illumos; not on DragonFly, AIX
+//	    and Solaris: see [Conn.WaitPeer]
+//	(7) FreeBSD 13 and later; before that, through the socket
+//	(8) AIX, illumos and Solaris have no Mkfifo here
 //
 // The package is documented on every system, but can be used on Unix and Windows
 // alone: elsewhere there is nothing but this comment.
 //
 // # Speed
 //
-// No read, write, send or receive allocates, whether it waits or not. A round trip
-// is bound by waking the thread at the other end, so on Linux a wait that is likely
-// to be short spins instead, which costs less CPU time than it saves; what it may
-// cost at most is with [Conn.SetSpin]. A connection that needs not park is not
-// registered with the poller at all. [io.Copy] between connections and pipes is left
-// to the kernel on Linux (splice(2)), and [Conn.WriteBuffers] writes many buffers in
-// one call.
+// No read, write, send or receive allocates, whether it waits or not. [io.Copy]
+// between connections and pipes is left to the kernel on Linux (splice(2)).
+// [Conn.WriteBuffers] writes many buffers in one call.
+//
+// The cost of a round trip is mostly that of waking the thread at the other end. So
+// on Linux a wait that is likely to be short spins: [Conn.SetSpin] tells what that
+// may cost. A connection that never parks is not registered with the poller.
 package ipc

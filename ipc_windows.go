@@ -390,9 +390,43 @@ func DialPipe(ctx context.Context, path string, d PipeDialer) (*PipeConn, error)
 // operation fails with an error that matches [errors.ErrUnsupported]. On a pipe
 // of message type each Write sends one message (WriteBuffers one per buffer, and
 // 1 GiB at most), and Read reads messages as a stream, without their boundaries.
-type PipeConn struct{ stream }
+type PipeConn struct{ endpoint }
 
-func newPipeConn(e endpoint) *PipeConn { return &PipeConn{stream{e}} }
+func newPipeConn(e endpoint) *PipeConn { return &PipeConn{e} }
+
+// Read reads as [Conn.Read] does. On an end that reads messages it reads them as a
+// stream.
+func (c *PipeConn) Read(p []byte) (int, error) { return (*Conn)(c).Read(p) }
+
+// Write writes as [Conn.Write] does. On a pipe of messages, what one Write writes is
+// one message.
+func (c *PipeConn) Write(p []byte) (int, error) { return (*Conn)(c).Write(p) }
+
+// ReadBuffers reads into several buffers: see [Conn.ReadBuffers].
+func (c *PipeConn) ReadBuffers(bufs [][]byte) (int64, error) { return (*Conn)(c).ReadBuffers(bufs) }
+
+// WriteBuffers writes several buffers in turn: see [Conn.WriteBuffers].
+func (c *PipeConn) WriteBuffers(bufs *net.Buffers) (int64, error) {
+	return (*Conn)(c).WriteBuffers(bufs)
+}
+
+// ReadFrom copies from r to the pipe until r ends: see [Conn.ReadFrom].
+func (c *PipeConn) ReadFrom(r io.Reader) (int64, error) { return (*Conn)(c).ReadFrom(r) }
+
+// WriteTo copies from the pipe to w until the peer closes: see [Conn.WriteTo].
+func (c *PipeConn) WriteTo(w io.Writer) (int64, error) { return (*Conn)(c).WriteTo(w) }
+
+// CloseRead matches [errors.ErrUnsupported]: pipes have no half close.
+func (c *PipeConn) CloseRead() error { return (*Conn)(c).CloseRead() }
+
+// CloseWrite matches [errors.ErrUnsupported]: pipes have no half close.
+func (c *PipeConn) CloseWrite() error { return (*Conn)(c).CloseWrite() }
+
+// SendFiles gives the peer the open files: see [Conn.SendFiles].
+func (c *PipeConn) SendFiles(files ...*os.File) error { return (*Conn)(c).SendFiles(files...) }
+
+// RecvFiles receives the files of one SendFiles: see [Conn.RecvFiles].
+func (c *PipeConn) RecvFiles(max int) ([]*os.File, error) { return (*Conn)(c).RecvFiles(max) }
 
 // ReadMessage reads one message, or as much of it as fits into p, which must not
 // be empty; more says that there is a rest, which the next read gets. It waits

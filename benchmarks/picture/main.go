@@ -40,6 +40,8 @@ type bar struct {
 	ratio float64
 }
 
+var errNoTable = errors.New("no table with the columns ipc, net and ratio")
+
 // readTable returns the rows, which have a ratio, of the first table with columns
 // ipc, net and ratio.
 func readTable(r io.Reader) (bars []bar, err error) {
@@ -65,7 +67,7 @@ func readTable(r io.Reader) (bars []bar, err error) {
 		}
 	}
 	if len(bars) == 0 {
-		return nil, errors.New("no table with the columns ipc, net and ratio")
+		return nil, errNoTable
 	}
 	return bars, nil
 }
