@@ -1212,7 +1212,7 @@ func (w pidfdWatch) wait(ctx context.Context) error {
 		ended, failure = pidfdEnded(int(fd))
 		return ended || failure != nil
 	}
-	err = raw.Read(ask)
+	raw.Read(ask) // what follows tells how it ended
 	switch {
 	case ended, failure != nil:
 		return failure
@@ -1321,10 +1321,9 @@ func overflowID(text string, err error) uint32 {
 	return 65534
 }
 
-// hidesUser and hidesGroup report whether the id of a user or group stands for all
-// that this process's user namespace has no mapping for.
-func (kernel) hidesUser(uid int) bool  { return userIDs.hides(uint32(uid)) }
-func (kernel) hidesGroup(gid int) bool { return groupIDs.hides(uint32(gid)) }
+// hidesUser reports whether the id of a user stands for all that this process's user
+// namespace has no mapping for.
+func (kernel) hidesUser(uid int) bool { return userIDs.hides(uint32(uid)) }
 
 func peerGroups(sys int) ([]int, error) {
 	const soPeerGroups = 59   // asm-generic/socket.h

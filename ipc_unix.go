@@ -4738,10 +4738,9 @@ func (everyUnix) sendv(sys int, iov []iovec, flags int) (int, error) {
 	return kern.sendmsg(sys, first(iov), nil, flags)
 }
 
-// hidesUser and hidesGroup are for systems on which one id is that of many. Linux
-// alone has user namespaces.
-func (everyUnix) hidesUser(int) bool  { return false }
-func (everyUnix) hidesGroup(int) bool { return false }
+// hidesUser is for systems on which one id is that of many users. Linux alone has
+// user namespaces.
+func (everyUnix) hidesUser(int) bool { return false }
 
 // drained reports whether nothing is in the queue of a connection that nobody else
 // has, and nothing can come any more; where that is not known, it is false. An empty
