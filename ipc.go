@@ -53,7 +53,7 @@ var (
 //	functions       how ends and listeners come into being                   see below
 //
 // On Unix the systems differ in a type kernel, which embeds what every one of them can
-// do (everyUnix) and has methods of its own where it can do better.
+// do (baseKernel) and has methods of its own where it can do better.
 
 // A descriptor is one end of something, whatever it carries. It is safe for concurrent
 // use. After close every method fails with net.ErrClosed.
@@ -116,20 +116,20 @@ var (
 
 	// An address becomes a target, which the other functions take. judge says what an
 	// error of connect means for the next attempt.
-	_ func(Addr) (target string, err error)                                    = Addr.resolve
-	_ func(target string, kind transport, lc *ListenConfig) (*listener, error) = listen
-	_ func(target string, kind transport, d *SysDialer) (*fd, error)           = connect
-	_ func(target string, err error) verdict                                   = judge
+	_ func(Addr) (target string, err error)                                   = Addr.resolve
+	_ func(target string, kind connKind, lc *ListenConfig) (*listener, error) = listen
+	_ func(target string, kind connKind, d *SysDialer) (*fd, error)           = connect
+	_ func(target string, err error) verdict                                  = judge
 
-	_ func(kind transport) (a, b *fd, err error)            = pair
-	_ func() (r, w *fd, err error)                          = pipe
-	_ func(f *os.File, kind transport) (*fd, error)         = adoptConn
-	_ func(f *os.File, d direction) (*fd, error)            = adoptPipe
-	_ func(token string) (*fd, error)                       = inheritedStream
-	_ func(token string) (*fd, error)                       = inheritedMessages
-	_ func(token string) (*fd, error)                       = inheritedReader
-	_ func(token string) (*fd, error)                       = inheritedWriter
-	_ func(token string, kind transport) (*listener, error) = inheritedListener
+	_ func(kind connKind) (a, b *fd, err error)            = pair
+	_ func() (r, w *fd, err error)                         = pipe
+	_ func(f *os.File, kind connKind) (*fd, error)         = adoptConn
+	_ func(f *os.File, d direction) (*fd, error)           = adoptPipe
+	_ func(token string) (*fd, error)                      = inheritedStream
+	_ func(token string) (*fd, error)                      = inheritedMessages
+	_ func(token string) (*fd, error)                      = inheritedReader
+	_ func(token string) (*fd, error)                      = inheritedWriter
+	_ func(token string, kind connKind) (*listener, error) = inheritedListener
 )
 
 // ---------------------------------------------------------------------------
@@ -829,7 +829,7 @@ func (lc ListenConfig) Listen(addr Addr) (*Listener, error) {
 }
 
 // serve opens l at addr for connections of that kind.
-func (lc *ListenConfig) serve(l *server, addr Addr, kind transport) error {
+func (lc *ListenConfig) serve(l *server, addr Addr, kind connKind) error {
 	if addr == (Addr{}) {
 		addr = Name(freshFolder + freshName())
 	}
@@ -1201,7 +1201,7 @@ func (d Dialer) DialContext(ctx context.Context, addr Addr) (*Conn, error) {
 }
 
 // reach connects to a server of that kind at addr.
-func (d *Dialer) reach(ctx context.Context, addr Addr, kind transport) (*fd, error) {
+func (d *Dialer) reach(ctx context.Context, addr Addr, kind connKind) (*fd, error) {
 	fd, err := d.dial(ctx, addr, kind)
 	if err != nil {
 		return nil, opError("dial", Addr{}, addr, err)
@@ -1210,7 +1210,7 @@ func (d *Dialer) reach(ctx context.Context, addr Addr, kind transport) (*fd, err
 	return fd, nil
 }
 
-func (d *Dialer) dial(ctx context.Context, addr Addr, kind transport) (*fd, error) {
+func (d *Dialer) dial(ctx context.Context, addr Addr, kind connKind) (*fd, error) {
 	if err := d.Access.validate(); err != nil {
 		return nil, err
 	}
@@ -1245,9 +1245,9 @@ const refusalGrace = 250 * time.Millisecond
 
 // connect attempts to connect until it succeeds, fails for good, or ctx or the
 // dialer's own limits end it.
-func (d *Dialer) connect(ctx context.Context, target string, kind transport) (*fd, error) {
+func (d *Dialer) connect(ctx context.Context, target string, kind connKind) (*fd, error) {
 	start := time.Now()
-	p := patience{ctx: ctx, deadline: d.deadline(ctx, start)}
+	p := retryTimer{ctx: ctx, deadline: d.deadline(ctx, start)}
 	defer p.stop()
 	var last error
 	for {
@@ -1280,9 +1280,9 @@ func (d *Dialer) connect(ctx context.Context, target string, kind transport) (*f
 	}
 }
 
-// A patience spaces the attempts at something for which the system has no event
+// A retryTimer spaces the attempts at something for which the system has no event
 // to wait for, until a context or a deadline ends them.
-type patience struct {
+type retryTimer struct {
 	ctx      context.Context
 	deadline time.Time // the zero time is none
 	timer    *time.Timer
@@ -1298,7 +1298,7 @@ const (
 
 // ended returns the error that ends the attempts, the last of which failed with
 // last, or nil.
-func (p *patience) ended(last error) error {
+func (p *retryTimer) ended(last error) error {
 	if err := contextError(p.ctx, last); err != nil {
 		return err
 	}
@@ -1318,7 +1318,7 @@ func contextError(ctx context.Context, last error) error {
 }
 
 // pause waits a while, each time for longer, but not beyond the end.
-func (p *patience) pause() {
+func (p *retryTimer) pause() {
 	p.length = min(max(2*p.length, pauseMin), pauseMax)
 	d := p.length
 	if !p.deadline.IsZero() {
@@ -1335,7 +1335,7 @@ func (p *patience) pause() {
 	}
 }
 
-func (p *patience) stop() {
+func (p *retryTimer) stop() {
 	if p.timer != nil {
 		p.timer.Stop()
 	}
@@ -1413,12 +1413,12 @@ func (c *endpoint) end() *fd {
 	return c.fd
 }
 
-// A transport is what a connection carries.
-type transport uint8
+// A connKind is what a connection carries.
+type connKind uint8
 
 const (
-	streams  transport = iota // bytes: a Conn
-	messages                  // messages: a MsgConn
+	streams  connKind = iota // bytes: a Conn
+	messages                 // messages: a MsgConn
 )
 
 // failed gives err, if it is one, the operation and the addresses. Inlined, it
@@ -2990,7 +2990,7 @@ func InheritedMsgListener(name string) (*MsgListener, error) {
 }
 
 // inheritServer makes l the inherited listener of that name and kind.
-func inheritServer(name string, kind endKind, carries transport, l *server) error {
+func inheritServer(name string, kind endKind, carries connKind, l *server) error {
 	sys, err := adoptInherited(name, kind, func(token string) (*listener, error) {
 		return inheritedListener(token, carries)
 	})
@@ -3296,59 +3296,59 @@ func callError(call string, err error) error {
 	return err
 }
 
-// A users counts the calls that use a descriptor or handle. Its number must not
+// A refs counts the calls that use a descriptor or handle. Its number must not
 // go to somebody else while one does, so the last user of a closed one lets it go.
-type users struct {
+type refs struct {
 	n atomic.Int32 // how many, and isClosing
 }
 
-// isClosing is the bit of users.n that is set once, by Close; isHeld is the one
+// isClosing is the bit of users.n that is set once, by Close; isExclusive is the one
 // that is set while the only user is to stay the only one.
 const (
-	isClosing = 1 << 30
-	isHeld    = 1 << 29
+	isClosing   = 1 << 30
+	isExclusive = 1 << 29
 )
 
-// use counts the caller as a user, unless it is closed.
-func (u *users) use() error {
+// incref counts the caller as a user, unless it is closed.
+func (r *refs) incref() error {
 	for {
-		n := u.n.Load()
+		n := r.n.Load()
 		switch {
 		case n&isClosing != 0:
 			return net.ErrClosed
-		case n&isHeld != 0:
+		case n&isExclusive != 0:
 			runtime.Gosched()
-		case u.n.CompareAndSwap(n, n+1):
+		case r.n.CompareAndSwap(n, n+1):
 			return nil
 		}
 	}
 }
 
-// left ends what use began, and reports whether that was the last user after
+// decref ends what incref began, and reports whether that was the last user after
 // Close.
-func (u *users) left() bool { return u.n.Add(-1) == isClosing }
+func (r *refs) decref() (last bool) { return r.n.Add(-1) == isClosing }
 
-// shut marks it closed and counts the caller as a user, once.
-func (u *users) shut() bool {
+// increfAndClose marks it closed and counts the caller as a user, once.
+func (r *refs) increfAndClose() bool {
 	for {
-		n := u.n.Load()
+		n := r.n.Load()
 		switch {
 		case n&isClosing != 0:
 			return false
-		case n&isHeld != 0:
+		case n&isExclusive != 0:
 			runtime.Gosched()
-		case u.n.CompareAndSwap(n, (n|isClosing)+1):
+		case r.n.CompareAndSwap(n, (n|isClosing)+1):
 			return true
 		}
 	}
 }
 
-// hold keeps others from becoming users, for the time of calls that do not block,
-// if the caller is the only one. letGo ends that.
-func (u *users) hold() bool { return u.n.CompareAndSwap(1, 1|isHeld) }
-func (u *users) letGo()     { u.n.Store(1) }
+// tryExclusive keeps others from becoming users, for the time of calls that do not block,
+// if the caller is the only one. endExclusive ends that.
+func (r *refs) tryExclusive() bool { return r.n.CompareAndSwap(1, 1|isExclusive) }
+func (r *refs) endExclusive()      { r.n.Store(1) }
 
-func (u *users) closing() bool { return u.n.Load()&isClosing != 0 }
+func (r *refs) closing() bool { return r.n.Load()&isClosing != 0 }
 
 // now is the time in nanoseconds on a clock that only goes forward, never 0.
 func now() int64 { return int64(time.Since(epoch)) + 1 }

@@ -93,7 +93,7 @@ var system = map[string]bsd{
 
 var cutsRights = system.cutsRights
 
-type kernel struct{ everyUnix }
+type kernel struct{ baseKernel }
 
 func (kernel) sysFlock(fd, how int) error            { return syscall.Flock(fd, how) }
 func (kernel) mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
@@ -146,7 +146,7 @@ func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
 	if grown && !record {
 		p = p[:min(len(p), 1024)] // or it fills the room that they grow into
 	}
-	n, err := everyUnix{}.sendmsg(sys, p, oob, flags)
+	n, err := baseKernel{}.sendmsg(sys, p, oob, flags)
 	if grown && err == syscall.ENOBUFS {
 		return 0, fullOrTooLong(sys, len(p)+4*len(oob))
 	}
@@ -175,7 +175,7 @@ func sendRights(sys int, p, oob []byte, record bool) (int, error) {
 		}
 		return 0, fullOrTooLong(sys, need)
 	}
-	return everyUnix{}.sendmsg(sys, p[:min(len(p), free-2*len(oob))], oob, 0)
+	return baseKernel{}.sendmsg(sys, p[:min(len(p), free-2*len(oob))], oob, 0)
 }
 
 // sendEmpty sends an empty message on NetBSD, with an empty list of descriptors.

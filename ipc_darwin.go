@@ -26,7 +26,7 @@ const (
 	fifoQuiet     = false   // bsd/miscfs/fifofs/fifo_vnops.c, fifo_read: a FIFO without a writer reads as ended
 )
 
-type kernel struct{ everyUnix }
+type kernel struct{ baseKernel }
 
 func (kernel) sysFlock(fd, how int) error            { return syscall.Flock(fd, how) }
 func (kernel) mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
@@ -49,7 +49,7 @@ func (kernel) accept(sys int) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	return everyUnix{}.accept(sys)
+	return baseKernel{}.accept(sys)
 }
 
 // rightsLost goes by unp_externalize of bsd/kern/uipc_usrreq.c: EMSGSIZE or EMFILE if
@@ -64,7 +64,7 @@ func (kernel) rightsLost(err error) (lost, dataStays bool) {
 // sendmsg tells apart a queue that has no room for the control messages now and one
 // that never has: the kernel says EMSGSIZE for both.
 func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
-	n, err := everyUnix{}.sendmsg(sys, p, oob, flags)
+	n, err := baseKernel{}.sendmsg(sys, p, oob, flags)
 	if err == syscall.EMSGSIZE && len(oob) > 0 {
 		err = fullOrTooLong(sys, len(oob))
 	}

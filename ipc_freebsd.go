@@ -27,7 +27,7 @@ const (
 	fifoQuiet     = true // a FIFO without a writer reads as empty: see primedFIFO
 )
 
-type kernel struct{ everyUnix }
+type kernel struct{ baseKernel }
 
 func (kernel) sysFlock(fd, how int) error            { return syscall.Flock(fd, how) }
 func (kernel) mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
@@ -138,7 +138,7 @@ func (kernel) tooLong(sys, n int) bool {
 func (kernel) carriesEmpty() bool { return !kern.looseRecords() }
 
 func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
-	n, err := everyUnix{}.sendmsg(sys, p, oob, flags)
+	n, err := baseKernel{}.sendmsg(sys, p, oob, flags)
 	if err == syscall.EAGAIN && len(oob) > 0 && flags&syscall.MSG_EOR != 0 && !kern.looseRecords() {
 		err = fullOrTooLong(sys, len(p)+len(oob)) // the kernel waits for ever for what is too long
 	}
@@ -223,7 +223,7 @@ const (
 // bindAt binds in the folder by bindat(2). The name fits unless it fits nowhere.
 func (kernel) bindAt(sys int, d *folder, name string) error {
 	if d.sys < 0 {
-		return everyUnix{}.bindAt(sys, d, name)
+		return baseKernel{}.bindAt(sys, d, name)
 	}
 	if len(name) > sunPathMax {
 		return errNoRoom
@@ -234,7 +234,7 @@ func (kernel) bindAt(sys int, d *folder, name string) error {
 // probeAt connects in the folder by connectat(2). See probe.
 func (kernel) probeAt(d *folder, name string) (at dirEntry, unpin func(), err error) {
 	if d.sys < 0 || len(name) > sunPathMax {
-		return everyUnix{}.probeAt(d, name)
+		return baseKernel{}.probeAt(d, name)
 	}
 	if at, err = d.lstat(name); err != nil {
 		return dirEntry{}, noUnpin, err

@@ -33,7 +33,7 @@ const (
 	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
 )
 
-type kernel struct{ everyUnix }
+type kernel struct{ baseKernel }
 
 // ---------------------------------------------------------------------------
 // What only Linux has
@@ -490,7 +490,7 @@ func (kernel) shorten(path string) (short string, release func(), err error) {
 	}
 	if _, err := lstat(short); err == syscall.ENOENT { // /proc is not mounted
 		release()
-		return everyUnix{}.shorten(path)
+		return baseKernel{}.shorten(path)
 	}
 	return short, release, nil
 }
@@ -563,7 +563,7 @@ func (kernel) renameAt(d *folder, from, to string) error {
 func (kernel) bindAt(sys int, d *folder, name string) error {
 	dir := procName(d.sys, d.id)
 	if dir == "" {
-		return everyUnix{}.bindAt(sys, d, name)
+		return baseKernel{}.bindAt(sys, d, name)
 	}
 	path := joinPath(dir, name)
 	if len(path) > sunPathMax {
@@ -592,7 +592,7 @@ func (kernel) probeAt(d *folder, name string) (at dirEntry, unpin func(), err er
 	if path := procName(sys, at.id); path != "" {
 		return at, unpin, probe(path)
 	}
-	asked, _, err := everyUnix{}.probeAt(d, name)
+	asked, _, err := baseKernel{}.probeAt(d, name)
 	if asked.id != at.id {
 		err = errReplaced
 	}
@@ -1165,7 +1165,7 @@ func (kernel) watchPeer(sys int) (processWatch, error) {
 	case syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM:
 		return nil, os.NewSyscallError("getsockopt", err)
 	}
-	return everyUnix{}.watchPeer(sys) // before 6.5, or in a sandbox
+	return baseKernel{}.watchPeer(sys) // before 6.5, or in a sandbox
 }
 
 // watchProcess watches the process of the number by pidfd_open(2). EINVAL, later
@@ -1188,7 +1188,7 @@ func (kernel) watchProcess(pid int) (processWatch, error) {
 // hasEnded looks at the state too: a process that its parent has not waited for has its
 // number still, and is Z or X behind the name of its program, see proc_pid_stat(5).
 func (kernel) hasEnded(pid int) bool {
-	if (everyUnix{}).hasEnded(pid) {
+	if (baseKernel{}).hasEnded(pid) {
 		return true
 	}
 	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")

@@ -29,7 +29,7 @@ const (
 	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
 )
 
-type kernel struct{ everyUnix }
+type kernel struct{ baseKernel }
 
 // dontWait is MSG_DONTWAIT of sys/socket.h (illumos, Solaris: 0x80), which is
 // MSG_NONBLOCK on AIX (0x4000); package syscall has each for its own system alone.

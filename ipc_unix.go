@@ -227,7 +227,7 @@ func FileMsgListener(f *os.File) (*MsgListener, error) {
 }
 
 // adoptFile makes l a listener over a duplicate of f.
-func (l *server) adoptFile(f *os.File, kind transport) error {
+func (l *server) adoptFile(f *os.File, kind connKind) error {
 	fd, err := adopt(f, streams, func(sys int) error { return isListening(sys, kind) })
 	if err != nil {
 		return opError("file", Addr{}, Addr{}, err)
@@ -284,7 +284,7 @@ func (a Addr) resolve() (target string, err error) {
 const nameMax = 255
 
 // nameTarget maps a name to a file where the system has no abstract names.
-func (everyUnix) nameTarget(name string) (string, error) {
+func (baseKernel) nameTarget(name string) (string, error) {
 	for element := range strings.SplitSeq(name, "/") {
 		if element == ".." {
 			return "", &ruleError{what: "the name " + strconv.Quote(name) + " leads out of /tmp"}
@@ -329,12 +329,12 @@ func addrOf(sa syscall.Sockaddr) Addr {
 
 // sockName returns the address that the socket is bound to, or peerName that of the
 // other end.
-func (everyUnix) sockName(sys int) (Addr, error) {
+func (baseKernel) sockName(sys int) (Addr, error) {
 	sa, err := syscall.Getsockname(sys)
 	return addrOf(sa), err
 }
 
-func (everyUnix) peerName(sys int) (Addr, error) {
+func (baseKernel) peerName(sys int) (Addr, error) {
 	sa, err := syscall.Getpeername(sys)
 	return addrOf(sa), err
 }
@@ -362,7 +362,7 @@ func userAddr(name string) (Addr, error) {
 }
 
 // runtimeDir returns where the service manager keeps the runtime folder of a user, or "".
-func (everyUnix) runtimeDir(uid int) string { return "" }
+func (baseKernel) runtimeDir(uid int) string { return "" }
 
 // privateDir is a folder that every process of the user finds, whatever its environment:
 // $TMPDIR differs between them on macOS, and counts where there is no /tmp, as on Android.
@@ -445,10 +445,10 @@ type listener struct {
 	givenUp atomic.Bool // set by the one Close that gives the file up
 	fdName  string      // what the service manager calls it
 	served  bool        // a client was accepted; guarded by r.mu
-	kind    transport   // of its connections
+	kind    connKind    // of its connections
 }
 
-func listen(target string, kind transport, lc *ListenConfig) (*listener, error) {
+func listen(target string, kind connKind, lc *ListenConfig) (*listener, error) {
 	if err := lc.Sys.check(isAbstract(target)); err != nil {
 		return nil, err
 	}
@@ -1257,7 +1257,7 @@ func (d *folder) named(name string) (string, error) {
 }
 
 // nameIn returns a name for the file in the folder, if the path leads there now.
-func (everyUnix) nameIn(d *folder, name string) (string, error) { return d.named(name) }
+func (baseKernel) nameIn(d *folder, name string) (string, error) { return d.named(name) }
 
 var errFolderReplaced = &ruleError{"the folder was replaced by another", ErrAddrInUse}
 
@@ -1301,7 +1301,7 @@ func (d *folder) lstat(name string) (at dirEntry, err error) {
 	return entryOf(&st), nil
 }
 
-func (everyUnix) lstatAt(d *folder, name string, st *syscall.Stat_t) error {
+func (baseKernel) lstatAt(d *folder, name string, st *syscall.Stat_t) error {
 	if !d.reachesCalls() {
 		path, err := d.named(name)
 		if err != nil {
@@ -1382,7 +1382,7 @@ func (d *folder) rename(from, to string) error {
 	return control(func() error { return kern.renameAt(d, from, to) })
 }
 
-func (everyUnix) renameAt(d *folder, from, to string) error {
+func (baseKernel) renameAt(d *folder, from, to string) error {
 	if !d.reachesCalls() {
 		return d.byPaths(syscall.Rename, from, to)
 	}
@@ -1424,7 +1424,7 @@ func (d *folder) twoNames(trap uintptr, from, to string) error {
 // setMode sets owner, group and permissions of the file of that type that was just made
 // in the folder, and returns its identity; an owner or a group of -1 stays. What was put
 // in its place since then is not touched, as far as type and owner tell.
-func (everyUnix) setMode(d *folder, name string, typ, mode uint32, uid, gid int) (fileID, error) {
+func (baseKernel) setMode(d *folder, name string, typ, mode uint32, uid, gid int) (fileID, error) {
 	made, err := d.lstat(name)
 	if err != nil {
 		return fileID{}, os.NewSyscallError("lstat", err)
@@ -1497,13 +1497,13 @@ func (d *folder) bind(sys int, name string) (byPath bool, err error) {
 }
 
 // bindAt has no other way than by the path, or by a private symbolic link to it.
-func (everyUnix) bindAt(sys int, d *folder, name string) error {
+func (baseKernel) bindAt(sys int, d *folder, name string) error {
 	path, err := d.named(name)
 	if err != nil {
 		return os.NewSyscallError("bind", err)
 	}
 	if len(path) > sunPathMax {
-		short, release, err := everyUnix{}.shorten(d.path)
+		short, release, err := baseKernel{}.shorten(d.path)
 		if err != nil {
 			return err
 		}
@@ -1523,7 +1523,7 @@ func (everyUnix) bindAt(sys int, d *folder, name string) error {
 // probeAt asks as probe does about the socket of that name in the folder. It returns the
 // identity of the socket that it asked, which no other file has until unpin is called,
 // as far as the system can hold it.
-func (everyUnix) probeAt(d *folder, name string) (at dirEntry, unpin func(), err error) {
+func (baseKernel) probeAt(d *folder, name string) (at dirEntry, unpin func(), err error) {
 	if at, err = d.lstat(name); err != nil {
 		return dirEntry{}, noUnpin, err
 	}
@@ -1544,7 +1544,7 @@ func (everyUnix) probeAt(d *folder, name string) (at dirEntry, unpin func(), err
 
 // isBound reports whether any process has a socket that is bound to the file, where the
 // system tells. It is asked about sockets that this user may not connect to.
-func (everyUnix) isBound(fileID) (bool, error) { return false, errors.ErrUnsupported }
+func (baseKernel) isBound(fileID) (bool, error) { return false, errors.ErrUnsupported }
 
 // isSettled reports whether the path leads to the folder and nobody but this user and
 // root can make it lead to another one: each folder on the way is theirs, and others
@@ -1633,7 +1633,7 @@ func takeGuard(d *folder) (release func()) {
 
 // shorten makes a private symbolic link to a path that is too long for a
 // sockaddr_un, and returns its short name and how to remove it.
-func (everyUnix) shorten(path string) (short string, release func(), err error) {
+func (baseKernel) shorten(path string) (short string, release func(), err error) {
 	if path[0] != '/' {
 		wd, err := syscall.Getwd()
 		if err == syscall.ERANGE {
@@ -1670,7 +1670,7 @@ func (everyUnix) shorten(path string) (short string, release func(), err error) 
 // Connections
 
 // connect makes one attempt to connect to the target.
-func connect(target string, kind transport, _ *SysDialer) (*fd, error) {
+func connect(target string, kind connKind, _ *SysDialer) (*fd, error) {
 	f, err := connectSocket(target, socketType(kind))
 	if err == nil {
 		f.carry(kind)
@@ -1787,7 +1787,7 @@ func xucredPeer(cred []uint32) (Peer, error) {
 	return p, nil
 }
 
-func pair(kind transport) (a, b *fd, err error) {
+func pair(kind connKind) (a, b *fd, err error) {
 	var s [2]int
 	err = atBirth(func() (err error) {
 		s, err = syscall.Socketpair(syscall.AF_UNIX, socketType(kind)|socketFlags, 0)
@@ -1801,13 +1801,13 @@ func pair(kind transport) (a, b *fd, err error) {
 
 // newConnFD takes ownership of the socket of a connection, and prepares it for
 // what it carries.
-func newConnFD(sys int, kind transport) *fd {
+func newConnFD(sys int, kind connKind) *fd {
 	f := newSocketFD(sys)
 	f.carry(kind)
 	return f
 }
 
-func (f *fd) carry(kind transport) {
+func (f *fd) carry(kind connKind) {
 	if kind == messages && !framesMessages {
 		f.kind = messages
 		return
@@ -1816,7 +1816,7 @@ func (f *fd) carry(kind transport) {
 }
 
 // socketType returns the type of socket that carries the kind.
-func socketType(kind transport) int {
+func socketType(kind connKind) int {
 	if kind == messages && !framesMessages {
 		return syscall.SOCK_SEQPACKET
 	}
@@ -1824,12 +1824,12 @@ func socketType(kind transport) int {
 }
 
 // adoptConn returns a connection over a duplicate of f.
-func adoptConn(f *os.File, kind transport) (*fd, error) {
+func adoptConn(f *os.File, kind connKind) (*fd, error) {
 	return adopt(f, kind, func(sys int) error { return isConnected(sys, kind) })
 }
 
 // adopt returns an fd over a duplicate of f, if that passes the check.
-func adopt(f *os.File, kind transport, check func(sys int) error) (*fd, error) {
+func adopt(f *os.File, kind connKind, check func(sys int) error) (*fd, error) {
 	var sys int
 	err := withFile(f, func(fd uintptr) (err error) {
 		sys, err = kern.dup(int(fd))
@@ -1848,7 +1848,7 @@ func adopt(f *os.File, kind transport, check func(sys int) error) (*fd, error) {
 
 // adoptSys returns an fd that owns sys, if that passes the check; if not, sys
 // stays as it was. Whoever gave it may have a duplicate, and make both of them block.
-func adoptSys(sys int, kind transport, check func(sys int) error) (*fd, error) {
+func adoptSys(sys int, kind connKind, check func(sys int) error) (*fd, error) {
 	if err := check(sys); err != nil {
 		return nil, err
 	}
@@ -1861,7 +1861,7 @@ func adoptSys(sys int, kind transport, check func(sys int) error) (*fd, error) {
 }
 
 // isLocal refuses every descriptor that is not a local socket of that kind.
-func isLocal(sys int, kind transport) error {
+func isLocal(sys int, kind connKind) error {
 	typ, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_TYPE)
 	if err != nil {
 		return os.NewSyscallError("getsockopt", err) // ENOTSOCK
@@ -1882,7 +1882,7 @@ func isLocal(sys int, kind transport) error {
 
 // isConnected refuses every descriptor that is not a connected local socket of
 // that kind.
-func isConnected(sys int, kind transport) error {
+func isConnected(sys int, kind connKind) error {
 	if err := isLocal(sys, kind); err != nil {
 		return err
 	}
@@ -1907,7 +1907,7 @@ func wasConnected(sys int) bool {
 
 // isListening refuses every descriptor that is not a listening local socket of that
 // kind.
-func isListening(sys int, kind transport) error {
+func isListening(sys int, kind connKind) error {
 	if err := isLocal(sys, kind); err != nil {
 		return err
 	}
@@ -1970,7 +1970,7 @@ func adoptPipeSys(sys int, d direction) (f *fd, err error) {
 		return nil, err
 	}
 	// Only a FIFO is a file on a device, where fifoPolls makes a difference.
-	f.naps = !fifoPolls && fstatID(f.sys).dev != 0
+	f.pollsByTimer = !fifoPolls && fstatID(f.sys).dev != 0
 	return f, nil
 }
 
@@ -2143,7 +2143,7 @@ func openFIFO(ctx context.Context, addr Addr, d direction) (*fd, error) {
 		return nil, err
 	}
 	deadline, _ := ctx.Deadline()
-	p := patience{ctx: ctx, deadline: deadline}
+	p := retryTimer{ctx: ctx, deadline: deadline}
 	defer p.stop()
 	for {
 		if err := p.ended(nil); err != nil {
@@ -2191,7 +2191,7 @@ func tryFIFO(path string, d direction) (*fd, error) {
 		return nil, err
 	}
 	f := newFD(sys)
-	f.naps = !fifoPolls
+	f.pollsByTimer = !fifoPolls
 	return f, nil
 }
 
@@ -2199,7 +2199,7 @@ func tryFIFO(path string, d direction) (*fd, error) {
 // which may be another one than f. Without a writer a read says end of file; with one
 // it says EAGAIN or returns data, which is kept for the first Read. Where fifoQuiet,
 // it says EAGAIN without a writer too, until one has left or the reader was primed.
-func awaitWriter(f *fd, path string, p *patience) (*fd, error) {
+func awaitWriter(f *fd, path string, p *retryTimer) (*fd, error) {
 	tells, primed := !fifoQuiet, false
 	for {
 		var first [1]byte
@@ -2240,10 +2240,10 @@ func awaitWriter(f *fd, path string, p *patience) (*fd, error) {
 // is all there is to close; Start asks it for the descriptor, which for a file that
 // was nonblocking when it was made changes nothing.
 func (f *fd) bequeath(cmd *exec.Cmd) (token string, err error) {
-	if err := f.use(); err != nil {
+	if err := f.incref(); err != nil {
 		return "", err
 	}
-	defer f.unuse()
+	defer f.decref()
 	if err := f.mayGo(); err != nil {
 		return "", err
 	}
@@ -2373,14 +2373,14 @@ func tokenFD(token string) int {
 func inheritedStream(token string) (*fd, error)   { return inheritedSocket(token, streams) }
 func inheritedMessages(token string) (*fd, error) { return inheritedSocket(token, messages) }
 
-func inheritedSocket(token string, kind transport) (*fd, error) {
+func inheritedSocket(token string, kind connKind) (*fd, error) {
 	return adoptSys(tokenFD(token), kind, func(sys int) error { return isConnected(sys, kind) })
 }
 
 func inheritedReader(token string) (*fd, error) { return adoptPipeSys(tokenFD(token), reading) }
 func inheritedWriter(token string) (*fd, error) { return adoptPipeSys(tokenFD(token), writing) }
 
-func inheritedListener(token string, kind transport) (*listener, error) {
+func inheritedListener(token string, kind connKind) (*listener, error) {
 	passed, file, _ := parseToken(token)
 	l, err := ownListener(passed[0].sys, kind)
 	if err == nil && file != nil {
@@ -2391,7 +2391,7 @@ func inheritedListener(token string, kind transport) (*listener, error) {
 
 // ownListener returns a listener that owns sys, which stays as it was if it does
 // not listen.
-func ownListener(sys int, kind transport) (*listener, error) {
+func ownListener(sys int, kind connKind) (*listener, error) {
 	f, err := adoptSys(sys, streams, func(sys int) error { return isListening(sys, kind) })
 	if err != nil {
 		return nil, err
@@ -2970,7 +2970,7 @@ func notify(addr Addr, state string, files []*os.File) error {
 // sendDatagram sends one datagram, for which it waits until there is room at the
 // receiver, which not every system tells of.
 func (f *fd) sendDatagram(p, rights []byte) error {
-	wait := patience{ctx: context.Background(), deadline: time.Now().Add(notifyPatience)}
+	wait := retryTimer{ctx: context.Background(), deadline: time.Now().Add(notifyPatience)}
 	defer wait.stop()
 	for {
 		err := f.control("sendmsg", func() error {
@@ -3016,12 +3016,12 @@ func (f *fd) sendDatagram(p, rights []byte) error {
 // An fd is a close-on-exec descriptor of a socket, pipe or FIFO that this package
 // owns. It is nonblocking, as far as that is up to this process: see share.
 type fd struct {
-	users // calls that use sys; the last one after Close disposes of it
+	refs // calls that use sys; the last one after Close disposes of it
 
-	sys    int       // changed by leavePoller alone, while nobody else is a user
-	kind   transport // messages: the kernel keeps their boundaries
-	socket bool      // not a pipe or FIFO
-	listen bool      // clients wait in its queue
+	sys    int      // changed by leavePoller alone, while nobody else is a user
+	kind   connKind // messages: the kernel keeps their boundaries
+	socket bool     // not a pipe or FIFO
+	listen bool     // clients wait in its queue
 
 	r, w   ioState
 	in     messageReader // guarded by r.mu
@@ -3033,19 +3033,19 @@ type fd struct {
 	readShut atomic.Bool  // set by closeRead, never cleared: see readsAfterShutdown
 	ended    atomic.Bool  // a read met the end of the stream, so that nothing is in the queue
 
-	polled atomic.Pointer[registration] // nil unless it is with the poller; stored under mu, loaded by every wait
+	polled atomic.Pointer[pollFile] // nil unless it is with the poller; stored under mu, loaded by every wait
 
-	mu      sync.Mutex      // guards what follows, and keeps join, leavePoller, Close and SetDeadline apart
-	naps    bool            // the poller cannot serve it: see nap; settled before polled is
-	pinned  bool            // somebody may know the number, so it stays
-	isGone  bool            // the descriptor is closed
-	goneErr error           // the error of that
-	gone    chan struct{}   // closed then; nil until Close waits for it
-	cleanup runtime.Cleanup // closes sys if nobody does; stopped when a registration takes over
+	mu           sync.Mutex      // guards what follows, and keeps join, leavePoller, Close and SetDeadline apart
+	pollsByTimer bool            // the poller cannot serve it: see pollByTimer; settled before polled is
+	pinned       bool            // somebody may know the number, so it stays
+	isGone       bool            // the descriptor is closed
+	goneErr      error           // the error of that
+	gone         chan struct{}   // closed then; nil until Close waits for it
+	cleanup      runtime.Cleanup // closes sys if nobody does; stopped when a pollFile takes over
 }
 
-// A registration is what a descriptor is while it is with the runtime's poller.
-type registration struct {
+// A pollFile is what a descriptor is while it is with the runtime's poller.
+type pollFile struct {
 	file *os.File // owns the descriptor
 	raw  syscall.RawConn
 }
@@ -3090,7 +3090,7 @@ var (
 
 func closedFD() *fd {
 	f := new(fd)
-	f.shut()
+	f.increfAndClose()
 	return f
 }
 
@@ -3132,7 +3132,7 @@ func (f *fd) share() { f.shared.Store(true) }
 // enter begins an operation in one direction, leave ends it.
 func (f *fd) enter(h *ioState) error {
 	h.mu.Lock()
-	if err := f.use(); err != nil {
+	if err := f.incref(); err != nil {
 		h.mu.Unlock()
 		return err
 	}
@@ -3140,7 +3140,7 @@ func (f *fd) enter(h *ioState) error {
 }
 
 func (f *fd) leave(h *ioState) {
-	f.unuse()
+	f.decref()
 	h.mu.Unlock()
 }
 
@@ -3283,7 +3283,7 @@ func (f *fd) close() error {
 
 // closeLater is close for a caller that must not wait at all.
 func (f *fd) closeLater() error {
-	if !f.shut() {
+	if !f.increfAndClose() {
 		return net.ErrClosed
 	}
 	raceRelease()
@@ -3292,7 +3292,7 @@ func (f *fd) closeLater() error {
 		p.file.SetDeadline(time.Unix(1, 0)) // in the past: ends every wait
 	}
 	f.mu.Unlock()
-	f.unuse()
+	f.decref()
 	return nil
 }
 
@@ -3315,9 +3315,9 @@ func (f *fd) awaitGone() error {
 	}
 }
 
-// unuse ends what use began. The last user of a closed fd closes the descriptor.
-func (f *fd) unuse() {
-	if f.left() {
+// decref ends what incref began. The last user of a closed fd closes the descriptor.
+func (f *fd) decref() {
+	if f.refs.decref() {
 		f.dispose()
 	}
 }
@@ -3389,8 +3389,8 @@ func (f *fd) await(h *ioState, try func(sysfd uintptr) bool) error {
 		try = h.again
 	}
 	switch {
-	case f.naps:
-		err = f.nap(h, try)
+	case f.pollsByTimer:
+		err = f.pollByTimer(h, try)
 	case h == &f.r:
 		err = p.raw.Read(try)
 	default:
@@ -3402,11 +3402,11 @@ func (f *fd) await(h *ioState, try func(sysfd uintptr) bool) error {
 	return err
 }
 
-// nap stands in for the poller where it has no event to wait for: FIFOs on macOS,
+// pollByTimer stands in for the poller where it has no event to wait for: FIFOs on macOS,
 // where the end of the last writer is none, and on OpenBSD, which cannot register
 // one; and a limit of the kernel that others use up. It holds no thread.
-func (f *fd) nap(h *ioState, try func(sysfd uintptr) bool) error {
-	p := patience{ctx: context.Background()}
+func (f *fd) pollByTimer(h *ioState, try func(sysfd uintptr) bool) error {
+	p := retryTimer{ctx: context.Background()}
 	defer p.stop()
 	for {
 		switch {
@@ -3422,7 +3422,7 @@ func (f *fd) nap(h *ioState, try func(sysfd uintptr) bool) error {
 }
 
 // join registers the descriptor with the runtime's poller, if it is not yet.
-func (f *fd) join() (*registration, error) {
+func (f *fd) join() (*pollFile, error) {
 	if p := f.polled.Load(); p != nil {
 		return p, nil // should Close come now, its deadline ends the wait
 	}
@@ -3435,7 +3435,7 @@ func (f *fd) join() (*registration, error) {
 		return p, nil
 	}
 	f.cleanup.Stop()
-	p := &registration{file: os.NewFile(uintptr(f.sys), "ipc")}
+	p := &pollFile{file: os.NewFile(uintptr(f.sys), "ipc")}
 	var err error
 	if p.raw, err = p.file.SyscallConn(); err != nil {
 		return nil, err
@@ -3445,7 +3445,7 @@ func (f *fd) join() (*registration, error) {
 	if f.r.deadline() != f.w.deadline() && err == nil {
 		err = p.file.SetWriteDeadline(f.w.deadline())
 	}
-	f.naps = f.naps || err != nil
+	f.pollsByTimer = f.pollsByTimer || err != nil
 	if f.r.again == nil {
 		f.r.again = func(sysfd uintptr) bool { return f.r.attemptAgain(int(sysfd)) }
 		f.w.again = func(sysfd uintptr) bool { return f.w.attemptAgain(int(sysfd)) }
@@ -3454,15 +3454,15 @@ func (f *fd) join() (*registration, error) {
 	return p, nil
 }
 
-// leavePoller ends the registration, if the caller is the only user. That takes a
+// leavePoller closes the pollFile, if the caller is the only user. That takes a
 // new number for the descriptor, since to end it is to close the old one; if there
 // is none to be had, or somebody knows the old one, all stays as it is.
 func (f *fd) leavePoller() {
 	p := f.polled.Load()
-	if p == nil || f.naps || !f.hold() {
+	if p == nil || f.pollsByTimer || !f.tryExclusive() {
 		return
 	}
-	defer f.letGo()
+	defer f.endExclusive()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.pinned {
@@ -3493,10 +3493,10 @@ func (f *fd) isPinned() bool {
 
 // setDeadline sets the deadlines of one or both directions.
 func (f *fd) setDeadline(t time.Time, d direction) error {
-	if err := f.use(); err != nil {
+	if err := f.incref(); err != nil {
 		return err
 	}
-	defer f.unuse()
+	defer f.decref()
 	expiry := int64(0)
 	if !t.IsZero() {
 		expiry = expiryAt(t, time.Now())
@@ -3510,13 +3510,13 @@ func (f *fd) setDeadline(t time.Time, d direction) error {
 	p := f.polled.Load()
 	if d&reading != 0 {
 		f.r.expiry.Store(expiry)
-		if p != nil && !f.naps {
+		if p != nil && !f.pollsByTimer {
 			err = p.file.SetReadDeadline(t)
 		}
 	}
 	if d&writing != 0 {
 		f.w.expiry.Store(expiry)
-		if p != nil && !f.naps && err == nil {
+		if p != nil && !f.pollsByTimer && err == nil {
 			err = p.file.SetWriteDeadline(t)
 		}
 	}
@@ -3532,10 +3532,10 @@ func (f *fd) rawConn() (syscall.RawConn, error) {
 }
 
 func (c rawConn) Control(fn func(fd uintptr)) error {
-	if err := c.f.use(); err != nil {
+	if err := c.f.incref(); err != nil {
 		return err
 	}
-	defer c.f.unuse()
+	defer c.f.decref()
 	fn(uintptr(c.f.sys))
 	return nil
 }
@@ -3845,13 +3845,13 @@ func (f *fd) sendmsg(p, oob []byte, flags int) (int, error) {
 		case now() >= giveUp:
 			return 0, err
 		}
-		if err := f.nap(&f.w, f.once()); err != nil {
+		if err := f.pollByTimer(&f.w, f.once()); err != nil {
 			return 0, err
 		}
 	}
 }
 
-// once returns a function for nap that lets one pause go by.
+// once returns a function for pollByTimer that lets one pause go by.
 func (f *fd) once() func(uintptr) bool {
 	again := false
 	return func(uintptr) bool { done := again; again = true; return done }
@@ -4431,13 +4431,13 @@ func (f *fd) drain() error {
 	room := rightsRooms.Get().(*[rightsRoom]byte)
 	defer rightsRooms.Put(room)
 	o := op{attempt: recvWith, p: make([]byte, 32<<10), oob: room[:]}
-	patience := now() + int64(closeGrace) // for all of them
+	retryTimer := now() + int64(closeGrace) // for all of them
 	for range drainMax {
 		err := control(func() error { return o.attempt(&o, f.sys) })
 		if err != nil || o.n == 0 {
 			break
 		}
-		discardWithin(time.Duration(patience-now()), descriptorsIn(room[:o.oobn])...)
+		discardWithin(time.Duration(retryTimer-now()), descriptorsIn(room[:o.oobn])...)
 	}
 	return nil // the next read says what there is to say
 }
@@ -4522,7 +4522,7 @@ type processWatch interface {
 }
 
 // watchPeer returns a watch of the peer's process by its number, or errProcessEnded.
-func (everyUnix) watchPeer(sys int) (processWatch, error) {
+func (baseKernel) watchPeer(sys int) (processWatch, error) {
 	p, err := kern.peerOf(sys)
 	if err != nil {
 		return nil, os.NewSyscallError("getsockopt", err)
@@ -4539,7 +4539,7 @@ var errNoPID = &ruleError{"the system does not tell the process of the peer", er
 // A processNumber watches a process by looking for its number.
 type processNumber int
 
-func (everyUnix) watchProcess(pid int) (processWatch, error) { return processNumber(pid), nil }
+func (baseKernel) watchProcess(pid int) (processWatch, error) { return processNumber(pid), nil }
 
 func (n processNumber) wait(ctx context.Context) error {
 	return pollUntil(ctx, func() (bool, error) { return kern.hasEnded(int(n)), nil })
@@ -4547,12 +4547,12 @@ func (n processNumber) wait(ctx context.Context) error {
 func (n processNumber) close() {}
 
 // hasEnded reports whether no process has the number: kill(2) without a signal.
-func (everyUnix) hasEnded(pid int) bool { return syscall.Kill(pid, 0) == syscall.ESRCH }
+func (baseKernel) hasEnded(pid int) bool { return syscall.Kill(pid, 0) == syscall.ESRCH }
 
 // pollUntil asks again and again until the answer is yes, or an error, or ctx ends.
 func pollUntil(ctx context.Context, ask func() (bool, error)) error {
 	deadline, _ := ctx.Deadline()
-	p := patience{ctx: ctx, deadline: deadline}
+	p := retryTimer{ctx: ctx, deadline: deadline}
 	defer p.stop()
 	for {
 		if yes, err := ask(); yes || err != nil {
@@ -4655,10 +4655,10 @@ func (f *fd) name(get func(sys int) (Addr, error)) Addr {
 
 // control makes a call on the descriptor that does not block.
 func (f *fd) control(name string, call func() error) error {
-	if err := f.use(); err != nil {
+	if err := f.incref(); err != nil {
 		return err
 	}
-	defer f.unuse()
+	defer f.decref()
 	return callError(name, control(call))
 }
 
@@ -4709,71 +4709,71 @@ func errnoOf(err error) error {
 // ---------------------------------------------------------------------------
 // System calls
 
-// An everyUnix does what differs between the systems as every one of them can. The
+// An baseKernel does what differs between the systems as every one of them can. The
 // type kernel of each system has it inside, and methods of its own where it can do
 // better.
-type everyUnix struct{}
+type baseKernel struct{}
 
 // kern is what this package knows of the kernel.
 var kern kernel
 
 // holdsLock is for systems where a lock of this process must be known before its
 // file is opened.
-func (everyUnix) holdsLock(string) (held bool, letGo func()) { return false, func() {} }
+func (baseKernel) holdsLock(string) (held bool, letGo func()) { return false, func() {} }
 
-func (everyUnix) newPipe(p *[2]int) error { return syscall.Pipe(p[:]) }
+func (baseKernel) newPipe(p *[2]int) error { return syscall.Pipe(p[:]) }
 
 // readNow and writeNow transfer what can be transferred at once, whether or not the
 // pipe was made blocking. Where the kernel has no call for that they may wait.
-func (everyUnix) readNow(sys int, p []byte) (int, error)  { return syscall.Read(sys, p) }
-func (everyUnix) writeNow(sys int, p []byte) (int, error) { return syscall.Write(sys, p) }
+func (baseKernel) readNow(sys int, p []byte) (int, error)  { return syscall.Read(sys, p) }
+func (baseKernel) writeNow(sys int, p []byte) (int, error) { return syscall.Write(sys, p) }
 
 // recvv and sendv work on the first buffer where package syscall does not reach
 // readv(2): short transfers are in their contract.
-func (everyUnix) recvv(sys int, iov []iovec, oob []byte, flags int) (n, oobn, got int, err error) {
+func (baseKernel) recvv(sys int, iov []iovec, oob []byte, flags int) (n, oobn, got int, err error) {
 	return kern.recvmsg(sys, first(iov), oob, flags)
 }
 
-func (everyUnix) sendv(sys int, iov []iovec, flags int) (int, error) {
+func (baseKernel) sendv(sys int, iov []iovec, flags int) (int, error) {
 	return kern.sendmsg(sys, first(iov), nil, flags)
 }
 
 // hidesUser is for systems on which one id is that of many users. Linux alone has
 // user namespaces.
-func (everyUnix) hidesUser(int) bool { return false }
+func (baseKernel) hidesUser(int) bool { return false }
 
 // drained reports whether nothing is in the queue of a connection that nobody else
 // has, and nothing can come any more; where that is not known, it is false. An empty
 // message does not show if it is unmarked.
-func (everyUnix) drained(sys int, unmarked bool) bool { return false }
+func (baseKernel) drained(sys int, unmarked bool) bool { return false }
 
 // inlineUrgent has a stream deliver urgent data (MSG_OOB) like any other, where a local
 // socket has such.
-func (everyUnix) inlineUrgent(int) {}
+func (baseKernel) inlineUrgent(int) {}
 
 // hurry makes a call that may sleep, and interrupts it now and then where that ends
 // a sleep.
-func (everyUnix) hurry(call func()) { call() }
+func (baseKernel) hurry(call func()) { call() }
 
 // leaveCPU moves the calling thread to another CPU, where the system can: see the one
 // for Linux.
-func (everyUnix) leaveCPU() {}
+func (baseKernel) leaveCPU() {}
 
 // polls reports whether the descriptor may be given to the poller: a socket, pipe or
 // FIFO. It does not ask a file system. lseek(2) fails on these alone, and on
 // terminals, which no peer serves.
-func (everyUnix) polls(sys int) bool {
+func (baseKernel) polls(sys int) bool {
 	_, err := syscall.Seek(sys, 0, io.SeekCurrent)
 	return err == syscall.ESPIPE
 }
 
 // neverBlocks reports whether the descriptor may be nonblocking, which os.NewFile looks
 // at.
-func (everyUnix) neverBlocks(int) bool { return true }
+func (baseKernel) neverBlocks(int) bool { return true }
 
 // blockingFile returns the descriptor as an os.File that does not use the poller. It
 // is that of a file or folder, for which nonblocking mode has no meaning.
-func (everyUnix) blockingFile(fd int, name string) (*os.File, error) {
+func (baseKernel) blockingFile(fd int, name string) (*os.File, error) {
 	if err := syscall.SetNonblock(fd, false); err != nil {
 		return nil, os.NewSyscallError("fcntl", err)
 	}
@@ -4781,54 +4781,54 @@ func (everyUnix) blockingFile(fd int, name string) (*os.File, error) {
 }
 
 // extraDescriptor returns the descriptor in a control message that is not SCM_RIGHTS.
-func (everyUnix) extraDescriptor(syscall.SocketControlMessage) (int, bool) { return 0, false }
+func (baseKernel) extraDescriptor(syscall.SocketControlMessage) (int, bool) { return 0, false }
 
 // onlyMark reports whether the control messages are the one of markMessages alone.
-func (everyUnix) onlyMark([]byte) bool { return false }
+func (baseKernel) onlyMark([]byte) bool { return false }
 
 // readsAfterShutdown reports whether what the peer sends may go on to arrive after a shutdown of
 // the reading side, of which nobody tells it.
-func (everyUnix) readsAfterShutdown() bool { return true }
+func (baseKernel) readsAfterShutdown() bool { return true }
 
 // hungUp reports whether a FIFO had a writer that left, where the kernel tells.
-func (everyUnix) hungUp(int) bool { return false }
+func (baseKernel) hungUp(int) bool { return false }
 
 // primedFIFO is for fifoQuiet: see the one for FreeBSD.
-func (everyUnix) primedFIFO(*fd, string) *fd { return nil }
+func (baseKernel) primedFIFO(*fd, string) *fd { return nil }
 
 // markMessages makes empty messages differ from the end, if they do not anyway;
 // isMessage tells by the result of a receive of no bytes whether it was one.
-func (everyUnix) markMessages(int)           {}
-func (everyUnix) isMessage(int, int) bool    { return true }
-func (everyUnix) unmarked(oob []byte) []byte { return oob }
+func (baseKernel) markMessages(int)           {}
+func (baseKernel) isMessage(int, int) bool    { return true }
+func (baseKernel) unmarked(oob []byte) []byte { return oob }
 
 // filesMax is the most descriptors that the kernel takes in one message.
-func (everyUnix) filesMax() int { return maxFiles }
+func (baseKernel) filesMax() int { return maxFiles }
 
 // rightsLost reports whether err of a receive that had room for control messages
 // means that the kernel dropped the files which came, and whether the data they came
 // with is still in the queue of a stream. Linux cuts the list of files off instead.
-func (everyUnix) rightsLost(err error) (lost, dataStays bool) { return false, false }
+func (baseKernel) rightsLost(err error) (lost, dataStays bool) { return false, false }
 
 // messageMax returns the longest message that goes in one call. On FreeBSD that is
 // SO_SNDBUF, net.local.seqpacket.maxseqpacket by default: sosend_generic of
 // sys/kern/uipc_socket.c refuses what is longer. FreeBSD 15 does not, and ends a
 // record wherever it has copied as much; sendMessage holds to the limit there.
-func (everyUnix) messageMax(sys int) (int, error) {
+func (baseKernel) messageMax(sys int) (int, error) {
 	return syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_SNDBUF)
 }
 
 // tooLong is for messages that the kernel does not refuse as it should.
-func (everyUnix) tooLong(sys, n int) bool { return false }
+func (baseKernel) tooLong(sys, n int) bool { return false }
 
 // looseRecords reports whether messages are no more than records in a stream: see
 // the one for FreeBSD. carriesEmpty reports whether a message may be empty.
-func (everyUnix) looseRecords() bool { return false }
-func (everyUnix) carriesEmpty() bool { return true }
+func (baseKernel) looseRecords() bool { return false }
+func (baseKernel) carriesEmpty() bool { return true }
 
 // No other system but Linux splices.
-func (everyUnix) spliceFrom(*fd, io.Reader) (int64, bool, error) { return 0, false, nil }
-func (everyUnix) spliceTo(*fd, io.Writer) (int64, bool, error)   { return 0, false, nil }
+func (baseKernel) spliceFrom(*fd, io.Reader) (int64, bool, error) { return 0, false, nil }
+func (baseKernel) spliceTo(*fd, io.Writer) (int64, bool, error)   { return 0, false, nil }
 
 // control makes a call that does not block, again if a signal interrupted it.
 func control(call func() error) error {
@@ -4873,7 +4873,7 @@ func newSocket(typ int) (sys int, err error) {
 
 // accept is for systems without accept4(2). The listener does not
 // block, so neither does a fork that waits for the lock.
-func (everyUnix) accept(sys int) (conn int, err error) {
+func (baseKernel) accept(sys int) (conn int, err error) {
 	err = atBirth(func() (err error) {
 		conn, _, err = syscall.Accept(sys)
 		return err
@@ -4892,7 +4892,7 @@ func acceptError(sys int, err error) error {
 
 // dup duplicates a descriptor, close-on-exec, where package syscall
 // does not reach F_DUPFD_CLOEXEC.
-func (everyUnix) dup(sys int) (int, error) {
+func (baseKernel) dup(sys int) (int, error) {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
 	d, err := syscall.Dup(sys)
@@ -4904,18 +4904,18 @@ func (everyUnix) dup(sys int) (int, error) {
 
 // reopen opens the pipe or FIFO of a descriptor anew, in the same direction and
 // nonblocking, where the system can: the error matches errors.ErrUnsupported if not.
-func (everyUnix) reopen(int) (int, error) { return -1, errors.ErrUnsupported }
+func (baseKernel) reopen(int) (int, error) { return -1, errors.ErrUnsupported }
 
 // closesOnExec reports whether a descriptor is close-on-exec, where package syscall
 // reaches F_GETFD.
-func (everyUnix) closesOnExec(int) bool { return false }
+func (baseKernel) closesOnExec(int) bool { return false }
 
 // sendmsg and recvmsg are sendmsg(2) and recvmsg(2) as package syscall has them.
-func (everyUnix) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
+func (baseKernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
 	return syscall.SendmsgN(sys, p, oob, nil, flags)
 }
 
-func (everyUnix) recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
+func (baseKernel) recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
 	n, oobn, got, _, err = syscall.Recvmsg(sys, p, oob, flags)
 	return min(n, len(p)), oobn, got, err // it asks for a byte that p has no room for
 }
@@ -5046,11 +5046,11 @@ func checkMemory(f *os.File) (info memoryInfo, err error) {
 // has taken precautions, which belongs to another package than this one uses.
 var errNoMemory = &ruleError{"this system has no memory that cannot shrink", errors.ErrUnsupported}
 
-func (everyUnix) newMemory(int) (memoryFiles, error)  { return memoryFiles{}, errNoMemory }
-func (everyUnix) sealMemory(int, bool) error          { return errNoMemory }
-func (everyUnix) checkMemory(int) (memoryInfo, error) { return memoryInfo{}, errNoMemory }
-func (everyUnix) openReadOnly(int) (*os.File, error)  { return nil, errNoMemory }
-func (everyUnix) mapAt(mem []byte, prot, flags, sys, offset int) error {
+func (baseKernel) newMemory(int) (memoryFiles, error)  { return memoryFiles{}, errNoMemory }
+func (baseKernel) sealMemory(int, bool) error          { return errNoMemory }
+func (baseKernel) checkMemory(int) (memoryInfo, error) { return memoryInfo{}, errNoMemory }
+func (baseKernel) openReadOnly(int) (*os.File, error)  { return nil, errNoMemory }
+func (baseKernel) mapAt(mem []byte, prot, flags, sys, offset int) error {
 	return errNoMemory
 }
 
@@ -5074,7 +5074,7 @@ func mapMemory(f *os.File, size, again int, write bool) (mem []byte, err error) 
 
 // mapTwice takes room for both mappings first, and then puts them into it, so that nothing
 // else can get in between.
-func (everyUnix) mapTwice(sys, size, again, prot int) ([]byte, error) {
+func (baseKernel) mapTwice(sys, size, again, prot int) ([]byte, error) {
 	mem, err := syscall.Mmap(-1, 0, size+again, syscall.PROT_NONE, syscall.MAP_PRIVATE|syscall.MAP_ANON)
 	if err != nil {
 		return nil, err
@@ -5151,10 +5151,10 @@ func newBell() (*fd, farBell, error) {
 
 // ringBell sends one byte. It does not wait: a socket that is full has enough of them.
 func ringBell(f *fd) error {
-	if err := f.use(); err != nil {
+	if err := f.incref(); err != nil {
 		return err
 	}
-	defer f.unuse()
+	defer f.decref()
 	for {
 		_, err := kern.sendmsg(f.sys, zeroByte[:], nil, dontWait|noSignal)
 		switch err {

@@ -877,7 +877,7 @@ type listener struct {
 	cleanup runtime.Cleanup // closes the instances if nobody does
 }
 
-func listen(target string, kind transport, lc *ListenConfig) (*listener, error) {
+func listen(target string, kind connKind, lc *ListenConfig) (*listener, error) {
 	c := PipeConfig{Access: lc.Access, Backlog: lc.Backlog, Messages: kind.native() == messages}
 	if s := lc.Sys; s != nil {
 		c.AcceptRemote, c.Security, c.ReadBuffer, c.WriteBuffer = s.AcceptRemote, s.Security, s.ReadBuffer, s.WriteBuffer
@@ -949,7 +949,7 @@ func listenPipe(target string, c PipeConfig) (*listener, error) {
 		return nil, err
 	}
 	if c.MaxInstances > 0 {
-		s.unkept = &ruleError{"a pipe with MaxInstances has no instance to hand on", errors.ErrUnsupported}
+		s.reserveErr = &ruleError{"a pipe with MaxInstances has no instance to hand on", errors.ErrUnsupported}
 		return s.listen(true)
 	}
 	return s.claimAndListen()
@@ -1130,13 +1130,13 @@ func milliseconds(t time.Time) uint32 {
 
 // instances are the instances of a pipe that listen for a client.
 type instances struct {
-	spec    *pipeSpec
-	backlog int            // how many are armed
-	limit   int            // how many may exist, connected ones included; 0 is no limit
-	event   syscall.Handle // auto-reset: an operation ended, or close wants watch to end
-	keeper  syscall.Handle // an instance that nobody can connect to, for Inherit; 0 if there is none
-	unkept  error          // why there is none
-	watched chan struct{}  // closed when watch has ended; nil before it begins
+	spec        *pipeSpec
+	backlog     int            // how many are armed
+	limit       int            // how many may exist, connected ones included; 0 is no limit
+	event       syscall.Handle // auto-reset: an operation ended, or close wants watch to end
+	reservation syscall.Handle // an instance that nobody can connect to, for Inherit; 0 if there is none
+	reserveErr  error          // why there is none
+	watched     chan struct{}  // closed when watch has ended; nil before it begins
 
 	waits             // mu is never held while waiting; it guards what follows too
 	armed []*instance // the first was armed first
@@ -1168,16 +1168,16 @@ func (s *instances) claim() error {
 		}
 		client, err := openPipe(s.spec.target, fileReadAttributes, Anonymous.flags())
 		if err == nil {
-			s.keeper = h
+			s.reservation = h
 			return os.NewSyscallError("CloseHandle", syscall.CloseHandle(client))
 		}
 		s.arm(h)
 		if errnoOf(err) != errPipeBusy { // SysListenConfig.Security does not let this user in
-			s.unkept = err
+			s.reserveErr = err
 			return nil
 		}
 	}
-	s.unkept = os.NewSyscallError("CreateFile", errPipeBusy)
+	s.reserveErr = os.NewSyscallError("CreateFile", errPipeBusy)
 	return nil
 }
 
@@ -1441,8 +1441,8 @@ func (s *instances) close() error {
 		}
 	}
 	s.armed = nil
-	if s.keeper != 0 {
-		if e := syscall.CloseHandle(s.keeper); err == nil {
+	if s.reservation != 0 {
+		if e := syscall.CloseHandle(s.reservation); err == nil {
 			err = e
 		}
 	}
@@ -1511,7 +1511,7 @@ func deserted(h syscall.Handle, ends direction) bool {
 // A pipeSpec is what all instances of a pipe are made with.
 type pipeSpec struct {
 	target   string
-	kind     transport
+	kind     connKind
 	ends     direction // of the server
 	remote   bool      // clients may be on other machines
 	inherit  bool
@@ -1566,7 +1566,7 @@ func quota(n int) uint32 {
 // Connections
 
 // connect makes one attempt to open the pipe.
-func connect(target string, kind transport, s *SysDialer) (*fd, error) {
+func connect(target string, kind connKind, s *SysDialer) (*fd, error) {
 	if s == nil {
 		s = &SysDialer{}
 	}
@@ -1584,7 +1584,7 @@ func connect(target string, kind transport, s *SysDialer) (*fd, error) {
 }
 
 // openClient opens a client's end.
-func openClient(target string, kind transport, d Direction, flags uint32) (*fd, error) {
+func openClient(target string, kind connKind, d Direction, flags uint32) (*fd, error) {
 	ends := d.ends(false)
 	readsMessages := kind.native() == messages && ends&reading != 0
 	h, err := openPipe(target, rightsOf(ends, readsMessages), flags)
@@ -1628,7 +1628,7 @@ func rightsOf(ends direction, readsMessages bool) uint32 {
 }
 
 // native returns what the pipe of a connection of that kind carries.
-func (kind transport) native() transport {
+func (kind connKind) native() connKind {
 	if framesMessages {
 		return streams
 	}
@@ -1662,12 +1662,12 @@ func (p Peer) trusted() bool { return p.system.trusted }
 // pair returns the server's and the client's end of a pipe of its own. Nobody
 // else can open the client's end: the instance is the only one, of a new pipe,
 // of this user, and has its client when pair returns.
-func pair(kind transport) (a, b *fd, err error) { return pairOf(Duplex, kind) }
+func pair(kind connKind) (a, b *fd, err error) { return pairOf(Duplex, kind) }
 
 // pairOf makes a pair. The token by which the server knows the client follows what
 // the client sends (SECURITY_CONTEXT_TRACKING): the client's end may be given to a
 // child with other rights than this process, and what that one sends is its own.
-func pairOf(d Direction, kind transport) (server, client *fd, err error) {
+func pairOf(d Direction, kind connKind) (server, client *fd, err error) {
 	p, err := newPipeSpec(localPrefix+appFolder+freshName(), PipeConfig{Direction: d, Messages: kind.native() == messages})
 	if err != nil {
 		return nil, nil, err
@@ -1703,7 +1703,7 @@ const appFolder = `LOCAL\`
 func pipe() (r, w *fd, err error) { return pairOf(ClientToServer, streams) }
 
 // adoptConn returns a connection over a duplicate of f.
-func adoptConn(f *os.File, kind transport) (*fd, error) {
+func adoptConn(f *os.File, kind connKind) (*fd, error) {
 	return adopt(f, kind, reading|writing)
 }
 
@@ -1711,7 +1711,7 @@ func adoptConn(f *os.File, kind transport) (*fd, error) {
 func adoptPipe(f *os.File, d direction) (*fd, error) { return adopt(f, streams, d) }
 
 // adopt returns an fd over a duplicate of f.
-func adopt(f *os.File, kind transport, d direction) (*fd, error) {
+func adopt(f *os.File, kind connKind, d direction) (*fd, error) {
 	var h syscall.Handle
 	err := withFile(f, func(sys uintptr) (err error) {
 		h, err = duplicate(syscall.Handle(sys))
@@ -1730,7 +1730,7 @@ func adopt(f *os.File, kind transport, d direction) (*fd, error) {
 // adoptSys returns an fd that owns h, if that is the connected end of a pipe that
 // can be used asynchronously, for that kind and in the directions; if not, h
 // stays as it was.
-func adoptSys(h syscall.Handle, kind transport, d direction) (*fd, error) {
+func adoptSys(h syscall.Handle, kind connKind, d direction) (*fd, error) {
 	typ, err := syscall.GetFileType(h)
 	if err != nil {
 		return nil, os.NewSyscallError("GetFileType", err)
@@ -1949,7 +1949,7 @@ func inheritedMessages(text string) (*fd, error) {
 func inheritedReader(text string) (*fd, error) { return inheritedFD(text, streams, reading) }
 func inheritedWriter(text string) (*fd, error) { return inheritedFD(text, streams, writing) }
 
-func inheritedFD(text string, kind transport, d direction) (*fd, error) {
+func inheritedFD(text string, kind connKind, d direction) (*fd, error) {
 	t := parseToken(text)
 	if t.backlog != 0 {
 		return nil, errNotThatEnd
@@ -1972,14 +1972,14 @@ func (l *listener) bequeath(cmd *exec.Cmd) (text string, err error) {
 	switch {
 	case l.closed:
 		return "", net.ErrClosed
-	case l.keeper == 0:
-		return "", l.unkept
+	case l.reservation == 0:
+		return "", l.reserveErr
 	}
-	return token{handle: l.keeper, backlog: l.backlog, remote: l.spec.remote, inherit: l.spec.inherit}.give(cmd)
+	return token{handle: l.reservation, backlog: l.backlog, remote: l.spec.remote, inherit: l.spec.inherit}.give(cmd)
 }
 
 // inheritedListener returns the listener for such connections, on a duplex pipe.
-func inheritedListener(text string, kind transport) (*listener, error) {
+func inheritedListener(text string, kind connKind) (*listener, error) {
 	t := parseToken(text)
 	c, err := t.config()
 	if err != nil {
@@ -2021,7 +2021,7 @@ func InheritedPipeListener(name string) (*PipeListener, error) {
 func (l *PipeListener) kindOfEnd() endKind { return kindOf(l, kindPipeListener) }
 func (c *PipeConn) kindOfEnd() endKind     { return kindOf(c, kindConn) }
 
-// config returns what the keeper of a pipe tells of it. Anything else is refused.
+// config returns what the reservation of a pipe tells of it. Anything else is refused.
 func (t token) config() (c PipeConfig, err error) {
 	typ, err := syscall.GetFileType(t.handle)
 	if err != nil {
@@ -2069,8 +2069,8 @@ func pipeDirection(info pipeInfo) Direction {
 	return [...]Direction{ClientToServer, ServerToClient, Duplex}[min(info.configuration, pipeDuplex)]
 }
 
-// listen returns a listener whose instances are of the pipe of the keeper, which it
-// owns; if it cannot, the keeper stays as it was.
+// listen returns a listener whose instances are of the pipe of the reservation, which it
+// owns; if it cannot, the reservation stays as it was.
 func (t token) listen(c PipeConfig) (*listener, error) {
 	name, err := pipeName(t.handle)
 	if err != nil {
@@ -2088,7 +2088,7 @@ func (t token) listen(c PipeConfig) (*listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.keeper = t.handle
+	s.reservation = t.handle
 	return l, nil
 }
 
@@ -2120,10 +2120,10 @@ func (t token) listen(c PipeConfig) (*listener, error) {
 
 // An fd is an overlapped handle of one end of a pipe.
 type fd struct {
-	users // calls that use sys; the last one after Close tells Close
+	refs // calls that use sys; the last one after Close tells Close
 
 	sys      syscall.Handle
-	kind     transport  // what it reads
+	kind     connKind   // what it reads
 	ends     direction  // what the pipe lets this end do
 	server   bool       // this is the server's end
 	remote   bool       // the other end is, or may be, on another machine
@@ -2171,7 +2171,7 @@ type writeSide struct {
 
 // newFD takes ownership of h. If the fd is dropped without Close, the garbage
 // collector closes it, as it does for os and net.
-func newFD(h syscall.Handle, kind transport, ends direction, server bool) *fd {
+func newFD(h syscall.Handle, kind connKind, ends direction, server bool) *fd {
 	f := &fd{sys: h, kind: kind, ends: ends, server: server}
 	f.r.turn, f.w.turn = newTurn(), newTurn()
 	f.cleanup = runtime.AddCleanup(f, func(h syscall.Handle) { syscall.CloseHandle(h) }, h)
@@ -2186,7 +2186,7 @@ var (
 
 func closedFD() *fd {
 	f := &fd{waits: waits{closed: true}}
-	f.shut()
+	f.increfAndClose()
 	return f
 }
 
@@ -2198,9 +2198,9 @@ func newTurn() chan struct{} {
 	return turn
 }
 
-// unuse ends what use began. The last user tells Close.
-func (f *fd) unuse() {
-	if f.left() {
+// decref ends what incref began. The last user tells Close.
+func (f *fd) decref() {
+	if f.refs.decref() {
 		close(f.idle)
 	}
 }
@@ -2215,7 +2215,7 @@ func (f *fd) close() error {
 	}
 	f.closed = true
 	f.idle = make(chan struct{})
-	f.shut()
+	f.increfAndClose()
 	f.signal()
 	if f.parks {
 		f.file.SetDeadline(time.Unix(1, 0)) // in the past: ends every wait
@@ -2225,7 +2225,7 @@ func (f *fd) close() error {
 		f.dropped.Stop()
 		f.place.giveBack()
 	}
-	f.unuse()
+	f.decref()
 	<-f.idle
 	if f.r.arriving != nil {
 		f.r.arriving.abandon()
@@ -2251,7 +2251,7 @@ func (f *fd) acquire(l limits, d direction) error {
 	if err := f.receive(l, turn); err != nil {
 		return err
 	}
-	if err := f.use(); err != nil {
+	if err := f.incref(); err != nil {
 		turn <- struct{}{}
 		return err
 	}
@@ -2264,7 +2264,7 @@ func (f *fd) acquire(l limits, d direction) error {
 
 func (f *fd) release(d direction) {
 	raceAcquire()
-	f.unuse()
+	f.decref()
 	f.turn(d) <- struct{}{}
 }
 
@@ -2286,10 +2286,10 @@ func errDirection(ends direction) error {
 // control makes a call on the handle that does not block. Without a name for the
 // error, call itself says which one it was.
 func (f *fd) control(name string, call func(syscall.Handle) error) error {
-	if err := f.use(); err != nil {
+	if err := f.incref(); err != nil {
 		return err
 	}
-	defer f.unuse()
+	defer f.decref()
 	err := call(f.sys)
 	if name == "" {
 		return err
@@ -2877,10 +2877,10 @@ func (f *fd) peek(p []byte) (n, size int, err error) {
 
 // maxMessage returns the longest message that send takes.
 func (f *fd) maxMessage() (int, error) {
-	if err := f.use(); err != nil {
+	if err := f.incref(); err != nil {
 		return 0, err
 	}
-	f.unuse()
+	f.decref()
 	return ioMax, nil
 }
 
@@ -3169,7 +3169,7 @@ func (f *fd) flushFile(l limits) error {
 			return flushing.err
 		}
 	}
-	for pauses := (patience{ctx: context.Background()}); ; pauses.pause() {
+	for pauses := (retryTimer{ctx: context.Background()}); ; pauses.pause() {
 		flushing.cancel()
 		select {
 		case <-flushing.done:
@@ -4069,7 +4069,7 @@ func (f *fd) readRecord(l limits, behind int) ([]byte, error) {
 		return *unread, nil
 	}
 	p := make([]byte, recordMax+max(behind, 0))
-	pauses := patience{ctx: context.Background()}
+	pauses := retryTimer{ctx: context.Background()}
 	defer pauses.stop()
 	for woken := false; ; woken = true {
 		if _, err := f.expired(l); err != nil {
@@ -4705,7 +4705,7 @@ func pipeName(h syscall.Handle) (string, error) {
 
 // readMode returns what the end reads. One whose reads and writes do not wait
 // (PIPE_NOWAIT) is refused: they look like the end of the stream, and like success.
-func readMode(h syscall.Handle) (transport, error) {
+func readMode(h syscall.Handle) (connKind, error) {
 	const (
 		filePipeInformation = 23
 		messageMode         = 1 // FILE_PIPE_MESSAGE_MODE

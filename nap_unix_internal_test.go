@@ -7,5 +7,5 @@ package ipc
 func (e *pipeEnd) Nap() {
 	e.end().mu.Lock()
 	defer e.end().mu.Unlock()
-	e.end().naps = true
+	e.end().pollsByTimer = true
 }

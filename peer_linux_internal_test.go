@@ -80,7 +80,7 @@ func startIdle(t *testing.T) *exec.Cmd {
 func TestWatchesNoticeTheEnd(t *testing.T) {
 	for what, watch := range map[string]func(pid int) (processWatch, error){
 		"PidfdOpen": kern.watchProcess,
-		"Number":    everyUnix{}.watchProcess,
+		"Number":    baseKernel{}.watchProcess,
 		"Unpolled":  openUnpolled,
 	} {
 		t.Run(what, func(t *testing.T) {

@@ -251,7 +251,7 @@ func TestConnectionLeavesThePollerWhenSpinsSucceed(t *testing.T) {
 		t.Fatal(err)
 	}
 	shared, _ := connected(t)
-	if err := shared.fd.use(); err != nil {
+	if err := shared.fd.incref(); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []*Conn{pinned, shared} {
@@ -264,7 +264,7 @@ func TestConnectionLeavesThePollerWhenSpinsSucceed(t *testing.T) {
 			t.Error("it left")
 		}
 	}
-	shared.fd.unuse()
+	shared.fd.decref()
 }
 
 func TestLeavingThePollerDisturbsNobody(t *testing.T) {
@@ -315,11 +315,11 @@ func TestLeavingThePollerDisturbsNobody(t *testing.T) {
 			t.Fatal(err)
 		}
 		got += n
-		if err := a.fd.use(); err != nil {
+		if err := a.fd.incref(); err != nil {
 			t.Fatal(err)
 		}
 		a.fd.leavePoller()
-		a.fd.unuse()
+		a.fd.decref()
 	}
 	close(stop)
 	all.Wait()
