@@ -21,7 +21,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/user"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -41,7 +40,11 @@ type request struct {
 const answerTime = 10 * time.Second
 
 func main() {
-	addr := ownAddr()
+	addr, err := ipc.UserAddr("example-single") // of this user alone
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "single:", err)
+		os.Exit(1)
+	}
 	flag.TextVar(&addr, "addr", addr, "where the one process is found, an `address`")
 	quit := flag.Bool("quit", false, "end the one process")
 	flag.Parse()
@@ -49,16 +52,6 @@ func main() {
 		fmt.Fprintln(os.Stderr, "single:", err)
 		os.Exit(1)
 	}
-}
-
-// ownAddr returns an address that is this user's. That the other end is the same user
-// is not left to its name: Listen admits nobody else, and Dial believes nobody else.
-func ownAddr() ipc.Addr {
-	u, err := user.Current()
-	if err != nil {
-		return ipc.Name("example-single")
-	}
-	return ipc.Name("example-single-" + u.Uid)
 }
 
 // run is the one process, or hands the request to it.
