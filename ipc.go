@@ -844,7 +844,7 @@ func (l *Listener) AcceptConn() (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newConn(endpoint{fd: fd, local: l.addr}), nil
+	return &Conn{endpoint{fd: fd, local: l.addr}}, nil
 }
 
 // Conns returns an iterator over the clients, which ends at Close. An error of
@@ -1103,7 +1103,7 @@ func (d Dialer) DialContext(ctx context.Context, addr Addr) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newConn(endpoint{fd: fd, remote: addr}), nil
+	return &Conn{endpoint{fd: fd, remote: addr}}, nil
 }
 
 // reach connects to a server of that kind at addr.
@@ -1289,7 +1289,7 @@ func Pair() (*Conn, *Conn, error) {
 	if err != nil {
 		return nil, nil, opError("pair", Addr{}, Addr{}, err)
 	}
-	return newConn(endpoint{fd: a}), newConn(endpoint{fd: b}), nil
+	return &Conn{endpoint{fd: a}}, &Conn{endpoint{fd: b}}, nil
 }
 
 // ---------------------------------------------------------------------------
@@ -1298,13 +1298,7 @@ func Pair() (*Conn, *Conn, error) {
 // A Conn is one end of a connection: a full-duplex stream of bytes, delivered
 // in order, none added and none dropped. It is a [net.Conn]. All its methods may
 // be called concurrently; reads queue behind reads and writes behind writes.
-type Conn struct{ stream }
-
-// A stream is what Conn and, on Windows, PipeConn have in common. It is embedded, and
-// not a Conn, so that both show its methods in their documentation.
-type stream struct{ endpoint }
-
-func newConn(e endpoint) *Conn { return &Conn{stream{e}} }
+type Conn struct{ endpoint }
 
 // An endpoint is what Conn and MsgConn have in common.
 type endpoint struct {
@@ -1350,7 +1344,7 @@ func (c *endpoint) failed(op string, err error) error {
 // [io.EOF]. On Unix, a peer that closed with unread data in its own queue may
 // make that ECONNRESET. The other errors match [net.ErrClosed] and
 // [os.ErrDeadlineExceeded].
-func (c *stream) Read(p []byte) (int, error) {
+func (c *Conn) Read(p []byte) (int, error) {
 	n, err := c.end().read(p)
 	return n, c.failed("read", err)
 }
@@ -1358,7 +1352,7 @@ func (c *stream) Read(p []byte) (int, error) {
 // Write writes all of p, and waits while the peer's queue is full. A write that
 // fails returns how many bytes were written before. After the peer has closed
 // its end the error matches [syscall.EPIPE], on every system.
-func (c *stream) Write(p []byte) (int, error) {
+func (c *Conn) Write(p []byte) (int, error) {
 	n, err := c.end().write(p)
 	return n, c.failed("write", err)
 }
@@ -1366,7 +1360,7 @@ func (c *stream) Write(p []byte) (int, error) {
 // ReadBuffers reads into the buffers in turn, with one readv(2) where the
 // system has it to offer. Like Read it waits for at least one byte and not for
 // full buffers.
-func (c *stream) ReadBuffers(bufs [][]byte) (int64, error) {
+func (c *Conn) ReadBuffers(bufs [][]byte) (int64, error) {
 	n, err := c.end().readBuffers(bufs)
 	return n, c.failed("read", err)
 }
@@ -1374,7 +1368,7 @@ func (c *stream) ReadBuffers(bufs [][]byte) (int64, error) {
 // WriteBuffers writes the contents of the buffers in turn, with writev(2) where
 // the system has it to offer. As [net.Buffers.WriteTo] does, it takes what was
 // written out of bufs, also on an error.
-func (c *stream) WriteBuffers(bufs *net.Buffers) (int64, error) {
+func (c *Conn) WriteBuffers(bufs *net.Buffers) (int64, error) {
 	n, err := c.end().writeBuffers(bufs)
 	return n, c.failed("write", err)
 }
@@ -1384,12 +1378,12 @@ func (c *stream) WriteBuffers(bufs *net.Buffers) (int64, error) {
 // connection or a file: see splice(2). For the last two call ReadFrom itself:
 // io.Copy prefers their own WriteTo. As with any copy, what was read and cannot be
 // written is lost: up to 256 KiB here.
-func (c *stream) ReadFrom(r io.Reader) (int64, error) { return copyIn(c, c.end(), r, c.failed) }
+func (c *Conn) ReadFrom(r io.Reader) (int64, error) { return copyIn(c, c.end(), r, c.failed) }
 
 // WriteTo copies from the connection to w until the peer closes, for [io.Copy].
 // On Linux the bytes do not pass through this process where w is a Conn, a pipe
 // end or a TCP connection: see splice(2).
-func (c *stream) WriteTo(w io.Writer) (int64, error) { return copyOut(w, c, c.end(), c.failed) }
+func (c *Conn) WriteTo(w io.Writer) (int64, error) { return copyOut(w, c, c.end(), c.failed) }
 
 // Close closes the connection. It does not wait for the peer and does not
 // discard what was written: the peer reads that and then gets io.EOF. Calls that
@@ -1404,13 +1398,13 @@ func (c *endpoint) Close() error { return c.failed("close", c.end().close()) }
 // what it writes is lost, or waits for room until this end is closed. After the
 // peer's Close there is nothing left to shut, which is no error. Pipes have no half
 // close: on Windows the error matches [errors.ErrUnsupported].
-func (c *stream) CloseRead() error { return c.failed("close", c.end().closeRead()) }
+func (c *Conn) CloseRead() error { return c.failed("close", c.end().closeRead()) }
 
 // CloseWrite shuts the writing side down: see shutdown(2). The peer reads what
 // was written and then gets io.EOF; the other direction stays open. After the peer's
 // Close it returns nil. Pipes have no half close: on Windows the error matches
 // [errors.ErrUnsupported].
-func (c *stream) CloseWrite() error { return c.failed("close", c.end().closeWrite()) }
+func (c *Conn) CloseWrite() error { return c.failed("close", c.end().closeWrite()) }
 
 // LocalAddr returns the address of this end, an [Addr]: the listener's on the
 // server's side, and none, the zero Addr, on the client's.
@@ -1559,7 +1553,7 @@ func FileConn(f *os.File) (*Conn, error) {
 	if err != nil {
 		return nil, opError("file", Addr{}, Addr{}, err)
 	}
-	return newConn(endpoint{fd: fd, local: fd.localAddr(), remote: fd.remoteAddr()}), nil
+	return &Conn{endpoint{fd: fd, local: fd.localAddr(), remote: fd.remoteAddr()}}, nil
 }
 
 // ---------------------------------------------------------------------------
@@ -2201,7 +2195,7 @@ const maxFiles = 253
 // another machine it matches [errors.ErrUnsupported].
 //
 // A file that is closed already matches [os.ErrClosed], and then none is sent.
-func (c *stream) SendFiles(files ...*os.File) error {
+func (c *Conn) SendFiles(files ...*os.File) error {
 	err := checkFiles(len(files), 1)
 	if err == nil {
 		err = c.end().sendWithFiles(zeroByte[:], files)
@@ -2236,7 +2230,7 @@ func (c *MsgConn) SendFiles(files ...*os.File) error {
 // believed only if its sender has the right to do by itself what the record asks
 // for. Otherwise it is data, and the error matches both ErrNoFiles and
 // [ErrUntrusted].
-func (c *stream) RecvFiles(max int) ([]*os.File, error) {
+func (c *Conn) RecvFiles(max int) ([]*os.File, error) {
 	err := checkFiles(max, 1)
 	var files []*os.File
 	if err == nil {
@@ -2853,7 +2847,7 @@ func InheritedConn(name string) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newConn(endpoint{fd: fd, local: fd.localAddr()}), nil
+	return &Conn{endpoint{fd: fd, local: fd.localAddr()}}, nil
 }
 
 // InheritedMsgConn returns the inherited connection: see [InheritedConn].
