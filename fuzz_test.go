@@ -28,7 +28,7 @@ func FuzzParseAddr(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		a, err := ipc.ParseAddr(s)
-		bad := s == "" || strings.ContainsRune(s, 0)
+		bad := s == "" || s == "@" || strings.ContainsRune(s, 0)
 		if (err != nil) != bad {
 			t.Fatalf("ParseAddr(%q): %v", s, err)
 		}

@@ -194,17 +194,16 @@ func Path(path string) Addr {
 func Name(name string) Addr { return Addr{nameAddr, name} }
 
 // ParseAddr reads an address as [Addr.String] writes it: "@name" is
-// Name("name"), anything else is Path. An empty string and a NUL byte are errors; every
-// other rule is the system's and is checked on use. So "@", the text of an end without
-// a name, is read, but [Listen] and [Dial] refuse it.
+// Name("name"), anything else is Path. An empty string, "@" alone and a NUL byte are
+// errors; every other rule is the system's and is checked on use.
 func ParseAddr(s string) (Addr, error) {
 	a := Path(s)
 	if name, ok := strings.CutPrefix(s, "@"); ok {
 		a = Name(name)
 	}
 	err := nulError(a.text)
-	if s == "" {
-		err = errNoAddress
+	if a.text == "" {
+		err = a.check()
 	}
 	if err != nil {
 		return Addr{}, &net.OpError{Op: "parse", Net: a.Network(), Err: err}
@@ -938,7 +937,7 @@ func (l *Listener) AcceptConn() (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newConn(endpoint{fd: fd, local: l.addr}), nil
+	return &Conn{endpoint{fd: fd, local: l.addr}}, nil
 }
 
 // Conns returns an iterator over the clients, which ends at Close. An error of
@@ -1197,7 +1196,7 @@ func (d Dialer) DialContext(ctx context.Context, addr Addr) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newConn(endpoint{fd: fd, remote: addr}), nil
+	return &Conn{endpoint{fd: fd, remote: addr}}, nil
 }
 
 // reach connects to a server of that kind at addr.
@@ -1383,7 +1382,7 @@ func Pair() (*Conn, *Conn, error) {
 	if err != nil {
 		return nil, nil, opError("pair", Addr{}, Addr{}, err)
 	}
-	return newConn(endpoint{fd: a}), newConn(endpoint{fd: b}), nil
+	return &Conn{endpoint{fd: a}}, &Conn{endpoint{fd: b}}, nil
 }
 
 // ---------------------------------------------------------------------------
@@ -1393,8 +1392,6 @@ func Pair() (*Conn, *Conn, error) {
 // in order, none added and none dropped. It is a [net.Conn]. All its methods may
 // be called concurrently; reads queue behind reads and writes behind writes.
 type Conn struct{ endpoint }
-
-func newConn(e endpoint) *Conn { return &Conn{e} }
 
 // An endpoint is what Conn and MsgConn have in common.
 type endpoint struct {
@@ -1649,7 +1646,7 @@ func FileConn(f *os.File) (*Conn, error) {
 	if err != nil {
 		return nil, opError("file", Addr{}, Addr{}, err)
 	}
-	return newConn(endpoint{fd: fd, local: fd.localAddr(), remote: fd.remoteAddr()}), nil
+	return &Conn{endpoint{fd: fd, local: fd.localAddr(), remote: fd.remoteAddr()}}, nil
 }
 
 // ---------------------------------------------------------------------------
@@ -2939,7 +2936,7 @@ func InheritedConn(name string) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newConn(endpoint{fd: fd, local: fd.localAddr()}), nil
+	return &Conn{endpoint{fd: fd, local: fd.localAddr()}}, nil
 }
 
 // InheritedMsgConn returns the inherited connection: see [InheritedConn].

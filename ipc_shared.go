@@ -275,6 +275,9 @@ func (cfg ShareConfig) complete() (ShareConfig, error) {
 // gets none, the connection goes on through the socket: see [SharedConn.InMemory].
 func (c *Conn) Share(cfg ShareConfig) (*SharedConn, error) {
 	full, err := cfg.complete()
+	if err == nil && c.fd == nil {
+		err = syscall.EINVAL
+	}
 	if err != nil {
 		return nil, c.failed("share", err)
 	}
@@ -502,7 +505,7 @@ func (c *SharedConn) write(p []byte) (n int, err error) {
 		return 0, errReserved
 	}
 	if c.mode.Load() == overSocket {
-		return c.base.fd.write(p)
+		return c.base.end().write(p)
 	}
 	for n < len(p) {
 		room, err := c.awaitRoom(1)
@@ -740,7 +743,7 @@ func (c *SharedConn) Close() error {
 	c.tellEnd()
 	bells, hs := [...]*fd{c.r.bell, c.w.bell}, c.hello
 	c.mu.Unlock()
-	err := c.base.fd.close()
+	err := c.base.end().close()
 	if hs != nil {
 		hs.turn <- struct{}{} // whoever makes the handshake gives up
 		hs.release()
@@ -813,7 +816,7 @@ func (c *SharedConn) closeRead() error {
 		return err
 	}
 	if c.mode.Load() == overSocket {
-		return c.base.fd.closeRead()
+		return c.base.end().closeRead()
 	}
 	c.rshut.Store(true)
 	c.endWaits(&c.r)
@@ -837,7 +840,7 @@ func (c *SharedConn) closeWrite() error {
 		return err
 	}
 	if c.mode.Load() == overSocket {
-		return c.base.fd.closeWrite()
+		return c.base.end().closeWrite()
 	}
 	c.wshut.Store(true)
 	c.endWaits(&c.w)
@@ -927,9 +930,9 @@ func (c *SharedConn) applyDeadline(h *sharedHalf, half direction) error {
 		if c.shaker != h {
 			return nil // it waits for the one that shakes hands, or not at all
 		}
-		return c.base.fd.setDeadline(h.deadline, reading|writing)
+		return c.base.end().setDeadline(h.deadline, reading|writing)
 	}
-	err := c.base.fd.setDeadline(h.deadline, half)
+	err := c.base.end().setDeadline(h.deadline, half)
 	shut := h == &c.r && c.rshut.Load() || h == &c.w && c.wshut.Load()
 	if h.bell != nil && !shut {
 		if e := h.bell.setDeadline(h.deadline, reading); err == nil {
@@ -945,7 +948,7 @@ func (c *SharedConn) applyDeadline(h *sharedHalf, half direction) error {
 // the peer is being woken, as long as that pays. Over a socket it is [Conn.SetSpin].
 func (c *SharedConn) SetSpin(d time.Duration) {
 	c.spin.Store(int64(d))
-	c.base.fd.setSpin(d)
+	c.base.end().setSpin(d)
 }
 
 // SendFiles gives the peer the open files, which it receives with one RecvFiles: see
@@ -956,7 +959,7 @@ func (c *SharedConn) SendFiles(files ...*os.File) error {
 		err = c.setUp(&c.w)
 	}
 	if err == nil {
-		err = c.base.fd.sendWithFiles(zeroByte[:], files)
+		err = c.base.end().sendWithFiles(zeroByte[:], files)
 	}
 	return c.failed("sendfiles", err)
 }
@@ -984,7 +987,7 @@ func (c *SharedConn) recvFiles(max int) ([]*os.File, error) {
 			return nil, ErrNoFiles
 		}
 	}
-	return c.base.fd.recvFiles(max)
+	return c.base.end().recvFiles(max)
 }
 
 // bequeath gives a child the connection, before its first use.
@@ -997,7 +1000,7 @@ func (c *SharedConn) bequeath(cmd *exec.Cmd) (token string, err error) {
 	case c.hello == nil || c.hello.begun:
 		return "", &ruleError{"the connection was used, and its memory is this process's", errors.ErrUnsupported}
 	}
-	return c.base.fd.bequeath(cmd)
+	return c.base.end().bequeath(cmd)
 }
 
 // kindOfEnd tells the child which of the two ends it gets.
@@ -1041,7 +1044,7 @@ func (c *SharedConn) readSocket(p []byte) (int, error) {
 		c.ahead = c.ahead[n:]
 		return n, nil
 	}
-	return c.base.fd.read(p)
+	return c.base.end().read(p)
 }
 
 // peekSocket reads ahead until there are n bytes.
@@ -1049,7 +1052,7 @@ func (c *SharedConn) peekSocket(n int) ([]byte, error) {
 	for len(c.ahead) < max(n, 1) {
 		room := max(n, roomToPeek) - len(c.ahead)
 		p := append(c.ahead, make([]byte, room)...)
-		m, err := c.base.fd.read(p[len(c.ahead):])
+		m, err := c.base.end().read(p[len(c.ahead):])
 		c.ahead = p[:len(c.ahead)+m]
 		if err != nil {
 			return c.ahead, err
@@ -1717,7 +1720,7 @@ func (c *SharedConn) shakeHands(h *sharedHalf, hs *handshake) error {
 		return errAgain
 	}
 	hs.begun, c.shaker = true, h
-	err := c.base.fd.setDeadline(h.deadline, reading|writing)
+	err := c.base.end().setDeadline(h.deadline, reading|writing)
 	c.mu.Unlock()
 	if err == nil {
 		err = c.exchange(hs)
@@ -1766,7 +1769,7 @@ func (c *SharedConn) send(hs *handshake) error {
 		hs.releaseOwn()
 	}
 	hello := helloOf(0)
-	_, err := c.base.fd.write(hello[:])
+	_, err := c.base.end().write(hello[:])
 	hs.sent = err == nil
 	return err
 }

@@ -394,32 +394,39 @@ type PipeConn struct{ endpoint }
 
 func newPipeConn(e endpoint) *PipeConn { return &PipeConn{e} }
 
-// Read reads as [Conn.Read] does. On an end that reads messages it reads them as a
-// stream.
+// A PipeConn is made of what a Conn is made of, and so can be used as one. It does not
+// embed a Conn: users could replace that, and its methods would not be among those that
+// the documentation of PipeConn shows.
+
+// Read reads bytes: see [Conn.Read]. Of a pipe of message type it returns the contents
+// of the messages, without their boundaries.
 func (c *PipeConn) Read(p []byte) (int, error) { return (*Conn)(c).Read(p) }
 
-// Write writes as [Conn.Write] does. On a pipe of messages, what one Write writes is
-// one message.
+// Write writes all of p: see [Conn.Write]. To a pipe of message type that is one
+// message, if p is not empty.
 func (c *PipeConn) Write(p []byte) (int, error) { return (*Conn)(c).Write(p) }
 
-// ReadBuffers reads into several buffers: see [Conn.ReadBuffers].
+// ReadBuffers reads into the buffers in turn: see [Conn.ReadBuffers].
 func (c *PipeConn) ReadBuffers(bufs [][]byte) (int64, error) { return (*Conn)(c).ReadBuffers(bufs) }
 
-// WriteBuffers writes several buffers in turn: see [Conn.WriteBuffers].
+// WriteBuffers writes the buffers in turn: see [Conn.WriteBuffers]. To a pipe of message
+// type each one that is not empty is a message.
 func (c *PipeConn) WriteBuffers(bufs *net.Buffers) (int64, error) {
 	return (*Conn)(c).WriteBuffers(bufs)
 }
 
-// ReadFrom copies from r to the pipe until r ends: see [Conn.ReadFrom].
+// ReadFrom copies from r to the pipe until r ends, for [io.Copy].
 func (c *PipeConn) ReadFrom(r io.Reader) (int64, error) { return (*Conn)(c).ReadFrom(r) }
 
-// WriteTo copies from the pipe to w until the peer closes: see [Conn.WriteTo].
+// WriteTo copies from the pipe to w until the peer closes, for [io.Copy].
 func (c *PipeConn) WriteTo(w io.Writer) (int64, error) { return (*Conn)(c).WriteTo(w) }
 
-// CloseRead matches [errors.ErrUnsupported]: pipes have no half close.
+// CloseRead returns an error that matches [errors.ErrUnsupported]: pipes have no half
+// close.
 func (c *PipeConn) CloseRead() error { return (*Conn)(c).CloseRead() }
 
-// CloseWrite matches [errors.ErrUnsupported]: pipes have no half close.
+// CloseWrite returns an error that matches [errors.ErrUnsupported]: pipes have no half
+// close.
 func (c *PipeConn) CloseWrite() error { return (*Conn)(c).CloseWrite() }
 
 // SendFiles gives the peer the open files: see [Conn.SendFiles].

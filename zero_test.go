@@ -22,6 +22,7 @@ import (
 func TestZeroValueFails(t *testing.T) {
 	for _, zero := range []any{
 		new(ipc.Conn), new(ipc.MsgConn), new(ipc.Listener), new(ipc.MsgListener), new(ipc.PipeReader), new(ipc.PipeWriter),
+		new(ipc.SharedConn), new(ipc.SharedListener),
 	} {
 		everyMethodFails(t, zero)
 	}
@@ -68,8 +69,8 @@ func callZero(t *testing.T, method reflect.Value) {
 		case reflect.TypeFor[iter.Seq2[*ipc.MsgConn, error]]():
 			onlyEINVAL(t, result.Interface().(iter.Seq2[*ipc.MsgConn, error]))
 		case reflect.TypeFor[bool](): // Native
-		case reflect.TypeFor[[]byte](): // RecvAppend
-			if string(result.Bytes()) != "x" {
+		case reflect.TypeFor[[]byte](): // of RecvAppend the slice that it was given
+			if got := string(result.Bytes()); got != "x" && got != "" {
 				t.Errorf("the slice is now %q", result.Bytes())
 			}
 		default:
