@@ -27,11 +27,6 @@ const (
 
 // A bsd is what DragonFly, NetBSD and OpenBSD do differently.
 type bsd struct {
-	// cutsRights: recvmsg(2) closes the descriptors that have no room. OpenBSD
-	// refuses them all (unp_externalize of uipc_usrreq.c: EMSGSIZE); DragonFly
-	// leaves them open for nobody to find.
-	cutsRights bool
-
 	// filesMax is how many descriptors unp_internalize of uipc_usrreq.c takes.
 	// It lays its own entries out behind a header in one cluster of MCLBYTES
 	// (2048, sys/param.h) and says E2BIG if they do not fit.
@@ -75,7 +70,6 @@ var system = map[string]bsd{
 		peer: peerOption{level: solLocal, option: 1, xucred: true},
 	},
 	"netbsd": {
-		cutsRights:   true,
 		filesMax:     maxFiles, // of a pointer each; 500 were seen to go
 		queueShrinks: true,
 		carriesEmpty: true, // the bytes of its control message do: see sendEmpty
@@ -90,8 +84,6 @@ var system = map[string]bsd{
 		peer: peerOption{level: syscall.SOL_SOCKET, option: 0x1022, uid: 0, gid: 1, pid: 2},
 	},
 }[runtime.GOOS]
-
-var cutsRights = system.cutsRights
 
 type kernel struct{ baseKernel }
 

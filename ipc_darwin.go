@@ -17,7 +17,6 @@ const (
 	framedHere    = true // bsd/kern/uipc_proto.c, localsw: no SOCK_SEQPACKET
 	markRoom      = 0    // nothing marks messages
 	peekTells     = false
-	cutsRights    = false // descriptors that do not fit would stay open for nobody to find
 	dontWait      = syscall.MSG_DONTWAIT
 	cmsgCloexec   = 0       // received under syscall.ForkLock
 	noSignal      = 0x80000 // MSG_NOSIGNAL of sys/socket.h since macOS 11 (xnu-7195)

@@ -18,7 +18,6 @@ const (
 	framedHere    = false // SOCK_SEQPACKET keeps messages apart
 	markRoom      = 0     // nothing marks messages
 	peekTells     = false // MSG_TRUNC is an output of recvmsg(2) alone
-	cutsRights    = true  // sys/kern/uipc_syscalls.c, kern_recvit: m_dispose_extcontrolm closes what has no room
 	dontWait      = syscall.MSG_DONTWAIT
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
 	noSignal      = syscall.MSG_NOSIGNAL

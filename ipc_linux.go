@@ -23,7 +23,6 @@ const (
 	pathMax       = 4095  // PATH_MAX of linux/limits.h, less the NUL
 	socketFlags   = syscall.SOCK_CLOEXEC | syscall.SOCK_NONBLOCK
 	framedHere    = false // SOCK_SEQPACKET keeps messages apart
-	cutsRights    = true  // control messages that do not fit are cut off, and no descriptor gets lost
 	peekTells     = true  // MSG_PEEK|MSG_TRUNC returns the whole length of a message
 	dontWait      = syscall.MSG_DONTWAIT
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC

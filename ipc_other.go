@@ -21,10 +21,9 @@ const (
 	framedHere    = true // SOCK_SEQPACKET is not known to work on each of them
 	markRoom      = 0    // nothing marks messages
 	peekTells     = false
-	cutsRights    = false // descriptors that do not fit would stay open for nobody to find
-	noSignal      = 0     // illumos has none
-	cmsgCloexec   = 0     // received under syscall.ForkLock
-	spinByDefault = 0     // whether it pays is not known
+	noSignal      = 0 // illumos has none
+	cmsgCloexec   = 0 // received under syscall.ForkLock
+	spinByDefault = 0 // whether it pays is not known
 	fifoPolls     = true
 	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
 )
