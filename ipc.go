@@ -1566,6 +1566,11 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 // further failure, up to a thousand. At most GOMAXPROCS-1 goroutines of a process
 // spin at a time, or one if that is 0. An idle connection costs nothing.
 //
+// On Linux a thread whose spin failed leaves its CPU for a moment, since the peer may be
+// waiting for that very one: sched_setaffinity(2), which is then undone. That happens only
+// in a process that may run on every CPU, and ever more rarely if it does not help. A
+// sandbox that punishes the call with the end of the process wants a negative d.
+//
 // Windows does not spin. There d is how long a read that waits keeps its thread
 // before it parks, by default at most 2 ms, and only while such waits succeed.
 func (c *endpoint) SetSpin(d time.Duration) { c.end().setSpin(d) }
