@@ -2213,7 +2213,11 @@ func (f *framing) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
 	if err := f.takeFiles(max); err != nil {
 		return 0, nil, err
 	}
-	if err := f.readStart(); err != nil && !f.in.whole {
+	if f.in.whole { // by recvFiles, which has returned its files
+		n, err := f.in.recv(f, p)
+		return n, nil, err
+	}
+	if err := f.readStart(); err != nil {
 		return 0, nil, err
 	}
 	files, filesErr := f.giveFiles(max) // or the end of the message would close them
@@ -2239,6 +2243,7 @@ func (f *framing) takeFiles(max int) error {
 	}
 	n, files, err := f.fd.recvRights(f.start[:], max)
 	if n == 0 {
+		discardFiles(files) // some kernels send them without a byte: no message has them
 		return err
 	}
 	f.got, f.files, f.filesErr = n, files, err
