@@ -338,6 +338,23 @@ func TestListenerFileGoesWithItsLastOwner(t *testing.T) {
 	})
 }
 
+// TestInheritWhileTheListenerCloses has nothing left of the listener, whichever of the
+// two comes first, as no child is started.
+func TestInheritWhileTheListenerCloses(t *testing.T) {
+	story(t)
+	path := sockPath(t)
+	for range 20 {
+		l := listen(t, ipc.Path(path))
+		inherited := make(chan error)
+		go func() { inherited <- ipc.Inherit(&exec.Cmd{Env: []string{}}, "l", l) }()
+		must(t, l.Close())
+		if err := <-inherited; err != nil {
+			matches(t, err, net.ErrClosed)
+		}
+		ownership{t: t, path: path}.isFree()
+	}
+}
+
 // The path of a new generation's listener is the one that clients know, also if the
 // socket had to be bound to another.
 func TestHeirKnowsTheAddress(t *testing.T) {

@@ -523,8 +523,7 @@ func (l *listener) giveUp(leaveFile bool) error {
 	}
 	var err error
 	if l.file != nil {
-		l.file.keep = l.file.keep || leaveFile
-		err = l.file.release()
+		err = l.file.release(leaveFile)
 	}
 	if e := l.fd.close(); err == nil {
 		err = e
@@ -560,7 +559,7 @@ type socketFile struct {
 	rights  lockRights
 	lock    lockFile
 	id      fileID          // of the socket; zero until it is bound
-	keep    bool            // ListenConfig.KeepName
+	keep    bool            // ListenConfig.KeepName; never changed
 	dropped runtime.Cleanup // closes the descriptors if nobody closes the listener
 
 	sharing sync.Mutex // guards owners, and keeps handing on and release apart
@@ -584,7 +583,7 @@ func claim(sys int, path string, lc *ListenConfig) (_ *socketFile, err error) {
 	}
 	defer func() {
 		if err != nil {
-			f.release() // what it gives up is not worth a second error
+			f.release(false) // what it gives up is not worth a second error
 		}
 	}()
 
@@ -882,10 +881,10 @@ func (lc *ListenConfig) fileMode() (mode uint32, uid, gid int) {
 }
 
 // release gives the path up: the socket file is removed if it is still this
-// listener's, and then the lock. The identity tells, also where the lock file is gone.
+// listener's, unless it is to be left behind, and then the lock. The identity tells, also where the lock file is gone.
 // It is not another file's meanwhile, as the socket that is still open keeps its
 // inode in use.
-func (f *socketFile) release() error {
+func (f *socketFile) release(leaveFile bool) error {
 	if !f.isLastOwner() {
 		f.leave()
 		return nil
@@ -896,7 +895,7 @@ func (f *socketFile) release() error {
 	release := takeGuard(f.folder)
 	defer release()
 	var err error
-	if !f.keep && f.id != (fileID{}) {
+	if !f.keep && !leaveFile && f.id != (fileID{}) {
 		err = f.folder.remove(f.base, f.id)
 	}
 	if f.holdsLock() {
