@@ -881,9 +881,9 @@ func (lc *ListenConfig) fileMode() (mode uint32, uid, gid int) {
 }
 
 // release gives the path up: the socket file is removed if it is still this
-// listener's, unless it is to be left behind, and then the lock. The identity tells, also where the lock file is gone.
-// It is not another file's meanwhile, as the socket that is still open keeps its
-// inode in use.
+// listener's, unless it is to be left behind, and then the lock. The identity tells,
+// also where the lock file is gone. It is not another file's meanwhile, as the socket
+// that is still open keeps its inode in use.
 func (f *socketFile) release(leaveFile bool) error {
 	if !f.isLastOwner() {
 		f.leave()
@@ -4430,13 +4430,13 @@ func (f *fd) drain() error {
 	room := rightsRooms.Get().(*[rightsRoom]byte)
 	defer rightsRooms.Put(room)
 	o := op{attempt: recvWith, p: make([]byte, 32<<10), oob: room[:]}
-	retryTimer := now() + int64(closeGrace) // for all of them
+	giveUp := now() + int64(closeGrace) // for all of them
 	for range drainMax {
 		err := control(func() error { return o.attempt(&o, f.sys) })
 		if err != nil || o.n == 0 {
 			break
 		}
-		discardWithin(time.Duration(retryTimer-now()), descriptorsIn(room[:o.oobn])...)
+		discardWithin(time.Duration(giveUp-now()), descriptorsIn(room[:o.oobn])...)
 	}
 	return nil // the next read says what there is to say
 }
@@ -4478,7 +4478,7 @@ const bufferMin = 4096
 // maxInt32 is the largest int of C, on every system.
 const maxInt32 = 1<<31 - 1
 
-// maxMessage returns the longest message that sendMessage takes.
+// maxMessage returns the longest message that can be sent now.
 func (f *fd) maxMessage() (n int, err error) {
 	err = f.control("getsockopt", func() (err error) {
 		n, err = kern.messageMax(f.sys)
@@ -4708,7 +4708,7 @@ func errnoOf(err error) error {
 // ---------------------------------------------------------------------------
 // System calls
 
-// An baseKernel does what differs between the systems as every one of them can. The
+// A baseKernel does what differs between the systems as every one of them can. The
 // type kernel of each system has it inside, and methods of its own where it can do
 // better.
 type baseKernel struct{}
@@ -4812,7 +4812,7 @@ func (baseKernel) rightsLost(err error) (lost, dataStays bool) { return false, f
 // messageMax returns the longest message that goes in one call. On FreeBSD that is
 // SO_SNDBUF, net.local.seqpacket.maxseqpacket by default: sosend_generic of
 // sys/kern/uipc_socket.c refuses what is longer. FreeBSD 15 does not, and ends a
-// record wherever it has copied as much; sendMessage holds to the limit there.
+// record wherever it has copied as much; tooLong holds to the limit there.
 func (baseKernel) messageMax(sys int) (int, error) {
 	return syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_SNDBUF)
 }
