@@ -1325,7 +1325,7 @@ func childFillsTheFlight(*parent, []string) error {
 			case err = <-sending:
 				waits = true
 			default:
-				if waits = strings.Contains(stacks(), "(*fd).nap("); waits {
+				if waits = strings.Contains(stacks(), "(*fd).pollByTimer("); waits {
 					if err := take(); err != nil {
 						return err
 					}
