@@ -4105,7 +4105,11 @@ func (f *fd) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
 		room = make([]byte, 1) // a receive without room waits for nothing
 	}
 	got, err := f.recvWithRights(room)
-	if err == nil && !got.whole { // the files came with the first part
+	switch {
+	case got.whole:
+	case err != nil:
+		f.in.skip = got.n > 0 // the rest of it is no message of its own
+	default: // the files came with the first part
 		f.in.keep(room[:got.n], false)
 		got.n, err = f.in.recv(f, p)
 	}
@@ -4150,8 +4154,7 @@ func (f *fd) recvWithRights(p []byte) (got parcel, err error) {
 	defer rightsRooms.Put(room)
 	n, oobn, flags, err := f.recvmsg(p, room[:], 0)
 	if lost, dataStays := kern.rightsLost(err); lost {
-		got.n, err = f.withoutRights(p, err, dataStays)
-		return got, err
+		return f.withoutRights(p, err, dataStays)
 	}
 	if err != nil {
 		return got, callError("recvmsg", err)
@@ -4195,20 +4198,22 @@ func lostRights(sys int) error {
 // descriptors left for them: see rightsLost. Where the data of a stream is still in
 // the queue it is received now, as it would have been with the files: left there,
 // the byte that files travel with would be taken for data.
-func (f *fd) withoutRights(p []byte, err error, dataStays bool) (int, error) {
+func (f *fd) withoutRights(p []byte, err error, dataStays bool) (got parcel, _ error) {
 	err = &classified{os.NewSyscallError("recvmsg", err), ErrMsgTooLong}
 	switch {
 	case f.kind == messages && !kern.looseRecords():
-		return 0, err // the message went with its files
+		return got, err // the message went with its files
 	case !dataStays: // it went with the files; this is what they travel with
 		frame := frameOf(len(zeroByte))
-		return copy(p, frame[:]), err
+		got.n = copy(p, frame[:])
+		return got, err
 	}
 	o := op{attempt: recvWith, p: p}
 	if control(func() error { return o.attempt(&o, f.sys) }) != nil {
-		return 0, err
+		return got, err
 	}
-	return o.n, err
+	got.n, got.whole = o.n, f.kind == messages && o.got&syscall.MSG_EOR != 0
+	return got, err
 }
 
 // asFiles returns the descriptors as files, if they are not more than max. The
