@@ -103,6 +103,31 @@ func TestEndWithSomethingReadAheadIsNotGivenAway(t *testing.T) {
 	must(t, f.Close())
 }
 
+// What was read ahead may also be the beginning of a frame.
+func TestMessagesReadAheadAreNotGivenAway(t *testing.T) {
+	overEachFraming(t, func(t *testing.T) {
+		story(t)
+		a, b := msgPair(t)
+		must(t, a.Send([]byte("word")))
+		_, err := b.RecvFiles(1)
+		matches(t, err, ipc.ErrNoFiles)
+		var cmd exec.Cmd
+		if err := ipc.Inherit(&cmd, "x", b); err == nil || cmd.ExtraFiles != nil || cmd.Env != nil {
+			t.Errorf("Inherit: %v, %+v", err, cmd)
+		}
+		if f, err := b.BlockingFile(); err == nil {
+			f.Close()
+			t.Fatal("it is given away")
+		}
+		expectMsg(t, b, "word")
+		must(t, ipc.Inherit(&cmd, "x", b))
+		f, err := b.BlockingFile()
+		must(t, err)
+		must(t, f.Close())
+		matches(t, b.Close(), net.ErrClosed)
+	})
+}
+
 // childReplacesItsEnd closes the end "x" and has another under its number.
 func childReplacesItsEnd(p *parent, _ []string) error {
 	if err := syscall.Close(3); err != nil {

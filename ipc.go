@@ -2700,6 +2700,30 @@ func (c *endpoint) bequeath(cmd *exec.Cmd) (string, error) {
 	return c.fd.bequeath(cmd)
 }
 
+func (c *MsgConn) bequeath(cmd *exec.Cmd) (string, error) {
+	if err := c.mayGo(); err != nil {
+		return "", err
+	}
+	return c.endpoint.bequeath(cmd)
+}
+
+// mayGo refuses to give the connection away if a part of what came is here, which would
+// be lost: of a framing the beginning of a frame. Who receives at the moment takes that.
+func (c *MsgConn) mayGo() error {
+	f, framed := c.carrier.(*framing)
+	if !framed || !f.receiving.TryLock() {
+		return nil
+	}
+	defer f.receiving.Unlock()
+	if f.got > 0 || f.in.holds() || f.in.skip {
+		return errReadAhead
+	}
+	return nil
+}
+
+// errReadAhead is for an end that cannot be given away.
+var errReadAhead = &ruleError{what: "something was read ahead, which would be lost: read it first"}
+
 func (e *pipeEnd) bequeath(cmd *exec.Cmd) (string, error) {
 	if e.fd == nil {
 		return "", syscall.EINVAL

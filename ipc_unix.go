@@ -159,6 +159,15 @@ func (c *endpoint) BlockingFile() (*os.File, error) {
 }
 
 // BlockingFile gives the end away, in blocking mode: see [Conn.BlockingFile].
+func (c *MsgConn) BlockingFile() (*os.File, error) {
+	if err := c.mayGo(); err != nil {
+		return nil, c.failed("file", err)
+	}
+	f, err := c.end().blockingFile(c.local.String()+"->"+c.remote.String(), c.messages().close)
+	return f, c.failed("file", err)
+}
+
+// BlockingFile gives the end away, in blocking mode: see [Conn.BlockingFile].
 func (e *pipeEnd) BlockingFile() (*os.File, error) {
 	f, err := e.end().blockingFile("pipe "+e.addr.String(), e.close)
 	return f, e.failed("file", err)
@@ -172,7 +181,7 @@ func (f *fd) mayGo() error {
 	}
 	defer f.r.mu.Unlock()
 	if f.in.holds() {
-		return &ruleError{what: "something was read ahead, which would be lost: read it first"}
+		return errReadAhead
 	}
 	return nil
 }
