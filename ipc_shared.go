@@ -275,7 +275,7 @@ func (cfg ShareConfig) complete() (ShareConfig, error) {
 // gets none, the connection goes on through the socket: see [SharedConn.InMemory].
 func (c *Conn) Share(cfg ShareConfig) (*SharedConn, error) {
 	full, err := cfg.complete()
-	if err != nil {
+	if err != nil || c.fd == nil {
 		return nil, c.failed("share", err)
 	}
 	return newSharedConn(c.endpoint, full, false), nil
@@ -945,7 +945,7 @@ func (c *SharedConn) applyDeadline(h *sharedHalf, half direction) error {
 // the peer is being woken, as long as that pays. Over a socket it is [Conn.SetSpin].
 func (c *SharedConn) SetSpin(d time.Duration) {
 	c.spin.Store(int64(d))
-	c.base.fd.setSpin(d)
+	c.base.end().setSpin(d)
 }
 
 // SendFiles gives the peer the open files, which it receives with one RecvFiles: see
