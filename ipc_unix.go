@@ -135,7 +135,8 @@ func (l *server) File() (*os.File, error) {
 
 // BlockingFile gives the listener away: it closes l and returns its descriptor in
 // blocking mode, for a program in another language. The socket goes on listening,
-// and the socket file stays, which nobody removes; its lock is given up. See
+// and the socket file stays, which nobody removes; its lock is given up. If another
+// process got the listener by [Inherit], it goes on to own both. See
 // [Conn.BlockingFile].
 func (l *server) BlockingFile() (*os.File, error) {
 	f, err := l.end().blockingFile(l.addr.String(), func() error { return l.sys.giveUp(true) })
