@@ -329,6 +329,29 @@ func TestFilesThatComeWithAFrame(t *testing.T) {
 	}
 }
 
+// TestFilesThatComeWithAFrameLeaveTheNextAlone has RecvFiles keep a message, which the
+// next receive returns at once: the files of the message after it stay with that.
+func TestFilesThatComeWithAFrameLeaveTheNextAlone(t *testing.T) {
+	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
+		_, err := stream.WriteMsg([]byte("\x00\x00\x00\x01m"), rightsOf(t, textFile(t, "a file")))
+		must(t, err)
+		_, err = stream.WriteMsg([]byte("\x00\x00\x00\x04next"), rightsOf(t, textFile(t, "another")))
+		must(t, err)
+		holds(t, recvFiles(t, c, 1)[0], "a file")
+		p := make([]byte, 10)
+		n, files, err := c.RecvWithFiles(p, 1)
+		if string(p[:n]) != "m" || len(files) != 0 || err != nil {
+			t.Fatalf("%q comes with %d files, %v", p[:n], len(files), err)
+		}
+		n, files, err = c.RecvWithFiles(p, 1)
+		if string(p[:n]) != "next" || len(files) != 1 || err != nil {
+			t.Fatalf("%q comes with %d files, %v", p[:n], len(files), err)
+		}
+		defer files[0].Close()
+		holds(t, files[0], "another")
+	})
+}
+
 // TestFilesOfAFrameThatComesInPieces has the files come before the rest of their
 // frame, so that whoever receives them may give up in between.
 func TestFilesOfAFrameThatComesInPieces(t *testing.T) {

@@ -103,6 +103,31 @@ func TestEndWithSomethingReadAheadIsNotGivenAway(t *testing.T) {
 	must(t, f.Close())
 }
 
+// What was read ahead may also be the beginning of a frame.
+func TestMessagesReadAheadAreNotGivenAway(t *testing.T) {
+	overEachFraming(t, func(t *testing.T) {
+		story(t)
+		a, b := msgPair(t)
+		must(t, a.Send([]byte("word")))
+		_, err := b.RecvFiles(1)
+		matches(t, err, ipc.ErrNoFiles)
+		var cmd exec.Cmd
+		if err := ipc.Inherit(&cmd, "x", b); err == nil || cmd.ExtraFiles != nil || cmd.Env != nil {
+			t.Errorf("Inherit: %v, %+v", err, cmd)
+		}
+		if f, err := b.BlockingFile(); err == nil {
+			f.Close()
+			t.Fatal("it is given away")
+		}
+		expectMsg(t, b, "word")
+		must(t, ipc.Inherit(&cmd, "x", b))
+		f, err := b.BlockingFile()
+		must(t, err)
+		must(t, f.Close())
+		matches(t, b.Close(), net.ErrClosed)
+	})
+}
+
 // childReplacesItsEnd closes the end "x" and has another under its number.
 func childReplacesItsEnd(p *parent, _ []string) error {
 	if err := syscall.Close(3); err != nil {
@@ -336,6 +361,23 @@ func TestListenerFileGoesWithItsLastOwner(t *testing.T) {
 		ownership{t: t, path: path}.isFree()
 		matches(t, ipc.Inherit(new(exec.Cmd), "l", l), net.ErrClosed)
 	})
+}
+
+// TestInheritWhileTheListenerCloses has nothing left of the listener, whichever of the
+// two comes first, as no child is started.
+func TestInheritWhileTheListenerCloses(t *testing.T) {
+	story(t)
+	path := sockPath(t)
+	for range 20 {
+		l := listen(t, ipc.Path(path))
+		inherited := make(chan error)
+		go func() { inherited <- ipc.Inherit(&exec.Cmd{Env: []string{}}, "l", l) }()
+		must(t, l.Close())
+		if err := <-inherited; err != nil {
+			matches(t, err, net.ErrClosed)
+		}
+		ownership{t: t, path: path}.isFree()
+	}
 }
 
 // The path of a new generation's listener is the one that clients know, also if the

@@ -2215,7 +2215,11 @@ func (f *framing) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
 	if err := f.takeFiles(max); err != nil {
 		return 0, nil, err
 	}
-	if err := f.readStart(); err != nil && !f.in.whole {
+	if f.in.whole { // by recvFiles, which has returned its files
+		n, err := f.in.recv(f, p)
+		return n, nil, err
+	}
+	if err := f.readStart(); err != nil {
 		return 0, nil, err
 	}
 	files, filesErr := f.giveFiles(max) // or the end of the message would close them
@@ -2241,6 +2245,7 @@ func (f *framing) takeFiles(max int) error {
 	}
 	n, files, err := f.fd.recvRights(f.start[:], max)
 	if n == 0 {
+		discardFiles(files) // some kernels send them without a byte: no message has them
 		return err
 	}
 	f.got, f.files, f.filesErr = n, files, err
@@ -2696,6 +2701,30 @@ func (c *endpoint) bequeath(cmd *exec.Cmd) (string, error) {
 	}
 	return c.fd.bequeath(cmd)
 }
+
+func (c *MsgConn) bequeath(cmd *exec.Cmd) (string, error) {
+	if err := c.mayGo(); err != nil {
+		return "", err
+	}
+	return c.endpoint.bequeath(cmd)
+}
+
+// mayGo refuses to give the connection away if a part of what came is here, which would
+// be lost: of a framing the beginning of a frame. Who receives at the moment takes that.
+func (c *MsgConn) mayGo() error {
+	f, framed := c.carrier.(*framing)
+	if !framed || !f.receiving.TryLock() {
+		return nil
+	}
+	defer f.receiving.Unlock()
+	if f.got > 0 || f.in.holds() || f.in.skip {
+		return errReadAhead
+	}
+	return nil
+}
+
+// errReadAhead is for an end that cannot be given away.
+var errReadAhead = &ruleError{what: "something was read ahead, which would be lost: read it first"}
 
 func (e *pipeEnd) bequeath(cmd *exec.Cmd) (string, error) {
 	if e.fd == nil {
@@ -3304,7 +3333,7 @@ type refs struct {
 	n atomic.Int32 // how many, and isClosing
 }
 
-// isClosing is the bit of users.n that is set once, by Close; isExclusive is the one
+// isClosing is the bit of refs.n that is set once, by Close; isExclusive is the one
 // that is set while the only user is to stay the only one.
 const (
 	isClosing   = 1 << 30

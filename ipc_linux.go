@@ -1030,8 +1030,8 @@ func (kernel) neverBlocks(fd int) bool {
 // that an eventfd(2), say, keeps its mode.
 func (kernel) blockingFile(fd int, name string) (*os.File, error) {
 	var p [2]int
-	if err := syscall.Pipe2(p[:], syscall.O_CLOEXEC); err != nil {
-		return nil, os.NewSyscallError("pipe2", err)
+	if err := syscall.Pipe2(p[:], syscall.O_CLOEXEC); err != nil { // no descriptors are left
+		return nil, &classified{os.NewSyscallError("pipe2", err), ErrMsgTooLong}
 	}
 	syscall.Close(p[1])
 	file := os.NewFile(uintptr(p[0]), name)

@@ -135,7 +135,8 @@ func (l *server) File() (*os.File, error) {
 
 // BlockingFile gives the listener away: it closes l and returns its descriptor in
 // blocking mode, for a program in another language. The socket goes on listening,
-// and the socket file stays, which nobody removes; its lock is given up. See
+// and the socket file stays, which nobody removes; its lock is given up. If another
+// process got the listener by [Inherit], it goes on to own both. See
 // [Conn.BlockingFile].
 func (l *server) BlockingFile() (*os.File, error) {
 	f, err := l.end().blockingFile(l.addr.String(), func() error { return l.sys.giveUp(true) })
@@ -159,6 +160,15 @@ func (c *endpoint) BlockingFile() (*os.File, error) {
 }
 
 // BlockingFile gives the end away, in blocking mode: see [Conn.BlockingFile].
+func (c *MsgConn) BlockingFile() (*os.File, error) {
+	if err := c.mayGo(); err != nil {
+		return nil, c.failed("file", err)
+	}
+	f, err := c.end().blockingFile(c.local.String()+"->"+c.remote.String(), c.messages().close)
+	return f, c.failed("file", err)
+}
+
+// BlockingFile gives the end away, in blocking mode: see [Conn.BlockingFile].
 func (e *pipeEnd) BlockingFile() (*os.File, error) {
 	f, err := e.end().blockingFile("pipe "+e.addr.String(), e.close)
 	return f, e.failed("file", err)
@@ -172,7 +182,7 @@ func (f *fd) mayGo() error {
 	}
 	defer f.r.mu.Unlock()
 	if f.in.holds() {
-		return &ruleError{what: "something was read ahead, which would be lost: read it first"}
+		return errReadAhead
 	}
 	return nil
 }
@@ -523,8 +533,7 @@ func (l *listener) giveUp(leaveFile bool) error {
 	}
 	var err error
 	if l.file != nil {
-		l.file.keep = l.file.keep || leaveFile
-		err = l.file.release()
+		err = l.file.release(leaveFile)
 	}
 	if e := l.fd.close(); err == nil {
 		err = e
@@ -560,7 +569,7 @@ type socketFile struct {
 	rights  lockRights
 	lock    lockFile
 	id      fileID          // of the socket; zero until it is bound
-	keep    bool            // ListenConfig.KeepName
+	keep    bool            // ListenConfig.KeepName; never changed
 	dropped runtime.Cleanup // closes the descriptors if nobody closes the listener
 
 	sharing sync.Mutex // guards owners, and keeps handing on and release apart
@@ -584,7 +593,7 @@ func claim(sys int, path string, lc *ListenConfig) (_ *socketFile, err error) {
 	}
 	defer func() {
 		if err != nil {
-			f.release() // what it gives up is not worth a second error
+			f.release(false) // what it gives up is not worth a second error
 		}
 	}()
 
@@ -882,10 +891,10 @@ func (lc *ListenConfig) fileMode() (mode uint32, uid, gid int) {
 }
 
 // release gives the path up: the socket file is removed if it is still this
-// listener's, and then the lock. The identity tells, also where the lock file is gone.
-// It is not another file's meanwhile, as the socket that is still open keeps its
-// inode in use.
-func (f *socketFile) release() error {
+// listener's, unless it is to be left behind, and then the lock. The identity tells,
+// also where the lock file is gone. It is not another file's meanwhile, as the socket
+// that is still open keeps its inode in use.
+func (f *socketFile) release(leaveFile bool) error {
 	if !f.isLastOwner() {
 		f.leave()
 		return nil
@@ -896,7 +905,7 @@ func (f *socketFile) release() error {
 	release := takeGuard(f.folder)
 	defer release()
 	var err error
-	if !f.keep && f.id != (fileID{}) {
+	if !f.keep && !leaveFile && f.id != (fileID{}) {
 		err = f.folder.remove(f.base, f.id)
 	}
 	if f.holdsLock() {
@@ -4106,7 +4115,11 @@ func (f *fd) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
 		room = make([]byte, 1) // a receive without room waits for nothing
 	}
 	got, err := f.recvWithRights(room)
-	if err == nil && !got.whole { // the files came with the first part
+	switch {
+	case got.whole:
+	case err != nil:
+		f.in.skip = got.n > 0 // the rest of it is no message of its own
+	default: // the files came with the first part
 		f.in.keep(room[:got.n], false)
 		got.n, err = f.in.recv(f, p)
 	}
@@ -4151,8 +4164,7 @@ func (f *fd) recvWithRights(p []byte) (got parcel, err error) {
 	defer rightsRooms.Put(room)
 	n, oobn, flags, err := f.recvmsg(p, room[:], 0)
 	if lost, dataStays := kern.rightsLost(err); lost {
-		got.n, err = f.withoutRights(p, err, dataStays)
-		return got, err
+		return f.withoutRights(p, err, dataStays)
 	}
 	if err != nil {
 		return got, callError("recvmsg", err)
@@ -4196,20 +4208,22 @@ func lostRights(sys int) error {
 // descriptors left for them: see rightsLost. Where the data of a stream is still in
 // the queue it is received now, as it would have been with the files: left there,
 // the byte that files travel with would be taken for data.
-func (f *fd) withoutRights(p []byte, err error, dataStays bool) (int, error) {
+func (f *fd) withoutRights(p []byte, err error, dataStays bool) (got parcel, _ error) {
 	err = &classified{os.NewSyscallError("recvmsg", err), ErrMsgTooLong}
 	switch {
 	case f.kind == messages && !kern.looseRecords():
-		return 0, err // the message went with its files
+		return got, err // the message went with its files
 	case !dataStays: // it went with the files; this is what they travel with
 		frame := frameOf(len(zeroByte))
-		return copy(p, frame[:]), err
+		got.n = copy(p, frame[:])
+		return got, err
 	}
 	o := op{attempt: recvWith, p: p}
 	if control(func() error { return o.attempt(&o, f.sys) }) != nil {
-		return 0, err
+		return got, err
 	}
-	return o.n, err
+	got.n, got.whole = o.n, f.kind == messages && o.got&syscall.MSG_EOR != 0
+	return got, err
 }
 
 // asFiles returns the descriptors as files, if they are not more than max. The
@@ -4431,13 +4445,13 @@ func (f *fd) drain() error {
 	room := rightsRooms.Get().(*[rightsRoom]byte)
 	defer rightsRooms.Put(room)
 	o := op{attempt: recvWith, p: make([]byte, 32<<10), oob: room[:]}
-	retryTimer := now() + int64(closeGrace) // for all of them
+	giveUp := now() + int64(closeGrace) // for all of them
 	for range drainMax {
 		err := control(func() error { return o.attempt(&o, f.sys) })
 		if err != nil || o.n == 0 {
 			break
 		}
-		discardWithin(time.Duration(retryTimer-now()), descriptorsIn(room[:o.oobn])...)
+		discardWithin(time.Duration(giveUp-now()), descriptorsIn(room[:o.oobn])...)
 	}
 	return nil // the next read says what there is to say
 }
@@ -4479,7 +4493,7 @@ const bufferMin = 4096
 // maxInt32 is the largest int of C, on every system.
 const maxInt32 = 1<<31 - 1
 
-// maxMessage returns the longest message that sendMessage takes.
+// maxMessage returns the longest message that can be sent now.
 func (f *fd) maxMessage() (n int, err error) {
 	err = f.control("getsockopt", func() (err error) {
 		n, err = kern.messageMax(f.sys)
@@ -4709,7 +4723,7 @@ func errnoOf(err error) error {
 // ---------------------------------------------------------------------------
 // System calls
 
-// An baseKernel does what differs between the systems as every one of them can. The
+// A baseKernel does what differs between the systems as every one of them can. The
 // type kernel of each system has it inside, and methods of its own where it can do
 // better.
 type baseKernel struct{}
@@ -4813,7 +4827,7 @@ func (baseKernel) rightsLost(err error) (lost, dataStays bool) { return false, f
 // messageMax returns the longest message that goes in one call. On FreeBSD that is
 // SO_SNDBUF, net.local.seqpacket.maxseqpacket by default: sosend_generic of
 // sys/kern/uipc_socket.c refuses what is longer. FreeBSD 15 does not, and ends a
-// record wherever it has copied as much; sendMessage holds to the limit there.
+// record wherever it has copied as much; tooLong holds to the limit there.
 func (baseKernel) messageMax(sys int) (int, error) {
 	return syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_SNDBUF)
 }

@@ -54,9 +54,9 @@ func TestLostFilesLeaveNothingInTheStream(t *testing.T) {
 				t.Fatal(err)
 			}
 			p := make([]byte, 1)
-			n, err := f.withoutRights(p, errno, dataStays)
-			if n != 1 || p[0] != 0 {
-				t.Errorf("%v: %d bytes, %x are returned", errno, n, p)
+			got, err := f.withoutRights(p, errno, dataStays)
+			if got.n != 1 || p[0] != 0 {
+				t.Errorf("%v: %d bytes, %x are returned", errno, got.n, p)
 			}
 			if !errors.Is(err, ErrMsgTooLong) || !errors.Is(err, errno) {
 				t.Errorf("%v is returned as %v", errno, err)
@@ -67,6 +67,41 @@ func TestLostFilesLeaveNothingInTheStream(t *testing.T) {
 				t.Errorf("%v: then %q is read, %v", errno, next[:n], err)
 			}
 		}
+	}
+}
+
+// A kernel whose messages are records in a stream leaves the message in the queue, which
+// is received whole. From the others it takes no second one.
+func TestLostFilesOfAMessageTakeNoOther(t *testing.T) {
+	a, b, err := MsgPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	defer b.Close()
+	if !a.Native() {
+		t.Skip("messages are framed here")
+	}
+	for _, m := range []string{"first", "next"} {
+		if err := a.Send([]byte(m)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.fd.enterRecv(); err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, 10)
+	got, err := b.fd.withoutRights(p, syscall.EMFILE, true)
+	b.fd.leave(&b.fd.r)
+	left, whole := "first", false
+	if kern.looseRecords() {
+		left, whole = "next", true
+	}
+	if got.whole != whole || whole && string(p[:got.n]) != "first" || !whole && got.n != 0 || !errors.Is(err, ErrMsgTooLong) {
+		t.Errorf("%q is returned, a whole message: %t, %v", p[:got.n], got.whole, err)
+	}
+	if n, err := b.Recv(p); string(p[:n]) != left || err != nil {
+		t.Errorf("then %q comes, %v", p[:n], err)
 	}
 }
 

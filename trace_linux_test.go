@@ -624,7 +624,7 @@ func childWaitsInEveryWay(p *parent, args []string) error {
 	parked := 0
 	holdsSoon(func() bool {
 		now := stacks()
-		parked = strings.Count(now, "[IO wait") + strings.Count(now, "patience).pause(")
+		parked = strings.Count(now, "[IO wait") + strings.Count(now, "(*retryTimer).pause(")
 		return parked == len(waits)
 	})
 	p.say("%d of %d parked, %d threads became %d", parked, len(waits), before, threads())
