@@ -3984,13 +3984,16 @@ func (f *fd) takeFiles(behind, max int, alone bool) (data []byte, files []*os.Fi
 	defer f.release(reading)
 	if f.r.arriving == nil {
 		handles, data, err := f.takeHandles(l, behind)
-		if err != nil {
-			return nil, nil, err
+		if err == nil {
+			if err = checkReceived(len(handles), max); err != nil {
+				wrappers <- struct{}{}
+				discardHandles(handles...)
+			}
 		}
-		if err := checkReceived(len(handles), max); err != nil {
-			wrappers <- struct{}{}
-			pipeEnds.do(len(handles), closeGrace, func(i int) { syscall.CloseHandle(handles[i]) })
-			f.leaveData(data, alone)
+		if err != nil {
+			if data != nil {
+				f.leaveData(data, alone)
+			}
 			return data, nil, err
 		}
 		f.r.arriving = wrap(handles, data, openReceived)
@@ -4027,7 +4030,8 @@ func (f *fd) giveUpArriving() {
 }
 
 // takeHandles reads a record, and then judges it. If it takes handles, it has also
-// taken one of the wrappers.
+// taken one of the wrappers. rest is the data behind the record. With an error it is
+// nil, but for errTaken: then the data is all that is left of what the peer sent.
 func (f *fd) takeHandles(l limits, behind int) (handles []syscall.Handle, rest []byte, err error) {
 	text, err := f.readRecord(l, behind)
 	if err != nil {
@@ -4045,13 +4049,11 @@ func (f *fd) takeHandles(l limits, behind int) (handles []syscall.Handle, rest [
 			wrappers <- struct{}{}
 		}
 	}
-	if err != nil {
-		if !errors.Is(err, errTaken) {
-			f.r.unread.Store(&text)
-		}
-		return nil, nil, err
+	if err == nil || errors.Is(err, errTaken) {
+		return handles, text[size:], err
 	}
-	return handles, text[size:], nil
+	f.r.unread.Store(&text)
+	return nil, nil, err
 }
 
 // readRecord waits until there is something to read. If that looks like a record,
@@ -4178,12 +4180,18 @@ func takeFrom(holder syscall.Handle, files []uint32) (handles []syscall.Handle, 
 		handles = append(handles, h)
 	}
 	if err != nil {
-		for _, h := range handles {
-			syscall.CloseHandle(h)
-		}
+		discardHandles(handles...)
 		return nil, &classified{&classified{err, ErrUntrusted}, errTaken}
 	}
 	return handles, nil
+}
+
+// discardHandles closes handles that a peer chose, away from the caller: see
+// discardFiles.
+func discardHandles(handles ...syscall.Handle) {
+	if len(handles) > 0 {
+		disposal.do(len(handles), closeGrace, func(i int) { syscall.CloseHandle(handles[i]) })
+	}
 }
 
 // judge returns why the sender could not have put handles into the holder itself,
@@ -5255,7 +5263,7 @@ func sendHello(f *fd, memory *os.File, bell farBell, hello []byte) error {
 // unlike an os.File of a pipe.
 type received syscall.Handle
 
-func (r received) close() { syscall.CloseHandle(syscall.Handle(r)) }
+func (r received) close() { discardHandles(syscall.Handle(r)) }
 
 // memory returns a file of the handle, which it owns from then on.
 func (r received) memory() *os.File { return os.NewFile(uintptr(r), "memory") }
