@@ -4,6 +4,7 @@ package ipc
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"slices"
@@ -499,5 +500,33 @@ func TestMessageOfFilesIsTheNextToRead(t *testing.T) {
 		t.Errorf("%q, %v, %v", p[:n], files, err)
 	}
 	isNext(t, b, "next")
+	allWrappersAreFree(t)
+}
+
+// What came with files that RecvFiles was too late for is before all that comes later.
+func TestNothingOvertakesBusyFiles(t *testing.T) {
+	internalStory(t)
+	busy := make(chan struct{})
+	open := func(syscall.Handle) *os.File { <-busy; return nil }
+	_, b := messagePair(t)
+	<-wrappers
+	b.r.arriving = wrap([]syscall.Handle{4}, []byte("first"), open)
+	p := make([]byte, 64)
+	if n, err := b.transact(context.Background(), []byte("request"), p); n != 0 || errnoOf(err) != errPipeBusy {
+		t.Errorf("%q, %v", p[:n], err)
+	}
+	isNext(t, b, "first")
+
+	_, b, err := pair(streams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.close()
+	<-wrappers
+	b.r.arriving = wrap([]syscall.Handle{4}, []byte("first"), open)
+	if n, with, err := recvHello(b, p); string(p[:n]) != "first" || with != nil || err != nil {
+		t.Errorf("%q, %v, %v", p[:n], with, err)
+	}
+	close(busy)
 	allWrappersAreFree(t)
 }

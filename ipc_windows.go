@@ -3120,7 +3120,7 @@ func (f *fd) transact(ctx context.Context, request, reply []byte) (int, error) {
 		return 0, errMsgTooLong
 	case f.w.torn != nil:
 		return 0, f.w.torn
-	case f.r.unread.Load() != nil: // as the system says it of a pipe that is not empty
+	case f.r.unread.Load() != nil, f.r.arriving != nil: // as the system says it of a pipe that is not empty
 		return 0, os.NewSyscallError("TransactNamedPipe", errPipeBusy)
 	}
 	n, err := f.run(l, operation{transactNamedPipe, request, reply}, reading|writing)
@@ -5300,6 +5300,7 @@ func (f *fd) recvHandles(p []byte) (n int, handles []syscall.Handle, err error) 
 		return 0, nil, err
 	}
 	defer f.release(reading)
+	f.giveUpArriving()
 	handles, data, err := f.takeHandles(l, len(p))
 	if err != nil {
 		return 0, nil, err
