@@ -3302,7 +3302,7 @@ type refs struct {
 	n atomic.Int32 // how many, and isClosing
 }
 
-// isClosing is the bit of users.n that is set once, by Close; isExclusive is the one
+// isClosing is the bit of refs.n that is set once, by Close; isExclusive is the one
 // that is set while the only user is to stay the only one.
 const (
 	isClosing   = 1 << 30

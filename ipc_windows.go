@@ -474,8 +474,8 @@ func (c *PipeConn) Transact(ctx context.Context, request, reply []byte) (int, er
 
 // Flush waits until the peer has read everything that was written, or is gone. It
 // holds an operating-system thread while it waits, writes wait for it, and it
-// ends with ctx, at the write deadline, and with Close. On an end that cannot be written it does nothing. See
-// FlushFileBuffers.
+// ends with ctx, at the write deadline, and with Close. On an end that cannot be
+// written it does nothing. See FlushFileBuffers.
 func (c *PipeConn) Flush(ctx context.Context) error {
 	return c.failed("flush", c.end().flush(ctx))
 }
@@ -2152,12 +2152,14 @@ type readSide struct {
 	turn    chan struct{} // holds an element while nobody reads: see acquire
 	backoff backoff       // guarded by turn
 
-	// arriving is what the last RecvFiles has taken and was too late for; nil is
-	// nothing. It is guarded by turn, and Close has it when nobody else is left.
+	// arriving is the files, and their data, that the last RecvFiles or RecvWithFiles
+	// has taken and was too late for; nil is nothing. It is guarded by turn, and Close
+	// has it when nobody else is left.
 	arriving *arrival
 
-	// unread is what RecvFiles has read and what is no record: the next to be
-	// read, a message if kind is messages, otherwise bytes. nil is nothing, an
+	// unread is what RecvFiles or RecvWithFiles has read and not given out: what is
+	// no record, or the data that came with one. It is the next to be read, a
+	// message if kind is messages, otherwise bytes. nil is nothing, an
 	// empty slice an empty message. It is changed by the holder of turn;
 	// PeekMessage looks at it without. The bytes do not change.
 	unread atomic.Pointer[[]byte]
@@ -2327,10 +2329,10 @@ func writeFile(h syscall.Handle, p, _ []byte, done *uint32, o *syscall.Overlappe
 	return syscall.WriteFile(h, p, done, o)
 }
 
-// run makes one overlapped call and returns how many bytes it transferred. It waits
-// in the thread within l.budget, if that is set, and then parks if the call is one
-// that can: a read or a write. All limits apply throughout. The caller has acquired
-// the direction.
+// run makes one overlapped call and returns how many bytes it transferred. A write, and
+// a read without a budget, waits in the thread or parks: see runWrite and runRead. Any
+// other call waits in the thread alone, a read no longer than its budget. All limits
+// apply throughout. The caller has acquired the direction.
 func (f *fd) run(l limits, op operation, d direction) (int, error) {
 	switch {
 	case d == reading && l.budget == 0:
@@ -3007,7 +3009,8 @@ func (f *fd) drop() error {
 	}
 }
 
-// unreadMessage takes the message that RecvFiles has given back, if there is one.
+// unreadMessage takes the message that RecvFiles or RecvWithFiles has left, if there is
+// one.
 // It is not nil then, even if it is empty.
 func (f *fd) unreadMessage(l limits) ([]byte, error) {
 	if f.kind != messages {
@@ -3771,9 +3774,6 @@ func (f *fd) stage(handles []syscall.Handle) (*staging, error) {
 	if err := randomBytes(s.id[:]); err != nil {
 		return nil, err
 	}
-	if f.onOtherMachine(f.sys) {
-		return nil, errOtherMachine
-	}
 	maker, err := f.makerOfPeer()
 	if err != nil {
 		return nil, err
@@ -3974,8 +3974,9 @@ func (f *fd) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
 }
 
 // takeFiles receives a record, and so many bytes of data behind it, and takes the
-// handles, if they are not more than max. What is no record, or not to be believed, is
-// the next to be read; so is the data, if it should be the zero byte alone and is not.
+// handles. If there are more than max, or they are gone, it returns the data with the
+// error. What is no record, or not to be believed, is the next to be read; so is the
+// data, if it should be the zero byte alone and is not.
 func (f *fd) takeFiles(behind, max int, alone bool) (data []byte, files []*os.File, err error) {
 	l := limits{deadlines: reading}
 	if err := f.acquire(l, reading); err != nil {
@@ -3999,7 +4000,7 @@ func (f *fd) takeFiles(behind, max int, alone bool) (data []byte, files []*os.Fi
 		f.r.arriving = wrap(handles, data, openReceived)
 	}
 	if err := f.receive(l, f.r.arriving.done); err != nil {
-		return nil, nil, err // the next RecvFiles gets them
+		return nil, nil, err // the next call gets them
 	}
 	files, data = f.r.arriving.files, f.r.arriving.behind
 	f.r.arriving = nil
@@ -4056,9 +4057,10 @@ func (f *fd) takeHandles(l limits, behind int) (handles []syscall.Handle, rest [
 	return nil, nil, err
 }
 
-// readRecord waits until there is something to read. If that looks like a record,
-// with so many bytes behind it, or theRest of a message, it returns it, or what is there in its place when
-// it has read it. If it does not, it reads nothing but an empty message.
+// readRecord waits until there is something to read. If that looks like a record with
+// so many bytes behind it, or with theRest of its message, it reads and returns all of
+// it, or what has taken its place meanwhile. Otherwise it reads nothing but an empty
+// message, and the error is ErrNoFiles.
 //
 // A record comes by one WriteFile, so all of it is there or nothing. It is read at
 // once, whatever the deadline; what was withdrawn meanwhile is waited for again.
@@ -5241,7 +5243,7 @@ func ringBell(f *fd) error {
 	}
 	l.budget = atOnce
 	_, err = f.runInThread(l, s, operation{start: writeFile, p: zeroByte[:]})
-	if err == errOverBudget || err == os.ErrDeadlineExceeded {
+	if err == errOverBudget {
 		return nil
 	}
 	return err
