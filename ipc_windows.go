@@ -1784,7 +1784,7 @@ func adoptSys(h syscall.Handle, kind connKind, d direction) (*fd, error) {
 // does not tell it of that, what this process knows.
 type token struct {
 	handle  syscall.Handle
-	id      uint64 // of the pipe and the end, see pipeIdentity; 0 if nobody said
+	id      uint64 // of the pipe and the end, see pipeIdentity; 0 if it is not known
 	backlog int    // of a listener; 0 for every other end
 	remote  bool   // the other end is, or may be, on another machine
 	inherit bool   // PipeConfig.Inheritable
@@ -1868,14 +1868,15 @@ func whatIsThere(text string) (string, error) {
 		return "", nil
 	}
 	id, err := pipeIdentity(t.handle)
-	if err == nil && id != t.id {
+	if err == nil && id != t.id && id != 0 {
 		err = errOtherFile
 	}
 	return "", err
 }
 
 // pipeIdentity tells the ends of pipes apart by the name of the pipe and the side.
-// It is a hash (FNV-1a, 64 bits) of both, and never 0.
+// It is a hash (FNV-1a, 64 bits) of both. It is 0 for an end whose peer is gone and of
+// whose pipe the kernel has forgotten the name: what there is to read is there still.
 func pipeIdentity(h syscall.Handle) (uint64, error) {
 	typ, err := syscall.GetFileType(h)
 	if err != nil {
@@ -1889,7 +1890,10 @@ func pipeIdentity(h syscall.Handle) (uint64, error) {
 		return 0, err
 	}
 	name, err := pipeName(h)
-	if err != nil {
+	switch {
+	case errnoOf(err) == errPipeNotConnected && info.state == pipeClosing:
+		return 0, nil
+	case err != nil:
 		return 0, err
 	}
 	const offset, prime = 14695981039346656037, 1099511628211
