@@ -4938,6 +4938,9 @@ func integrityOf(token syscall.Token) (uint32, error) {
 	if err != nil {
 		return 0, err
 	}
+	if len(sids) == 0 {
+		return 0, &ruleError{what: "the token has no integrity level"}
+	}
 	return integrityLevel(sids[0]), nil
 }
 
