@@ -3611,18 +3611,18 @@ func (f *fd) pipePath() Addr {
 //     client's own process is believed too where the client may not open it, as
 //     with a restricted token: the kernel gives every process all rights to itself.
 //     That the number is still that of the client's process is checked by its time
-//     of creation and its token (ownProcess).
+//     of creation and its token (isPeer, isTokenOf).
 //   - A client knows the owner of the pipe. SYSTEM and Administrators are believed:
 //     only who acts for them can own anything in their name. If this user is the
 //     owner, the server may yet be a sandbox of the user, so the token of its process
 //     is checked as a client's is; if that may not be read, the label of the pipe
-//     decides (sameUser). Any other owner is not believed.
+//     decides (judgeLabel). Any other owner is not believed.
 //   - An end whose other end was opened by this very process tells nothing: its
 //     token is this process's. For what this process sent to itself there is the
 //     list of staged files, in memory that nobody else can write. The random bytes
 //     say which entry is meant. A child that was given the second end of a Pair is
 //     known by dynamic tracking: see pairOf. Of a child that was given another end
-//     it is believed only that it holds the handles itself (isChild), and never a
+//     it is believed only that it holds the handles itself (judgeChild), and never a
 //     handle of this process. Children that got such ends could name each other's
 //     handles, so they must trust each other; SECURITY.md says so.
 //
