@@ -4,6 +4,7 @@ package ipc
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"slices"
@@ -316,4 +317,216 @@ func TestRecvFilesWaitsForItsTurn(t *testing.T) {
 		t.Fatalf("%v, %v", files, err)
 	}
 	files[0].Close()
+}
+
+// messagePair returns the ends of a pipe of messages.
+func messagePair(t *testing.T) (a, b *fd) {
+	t.Helper()
+	a, b, err := pair(messages)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.close(); b.close() })
+	return a, b
+}
+
+// isNext checks which message is the next one.
+func isNext(t *testing.T, f *fd, want string) {
+	t.Helper()
+	p := make([]byte, 64)
+	if n, err := f.recv(p); string(p[:n]) != want || err != nil {
+		t.Fatalf("the next message is %q, %v, want %q", p[:n], err, want)
+	}
+}
+
+func sendMessage(t *testing.T, f *fd, message string, files ...*os.File) {
+	t.Helper()
+	if err := f.sendWithFiles([]byte(message), files); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func openNull(t *testing.T) *os.File {
+	t.Helper()
+	f, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// allWrappersAreFree checks that as many files can be received at once as before.
+func allWrappersAreFree(t *testing.T) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); len(wrappers) != wrappersMax; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d wrappers are free of %d", len(wrappers), wrappersMax)
+		}
+	}
+}
+
+// A deadline that ends a RecvWithFiles while its files are made files of os leaves the
+// message, and the files with it for who asks for them.
+func TestMessageOfBusyFilesIsNotLost(t *testing.T) {
+	internalStory(t)
+	for name, next := range map[string]func(t *testing.T, b *fd){
+		"Recv": func(t *testing.T, b *fd) { isNext(t, b, "first") },
+		"Read": func(t *testing.T, b *fd) {
+			p := make([]byte, 64)
+			if n, err := b.read(p); string(p[:n]) != "first" || err != nil {
+				t.Errorf("%q, %v", p[:n], err)
+			}
+		},
+		"ReadMessage": func(t *testing.T, b *fd) {
+			p := make([]byte, 64)
+			if n, more, err := b.readMessage(p); string(p[:n]) != "first" || more || err != nil {
+				t.Errorf("%q, %t, %v", p[:n], more, err)
+			}
+		},
+		"RecvWithFiles": func(t *testing.T, b *fd) {
+			p := make([]byte, 64)
+			n, files, err := b.recvWithFiles(p, 1)
+			if string(p[:n]) != "first" || len(files) != 1 || err != nil {
+				t.Fatalf("%q, %v, %v", p[:n], files, err)
+			}
+			files[0].Close()
+		},
+		"RecvFiles": func(t *testing.T, b *fd) {
+			files, err := b.recvFiles(1)
+			if len(files) != 1 || err != nil {
+				t.Fatalf("%v, %v", files, err)
+			}
+			files[0].Close()
+			isNext(t, b, "first") // which is not the byte that files travel with
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b := messagePair(t)
+			busy, opened := make(chan struct{}), make(chan *os.File, 1)
+			<-wrappers
+			b.r.arriving = wrap([]syscall.Handle{4}, []byte("first"), func(syscall.Handle) *os.File {
+				<-busy
+				f, err := os.Open(os.DevNull)
+				if err != nil {
+					t.Error(err)
+				}
+				opened <- f
+				return f
+			})
+			sendMessage(t, a, "second", openNull(t))
+			b.setDeadline(time.Now().Add(time.Millisecond), reading)
+			if n, files, err := b.recvWithFiles(make([]byte, 64), 1); n != 0 || files != nil || err != os.ErrDeadlineExceeded {
+				t.Fatalf("%d, %v, %v", n, files, err)
+			}
+			b.setDeadline(time.Time{}, reading)
+			if name == "RecvWithFiles" || name == "RecvFiles" {
+				close(busy)
+				next(t, b)
+			} else {
+				next(t, b)
+				close(busy)
+			}
+			(<-opened).Close()
+			p := make([]byte, 64)
+			n, files, err := b.recvWithFiles(p, 1)
+			if string(p[:n]) != "second" || len(files) != 1 || err != nil {
+				t.Fatalf("%q, %v, %v", p[:n], files, err)
+			}
+			files[0].Close()
+			allWrappersAreFree(t)
+		})
+	}
+}
+
+// Files can be gone, or too many: the data that they came with is there all the same.
+func TestMessageWithoutItsFilesIsNotLost(t *testing.T) {
+	internalStory(t)
+	null := openNull(t)
+	gone := record{pid: uint32(os.Getpid()), files: []uint32{0x7ffffff0}} // no handle
+	for name, c := range map[string]struct {
+		send func(t *testing.T, a *fd)
+		is   error
+	}{
+		"gone":     {func(t *testing.T, a *fd) { sendMessage(t, a, string(gone.bytes())+"data") }, ErrUntrusted},
+		"too many": {func(t *testing.T, a *fd) { sendMessage(t, a, "data", null, null) }, ErrMsgTooLong},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, a := messagePair(t) // only the server of a pair asks what its client may do
+			for range 2 {
+				c.send(t, a)
+				sendMessage(t, a, "next")
+				p := make([]byte, 64)
+				if n, files, err := b.recvWithFiles(p, 1); string(p[:n]) != "data" || files != nil || !errors.Is(err, c.is) {
+					t.Errorf("%q, %v, %v", p[:n], files, err)
+				}
+				isNext(t, b, "next")
+				c.send(t, a)
+				sendMessage(t, a, "next")
+				if files, err := b.recvFiles(1); files != nil || !errors.Is(err, c.is) {
+					t.Errorf("%v, %v", files, err)
+				}
+				isNext(t, b, "data")
+				isNext(t, b, "next")
+			}
+			allWrappersAreFree(t)
+		})
+	}
+}
+
+// Only the zero byte goes with its files. Any other message is the next to be received,
+// and one that is too long takes its files along.
+func TestMessageOfFilesIsTheNextToRead(t *testing.T) {
+	internalStory(t)
+	null := openNull(t)
+	a, b := messagePair(t)
+	for _, data := range []string{"data", "", "\x00"} {
+		sendMessage(t, a, data, null)
+		sendMessage(t, a, "next")
+		files, err := b.recvFiles(1)
+		if len(files) != 1 || err != nil {
+			t.Fatalf("%v, %v", files, err)
+		}
+		files[0].Close()
+		if data != string(zeroByte[:]) {
+			isNext(t, b, data)
+		}
+		isNext(t, b, "next")
+	}
+	sendMessage(t, a, "too long", null)
+	sendMessage(t, a, "next")
+	p := make([]byte, 3)
+	if n, files, err := b.recvWithFiles(p, 1); string(p[:n]) != "too" || files != nil || !errors.Is(err, ErrMsgTooLong) {
+		t.Errorf("%q, %v, %v", p[:n], files, err)
+	}
+	isNext(t, b, "next")
+	allWrappersAreFree(t)
+}
+
+// What came with files that RecvFiles was too late for is before all that comes later.
+func TestNothingOvertakesBusyFiles(t *testing.T) {
+	internalStory(t)
+	busy := make(chan struct{})
+	open := func(syscall.Handle) *os.File { <-busy; return nil }
+	_, b := messagePair(t)
+	<-wrappers
+	b.r.arriving = wrap([]syscall.Handle{4}, []byte("first"), open)
+	p := make([]byte, 64)
+	if n, err := b.transact(context.Background(), []byte("request"), p); n != 0 || errnoOf(err) != errPipeBusy {
+		t.Errorf("%q, %v", p[:n], err)
+	}
+	isNext(t, b, "first")
+
+	_, b, err := pair(streams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.close()
+	<-wrappers
+	b.r.arriving = wrap([]syscall.Handle{4}, []byte("first"), open)
+	if n, with, err := recvHello(b, p); string(p[:n]) != "first" || with != nil || err != nil {
+		t.Errorf("%q, %v, %v", p[:n], with, err)
+	}
+	close(busy)
+	allWrappersAreFree(t)
 }

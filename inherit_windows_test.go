@@ -20,6 +20,7 @@ func init() {
 	roles["refuses an end"] = childRefusesAnEnd
 	roles["welcomes"] = childWelcomes
 	roles["serves a pipe"] = childServesAPipe
+	roles["reads an end"] = childReadsAnEnd
 }
 
 // instanceInfo returns the kind and the buffers of the pipe of an end.
@@ -173,6 +174,39 @@ func childRefusesAnEnd(p *parent, args []string) error {
 	}
 	p.say("refused")
 	return nil
+}
+
+// A child reads what was written to an end, though its peer is gone already. The system
+// may have forgotten the name of such a pipe.
+func TestEndWhosePeerIsGoneIsGiven(t *testing.T) {
+	overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
+		send(t, a, "before")
+		h := newHeir(t)
+		h.gets("c", b)
+		must(t, a.Close())
+		h.start("reads an end", "c", "before").end()
+		must(t, b.Close())
+	})
+	overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
+		send(t, a, "before")
+		must(t, a.Close())
+		h := newHeir(t)
+		h.gets("c", b)
+		h.start("reads an end", "c", "before").end()
+		must(t, b.Close())
+	})
+}
+
+func childReadsAnEnd(p *parent, args []string) error {
+	c, err := ipc.InheritedConn(args[0])
+	if err != nil {
+		return err
+	}
+	text, err := io.ReadAll(c)
+	if string(text) != args[1] {
+		err = errors.Join(err, fmt.Errorf("there is %q to read, want %q", text, args[1]))
+	}
+	return errors.Join(err, c.Close())
 }
 
 func TestPipeListenerIsHandedOn(t *testing.T) {

@@ -1848,6 +1848,10 @@ func (c *MsgConn) SendWithFiles(p []byte, files ...*os.File) error {
 // has none. No child of this process inherits them. On an error no file is returned:
 // if there are more than max, or the message is longer than p, all of them are
 // closed, the error matches [ErrMsgTooLong], and n tells how much of p was filled.
+//
+// On Windows a record that is not to be believed (see [Conn.RecvFiles]) is received as
+// data, a message without files. If the files are gone, the error matches
+// [ErrUntrusted], and n tells of the message.
 func (c *MsgConn) RecvWithFiles(p []byte, max int) (n int, files []*os.File, err error) {
 	if err = checkFiles(max, 0); err == nil {
 		n, files, err = c.messages().recvWithFiles(p, max)

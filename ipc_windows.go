@@ -481,8 +481,8 @@ func (c *PipeConn) Transact(ctx context.Context, request, reply []byte) (int, er
 
 // Flush waits until the peer has read everything that was written, or is gone. It
 // holds an operating-system thread while it waits, writes wait for it, and it
-// ends with ctx, at the write deadline, and with Close. On an end that cannot be written it does nothing. See
-// FlushFileBuffers.
+// ends with ctx, at the write deadline, and with Close. On an end that cannot be
+// written it does nothing. See FlushFileBuffers.
 func (c *PipeConn) Flush(ctx context.Context) error {
 	return c.failed("flush", c.end().flush(ctx))
 }
@@ -1791,7 +1791,7 @@ func adoptSys(h syscall.Handle, kind connKind, d direction) (*fd, error) {
 // does not tell it of that, what this process knows.
 type token struct {
 	handle  syscall.Handle
-	id      uint64 // of the pipe and the end, see pipeIdentity; 0 if nobody said
+	id      uint64 // of the pipe and the end, see pipeIdentity; 0 if it is not known
 	backlog int    // of a listener; 0 for every other end
 	remote  bool   // the other end is, or may be, on another machine
 	inherit bool   // PipeConfig.Inheritable
@@ -1875,14 +1875,15 @@ func whatIsThere(text string) (string, error) {
 		return "", nil
 	}
 	id, err := pipeIdentity(t.handle)
-	if err == nil && id != t.id {
+	if err == nil && id != t.id && id != 0 {
 		err = errOtherFile
 	}
 	return "", err
 }
 
 // pipeIdentity tells the ends of pipes apart by the name of the pipe and the side.
-// It is a hash (FNV-1a, 64 bits) of both, and never 0.
+// It is a hash (FNV-1a, 64 bits) of both. It is 0 for an end whose peer is gone and of
+// whose pipe the kernel has forgotten the name: what there is to read is there still.
 func pipeIdentity(h syscall.Handle) (uint64, error) {
 	typ, err := syscall.GetFileType(h)
 	if err != nil {
@@ -1896,7 +1897,10 @@ func pipeIdentity(h syscall.Handle) (uint64, error) {
 		return 0, err
 	}
 	name, err := pipeName(h)
-	if err != nil {
+	switch {
+	case errnoOf(err) == errPipeNotConnected && info.state == pipeClosing:
+		return 0, nil
+	case err != nil:
 		return 0, err
 	}
 	const offset, prime = 14695981039346656037, 1099511628211
@@ -2159,12 +2163,14 @@ type readSide struct {
 	turn    chan struct{} // holds an element while nobody reads: see acquire
 	backoff backoff       // guarded by turn
 
-	// arriving is what the last RecvFiles has taken and was too late for; nil is
-	// nothing. It is guarded by turn, and Close has it when nobody else is left.
+	// arriving is the files, and their data, that the last RecvFiles or RecvWithFiles
+	// has taken and was too late for; nil is nothing. It is guarded by turn, and Close
+	// has it when nobody else is left.
 	arriving *arrival
 
-	// unread is what RecvFiles has read and what is no record: the next to be
-	// read, a message if kind is messages, otherwise bytes. nil is nothing, an
+	// unread is what RecvFiles or RecvWithFiles has read and not given out: what is
+	// no record, or the data that came with one. It is the next to be read, a
+	// message if kind is messages, otherwise bytes. nil is nothing, an
 	// empty slice an empty message. It is changed by the holder of turn;
 	// PeekMessage looks at it without. The bytes do not change.
 	unread atomic.Pointer[[]byte]
@@ -2334,10 +2340,10 @@ func writeFile(h syscall.Handle, p, _ []byte, done *uint32, o *syscall.Overlappe
 	return syscall.WriteFile(h, p, done, o)
 }
 
-// run makes one overlapped call and returns how many bytes it transferred. It waits
-// in the thread within l.budget, if that is set, and then parks if the call is one
-// that can: a read or a write. All limits apply throughout. The caller has acquired
-// the direction.
+// run makes one overlapped call and returns how many bytes it transferred. A write, and
+// a read without a budget, waits in the thread or parks: see runWrite and runRead. Any
+// other call waits in the thread alone, a read no longer than its budget. All limits
+// apply throughout. The caller has acquired the direction.
 func (f *fd) run(l limits, op operation, d direction) (int, error) {
 	switch {
 	case d == reading && l.budget == 0:
@@ -3014,7 +3020,8 @@ func (f *fd) drop() error {
 	}
 }
 
-// unreadMessage takes the message that RecvFiles has given back, if there is one.
+// unreadMessage takes the message that RecvFiles or RecvWithFiles has left, if there is
+// one.
 // It is not nil then, even if it is empty.
 func (f *fd) unreadMessage(l limits) ([]byte, error) {
 	if f.kind != messages {
@@ -3127,7 +3134,7 @@ func (f *fd) transact(ctx context.Context, request, reply []byte) (int, error) {
 		return 0, errMsgTooLong
 	case f.w.torn != nil:
 		return 0, f.w.torn
-	case f.r.unread.Load() != nil: // as the system says it of a pipe that is not empty
+	case f.r.unread.Load() != nil, f.r.arriving != nil: // as the system says it of a pipe that is not empty
 		return 0, os.NewSyscallError("TransactNamedPipe", errPipeBusy)
 	}
 	n, err := f.run(l, operation{transactNamedPipe, request, reply}, reading|writing)
@@ -3611,18 +3618,18 @@ func (f *fd) pipePath() Addr {
 //     client's own process is believed too where the client may not open it, as
 //     with a restricted token: the kernel gives every process all rights to itself.
 //     That the number is still that of the client's process is checked by its time
-//     of creation and its token (ownProcess).
+//     of creation and its token (isPeer, isTokenOf).
 //   - A client knows the owner of the pipe. SYSTEM and Administrators are believed:
 //     only who acts for them can own anything in their name. If this user is the
 //     owner, the server may yet be a sandbox of the user, so the token of its process
 //     is checked as a client's is; if that may not be read, the label of the pipe
-//     decides (sameUser). Any other owner is not believed.
+//     decides (judgeLabel). Any other owner is not believed.
 //   - An end whose other end was opened by this very process tells nothing: its
 //     token is this process's. For what this process sent to itself there is the
 //     list of staged files, in memory that nobody else can write. The random bytes
 //     say which entry is meant. A child that was given the second end of a Pair is
 //     known by dynamic tracking: see pairOf. Of a child that was given another end
-//     it is believed only that it holds the handles itself (isChild), and never a
+//     it is believed only that it holds the handles itself (judgeChild), and never a
 //     handle of this process. Children that got such ends could name each other's
 //     handles, so they must trust each other; SECURITY.md says so.
 //
@@ -3777,9 +3784,6 @@ func (f *fd) stage(handles []syscall.Handle) (*staging, error) {
 	s := &staging{}
 	if err := randomBytes(s.id[:]); err != nil {
 		return nil, err
-	}
-	if f.onOtherMachine(f.sys) {
-		return nil, errOtherMachine
 	}
 	maker, err := f.makerOfPeer()
 	if err != nil {
@@ -3981,8 +3985,9 @@ func (f *fd) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
 }
 
 // takeFiles receives a record, and so many bytes of data behind it, and takes the
-// handles, if they are not more than max. What is no record, or not to be believed, is
-// the next to be read; so is the data, if it should be the zero byte alone and is not.
+// handles. If there are more than max, or they are gone, it returns the data with the
+// error. What is no record, or not to be believed, is the next to be read; so is the
+// data, if it should be the zero byte alone and is not.
 func (f *fd) takeFiles(behind, max int, alone bool) (data []byte, files []*os.File, err error) {
 	l := limits{deadlines: reading}
 	if err := f.acquire(l, reading); err != nil {
@@ -3991,19 +3996,22 @@ func (f *fd) takeFiles(behind, max int, alone bool) (data []byte, files []*os.Fi
 	defer f.release(reading)
 	if f.r.arriving == nil {
 		handles, data, err := f.takeHandles(l, behind)
-		if err != nil {
-			return nil, nil, err
+		if err == nil {
+			if err = checkReceived(len(handles), max); err != nil {
+				wrappers <- struct{}{}
+				discardHandles(handles...)
+			}
 		}
-		if err := checkReceived(len(handles), max); err != nil {
-			wrappers <- struct{}{}
-			pipeEnds.do(len(handles), closeGrace, func(i int) { syscall.CloseHandle(handles[i]) })
-			f.leaveData(data, alone)
+		if err != nil {
+			if data != nil {
+				f.leaveData(data, alone)
+			}
 			return data, nil, err
 		}
 		f.r.arriving = wrap(handles, data, openReceived)
 	}
 	if err := f.receive(l, f.r.arriving.done); err != nil {
-		return nil, nil, err // the next RecvFiles gets them
+		return nil, nil, err // the next call gets them
 	}
 	files, data = f.r.arriving.files, f.r.arriving.behind
 	f.r.arriving = nil
@@ -4034,7 +4042,8 @@ func (f *fd) giveUpArriving() {
 }
 
 // takeHandles reads a record, and then judges it. If it takes handles, it has also
-// taken one of the wrappers.
+// taken one of the wrappers. rest is the data behind the record. With an error it is
+// nil, but for errTaken: then the data is all that is left of what the peer sent.
 func (f *fd) takeHandles(l limits, behind int) (handles []syscall.Handle, rest []byte, err error) {
 	text, err := f.readRecord(l, behind)
 	if err != nil {
@@ -4052,18 +4061,17 @@ func (f *fd) takeHandles(l limits, behind int) (handles []syscall.Handle, rest [
 			wrappers <- struct{}{}
 		}
 	}
-	if err != nil {
-		if !errors.Is(err, errTaken) {
-			f.r.unread.Store(&text)
-		}
-		return nil, nil, err
+	if err == nil || errors.Is(err, errTaken) {
+		return handles, text[size:], err
 	}
-	return handles, text[size:], nil
+	f.r.unread.Store(&text)
+	return nil, nil, err
 }
 
-// readRecord waits until there is something to read. If that looks like a record,
-// with so many bytes behind it, or theRest of a message, it returns it, or what is there in its place when
-// it has read it. If it does not, it reads nothing but an empty message.
+// readRecord waits until there is something to read. If that looks like a record with
+// so many bytes behind it, or with theRest of its message, it reads and returns all of
+// it, or what has taken its place meanwhile. Otherwise it reads nothing but an empty
+// message, and the error is ErrNoFiles.
 //
 // A record comes by one WriteFile, so all of it is there or nothing. It is read at
 // once, whatever the deadline; what was withdrawn meanwhile is waited for again.
@@ -4185,12 +4193,18 @@ func takeFrom(holder syscall.Handle, files []uint32) (handles []syscall.Handle, 
 		handles = append(handles, h)
 	}
 	if err != nil {
-		for _, h := range handles {
-			syscall.CloseHandle(h)
-		}
+		discardHandles(handles...)
 		return nil, &classified{&classified{err, ErrUntrusted}, errTaken}
 	}
 	return handles, nil
+}
+
+// discardHandles closes handles that a peer chose, away from the caller: see
+// discardFiles.
+func discardHandles(handles ...syscall.Handle) {
+	if len(handles) > 0 {
+		disposal.do(len(handles), closeGrace, func(i int) { syscall.CloseHandle(handles[i]) })
+	}
 }
 
 // judge returns why the sender could not have put handles into the holder itself,
@@ -4931,6 +4945,9 @@ func integrityOf(token syscall.Token) (uint32, error) {
 	if err != nil {
 		return 0, err
 	}
+	if len(sids) == 0 {
+		return 0, &ruleError{what: "the token has no integrity level"}
+	}
 	return integrityLevel(sids[0]), nil
 }
 
@@ -5240,7 +5257,7 @@ func ringBell(f *fd) error {
 	}
 	l.budget = atOnce
 	_, err = f.runInThread(l, s, operation{start: writeFile, p: zeroByte[:]})
-	if err == errOverBudget || err == os.ErrDeadlineExceeded {
+	if err == errOverBudget {
 		return nil
 	}
 	return err
@@ -5262,7 +5279,7 @@ func sendHello(f *fd, memory *os.File, bell farBell, hello []byte) error {
 // unlike an os.File of a pipe.
 type received syscall.Handle
 
-func (r received) close() { syscall.CloseHandle(syscall.Handle(r)) }
+func (r received) close() { discardHandles(syscall.Handle(r)) }
 
 // memory returns a file of the handle, which it owns from then on.
 func (r received) memory() *os.File { return os.NewFile(uintptr(r), "memory") }
@@ -5299,6 +5316,7 @@ func (f *fd) recvHandles(p []byte) (n int, handles []syscall.Handle, err error) 
 		return 0, nil, err
 	}
 	defer f.release(reading)
+	f.giveUpArriving()
 	handles, data, err := f.takeHandles(l, len(p))
 	if err != nil {
 		return 0, nil, err
