@@ -944,13 +944,15 @@ func (kernel) leaveCPU() {
 	if _, _, errno := syscall.Syscall(numbers.getcpu, uintptr(unsafe.Pointer(&cpu)), 0, 0); errno != 0 {
 		return
 	}
-	others, now := all, cpuMask{}
+	others, now, every := all, cpuMask{}, cpuMask{}
 	others.remove(int(cpu))
+	for i := range every {
+		every[i] = ^uintptr(0) // also those that come online later
+	}
 	if others.set() && now.get() && now == others { // or somebody else has set it meanwhile
-		for i := range all {
-			all[i] = ^uintptr(0) // also those that come online later
+		if !every.set() {
+			all.set()
 		}
-		all.set()
 	}
 }
 
