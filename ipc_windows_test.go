@@ -59,8 +59,6 @@ const thisProcess = ^syscall.Handle(0)
 //   - TestSecurityIsEnforced: Wine lets everybody open a pipe.
 //   - TestDialInTheWrongDirectionIsRefused: Wine looks at generic rights alone.
 //   - TestPipeOfAnotherMachineIsNotTrusted: Wine has no pipes of other machines.
-//   - TestCloseLeavesOtherHandlesAlone: Wine may never finish a read of one handle when
-//     another one was closed.
 //
 // Nor is seen there, for Wine takes every client for the user of the server: files
 // from a client with other rights, dynamic tracking, AppContainers, restricted
