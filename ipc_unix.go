@@ -501,18 +501,18 @@ func (l *listener) accept() (*fd, error) {
 		return nil, err
 	}
 	defer l.leave(h)
-	o := op{attempt: acceptClient}
+	var how acceptMode
 	if l.shared.Load() {
-		o.how |= acceptShared
+		how |= acceptShared
 	}
 	if l.served {
-		o.how |= acceptServing
+		how |= acceptServing
 	}
 	for {
-		switch o, err := l.run(h, o); err {
+		switch done, err := l.run(h, &op{attempt: acceptClient, how: how}); err {
 		case nil:
 			l.served = true
-			return newConnFD(o.n, l.kind), nil
+			return newConnFD(done.n, l.kind), nil
 		case syscall.ECONNABORTED:
 		default:
 			return nil, callError("accept", err)
@@ -3083,9 +3083,14 @@ type op struct {
 	flags int     // MSG_ flags
 	how   acceptMode
 
-	n, oobn, got int   // bytes, bytes of control messages, flags; of accept: n is the descriptor
-	err          error // EAGAIN: nothing happened yet
+	result
+	err error // EAGAIN: nothing happened yet
 }
+
+// A result is what a call returned: bytes, or the descriptor of accept, bytes of control
+// messages, and flags. It is apart from op because a goroutine that waits should have a
+// small stack, and each function on the way holds what it passes on.
+type result struct{ n, oobn, got int }
 
 // newFD takes ownership of sys. If the fd is dropped without Close, the garbage
 // collector closes it, as it does for os and net.
@@ -3156,14 +3161,14 @@ func (f *fd) leave(h *ioState) {
 // run makes the call until it succeeds or fails for good, and returns what the
 // last attempt said. This is where EINTR, EAGAIN, the deadline and Close are dealt
 // with, and nowhere else. The caller has entered h.
-func (f *fd) run(h *ioState, o op) (op, error) {
-	h.op = o
+func (f *fd) run(h *ioState, o *op) (result, error) {
+	h.op = *o // a copy, so that the caller's stays on its stack
 	raceRelease()
 	err := f.untilDone(h)
 	raceAcquire()
-	o = h.op
+	done := h.op.result
 	h.op = op{} // the buffers are the caller's again
-	return o, err
+	return done, err
 }
 
 func (f *fd) untilDone(h *ioState) error {
@@ -3575,23 +3580,22 @@ func (f *fd) read(p []byte) (int, error) {
 	if f.in.hasAhead() {
 		return f.in.takeAhead(p), nil
 	}
-	o := op{attempt: readPipe, p: p[:min(len(p), ioMax)]}
+	attempt := readPipe
 	if f.socket {
-		o.attempt = recvData
+		attempt = recvData
 	} else if f.shared.Load() {
-		o.attempt = readShared
+		attempt = readShared
 	}
-	o, err := f.receiveData(o)
-	return f.received(o.n, err)
+	return f.receiveData(attempt, p[:min(len(p), ioMax)], nil)
 }
 
 // receiveData runs a read. Files that nobody asked for, and for which this process
 // has no descriptors, are lost; the data that they came with follows.
-func (f *fd) receiveData(o op) (op, error) {
+func (f *fd) receiveData(attempt func(*op, int) error, p []byte, iov []iovec) (int, error) {
 	for {
-		done, err := f.run(&f.r, o)
+		done, err := f.run(&f.r, &op{attempt: attempt, p: p, iov: iov})
 		if lost, _ := kern.rightsLost(err); !lost || !f.socket {
-			return done, err
+			return f.received(done.n, err)
 		}
 	}
 }
@@ -3616,19 +3620,18 @@ func (f *fd) write(p []byte) (n int, err error) {
 		return 0, err
 	}
 	defer f.leave(h)
-	o := op{attempt: writePipe}
+	attempt := writePipe
 	if f.socket {
-		o.attempt = sendData
+		attempt = sendData
 	} else if f.shared.Load() {
-		o.attempt = writeShared
+		attempt = writeShared
 	}
 	for {
-		o.p = p[n:min(len(p), n+ioMax)]
-		o, err = f.run(h, o)
+		done, err := f.run(h, &op{attempt: attempt, p: p[n:min(len(p), n+ioMax)]})
 		if err != nil {
 			return n, writeError("write", err)
 		}
-		if n += o.n; n == len(p) {
+		if n += done.n; n == len(p) {
 			return n, nil
 		}
 		if f.closing() { // Close would wait for as long as the peer makes room in time
@@ -3651,8 +3654,7 @@ func (f *fd) readBuffers(bufs [][]byte) (int64, error) {
 	if f.in.hasAhead() {
 		return int64(f.in.takeAhead(first(h.iov))), nil
 	}
-	o, err := f.receiveData(op{attempt: recvData, iov: h.iov})
-	n, err := f.received(o.n, err)
+	n, err := f.receiveData(recvData, nil, h.iov)
 	return int64(n), err
 }
 
@@ -3668,7 +3670,7 @@ func (f *fd) writeBuffers(bufs *net.Buffers) (total int64, err error) {
 			consume(bufs, 0)
 			return total, nil
 		}
-		o, err := f.run(h, op{attempt: sendData, iov: h.iov})
+		o, err := f.run(h, &op{attempt: sendData, iov: h.iov})
 		if err != nil {
 			return total, writeError("write", err)
 		}
@@ -3824,29 +3826,28 @@ func receive(o *op, sys int, oob []byte) (n, oobn, got int, err error) {
 // recvmsg receives some data, and control messages if there is room for them; if
 // not, it closes the descriptors among them elsewhere. The caller has entered f.r.
 func (f *fd) recvmsg(p, oob []byte, flags int) (n, oobn, got int, err error) {
-	o := op{attempt: recvData, p: p, oob: oob, flags: flags}
+	attempt := recvData
 	if len(oob) > 0 || flags&syscall.MSG_PEEK != 0 { // which takes nothing from the queue
-		o.attempt = recvWith
+		attempt = recvWith
 	}
-	o, err = f.run(&f.r, o)
+	done, err := f.run(&f.r, &op{attempt: attempt, p: p, oob: oob, flags: flags})
 	if err == nil && f.readShut.Load() && kern.readsAfterShutdown() {
 		if len(oob) > 0 {
-			discardRights(oob[:o.oobn])
+			discardRights(oob[:done.oobn])
 		}
 		return 0, 0, 0, nil
 	}
-	return o.n, o.oobn, o.got, err
+	return done.n, done.oobn, done.got, err
 }
 
 // sendmsg sends some of the data, with the control messages. The caller has entered
 // f.w.
 func (f *fd) sendmsg(p, oob []byte, flags int) (int, error) {
-	o := op{attempt: sendData, p: p, oob: oob, flags: flags}
 	var giveUp int64 // when to stop waiting for others to receive their files
 	for {
-		o, err := f.run(&f.w, o)
+		done, err := f.run(&f.w, &op{attempt: sendData, p: p, oob: oob, flags: flags})
 		if err != syscall.ETOOMANYREFS {
-			return o.n, err
+			return done.n, err
 		}
 		switch {
 		case giveUp == 0:

@@ -41,7 +41,7 @@ func attempts(t *testing.T, c *Conn) (n int) {
 		t.Fatal(err)
 	}
 	defer f.leave(&f.r)
-	_, err := f.run(&f.r, op{attempt: func(*op, int) error { n++; return syscall.EAGAIN }})
+	_, err := f.run(&f.r, &op{attempt: func(*op, int) error { n++; return syscall.EAGAIN }})
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatal(err)
 	}
@@ -203,7 +203,7 @@ func spinOnce(t *testing.T, f *fd) {
 	}
 	defer f.leave(&f.r)
 	tried := false
-	_, err := f.run(&f.r, op{attempt: func(*op, int) error {
+	_, err := f.run(&f.r, &op{attempt: func(*op, int) error {
 		if !tried {
 			tried = true
 			return syscall.EAGAIN
