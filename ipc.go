@@ -2133,6 +2133,18 @@ func (f *framing) readStart() error {
 func (f *framing) recv(p []byte) (int, error) {
 	f.receiving.Lock()
 	defer f.receiving.Unlock()
+	if len(p) == 0 && !f.in.holds() { // the length alone tells that it does not fit
+		if err := f.in.skipRest(f); err != nil {
+			return 0, err
+		}
+		if err := f.readStart(); err != nil {
+			return 0, err
+		}
+		if f.left > 0 {
+			f.in.skip = true
+			return 0, ErrMsgTooLong
+		}
+	}
 	return f.in.recv(f, p)
 }
 

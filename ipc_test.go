@@ -110,6 +110,15 @@ var warmUp = sync.OnceFunc(func() {
 	}
 })
 
+// notEmulated skips the test under an emulator, which cannot be started by another user
+// or in another namespace.
+func notEmulated(t *testing.T) {
+	t.Helper()
+	if os.Getenv("IPC_TEST_EXEC") != "" {
+		t.Skip("the emulator cannot be started by another user or in another namespace")
+	}
+}
+
 func stacks() string {
 	buf := make([]byte, 1<<20)
 	return string(buf[:runtime.Stack(buf, true)])

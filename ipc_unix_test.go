@@ -325,6 +325,7 @@ func childIsMember(p *parent, args []string) error {
 // TestGroupMayConnect has a group of the server that a client has as its own, as one of
 // several, and not at all.
 func TestGroupMayConnect(t *testing.T) {
+	notEmulated(t)
 	overEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenWith(t, ipc.ListenConfig{Group: strconv.Itoa(nobody)}, addr)
 		serving := welcomeAll(l)

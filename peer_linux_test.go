@@ -711,6 +711,7 @@ func strangerIsAdmitted(t *testing.T, addr ipc.Addr) bool {
 }
 
 func TestOwnerOnlyRefusesUsersWithoutMapping(t *testing.T) {
+	notEmulated(t)
 	story(t)
 	for _, uid := range []int{overflow, container, 0} {
 		addr := nameAddr(t)
@@ -750,6 +751,7 @@ func dialAnyone(t *testing.T, addr ipc.Addr) *ipc.Conn {
 }
 
 func TestPeerWithoutMappingIsUnknown(t *testing.T) {
+	notEmulated(t)
 	story(t)
 	for _, uid := range []int{overflow, 0} {
 		addr := nameAddr(t)
@@ -764,6 +766,7 @@ func TestPeerWithoutMappingIsUnknown(t *testing.T) {
 }
 
 func TestDialDoesNotTrustServerWithoutMapping(t *testing.T) {
+	notEmulated(t)
 	story(t)
 	addr := nameAddr(t)
 	startForeignServer(t, addr, "everyone")
@@ -783,6 +786,7 @@ func TestDialDoesNotTrustServerWithoutMapping(t *testing.T) {
 }
 
 func TestUserWithoutMappingHasNoUserAddr(t *testing.T) {
+	notEmulated(t)
 	story(t)
 	c := startInNamespace(t, overflow, "useraddr", "agent")
 	if said := c.hear(); !strings.Contains(said, "no mapping") {
@@ -817,6 +821,7 @@ func childTellsSenders(p *parent, _ []string) error {
 }
 
 func TestSenderWithoutMappingIsUnknown(t *testing.T) {
+	notEmulated(t)
 	story(t)
 	needsRoot(t)
 	a, b := msgPair(t)

@@ -76,6 +76,7 @@ func startListening(t *testing.T, uid, gid int, path, mode string, policies ...i
 // A crashed root leaves a lock and a socket of mode 0600 in the folder of the user that
 // is to run the service.
 func TestListenOwnFolderOutlivesLockOfRoot(t *testing.T) {
+	notEmulated(t)
 	needsRoot(t)
 	for _, policy := range policies {
 		for _, leaves := range []string{"Lock", "LockAndSocket"} {
