@@ -169,22 +169,22 @@ func TestFilesCutOffByTheSystemAreClosed(t *testing.T) {
 	}
 }
 
+// carriers is a pair of connections of the kind "stream", "native" or "framed", for a child.
+func carriers(kind string) (a, b carrier, err error) {
+	if kind == "stream" {
+		return carrierPair(ipc.Pair())
+	}
+	ipc.FrameMessages(kind == "framed")
+	return carrierPair(ipc.MsgPair())
+}
+
+func carrierPair[C carrier](a, b C, err error) (carrier, carrier, error) { return a, b, err }
+
 // childReceivesMoreThanItCan receives more files than it may have descriptors.
 func childReceivesMoreThanItCan(_ *parent, args []string) error {
-	var a, b carrier
-	if args[0] == "stream" {
-		x, y, err := ipc.Pair()
-		if err != nil {
-			return err
-		}
-		a, b = x, y
-	} else {
-		ipc.FrameMessages(args[0] == "framed")
-		x, y, err := ipc.MsgPair()
-		if err != nil {
-			return err
-		}
-		a, b = x, y
+	a, b, err := carriers(args[0])
+	if err != nil {
+		return err
 	}
 	r, w, err := os.Pipe()
 	if err != nil {

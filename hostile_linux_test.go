@@ -1199,20 +1199,9 @@ func TestRecvFilesWithoutDescriptorsSaysSo(t *testing.T) {
 
 // childLacksDescriptors receives files with no descriptor, or one, to spare.
 func childLacksDescriptors(_ *parent, args []string) error {
-	var a, b carrier
-	if args[0] == "stream" {
-		x, y, err := ipc.Pair()
-		if err != nil {
-			return err
-		}
-		a, b = x, y
-	} else {
-		ipc.FrameMessages(args[0] == "framed")
-		x, y, err := ipc.MsgPair()
-		if err != nil {
-			return err
-		}
-		a, b = x, y
+	a, b, err := carriers(args[0])
+	if err != nil {
+		return err
 	}
 	r, w := sure2(os.Pipe())
 	defer r.Close()

@@ -334,26 +334,8 @@ func (kernel) sealMemory(sys int, _ bool) error {
 	return os.NewSyscallError("fcntl", err)
 }
 
-// checkMemory looks at the seals: what has F_SEAL_SHRINK keeps every page that it has.
 func (kernel) checkMemory(sys int) (memoryInfo, error) {
-	seals, err := fcntl(sys, getSeals, 0)
-	if err == syscall.EINVAL {
-		return memoryInfo{}, &ruleError{what: "the file is not memory"}
-	} else if err != nil {
-		return memoryInfo{}, os.NewSyscallError("fcntl", err)
-	}
-	if seals&sealShrink == 0 {
-		return memoryInfo{}, &ruleError{what: "the memory can shrink: it has no F_SEAL_SHRINK"}
-	}
-	var st syscall.Stat_t // its size cannot become less any more
-	if err := control(func() error { return syscall.Fstat(sys, &st) }); err != nil {
-		return memoryInfo{}, os.NewSyscallError("fstat", err)
-	}
-	mode, err := fcntl(sys, syscall.F_GETFL, 0)
-	if err != nil {
-		return memoryInfo{}, os.NewSyscallError("fcntl", err)
-	}
-	return memoryInfo{size: st.Size, writable: mode&syscall.O_ACCMODE == syscall.O_RDWR && seals&sealWrite == 0}, nil
+	return sealedMemory(sys, fcntl, getSeals, sealShrink, sealWrite)
 }
 
 func (kernel) openReadOnly(int) (*os.File, error) {

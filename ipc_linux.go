@@ -1449,18 +1449,12 @@ func (kernel) sealMemory(sys int, ownerWrites bool) error {
 	return os.NewSyscallError("fcntl", err)
 }
 
-// checkMemory looks at the seals: what has F_SEAL_SHRINK keeps every page that it has. Of
-// the two kinds of file that know seals it refuses the one of huge pages (hugetlbfs), whose
-// pages may turn out not to be there when they are touched.
+// checkMemory refuses, of the two kinds of file that know seals, the one of huge pages
+// (hugetlbfs), whose pages may turn out not to be there when they are touched.
 func (kernel) checkMemory(sys int) (memoryInfo, error) {
-	seals, err := fcntl(sys, getSeals, 0)
-	if err == syscall.EINVAL {
-		return memoryInfo{}, &ruleError{what: "the file is not memory"}
-	} else if err != nil {
-		return memoryInfo{}, os.NewSyscallError("fcntl", err)
-	}
-	if seals&sealShrink == 0 {
-		return memoryInfo{}, &ruleError{what: "the memory can shrink: it has no F_SEAL_SHRINK"}
+	info, err := sealedMemory(sys, fcntl, getSeals, sealShrink, sealWrite|sealFutureWrite)
+	if err != nil {
+		return memoryInfo{}, err
 	}
 	var fs syscall.Statfs_t
 	if err := control(func() error { return syscall.Fstatfs(sys, &fs) }); err != nil {
@@ -1469,16 +1463,7 @@ func (kernel) checkMemory(sys int) (memoryInfo, error) {
 	if uint32(fs.Type) != tmpfsMagic {
 		return memoryInfo{}, &ruleError{what: "the memory is not of the ordinary kind"}
 	}
-	var st syscall.Stat_t // its size cannot become less any more
-	if err := control(func() error { return syscall.Fstat(sys, &st) }); err != nil {
-		return memoryInfo{}, os.NewSyscallError("fstat", err)
-	}
-	mode, err := fcntl(sys, syscall.F_GETFL, 0)
-	if err != nil {
-		return memoryInfo{}, os.NewSyscallError("fcntl", err)
-	}
-	writable := mode&syscall.O_ACCMODE == syscall.O_RDWR && seals&(sealWrite|sealFutureWrite) == 0
-	return memoryInfo{size: st.Size, writable: writable}, nil
+	return info, nil
 }
 
 // openReadOnly keeps the processes of other users from doing the same for writing: who has a

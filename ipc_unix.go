@@ -2660,17 +2660,7 @@ func (t *fileToken) own(dir, lock, r, w int) *socketFile {
 // If the variables are garbled, or a descriptor was not open when the program
 // started, or is another one now, the error says which, and nothing is taken or unset.
 func Activated() ([]*Listener, error) {
-	var ls []*Listener
-	err := takePassed(passedListener, func(p passedFile) error {
-		sys, err := ownListener(p.sys, streams)
-		if err == nil {
-			l := new(Listener)
-			l.activated(sys, p.name)
-			ls = append(ls, l)
-		}
-		return err
-	})
-	return ls, err
+	return activated[Listener](passedListener, streams)
 }
 
 // ActivatedMsg returns the listeners for messages (SOCK_SEQPACKET) that the service
@@ -2678,17 +2668,7 @@ func Activated() ([]*Listener, error) {
 // AIX, illumos, Solaris) nothing tells those apart from other stream sockets, so
 // Activated returns them all; [FileMsgListener] takes the File of one.
 func ActivatedMsg() ([]*MsgListener, error) {
-	var ls []*MsgListener
-	err := takePassed(passedMsgListener, func(p passedFile) error {
-		sys, err := ownListener(p.sys, messages)
-		if err == nil {
-			l := new(MsgListener)
-			l.activated(sys, p.name)
-			ls = append(ls, l)
-		}
-		return err
-	})
-	return ls, err
+	return activated[MsgListener](passedMsgListener, messages)
 }
 
 // ActivatedFiles returns every other descriptor that the service manager passed, as it
@@ -2702,6 +2682,24 @@ func ActivatedFiles() ([]*os.File, error) {
 		return nil
 	})
 	return files, err
+}
+
+// activated returns the listeners of one kind among what was passed.
+func activated[L any, P interface {
+	*L
+	activated(*listener, string)
+}](kind passedKind, carries connKind) ([]*L, error) {
+	var ls []*L
+	err := takePassed(kind, func(p passedFile) error {
+		sys, err := ownListener(p.sys, carries)
+		if err == nil {
+			l := new(L)
+			P(l).activated(sys, p.name)
+			ls = append(ls, l)
+		}
+		return err
+	})
+	return ls, err
 }
 
 // FDName returns the name that the service manager gave a listener of [Activated] or
@@ -5061,8 +5059,34 @@ func checkMemory(f *os.File) (info memoryInfo, err error) {
 // has taken precautions, which belongs to another package than this one uses.
 var errNoMemory = &ruleError{"this system has no memory that cannot shrink", errors.ErrUnsupported}
 
-func (baseKernel) newMemory(int) (memoryFiles, error)  { return memoryFiles{}, errNoMemory }
-func (baseKernel) sealMemory(int, bool) error          { return errNoMemory }
+func (baseKernel) newMemory(int) (memoryFiles, error) { return memoryFiles{}, errNoMemory }
+func (baseKernel) sealMemory(int, bool) error         { return errNoMemory }
+
+// sealedMemory describes memory after a look at its seals: what the seal shrink is on keeps
+// every page that it has, and what one of the seals write is on cannot be written. get is
+// the number of F_GET_SEALS, which answers EINVAL for what is not memory. Not every system
+// has fcntl(2) by number, so the kernels that know seals pass theirs.
+func sealedMemory(sys int, fcntl func(sys, cmd, arg int) (int, error), get, shrink, write int) (memoryInfo, error) {
+	seals, err := fcntl(sys, get, 0)
+	if err == syscall.EINVAL {
+		return memoryInfo{}, &ruleError{what: "the file is not memory"}
+	} else if err != nil {
+		return memoryInfo{}, os.NewSyscallError("fcntl", err)
+	}
+	if seals&shrink == 0 {
+		return memoryInfo{}, &ruleError{what: "the memory can shrink: it has no F_SEAL_SHRINK"}
+	}
+	var st syscall.Stat_t // its size cannot become less any more
+	if err := control(func() error { return syscall.Fstat(sys, &st) }); err != nil {
+		return memoryInfo{}, os.NewSyscallError("fstat", err)
+	}
+	mode, err := fcntl(sys, syscall.F_GETFL, 0)
+	if err != nil {
+		return memoryInfo{}, os.NewSyscallError("fcntl", err)
+	}
+	return memoryInfo{size: st.Size, writable: mode&syscall.O_ACCMODE == syscall.O_RDWR && seals&write == 0}, nil
+}
+
 func (baseKernel) checkMemory(int) (memoryInfo, error) { return memoryInfo{}, errNoMemory }
 func (baseKernel) openReadOnly(int) (*os.File, error)  { return nil, errNoMemory }
 func (baseKernel) mapAt(mem []byte, prot, flags, sys, offset int) error {
