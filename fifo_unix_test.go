@@ -1,6 +1,6 @@
 //go:build unix
 
-// FIFOs, and what is true of the descriptors of pipes on every Unix.
+// FIFOs.
 package ipc_test
 
 import (
@@ -30,19 +30,6 @@ func init() {
 
 // ---------------------------------------------------------------------------
 // Making FIFOs
-
-// makeFIFO makes a FIFO in the folder.
-func makeFIFO(t *testing.T, dir string) (path string) {
-	t.Helper()
-	path = dir + "/fifo"
-	err := ipc.Mkfifo(path, 0o600)
-	if errors.Is(err, errors.ErrUnsupported) {
-		t.Skip("there is no call to make a FIFO here")
-	}
-	must(t, err)
-	t.Cleanup(func() { os.Remove(path) })
-	return path
-}
 
 func TestMkfifoModeIsExact(t *testing.T) {
 	underEachUmask(t, func(t *testing.T, dir string, start func(role string) *child) {
@@ -825,19 +812,6 @@ func TestPipesThatAreDroppedAreCollected(t *testing.T) {
 		must(t, r.SetReadDeadline(time.Now().Add(time.Hour))) // one that joined the poller, one that did not
 		_, _ = r, w
 	})
-}
-
-// blocks reports whether calls on the descriptor wait in the kernel.
-func blocks(t *testing.T, f *os.File) bool {
-	t.Helper()
-	raw, err := f.SyscallConn()
-	must(t, err)
-	var d int
-	must(t, raw.Control(func(fd uintptr) { d, err = syscall.Dup(int(fd)) }))
-	must(t, err)
-	twin := os.NewFile(uintptr(d), "twin")
-	defer twin.Close()
-	return twin.SetDeadline(time.Time{}) != nil // only a nonblocking file has deadlines
 }
 
 func TestAdoptionOfBlockingPipes(t *testing.T) {

@@ -1,21 +1,17 @@
 //go:build unix || windows
 
-// Files that travel over connections: SendFiles and RecvFiles of Conn and
-// MsgConn.
+// Files that travel over connections: SendFiles and RecvFiles.
 package ipc_test
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -32,140 +28,6 @@ func init() {
 	} {
 		roles[role] = play
 	}
-}
-
-// ---------------------------------------------------------------------------
-// Words that the stories are told in
-
-// A carrier is a connection that files travel over.
-type carrier interface {
-	SendFiles(files ...*os.File) error
-	RecvFiles(max int) ([]*os.File, error)
-	Close() error
-	SetDeadline(t time.Time) error
-	SetReadDeadline(t time.Time) error
-	SetWriteDeadline(t time.Time) error
-	SyscallConn() (syscall.RawConn, error)
-}
-
-// overEachCarrier tells a story over each kind of connection, however it is made.
-func overEachCarrier(t *testing.T, tell func(t *testing.T, a, b carrier)) {
-	t.Run("Stream", func(t *testing.T) {
-		overEachConn(t, func(t *testing.T, a, b *ipc.Conn) { tell(t, a, b) })
-	})
-	t.Run("Messages", func(t *testing.T) {
-		overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) { tell(t, a, b) })
-	})
-}
-
-// overEachPair tells a story over a pair of each kind.
-func overEachPair(t *testing.T, tell func(t *testing.T, a, b carrier)) {
-	t.Run("Stream", func(t *testing.T) {
-		story(t)
-		a, b := pair(t)
-		tell(t, a, b)
-	})
-	t.Run("Messages", func(t *testing.T) {
-		story(t)
-		a, b := msgPair(t)
-		tell(t, a, b)
-	})
-}
-
-// say sends the text over a carrier, hear receives it.
-func say(t *testing.T, c carrier, text string)  { t.Helper(); send(t, endOf(c), text) }
-func hear(t *testing.T, c carrier, text string) { t.Helper(); expect(t, endOf(c), text) }
-func hearEOF(t *testing.T, c carrier)           { t.Helper(); expectEOF(t, endOf(c)) }
-
-func endOf(c carrier) end {
-	if m, ok := c.(*ipc.MsgConn); ok {
-		return msgEnd{m}
-	}
-	return c.(*ipc.Conn)
-}
-
-// textFile returns an open file that nobody else can open, with the text in it.
-func textFile(t *testing.T, text string) *os.File {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "file")
-	must(t, os.WriteFile(path, []byte(text), 0o600))
-	f, err := os.Open(path)
-	must(t, err)
-	t.Cleanup(func() { f.Close() })
-	return f
-}
-
-func sendFiles(t *testing.T, c carrier, files ...*os.File) {
-	t.Helper()
-	must(t, c.SendFiles(files...))
-}
-
-// recvFiles receives exactly n files.
-func recvFiles(t *testing.T, c carrier, n int) []*os.File {
-	t.Helper()
-	files, err := c.RecvFiles(n)
-	must(t, err)
-	for _, f := range files {
-		t.Cleanup(func() { f.Close() })
-	}
-	if len(files) != n {
-		t.Fatalf("%d files arrive, want %d", len(files), n)
-	}
-	return files
-}
-
-// holds checks what there is to read in the file, from where it stands.
-func holds(t *testing.T, f *os.File, text string) {
-	t.Helper()
-	if got, err := io.ReadAll(f); string(got) != text || err != nil {
-		t.Errorf("the file holds %q, %v; want %q", got, err, text)
-	}
-}
-
-// cards returns n open files that tell their places in the order.
-func cards(t *testing.T, n int) []*os.File {
-	t.Helper()
-	var deck []byte
-	for i := range n {
-		deck = binary.BigEndian.AppendUint32(deck, uint32(i))
-	}
-	path := filepath.Join(t.TempDir(), "deck")
-	must(t, os.WriteFile(path, deck, 0o600))
-	files := make([]*os.File, n)
-	for i := range files {
-		f, err := os.Open(path)
-		must(t, err)
-		t.Cleanup(func() { f.Close() })
-		_, err = f.Seek(int64(4*i), io.SeekStart)
-		must(t, err)
-		files[i] = f
-	}
-	return files
-}
-
-// card returns the place of a card. It leaves the position alone, which is that
-// of all who have the file.
-func card(f *os.File) (int, error) {
-	oneCard.Lock()
-	defer oneCard.Unlock()
-	at, err := f.Seek(0, io.SeekCurrent)
-	if err != nil {
-		return 0, err
-	}
-	var place [4]byte
-	_, err = f.ReadAt(place[:], at)
-	return int(binary.BigEndian.Uint32(place[:])), err
-}
-
-// oneCard is held while a card is looked at: on Windows ReadAt moves the position
-// and puts it back.
-var oneCard sync.Mutex
-
-// filesStillPass proves that files still travel from a to b.
-func filesStillPass(t *testing.T, a, b carrier) {
-	t.Helper()
-	sendFiles(t, a, textFile(t, "exchanged"))
-	holds(t, recvFiles(t, b, 1)[0], "exchanged")
 }
 
 // childHandlesFiles receives files, tells what they hold, and sends a pipe end

@@ -1,7 +1,6 @@
 //go:build unix
 
-// Files and other control messages as Unix has them: what a peer can do that
-// knows nothing of this package, and what becomes of descriptors.
+// Files as Unix has them: descriptors in control messages.
 package ipc_test
 
 import (
@@ -26,66 +25,6 @@ import (
 func init() {
 	roles["fewfiles"] = childReceivesMoreThanItCan
 }
-
-// A rawCarrier is a carrier with the raw calls.
-type rawCarrier interface {
-	carrier
-	ReadMsg(p, oob []byte) (n, oobn, flags int, err error)
-	WriteMsg(p, oob []byte) (n int, err error)
-	File() (*os.File, error)
-}
-
-// overEachRaw tells a story over each kind of connection that is a bare socket.
-func overEachRaw(t *testing.T, tell func(t *testing.T, a, b rawCarrier)) {
-	overEachPair(t, func(t *testing.T, a, b carrier) {
-		if m, ok := a.(*ipc.MsgConn); ok && !m.Native() {
-			t.Skip("the socket carries frames")
-		}
-		tell(t, a.(rawCarrier), b.(rawCarrier))
-	})
-}
-
-// sysFD returns the descriptor of a file that stays open meanwhile.
-func sysFD(t *testing.T, f *os.File) (fd int) {
-	t.Helper()
-	raw, err := f.SyscallConn()
-	must(t, err)
-	must(t, raw.Control(func(sys uintptr) { fd = int(sys) }))
-	return fd
-}
-
-// rightsOf returns the control message that sends the files.
-func rightsOf(t *testing.T, files ...*os.File) []byte {
-	t.Helper()
-	fds := []int{}
-	for _, f := range files {
-		fds = append(fds, sysFD(t, f))
-	}
-	return syscall.UnixRights(fds...)
-}
-
-// filesIn returns the files in control messages.
-func filesIn(t *testing.T, oob []byte) (files []*os.File) {
-	t.Helper()
-	msgs, err := syscall.ParseSocketControlMessage(oob)
-	must(t, err)
-	for _, m := range msgs {
-		if m.Header.Level != syscall.SOL_SOCKET || m.Header.Type != syscall.SCM_RIGHTS {
-			continue
-		}
-		fds, err := syscall.ParseUnixRights(&m)
-		must(t, err)
-		for _, fd := range fds {
-			f := os.NewFile(uintptr(fd), "received")
-			t.Cleanup(func() { f.Close() })
-			files = append(files, f)
-		}
-	}
-	return files
-}
-
-// oobRoom is room for some files and for what the kernel may add.
-func oobRoom(files int) []byte { return make([]byte, syscall.CmsgSpace(4*files)+256) }
 
 // ---------------------------------------------------------------------------
 // Descriptors
@@ -169,17 +108,6 @@ func TestFilesCutOffByTheSystemAreClosed(t *testing.T) {
 	}
 }
 
-// carriers is a pair of connections of the kind "stream", "native" or "framed", for a child.
-func carriers(kind string) (a, b carrier, err error) {
-	if kind == "stream" {
-		return carrierPair(ipc.Pair())
-	}
-	ipc.FrameMessages(kind == "framed")
-	return carrierPair(ipc.MsgPair())
-}
-
-func carrierPair[C carrier](a, b C, err error) (carrier, carrier, error) { return a, b, err }
-
 // childReceivesMoreThanItCan receives more files than it may have descriptors.
 func childReceivesMoreThanItCan(_ *parent, args []string) error {
 	a, b, err := carriers(args[0])
@@ -250,28 +178,6 @@ func childReceivesMoreThanItCan(_ *parent, args []string) error {
 		return fmt.Errorf("somebody still has a file: %v", err)
 	}
 	return errors.Join(a.Close(), b.Close())
-}
-
-// reaches sends the text from a to b.
-func reaches(a, b carrier, text string) error {
-	got := make([]byte, len(text))
-	var err error
-	switch a := a.(type) {
-	case *ipc.Conn:
-		_, err = io.WriteString(a, text)
-		if err == nil {
-			_, err = io.ReadFull(b.(*ipc.Conn), got)
-		}
-	case *ipc.MsgConn:
-		err = a.Send([]byte(text))
-		if err == nil {
-			_, err = b.(*ipc.MsgConn).Recv(got)
-		}
-	}
-	if err != nil || string(got) != text {
-		return fmt.Errorf("%q arrives as %q, %w", text, got, err)
-	}
-	return nil
 }
 
 // ---------------------------------------------------------------------------

@@ -44,24 +44,6 @@ func init() {
 // program may be asked to clear its environment but for it.
 const inheritVar = "IPC_INHERIT"
 
-// An heir is a child to be, and the ends that it will be given.
-type heir struct {
-	t   *testing.T
-	cmd exec.Cmd
-}
-
-func newHeir(t *testing.T) *heir { return &heir{t: t, cmd: exec.Cmd{Env: []string{}}} }
-
-func (h *heir) gets(name string, end ipc.Inheritable) {
-	h.t.Helper()
-	must(h.t, ipc.Inherit(&h.cmd, name, end))
-}
-
-func (h *heir) start(role string, args ...string) *child {
-	h.t.Helper()
-	return startChildWith(h.t, h.cmd, role, args...)
-}
-
 // childServesItsEnds takes the ends that the arguments tell, "kind name", and
 // serves each until its end: connections and clients of listeners by an echo, a
 // reader by a copy to the writer.
@@ -624,13 +606,6 @@ func childTakesEndsInEveryWay(p *parent, args []string) error {
 
 // ---------------------------------------------------------------------------
 // What a grandchild is given
-
-// again is rerun for a child that gives its standard streams to a child of its own.
-func again(role string, args ...string) *exec.Cmd {
-	cmd := rerun(role, args...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	return cmd
-}
 
 // outlive waits until everything that has the child's standard output, also a
 // child of it, has ended.

@@ -1,6 +1,6 @@
 //go:build unix
 
-// Ends that a child process is given, as Unix has them.
+// Ends that a child process is given, and descriptors that others hold too.
 package ipc_test
 
 import (

@@ -1,5 +1,4 @@
-// What Linux tells of a peer beyond the portable facts: its process whatever
-// becomes of the number, its groups and label, and who sent each message.
+// Who is at the other end, as Linux tells it: pidfds, groups, namespaces, and the sender of each message.
 package ipc_test
 
 import (
@@ -20,6 +19,7 @@ import (
 )
 
 func init() {
+	roles["groups"] = childTellsItsGroups
 	roles["shares"] = childSharesAnEnd
 	roles["namespace"] = childMakesANamespace
 	roles["recycle"] = childMeetsTheSamePidTwice

@@ -1,8 +1,7 @@
 //go:build unix || windows
 
-// Unnamed pipes, the adoption of files that are pipes, and copying between ends
-// of every kind. What a pipe has in common with connections is told of it in
-// ipc_test.go.
+// Unnamed pipes, the adoption of files that are pipes, and copying between ends of every kind. What a pipe has in
+// common with connections is told of it in conn_test.go.
 package ipc_test
 
 import (
@@ -21,21 +20,6 @@ import (
 
 	"github.com/interprocess-go/ipc"
 )
-
-func pipe(t *testing.T) (*ipc.PipeReader, *ipc.PipeWriter) {
-	t.Helper()
-	r, w, err := ipc.Pipe()
-	return kept(t, r, err), kept(t, w, err)
-}
-
-// isPipeError checks that err is the *net.OpError of that operation on a pipe.
-func isPipeError(t *testing.T, err error, op string) {
-	t.Helper()
-	var oe *net.OpError
-	if !errors.As(err, &oe) || oe.Op != op || oe.Net != "pipe" {
-		t.Errorf("%#v is not a *net.OpError of %q on a pipe", err, op)
-	}
-}
 
 // ---------------------------------------------------------------------------
 // Reading, writing, closing
@@ -360,13 +344,6 @@ func unixPair(t *testing.T) (a, b *net.UnixConn) {
 	return foreign(c), foreign(d)
 }
 
-// osPipe returns the ends of a pipe of package os.
-func osPipe(t *testing.T) (r, w *os.File) {
-	t.Helper()
-	r, w, err := os.Pipe()
-	return kept(t, r, err), kept(t, w, err)
-}
-
 // A source makes a reader of the data. One of its own is what this package
 // copies from by other means than Read.
 type source struct {
@@ -586,13 +563,19 @@ type (
 	wrappingTCP  struct{ *net.TCPConn }
 )
 
-func (w wrappedConn) Read(p []byte) (int, error)   { return inverted{w.Conn}.Read(p) }
-func (w wrappedPipe) Read(p []byte) (int, error)   { return inverted{w.PipeReader}.Read(p) }
-func (w wrappedTCP) Read(p []byte) (int, error)    { return inverted{w.TCPConn}.Read(p) }
-func (w wrappedFile) Read(p []byte) (int, error)   { return inverted{w.File}.Read(p) }
+func (w wrappedConn) Read(p []byte) (int, error) { return inverted{w.Conn}.Read(p) }
+
+func (w wrappedPipe) Read(p []byte) (int, error) { return inverted{w.PipeReader}.Read(p) }
+
+func (w wrappedTCP) Read(p []byte) (int, error) { return inverted{w.TCPConn}.Read(p) }
+
+func (w wrappedFile) Read(p []byte) (int, error) { return inverted{w.File}.Read(p) }
+
 func (w wrappingConn) Write(p []byte) (int, error) { return inverting{w.Conn}.Write(p) }
+
 func (w wrappingPipe) Write(p []byte) (int, error) { return inverting{w.PipeWriter}.Write(p) }
-func (w wrappingTCP) Write(p []byte) (int, error)  { return inverting{w.TCPConn}.Write(p) }
+
+func (w wrappingTCP) Write(p []byte) (int, error) { return inverting{w.TCPConn}.Write(p) }
 
 func TestCopyGoesThroughTheReadOfAWrapper(t *testing.T) {
 	data := pattern(100 << 10)

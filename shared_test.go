@@ -1,6 +1,6 @@
 //go:build unix || windows
 
-// Shared memory: regions, and connections through rings in it.
+// Memory, and connections over it.
 package ipc_test
 
 import (
