@@ -244,7 +244,7 @@ func childIsNotActivated(_ *parent, args []string) error {
 	return nil
 }
 
-func TestOneOfManyActivationsTakesTheListeners(t *testing.T) {
+func TestActivatedOnceAmongMany(t *testing.T) {
 	story(t)
 	var files []*os.File
 	for range 20 {
@@ -275,7 +275,7 @@ func childActivatesManyTimesAtOnce(_ *parent, args []string) error {
 	return nil
 }
 
-func TestNotActivated(t *testing.T) {
+func TestActivatedWithoutAManager(t *testing.T) {
 	story(t)
 	l := listen(t, ipc.Addr{})
 	f := fileOf(t, l)
@@ -536,7 +536,7 @@ func childReplacesWhatItWasPassed(*parent, []string) error {
 	return nil
 }
 
-func TestActivationBySystemd(t *testing.T) {
+func TestActivatedBySystemd(t *testing.T) {
 	story(t)
 	const program = "systemd-socket-activate"
 	if _, err := exec.LookPath(program); err != nil {
@@ -660,7 +660,7 @@ func childTakesOver(p *parent, args []string) error {
 	return next.Wait()
 }
 
-func TestHandOverRefusesNoClient(t *testing.T) {
+func TestListenerHandOverRefusesNoClient(t *testing.T) {
 	for _, way := range []string{"Inherit", "File"} {
 		t.Run(way, func(t *testing.T) {
 			overEachAddr(t, func(t *testing.T, addr ipc.Addr) {

@@ -21,7 +21,7 @@ import (
 
 func init() { roles["useraddr"] = childTellsUserAddr }
 
-func TestAddrsSurviveEveryWayOfWritingThem(t *testing.T) {
+func TestAddrSurvivesEveryWayOfWriting(t *testing.T) {
 	story(t)
 	for _, addr := range []ipc.Addr{
 		ipc.Path("/run/app/socket"), ipc.Path("socket"), ipc.Path("./@socket"), ipc.Path("@socket"),
@@ -62,8 +62,8 @@ func TestAddrsSurviveEveryWayOfWritingThem(t *testing.T) {
 	}
 }
 
-// TestTextThatIsNotUTF8IsRefused keeps JSON from making another address of it.
-func TestTextThatIsNotUTF8IsRefused(t *testing.T) {
+// TestAddrTextThatIsNotUTF8IsRefused keeps JSON from making another address of it.
+func TestAddrTextThatIsNotUTF8IsRefused(t *testing.T) {
 	story(t)
 	for _, addr := range []ipc.Addr{ipc.Path("/run/\xff"), ipc.Name("\xc3"), ipc.Path("a\xed\xa0\x80")} {
 		if text, err := addr.MarshalText(); err == nil || !strings.Contains(err.Error(), "UTF-8") || text != nil {
@@ -84,7 +84,7 @@ func TestTextThatIsNotUTF8IsRefused(t *testing.T) {
 	}
 }
 
-func TestAddrsAreComparable(t *testing.T) {
+func TestAddrIsComparable(t *testing.T) {
 	story(t)
 	seen := map[ipc.Addr]string{
 		ipc.Path("a"): "path a", ipc.Name("a"): "name a", ipc.Path("b"): "path b", {}: "none",
@@ -190,7 +190,7 @@ func TestAddrTellsItsNetworkAndText(t *testing.T) {
 	}
 }
 
-func TestZeroAddrIsAnEmptyText(t *testing.T) {
+func TestAddrZeroIsAnEmptyText(t *testing.T) {
 	story(t)
 	text, err := ipc.Addr{}.MarshalText()
 	if len(text) != 0 || err != nil {
@@ -202,7 +202,7 @@ func TestZeroAddrIsAnEmptyText(t *testing.T) {
 	}
 }
 
-func TestTextThatIsNoAddressIsRefused(t *testing.T) {
+func TestParseAddrRefusesOtherText(t *testing.T) {
 	story(t)
 	for text, words := range map[string][]string{
 		"":        {"address"},
@@ -229,7 +229,7 @@ func TestTextThatIsNoAddressIsRefused(t *testing.T) {
 	}
 }
 
-func TestBadAddressesAreRefused(t *testing.T) {
+func TestAddrThatIsBadIsRefused(t *testing.T) {
 	story(t)
 	for _, bad := range badAddrs {
 		l, err := ipc.Listen(bad.addr)
@@ -250,7 +250,7 @@ func TestBadAddressesAreRefused(t *testing.T) {
 	}
 }
 
-func TestBadOptionsAreRefused(t *testing.T) {
+func TestListenConfigAndDialerRefuseBadOptions(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		for _, c := range []struct {
 			lc    ipc.ListenConfig
@@ -278,7 +278,7 @@ func TestBadOptionsAreRefused(t *testing.T) {
 	})
 }
 
-func TestOptionsHaveNames(t *testing.T) {
+func TestListenConfigOptionsHaveNames(t *testing.T) {
 	story(t)
 	for v, want := range map[fmt.Stringer]string{
 		ipc.OwnerOnly: "OwnerOnly", ipc.Everyone: "Everyone", ipc.Access(9): "Access(9)",
@@ -294,8 +294,8 @@ func TestOptionsHaveNames(t *testing.T) {
 	}
 }
 
-// TestOptionsAreWords has them in flags and JSON; what is no constant is no word.
-func TestOptionsAreWords(t *testing.T) {
+// TestListenConfigOptionsAreWords has them in flags and JSON; what is no constant is no word.
+func TestListenConfigOptionsAreWords(t *testing.T) {
 	story(t)
 	type options struct {
 		Access   ipc.Access
@@ -336,7 +336,7 @@ func TestOptionsAreWords(t *testing.T) {
 	}
 }
 
-func TestBothEndsKnowTheAddress(t *testing.T) {
+func TestConnKnowsTheAddress(t *testing.T) {
 	overEachServer(t, func(t *testing.T, addr ipc.Addr, s server) {
 		client, there := s.connect(t)
 		for what, got := range map[string]net.Addr{
@@ -375,8 +375,8 @@ func isUnnamed(t *testing.T, got net.Addr, addr ipc.Addr) {
 	}
 }
 
-// TestUnnamedAddrIsAnAtSign has the address that is there to be printed and compared.
-func TestUnnamedAddrIsAnAtSign(t *testing.T) {
+// TestAddrOfTheUnnamedIsAnAtSign has the address that is there to be printed and compared.
+func TestAddrOfTheUnnamedIsAnAtSign(t *testing.T) {
 	story(t)
 	unnamed := ipc.Name("")
 	if unnamed.String() != "@" || unnamed == (ipc.Addr{}) {
@@ -392,7 +392,7 @@ func TestUnnamedAddrIsAnAtSign(t *testing.T) {
 	}
 }
 
-func TestPairHasNoAddresses(t *testing.T) {
+func TestAddrOfAPairIsNone(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	c, d := msgPair(t)
@@ -405,7 +405,7 @@ func TestPairHasNoAddresses(t *testing.T) {
 	}
 }
 
-func TestZeroAddrListensAtAFreshName(t *testing.T) {
+func TestListenZeroAddrIsAFreshName(t *testing.T) {
 	story(t)
 	a, b := listen(t, ipc.Addr{}), listen(t, ipc.Addr{})
 	if a.Addr() == b.Addr() {

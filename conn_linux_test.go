@@ -32,7 +32,7 @@ func init() {
 // ---------------------------------------------------------------------------
 // Threads, resets, groups
 
-func TestWaitingHoldsNoThread(t *testing.T) {
+func TestConnWaitHoldsNoThread(t *testing.T) {
 	story(t)
 	const each = 100
 	before := threads(t)
@@ -72,7 +72,7 @@ func TestPeerThatLeavesDataUnreadResets(t *testing.T) {
 	expectEOF(t, a) // once told, it is the end as any other
 }
 
-func TestPeersGroups(t *testing.T) {
+func TestPeerGroupsOfAnotherProcess(t *testing.T) {
 	story(t)
 	needsRoot(t)
 	l := listen(t, ipc.Addr{})
@@ -116,7 +116,7 @@ func childTellsItsGroups(p *parent, args []string) error {
 // ---------------------------------------------------------------------------
 // Half close
 
-func TestCloseReadEndsTheWritesOfThePeer(t *testing.T) {
+func TestConnCloseReadEndsTheWritesOfThePeer(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		a, b := connect(t, listen(t, addr))
 		writing := begin(func() error { _, err := a.Write(make([]byte, tooMuch)); return err })
@@ -132,7 +132,7 @@ func TestCloseReadEndsTheWritesOfThePeer(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Users and /proc
 
-func TestEndThatAnotherMakesBlockStopsNobodyElse(t *testing.T) {
+func TestConnThatAnotherMakesBlockStopsNobodyElse(t *testing.T) {
 	story(t)
 	startChild(t, "blocked").end()
 }
@@ -166,7 +166,7 @@ func childReadsAnEndThatBlocks(*parent, []string) error {
 	return errors.Join(<-reading, r.Close(), w.Close())
 }
 
-func TestBufferOfMoreThanAnIntIsTheLargest(t *testing.T) {
+func TestConnSetBufferOfMoreThanAnIntIsTheLargest(t *testing.T) {
 	story(t)
 	a, _ := pair(t)
 	size := func(opt int) (n int) {
@@ -219,7 +219,7 @@ func msgTalkForeign(t *testing.T, c *ipc.MsgConn, foreign net.Conn) {
 	}
 }
 
-func TestForeignMessageClientAndServer(t *testing.T) {
+func TestMsgConnForeignClientAndServer(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenMsg(t, addr)
 		c, err := net.Dial("unixpacket", addr.String())
@@ -248,9 +248,9 @@ func TestForeignMessageClientAndServer(t *testing.T) {
 	})
 }
 
-// TestForeignEmptyMessagesAreReceived has them sent before the server's end was
+// TestMsgConnReceivesForeignEmptyMessages has them sent before the server's end was
 // accepted: nothing on this side was prepared for them.
-func TestForeignEmptyMessagesAreReceived(t *testing.T) {
+func TestMsgConnReceivesForeignEmptyMessages(t *testing.T) {
 	story(t)
 	addr := nameAddr(t)
 	l := listenMsg(t, addr)
@@ -270,7 +270,7 @@ func TestForeignEmptyMessagesAreReceived(t *testing.T) {
 	expectMsgEOF(t, server)
 }
 
-func TestFileMsgConnAdoptsForeignSockets(t *testing.T) {
+func TestMsgConnAdoptsForeignSockets(t *testing.T) {
 	story(t)
 	a, b := adoptPair(t, syscall.SOCK_SEQPACKET, ipc.FileMsgConn)
 	msgTalk(t, a, b)
@@ -283,7 +283,7 @@ func TestFileMsgConnAdoptsForeignSockets(t *testing.T) {
 	expectMsgEOF(t, a)
 }
 
-func TestFileOfAMsgConnIsADuplicate(t *testing.T) {
+func TestMsgConnFileIsADuplicate(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		client, server := msgConnect(t, listenMsg(t, addr))
 		f, err := client.File()
@@ -302,9 +302,9 @@ func TestFileOfAMsgConnIsADuplicate(t *testing.T) {
 	})
 }
 
-// TestForeignMessageServerIsRespected has a socket file in the way that a stream
+// TestListenMsgRespectsAForeignServer has a socket file in the way that a stream
 // cannot even be dialed to.
-func TestForeignMessageServerIsRespected(t *testing.T) {
+func TestListenMsgRespectsAForeignServer(t *testing.T) {
 	story(t)
 	path := openDir(t) + "/socket"
 	foreign, err := net.Listen("unixpacket", path)
@@ -425,7 +425,7 @@ func TestFIFOWriterThatSaysNothingIsNoticed(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Threads of pipes and copies
 
-func TestWaitingAtPipesHoldsNoThread(t *testing.T) {
+func TestPipeWaitHoldsNoThread(t *testing.T) {
 	const each = 60
 	before := threads(t)
 	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
@@ -491,7 +491,7 @@ func readByProcess(t *testing.T) int64 {
 	return n
 }
 
-func TestCopiesDoNotPassThroughThisProcess(t *testing.T) {
+func TestCopyDoesNotPassThroughThisProcess(t *testing.T) {
 	data := pattern(4 << 20)
 	splices := func(name string) bool {
 		return slices.Contains([]string{
@@ -784,7 +784,7 @@ func TestCopyThatTimesOutTakesNothing(t *testing.T) {
 	})
 }
 
-func TestWhoMayHaveNoDescriptorsStillCopies(t *testing.T) {
+func TestCopyWhereDescriptorsAreForbidden(t *testing.T) {
 	story(t)
 	startChild(t, "sandbox").end()
 }

@@ -56,7 +56,7 @@ func converse(c *ipc.Conn, say, want [2]string) error {
 	return failed
 }
 
-func TestManyClientsConverseAtOnce(t *testing.T) {
+func TestConnsOfManyClientsAtOnce(t *testing.T) {
 	const clients = 80
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listen(t, addr)
@@ -116,7 +116,7 @@ func TestPairIsConnected(t *testing.T) {
 	expectEOF(t, b)
 }
 
-func TestBothDirectionsCarryMuchAtOnce(t *testing.T) {
+func TestConnCarriesMuchBothWaysAtOnce(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	const size = 4 << 20
@@ -150,7 +150,7 @@ func TestBothDirectionsCarryMuchAtOnce(t *testing.T) {
 	}
 }
 
-func TestWhatWasWrittenCanBeReadAfterClose(t *testing.T) {
+func TestConnKeepsWhatWasWrittenBeforeClose(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listen(t, addr)
 		for range 20 {
@@ -175,7 +175,7 @@ func TestWhatWasWrittenCanBeReadAfterClose(t *testing.T) {
 	})
 }
 
-func TestClientThatLeftBeforeAcceptIsHeard(t *testing.T) {
+func TestListenerHearsAClientThatLeftBeforeAccept(t *testing.T) {
 	overEachServer(t, func(t *testing.T, _ ipc.Addr, s server) {
 		early, err := s.dial()
 		kept(t, early, err)
@@ -192,7 +192,7 @@ func TestClientThatLeftBeforeAcceptIsHeard(t *testing.T) {
 	})
 }
 
-func TestClientThatComesAndGoesHarmsNobody(t *testing.T) {
+func TestListenerSurvivesClientsThatComeAndGo(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenWith(t, ipc.ListenConfig{Backlog: 20}, addr)
 		for range 10 {
@@ -213,7 +213,7 @@ func TestClientThatComesAndGoesHarmsNobody(t *testing.T) {
 	})
 }
 
-func TestWriteToAPeerThatIsGone(t *testing.T) {
+func TestConnWriteToAPeerThatIsGone(t *testing.T) {
 	overEachEnd(t, func(t *testing.T, a, b end) {
 		must(t, b.Close())
 		var err error
@@ -236,7 +236,7 @@ func TestWriteToAPeerThatIsGone(t *testing.T) {
 	})
 }
 
-func TestPeerThatLeavesEndsWritesThatWait(t *testing.T) {
+func TestConnPeerThatLeavesEndsWritesThatWait(t *testing.T) {
 	overEachEnd(t, func(t *testing.T, a, b end) {
 		writing := beginWrite(a)
 		awaitWrites(t, a, 1)
@@ -245,7 +245,7 @@ func TestPeerThatLeavesEndsWritesThatWait(t *testing.T) {
 	})
 }
 
-func TestPeerThatLeavesEndsReadsThatWait(t *testing.T) {
+func TestConnPeerThatLeavesEndsReadsThatWait(t *testing.T) {
 	overEachEnd(t, func(t *testing.T, a, b end) {
 		reading := beginRead(a)
 		awaitReads(t, a, 1)
@@ -256,7 +256,7 @@ func TestPeerThatLeavesEndsReadsThatWait(t *testing.T) {
 	})
 }
 
-func TestReadsAndWritesOfNothing(t *testing.T) {
+func TestConnReadAndWriteOfNothing(t *testing.T) {
 	nothing := func(t *testing.T, a, b end) {
 		for _, p := range [][]byte{nil, {}} {
 			if n, err := a.Write(p); n != 0 || err != nil {
@@ -286,7 +286,7 @@ func TestReadsAndWritesOfNothing(t *testing.T) {
 	})
 }
 
-func TestWritesAreNotMingled(t *testing.T) {
+func TestConnWritesAreNotMingled(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	const writers, records, size = 6, 8, 300_000 // larger than any socket buffer
@@ -319,7 +319,7 @@ func TestWritesAreNotMingled(t *testing.T) {
 	writing.Wait()
 }
 
-func TestConcurrentReadsShareTheStream(t *testing.T) {
+func TestConnConcurrentReadsShareTheStream(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	const size = 1 << 20
@@ -460,7 +460,7 @@ func TestCopyBothWays(t *testing.T) {
 	}
 }
 
-func TestHalfClose(t *testing.T) {
+func TestConnHalfClose(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listen(t, addr)
 		client, server := connect(t, l)
@@ -490,7 +490,7 @@ func TestHalfClose(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Closing connections
 
-func TestCloseEndsReadsAndWritesThatWait(t *testing.T) {
+func TestConnCloseEndsReadsAndWritesThatWait(t *testing.T) {
 	overEachEnd(t, func(t *testing.T, a, b end) {
 		var waiting []<-chan error
 		for range 2 { // the second queues behind the first
@@ -515,7 +515,7 @@ func TestCloseEndsReadsAndWritesThatWait(t *testing.T) {
 	})
 }
 
-func TestNothingWorksAfterClose(t *testing.T) {
+func TestConnNothingWorksAfterClose(t *testing.T) {
 	story(t)
 	c, peer := pair(t)
 	send(t, peer, "unread")
@@ -539,7 +539,7 @@ func TestNothingWorksAfterClose(t *testing.T) {
 	})
 }
 
-func TestOneOfManyClosesSucceeds(t *testing.T) {
+func TestConnCloseSucceedsOnce(t *testing.T) {
 	for kind, open := range map[string]func(t *testing.T) io.ReadCloser{
 		"Conn":       func(t *testing.T) io.ReadCloser { c, _ := pair(t); return c },
 		"MsgConn":    func(t *testing.T) io.ReadCloser { c, _ := msgPair(t); return msgEnd{c} },
@@ -557,7 +557,7 @@ func TestOneOfManyClosesSucceeds(t *testing.T) {
 	}
 }
 
-func TestCloseWhileEverythingIsUnderWay(t *testing.T) {
+func TestConnCloseWhileEverythingIsUnderWay(t *testing.T) {
 	story(t)
 	for range 50 {
 		c, peer := pair(t)
@@ -583,7 +583,7 @@ func TestCloseWhileEverythingIsUnderWay(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Deadlines
 
-func TestDeadlineInThePastFailsAtOnce(t *testing.T) {
+func TestConnDeadlineInThePastFailsAtOnce(t *testing.T) {
 	overEachEnd(t, func(t *testing.T, a, b end) {
 		send(t, b, "kept") // even though there is something to read
 		must(t, a.SetDeadline(time.Now().Add(-time.Hour)))
@@ -607,7 +607,7 @@ func TestDeadlineInThePastFailsAtOnce(t *testing.T) {
 	})
 }
 
-func TestDeadlineIsNotEarly(t *testing.T) {
+func TestConnDeadlineIsNotEarly(t *testing.T) {
 	overEachEnd(t, func(t *testing.T, a, b end) {
 		for range 3 {
 			begun := time.Now()
@@ -637,7 +637,7 @@ func TestDeadlineIsNotEarly(t *testing.T) {
 	})
 }
 
-func TestDeadlineEndsWhatWaitsAlready(t *testing.T) {
+func TestConnDeadlineEndsWhatWaitsAlready(t *testing.T) {
 	overEachEnd(t, func(t *testing.T, a, _ end) {
 		reading, writing := beginRead(a), beginWrite(a)
 		awaitReads(t, a, 1)
@@ -654,7 +654,7 @@ func TestDeadlineEndsWhatWaitsAlready(t *testing.T) {
 	})
 }
 
-func TestDeadlineThatIsClearedIsNone(t *testing.T) {
+func TestConnDeadlineThatIsClearedIsNone(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	must(t, a.SetReadDeadline(time.Now().Add(brief)))
@@ -677,7 +677,7 @@ func TestDeadlineThatIsClearedIsNone(t *testing.T) {
 	}
 }
 
-func TestReadAndWriteDeadlinesAreApart(t *testing.T) {
+func TestConnReadAndWriteDeadlinesAreApart(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	past := time.Now().Add(-time.Hour)
@@ -692,7 +692,7 @@ func TestReadAndWriteDeadlinesAreApart(t *testing.T) {
 	timedOut(t, err)
 }
 
-func TestReadThatTimesOutLosesNothing(t *testing.T) {
+func TestConnReadThatTimesOutLosesNothing(t *testing.T) {
 	overEachConn(t, func(t *testing.T, a, b *ipc.Conn) { losesNothingToDeadlines(t, b, a) })
 	t.Run("Pipe", func(t *testing.T) {
 		story(t)
@@ -733,7 +733,7 @@ func losesNothingToDeadlines(t *testing.T, r interface {
 // ---------------------------------------------------------------------------
 // Costs
 
-func TestNothingIsLeftAfterManyRounds(t *testing.T) {
+func TestConnLeavesNothingAfterManyRounds(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		leavesNothing(t, 1000, func() {
 			l, err := ipc.Listen(addr)
@@ -760,7 +760,7 @@ func TestNothingIsLeftAfterManyRounds(t *testing.T) {
 	})
 }
 
-func TestReadAndWriteAllocateNothing(t *testing.T) {
+func TestConnReadAndWriteAllocateNothing(t *testing.T) {
 	overEachEnd(t, func(t *testing.T, a, b end) {
 		out, in := make([]byte, 64), make([]byte, 64)
 		exchange := func(from end) error {
@@ -795,7 +795,7 @@ func TestReadAndWriteAllocateNothing(t *testing.T) {
 	})
 }
 
-func TestBuffersAllocateNothing(t *testing.T) {
+func TestConnBuffersAllocateNothing(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	one, two := make([]byte, 32), make([]byte, 32)
@@ -818,7 +818,7 @@ func TestBuffersAllocateNothing(t *testing.T) {
 // ---------------------------------------------------------------------------
 // HTTP
 
-func TestHTTPServerAndTransport(t *testing.T) {
+func TestListenerServesHTTP(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listen(t, addr)
 		mux := http.NewServeMux()
@@ -986,8 +986,8 @@ func TestInheritZeroValueFails(t *testing.T) {
 	}
 }
 
-// TestZeroValueCopies copies from and to what is not open, by the way of io.Copy.
-func TestZeroValueCopies(t *testing.T) {
+// TestCopyOfZeroValues copies from and to what is not open, by the way of io.Copy.
+func TestCopyOfZeroValues(t *testing.T) {
 	a, b, err := ipc.Pair()
 	must(t, err)
 	defer a.Close()

@@ -33,7 +33,7 @@ func init() {
 // ---------------------------------------------------------------------------
 // Descriptors
 
-func TestDescriptorsAreCloseOnExec(t *testing.T) {
+func TestConnDescriptorsAreCloseOnExec(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		before := descriptors()
 		l := listen(t, addr)
@@ -65,7 +65,7 @@ func childLooksForDescriptors(_ *parent, args []string) error {
 	return nil
 }
 
-func TestConnectionsThatAreDroppedAreCollected(t *testing.T) {
+func TestConnThatWasDroppedIsCollected(t *testing.T) {
 	areCollected(t, func() {
 		a, b, err := ipc.Pair()
 		must(t, err)
@@ -91,7 +91,7 @@ func TestListenersThatAreDroppedAreCollected(t *testing.T) {
 }
 
 // A peer need not send a whole frame.
-func TestFilesOfHalfAFrameEndWithClose(t *testing.T) {
+func TestMsgConnCloseClosesTheFilesOfHalfAFrame(t *testing.T) {
 	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
 		for range 3 {
 			r, w := pipe(t)
@@ -116,7 +116,7 @@ func TestFilesOfHalfAFrameEndWithClose(t *testing.T) {
 	})
 }
 
-func TestSyscallConnReachesTheDescriptor(t *testing.T) {
+func TestConnSyscallConnReachesTheDescriptor(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listen(t, addr)
 		client, server := connect(t, l)
@@ -168,7 +168,7 @@ func TestSyscallConnReachesTheDescriptor(t *testing.T) {
 	})
 }
 
-func TestBufferSizes(t *testing.T) {
+func TestConnBufferSizes(t *testing.T) {
 	story(t)
 	a, _ := pair(t)
 	const size = 100_000
@@ -188,7 +188,7 @@ func TestBufferSizes(t *testing.T) {
 	}
 }
 
-func TestBufferSizesHaveAFloor(t *testing.T) {
+func TestConnBufferSizesHaveAFloor(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	option := func(c *ipc.Conn, opt int) (n int) {
@@ -216,7 +216,7 @@ func TestBufferSizesHaveAFloor(t *testing.T) {
 	expect(t, b, "more than a byte goes at once")
 }
 
-func TestHalfCloseAfterThePeersClose(t *testing.T) {
+func TestConnHalfCloseAfterThePeersClose(t *testing.T) {
 	for name, first := range map[string]func(*ipc.Conn) error{
 		"CloseRead":  (*ipc.Conn).CloseRead,
 		"CloseWrite": (*ipc.Conn).CloseWrite,
@@ -240,7 +240,7 @@ func TestHalfCloseAfterThePeersClose(t *testing.T) {
 	}
 }
 
-func TestHalfCloseTwice(t *testing.T) {
+func TestConnHalfCloseTwice(t *testing.T) {
 	overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
 		must(t, errors.Join(b.CloseWrite(), a.CloseRead(), a.CloseRead()))
 		expectEOF(t, a)
@@ -249,7 +249,7 @@ func TestHalfCloseTwice(t *testing.T) {
 	})
 }
 
-func TestCloseReadIsTheEndOfReading(t *testing.T) {
+func TestConnCloseReadIsTheEndOfReading(t *testing.T) {
 	overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
 		flooding := flood(a)
 		expect(t, b, string(make([]byte, 100)))
@@ -270,7 +270,7 @@ func TestCloseReadIsTheEndOfReading(t *testing.T) {
 	})
 }
 
-func TestFileIsADuplicate(t *testing.T) {
+func TestConnFileIsADuplicate(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listen(t, addr)
 		client, server := connect(t, l)
@@ -309,7 +309,7 @@ func TestFileConnAdoptsForeignSockets(t *testing.T) {
 	timedOut(t, err)
 }
 
-func TestWhatIsNoConnectionIsNotAdopted(t *testing.T) {
+func TestFileConnRefusesWhatIsNoConnection(t *testing.T) {
 	story(t)
 	dir := tempDir(t)
 	socket := func(typ int) *os.File {
@@ -422,7 +422,7 @@ func childAdoptsListener(p *parent, _ []string) error {
 // ---------------------------------------------------------------------------
 // Other programs
 
-func TestSpeaksWithForeignPrograms(t *testing.T) {
+func TestConnSpeaksWithForeignPrograms(t *testing.T) {
 	story(t)
 	path := openDir(t) + "/socket"
 
@@ -445,7 +445,7 @@ func TestSpeaksWithForeignPrograms(t *testing.T) {
 	}
 }
 
-func TestClientsOwnAddressIsTold(t *testing.T) {
+func TestConnTellsTheClientsOwnAddress(t *testing.T) {
 	story(t)
 	dir := openDir(t)
 	l := listen(t, ipc.Path(dir+"/socket"))

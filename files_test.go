@@ -70,7 +70,7 @@ func childHandlesFiles(p *parent, args []string) error {
 // ---------------------------------------------------------------------------
 // What arrives
 
-func TestFilesArriveInOrder(t *testing.T) {
+func TestSendFilesArriveInOrder(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		for range 2 {
 			sendFiles(t, a, textFile(t, "one"), textFile(t, "two"), textFile(t, "three"))
@@ -84,7 +84,7 @@ func TestFilesArriveInOrder(t *testing.T) {
 	})
 }
 
-func TestFilesOfEveryKindArrive(t *testing.T) {
+func TestSendFilesOfEveryKind(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		r, w := osPipe(t)
 		reader, writer, err := ipc.Pipe()
@@ -116,7 +116,7 @@ func TestFilesOfEveryKindArrive(t *testing.T) {
 	})
 }
 
-func TestFileIsSharedNotCopied(t *testing.T) {
+func TestSendFilesSharesAndDoesNotCopy(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		f := textFile(t, "abcdef")
 		expect(t, f, "ab")
@@ -137,7 +137,7 @@ func mostFiles() int {
 	return 253
 }
 
-func TestMostFilesOfOneMessage(t *testing.T) {
+func TestSendFilesMostOfOneMessage(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		most := mostFiles()
 		files := cards(t, most+1)
@@ -157,7 +157,7 @@ func TestMostFilesOfOneMessage(t *testing.T) {
 	})
 }
 
-func TestNumberOfFilesIsChecked(t *testing.T) {
+func TestSendFilesAndRecvFilesCheckTheNumber(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		err := a.SendFiles()
 		if err == nil {
@@ -176,7 +176,7 @@ func TestNumberOfFilesIsChecked(t *testing.T) {
 	})
 }
 
-func TestMoreFilesThanAskedForAreClosed(t *testing.T) {
+func TestRecvFilesClosesMoreThanAskedFor(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		r, w := osPipe(t)
 		files := []*os.File{textFile(t, "one"), w, textFile(t, "three")}
@@ -197,7 +197,7 @@ func TestMoreFilesThanAskedForAreClosed(t *testing.T) {
 	})
 }
 
-func TestFewerFilesThanAskedFor(t *testing.T) {
+func TestRecvFilesOfFewerThanAskedFor(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		sendFiles(t, a, textFile(t, "alone"))
 		sendFiles(t, a, textFile(t, "next"))
@@ -213,7 +213,7 @@ func TestFewerFilesThanAskedFor(t *testing.T) {
 	})
 }
 
-func TestFileReachesAnotherProcess(t *testing.T) {
+func TestSendFilesToAnotherProcess(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listen(t, addr)
 		c := startChild(t, "files", addr.String())
@@ -237,7 +237,7 @@ func exchangesFiles(t *testing.T, c *child, line *ipc.Conn) {
 	expectEOF(t, line)
 }
 
-func TestFilesReachTheProcessThatWasGivenTheEnd(t *testing.T) {
+func TestSendFilesToTheProcessThatWasGivenTheEnd(t *testing.T) {
 	given := func(t *testing.T, near, far *ipc.Conn) {
 		t.Helper()
 		h := newHeir(t)
@@ -265,7 +265,7 @@ func TestFilesReachTheProcessThatWasGivenTheEnd(t *testing.T) {
 	})
 }
 
-func TestFilesPassBetweenProcessesThatHaveTheirLineFromAnother(t *testing.T) {
+func TestSendFilesBetweenProcessesThatHaveTheirLineFromAnother(t *testing.T) {
 	story(t)
 	c := startChild(t, "makes a line")
 	c.mustSay("received: from a sibling")
@@ -331,7 +331,7 @@ func childTakesAFile(p *parent, _ []string) error {
 // isNonblocking reports whether the file was in nonblocking mode when it was made.
 func isNonblocking(f *os.File) bool { return f.SetReadDeadline(time.Time{}) == nil }
 
-func TestNonblockingModeTravelsWithTheFile(t *testing.T) {
+func TestSendFilesKeepsTheNonblockingMode(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("a mode of Unix")
 	}
@@ -355,7 +355,7 @@ func TestNonblockingModeTravelsWithTheFile(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Files and data
 
-func TestFilesBetweenData(t *testing.T) {
+func TestSendFilesBetweenData(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		for i := range 10 {
 			say(t, a, fmt.Sprintf("before %d", i))
@@ -379,7 +379,7 @@ func TestFilesBetweenData(t *testing.T) {
 	})
 }
 
-func TestDataInsteadOfFiles(t *testing.T) {
+func TestRecvFilesOfData(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		for _, text := range []string{"data", "\x00", "\x00data", "x"} {
 			say(t, a, text)
@@ -398,7 +398,7 @@ func TestDataInsteadOfFiles(t *testing.T) {
 	})
 }
 
-func TestMessageInsteadOfFilesIsWhole(t *testing.T) {
+func TestRecvFilesOfAMessageLeavesItWhole(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		instead := func(text string) {
 			t.Helper()
@@ -434,7 +434,7 @@ func TestMessageInsteadOfFilesIsWhole(t *testing.T) {
 	})
 }
 
-func TestEmptyMessageInsteadOfFiles(t *testing.T) {
+func TestRecvFilesOfAnEmptyMessage(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		needsEmpty(t)
 		sendMsg(t, a, "")
@@ -455,7 +455,7 @@ func TestEmptyMessageInsteadOfFiles(t *testing.T) {
 	})
 }
 
-func TestFilesThatNobodyAskedForAreClosed(t *testing.T) {
+func TestSendFilesThatNobodyAskedForAreClosed(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		if runtime.GOOS == "windows" {
 			t.Skip("handles are the peer's as soon as they are sent")
@@ -512,7 +512,7 @@ func TestFilesThatNobodyAskedForAreClosed(t *testing.T) {
 	})
 }
 
-func TestFilesOnTheirWayAreClosedWithTheConnection(t *testing.T) {
+func TestSendFilesOnTheirWayAreClosedWithTheConnection(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		if runtime.GOOS == "windows" {
 			t.Skip("handles are the peer's as soon as they are sent")
@@ -528,7 +528,7 @@ func TestFilesOnTheirWayAreClosedWithTheConnection(t *testing.T) {
 	})
 }
 
-func TestFilesOutliveTheConnection(t *testing.T) {
+func TestRecvFilesOutliveTheConnection(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		r, w := osPipe(t)
 		sendFiles(t, a, r)
@@ -549,7 +549,7 @@ func TestFilesOutliveTheConnection(t *testing.T) {
 // ---------------------------------------------------------------------------
 // What cannot be sent
 
-func TestWhatIsNoOpenFileIsNotSent(t *testing.T) {
+func TestSendFilesRefusesWhatIsNoOpenFile(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		closed := textFile(t, "closed")
 		must(t, closed.Close())
@@ -579,7 +579,7 @@ func TestWhatIsNoOpenFileIsNotSent(t *testing.T) {
 	})
 }
 
-func TestFilesToAPeerThatIsGone(t *testing.T) {
+func TestSendFilesToAPeerThatIsGone(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		f := textFile(t, "x")
 		must(t, b.Close())
@@ -593,7 +593,7 @@ func TestFilesToAPeerThatIsGone(t *testing.T) {
 	})
 }
 
-func TestNoFilesAfterClose(t *testing.T) {
+func TestSendFilesAndRecvFilesAfterClose(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		f := textFile(t, "x")
 		if runtime.GOOS != "windows" { // where it would be left in this process
@@ -615,7 +615,7 @@ func TestNoFilesAfterClose(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Waiting
 
-func TestFilesEndAtTheDeadline(t *testing.T) {
+func TestSendFilesAndRecvFilesEndAtTheDeadline(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		begun := time.Now()
 		must(t, b.SetReadDeadline(begun.Add(brief)))
@@ -695,7 +695,7 @@ func TestSendFilesThatTimesOutSendsAllOrNothing(t *testing.T) {
 	})
 }
 
-func TestCloseEndsFilesThatWait(t *testing.T) {
+func TestSendFilesAndRecvFilesEndWithClose(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		receiving := begin(func() error { _, err := a.RecvFiles(1); return err })
 		awaitParked(t, strings.Replace(fmt.Sprintf("(%T).RecvFiles", a), "ipc.", "", 1), 1) // (*Conn).RecvFiles
@@ -707,7 +707,7 @@ func TestCloseEndsFilesThatWait(t *testing.T) {
 	})
 }
 
-func TestFilesOfManyAtOnce(t *testing.T) {
+func TestSendFilesOfManyAtOnce(t *testing.T) {
 	const senders, receivers, each = 4, 3, 50
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		deck := cards(t, senders*each+2)
@@ -762,7 +762,7 @@ func needsFilesWithMessages(t *testing.T, c *ipc.MsgConn) {
 	}
 }
 
-func TestMessageComesWithItsFiles(t *testing.T) {
+func TestRecvWithFilesBringsTheMessage(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		needsFilesWithMessages(t, a)
 		recvWith(t, b, "x", 1)
@@ -789,7 +789,7 @@ func TestMessageComesWithItsFiles(t *testing.T) {
 	})
 }
 
-func TestMessageComesWithoutFilesThatCannotBeHad(t *testing.T) {
+func TestRecvWithFilesThatCannotBeHad(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		needsFilesWithMessages(t, a)
 		recvWith(t, b, "x", 1)
@@ -840,7 +840,7 @@ func TestMessageComesWithoutFilesThatCannotBeHad(t *testing.T) {
 	})
 }
 
-func TestMessageWithFilesEndsAtTheDeadline(t *testing.T) {
+func TestRecvWithFilesEndsAtTheDeadline(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		needsFilesWithMessages(t, a)
 		recvWith(t, b, "x", 1)

@@ -29,7 +29,7 @@ func init() {
 // ---------------------------------------------------------------------------
 // Descriptors
 
-func TestReceivedFilesAreCloseOnExec(t *testing.T) {
+func TestRecvFilesAreCloseOnExec(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		r, w := osPipe(t)
 		before := descriptors()
@@ -57,7 +57,7 @@ func sharedModeIsNonblocking(t *testing.T, f *os.File) bool {
 	return isNonblocking(other)
 }
 
-func TestModeOfSentFilesStaysAsItWas(t *testing.T) {
+func TestSendFilesLeavesTheModeAsItWas(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		nonblocking, _ := osPipe(t)
 		var p [2]int
@@ -81,7 +81,7 @@ func TestModeOfSentFilesStaysAsItWas(t *testing.T) {
 	})
 }
 
-func TestConnectionsTravelAsFiles(t *testing.T) {
+func TestSendFilesOfConnections(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		near, far := pair(t)
 		f, err := far.File()
@@ -96,7 +96,7 @@ func TestConnectionsTravelAsFiles(t *testing.T) {
 	})
 }
 
-func TestFilesCutOffByTheSystemAreClosed(t *testing.T) {
+func TestRecvFilesCutOffByTheSystemAreClosed(t *testing.T) {
 	for _, kind := range []string{"stream", "native", "framed"} {
 		if kind == "native" && ipc.FramedHere {
 			continue
@@ -183,7 +183,7 @@ func childReceivesMoreThanItCan(_ *parent, args []string) error {
 // ---------------------------------------------------------------------------
 // Peers that send files in another way
 
-func TestFilesThatComeWithData(t *testing.T) {
+func TestRecvFilesThatComeWithData(t *testing.T) {
 	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
 		for _, data := range []string{"data", "\x01", "\xff\x00"} {
 			n, err := a.WriteMsg([]byte(data), rightsOf(t, textFile(t, "a file"), textFile(t, "another")))
@@ -199,7 +199,7 @@ func TestFilesThatComeWithData(t *testing.T) {
 	})
 }
 
-func TestTooManyFilesWithDataLeaveTheData(t *testing.T) {
+func TestRecvFilesOfTooManyLeavesTheData(t *testing.T) {
 	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
 		f := textFile(t, "a file")
 		before := openDescriptors()
@@ -215,9 +215,9 @@ func TestTooManyFilesWithDataLeaveTheData(t *testing.T) {
 	})
 }
 
-// TestFilesThatComeWithAFrame has a frame of another length than that of
+// TestRecvFilesThatComeWithAFrame has a frame of another length than that of
 // SendFiles: the next message is where it should be all the same.
-func TestFilesThatComeWithAFrame(t *testing.T) {
+func TestRecvFilesThatComeWithAFrame(t *testing.T) {
 	for what, message := range map[string]string{
 		"Longer": "message", "OneByte": "m", "Empty": "", "Zeros": "\x00\x00",
 	} {
@@ -235,9 +235,9 @@ func TestFilesThatComeWithAFrame(t *testing.T) {
 	}
 }
 
-// TestFilesThatComeWithAFrameLeaveTheNextAlone has RecvFiles keep a message, which the
+// TestRecvFilesOfAFrameLeavesTheNextAlone has RecvFiles keep a message, which the
 // next receive returns at once: the files of the message after it stay with that.
-func TestFilesThatComeWithAFrameLeaveTheNextAlone(t *testing.T) {
+func TestRecvFilesOfAFrameLeavesTheNextAlone(t *testing.T) {
 	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
 		_, err := stream.WriteMsg([]byte("\x00\x00\x00\x01m"), rightsOf(t, textFile(t, "a file")))
 		must(t, err)
@@ -258,9 +258,9 @@ func TestFilesThatComeWithAFrameLeaveTheNextAlone(t *testing.T) {
 	})
 }
 
-// TestFilesOfAFrameThatComesInPieces has the files come before the rest of their
+// TestRecvFilesOfAFrameThatComesInPieces has the files come before the rest of their
 // frame, so that whoever receives them may give up in between.
-func TestFilesOfAFrameThatComesInPieces(t *testing.T) {
+func TestRecvFilesOfAFrameThatComesInPieces(t *testing.T) {
 	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
 		const frame = "\x00\x00\x00\x01\x00"
 		begun := func(cut int) (r *os.File, before int) { // RecvFiles has seen a part
@@ -308,7 +308,7 @@ func TestFilesOfAFrameThatComesInPieces(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Raw control messages
 
-func TestRawMessagesCarryFiles(t *testing.T) {
+func TestReadMsgAndWriteMsgCarryFiles(t *testing.T) {
 	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
 		n, err := a.WriteMsg([]byte("data"), rightsOf(t, textFile(t, "one"), textFile(t, "two")))
 		if n != 4 || err != nil {
@@ -346,9 +346,9 @@ func TestRawMessagesCarryFiles(t *testing.T) {
 	})
 }
 
-// TestRawMessagesNeedRoomForTheirFilesAlone sizes the buffer as the example of
+// TestReadMsgNeedsRoomForItsFilesAlone sizes the buffer as the example of
 // cmsg(3) does: what the package asks of the kernel for itself is not in the way.
-func TestRawMessagesNeedRoomForTheirFilesAlone(t *testing.T) {
+func TestReadMsgNeedsRoomForItsFilesAlone(t *testing.T) {
 	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
 		for _, n := range []int{1, 2, mostFiles()} {
 			files := cards(t, n)
@@ -370,7 +370,7 @@ func TestRawMessagesNeedRoomForTheirFilesAlone(t *testing.T) {
 	})
 }
 
-func TestRawMessagesNeedNoControl(t *testing.T) {
+func TestReadMsgNeedsNoControl(t *testing.T) {
 	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
 		n, err := a.WriteMsg([]byte("plain"), nil)
 		if n != 5 || err != nil {
@@ -413,7 +413,7 @@ func TestRawMessagesNeedNoControl(t *testing.T) {
 	})
 }
 
-func TestRawMessagesWait(t *testing.T) {
+func TestReadMsgAndWriteMsgWait(t *testing.T) {
 	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
 		begun := time.Now()
 		must(t, b.SetReadDeadline(begun.Add(brief)))
@@ -444,7 +444,7 @@ func TestRawMessagesWait(t *testing.T) {
 	})
 }
 
-func TestRawMessageTooLongIsFlagged(t *testing.T) {
+func TestReadMsgFlagsAMessageTooLong(t *testing.T) {
 	if ipc.FramedHere {
 		t.Skip("no messages but in frames")
 	}
@@ -473,7 +473,7 @@ func TestRawMessageTooLongIsFlagged(t *testing.T) {
 	expectMsg(t, b, "next")
 }
 
-func TestEmptyRawMessageIsNotTheEnd(t *testing.T) {
+func TestReadMsgOfNothingIsNotTheEnd(t *testing.T) {
 	if ipc.FramedHere {
 		t.Skip("no messages but in frames")
 	}
@@ -494,9 +494,9 @@ func TestEmptyRawMessageIsNotTheEnd(t *testing.T) {
 	}
 }
 
-// TestControlDataWithoutRoomIsClosed counts; that the kernel says so is another
+// TestReadMsgClosesControlWithoutRoom counts; that the kernel says so is another
 // test.
-func TestControlDataWithoutRoomIsClosed(t *testing.T) {
+func TestReadMsgClosesControlWithoutRoom(t *testing.T) {
 	if underEmulation() {
 		t.Skip("qemu-user asks the kernel for twice as much room as there is, and loses the files that are too many")
 	}
@@ -531,7 +531,7 @@ func TestControlDataWithoutRoomIsClosed(t *testing.T) {
 	})
 }
 
-func TestControlDataWithoutRoomIsFlagged(t *testing.T) {
+func TestReadMsgFlagsControlWithoutRoom(t *testing.T) {
 	if underEmulation() {
 		t.Skip("qemu-user does not report MSG_CTRUNC")
 	}
@@ -552,7 +552,7 @@ func TestControlDataWithoutRoomIsFlagged(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Adopting what is no connection of that kind
 
-func TestForeignDescriptorsAreNotAdopted(t *testing.T) {
+func TestFileConnRefusesForeignDescriptors(t *testing.T) {
 	story(t)
 	file := func(fd int, err error) *os.File {
 		t.Helper()
@@ -734,7 +734,7 @@ int main(int argc, char **argv) {
 }
 `
 
-func TestFilesToAndFromAProgramInC(t *testing.T) {
+func TestSendFilesToAndFromAProgramInC(t *testing.T) {
 	gcc, err := exec.LookPath("gcc")
 	if err != nil {
 		t.Skip(err)
@@ -799,9 +799,9 @@ func TestFilesToAndFromAProgramInC(t *testing.T) {
 	})
 }
 
-// TestFilesOfAnInterruptedMessageAreBounded gives up in the middle of a frame that
+// TestRecvFilesOfAnInterruptedMessageAreBounded gives up in the middle of a frame that
 // brings files, and asks for fewer the next time.
-func TestFilesOfAnInterruptedMessageAreBounded(t *testing.T) {
+func TestRecvFilesOfAnInterruptedMessageAreBounded(t *testing.T) {
 	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
 		f := textFile(t, "a file")
 		before := openDescriptors()
@@ -851,7 +851,7 @@ while True:
         os.close(f)
 `
 
-func TestFilesOfAMessageGoToPythonAndBack(t *testing.T) {
+func TestSendFilesToPythonAndBack(t *testing.T) {
 	python, err := exec.LookPath("python3")
 	if err != nil {
 		t.Skip(err)

@@ -86,7 +86,7 @@ func newLetter(pid, files int) letter {
 // ---------------------------------------------------------------------------
 // The record
 
-func TestRecordIsAsDocumented(t *testing.T) {
+func TestSendFilesRecordIsAsDocumented(t *testing.T) {
 	overEachPair(t, func(t *testing.T, a, b carrier) {
 		sendFiles(t, a, textFile(t, "one"), textFile(t, "two"))
 		text := make([]byte, letterSize+8+len(zeroByte))
@@ -439,7 +439,7 @@ func childHoldsAnEnd(p *parent, args []string) error {
 	return errors.Join(f.Close(), c.Close())
 }
 
-func TestFilesReachAPeerThatNobodyMayOpen(t *testing.T) {
+func TestSendFilesToAPeerThatNobodyMayOpen(t *testing.T) {
 	story(t)
 	l := listen(t, nameAddr(t))
 	c := startChild(t, "locked", l.Addr().String())
@@ -465,7 +465,7 @@ func childIsLocked(p *parent, args []string) error {
 // ---------------------------------------------------------------------------
 // What arrives
 
-func TestReceivedHandlesAreNotInherited(t *testing.T) {
+func TestRecvFilesAreNotInherited(t *testing.T) {
 	overEachPair(t, func(t *testing.T, a, b carrier) {
 		f := textFile(t, "x")
 		control(t, f, func(h uintptr) {
@@ -486,7 +486,7 @@ func TestReceivedHandlesAreNotInherited(t *testing.T) {
 	})
 }
 
-func TestOverlappedFilesAreSoForTheReceiver(t *testing.T) {
+func TestSendFilesKeepsOverlappedMode(t *testing.T) {
 	overEachPair(t, func(t *testing.T, a, b carrier) {
 		// A connection that its sender has used: a Conn made of it has deadlines.
 		near, far := pair(t)
@@ -508,7 +508,7 @@ func TestOverlappedFilesAreSoForTheReceiver(t *testing.T) {
 	})
 }
 
-func TestFilesGoTheWayOfTheirPipe(t *testing.T) {
+func TestSendFilesGoTheWayOfTheirPipe(t *testing.T) {
 	story(t)
 	client, server := connectPipe(t, ipc.PipeConfig{Direction: ipc.ServerToClient, Messages: true})
 	sendFiles(t, server, textFile(t, "x"))
@@ -559,7 +559,7 @@ func recvFilesOf(c carrier) string {
 	return "(*Conn).RecvFiles"
 }
 
-func TestEmptyMessageInsteadOfFilesIsTheNextToRead(t *testing.T) {
+func TestRecvFilesOfAnEmptyMessageLeavesItNextToRead(t *testing.T) {
 	story(t)
 	client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
 	for range 2 {
@@ -587,7 +587,7 @@ func TestEmptyMessageInsteadOfFilesIsTheNextToRead(t *testing.T) {
 	}
 }
 
-func TestEmptyWritesToAStreamAreNothing(t *testing.T) {
+func TestPipeConnEmptyWritesAreNothing(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	event, _, err := createEvent.Call(0, 0, 0, 0)
@@ -621,7 +621,7 @@ func noMoreHandles(t *testing.T, before int) {
 	}
 }
 
-func TestFilesLeaveNoHandlesBehind(t *testing.T) {
+func TestSendFilesLeavesNoHandlesBehind(t *testing.T) {
 	overEachPair(t, func(t *testing.T, a, b carrier) {
 		f, closed := textFile(t, "x"), textFile(t, "y")
 		must(t, closed.Close())
@@ -654,7 +654,7 @@ func TestFilesLeaveNoHandlesBehind(t *testing.T) {
 	})
 }
 
-func TestFilesThatAreTakenBackLeaveNoHandlesBehind(t *testing.T) {
+func TestSendFilesTakenBackLeavesNoHandlesBehind(t *testing.T) {
 	overEachPair(t, func(t *testing.T, a, b carrier) {
 		f := textFile(t, "x")
 		say(t, a, strings.Repeat("x", 70<<10)[:64<<10]) // there is no more room
@@ -715,7 +715,7 @@ func instanceInfo(t *testing.T, c syscall.Conn) (info [3]uint32) {
 	return info
 }
 
-func TestHeirsListenerIsAsItsParents(t *testing.T) {
+func TestInheritedListenerIsAsItsParents(t *testing.T) {
 	for _, remote := range []bool{false, true} {
 		t.Run(fmt.Sprint("AcceptRemote ", remote), func(t *testing.T) {
 			story(t)
@@ -755,7 +755,7 @@ func TestHeirsListenerIsAsItsParents(t *testing.T) {
 	}
 }
 
-func TestManyHeirsServeOneName(t *testing.T) {
+func TestInheritedListenersServeOneName(t *testing.T) {
 	story(t)
 	addr := nameAddr(t)
 	l := listen(t, addr)
@@ -808,7 +808,7 @@ func childWelcomes(p *parent, args []string) error {
 	return errors.Join(l.Close(), <-serving)
 }
 
-func TestEndsAreTakenForWhatTheyAreAlone(t *testing.T) {
+func TestInheritedRefusesEndsOfAnotherKind(t *testing.T) {
 	story(t)
 	_, conn := pair(t)
 	r, w := pipe(t)
@@ -857,7 +857,7 @@ func childRefusesAnEnd(p *parent, args []string) error {
 
 // A child reads what was written to an end, though its peer is gone already. The system
 // may have forgotten the name of such a pipe.
-func TestEndWhosePeerIsGoneIsGiven(t *testing.T) {
+func TestInheritOfAnEndWhosePeerIsGone(t *testing.T) {
 	overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
 		send(t, a, "before")
 		h := newHeir(t)

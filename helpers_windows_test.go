@@ -35,10 +35,10 @@ const thisProcess = ^syscall.Handle(0)
 
 // onWine skips the test on Wine. These need Windows:
 //
-//   - TestClientThatHidesIsNotItsOwner, TestServerMayOnlyDoWhatTheClientAllows: Wine
+//   - TestPeerThatHidesIsNotTheOwner, TestImpersonateOnlyAsTheClientAllows: Wine
 //     impersonates at any level.
-//   - TestSecurityIsEnforced: Wine lets everybody open a pipe.
-//   - TestDialInTheWrongDirectionIsRefused: Wine looks at generic rights alone.
+//   - TestSecurityDescriptorIsEnforced: Wine lets everybody open a pipe.
+//   - TestDialPipeInTheWrongDirectionIsRefused: Wine looks at generic rights alone.
 //   - TestPipeOfAnotherMachineIsNotTrusted: Wine has no pipes of other machines.
 //
 // Nor is seen there, for Wine takes every client for the user of the server: files

@@ -197,7 +197,7 @@ func isOne(n int, err error) error {
 	return nil
 }
 
-func TestClosingADirtyFileStopsNobody(t *testing.T) {
+func TestRecvFilesOfADirtyFileStopsNobody(t *testing.T) {
 	for what := range meetings {
 		t.Run(what, func(t *testing.T) {
 			story(t)
@@ -321,8 +321,8 @@ func TestPipeHeldInAPageFaultStopsNobody(t *testing.T) {
 	}
 }
 
-// TestReceivedPipeThatIsHeldIsReceived has the pipe's mutex be held while it arrives.
-func TestReceivedPipeThatIsHeldIsReceived(t *testing.T) {
+// TestRecvFilesOfAPipeThatIsHeld has the pipe's mutex be held while it arrives.
+func TestRecvFilesOfAPipeThatIsHeld(t *testing.T) {
 	story(t)
 	fs := mountSlow(t, "read")
 	defer fs.open()
@@ -459,9 +459,9 @@ func childIsGivenSlowFiles(p *parent, args []string) error {
 	return c.Close()
 }
 
-// TestFloodOfSlowFilesHoldsNobodyElseUp has a peer send more files whose closing
+// TestRecvFilesOfAFloodHoldsNobodyElseUp has a peer send more files whose closing
 // waits than there are closers.
-func TestFloodOfSlowFilesHoldsNobodyElseUp(t *testing.T) {
+func TestRecvFilesOfAFloodHoldsNobodyElseUp(t *testing.T) {
 	story(t)
 	fs := mountSlow(t, "flush")
 	defer fs.open()
@@ -541,9 +541,9 @@ type blockingEnds struct {
 	l *ipc.Listener
 }
 
-// TestEndsThatAnotherMakesBlockKeepTheirDeadlines has another holder of each kind of
+// TestConnThatAnotherMakesBlockKeepsItsDeadlines has another holder of each kind of
 // end clear O_NONBLOCK, which all holders share.
-func TestEndsThatAnotherMakesBlockKeepTheirDeadlines(t *testing.T) {
+func TestConnThatAnotherMakesBlockKeepsItsDeadlines(t *testing.T) {
 	for _, way := range []string{"Duplicate", "Bequeathed", "Adopted", "Inherited"} {
 		for _, when := range []string{"before use", "after use"} {
 			t.Run(way+"/"+when, func(t *testing.T) {
@@ -870,7 +870,7 @@ func ends(t *testing.T, what string, call func() error) {
 	}
 }
 
-func TestLingeringSocketHoldsNobodyUp(t *testing.T) {
+func TestConnCloseOfALingeringSocketHoldsNobodyUp(t *testing.T) {
 	refuse := func(ipc.Peer) error { return errors.New("refused") }
 	onConns := map[string]func(t *testing.T, a, b rawCarrier){
 		"Close": func(t *testing.T, a, b rawCarrier) {
@@ -1061,7 +1061,7 @@ func overEachPidfd(t *testing.T, tell func(t *testing.T, a, b rawCarrier)) {
 	})
 }
 
-func TestDescriptorsOfSendersAreClosed(t *testing.T) {
+func TestRecvPeerClosesDescriptorsOfSenders(t *testing.T) {
 	overEachPidfd(t, func(t *testing.T, a, b rawCarrier) {
 		file := textFile(t, "a file")
 		p := make([]byte, 8)
@@ -1123,9 +1123,9 @@ func TestDescriptorsOfSendersAreClosed(t *testing.T) {
 	})
 }
 
-// TestEndIsTheEndWhateverComesWithIt has somebody ask for the credentials of every
+// TestConnEOFWhateverComesWithIt has somebody ask for the credentials of every
 // sender, which the kernel then adds to the end of a stream too.
-func TestEndIsTheEndWhateverComesWithIt(t *testing.T) {
+func TestConnEOFWhateverComesWithIt(t *testing.T) {
 	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
 		f, err := b.File()
 		must(t, err)
@@ -1142,9 +1142,9 @@ func TestEndIsTheEndWhateverComesWithIt(t *testing.T) {
 	})
 }
 
-// TestRawMessagesWithoutTheMarkAreWhole has another holder switch off what this
+// TestReadMsgWithoutTheMarkIsWhole has another holder switch off what this
 // package has the kernel mark messages with.
-func TestRawMessagesWithoutTheMarkAreWhole(t *testing.T) {
+func TestReadMsgWithoutTheMarkIsWhole(t *testing.T) {
 	story(t)
 	a, b := msgPair(t)
 	if !a.Native() {
@@ -1252,10 +1252,10 @@ func childLacksDescriptors(_ *parent, args []string) error {
 	return errors.Join(a.Close(), b.Close())
 }
 
-// TestFilesThatNobodyTakesDelayOthersBriefly has a user who may have 64 descriptors,
+// TestSendFilesThatNobodyTakesDelayOthersBriefly has a user who may have 64 descriptors,
 // and so 64 files under way to all of its receivers together: see unix(7),
 // ETOOMANYREFS. Root may have any number.
-func TestFilesThatNobodyTakesDelayOthersBriefly(t *testing.T) {
+func TestSendFilesThatNobodyTakesDelayOthersBriefly(t *testing.T) {
 	needsRoot(t)
 	story(t)
 	user := 1<<20 + os.Getpid() // nobody else has files under way

@@ -156,7 +156,7 @@ func echoesMessages(t *testing.T, c *ipc.MsgConn) {
 // ---------------------------------------------------------------------------
 // What a child is given
 
-func TestChildUsesTheEndsItIsGiven(t *testing.T) {
+func TestInheritedEndsAreUsed(t *testing.T) {
 	t.Run("Conn", func(t *testing.T) {
 		overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
 			h := newHeir(t)
@@ -237,7 +237,7 @@ func TestChildUsesTheEndsItIsGiven(t *testing.T) {
 	})
 }
 
-func TestChildIsGivenManyEnds(t *testing.T) {
+func TestInheritManyEnds(t *testing.T) {
 	story(t)
 	h := newHeir(t)
 	var args []string
@@ -313,7 +313,7 @@ func childHoldsAListener(p *parent, args []string) error {
 	return nil
 }
 
-func TestNobodyFindsNoListenerWhileOneTakesOver(t *testing.T) {
+func TestInheritedListenerTakesOverWithoutAGap(t *testing.T) {
 	story(t)
 	addr := pathAddr(t)
 	l := listenWith(t, ipc.ListenConfig{KeepName: true}, addr)
@@ -409,7 +409,7 @@ func childSucceeds(p *parent, args []string) error {
 	return errors.Join(l.Close(), <-serving)
 }
 
-func TestEndOfAChildIsTheEndOfItsStreams(t *testing.T) {
+func TestInheritedEndsEndWithTheChild(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	m, n := msgPair(t)
@@ -444,7 +444,7 @@ func TestEndOfAChildIsTheEndOfItsStreams(t *testing.T) {
 	matches(t, err, syscall.EPIPE)
 }
 
-func TestParentsEndsHonourDeadlinesAfterStart(t *testing.T) {
+func TestInheritLeavesTheParentItsDeadlines(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	r, w := pipe(t)
@@ -501,7 +501,7 @@ func TestParentsEndsHonourDeadlinesAfterStart(t *testing.T) {
 	c.end()
 }
 
-func TestEndIsTakenOnce(t *testing.T) {
+func TestInheritedEndIsTakenOnce(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	r, w := pipe(t)
@@ -618,7 +618,7 @@ func (c *child) outlive() {
 	c.end()
 }
 
-func TestEndsAreNotPassedOn(t *testing.T) {
+func TestInheritedEndsAreNotPassedOn(t *testing.T) {
 	story(t)
 	taken, b := pair(t)
 	left, d := pair(t)
@@ -674,7 +674,7 @@ func childLives(p *parent, args []string) error {
 	return nil
 }
 
-func TestEndIsPassedOnByInheritAlone(t *testing.T) {
+func TestInheritedEndIsPassedOnByInheritAlone(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	in, out := pipe(t)
@@ -716,7 +716,7 @@ func childPassesItsEndOn(p *parent, args []string) error {
 // ---------------------------------------------------------------------------
 // What cannot be given
 
-func TestBadNamesOfEndsAreRefused(t *testing.T) {
+func TestInheritRefusesBadNames(t *testing.T) {
 	story(t)
 	_, b := pair(t)
 	for _, name := range []string{"", " ", "a b", "a,b", "a;b", "a=b", "a/b", "ü", "a\x00", "a\n"} {
@@ -733,7 +733,7 @@ func TestBadNamesOfEndsAreRefused(t *testing.T) {
 	}
 }
 
-func TestNameIsGivenOnce(t *testing.T) {
+func TestInheritGivesANameOnce(t *testing.T) {
 	story(t)
 	_, b := pair(t)
 	_, d := pair(t)
@@ -751,7 +751,7 @@ func TestNameIsGivenOnce(t *testing.T) {
 	h.gets("y", d)
 }
 
-func TestClosedEndCannotBeGiven(t *testing.T) {
+func TestInheritRefusesAClosedEnd(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	r, w := pipe(t)
@@ -771,7 +771,7 @@ func TestClosedEndCannotBeGiven(t *testing.T) {
 	}
 }
 
-func TestUsedEndCannotBeGivenWhereItBelongsToTheProcess(t *testing.T) {
+func TestInheritRefusesAUsedEndWhereItBelongsToTheProcess(t *testing.T) {
 	if runtime.GOOS != "windows" {
 		t.Skip("here it can")
 	}
@@ -782,7 +782,7 @@ func TestUsedEndCannotBeGivenWhereItBelongsToTheProcess(t *testing.T) {
 	matches(t, ipc.Inherit(&cmd, "x", b), errors.ErrUnsupported)
 }
 
-func TestEndOfAChildThatDoesNotStartIsUsable(t *testing.T) {
+func TestInheritForAChildThatDoesNotStart(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	cmd := exec.Command(tempDir(t) + "/no such program")
@@ -843,7 +843,7 @@ func TestInheritKeepsTheEnvironment(t *testing.T) {
 	}
 }
 
-func TestCommandsDoNotShareWhatTheyAreGiven(t *testing.T) {
+func TestInheritByTwoCommandsSharesNothing(t *testing.T) {
 	story(t)
 	_, b := pair(t)
 	_, d := pair(t)
@@ -899,7 +899,7 @@ var garbledLists = map[string]string{
 	"x,conn,3;y,msgconn,987654;z,conn,10": "", // a file
 }
 
-func TestGarbledVariableIsAClearError(t *testing.T) {
+func TestInheritedWithAMalformedVariable(t *testing.T) {
 	longStory(t, patience+time.Duration(len(garbledLists))*soon)
 	file, err := os.Create(tempDir(t) + "/file")
 	must(t, err)
@@ -928,7 +928,7 @@ func TestGarbledVariableIsAClearError(t *testing.T) {
 	}
 }
 
-func TestMissingVariableIsAClearError(t *testing.T) {
+func TestInheritedWithAMissingVariable(t *testing.T) {
 	story(t)
 	for _, take := range inheritors {
 		for _, name := range []string{"x", ""} {
@@ -1079,7 +1079,7 @@ func TestInheritBeforeTheEnvironmentIsAppendedTo(t *testing.T) {
 	must(t, cmd.Wait())
 }
 
-func TestErrorsOfInheritNameTheNetwork(t *testing.T) {
+func TestInheritErrorsNameTheNetwork(t *testing.T) {
 	story(t)
 	a, _ := pair(t)
 	m, _ := msgPair(t)

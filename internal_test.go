@@ -172,9 +172,9 @@ func receivesAsSent(t *testing.T, next func(n int) int) {
 	}
 }
 
-// TestEndWithinAMessageIsUnexpected has the source end in the middle of a message,
+// TestMessageReaderEndWithinAMessage has the source end in the middle of a message,
 // wherever its reader stands.
-func TestEndWithinAMessageIsUnexpected(t *testing.T) {
+func TestMessageReaderEndWithinAMessage(t *testing.T) {
 	for _, first := range []func(r *messageReader, src *halfSource) error{
 		func(r *messageReader, src *halfSource) error { _, err := r.recv(src, make([]byte, 10)); return err },
 		func(r *messageReader, src *halfSource) error { _, err := r.recvAppend(src, nil); return err },

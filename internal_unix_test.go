@@ -33,7 +33,7 @@ func (e *pipeEnd) Nap() {
 
 // The BSDs and macOS say ENOTCONN of a connection whose peer has closed. Linux says
 // it of a socket that was never connected, if it is not a local one.
-func TestShutdownOfWhatIsNotConnectedIsNoError(t *testing.T) {
+func TestConnShutdownOfWhatIsNotConnected(t *testing.T) {
 	sys, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
 	if err != nil {
 		t.Skip(err)
@@ -62,7 +62,7 @@ func filesWith(t *testing.T, data string) *fd {
 	return b.fd
 }
 
-func TestLostFilesLeaveNothingInTheStream(t *testing.T) {
+func TestRecvFilesThatAreLostLeaveNothingInTheStream(t *testing.T) {
 	for _, errno := range []syscall.Errno{syscall.EMSGSIZE, syscall.EMFILE} {
 		for _, dataStays := range []bool{true, false} {
 			data := "next"
@@ -92,7 +92,7 @@ func TestLostFilesLeaveNothingInTheStream(t *testing.T) {
 
 // A kernel whose messages are records in a stream leaves the message in the queue, which
 // is received whole. From the others it takes no second one.
-func TestLostFilesOfAMessageTakeNoOther(t *testing.T) {
+func TestRecvFilesThatAreLostTakeNoOther(t *testing.T) {
 	a, b, err := MsgPair()
 	if err != nil {
 		t.Fatal(err)
@@ -127,7 +127,7 @@ func TestLostFilesOfAMessageTakeNoOther(t *testing.T) {
 
 // Nothing but what the kernel says of dropped files may be taken for that: after
 // another error nothing must be received that nobody asked for.
-func TestErrorsThatAreNotOfFiles(t *testing.T) {
+func TestRecvFilesErrorsThatAreNotOfFiles(t *testing.T) {
 	for _, errno := range []syscall.Errno{0, syscall.EAGAIN, syscall.EINTR, syscall.ECONNRESET, syscall.ENOTCONN,
 		syscall.EBADF, syscall.ENOTSOCK, syscall.EINVAL, syscall.EPIPE, syscall.ENOBUFS, syscall.ENOMEM} {
 		if lost, _ := kern.rightsLost(errno); lost {
@@ -136,7 +136,7 @@ func TestErrorsThatAreNotOfFiles(t *testing.T) {
 	}
 }
 
-func TestMoreFilesThanTheSystemTakesAreRefused(t *testing.T) {
+func TestSendFilesRefusesMoreThanTheSystemTakes(t *testing.T) {
 	limit := kern.filesMax()
 	if limit < 1 || limit > maxFiles {
 		t.Fatalf("the limit is %d", limit)
@@ -270,7 +270,7 @@ func checkTarget(t *testing.T, a Addr, text, target string) {
 	}
 }
 
-func TestTokensAreNumbersOfDescriptors(t *testing.T) {
+func TestInheritTokensAreNumbersOfDescriptors(t *testing.T) {
 	for _, token := range []string{"3", "4", "10", "1048576", "3@c000.8.1f",
 		"3@c000.8.1:4@4000.1.1:5@8000.1.2:6@1000.d.3:7@1000.d.3:1:2:remove:2f61", "3:4:5:6:7:1a:2b:keep:2f612f62", "3:4:5:6:7:1:2:keep:61"} {
 		if tokenDescriptors(token) == nil {
@@ -323,9 +323,9 @@ func TestPeerTellsWhatItKnowsAndNoMore(t *testing.T) {
 	}
 }
 
-// TestPidOfAnotherNamespaceIsAbsent has the numbers with which systems say that
+// TestPeerPIDOfAnotherNamespaceIsAbsent has the numbers with which systems say that
 // they do not tell.
-func TestPidOfAnotherNamespaceIsAbsent(t *testing.T) {
+func TestPeerPIDOfAnotherNamespaceIsAbsent(t *testing.T) {
 	for _, pid := range []int{0, -1} {
 		p := unixPeer(0)
 		p.add(knowsPID, &p.pid, pid)
@@ -344,7 +344,7 @@ func TestPidOfAnotherNamespaceIsAbsent(t *testing.T) {
 	}
 }
 
-func TestStructXucredIsRead(t *testing.T) {
+func TestPeerStructXucredIsRead(t *testing.T) {
 	words := func(w ...uint32) []uint32 { return append(w, make([]uint32, 19-len(w))...) }
 	for _, c := range []struct {
 		cred   []uint32
@@ -370,7 +370,7 @@ func TestStructXucredIsRead(t *testing.T) {
 	}
 }
 
-func TestGroupIsFoundByItsName(t *testing.T) {
+func TestGroupOfSysListenConfigIsFoundByItsName(t *testing.T) {
 	const text = "# wheel:*:1:\nroot:x:0:\n\nstaff:x:50:alice,bob\nstaff:x:51:\n+::\nbad:x:many:\nbad:x:-1:\nhuge:x:4294967295:\nlast:*:60"
 	for name, want := range map[string]int{
 		"root": 0, "staff": 50, "last": 60, "wheel": -1, "": -1, "+": -1, "bad": -1, "huge": -1, "alice": -1, "sta": -1,
@@ -382,7 +382,7 @@ func TestGroupIsFoundByItsName(t *testing.T) {
 	}
 }
 
-func TestGroupsOfAPeerThatIsNotKnownAreNone(t *testing.T) {
+func TestPeerGroupsOfTheUnknownAreNone(t *testing.T) {
 	if (Peer{gid: 0}).inGroup("0") || (Peer{}).inGroup("") {
 		t.Error("a peer of whom nothing is known is in a group")
 	}
@@ -435,7 +435,7 @@ func attempts(t *testing.T, c *Conn) (n int) {
 	return n
 }
 
-func TestWaitThatMayNotSpinParksAtOnce(t *testing.T) {
+func TestSetSpinZeroParksAtOnce(t *testing.T) {
 	a, _ := connected(t)
 	a.SetSpin(-1)
 	if n := attempts(t, a); n > 2 { // one before the poller's own
@@ -485,7 +485,7 @@ func stepped(t *testing.T, at time.Time, by time.Duration) time.Time {
 	return at
 }
 
-func TestDeadlineDoesNotMoveWithTheClockOfTheWall(t *testing.T) {
+func TestConnDeadlineDoesNotMoveWithTheWallClock(t *testing.T) {
 	at := time.Now()
 	for _, by := range []time.Duration{0, 8 * time.Hour, -8 * time.Hour} {
 		set := stepped(t, at, by)
@@ -505,7 +505,7 @@ func TestDeadlineDoesNotMoveWithTheClockOfTheWall(t *testing.T) {
 	}
 }
 
-func TestDeadlineMayBeAnyTime(t *testing.T) {
+func TestConnDeadlineMayBeAnyTime(t *testing.T) {
 	at := time.Now()
 	for _, past := range []time.Time{{}, time.Unix(0, 0), time.Unix(-1<<60, 0), epoch, at} {
 		if e := expiryAt(past, at); e < 1 || e > now() {
@@ -521,7 +521,7 @@ func TestDeadlineMayBeAnyTime(t *testing.T) {
 	}
 }
 
-func TestBuffersThatWereWrittenAreForgotten(t *testing.T) {
+func TestWriteBuffersForgetsWhatWasWritten(t *testing.T) {
 	p := [][]byte{{1}, {2}, {3}}
 	iov := gather(gather(nil, p), p[:1])
 	for i, v := range iov[:len(p)] {
@@ -532,7 +532,7 @@ func TestBuffersThatWereWrittenAreForgotten(t *testing.T) {
 }
 
 // A reader that makes room in time lets no write park, and Close wakes only those that do.
-func TestCloseEndsAWriteThatNeverParks(t *testing.T) {
+func TestConnCloseEndsAWriteThatNeverParks(t *testing.T) {
 	const closeAt, tooLong = 4 << 20, 100 << 20 // bytes, when Close is called and when it must have had its effect
 	p := make([]byte, 1<<20)
 	for way, write := range map[string]func(c *Conn) error{
@@ -602,7 +602,7 @@ func spinOnce(t *testing.T, f *fd) {
 	}
 }
 
-func TestConnectionLeavesThePollerWhenSpinsSucceed(t *testing.T) {
+func TestSpinThatSucceedsLeavesThePoller(t *testing.T) {
 	a, b := connected(t)
 	if _, err := a.fd.join(); err != nil {
 		t.Fatal(err)
@@ -654,7 +654,7 @@ func TestConnectionLeavesThePollerWhenSpinsSucceed(t *testing.T) {
 	shared.fd.decref()
 }
 
-func TestLeavingThePollerDisturbsNobody(t *testing.T) {
+func TestSpinThatLeavesThePollerDisturbsNobody(t *testing.T) {
 	a, b := connected(t)
 	const size = 64 << 10
 	var all sync.WaitGroup

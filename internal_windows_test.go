@@ -47,7 +47,7 @@ func FuzzRecord(f *testing.F) {
 	})
 }
 
-func TestTokensAreHandles(t *testing.T) {
+func TestInheritTokensAreHandles(t *testing.T) {
 	for text, want := range map[string]token{
 		"4":                         {handle: 4},
 		"4294967292":                {handle: 4294967292},
@@ -105,7 +105,7 @@ func internalStory(t *testing.T) {
 	t.Cleanup(func() { dog.Stop() })
 }
 
-func TestRightsAreNoMoreThanNeeded(t *testing.T) {
+func TestPipeRightsAreNoMoreThanNeeded(t *testing.T) {
 	const genericRead = 0x120089 // FILE_GENERIC_READ: what a pipe grants everybody by default
 	for _, c := range []struct {
 		ends     direction
@@ -128,7 +128,7 @@ func TestRightsAreNoMoreThanNeeded(t *testing.T) {
 	}
 }
 
-func TestAccessSIDsAreNarrow(t *testing.T) {
+func TestSecurityDescriptorAccessSIDsAreNarrow(t *testing.T) {
 	const user, pkg = "S-1-5-21-1-2-3-1001", "S-1-15-2-1-2-3-4-5-6-7"
 	for _, c := range []struct{ packages, restricting, want []string }{
 		{nil, nil, []string{user}},
@@ -143,7 +143,7 @@ func TestAccessSIDsAreNarrow(t *testing.T) {
 	}
 }
 
-func TestFreshPipesAreInTheFolderOfApps(t *testing.T) {
+func TestListenFreshPipesAreInTheFolderOfApps(t *testing.T) {
 	l, err := Listen(Addr{})
 	if err != nil {
 		t.Fatal(err)
@@ -163,7 +163,7 @@ func TestFreshPipesAreInTheFolderOfApps(t *testing.T) {
 }
 
 // A read from another machine is never cancelled because it takes long.
-func TestRemoteReadsParkAtOnce(t *testing.T) {
+func TestPipeConnRemoteReadsParkAtOnce(t *testing.T) {
 	f := &fd{}
 	f.setSpin(time.Hour)
 	if f.spinBudget() != time.Hour {
@@ -189,7 +189,7 @@ func TestPeerIsKnownByItsCreation(t *testing.T) {
 	}
 }
 
-func TestProcessMayOpenItself(t *testing.T) {
+func TestPeerProcessMayOpenItself(t *testing.T) {
 	if !mayOpen(currentProcessToken, currentProcess, processDupHandle) {
 		t.Error("this process may not open itself")
 	}
@@ -206,7 +206,7 @@ func TestProcessMayOpenItself(t *testing.T) {
 	}
 }
 
-func TestLabelsAreRead(t *testing.T) {
+func TestSecurityDescriptorLabelsAreRead(t *testing.T) {
 	for sddl, want := range map[string]uint32{
 		"D:P(A;;GA;;;WD)S:(ML;;NW;;;LW)":   0x1000,
 		"D:P(A;;GA;;;WD)S:(ML;;NWNR;;;HI)": 0x3000,
@@ -227,7 +227,7 @@ func TestLabelsAreRead(t *testing.T) {
 
 // Another process may keep the kernel from saying what a file is. RecvFiles gives up
 // at its deadline, and the next one gets the files.
-func TestBusyFilesDoNotHoldRecvFiles(t *testing.T) {
+func TestRecvFilesIsNotHeldByBusyFiles(t *testing.T) {
 	internalStory(t)
 	a, b, err := pair(streams)
 	if err != nil {
@@ -370,7 +370,7 @@ func allWrappersAreFree(t *testing.T) {
 
 // A deadline that ends a RecvWithFiles while its files are made files of os leaves the
 // message, and the files with it for who asks for them.
-func TestMessageOfBusyFilesIsNotLost(t *testing.T) {
+func TestRecvFilesKeepsTheMessageOfBusyFiles(t *testing.T) {
 	internalStory(t)
 	for name, next := range map[string]func(t *testing.T, b *fd){
 		"Recv": func(t *testing.T, b *fd) { isNext(t, b, "first") },
@@ -442,7 +442,7 @@ func TestMessageOfBusyFilesIsNotLost(t *testing.T) {
 }
 
 // Files can be gone, or too many: the data that they came with is there all the same.
-func TestMessageWithoutItsFilesIsNotLost(t *testing.T) {
+func TestRecvFilesKeepsTheMessageWithoutItsFiles(t *testing.T) {
 	internalStory(t)
 	null := openNull(t)
 	gone := record{pid: uint32(os.Getpid()), files: []uint32{0x7ffffff0}} // no handle
@@ -478,7 +478,7 @@ func TestMessageWithoutItsFilesIsNotLost(t *testing.T) {
 
 // Only the zero byte goes with its files. Any other message is the next to be received,
 // and one that is too long takes its files along.
-func TestMessageOfFilesIsTheNextToRead(t *testing.T) {
+func TestRecvFilesLeavesTheMessageOfFilesNextToRead(t *testing.T) {
 	internalStory(t)
 	null := openNull(t)
 	a, b := messagePair(t)
@@ -506,7 +506,7 @@ func TestMessageOfFilesIsTheNextToRead(t *testing.T) {
 }
 
 // What came with files that RecvFiles was too late for is before all that comes later.
-func TestNothingOvertakesBusyFiles(t *testing.T) {
+func TestRecvFilesOfBusyFilesIsNotOvertaken(t *testing.T) {
 	internalStory(t)
 	busy := make(chan struct{})
 	open := func(syscall.Handle) *os.File { <-busy; return nil }
@@ -539,7 +539,7 @@ func TestNothingOvertakesBusyFiles(t *testing.T) {
 // A client can connect to an instance from its birth on. One that does so, writes
 // and leaves before the listener asks for a client is heard like any other, and one
 // that says nothing is not seen.
-func TestClientThatWroteAndLeftBeforeItsInstanceListensIsHeard(t *testing.T) {
+func TestListenerHearsAClientThatLeftBeforeItsInstanceListens(t *testing.T) {
 	dog := time.AfterFunc(time.Minute, func() { panic("accept hangs") })
 	defer dog.Stop()
 	must := func(err error) {
@@ -636,7 +636,7 @@ func TestPipeThatDoesNotWaitIsRefused(t *testing.T) {
 // sidUsers is BUILTIN\Users, a group that every Windows has.
 const sidUsers = "S-1-5-32-545"
 
-func TestGroupIsResolvedByNameAndSID(t *testing.T) {
+func TestGroupOfSysListenConfigIsResolvedByNameAndSID(t *testing.T) {
 	if got, err := resolveGroup(sidUsers); got != sidUsers || err != nil {
 		t.Errorf("%s is %q, %v", sidUsers, got, err)
 	}
@@ -671,7 +671,7 @@ func TestGroupIsResolvedByNameAndSID(t *testing.T) {
 	}
 }
 
-func TestGroupIsInTheDACL(t *testing.T) {
+func TestGroupOfSysListenConfigIsInTheDACL(t *testing.T) {
 	c := PipeConfig{}
 	if err := c.admitGroup(sidUsers); err != nil {
 		t.Fatal(err)

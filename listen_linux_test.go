@@ -81,7 +81,7 @@ func TestNameIsTheAbstractSocketOfExactlyThatName(t *testing.T) {
 	}
 }
 
-func TestLiveNameIsKeptUnderEveryPolicy(t *testing.T) {
+func TestListenKeepsALiveNameUnderEveryPolicy(t *testing.T) {
 	story(t)
 	addr := nameAddr(t)
 	l := listen(t, addr)
@@ -104,7 +104,7 @@ func TestNameHasNoFileToConfigure(t *testing.T) {
 	must(t, listenWith(t, ipc.ListenConfig{KeepName: true, Sys: &ipc.SysListenConfig{}}, nameAddr(t)).Close())
 }
 
-func TestAdoptedEndsKnowAbstractNames(t *testing.T) {
+func TestFileConnKnowsAbstractNames(t *testing.T) {
 	story(t)
 	addr := nameAddr(t)
 	l := listen(t, addr)
@@ -131,9 +131,9 @@ func paddedName(name string) ipc.Addr { return ipc.Name(name + strings.Repeat("\
 // takes an '@' for the first NUL.
 func abstract(name string) syscall.Sockaddr { return &syscall.SockaddrUnix{Name: "@" + name} }
 
-// TestNamesMayHoldNUL has servers and clients of such names, also of other programs,
+// TestNameMayHoldNUL has servers and clients of such names, also of other programs,
 // and ends that tell the very name.
-func TestNamesMayHoldNUL(t *testing.T) {
+func TestNameMayHoldNUL(t *testing.T) {
 	for what, name := range map[string]string{
 		"AtTheEnd": unique() + "\x00",
 		"Inside":   unique() + "\x00a\x00\x00b",
@@ -190,7 +190,7 @@ func TestNamesMayHoldNUL(t *testing.T) {
 	}
 }
 
-func TestTextOfNUL(t *testing.T) {
+func TestAddrTextOfNUL(t *testing.T) {
 	story(t)
 	for name, text := range map[string]string{
 		"a\x00":        `@a\0`,
@@ -288,9 +288,9 @@ func nextLine(t *testing.T, lines *bufio.Scanner) string {
 	return lines.Text()
 }
 
-// TestNodeReachesAbstractNames serves a client of Node.js. Up to version 20 it pads
+// TestNameIsReachedByNode serves a client of Node.js. Up to version 20 it pads
 // the name, later ones do not; so both names are served.
-func TestNodeReachesAbstractNames(t *testing.T) {
+func TestNameIsReachedByNode(t *testing.T) {
 	story(t)
 	name := unique()
 	padded, plain := listen(t, paddedName(name)), listen(t, ipc.Name(name))
@@ -311,7 +311,7 @@ func TestNodeReachesAbstractNames(t *testing.T) {
 	t.Log("Node.js dials the name ", <-reached)
 }
 
-func TestNodeServesAbstractNames(t *testing.T) {
+func TestNameIsServedByNode(t *testing.T) {
 	story(t)
 	name := unique()
 	lines := runNode(t, `
@@ -330,7 +330,7 @@ func TestNodeServesAbstractNames(t *testing.T) {
 }
 
 // No permission guards the name, and what the socket was made for is not known.
-func TestAdoptedNameServesItsUserUntilToldOtherwise(t *testing.T) {
+func TestFileListenerServesItsUserUntilToldOtherwise(t *testing.T) {
 	needsRoot(t)
 	story(t)
 	addr := nameAddr(t)
@@ -353,7 +353,7 @@ func TestAdoptedNameServesItsUserUntilToldOtherwise(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Folders
 
-func TestChangesOfAFolderTakeTurns(t *testing.T) {
+func TestListenChangesOfAFolderTakeTurns(t *testing.T) {
 	story(t)
 	dir := tempDir(t)
 	folder, err := os.Open(dir)
@@ -382,7 +382,7 @@ func TestChangesOfAFolderTakeTurns(t *testing.T) {
 }
 
 // Who may read a folder can keep its guard, and must gain nothing by it.
-func TestNobodyKeepsAServerFromStartingOrEnding(t *testing.T) {
+func TestListenIsKeptFromStartingOrEndingByNobody(t *testing.T) {
 	story(t)
 	dir := tempDir(t)
 	l := listen(t, ipc.Path(dir+"/ending"))
@@ -401,7 +401,7 @@ func TestNobodyKeepsAServerFromStartingOrEnding(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Full backlogs
 
-func TestForeignServerWithAFullBacklogIsRespected(t *testing.T) {
+func TestListenRespectsAForeignServerWithAFullBacklog(t *testing.T) {
 	story(t)
 	path := openDir(t) + "/socket"
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
@@ -421,7 +421,7 @@ func TestForeignServerWithAFullBacklogIsRespected(t *testing.T) {
 	isRespected(t, path)
 }
 
-func TestBacklogIsThatOfListen(t *testing.T) {
+func TestListenConfigBacklogIsThatOfListen(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		for _, backlog := range []int{1, 5} {
 			l := listenWith(t, ipc.ListenConfig{Backlog: backlog}, addr)
@@ -437,7 +437,7 @@ func TestBacklogIsThatOfListen(t *testing.T) {
 	})
 }
 
-func TestUmaskIsNotTouched(t *testing.T) {
+func TestListenDoesNotTouchTheUmask(t *testing.T) {
 	story(t)
 	addr := pathAddr(t)
 	umask := func() string {
@@ -976,7 +976,7 @@ func TestListenRelativePathDeeperThanAnyPath(t *testing.T) {
 
 // Without /proc the working directory has to have a name for a relative path that does
 // not fit into a socket address.
-func TestLongRelativePathDeeperThanAnyPathIsTooLong(t *testing.T) {
+func TestListenLongRelativePathDeeperThanAnyPathIsTooLong(t *testing.T) {
 	needsRoot(t)
 	story(t)
 	c := startChild(t, "deep", t.TempDir(), "chroot")

@@ -24,7 +24,7 @@ import (
 // ---------------------------------------------------------------------------
 // Listening
 
-func TestNobodyListens(t *testing.T) {
+func TestDialWhereNobodyListens(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		_, err := ipc.Dial(addr)
 		matches(t, err, ipc.ErrNoListener)
@@ -44,7 +44,7 @@ func TestNobodyListens(t *testing.T) {
 	})
 }
 
-func TestLiveServerIsNotReplaced(t *testing.T) {
+func TestListenDoesNotReplaceALiveServer(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listen(t, addr)
 		for _, policy := range []ipc.Takeover{ipc.TakeoverStale, ipc.TakeoverNever} {
@@ -59,7 +59,7 @@ func TestLiveServerIsNotReplaced(t *testing.T) {
 	})
 }
 
-func TestLiveServerOfAnotherProcessIsNotReplaced(t *testing.T) {
+func TestListenDoesNotReplaceALiveServerOfAnotherProcess(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		server := startServer(t, addr)
 		_, err := ipc.Listen(addr)
@@ -70,7 +70,7 @@ func TestLiveServerOfAnotherProcessIsNotReplaced(t *testing.T) {
 	})
 }
 
-func TestKilledServersAddressIsFree(t *testing.T) {
+func TestListenAtAKilledServersAddress(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		for range 3 {
 			startServer(t, addr).kill()
@@ -81,7 +81,7 @@ func TestKilledServersAddressIsFree(t *testing.T) {
 	})
 }
 
-func TestOneOfManyStartersWins(t *testing.T) {
+func TestListenByManyProcessesOneWins(t *testing.T) {
 	const starters, rounds = 16, 3
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		var children []*child
@@ -120,7 +120,7 @@ func TestOneOfManyStartersWins(t *testing.T) {
 	})
 }
 
-func TestOneOfManyGoroutinesWins(t *testing.T) {
+func TestListenByManyGoroutinesOneWins(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		for range 50 {
 			const starters = 8
@@ -151,7 +151,7 @@ func TestOneOfManyGoroutinesWins(t *testing.T) {
 	})
 }
 
-func TestAcceptEndsAtTheDeadline(t *testing.T) {
+func TestListenerAcceptEndsAtTheDeadline(t *testing.T) {
 	overEachServer(t, func(t *testing.T, addr ipc.Addr, s server) {
 		serves := func() {
 			t.Helper()
@@ -197,7 +197,7 @@ func TestAcceptEndsAtTheDeadline(t *testing.T) {
 	})
 }
 
-func TestCloseEndsEveryAccept(t *testing.T) {
+func TestListenerCloseEndsEveryAccept(t *testing.T) {
 	overEachServer(t, func(t *testing.T, addr ipc.Addr, s server) {
 		const waiters = 5
 		accept := func() error { _, err := s.accept(); return err }
@@ -225,7 +225,7 @@ func TestCloseEndsEveryAccept(t *testing.T) {
 	})
 }
 
-func TestOneOfManyListenerClosesSucceeds(t *testing.T) {
+func TestListenerCloseSucceedsOnce(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		for range 20 {
 			oneCloseSucceeds(t, listen(t, addr))
@@ -253,7 +253,7 @@ func oneCloseSucceeds(t *testing.T, c io.Closer) {
 	}
 }
 
-func TestCloseDisconnectsClientsThatWait(t *testing.T) {
+func TestListenerCloseDisconnectsClientsThatWait(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listen(t, addr)
 		client := dial(t, addr)
@@ -265,7 +265,7 @@ func TestCloseDisconnectsClientsThatWait(t *testing.T) {
 	})
 }
 
-func TestCloseOfListenerKeepsItsConnections(t *testing.T) {
+func TestListenerCloseKeepsItsConnections(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listen(t, addr)
 		client, server := connect(t, l)
@@ -274,7 +274,7 @@ func TestCloseOfListenerKeepsItsConnections(t *testing.T) {
 	})
 }
 
-func TestConnsEndsAtClose(t *testing.T) {
+func TestListenerConnsEndsAtClose(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listen(t, addr)
 		const clients = 5
@@ -304,7 +304,7 @@ func TestConnsEndsAtClose(t *testing.T) {
 	})
 }
 
-func TestConnsHandsErrorsToTheLoop(t *testing.T) {
+func TestListenerConnsHandsErrorsToTheLoop(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listen(t, addr)
 		must(t, l.SetDeadline(time.Now().Add(-time.Hour)))
@@ -329,7 +329,7 @@ func TestConnsHandsErrorsToTheLoop(t *testing.T) {
 	})
 }
 
-func TestAcceptNeverSeesClientsThatCheckRefuses(t *testing.T) {
+func TestListenConfigCheckHidesClientsFromAccept(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		var open atomic.Bool
 		var asked atomic.Int32
@@ -360,7 +360,7 @@ func TestAcceptNeverSeesClientsThatCheckRefuses(t *testing.T) {
 	})
 }
 
-func TestSetAccessHoldsFromTheNextClientOn(t *testing.T) {
+func TestListenerSetAccessHoldsFromTheNextClientOn(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenWith(t, ipc.ListenConfig{Check: func(ipc.Peer) error { return errors.New("we are closed") }}, addr)
 		done := welcomeAll(l)
@@ -390,7 +390,7 @@ func TestSetAccessHoldsFromTheNextClientOn(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Dialing
 
-func TestFullBacklogMakesDialWait(t *testing.T) {
+func TestDialFullBacklogWaits(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenWith(t, ipc.ListenConfig{Backlog: 1}, addr)
 		waiting := fill(t, addr)
@@ -451,7 +451,7 @@ func endsAtItsDeadline(t *testing.T, addr ipc.Addr, d ipc.Dialer) {
 	}
 }
 
-func TestFullBacklogEndsDialAtItsDeadline(t *testing.T) {
+func TestDialFullBacklogEndsAtTheDeadline(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenWith(t, ipc.ListenConfig{Backlog: 1}, addr)
 		waiting := fill(t, addr)
@@ -464,14 +464,14 @@ func TestFullBacklogEndsDialAtItsDeadline(t *testing.T) {
 	})
 }
 
-func TestWaitEndsAtItsDeadline(t *testing.T) {
+func TestDialWaitEndsAtTheDeadline(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		endsAtItsDeadline(t, addr, ipc.Dialer{Wait: true})
 	})
 }
 
-// TestWaitSaysThatNobodyListened tells the two reasons for a wait apart.
-func TestWaitSaysThatNobodyListened(t *testing.T) {
+// TestDialWaitSaysThatNobodyListened tells the two reasons for a wait apart.
+func TestDialWaitSaysThatNobodyListened(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		_, err := ipc.Dialer{Wait: true, Timeout: time.Second}.Dial(addr)
 		timedOut(t, err)
@@ -490,7 +490,7 @@ func TestWaitSaysThatNobodyListened(t *testing.T) {
 	})
 }
 
-func TestDeadlineInThePastEndsDialAtOnce(t *testing.T) {
+func TestDialDeadlineInThePastEndsAtOnce(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		listen(t, addr)
 		_, err := ipc.Dialer{Deadline: time.Now().Add(-time.Hour)}.Dial(addr)
@@ -500,7 +500,7 @@ func TestDeadlineInThePastEndsDialAtOnce(t *testing.T) {
 	})
 }
 
-func TestWaitWaitsForTheServer(t *testing.T) {
+func TestDialWaitWaitsForTheServer(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		const clients = 3
 		var dialed [clients]func() *ipc.Conn
@@ -520,7 +520,7 @@ func TestWaitWaitsForTheServer(t *testing.T) {
 	})
 }
 
-func TestWaitOutlivesARestartOfTheServer(t *testing.T) {
+func TestDialWaitOutlivesARestartOfTheServer(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		startServer(t, addr).kill() // leaves a path that refuses
 		dialed := later(t, func() (*ipc.Conn, error) { return ipc.Dialer{Wait: true}.Dial(addr) })
@@ -531,7 +531,7 @@ func TestWaitOutlivesARestartOfTheServer(t *testing.T) {
 	})
 }
 
-func TestCancelEndsEveryWayOfWaiting(t *testing.T) {
+func TestDialCancelEndsEveryWayOfWaiting(t *testing.T) {
 	cancelled := func(t *testing.T, addr ipc.Addr, d ipc.Dialer) {
 		t.Helper()
 		ctx, cancel := context.WithCancel(context.Background())
@@ -568,7 +568,7 @@ func TestCancelEndsEveryWayOfWaiting(t *testing.T) {
 	})
 }
 
-func TestContextHasNoSayOnceConnected(t *testing.T) {
+func TestDialContextHasNoSayOnceConnected(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listen(t, addr)
 		ctx, cancel := context.WithCancel(context.Background())
@@ -580,7 +580,7 @@ func TestContextHasNoSayOnceConnected(t *testing.T) {
 	})
 }
 
-func TestListenerCloseEndsDialsThatWait(t *testing.T) {
+func TestDialThatWaitsEndsWithListenerClose(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenWith(t, ipc.ListenConfig{Backlog: 1}, addr)
 		waiting := fill(t, addr)
@@ -599,7 +599,7 @@ func TestListenerCloseEndsDialsThatWait(t *testing.T) {
 	})
 }
 
-func TestDialersCheckCanRefuseTheServer(t *testing.T) {
+func TestDialerCheckCanRefuseTheServer(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listen(t, addr)
 		stranger := errors.New("not whom I expected")
@@ -624,7 +624,7 @@ func TestDialersCheckCanRefuseTheServer(t *testing.T) {
 	})
 }
 
-func TestDialAndCloseOfListenerRace(t *testing.T) {
+func TestDialAndListenerCloseRace(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		for range 300 {
 			l, err := ipc.Listen(addr)

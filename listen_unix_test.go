@@ -47,7 +47,7 @@ func init() {
 // ---------------------------------------------------------------------------
 // Users
 
-func TestOwnerOnlyRefusesAnotherUser(t *testing.T) {
+func TestAccessOwnerOnlyRefusesAnotherUser(t *testing.T) {
 	overEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listen(t, addr)
 		accepted := later(t, l.AcceptConn)
@@ -63,7 +63,7 @@ func TestOwnerOnlyRefusesAnotherUser(t *testing.T) {
 	})
 }
 
-func TestEveryoneAdmitsAnotherUser(t *testing.T) {
+func TestAccessEveryoneAdmitsAnotherUser(t *testing.T) {
 	overEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenWith(t, ipc.ListenConfig{Access: ipc.Everyone}, addr)
 		stranger := startStranger(t, "connect", addr.String())
@@ -85,7 +85,7 @@ func TestEveryoneAdmitsAnotherUser(t *testing.T) {
 	})
 }
 
-func TestCheckCanRefuseAnotherUser(t *testing.T) {
+func TestListenConfigCheckCanRefuseAnotherUser(t *testing.T) {
 	overEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenWith(t, ipc.ListenConfig{Access: ipc.Everyone, Check: func(p ipc.Peer) error {
 			if uid, ok := p.UID(); !ok || uid != os.Getuid() {
@@ -111,7 +111,7 @@ func TestCheckCanRefuseAnotherUser(t *testing.T) {
 	})
 }
 
-func TestSetAccessRefusesAnotherUser(t *testing.T) {
+func TestListenerSetAccessRefusesAnotherUser(t *testing.T) {
 	overEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenWith(t, ipc.ListenConfig{Access: ipc.Everyone}, addr)
 		done := welcomeAll(l)
@@ -129,7 +129,7 @@ func TestSetAccessRefusesAnotherUser(t *testing.T) {
 	})
 }
 
-func TestRootIsAdmittedByAnotherUser(t *testing.T) {
+func TestAccessOwnerOnlyAdmitsRoot(t *testing.T) {
 	overEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
 		server := startForeignServer(t, addr)
 		client, err := ipc.Dialer{Access: ipc.Everyone}.Dial(addr)
@@ -140,7 +140,7 @@ func TestRootIsAdmittedByAnotherUser(t *testing.T) {
 	})
 }
 
-func TestServerOfAnotherUserIsNotTrusted(t *testing.T) {
+func TestDialDoesNotTrustAServerOfAnotherUser(t *testing.T) {
 	needsRoot(t)
 	story(t)
 	addr := nameAddr(t)
@@ -179,7 +179,7 @@ func TestPathIsTrustedAsTheFileSystemIs(t *testing.T) {
 	server.end()
 }
 
-func TestAnotherUserCannotTakeALivePath(t *testing.T) {
+func TestTakeoverByAnotherUserCannotTakeALivePath(t *testing.T) {
 	needsRoot(t)
 	story(t)
 	addr := ipc.Path(openDir(t) + "/socket")
@@ -196,7 +196,7 @@ func TestAnotherUserCannotTakeALivePath(t *testing.T) {
 	serves(t, l, addr)
 }
 
-func TestGroupOfTheSocketMayConnect(t *testing.T) {
+func TestSysListenConfigGroupOfTheSocketMayConnect(t *testing.T) {
 	needsRoot(t)
 	story(t)
 	addr := ipc.Path(openDir(t) + "/socket")
@@ -223,9 +223,9 @@ func childIsMember(p *parent, args []string) error {
 	return childConnects(p, []string{args[0], "everyone"})
 }
 
-// TestGroupMayConnect has a group of the server that a client has as its own, as one of
+// TestAccessGroupMayConnect has a group of the server that a client has as its own, as one of
 // several, and not at all.
-func TestGroupMayConnect(t *testing.T) {
+func TestAccessGroupMayConnect(t *testing.T) {
 	notEmulated(t)
 	overEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenWith(t, ipc.ListenConfig{Group: strconv.Itoa(nobody)}, addr)
@@ -248,8 +248,8 @@ func TestGroupMayConnect(t *testing.T) {
 	})
 }
 
-// TestGroupIsThatOfTheSocketFile needs no other user: one's own group will do.
-func TestGroupIsThatOfTheSocketFile(t *testing.T) {
+// TestAccessGroupIsThatOfTheSocketFile needs no other user: one's own group will do.
+func TestAccessGroupIsThatOfTheSocketFile(t *testing.T) {
 	story(t)
 	gid := os.Getgid()
 	for _, policy := range policies {
@@ -271,7 +271,7 @@ func TestGroupIsThatOfTheSocketFile(t *testing.T) {
 	must(t, l.Close())
 }
 
-func TestBadGroupIsRefused(t *testing.T) {
+func TestAccessGroupThatIsBadIsRefused(t *testing.T) {
 	story(t)
 	addr := ipc.Path(sockPath(t))
 	for _, c := range []struct {
@@ -304,8 +304,8 @@ func TestBadGroupIsRefused(t *testing.T) {
 	}
 }
 
-// TestGroupHasAName uses a name of the file of groups, if that has one of this process.
-func TestGroupHasAName(t *testing.T) {
+// TestAccessGroupHasAName uses a name of the file of groups, if that has one of this process.
+func TestAccessGroupHasAName(t *testing.T) {
 	story(t)
 	text, err := os.ReadFile("/etc/group")
 	if err != nil {
@@ -334,7 +334,7 @@ func TestGroupHasAName(t *testing.T) {
 // ---------------------------------------------------------------------------
 // The socket file
 
-func TestModeOfTheSocketIsExact(t *testing.T) {
+func TestListenModeOfTheSocketIsExact(t *testing.T) {
 	underEachUmask(t, func(t *testing.T, dir string, start func(role string) *child) { start("umask").end() })
 }
 
@@ -468,7 +468,7 @@ func TestSysListenConfigSetsModeAndOwner(t *testing.T) {
 	}
 }
 
-func TestBadSysListenConfigIsRefused(t *testing.T) {
+func TestSysListenConfigThatIsBadIsRefused(t *testing.T) {
 	story(t)
 	addr := pathAddr(t)
 	noID := -1
@@ -498,7 +498,7 @@ func TestBadSysListenConfigIsRefused(t *testing.T) {
 	}
 }
 
-func TestCloseLeavesNothing(t *testing.T) {
+func TestListenerCloseLeavesNothing(t *testing.T) {
 	story(t)
 	dir := tempDir(t)
 	for _, takeover := range []ipc.Takeover{ipc.TakeoverStale, ipc.TakeoverNever, ipc.TakeoverAlways} {
@@ -511,7 +511,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestKeepNameLeavesTheSocketAlone(t *testing.T) {
+func TestListenConfigKeepNameLeavesTheSocketAlone(t *testing.T) {
 	story(t)
 	dir := tempDir(t)
 	path := dir + "/socket"
@@ -578,7 +578,7 @@ func childGivesSocketAway(_ *parent, args []string) error {
 // ---------------------------------------------------------------------------
 // Taking a path over
 
-func TestStaleSocketIsReplacedAsThePolicySays(t *testing.T) {
+func TestTakeoverReplacesAStaleSocketAsItSays(t *testing.T) {
 	killed := func(t *testing.T, path string) { startServer(t, ipc.Path(path)).kill() }
 	for name, leave := range map[string]func(t *testing.T, path string){"Killed": killed, "Foreign": makeStale} {
 		for _, policy := range policies {
@@ -608,7 +608,7 @@ func TestStaleSocketIsReplacedAsThePolicySays(t *testing.T) {
 	}
 }
 
-func TestForeignServerIsRespected(t *testing.T) {
+func TestTakeoverRespectsAForeignServer(t *testing.T) {
 	story(t)
 	path := openDir(t) + "/socket"
 	serveForeign(t, path)
@@ -636,7 +636,7 @@ func isRespected(t *testing.T, path string) {
 	}
 }
 
-func TestForeignServerCanBeDisplaced(t *testing.T) {
+func TestTakeoverAlwaysDisplacesAForeignServer(t *testing.T) {
 	story(t)
 	path := openDir(t) + "/socket"
 	foreign := serveForeign(t, path)
@@ -645,7 +645,7 @@ func TestForeignServerCanBeDisplaced(t *testing.T) {
 	serves(t, l, ipc.Path(path))
 }
 
-func TestFilesThatAreNoSocketsAreUntouched(t *testing.T) {
+func TestTakeoverDoesNotTouchWhatIsNoSocket(t *testing.T) {
 	kinds := map[string]func(t *testing.T, path string) error{
 		"File":   func(_ *testing.T, path string) error { return os.WriteFile(path, []byte("content"), 0o640) },
 		"Empty":  func(_ *testing.T, path string) error { return os.WriteFile(path, nil, 0o640) },
@@ -694,7 +694,7 @@ func TestFilesThatAreNoSocketsAreUntouched(t *testing.T) {
 	}
 }
 
-func TestLockOfAnotherProgramIsLeftAlone(t *testing.T) {
+func TestListenLeavesTheLockOfAnotherProgramAlone(t *testing.T) {
 	story(t)
 	dir := openDir(t)
 	path := dir + "/socket"
@@ -770,7 +770,7 @@ func TestTakeoverAlwaysLeavesNoGap(t *testing.T) {
 	}
 }
 
-func TestDisplacedListenerKeepsWhatItHas(t *testing.T) {
+func TestTakeoverLeavesTheDisplacedListenerWhatItHas(t *testing.T) {
 	story(t)
 	addr := pathAddr(t)
 	old := listen(t, addr)
@@ -794,7 +794,7 @@ func TestDisplacedListenerKeepsWhatItHas(t *testing.T) {
 	serves(t, l, addr)
 }
 
-func TestCloseLeavesSuccessorsSocketAlone(t *testing.T) {
+func TestListenerCloseLeavesSuccessorsSocketAlone(t *testing.T) {
 	successors := map[string]func(t *testing.T, path string){
 		"TakeoverAlways": func(t *testing.T, path string) {
 			listenWith(t, ipc.ListenConfig{Takeover: ipc.TakeoverAlways}, ipc.Path(path))
@@ -843,7 +843,7 @@ func TestCloseLeavesSuccessorsSocketAlone(t *testing.T) {
 	}
 }
 
-func TestCloseAndTakeoverRace(t *testing.T) {
+func TestListenerCloseAndTakeoverRace(t *testing.T) {
 	for _, policy := range policies {
 		t.Run(policy.String(), func(t *testing.T) {
 			story(t)
@@ -869,7 +869,7 @@ func TestCloseAndTakeoverRace(t *testing.T) {
 	}
 }
 
-func TestManyTakeoversAtOnce(t *testing.T) {
+func TestTakeoversAtOnce(t *testing.T) {
 	story(t)
 	addr := pathAddr(t)
 	for range 20 {
@@ -984,7 +984,7 @@ func worksAt(t *testing.T, path string) {
 	}
 }
 
-func TestPathsLongerThanASocketAddress(t *testing.T) {
+func TestPathLongerThanASocketAddress(t *testing.T) {
 	long := strings.Repeat("b", 250)
 	for name, path := range map[string]func(dir string) string{
 		"AtTheLimitOfASocketAddress": func(dir string) string { return deepPath(t, dir, 107, "s") },
@@ -1001,7 +1001,7 @@ func TestPathsLongerThanASocketAddress(t *testing.T) {
 	}
 }
 
-func TestRelativePaths(t *testing.T) {
+func TestPathThatIsRelative(t *testing.T) {
 	long := strings.Repeat("d", 200) + "/" + strings.Repeat("d", 200)
 	for name, folder := range map[string]string{
 		"Short": "", "LongWorkingFolder": long, "LongPath": long, "LongBase": "",
@@ -1046,7 +1046,7 @@ func TestPathOfAnAtSign(t *testing.T) {
 	serves(t, l, addr)
 }
 
-func TestBaseTooLongForItsLockIsRefused(t *testing.T) {
+func TestListenRefusesABaseTooLongForItsLock(t *testing.T) {
 	story(t)
 	dir := tempDir(t)
 	for n := 251; n <= 255; n++ {
@@ -1061,7 +1061,7 @@ func TestBaseTooLongForItsLockIsRefused(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Errors
 
-func TestErrorsTellTheSystemCall(t *testing.T) {
+func TestListenAndDialErrorsTellTheSystemCall(t *testing.T) {
 	story(t)
 	addr := ipc.Path(openDir(t) + "/socket")
 
@@ -1090,7 +1090,7 @@ func TestErrorsTellTheSystemCall(t *testing.T) {
 	}
 }
 
-func TestServerWithoutPermission(t *testing.T) {
+func TestDialWithoutPermission(t *testing.T) {
 	needsRoot(t)
 	story(t)
 	dir := openDir(t)
@@ -1107,7 +1107,7 @@ func TestServerWithoutPermission(t *testing.T) {
 	starter.end()
 }
 
-func TestGreatestBacklogIsTheSystemsLimit(t *testing.T) {
+func TestListenConfigGreatestBacklogIsTheSystemsLimit(t *testing.T) {
 	story(t)
 	for _, backlog := range []int{math.MaxInt, math.MaxInt/2 + 1, math.MaxInt32} {
 		addr := nameAddr(t)
@@ -1120,7 +1120,7 @@ func TestGreatestBacklogIsTheSystemsLimit(t *testing.T) {
 	}
 }
 
-func TestAcceptSurvivesLackOfDescriptors(t *testing.T) {
+func TestListenerAcceptSurvivesLackOfDescriptors(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		startChild(t, "crowded", addr.String()).end()
 	})
@@ -1423,7 +1423,7 @@ func TestListenLockPathThatIsNoFile(t *testing.T) {
 }
 
 // A FIFO comes in the place of the folder, and of the lock. Close waits for neither.
-func TestCloseFolderReplacedByFIFO(t *testing.T) {
+func TestListenerCloseFolderReplacedByFIFO(t *testing.T) {
 	for _, policy := range policies {
 		t.Run(policy.String(), func(t *testing.T) {
 			story(t)
@@ -1447,7 +1447,7 @@ func TestCloseFolderReplacedByFIFO(t *testing.T) {
 	}
 }
 
-func TestCloseLockReplacedByFIFO(t *testing.T) {
+func TestListenerCloseLockReplacedByFIFO(t *testing.T) {
 	story(t)
 	path := openDir(t) + "/socket"
 	l := listen(t, ipc.Path(path))
@@ -1469,7 +1469,7 @@ func makeFIFOAt(t *testing.T, path string) {
 
 // A cleaner of temporary folders takes the lock away. The socket is this listener's
 // all the same.
-func TestCloseLockGoneRemovesSocket(t *testing.T) {
+func TestListenerCloseLockGoneRemovesSocket(t *testing.T) {
 	for _, policy := range policies {
 		t.Run(policy.String(), func(t *testing.T) {
 			story(t)
@@ -1484,7 +1484,7 @@ func TestCloseLockGoneRemovesSocket(t *testing.T) {
 	}
 }
 
-func TestCloseFolderGone(t *testing.T) {
+func TestListenerCloseFolderGone(t *testing.T) {
 	story(t)
 	dir := tempDir(t)
 	must(t, os.Mkdir(dir+"/folder", 0o700))
@@ -1640,7 +1640,7 @@ func TestUserAddrRefusesAFolderOfAnother(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Messages
 
-func TestOwnerOnlyRefusesMessagesOfAnotherUser(t *testing.T) {
+func TestListenMsgOwnerOnlyRefusesAnotherUser(t *testing.T) {
 	overEachFraming(t, func(t *testing.T) {
 		overEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
 			l := listenMsg(t, addr)
@@ -1664,7 +1664,7 @@ func TestOwnerOnlyRefusesMessagesOfAnotherUser(t *testing.T) {
 	})
 }
 
-func TestEveryoneAdmitsMessagesOfAnotherUser(t *testing.T) {
+func TestListenMsgEveryoneAdmitsAnotherUser(t *testing.T) {
 	overEachFraming(t, func(t *testing.T) {
 		overEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
 			l := listenMsgWith(t, ipc.ListenConfig{Access: ipc.Everyone}, addr)
@@ -1682,7 +1682,7 @@ func TestEveryoneAdmitsMessagesOfAnotherUser(t *testing.T) {
 	})
 }
 
-func TestModeOfTheMessageSocketIsExact(t *testing.T) {
+func TestListenMsgModeOfTheSocketIsExact(t *testing.T) {
 	overEachFraming(t, func(t *testing.T) {
 		path := sockPath(t)
 		l := listenMsg(t, ipc.Path(path))
@@ -1701,7 +1701,7 @@ func TestModeOfTheMessageSocketIsExact(t *testing.T) {
 	})
 }
 
-func TestMessageServerCanBeDisplaced(t *testing.T) {
+func TestListenMsgTakeoverAlwaysDisplaces(t *testing.T) {
 	overEachFraming(t, func(t *testing.T) {
 		addr := pathAddr(t)
 		old := listenMsg(t, addr)

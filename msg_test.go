@@ -78,7 +78,7 @@ func asFramed(c interface{ Native() bool }) string {
 // ---------------------------------------------------------------------------
 // Boundaries
 
-func TestMessagesKeepTheirBoundaries(t *testing.T) {
+func TestMsgConnKeepsBoundaries(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		for range 2 {
 			sendMsg(t, a, "first")
@@ -100,7 +100,7 @@ func TestMessagesKeepTheirBoundaries(t *testing.T) {
 	})
 }
 
-func TestEmptyMessagesAreNotTheEnd(t *testing.T) {
+func TestMsgConnEmptyMessagesAreNotTheEnd(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		needsEmpty(t)
 		for _, text := range []string{"", "one", "", "", "", "two", ""} {
@@ -125,7 +125,7 @@ func TestEmptyMessagesAreNotTheEnd(t *testing.T) {
 	})
 }
 
-func TestEmptyMessageBeforeCloseIsReceived(t *testing.T) {
+func TestMsgConnEmptyMessageBeforeCloseIsReceived(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		needsEmpty(t)
 		sendMsg(t, a, "last but two")
@@ -143,7 +143,7 @@ func TestEmptyMessageBeforeCloseIsReceived(t *testing.T) {
 	})
 }
 
-func TestEmptyMessageWakesTheReceiver(t *testing.T) {
+func TestMsgConnEmptyMessageWakesTheReceiver(t *testing.T) {
 	overEachFraming(t, func(t *testing.T) {
 		needsEmpty(t)
 		for range 50 {
@@ -164,7 +164,7 @@ func TestEmptyMessageWakesTheReceiver(t *testing.T) {
 	})
 }
 
-func TestMessageTooLongForItsBufferIsCut(t *testing.T) {
+func TestMsgConnRecvCutsAMessageTooLongForItsBuffer(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		limit := allow(t, a, b, 5000)
 		for _, length := range []int{11, 100, limit} {
@@ -190,7 +190,7 @@ func TestMessageTooLongForItsBufferIsCut(t *testing.T) {
 	})
 }
 
-func TestMessageIntoNothingIsDropped(t *testing.T) {
+func TestMsgConnRecvIntoNothingDrops(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		for _, text := range []string{"x", "longer"} {
 			for _, room := range [][]byte{nil, {}} {
@@ -207,7 +207,7 @@ func TestMessageIntoNothingIsDropped(t *testing.T) {
 	})
 }
 
-func TestRecvAppendGrowsAndKeepsWhatIsThere(t *testing.T) {
+func TestMsgConnRecvAppendGrowsAndKeepsWhatIsThere(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		limit := allow(t, a, b, 7000)
 		for _, length := range []int{1, 3, 100, limit - limit/3, limit} {
@@ -234,7 +234,7 @@ func TestRecvAppendGrowsAndKeepsWhatIsThere(t *testing.T) {
 	})
 }
 
-func TestRecvAppendThatFailsReturnsWhatItGot(t *testing.T) {
+func TestMsgConnRecvAppendThatFailsReturnsWhatItGot(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		unchanged := func(what string, target error) {
 			t.Helper()
@@ -272,7 +272,7 @@ func allow(t *testing.T, a, b *ipc.MsgConn, n int) int {
 	return 2000
 }
 
-func TestMessagesOfManySizes(t *testing.T) {
+func TestMsgConnManySizes(t *testing.T) {
 	sizes := []int{200_000}
 	for n := 1; n < 200_000; n *= 2 {
 		sizes = append(sizes, n, n+1, 2*n-1)
@@ -307,7 +307,7 @@ func TestMessagesOfManySizes(t *testing.T) {
 	})
 }
 
-func TestMessageTooLongToSend(t *testing.T) {
+func TestMsgConnSendTooLong(t *testing.T) {
 	overEachFraming(t, func(t *testing.T) {
 		a, b := msgPair(t)
 		if a.Native() && runtime.GOOS == "windows" {
@@ -352,7 +352,7 @@ func TestMessageTooLongToSend(t *testing.T) {
 	})
 }
 
-func TestMaxMessageIsTheLongest(t *testing.T) {
+func TestMsgConnMaxMessageIsTheLongest(t *testing.T) {
 	overEachFraming(t, func(t *testing.T) {
 		a, b := msgPair(t)
 		exact := func() {
@@ -410,7 +410,7 @@ func TestMaxMessageIsTheLongest(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Deadlines
 
-func TestRecvThatTimesOutLosesNothing(t *testing.T) {
+func TestMsgConnRecvThatTimesOutLosesNothing(t *testing.T) {
 	overEachFraming(t, func(t *testing.T) {
 		a, b := msgPair(t)
 		const messages = 3000
@@ -447,7 +447,7 @@ func TestRecvThatTimesOutLosesNothing(t *testing.T) {
 // a message, so that none can follow: in frames, and in the records of FreeBSD 15.
 func mayCutOff(c *ipc.MsgConn) bool { return !c.Native() || runtime.GOOS == "freebsd" }
 
-func TestSendThatTimesOutSendsAllOrNothing(t *testing.T) {
+func TestMsgConnSendThatTimesOutSendsAllOrNothing(t *testing.T) {
 	overEachFraming(t, func(t *testing.T) {
 		a, b := msgPair(t)
 		const length = 2000
@@ -497,7 +497,7 @@ func TestSendThatTimesOutSendsAllOrNothing(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Many at once
 
-func TestEveryMessageArrivesOnceAndWhole(t *testing.T) {
+func TestMsgConnMessagesArriveOnceAndWhole(t *testing.T) {
 	const senders, receivers, each = 8, 4, 200
 	overEachFraming(t, func(t *testing.T) {
 		a, b := msgPair(t)
@@ -529,7 +529,7 @@ func TestEveryMessageArrivesOnceAndWhole(t *testing.T) {
 	})
 }
 
-func TestMessagesGoBothWaysAtOnce(t *testing.T) {
+func TestMsgConnBothWaysAtOnce(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		const messages = 300
 		var all sync.WaitGroup
@@ -565,7 +565,7 @@ func TestMessagesGoBothWaysAtOnce(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Closing
 
-func TestWhatWasSentCanBeReceivedAfterClose(t *testing.T) {
+func TestMsgConnKeepsWhatWasSentBeforeClose(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		sendMsg(t, a, "one")
 		sendMsg(t, a, "two")
@@ -580,7 +580,7 @@ func TestWhatWasSentCanBeReceivedAfterClose(t *testing.T) {
 	})
 }
 
-func TestCloseEndsEveryWayToReceive(t *testing.T) {
+func TestMsgConnCloseEndsEveryWayToReceive(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, _ *ipc.MsgConn) {
 		waiting := []<-chan error{beginRead(msgEnd{a}), beginRead(appendEnd{msgEnd{a}})} // one queues behind the other
 		awaitReads(t, msgEnd{a}, 1)
@@ -592,7 +592,7 @@ func TestCloseEndsEveryWayToReceive(t *testing.T) {
 	})
 }
 
-func TestNoMessageAfterClose(t *testing.T) {
+func TestMsgConnNothingWorksAfterClose(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		sendMsg(t, b, "unread")
 		must(t, a.Close())
@@ -608,7 +608,7 @@ func TestNoMessageAfterClose(t *testing.T) {
 	})
 }
 
-func TestCloseWhileMessagesAreUnderWay(t *testing.T) {
+func TestMsgConnCloseWhileMessagesAreUnderWay(t *testing.T) {
 	overEachFraming(t, func(t *testing.T) {
 		for range 30 {
 			a, b := msgPair(t)
@@ -636,7 +636,7 @@ func TestCloseWhileMessagesAreUnderWay(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Servers
 
-func TestNativeTellsWhoKeepsTheBoundaries(t *testing.T) {
+func TestMsgConnNativeTellsWhoKeepsTheBoundaries(t *testing.T) {
 	overEachFraming(t, func(t *testing.T) {
 		native := !strings.HasSuffix(t.Name(), "/Framed")
 		a, b := msgPair(t)
@@ -649,7 +649,7 @@ func TestNativeTellsWhoKeepsTheBoundaries(t *testing.T) {
 	})
 }
 
-func TestMessageServerWithManyClients(t *testing.T) {
+func TestMsgListenerWithManyClients(t *testing.T) {
 	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenMsg(t, addr)
 		var all sync.WaitGroup
@@ -705,7 +705,7 @@ func kindsApart(addr ipc.Addr, native bool) bool {
 	return linux && native && strings.HasPrefix(addr.String(), "@")
 }
 
-func TestOneAddressHasOneServerOfEitherKind(t *testing.T) {
+func TestMsgListenerAndListenerExcludeEachOther(t *testing.T) {
 	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
 		works := func(l *ipc.MsgListener) {
 			t.Helper()
@@ -737,7 +737,7 @@ func TestOneAddressHasOneServerOfEitherKind(t *testing.T) {
 	})
 }
 
-func TestKilledMessageServersAddressIsFree(t *testing.T) {
+func TestListenMsgAtAKilledServersAddress(t *testing.T) {
 	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
 		a, _ := msgPair(t)
 		c := startChild(t, "servemsg", addr.String(), asFramed(a))
@@ -761,7 +761,7 @@ func TestKilledMessageServersAddressIsFree(t *testing.T) {
 	})
 }
 
-func TestMessagesWithAChild(t *testing.T) {
+func TestMsgConnWithAChild(t *testing.T) {
 	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenMsg(t, addr)
 		a, _ := msgPair(t)
@@ -776,7 +776,7 @@ func TestMessagesWithAChild(t *testing.T) {
 	})
 }
 
-func TestMessageServersCheckCanRefuse(t *testing.T) {
+func TestMsgListenerCheckCanRefuse(t *testing.T) {
 	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
 		refuse := true
 		l := listenMsgWith(t, ipc.ListenConfig{Check: func(p ipc.Peer) error {
@@ -826,7 +826,7 @@ func TestDialMsgEndsAsDialDoes(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Streams and messages by mistake
 
-func TestStreamAndMessagesDoNotMix(t *testing.T) {
+func TestDialMsgAndListenDoNotMix(t *testing.T) {
 	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenMsg(t, addr)
 		native := !strings.Contains(t.Name(), "/Framed/")
@@ -904,7 +904,7 @@ func overFrames(t *testing.T, tell func(t *testing.T, c *ipc.MsgConn, stream *ip
 	tell(t, c, stream)
 }
 
-func TestFrameIsLengthAndMessage(t *testing.T) {
+func TestMsgConnFrameIsLengthAndMessage(t *testing.T) {
 	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
 		sendMsg(t, c, "hello")
 		sendMsg(t, c, "")
@@ -925,7 +925,7 @@ func TestFrameIsLengthAndMessage(t *testing.T) {
 	})
 }
 
-func TestFrameThatComesInPiecesIsPutTogether(t *testing.T) {
+func TestMsgConnFrameInPiecesIsPutTogether(t *testing.T) {
 	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
 		const wire = "\x00\x00\x00\x0ahelloworld"
 		late := func() { must(t, c.SetReadDeadline(time.Now().Add(2*time.Millisecond))) }
@@ -968,7 +968,7 @@ func TestFrameThatComesInPiecesIsPutTogether(t *testing.T) {
 	})
 }
 
-func TestPeerThatLeavesWithinAFrame(t *testing.T) {
+func TestMsgConnPeerLeavesWithinAFrame(t *testing.T) {
 	const wire = "\x00\x00\x00\x0ahelloworld"
 	receives := map[string]func(c *ipc.MsgConn) error{
 		"Recv":       func(c *ipc.MsgConn) error { _, err := c.Recv(make([]byte, 20)); return err },
@@ -1016,7 +1016,7 @@ func allocated(do func()) uint64 {
 	return after.TotalAlloc - before.TotalAlloc
 }
 
-func TestLengthOfAFrameIsNotBelieved(t *testing.T) {
+func TestMsgConnLengthOfAFrameIsNotBelieved(t *testing.T) {
 	const little = 1 << 20
 	for _, length := range []string{"\xff\xff\xff\xff", "\x80\x00\x00\x00", "\x7f\xff\xff\xff", "\x01\x00\x00\x01", "HTTP"} {
 		t.Run(fmt.Sprintf("%x", length), func(t *testing.T) {
@@ -1065,7 +1065,7 @@ func TestLengthOfAFrameIsNotBelieved(t *testing.T) {
 	})
 }
 
-func TestSendCutInTheMiddlePoisonsTheConnection(t *testing.T) {
+func TestMsgConnSendCutInTheMiddlePoisonsTheConnection(t *testing.T) {
 	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
 		sendMsg(t, c, "whole")
 		message := pattern(tooMuch)
@@ -1097,7 +1097,7 @@ func TestSendCutInTheMiddlePoisonsTheConnection(t *testing.T) {
 	})
 }
 
-func TestCloseWithinAFrameEndsEverySend(t *testing.T) {
+func TestMsgConnCloseWithinAFrameEndsEverySend(t *testing.T) {
 	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
 		sending := []<-chan error{begin(func() error { return c.Send(pattern(tooMuch)) })}
 		expect(t, stream, "\x01\x00\x00\x00") // a part is with the peer

@@ -60,7 +60,7 @@ func TestPeerInAnotherProcess(t *testing.T) {
 	})
 }
 
-func TestWhatIsNotKnownOfAPeerIsAbsent(t *testing.T) {
+func TestPeerWhatIsNotKnownIsAbsent(t *testing.T) {
 	story(t)
 	var p ipc.Peer
 	if pid, ok := p.PID(); pid != 0 || ok {
@@ -145,8 +145,8 @@ func TestPeerIsOfWhoConnected(t *testing.T) {
 	})
 }
 
-// TestChecksSeeThePeer has the same facts for Check, on both sides, as for Peer.
-func TestChecksSeeThePeer(t *testing.T) {
+// TestPeerIsWhatChecksSee has the same facts for Check, on both sides, as for Peer.
+func TestPeerIsWhatChecksSee(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		var seen []string
 		look := func(p ipc.Peer) error {
@@ -418,8 +418,8 @@ func TestRefusedDoesNotHoldAccept(t *testing.T) {
 
 var errNot = errors.New("not this one")
 
-// TestRefusalSaysWhy keeps the reason of a Check for the caller.
-func TestRefusalSaysWhy(t *testing.T) {
+// TestRefusedClientIsToldWhy keeps the reason of a Check for the caller.
+func TestRefusedClientIsToldWhy(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenMsg(t, addr)
 		_, err := ipc.Dialer{Check: func(ipc.Peer) error { return errNot }}.DialMsg(context.Background(), addr)

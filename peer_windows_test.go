@@ -105,7 +105,7 @@ func TestImpersonateActsAsTheClientAndRevertsAlways(t *testing.T) {
 	matches(t, server.Impersonate(never), net.ErrClosed)
 }
 
-func TestClientsIdentityAtEveryLevel(t *testing.T) {
+func TestImpersonateAtEveryLevel(t *testing.T) {
 	story(t)
 	l := listen(t, nameAddr(t))
 	for _, level := range []ipc.ImpersonationLevel{ipc.Identification, ipc.Anonymous, ipc.Impersonation, ipc.Delegation} {
@@ -124,7 +124,7 @@ func TestClientsIdentityAtEveryLevel(t *testing.T) {
 	nobodyImpersonates(t)
 }
 
-func TestServerMayOnlyDoWhatTheClientAllows(t *testing.T) {
+func TestImpersonateOnlyAsTheClientAllows(t *testing.T) {
 	onWine(t, "impersonates at any level")
 	story(t)
 	l, path := listenPipe(t, ipc.PipeConfig{})
@@ -151,7 +151,7 @@ func TestServerMayOnlyDoWhatTheClientAllows(t *testing.T) {
 	}
 }
 
-func TestProcessAndSessionOfBothEnds(t *testing.T) {
+func TestPeerProcessAndSessionOfBothEnds(t *testing.T) {
 	story(t)
 	client, server := connectPipe(t, ipc.PipeConfig{})
 	for _, c := range []*ipc.PipeConn{client, server} {
@@ -197,7 +197,7 @@ func TestPeerProcessStaysThatProcess(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Security
 
-func TestPresetsAllowNoMoreThanTheySay(t *testing.T) {
+func TestSecurityDescriptorPresetsAllowNoMoreThanTheySay(t *testing.T) {
 	story(t)
 	for _, access := range []ipc.Access{ipc.OwnerOnly, ipc.Everyone} {
 		l, path := listenPipe(t, ipc.PipeConfig{Access: access})
@@ -245,7 +245,7 @@ func TestPresetsAllowNoMoreThanTheySay(t *testing.T) {
 	}
 }
 
-func TestSecurityDescriptorsAreReadAndWritten(t *testing.T) {
+func TestSecurityDescriptorIsReadAndWritten(t *testing.T) {
 	story(t)
 	const text = "O:SYG:BAD:P(D;;0x2;;;AN)(A;;0x12019f;;;WD)(A;;FA;;;S-1-5-21-1-2-3-1001)"
 	sd, err := ipc.ParseSDDL(text)
@@ -296,7 +296,7 @@ func TestSecurityDescriptorsAreReadAndWritten(t *testing.T) {
 	serves(t, listening, listening.Addr().(ipc.Addr))
 }
 
-func TestSecurityIsEnforced(t *testing.T) {
+func TestSecurityDescriptorIsEnforced(t *testing.T) {
 	onWine(t, "does not enforce security descriptors")
 	story(t)
 	sd, err := ipc.NewSecurityDescriptor(
@@ -311,7 +311,7 @@ func TestSecurityIsEnforced(t *testing.T) {
 	}
 }
 
-func TestServerOfAnotherUserIsNotTrusted(t *testing.T) {
+func TestDialDoesNotTrustAServerOfAnotherUser(t *testing.T) {
 	story(t)
 	sd, err := ipc.ParseSDDL("O:S-1-5-21-1-2-3-1001D:P(A;;FA;;;WD)")
 	must(t, err)
@@ -353,7 +353,7 @@ func TestPipeOfAnotherMachineIsNotTrusted(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Descriptors that must not be, and what is told when something does not work
 
-func TestEntrySaysWhoAndNothingElse(t *testing.T) {
+func TestSecurityDescriptorEntrySaysWhoAndNothingElse(t *testing.T) {
 	for _, sid := range []string{"S-1-5-18)(A;;0x12019b;;;WD", "SY;", "(SY", ""} {
 		sd, err := ipc.NewSecurityDescriptor(ipc.AccessEntry{SID: sid, Mask: ipc.ClientRights})
 		if err == nil {
@@ -373,7 +373,7 @@ func TestEntrySaysWhoAndNothingElse(t *testing.T) {
 	}
 }
 
-func TestDescriptorThatSaysNothingIsRefused(t *testing.T) {
+func TestSecurityDescriptorThatSaysNothingIsRefused(t *testing.T) {
 	nothing := &ipc.SecurityDescriptor{}
 	if l, err := ipc.ListenPipe(pipePath(), ipc.PipeConfig{Security: nothing}); err == nil {
 		l.Close()
@@ -389,7 +389,7 @@ func TestDescriptorThatSaysNothingIsRefused(t *testing.T) {
 	}
 }
 
-func TestErrorNamesItsCall(t *testing.T) {
+func TestPeerProcessErrorNamesItsCall(t *testing.T) {
 	story(t)
 	l := listen(t, nameAddr(t))
 	c := startChild(t, "connect", l.Addr().String())
@@ -414,7 +414,7 @@ func TestErrorNamesItsCall(t *testing.T) {
 	})
 }
 
-func TestDroppedConnGivesItsPlaceBack(t *testing.T) {
+func TestPipeConnThatWasDroppedGivesItsPlaceBack(t *testing.T) {
 	for _, used := range []bool{false, true} {
 		t.Run(fmt.Sprintf("used=%t", used), func(t *testing.T) {
 			story(t)
@@ -449,7 +449,7 @@ func TestDroppedConnGivesItsPlaceBack(t *testing.T) {
 
 // A server that serves its own user alone knows that one by what the system took from
 // the client, not by the number of a process, which may be another's by now.
-func TestClientThatHidesIsNotItsOwner(t *testing.T) {
+func TestPeerThatHidesIsNotTheOwner(t *testing.T) {
 	onWine(t, "impersonates at any level")
 	story(t)
 	l := listen(t, nameAddr(t))

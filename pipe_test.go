@@ -88,7 +88,7 @@ func TestPipeWithoutReader(t *testing.T) {
 	}
 }
 
-func TestNothingWorksAfterPipeClose(t *testing.T) {
+func TestPipeNothingWorksAfterClose(t *testing.T) {
 	story(t)
 	r, w := pipe(t)
 	send(t, w, "unread")
@@ -114,7 +114,7 @@ func TestNothingWorksAfterPipeClose(t *testing.T) {
 	})
 }
 
-func TestNothingIsLeftAfterManyPipes(t *testing.T) {
+func TestPipeLeavesNothingAfterManyRounds(t *testing.T) {
 	story(t)
 	leavesNothing(t, 1000, func() {
 		r, w, err := ipc.Pipe()
@@ -200,7 +200,7 @@ func isStillOpen(t *testing.T, what string, f *os.File) {
 	}
 }
 
-func TestWhatIsNoPipeIsNotAdopted(t *testing.T) {
+func TestFileReaderAndWriterRefuseWhatIsNoPipe(t *testing.T) {
 	story(t)
 	file, err := os.Create(tempDir(t) + "/file")
 	must(t, err)
@@ -244,7 +244,7 @@ var adopters = map[string]func(*os.File) error{
 	},
 }
 
-func TestPipeEndOfTheOtherDirectionIsNotAdopted(t *testing.T) {
+func TestFileReaderAndWriterRefuseTheOtherDirection(t *testing.T) {
 	if runtime.GOOS == "freebsd" {
 		t.Skip("pipes are two-way here")
 	}
@@ -645,7 +645,7 @@ func TestCopyGoesThroughTheWriteOfAWrapper(t *testing.T) {
 	}
 }
 
-func TestLimitedReaderKnowsWhatWasCopied(t *testing.T) {
+func TestCopyOfALimitedReaderKnowsWhatWasCopied(t *testing.T) {
 	for _, to := range sinks {
 		if !to.own {
 			continue
@@ -779,7 +779,7 @@ func TestCopyEndsWithItsSource(t *testing.T) {
 
 // The copy towards the client must not wait for the read of the client that the
 // other copy is in.
-func TestProxyWhoseServerSpeaksFirst(t *testing.T) {
+func TestCopyOfAProxyWhoseServerSpeaksFirst(t *testing.T) {
 	for way, copying := range map[string]func(dst, src *ipc.Conn) (int64, error){
 		"WriteTo":  func(dst, src *ipc.Conn) (int64, error) { return src.WriteTo(dst) },
 		"ReadFrom": func(dst, src *ipc.Conn) (int64, error) { return dst.ReadFrom(src) },
@@ -890,7 +890,7 @@ func TestCopyEndsAtTheWriteDeadline(t *testing.T) {
 }
 
 // A copy that never has to wait must notice a deadline all the same.
-func TestDeadlineEndsACopyThatNeverWaits(t *testing.T) {
+func TestCopyThatNeverWaitsEndsAtTheDeadline(t *testing.T) {
 	for what, set := range map[string]func(s stretch, t time.Time) error{
 		"Read":  func(s stretch, t time.Time) error { return s.src.SetReadDeadline(t) },
 		"Write": func(s stretch, t time.Time) error { return s.dst.SetWriteDeadline(t) },
@@ -948,7 +948,7 @@ func TestCopyDoesNotComeBetweenTheBytesOfAWrite(t *testing.T) {
 	})
 }
 
-func TestNothingIsLeftAfterManyCopies(t *testing.T) {
+func TestCopyLeavesNothingAfterManyRounds(t *testing.T) {
 	overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
 		leavesNothing(t, 20, func() {
 			send(t, s.in, "data")
@@ -964,7 +964,7 @@ func TestNothingIsLeftAfterManyCopies(t *testing.T) {
 }
 
 // Both errors of an end that was closed here: package os has the one, net the other.
-func TestClosedPipeEndIsClosedToOsAndNet(t *testing.T) {
+func TestPipeThatIsClosedIsSoToOsAndNet(t *testing.T) {
 	story(t)
 	r, w := pipe(t)
 	raw := map[string]syscall.RawConn{}

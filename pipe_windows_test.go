@@ -53,7 +53,7 @@ func TestPipePathsHaveManySpellings(t *testing.T) {
 	}
 }
 
-func TestPathsThatAreNoPipes(t *testing.T) {
+func TestListenPipeRefusesPathsThatAreNoPipes(t *testing.T) {
 	for _, path := range []string{
 		`C:\socket`, `socket`, `\socket`, `/tmp/socket`, `\\.\pipe`, `\\.\pipe\`, `\\.\pipes\x`, `\\.\mailslot\x`,
 		`\\\pipe\x`, `\\.pipe\x`, `\\.\pipe\x\`, `\\.\pipe\\x`, `\\.\pipe\..\C:\x`, `\\.\pipe\a\..\b`, `\\.\pipe\.`,
@@ -95,7 +95,7 @@ func TestPipePathsMayHave256Characters(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Bursts and races
 
-func TestBurstOfClientsGetsThrough(t *testing.T) {
+func TestPipeListenerBurstOfClientsGetsThrough(t *testing.T) {
 	story(t)
 	const clients = 200
 	l := listen(t, nameAddr(t))
@@ -137,7 +137,7 @@ func TestBurstOfClientsGetsThrough(t *testing.T) {
 	}
 }
 
-func TestClientsThatVanishNeverSurface(t *testing.T) {
+func TestPipeListenerClientsThatVanishNeverSurface(t *testing.T) {
 	for _, d := range []ipc.Direction{ipc.Duplex, ipc.ClientToServer, ipc.ServerToClient} {
 		t.Run(d.String(), func(t *testing.T) {
 			story(t)
@@ -176,7 +176,7 @@ func TestClientsThatVanishNeverSurface(t *testing.T) {
 	}
 }
 
-func TestClientThatWroteAndLeftIsHeard(t *testing.T) {
+func TestPipeListenerHearsAClientThatWroteAndLeft(t *testing.T) {
 	story(t)
 	l, path := listenPipe(t, ipc.PipeConfig{Messages: true})
 	for _, words := range [][]string{{"last words"}, {""}, {"", "one", ""}} {
@@ -197,7 +197,7 @@ func TestClientThatWroteAndLeftIsHeard(t *testing.T) {
 
 var rounds = flag.Int("ipc.rounds", 5000, "how often Close races with Dial")
 
-func TestCloseRacesWithDial(t *testing.T) {
+func TestPipeListenerCloseRacesWithDial(t *testing.T) {
 	story(t)
 	n := *rounds
 	if testing.Short() {
@@ -243,7 +243,7 @@ func TestCloseRacesWithDial(t *testing.T) {
 	eventually(t, "no handles are left", func() bool { return allHandles() < before+200 })
 }
 
-func TestCloseEndsEightAcceptsAndAllOperations(t *testing.T) {
+func TestPipeListenerCloseEndsAcceptsAndAllOperations(t *testing.T) {
 	story(t)
 	for range 20 {
 		l := listen(t, nameAddr(t))
@@ -262,7 +262,7 @@ func TestCloseEndsEightAcceptsAndAllOperations(t *testing.T) {
 	}
 }
 
-func TestNameIsNeverFree(t *testing.T) {
+func TestPipeListenerNameIsNeverFree(t *testing.T) {
 	for _, limit := range []int{0, 1, 2} {
 		t.Run(fmt.Sprint("MaxInstances ", limit), func(t *testing.T) {
 			story(t)
@@ -294,7 +294,7 @@ func TestNameIsNeverFree(t *testing.T) {
 	}
 }
 
-func TestNameThatIsTakenAndLeftIsInUseOrFree(t *testing.T) {
+func TestPipeListenerNameThatIsTakenAndLeftIsInUseOrFree(t *testing.T) {
 	story(t)
 	addr := nameAddr(t)
 	var busy sync.WaitGroup
@@ -315,7 +315,7 @@ func TestNameThatIsTakenAndLeftIsInUseOrFree(t *testing.T) {
 	busy.Wait()
 }
 
-func TestDroppedPipeListenerIsClosed(t *testing.T) {
+func TestPipeListenerThatWasDroppedIsClosed(t *testing.T) {
 	story(t)
 	addr := nameAddr(t)
 	func() {
@@ -332,7 +332,7 @@ func TestDroppedPipeListenerIsClosed(t *testing.T) {
 	})
 }
 
-func TestDroppedPipeConnIsClosed(t *testing.T) {
+func TestPipeConnThatWasDroppedIsClosed(t *testing.T) {
 	story(t)
 	for _, used := range []bool{false, true} {
 		a, b, err := ipc.Pair()
@@ -359,7 +359,7 @@ func TestDroppedPipeConnIsClosed(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Options of a pipe
 
-func TestMaxInstancesMakesClientsWait(t *testing.T) {
+func TestPipeConfigMaxInstancesMakesClientsWait(t *testing.T) {
 	for _, limit := range []int{1, 3} {
 		t.Run(strconv.Itoa(limit), func(t *testing.T) {
 			story(t)
@@ -408,7 +408,7 @@ func TestMaxInstancesMakesClientsWait(t *testing.T) {
 	}
 }
 
-func TestConnectionsOutliveTheListenerOfALimitedPipe(t *testing.T) {
+func TestPipeConnsOutliveTheListenerOfALimitedPipe(t *testing.T) {
 	story(t)
 	client, server := connectPipe(t, ipc.PipeConfig{MaxInstances: 1})
 	talk(t, client, server)
@@ -416,7 +416,7 @@ func TestConnectionsOutliveTheListenerOfALimitedPipe(t *testing.T) {
 	expectEOF(t, client)
 }
 
-func TestDirections(t *testing.T) {
+func TestPipeConfigDirections(t *testing.T) {
 	for _, messages := range []bool{false, true} {
 		for _, d := range []ipc.Direction{ipc.Duplex, ipc.ClientToServer, ipc.ServerToClient} {
 			t.Run(fmt.Sprintf("%v messages %v", d, messages), func(t *testing.T) {
@@ -460,7 +460,7 @@ func carries(t *testing.T, w, r *ipc.PipeConn, can bool) {
 	must(t, w.Flush(background())) // has nothing to do
 }
 
-func TestDialInTheWrongDirectionIsRefused(t *testing.T) {
+func TestDialPipeInTheWrongDirectionIsRefused(t *testing.T) {
 	onWine(t, "looks at generic rights alone, which would include the one to make instances")
 	story(t)
 	for _, d := range []ipc.Direction{ipc.ClientToServer, ipc.ServerToClient} {
@@ -475,7 +475,7 @@ func TestDialInTheWrongDirectionIsRefused(t *testing.T) {
 	}
 }
 
-func TestMessagesOfAByteStreamAreRefused(t *testing.T) {
+func TestPipeConfigByteStreamRefusesMessages(t *testing.T) {
 	story(t)
 	l, path := listenPipe(t, byteType)
 	if c, err := ipc.DialPipe(background(), path, ipc.PipeDialer{Messages: true}); err == nil {
@@ -490,7 +490,7 @@ func TestMessagesOfAByteStreamAreRefused(t *testing.T) {
 	matches(t, err, errors.ErrUnsupported)
 }
 
-func TestBuffersAndDefaultWait(t *testing.T) {
+func TestPipeConfigBuffersAndDefaultWait(t *testing.T) {
 	story(t)
 	const wait = 100 * time.Millisecond
 	l, path := listenPipe(t, ipc.PipeConfig{ReadBuffer: 12 << 10, WriteBuffer: 20 << 10, DefaultWait: wait, MaxInstances: 1})
@@ -520,7 +520,7 @@ func TestBuffersAndDefaultWait(t *testing.T) {
 	}
 }
 
-func TestInheritableAndWriteThroughReachTheHandle(t *testing.T) {
+func TestPipeConfigInheritableAndWriteThroughReachTheHandle(t *testing.T) {
 	story(t)
 	for _, on := range []bool{false, true} {
 		l, path := listenPipe(t, ipc.PipeConfig{Inheritable: on, WriteThrough: on, AcceptRemote: on, DefaultWait: -1})
@@ -556,7 +556,7 @@ func TestInheritableAndWriteThroughReachTheHandle(t *testing.T) {
 	}
 }
 
-func TestBadPipeOptionsAreRefused(t *testing.T) {
+func TestPipeConfigThatIsBadIsRefused(t *testing.T) {
 	for _, c := range []ipc.PipeConfig{
 		{Direction: 3}, {Access: 2}, {Backlog: -1}, {MaxInstances: -1}, {MaxInstances: 255}, {ReadBuffer: -1}, {WriteBuffer: -1},
 	} {
@@ -580,7 +580,7 @@ func TestBadPipeOptionsAreRefused(t *testing.T) {
 	}
 }
 
-func TestPipesAreNetListeners(t *testing.T) {
+func TestPipeListenerIsANetListener(t *testing.T) {
 	story(t)
 	l, path := listenPipe(t, ipc.PipeConfig{Check: func(p ipc.Peer) error {
 		if pid, ok := p.PID(); !ok || pid != os.Getpid() {
@@ -647,7 +647,7 @@ func TestPipeMessagesKeepTheirBoundaries(t *testing.T) {
 	}
 }
 
-func TestLongPipeMessageComesInParts(t *testing.T) {
+func TestPipeMessageThatIsLongComesInParts(t *testing.T) {
 	story(t)
 	client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
 	long := string(pattern(300 << 10)) // longer than the buffers of the pipe
@@ -667,7 +667,7 @@ func TestLongPipeMessageComesInParts(t *testing.T) {
 	}
 }
 
-func TestMessagesAreReadAsAStreamWhenAskedTo(t *testing.T) {
+func TestPipeMessagesAreReadAsAStreamWhenAskedTo(t *testing.T) {
 	story(t)
 	l, path := listenPipe(t, ipc.PipeConfig{Messages: true})
 	client, server := dialPipe(t, path, ipc.PipeDialer{}), acceptPipe(t, l)
@@ -765,7 +765,7 @@ func TestPipeMessagesAllocateNothing(t *testing.T) {
 	})
 }
 
-func TestPeekMessage(t *testing.T) {
+func TestPipeConnPeekMessage(t *testing.T) {
 	story(t)
 	client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
 	if n, size, err := server.PeekMessage(make([]byte, 9)); n != 0 || size != 0 || err != nil {
@@ -811,7 +811,7 @@ func overEachWait(t *testing.T, tell func(t *testing.T, spin time.Duration)) {
 	}
 }
 
-func TestStreamsAreTheSameHoweverReadsWait(t *testing.T) {
+func TestPipeStreamsAreTheSameHoweverReadsWait(t *testing.T) {
 	overEachWait(t, func(t *testing.T, spin time.Duration) {
 		a, b := pair(t)
 		limitSpin(spin, a, b)
@@ -837,7 +837,7 @@ func TestStreamsAreTheSameHoweverReadsWait(t *testing.T) {
 	})
 }
 
-func TestMessagesAreTheSameHoweverReadsWait(t *testing.T) {
+func TestPipeMessagesAreTheSameHoweverReadsWait(t *testing.T) {
 	overEachWait(t, func(t *testing.T, spin time.Duration) {
 		a, b, err := ipc.MsgPair()
 		must(t, err)
@@ -877,7 +877,7 @@ func TestMessagesAreTheSameHoweverReadsWait(t *testing.T) {
 	})
 }
 
-func TestDeadlineDoesNotTearAMessage(t *testing.T) {
+func TestPipeConnDeadlineDoesNotTearAMessage(t *testing.T) {
 	story(t)
 	const rounds = 300
 	a, b := msgPair(t)
@@ -924,7 +924,7 @@ func TestDeadlineDoesNotTearAMessage(t *testing.T) {
 	}
 }
 
-func TestManyWaitsHoldFewThreads(t *testing.T) {
+func TestPipeConnWaitsHoldFewThreads(t *testing.T) {
 	story(t)
 	const many, few = 200, 100
 	before := threads()
@@ -1082,7 +1082,7 @@ func TestFlushCanBeCancelled(t *testing.T) {
 	expectEOF(t, server)
 }
 
-func TestDisconnectThrowsTheClientOut(t *testing.T) {
+func TestPipeConnDisconnectThrowsTheClientOut(t *testing.T) {
 	story(t)
 	client, server := connectPipe(t, ipc.PipeConfig{})
 	matches(t, client.Disconnect(), errors.ErrUnsupported)
@@ -1128,7 +1128,7 @@ func TestFileConnIsAnotherHandleOfTheSameEnd(t *testing.T) {
 	must(t, <-read)
 }
 
-func TestHandlesThatAreNoConnsAreRefused(t *testing.T) {
+func TestFileConnRefusesHandlesThatAreNoConns(t *testing.T) {
 	story(t)
 	r, w, err := os.Pipe() // not overlapped
 	must(t, err)
@@ -1154,7 +1154,7 @@ func TestHandlesThatAreNoConnsAreRefused(t *testing.T) {
 	must(t, wr.Close())
 }
 
-func TestSyscallConnNeverWaits(t *testing.T) {
+func TestConnSyscallConnNeverWaits(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	raw, err := a.SyscallConn()
@@ -1270,7 +1270,7 @@ func stuckWrite(t *testing.T, c *ipc.PipeConn) <-chan error {
 
 // Each wait here is one for another operation of the same end, which nothing ends
 // but Close. Its own deadline or context must end it.
-func TestLimitsEndWaitsForOtherOperations(t *testing.T) {
+func TestPipeConnLimitsEndWaitsForOtherOperations(t *testing.T) {
 	question := []byte("question")
 	for _, test := range []struct {
 		name  string
@@ -1363,7 +1363,7 @@ func TestFlushAndTransactEndAtTheDeadline(t *testing.T) {
 // ---------------------------------------------------------------------------
 // What is withdrawn
 
-func TestSendThatTimesOutLeavesNoPartOfAMessage(t *testing.T) {
+func TestMsgConnSendThatTimesOutLeavesNoPartOfAMessage(t *testing.T) {
 	story(t)
 	big := pattern(1 << 20)
 	for round := range 12 {
@@ -1419,7 +1419,7 @@ func timedOutOrTorn(t *testing.T, err error) {
 	}
 }
 
-func TestMessageThatWasReadInPartIsTheLast(t *testing.T) {
+func TestPipeMessageThatWasReadInPartIsTheLast(t *testing.T) {
 	story(t)
 	client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
 	must(t, client.SetWriteDeadline(time.Now().Add(10*brief)))
@@ -1445,7 +1445,7 @@ func TestMessageThatWasReadInPartIsTheLast(t *testing.T) {
 }
 
 // Where nothing can have been read of it, a message that is withdrawn is no loss.
-func TestMessageThatWasNotReadMayBeFollowed(t *testing.T) {
+func TestPipeMessageThatWasNotReadMayBeFollowed(t *testing.T) {
 	story(t)
 	a, b := msgPair(t)
 	sent := 0
@@ -1546,7 +1546,7 @@ func TestListenerControlMayUseTheListener(t *testing.T) {
 	matches(t, raw.Control(func(uintptr) { t.Error("it is closed") }), net.ErrClosed)
 }
 
-func TestClientsThatLeftMakeRoomWithoutAccept(t *testing.T) {
+func TestPipeListenerClientsThatLeftMakeRoomWithoutAccept(t *testing.T) {
 	for _, d := range []ipc.Direction{ipc.Duplex, ipc.ClientToServer, ipc.ServerToClient} {
 		t.Run(d.String(), func(t *testing.T) {
 			story(t)
@@ -1562,7 +1562,7 @@ func TestClientsThatLeftMakeRoomWithoutAccept(t *testing.T) {
 	}
 }
 
-func TestAcceptsHoldNoThread(t *testing.T) {
+func TestListenerAcceptsHoldNoThread(t *testing.T) {
 	story(t)
 	l := listen(t, nameAddr(t))
 	before := threads()
@@ -1585,7 +1585,7 @@ func TestAcceptsHoldNoThread(t *testing.T) {
 // Other handles of the same end
 
 // What another handle of the end has under way is not cancelled by Flush and Close.
-func TestCloseLeavesOtherHandlesAlone(t *testing.T) {
+func TestPipeConnCloseLeavesOtherHandlesAlone(t *testing.T) {
 	story(t)
 	client, server := connectPipe(t, byteType)
 	event, _, err := createEvent.Call(0, 1, 0, 0)
@@ -1631,7 +1631,7 @@ var inHeap atomic.Value
 // ---------------------------------------------------------------------------
 // Zero values and types
 
-func TestZeroPipeFails(t *testing.T) {
+func TestPipeZeroValueFails(t *testing.T) {
 	everyMethodFails(t, new(ipc.PipeConn))
 	everyMethodFails(t, new(ipc.PipeListener))
 }

@@ -1326,7 +1326,7 @@ func TestSharedConnDoesNotAllocate(t *testing.T) {
 	}
 }
 
-func TestManyIdleSharedConns(t *testing.T) {
+func TestSharedConnsThatAreIdle(t *testing.T) {
 	story(t)
 	many := 300 // descriptors: 6 for each
 	if testing.Short() || underRace() {
