@@ -878,7 +878,7 @@ func TestNotifyToADeafManagerEnds(t *testing.T) {
 	must(t, err)
 	defer os.Remove(path)
 	defer conn.Close()
-	t.Parallel() // it takes seconds
+	together(t)
 	c := startChildWith(t, exec.Cmd{Env: []string{"NOTIFY_SOCKET=" + path}}, "notifies")
 	c.mustSay("the queue is full")
 	m := &manager{t, conn}

@@ -558,6 +558,7 @@ func TestConnCloseSucceedsOnce(t *testing.T) {
 }
 
 func TestConnCloseWhileEverythingIsUnderWay(t *testing.T) {
+	together(t)
 	story(t)
 	for range 50 {
 		c, peer := pair(t)
@@ -693,6 +694,7 @@ func TestConnReadAndWriteDeadlinesAreApart(t *testing.T) {
 }
 
 func TestConnReadThatTimesOutLosesNothing(t *testing.T) {
+	together(t)
 	overEachConn(t, func(t *testing.T, a, b *ipc.Conn) { losesNothingToDeadlines(t, b, a) })
 	t.Run("Pipe", func(t *testing.T) {
 		story(t)
@@ -819,6 +821,7 @@ func TestConnBuffersAllocateNothing(t *testing.T) {
 // HTTP
 
 func TestListenerServesHTTP(t *testing.T) {
+	together(t)
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listen(t, addr)
 		mux := http.NewServeMux()

@@ -852,6 +852,7 @@ while True:
 `
 
 func TestSendFilesToPythonAndBack(t *testing.T) {
+	together(t)
 	python, err := exec.LookPath("python3")
 	if err != nil {
 		t.Skip(err)

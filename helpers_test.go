@@ -20,6 +20,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"os/user"
 	"path/filepath"
 	"runtime"
@@ -51,7 +52,16 @@ func TestMain(m *testing.M) {
 	if role := os.Getenv(childRole); role != "" {
 		os.Exit(childMain(role, os.Args[1:]))
 	}
-	os.Exit(m.Run())
+	warmUp()
+	goroutines, descriptors := runtime.NumGoroutine(), openDescriptors()
+	code := m.Run()
+	if code == 0 { // what tests leave behind that run side by side
+		if err := nothingLeft(goroutines, descriptors); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
 }
 
 // countDescriptors returns how many descriptors or handles the process has. A
@@ -79,23 +89,50 @@ func longStory(t *testing.T, patience time.Duration) {
 	dog := time.AfterFunc(patience, func() {
 		panic(t.Name() + " hangs\n\n" + stacks())
 	})
+	t.Cleanup(func() { dog.Stop() })
+	top, _, _ := strings.Cut(t.Name(), "/")
+	if _, ok := sideBySide.Load(top); ok {
+		return
+	}
 	goroutines, descriptors := runtime.NumGoroutine(), openDescriptors()
 	t.Cleanup(func() {
-		defer dog.Stop()
 		if t.Failed() {
 			return
 		}
-		if !holdsSoon(func() bool { return runtime.NumGoroutine() <= goroutines }) {
-			t.Errorf("%d goroutines at the start, %d at the end\n\n%s", goroutines, runtime.NumGoroutine(), stacks())
-		}
-		if !holdsSoon(func() bool { return openDescriptors() <= descriptors }) {
-			t.Errorf("%d descriptors at the start, %d at the end", descriptors, openDescriptors())
+		if err := nothingLeft(goroutines, descriptors); err != nil {
+			t.Error(err)
 		}
 	})
 }
 
-// warmUp lets the runtime open the descriptors that it keeps for good.
+// together begins a test that owns all that it touches: it runs beside others that do,
+// after all that do not. What they leave behind is looked for when all have ended: see
+// TestMain. It is not for a test that looks at or changes what the whole process has, as
+// awaitParked, leavesNothing and framed do.
+func together(t *testing.T) {
+	t.Helper()
+	sideBySide.Store(t.Name(), true)
+	t.Parallel()
+}
+
+var sideBySide sync.Map // names of tests
+
+// nothingLeft waits until there are no more goroutines and descriptors than that.
+func nothingLeft(goroutines, descriptors int) error {
+	if !holdsSoon(func() bool { return runtime.NumGoroutine() <= goroutines }) {
+		return fmt.Errorf("%d goroutines at the start, %d at the end\n\n%s", goroutines, runtime.NumGoroutine(), stacks())
+	}
+	if !holdsSoon(func() bool { return openDescriptors() <= descriptors }) {
+		return fmt.Errorf("%d descriptors at the start, %d at the end", descriptors, openDescriptors())
+	}
+	return nil
+}
+
+// warmUp lets the runtime open the descriptors and begin the goroutines that it keeps for good.
 var warmUp = sync.OnceFunc(func() {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt)
+	signal.Stop(signals)
 	if a, b, err := ipc.Pair(); err == nil {
 		a.SetReadDeadline(time.Now().Add(time.Millisecond))
 		a.Read(make([]byte, 1))

@@ -484,6 +484,7 @@ func waiters() map[string]func(t *testing.T) (waiter, *os.File) {
 }
 
 func TestConnFileThatBlocksStallsNoWaiter(t *testing.T) {
+	together(t)
 	for way, adopt := range waiters() {
 		t.Run(way, func(t *testing.T) {
 			story(t)

@@ -469,6 +469,7 @@ var hostile = map[string]func(p *controlPage, random *rand.Rand){
 }
 
 func TestSharedHostileControlPage(t *testing.T) {
+	t.Parallel()
 	for name, attack := range hostile {
 		t.Run(name, func(t *testing.T) {
 			rounds := 200

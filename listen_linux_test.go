@@ -291,6 +291,7 @@ func nextLine(t *testing.T, lines *bufio.Scanner) string {
 // TestNameIsReachedByNode serves a client of Node.js. Up to version 20 it pads
 // the name, later ones do not; so both names are served.
 func TestNameIsReachedByNode(t *testing.T) {
+	together(t)
 	story(t)
 	name := unique()
 	padded, plain := listen(t, paddedName(name)), listen(t, ipc.Name(name))
@@ -312,6 +313,7 @@ func TestNameIsReachedByNode(t *testing.T) {
 }
 
 func TestNameIsServedByNode(t *testing.T) {
+	together(t)
 	story(t)
 	name := unique()
 	lines := runNode(t, `
@@ -383,6 +385,7 @@ func TestListenChangesOfAFolderTakeTurns(t *testing.T) {
 
 // Who may read a folder can keep its guard, and must gain nothing by it.
 func TestListenIsKeptFromStartingOrEndingByNobody(t *testing.T) {
+	together(t)
 	story(t)
 	dir := tempDir(t)
 	l := listen(t, ipc.Path(dir+"/ending"))
@@ -422,6 +425,7 @@ func TestListenRespectsAForeignServerWithAFullBacklog(t *testing.T) {
 }
 
 func TestListenConfigBacklogIsThatOfListen(t *testing.T) {
+	together(t)
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		for _, backlog := range []int{1, 5} {
 			l := listenWith(t, ipc.ListenConfig{Backlog: backlog}, addr)
@@ -469,6 +473,7 @@ func TestListenDoesNotTouchTheUmask(t *testing.T) {
 // Another user owns the parent of the folder that root listens in, and makes the path lead
 // to a folder of root's and back, all the time. He must not make root touch what is there.
 func TestListenFolderSwappedByParentsOwner(t *testing.T) {
+	together(t)
 	needsRoot(t)
 	targets := map[string]func(t *testing.T, path string){
 		"Socket": func(t *testing.T, path string) {
@@ -527,6 +532,7 @@ func TestListenFolderSwappedByParentsOwner(t *testing.T) {
 // Another user may write to the folder itself, and puts a socket of his own in the place of
 // the one that root has just bound. Root must not give it a new owner or mode.
 func TestListenSocketReplacedAsItIsMade(t *testing.T) {
+	together(t)
 	needsRoot(t)
 	story(t)
 	dir := openDir(t)
@@ -593,6 +599,7 @@ const attackTime = time.Second
 
 // Mkfifo is led astray in the same way.
 func TestMkfifoFolderSwappedByParentsOwner(t *testing.T) {
+	together(t)
 	needsRoot(t)
 	story(t)
 	dir := openDir(t)

@@ -452,6 +452,7 @@ func endsAtItsDeadline(t *testing.T, addr ipc.Addr, d ipc.Dialer) {
 }
 
 func TestDialFullBacklogEndsAtTheDeadline(t *testing.T) {
+	together(t)
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenWith(t, ipc.ListenConfig{Backlog: 1}, addr)
 		waiting := fill(t, addr)
@@ -472,6 +473,7 @@ func TestDialWaitEndsAtTheDeadline(t *testing.T) {
 
 // TestDialWaitSaysThatNobodyListened tells the two reasons for a wait apart.
 func TestDialWaitSaysThatNobodyListened(t *testing.T) {
+	together(t)
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		_, err := ipc.Dialer{Wait: true, Timeout: time.Second}.Dial(addr)
 		timedOut(t, err)

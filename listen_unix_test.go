@@ -335,6 +335,7 @@ func TestAccessGroupHasAName(t *testing.T) {
 // The socket file
 
 func TestListenModeOfTheSocketIsExact(t *testing.T) {
+	together(t)
 	underEachUmask(t, func(t *testing.T, dir string, start func(role string) *child) { start("umask").end() })
 }
 
@@ -722,6 +723,7 @@ func TestListenLeavesTheLockOfAnotherProgramAlone(t *testing.T) {
 }
 
 func TestTakeoverAlwaysLeavesNoGap(t *testing.T) {
+	together(t)
 	story(t)
 	addr := pathAddr(t)
 	var serving []<-chan error
@@ -844,6 +846,7 @@ func TestListenerCloseLeavesSuccessorsSocketAlone(t *testing.T) {
 }
 
 func TestListenerCloseAndTakeoverRace(t *testing.T) {
+	together(t)
 	for _, policy := range policies {
 		t.Run(policy.String(), func(t *testing.T) {
 			story(t)

@@ -514,6 +514,7 @@ var sinks = []sink{
 }
 
 func TestCopyIsExact(t *testing.T) {
+	together(t)
 	data := pattern(700<<10 + 123)
 	for _, from := range sources {
 		for _, to := range sinks {

@@ -753,6 +753,7 @@ func TestSharedConnNothingWorksAfterClose(t *testing.T) {
 }
 
 func TestSharedConnCloseWhileEverythingIsUnderWay(t *testing.T) {
+	together(t)
 	story(t)
 	for range 30 {
 		a, b := sharedPair(t)
