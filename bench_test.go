@@ -22,7 +22,7 @@ import (
 //
 //	go test -run '^$' -bench 'Pair|Operations' -benchtime 2000x .
 //
-// The comparison with package net is in bench_unix_test.go.
+// The comparison with package net is in the folder tests.
 
 // steadily measures op, which may allocate only until it is warm.
 func steadily(b *testing.B, op func() error) {

@@ -1,6 +1,6 @@
 //go:build unix
 
-// FIFOs, and what is true of the descriptors of pipes on every Unix.
+// FIFOs.
 package ipc_test
 
 import (
@@ -30,19 +30,6 @@ func init() {
 
 // ---------------------------------------------------------------------------
 // Making FIFOs
-
-// makeFIFO makes a FIFO in the folder.
-func makeFIFO(t *testing.T, dir string) (path string) {
-	t.Helper()
-	path = dir + "/fifo"
-	err := ipc.Mkfifo(path, 0o600)
-	if errors.Is(err, errors.ErrUnsupported) {
-		t.Skip("there is no call to make a FIFO here")
-	}
-	must(t, err)
-	t.Cleanup(func() { os.Remove(path) })
-	return path
-}
 
 func TestMkfifoModeIsExact(t *testing.T) {
 	underEachUmask(t, func(t *testing.T, dir string, start func(role string) *child) {
@@ -213,7 +200,7 @@ func TestFIFOCarriesWhatIsWritten(t *testing.T) {
 	})
 }
 
-func TestFullFIFOLosesNothing(t *testing.T) {
+func TestFIFOThatIsFullLosesNothing(t *testing.T) {
 	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
 		r, p := w.open(t, path)
 		data := pattern(2<<20 + 99)
@@ -298,7 +285,7 @@ func TestFIFOReaderNoticesASilentWriter(t *testing.T) {
 
 // Two processes open a FIFO each way in the same order, as they must: the one that
 // reads the first FIFO waits for its writer, who goes on to wait for his.
-func TestFIFOEachWayDoesNotWaitForTheOther(t *testing.T) {
+func TestFIFOReaderAndWriterDoNotWaitForEachOther(t *testing.T) {
 	overEachWaiting(t, func(t *testing.T, w waiting, one string) {
 		other := makeFIFO(t, tempDir(t))
 		type ends struct {
@@ -394,7 +381,7 @@ func TestOpenFIFOEndsWithTheContext(t *testing.T) {
 	}
 }
 
-func TestContextHasNoSayOnceTheFIFOIsOpen(t *testing.T) {
+func TestOpenFIFOContextHasNoSayAfterwards(t *testing.T) {
 	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
 		ctx, cancel := context.WithCancel(t.Context())
 		reader := make(chan *ipc.PipeReader, 1)
@@ -417,7 +404,7 @@ func TestContextHasNoSayOnceTheFIFOIsOpen(t *testing.T) {
 	})
 }
 
-func TestWhatIsNoFIFOIsRefused(t *testing.T) {
+func TestOpenFIFORefusesWhatIsNoFIFO(t *testing.T) {
 	story(t)
 	dir := openDir(t)
 	fifo := makeFIFO(t, dir)
@@ -473,7 +460,7 @@ func TestFIFOInALinkedFolderIsOpened(t *testing.T) {
 	expect(t, both, "by a detour")
 }
 
-func TestWaitingWriterNoticesThatTheFIFOIsGone(t *testing.T) {
+func TestOpenFIFOWriterNoticesThatItIsGone(t *testing.T) {
 	story(t)
 	path := makeFIFO(t, tempDir(t))
 	opening := begin(func() error { _, err := ipc.OpenFIFOWriter(t.Context(), path); return err })
@@ -556,7 +543,7 @@ func TestFIFOWithoutReader(t *testing.T) {
 	})
 }
 
-func TestDeadlineAndCloseEndWaitsAtAFIFO(t *testing.T) {
+func TestFIFODeadlineAndCloseEndWaits(t *testing.T) {
 	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
 		r, p := w.open(t, path)
 		begun := time.Now()
@@ -659,7 +646,7 @@ func TestFIFOReaderKeepsWhatItSawWhenOpened(t *testing.T) {
 	}
 }
 
-func TestManyFIFOOpensLeaveNothing(t *testing.T) {
+func TestOpenFIFOLeavesNothing(t *testing.T) {
 	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
 		round := func() {
 			r, p := w.open(t, path)
@@ -709,7 +696,7 @@ func shell(t *testing.T, script, path string) (cmd *exec.Cmd, out *bytes.Buffer)
 	return cmd, out
 }
 
-func TestShellWritesToTheFIFO(t *testing.T) {
+func TestFIFOWriterIsAShell(t *testing.T) {
 	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
 		for _, shellFirst := range []bool{true, false} {
 			var cmd *exec.Cmd
@@ -742,7 +729,7 @@ func TestShellWritesToTheFIFO(t *testing.T) {
 	})
 }
 
-func TestManyShellsWriteToTheFIFO(t *testing.T) {
+func TestFIFOWritersAreManyShells(t *testing.T) {
 	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
 		cmd, out := shell(t, `for i in 1 2 3 4 5; do echo "$i" > "$0"; done`, path)
 		r, err := w.openReader(t.Context(), path)
@@ -767,7 +754,7 @@ func TestManyShellsWriteToTheFIFO(t *testing.T) {
 	})
 }
 
-func TestCatReadsFromTheFIFO(t *testing.T) {
+func TestFIFOReaderIsCat(t *testing.T) {
 	if _, err := exec.LookPath("cat"); err != nil {
 		t.Skip("there is no cat")
 	}
@@ -803,7 +790,7 @@ func TestCatReadsFromTheFIFO(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Descriptors of pipes
 
-func TestDescriptorsOfPipesAreCloseOnExec(t *testing.T) {
+func TestPipeDescriptorsAreCloseOnExec(t *testing.T) {
 	story(t)
 	before := descriptors()
 	r, w := pipe(t)
@@ -818,7 +805,7 @@ func TestDescriptorsOfPipesAreCloseOnExec(t *testing.T) {
 	}
 }
 
-func TestPipesThatAreDroppedAreCollected(t *testing.T) {
+func TestPipeThatWasDroppedIsCollected(t *testing.T) {
 	areCollected(t, func() {
 		r, w, err := ipc.Pipe()
 		must(t, err)
@@ -827,20 +814,7 @@ func TestPipesThatAreDroppedAreCollected(t *testing.T) {
 	})
 }
 
-// blocks reports whether calls on the descriptor wait in the kernel.
-func blocks(t *testing.T, f *os.File) bool {
-	t.Helper()
-	raw, err := f.SyscallConn()
-	must(t, err)
-	var d int
-	must(t, raw.Control(func(fd uintptr) { d, err = syscall.Dup(int(fd)) }))
-	must(t, err)
-	twin := os.NewFile(uintptr(d), "twin")
-	defer twin.Close()
-	return twin.SetDeadline(time.Time{}) != nil // only a nonblocking file has deadlines
-}
-
-func TestAdoptionOfBlockingPipes(t *testing.T) {
+func TestFileReaderAndWriterAdoptBlockingPipes(t *testing.T) {
 	story(t)
 	var p [2]int
 	must(t, syscall.Pipe(p[:])) // blocking, as C programs make it
@@ -878,7 +852,7 @@ func TestAdoptionOfBlockingPipes(t *testing.T) {
 	expectEOF(t, r)
 }
 
-func TestEndsOfOtherPipesAreAdopted(t *testing.T) {
+func TestFileReaderAndWriterAdoptOtherPipes(t *testing.T) {
 	story(t)
 	r, w := osPipe(t)
 	fifo, err := os.OpenFile(makeFIFO(t, tempDir(t)), os.O_RDWR, 0)
@@ -902,7 +876,7 @@ func TestEndsOfOtherPipesAreAdopted(t *testing.T) {
 	must(t, fifo.Close())
 }
 
-func TestSocketsAndDevicesAreNoPipes(t *testing.T) {
+func TestFileReaderAndWriterRefuseSocketsAndDevices(t *testing.T) {
 	story(t)
 	c, _ := pair(t)
 	socket, err := c.File()

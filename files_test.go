@@ -1,21 +1,17 @@
 //go:build unix || windows
 
-// Files that travel over connections: SendFiles and RecvFiles of Conn and
-// MsgConn.
+// Files that travel over connections: SendFiles and RecvFiles.
 package ipc_test
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -32,140 +28,6 @@ func init() {
 	} {
 		roles[role] = play
 	}
-}
-
-// ---------------------------------------------------------------------------
-// Words that the stories are told in
-
-// A carrier is a connection that files travel over.
-type carrier interface {
-	SendFiles(files ...*os.File) error
-	RecvFiles(max int) ([]*os.File, error)
-	Close() error
-	SetDeadline(t time.Time) error
-	SetReadDeadline(t time.Time) error
-	SetWriteDeadline(t time.Time) error
-	SyscallConn() (syscall.RawConn, error)
-}
-
-// overEachCarrier tells a story over each kind of connection, however it is made.
-func overEachCarrier(t *testing.T, tell func(t *testing.T, a, b carrier)) {
-	t.Run("Stream", func(t *testing.T) {
-		overEachConn(t, func(t *testing.T, a, b *ipc.Conn) { tell(t, a, b) })
-	})
-	t.Run("Messages", func(t *testing.T) {
-		overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) { tell(t, a, b) })
-	})
-}
-
-// overEachPair tells a story over a pair of each kind.
-func overEachPair(t *testing.T, tell func(t *testing.T, a, b carrier)) {
-	t.Run("Stream", func(t *testing.T) {
-		story(t)
-		a, b := pair(t)
-		tell(t, a, b)
-	})
-	t.Run("Messages", func(t *testing.T) {
-		story(t)
-		a, b := msgPair(t)
-		tell(t, a, b)
-	})
-}
-
-// say sends the text over a carrier, hear receives it.
-func say(t *testing.T, c carrier, text string)  { t.Helper(); send(t, endOf(c), text) }
-func hear(t *testing.T, c carrier, text string) { t.Helper(); expect(t, endOf(c), text) }
-func hearEOF(t *testing.T, c carrier)           { t.Helper(); expectEOF(t, endOf(c)) }
-
-func endOf(c carrier) end {
-	if m, ok := c.(*ipc.MsgConn); ok {
-		return msgEnd{m}
-	}
-	return c.(*ipc.Conn)
-}
-
-// textFile returns an open file that nobody else can open, with the text in it.
-func textFile(t *testing.T, text string) *os.File {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "file")
-	must(t, os.WriteFile(path, []byte(text), 0o600))
-	f, err := os.Open(path)
-	must(t, err)
-	t.Cleanup(func() { f.Close() })
-	return f
-}
-
-func sendFiles(t *testing.T, c carrier, files ...*os.File) {
-	t.Helper()
-	must(t, c.SendFiles(files...))
-}
-
-// recvFiles receives exactly n files.
-func recvFiles(t *testing.T, c carrier, n int) []*os.File {
-	t.Helper()
-	files, err := c.RecvFiles(n)
-	must(t, err)
-	for _, f := range files {
-		t.Cleanup(func() { f.Close() })
-	}
-	if len(files) != n {
-		t.Fatalf("%d files arrive, want %d", len(files), n)
-	}
-	return files
-}
-
-// holds checks what there is to read in the file, from where it stands.
-func holds(t *testing.T, f *os.File, text string) {
-	t.Helper()
-	if got, err := io.ReadAll(f); string(got) != text || err != nil {
-		t.Errorf("the file holds %q, %v; want %q", got, err, text)
-	}
-}
-
-// cards returns n open files that tell their places in the order.
-func cards(t *testing.T, n int) []*os.File {
-	t.Helper()
-	var deck []byte
-	for i := range n {
-		deck = binary.BigEndian.AppendUint32(deck, uint32(i))
-	}
-	path := filepath.Join(t.TempDir(), "deck")
-	must(t, os.WriteFile(path, deck, 0o600))
-	files := make([]*os.File, n)
-	for i := range files {
-		f, err := os.Open(path)
-		must(t, err)
-		t.Cleanup(func() { f.Close() })
-		_, err = f.Seek(int64(4*i), io.SeekStart)
-		must(t, err)
-		files[i] = f
-	}
-	return files
-}
-
-// card returns the place of a card. It leaves the position alone, which is that
-// of all who have the file.
-func card(f *os.File) (int, error) {
-	oneCard.Lock()
-	defer oneCard.Unlock()
-	at, err := f.Seek(0, io.SeekCurrent)
-	if err != nil {
-		return 0, err
-	}
-	var place [4]byte
-	_, err = f.ReadAt(place[:], at)
-	return int(binary.BigEndian.Uint32(place[:])), err
-}
-
-// oneCard is held while a card is looked at: on Windows ReadAt moves the position
-// and puts it back.
-var oneCard sync.Mutex
-
-// filesStillPass proves that files still travel from a to b.
-func filesStillPass(t *testing.T, a, b carrier) {
-	t.Helper()
-	sendFiles(t, a, textFile(t, "exchanged"))
-	holds(t, recvFiles(t, b, 1)[0], "exchanged")
 }
 
 // childHandlesFiles receives files, tells what they hold, and sends a pipe end
@@ -208,7 +70,7 @@ func childHandlesFiles(p *parent, args []string) error {
 // ---------------------------------------------------------------------------
 // What arrives
 
-func TestFilesArriveInOrder(t *testing.T) {
+func TestSendFilesArriveInOrder(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		for range 2 {
 			sendFiles(t, a, textFile(t, "one"), textFile(t, "two"), textFile(t, "three"))
@@ -222,7 +84,7 @@ func TestFilesArriveInOrder(t *testing.T) {
 	})
 }
 
-func TestFilesOfEveryKindArrive(t *testing.T) {
+func TestSendFilesOfEveryKind(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		r, w := osPipe(t)
 		reader, writer, err := ipc.Pipe()
@@ -254,7 +116,7 @@ func TestFilesOfEveryKindArrive(t *testing.T) {
 	})
 }
 
-func TestFileIsSharedNotCopied(t *testing.T) {
+func TestSendFilesSharesAndDoesNotCopy(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		f := textFile(t, "abcdef")
 		expect(t, f, "ab")
@@ -275,7 +137,7 @@ func mostFiles() int {
 	return 253
 }
 
-func TestMostFilesOfOneMessage(t *testing.T) {
+func TestSendFilesMostOfOneMessage(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		most := mostFiles()
 		files := cards(t, most+1)
@@ -295,7 +157,7 @@ func TestMostFilesOfOneMessage(t *testing.T) {
 	})
 }
 
-func TestNumberOfFilesIsChecked(t *testing.T) {
+func TestSendFilesAndRecvFilesCheckTheNumber(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		err := a.SendFiles()
 		if err == nil {
@@ -314,7 +176,7 @@ func TestNumberOfFilesIsChecked(t *testing.T) {
 	})
 }
 
-func TestMoreFilesThanAskedForAreClosed(t *testing.T) {
+func TestRecvFilesClosesMoreThanAskedFor(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		r, w := osPipe(t)
 		files := []*os.File{textFile(t, "one"), w, textFile(t, "three")}
@@ -335,7 +197,7 @@ func TestMoreFilesThanAskedForAreClosed(t *testing.T) {
 	})
 }
 
-func TestFewerFilesThanAskedFor(t *testing.T) {
+func TestRecvFilesOfFewerThanAskedFor(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		sendFiles(t, a, textFile(t, "alone"))
 		sendFiles(t, a, textFile(t, "next"))
@@ -351,7 +213,7 @@ func TestFewerFilesThanAskedFor(t *testing.T) {
 	})
 }
 
-func TestFileReachesAnotherProcess(t *testing.T) {
+func TestSendFilesToAnotherProcess(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listen(t, addr)
 		c := startChild(t, "files", addr.String())
@@ -375,7 +237,7 @@ func exchangesFiles(t *testing.T, c *child, line *ipc.Conn) {
 	expectEOF(t, line)
 }
 
-func TestFilesReachTheProcessThatWasGivenTheEnd(t *testing.T) {
+func TestSendFilesToTheProcessThatWasGivenTheEnd(t *testing.T) {
 	given := func(t *testing.T, near, far *ipc.Conn) {
 		t.Helper()
 		h := newHeir(t)
@@ -403,7 +265,7 @@ func TestFilesReachTheProcessThatWasGivenTheEnd(t *testing.T) {
 	})
 }
 
-func TestFilesPassBetweenProcessesThatHaveTheirLineFromAnother(t *testing.T) {
+func TestSendFilesBetweenProcessesThatHaveTheirLineFromAnother(t *testing.T) {
 	story(t)
 	c := startChild(t, "makes a line")
 	c.mustSay("received: from a sibling")
@@ -469,7 +331,7 @@ func childTakesAFile(p *parent, _ []string) error {
 // isNonblocking reports whether the file was in nonblocking mode when it was made.
 func isNonblocking(f *os.File) bool { return f.SetReadDeadline(time.Time{}) == nil }
 
-func TestNonblockingModeTravelsWithTheFile(t *testing.T) {
+func TestSendFilesKeepsTheNonblockingMode(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("a mode of Unix")
 	}
@@ -493,7 +355,7 @@ func TestNonblockingModeTravelsWithTheFile(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Files and data
 
-func TestFilesBetweenData(t *testing.T) {
+func TestSendFilesBetweenData(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		for i := range 10 {
 			say(t, a, fmt.Sprintf("before %d", i))
@@ -517,7 +379,7 @@ func TestFilesBetweenData(t *testing.T) {
 	})
 }
 
-func TestDataInsteadOfFiles(t *testing.T) {
+func TestRecvFilesOfData(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		for _, text := range []string{"data", "\x00", "\x00data", "x"} {
 			say(t, a, text)
@@ -536,7 +398,7 @@ func TestDataInsteadOfFiles(t *testing.T) {
 	})
 }
 
-func TestMessageInsteadOfFilesIsWhole(t *testing.T) {
+func TestRecvFilesOfAMessageLeavesItWhole(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		instead := func(text string) {
 			t.Helper()
@@ -572,7 +434,7 @@ func TestMessageInsteadOfFilesIsWhole(t *testing.T) {
 	})
 }
 
-func TestEmptyMessageInsteadOfFiles(t *testing.T) {
+func TestRecvFilesOfAnEmptyMessage(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		needsEmpty(t)
 		sendMsg(t, a, "")
@@ -593,7 +455,7 @@ func TestEmptyMessageInsteadOfFiles(t *testing.T) {
 	})
 }
 
-func TestFilesThatNobodyAskedForAreClosed(t *testing.T) {
+func TestSendFilesThatNobodyAskedForAreClosed(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		if runtime.GOOS == "windows" {
 			t.Skip("handles are the peer's as soon as they are sent")
@@ -650,7 +512,7 @@ func TestFilesThatNobodyAskedForAreClosed(t *testing.T) {
 	})
 }
 
-func TestFilesOnTheirWayAreClosedWithTheConnection(t *testing.T) {
+func TestSendFilesOnTheirWayAreClosedWithTheConnection(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		if runtime.GOOS == "windows" {
 			t.Skip("handles are the peer's as soon as they are sent")
@@ -666,7 +528,7 @@ func TestFilesOnTheirWayAreClosedWithTheConnection(t *testing.T) {
 	})
 }
 
-func TestFilesOutliveTheConnection(t *testing.T) {
+func TestRecvFilesOutliveTheConnection(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		r, w := osPipe(t)
 		sendFiles(t, a, r)
@@ -687,7 +549,7 @@ func TestFilesOutliveTheConnection(t *testing.T) {
 // ---------------------------------------------------------------------------
 // What cannot be sent
 
-func TestWhatIsNoOpenFileIsNotSent(t *testing.T) {
+func TestSendFilesRefusesWhatIsNoOpenFile(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		closed := textFile(t, "closed")
 		must(t, closed.Close())
@@ -717,7 +579,7 @@ func TestWhatIsNoOpenFileIsNotSent(t *testing.T) {
 	})
 }
 
-func TestFilesToAPeerThatIsGone(t *testing.T) {
+func TestSendFilesToAPeerThatIsGone(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		f := textFile(t, "x")
 		must(t, b.Close())
@@ -731,7 +593,7 @@ func TestFilesToAPeerThatIsGone(t *testing.T) {
 	})
 }
 
-func TestNoFilesAfterClose(t *testing.T) {
+func TestSendFilesAndRecvFilesAfterClose(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		f := textFile(t, "x")
 		if runtime.GOOS != "windows" { // where it would be left in this process
@@ -753,7 +615,7 @@ func TestNoFilesAfterClose(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Waiting
 
-func TestFilesEndAtTheDeadline(t *testing.T) {
+func TestSendFilesAndRecvFilesEndAtTheDeadline(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		begun := time.Now()
 		must(t, b.SetReadDeadline(begun.Add(brief)))
@@ -833,7 +695,7 @@ func TestSendFilesThatTimesOutSendsAllOrNothing(t *testing.T) {
 	})
 }
 
-func TestCloseEndsFilesThatWait(t *testing.T) {
+func TestSendFilesAndRecvFilesEndWithClose(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		receiving := begin(func() error { _, err := a.RecvFiles(1); return err })
 		awaitParked(t, strings.Replace(fmt.Sprintf("(%T).RecvFiles", a), "ipc.", "", 1), 1) // (*Conn).RecvFiles
@@ -845,7 +707,7 @@ func TestCloseEndsFilesThatWait(t *testing.T) {
 	})
 }
 
-func TestFilesOfManyAtOnce(t *testing.T) {
+func TestSendFilesOfManyAtOnce(t *testing.T) {
 	const senders, receivers, each = 4, 3, 50
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		deck := cards(t, senders*each+2)
@@ -900,7 +762,7 @@ func needsFilesWithMessages(t *testing.T, c *ipc.MsgConn) {
 	}
 }
 
-func TestMessageComesWithItsFiles(t *testing.T) {
+func TestRecvWithFilesBringsTheMessage(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		needsFilesWithMessages(t, a)
 		recvWith(t, b, "x", 1)
@@ -927,7 +789,7 @@ func TestMessageComesWithItsFiles(t *testing.T) {
 	})
 }
 
-func TestMessageComesWithoutFilesThatCannotBeHad(t *testing.T) {
+func TestRecvWithFilesThatCannotBeHad(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		needsFilesWithMessages(t, a)
 		recvWith(t, b, "x", 1)
@@ -978,7 +840,7 @@ func TestMessageComesWithoutFilesThatCannotBeHad(t *testing.T) {
 	})
 }
 
-func TestMessageWithFilesEndsAtTheDeadline(t *testing.T) {
+func TestRecvWithFilesEndsAtTheDeadline(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		needsFilesWithMessages(t, a)
 		recvWith(t, b, "x", 1)

@@ -1,7 +1,6 @@
 //go:build unix
 
-// Files and other control messages as Unix has them: what a peer can do that
-// knows nothing of this package, and what becomes of descriptors.
+// Files as Unix has them: descriptors in control messages.
 package ipc_test
 
 import (
@@ -27,70 +26,10 @@ func init() {
 	roles["fewfiles"] = childReceivesMoreThanItCan
 }
 
-// A rawCarrier is a carrier with the raw calls.
-type rawCarrier interface {
-	carrier
-	ReadMsg(p, oob []byte) (n, oobn, flags int, err error)
-	WriteMsg(p, oob []byte) (n int, err error)
-	File() (*os.File, error)
-}
-
-// overEachRaw tells a story over each kind of connection that is a bare socket.
-func overEachRaw(t *testing.T, tell func(t *testing.T, a, b rawCarrier)) {
-	overEachPair(t, func(t *testing.T, a, b carrier) {
-		if m, ok := a.(*ipc.MsgConn); ok && !m.Native() {
-			t.Skip("the socket carries frames")
-		}
-		tell(t, a.(rawCarrier), b.(rawCarrier))
-	})
-}
-
-// sysFD returns the descriptor of a file that stays open meanwhile.
-func sysFD(t *testing.T, f *os.File) (fd int) {
-	t.Helper()
-	raw, err := f.SyscallConn()
-	must(t, err)
-	must(t, raw.Control(func(sys uintptr) { fd = int(sys) }))
-	return fd
-}
-
-// rightsOf returns the control message that sends the files.
-func rightsOf(t *testing.T, files ...*os.File) []byte {
-	t.Helper()
-	fds := []int{}
-	for _, f := range files {
-		fds = append(fds, sysFD(t, f))
-	}
-	return syscall.UnixRights(fds...)
-}
-
-// filesIn returns the files in control messages.
-func filesIn(t *testing.T, oob []byte) (files []*os.File) {
-	t.Helper()
-	msgs, err := syscall.ParseSocketControlMessage(oob)
-	must(t, err)
-	for _, m := range msgs {
-		if m.Header.Level != syscall.SOL_SOCKET || m.Header.Type != syscall.SCM_RIGHTS {
-			continue
-		}
-		fds, err := syscall.ParseUnixRights(&m)
-		must(t, err)
-		for _, fd := range fds {
-			f := os.NewFile(uintptr(fd), "received")
-			t.Cleanup(func() { f.Close() })
-			files = append(files, f)
-		}
-	}
-	return files
-}
-
-// oobRoom is room for some files and for what the kernel may add.
-func oobRoom(files int) []byte { return make([]byte, syscall.CmsgSpace(4*files)+256) }
-
 // ---------------------------------------------------------------------------
 // Descriptors
 
-func TestReceivedFilesAreCloseOnExec(t *testing.T) {
+func TestRecvFilesAreCloseOnExec(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		r, w := osPipe(t)
 		before := descriptors()
@@ -118,7 +57,7 @@ func sharedModeIsNonblocking(t *testing.T, f *os.File) bool {
 	return isNonblocking(other)
 }
 
-func TestModeOfSentFilesStaysAsItWas(t *testing.T) {
+func TestSendFilesLeavesTheModeAsItWas(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		nonblocking, _ := osPipe(t)
 		var p [2]int
@@ -142,7 +81,7 @@ func TestModeOfSentFilesStaysAsItWas(t *testing.T) {
 	})
 }
 
-func TestConnectionsTravelAsFiles(t *testing.T) {
+func TestSendFilesOfConnections(t *testing.T) {
 	overEachCarrier(t, func(t *testing.T, a, b carrier) {
 		near, far := pair(t)
 		f, err := far.File()
@@ -157,7 +96,7 @@ func TestConnectionsTravelAsFiles(t *testing.T) {
 	})
 }
 
-func TestFilesCutOffByTheSystemAreClosed(t *testing.T) {
+func TestRecvFilesCutOffByTheSystemAreClosed(t *testing.T) {
 	for _, kind := range []string{"stream", "native", "framed"} {
 		if kind == "native" && ipc.FramedHere {
 			continue
@@ -168,17 +107,6 @@ func TestFilesCutOffByTheSystemAreClosed(t *testing.T) {
 		})
 	}
 }
-
-// carriers is a pair of connections of the kind "stream", "native" or "framed", for a child.
-func carriers(kind string) (a, b carrier, err error) {
-	if kind == "stream" {
-		return carrierPair(ipc.Pair())
-	}
-	ipc.FrameMessages(kind == "framed")
-	return carrierPair(ipc.MsgPair())
-}
-
-func carrierPair[C carrier](a, b C, err error) (carrier, carrier, error) { return a, b, err }
 
 // childReceivesMoreThanItCan receives more files than it may have descriptors.
 func childReceivesMoreThanItCan(_ *parent, args []string) error {
@@ -252,32 +180,10 @@ func childReceivesMoreThanItCan(_ *parent, args []string) error {
 	return errors.Join(a.Close(), b.Close())
 }
 
-// reaches sends the text from a to b.
-func reaches(a, b carrier, text string) error {
-	got := make([]byte, len(text))
-	var err error
-	switch a := a.(type) {
-	case *ipc.Conn:
-		_, err = io.WriteString(a, text)
-		if err == nil {
-			_, err = io.ReadFull(b.(*ipc.Conn), got)
-		}
-	case *ipc.MsgConn:
-		err = a.Send([]byte(text))
-		if err == nil {
-			_, err = b.(*ipc.MsgConn).Recv(got)
-		}
-	}
-	if err != nil || string(got) != text {
-		return fmt.Errorf("%q arrives as %q, %w", text, got, err)
-	}
-	return nil
-}
-
 // ---------------------------------------------------------------------------
 // Peers that send files in another way
 
-func TestFilesThatComeWithData(t *testing.T) {
+func TestRecvFilesThatComeWithData(t *testing.T) {
 	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
 		for _, data := range []string{"data", "\x01", "\xff\x00"} {
 			n, err := a.WriteMsg([]byte(data), rightsOf(t, textFile(t, "a file"), textFile(t, "another")))
@@ -293,7 +199,7 @@ func TestFilesThatComeWithData(t *testing.T) {
 	})
 }
 
-func TestTooManyFilesWithDataLeaveTheData(t *testing.T) {
+func TestRecvFilesOfTooManyLeavesTheData(t *testing.T) {
 	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
 		f := textFile(t, "a file")
 		before := openDescriptors()
@@ -309,9 +215,9 @@ func TestTooManyFilesWithDataLeaveTheData(t *testing.T) {
 	})
 }
 
-// TestFilesThatComeWithAFrame has a frame of another length than that of
+// TestRecvFilesThatComeWithAFrame has a frame of another length than that of
 // SendFiles: the next message is where it should be all the same.
-func TestFilesThatComeWithAFrame(t *testing.T) {
+func TestRecvFilesThatComeWithAFrame(t *testing.T) {
 	for what, message := range map[string]string{
 		"Longer": "message", "OneByte": "m", "Empty": "", "Zeros": "\x00\x00",
 	} {
@@ -329,9 +235,9 @@ func TestFilesThatComeWithAFrame(t *testing.T) {
 	}
 }
 
-// TestFilesThatComeWithAFrameLeaveTheNextAlone has RecvFiles keep a message, which the
+// TestRecvFilesOfAFrameLeavesTheNextAlone has RecvFiles keep a message, which the
 // next receive returns at once: the files of the message after it stay with that.
-func TestFilesThatComeWithAFrameLeaveTheNextAlone(t *testing.T) {
+func TestRecvFilesOfAFrameLeavesTheNextAlone(t *testing.T) {
 	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
 		_, err := stream.WriteMsg([]byte("\x00\x00\x00\x01m"), rightsOf(t, textFile(t, "a file")))
 		must(t, err)
@@ -352,9 +258,9 @@ func TestFilesThatComeWithAFrameLeaveTheNextAlone(t *testing.T) {
 	})
 }
 
-// TestFilesOfAFrameThatComesInPieces has the files come before the rest of their
+// TestRecvFilesOfAFrameThatComesInPieces has the files come before the rest of their
 // frame, so that whoever receives them may give up in between.
-func TestFilesOfAFrameThatComesInPieces(t *testing.T) {
+func TestRecvFilesOfAFrameThatComesInPieces(t *testing.T) {
 	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
 		const frame = "\x00\x00\x00\x01\x00"
 		begun := func(cut int) (r *os.File, before int) { // RecvFiles has seen a part
@@ -402,7 +308,7 @@ func TestFilesOfAFrameThatComesInPieces(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Raw control messages
 
-func TestRawMessagesCarryFiles(t *testing.T) {
+func TestReadMsgAndWriteMsgCarryFiles(t *testing.T) {
 	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
 		n, err := a.WriteMsg([]byte("data"), rightsOf(t, textFile(t, "one"), textFile(t, "two")))
 		if n != 4 || err != nil {
@@ -440,9 +346,9 @@ func TestRawMessagesCarryFiles(t *testing.T) {
 	})
 }
 
-// TestRawMessagesNeedRoomForTheirFilesAlone sizes the buffer as the example of
+// TestReadMsgNeedsRoomForItsFilesAlone sizes the buffer as the example of
 // cmsg(3) does: what the package asks of the kernel for itself is not in the way.
-func TestRawMessagesNeedRoomForTheirFilesAlone(t *testing.T) {
+func TestReadMsgNeedsRoomForItsFilesAlone(t *testing.T) {
 	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
 		for _, n := range []int{1, 2, mostFiles()} {
 			files := cards(t, n)
@@ -464,7 +370,7 @@ func TestRawMessagesNeedRoomForTheirFilesAlone(t *testing.T) {
 	})
 }
 
-func TestRawMessagesNeedNoControl(t *testing.T) {
+func TestReadMsgNeedsNoControl(t *testing.T) {
 	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
 		n, err := a.WriteMsg([]byte("plain"), nil)
 		if n != 5 || err != nil {
@@ -507,7 +413,7 @@ func TestRawMessagesNeedNoControl(t *testing.T) {
 	})
 }
 
-func TestRawMessagesWait(t *testing.T) {
+func TestReadMsgAndWriteMsgWait(t *testing.T) {
 	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
 		begun := time.Now()
 		must(t, b.SetReadDeadline(begun.Add(brief)))
@@ -538,7 +444,7 @@ func TestRawMessagesWait(t *testing.T) {
 	})
 }
 
-func TestRawMessageTooLongIsFlagged(t *testing.T) {
+func TestReadMsgFlagsAMessageTooLong(t *testing.T) {
 	if ipc.FramedHere {
 		t.Skip("no messages but in frames")
 	}
@@ -567,7 +473,7 @@ func TestRawMessageTooLongIsFlagged(t *testing.T) {
 	expectMsg(t, b, "next")
 }
 
-func TestEmptyRawMessageIsNotTheEnd(t *testing.T) {
+func TestReadMsgOfNothingIsNotTheEnd(t *testing.T) {
 	if ipc.FramedHere {
 		t.Skip("no messages but in frames")
 	}
@@ -588,9 +494,9 @@ func TestEmptyRawMessageIsNotTheEnd(t *testing.T) {
 	}
 }
 
-// TestControlDataWithoutRoomIsClosed counts; that the kernel says so is another
+// TestReadMsgClosesControlWithoutRoom counts; that the kernel says so is another
 // test.
-func TestControlDataWithoutRoomIsClosed(t *testing.T) {
+func TestReadMsgClosesControlWithoutRoom(t *testing.T) {
 	if underEmulation() {
 		t.Skip("qemu-user asks the kernel for twice as much room as there is, and loses the files that are too many")
 	}
@@ -625,7 +531,7 @@ func TestControlDataWithoutRoomIsClosed(t *testing.T) {
 	})
 }
 
-func TestControlDataWithoutRoomIsFlagged(t *testing.T) {
+func TestReadMsgFlagsControlWithoutRoom(t *testing.T) {
 	if underEmulation() {
 		t.Skip("qemu-user does not report MSG_CTRUNC")
 	}
@@ -646,7 +552,7 @@ func TestControlDataWithoutRoomIsFlagged(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Adopting what is no connection of that kind
 
-func TestForeignDescriptorsAreNotAdopted(t *testing.T) {
+func TestFileConnRefusesForeignDescriptors(t *testing.T) {
 	story(t)
 	file := func(fd int, err error) *os.File {
 		t.Helper()
@@ -828,7 +734,7 @@ int main(int argc, char **argv) {
 }
 `
 
-func TestFilesToAndFromAProgramInC(t *testing.T) {
+func TestSendFilesToAndFromAProgramInC(t *testing.T) {
 	gcc, err := exec.LookPath("gcc")
 	if err != nil {
 		t.Skip(err)
@@ -893,9 +799,9 @@ func TestFilesToAndFromAProgramInC(t *testing.T) {
 	})
 }
 
-// TestFilesOfAnInterruptedMessageAreBounded gives up in the middle of a frame that
+// TestRecvFilesOfAnInterruptedMessageAreBounded gives up in the middle of a frame that
 // brings files, and asks for fewer the next time.
-func TestFilesOfAnInterruptedMessageAreBounded(t *testing.T) {
+func TestRecvFilesOfAnInterruptedMessageAreBounded(t *testing.T) {
 	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
 		f := textFile(t, "a file")
 		before := openDescriptors()
@@ -945,7 +851,8 @@ while True:
         os.close(f)
 `
 
-func TestFilesOfAMessageGoToPythonAndBack(t *testing.T) {
+func TestSendFilesToPythonAndBack(t *testing.T) {
+	together(t)
 	python, err := exec.LookPath("python3")
 	if err != nil {
 		t.Skip(err)

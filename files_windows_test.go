@@ -1,10 +1,15 @@
+// Files as Windows has them: handles that are put into another process, and the record that tells it of them. What a
+// program can do that does not use this package, and what a peer can do that must not. Ends that a child is given.
 package ipc_test
 
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -15,14 +20,15 @@ import (
 	"github.com/interprocess-go/ipc"
 )
 
-// Files as Windows has them: handles that are put into another process, and the
-// record that tells it of them. What a program can do that does not use this
-// package, and what a peer can do that must not.
-
 func init() {
 	roles["locked"] = childIsLocked
 	roles["sends by hand"] = childSendsByHand
 	roles["holds an end"] = childHoldsAnEnd
+
+	roles["refuses an end"] = childRefusesAnEnd
+	roles["welcomes"] = childWelcomes
+	roles["serves a pipe"] = childServesAPipe
+	roles["reads an end"] = childReadsAnEnd
 }
 
 var (
@@ -77,19 +83,10 @@ func newLetter(pid, files int) letter {
 	return l
 }
 
-// handleOf returns another handle of the file, which is the caller's to close.
-func handleOf(t *testing.T, f syscall.Conn) (d syscall.Handle) {
-	t.Helper()
-	control(t, f, func(h uintptr) {
-		must(t, syscall.DuplicateHandle(thisProcess, syscall.Handle(h), thisProcess, &d, 0, false, syscall.DUPLICATE_SAME_ACCESS))
-	})
-	return d
-}
-
 // ---------------------------------------------------------------------------
 // The record
 
-func TestRecordIsAsDocumented(t *testing.T) {
+func TestSendFilesRecordIsAsDocumented(t *testing.T) {
 	overEachPair(t, func(t *testing.T, a, b carrier) {
 		sendFiles(t, a, textFile(t, "one"), textFile(t, "two"))
 		text := make([]byte, letterSize+8+len(zeroByte))
@@ -442,7 +439,7 @@ func childHoldsAnEnd(p *parent, args []string) error {
 	return errors.Join(f.Close(), c.Close())
 }
 
-func TestFilesReachAPeerThatNobodyMayOpen(t *testing.T) {
+func TestSendFilesToAPeerThatNobodyMayOpen(t *testing.T) {
 	story(t)
 	l := listen(t, nameAddr(t))
 	c := startChild(t, "locked", l.Addr().String())
@@ -468,7 +465,7 @@ func childIsLocked(p *parent, args []string) error {
 // ---------------------------------------------------------------------------
 // What arrives
 
-func TestReceivedHandlesAreNotInherited(t *testing.T) {
+func TestRecvFilesAreNotInherited(t *testing.T) {
 	overEachPair(t, func(t *testing.T, a, b carrier) {
 		f := textFile(t, "x")
 		control(t, f, func(h uintptr) {
@@ -489,7 +486,7 @@ func TestReceivedHandlesAreNotInherited(t *testing.T) {
 	})
 }
 
-func TestOverlappedFilesAreSoForTheReceiver(t *testing.T) {
+func TestSendFilesKeepsOverlappedMode(t *testing.T) {
 	overEachPair(t, func(t *testing.T, a, b carrier) {
 		// A connection that its sender has used: a Conn made of it has deadlines.
 		near, far := pair(t)
@@ -511,7 +508,7 @@ func TestOverlappedFilesAreSoForTheReceiver(t *testing.T) {
 	})
 }
 
-func TestFilesGoTheWayOfTheirPipe(t *testing.T) {
+func TestSendFilesGoTheWayOfTheirPipe(t *testing.T) {
 	story(t)
 	client, server := connectPipe(t, ipc.PipeConfig{Direction: ipc.ServerToClient, Messages: true})
 	sendFiles(t, server, textFile(t, "x"))
@@ -562,7 +559,7 @@ func recvFilesOf(c carrier) string {
 	return "(*Conn).RecvFiles"
 }
 
-func TestEmptyMessageInsteadOfFilesIsTheNextToRead(t *testing.T) {
+func TestRecvFilesOfAnEmptyMessageLeavesItNextToRead(t *testing.T) {
 	story(t)
 	client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
 	for range 2 {
@@ -590,7 +587,7 @@ func TestEmptyMessageInsteadOfFilesIsTheNextToRead(t *testing.T) {
 	}
 }
 
-func TestEmptyWritesToAStreamAreNothing(t *testing.T) {
+func TestPipeConnEmptyWritesAreNothing(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	event, _, err := createEvent.Call(0, 0, 0, 0)
@@ -624,7 +621,7 @@ func noMoreHandles(t *testing.T, before int) {
 	}
 }
 
-func TestFilesLeaveNoHandlesBehind(t *testing.T) {
+func TestSendFilesLeavesNoHandlesBehind(t *testing.T) {
 	overEachPair(t, func(t *testing.T, a, b carrier) {
 		f, closed := textFile(t, "x"), textFile(t, "y")
 		must(t, closed.Close())
@@ -657,7 +654,7 @@ func TestFilesLeaveNoHandlesBehind(t *testing.T) {
 	})
 }
 
-func TestFilesThatAreTakenBackLeaveNoHandlesBehind(t *testing.T) {
+func TestSendFilesTakenBackLeavesNoHandlesBehind(t *testing.T) {
 	overEachPair(t, func(t *testing.T, a, b carrier) {
 		f := textFile(t, "x")
 		say(t, a, strings.Repeat("x", 70<<10)[:64<<10]) // there is no more room
@@ -700,4 +697,278 @@ func TestSendFilesWithoutRightsFails(t *testing.T) {
 	noMoreHandles(t, before)
 	send(t, server, "x") // nothing was sent
 	c.kill()
+}
+
+// ---------------------------------------------------------------------------
+// Inheritance
+
+// instanceInfo returns the kind and the buffers of the pipe of an end.
+func instanceInfo(t *testing.T, c syscall.Conn) (info [3]uint32) {
+	t.Helper()
+	control(t, c, func(h uintptr) {
+		r, _, err := getNamedPipeInfo.Call(h, uintptr(unsafe.Pointer(&info[0])), uintptr(unsafe.Pointer(&info[1])),
+			uintptr(unsafe.Pointer(&info[2])), 0)
+		if r == 0 {
+			t.Fatal(err)
+		}
+	})
+	return info
+}
+
+func TestInheritedListenerIsAsItsParents(t *testing.T) {
+	for _, remote := range []bool{false, true} {
+		t.Run(fmt.Sprint("AcceptRemote ", remote), func(t *testing.T) {
+			story(t)
+			path := pipePath()
+			lc := ipc.ListenConfig{
+				Access:  ipc.Everyone,
+				Backlog: 2,
+				Sys:     &ipc.SysListenConfig{ReadBuffer: 12 << 10, WriteBuffer: 20 << 10, AcceptRemote: remote},
+			}
+			l := listenWith(t, lc, ipc.Path(path))
+			h := newHeir(t)
+			h.gets("l", l)
+			if strings.HasSuffix(h.cmd.Env[0], ":remote") != remote { // nothing else tells, on this machine
+				t.Errorf("the child is told %s", h.cmd.Env)
+			}
+			c := h.start("holds a listener", "l")
+			c.mustSay("ready")
+
+			before := dialPipe(t, path, ipc.PipeDialer{}) // an instance of the parent's
+			must(t, l.Close())
+			after := dialPipe(t, path, ipc.PipeDialer{})
+			if got, want := instanceInfo(t, after), instanceInfo(t, before); got != want {
+				t.Errorf("the kind and the buffers are %v, want %v", got, want)
+			}
+			was, err := before.SecurityDescriptor()
+			must(t, err)
+			is, err := after.SecurityDescriptor()
+			must(t, err)
+			if is.String() != was.String() {
+				t.Errorf("the descriptor is %v, want %v", is, was)
+			}
+			if n := 1 + len(fill(t, ipc.Path(path))); n != lc.Backlog {
+				t.Errorf("%d clients have room, want %d", n, lc.Backlog)
+			}
+			c.end()
+		})
+	}
+}
+
+func TestInheritedListenersServeOneName(t *testing.T) {
+	story(t)
+	addr := nameAddr(t)
+	l := listen(t, addr)
+	var heirs []*child
+	for _, name := range []string{"first", "second"} {
+		h := newHeir(t)
+		h.gets(name, l)
+		c := h.start("welcomes", name)
+		c.mustSay("welcoming " + addr.String())
+		heirs = append(heirs, c)
+	}
+	must(t, l.Close())
+	servedBy := func(names ...string) {
+		t.Helper()
+		for _, name := range names {
+			eventually(t, name+" serves", func() bool {
+				var conns []*ipc.Conn // the system takes the instance that listens longest
+				defer func() {
+					for _, c := range conns {
+						c.Close()
+					}
+				}()
+				for range 20 {
+					c, err := ipc.Dialer{Timeout: soon}.Dial(addr)
+					must(t, err)
+					conns = append(conns, c)
+					if who, err := io.ReadAll(c); string(who) == name && err == nil {
+						return true
+					}
+				}
+				return false
+			})
+		}
+	}
+	servedBy("first", "second")
+	heirs[0].end()
+	servedBy("second")
+	_, err := ipc.Listen(addr)
+	matches(t, err, ipc.ErrAddrInUse)
+	heirs[1].end()
+	serves(t, listen(t, addr), addr)
+}
+
+// childWelcomes tells the clients of the listener of its argument that name.
+func childWelcomes(p *parent, args []string) error {
+	l := sure(ipc.InheritedListener(args[0]))
+	serving := begin(func() error { welcome(l, args[0]); return nil })
+	p.say("welcoming %v", l.Addr())
+	p.hear()
+	return errors.Join(l.Close(), <-serving)
+}
+
+func TestInheritedRefusesEndsOfAnotherKind(t *testing.T) {
+	story(t)
+	_, conn := pair(t)
+	r, w := pipe(t)
+	l := listen(t, nameAddr(t))
+	for what, end := range map[string]ipc.Inheritable{"conn": conn, "reader": r, "writer": w, "listener": l} {
+		for _, kind := range []string{"conn", "msgconn", "listener"} {
+			if kind == what {
+				continue
+			}
+			h := newHeir(t)
+			h.gets("x", end)
+			// As if it were one of the other kind, in every way to write its token.
+			_, token, _ := strings.Cut(h.cmd.Env[0], ","+what+",")
+			handle, _, _ := strings.Cut(token, ":")
+			for _, token := range []string{handle, handle + ":4", handle + ":remote", handle + ":4:remote"} {
+				if what == "listener" && kind == "conn" && !strings.Contains(token, ":4") {
+					continue // its handle is that of a connection whose client has left
+				}
+				h.cmd.Env[0] = inheritVar + "=x," + kind + "," + token
+				c := h.start("refuses an end", kind)
+				c.mustSay("refused")
+				c.end()
+			}
+		}
+	}
+	runtime.KeepAlive(l) // with its handle
+}
+
+// childRefusesAnEnd takes the end "x" of the kind, which it must not get.
+func childRefusesAnEnd(p *parent, args []string) error {
+	for range 2 { // it stays where it is
+		end, err := inheritors[args[0]]("x")
+		if err == nil {
+			return fmt.Errorf("there is an end %#v", end)
+		}
+		if err := refusedEnd(err); err != nil {
+			return err
+		}
+		if strings.Contains(err.Error(), "garbled") {
+			return err
+		}
+	}
+	p.say("refused")
+	return nil
+}
+
+// A child reads what was written to an end, though its peer is gone already. The system
+// may have forgotten the name of such a pipe.
+func TestInheritOfAnEndWhosePeerIsGone(t *testing.T) {
+	overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
+		send(t, a, "before")
+		h := newHeir(t)
+		h.gets("c", b)
+		must(t, a.Close())
+		h.start("reads an end", "c", "before").end()
+		must(t, b.Close())
+	})
+	overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
+		send(t, a, "before")
+		must(t, a.Close())
+		h := newHeir(t)
+		h.gets("c", b)
+		h.start("reads an end", "c", "before").end()
+		must(t, b.Close())
+	})
+}
+
+func childReadsAnEnd(p *parent, args []string) error {
+	c, err := ipc.InheritedConn(args[0])
+	if err != nil {
+		return err
+	}
+	text, err := io.ReadAll(c)
+	if string(text) != args[1] {
+		err = errors.Join(err, fmt.Errorf("there is %q to read, want %q", text, args[1]))
+	}
+	return errors.Join(err, c.Close())
+}
+
+func TestPipeListenerIsHandedOn(t *testing.T) {
+	for what, c := range map[string]ipc.PipeConfig{
+		"bytes":    {},
+		"messages": {Messages: true, Backlog: 2, Access: ipc.Everyone, ReadBuffer: 12 << 10, WriteBuffer: 20 << 10},
+		"inbound":  {Direction: ipc.ClientToServer},
+		"outbound": {Direction: ipc.ServerToClient, Messages: true, AcceptRemote: true, Inheritable: true},
+	} {
+		t.Run(what, func(t *testing.T) {
+			story(t)
+			l, path := listenPipe(t, c)
+			h := newHeir(t)
+			h.gets("l", l)
+			child := h.start("serves a pipe", "l")
+			child.mustSay("serving " + path)
+			must(t, l.Close())
+			client := dialPipe(t, path, ipc.PipeDialer{Direction: c.Direction, Messages: c.Messages})
+			if c.Direction != ipc.ServerToClient {
+				send(t, client, "word")
+				child.mustSay("heard word")
+			}
+			if c.Direction != ipc.ClientToServer {
+				p := make([]byte, 10)
+				if n, err := client.Read(p); string(p[:n]) != "answer" || err != nil {
+					t.Errorf("%q, %v", p[:n], err)
+				}
+			}
+			must(t, client.Close())
+			child.end()
+			again, err := ipc.ListenPipe(path, c) // the name went with the child
+			must(t, err)
+			must(t, again.Close())
+		})
+	}
+}
+
+// childServesAPipe serves one client of the pipe of its argument.
+func childServesAPipe(p *parent, args []string) error {
+	l, err := ipc.InheritedPipeListener(args[0])
+	if err != nil {
+		return err
+	}
+	p.say("serving %v", l.Addr())
+	c, err := l.AcceptPipe()
+	if err != nil {
+		return err
+	}
+	b := make([]byte, 10)
+	if n, err := c.Read(b); err == nil {
+		p.say("heard %s", b[:n])
+	} else if !errors.Is(err, errors.ErrUnsupported) {
+		return err
+	}
+	if _, err := c.Write([]byte("answer")); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return err
+	}
+	p.hear()
+	return errors.Join(c.Close(), l.Close())
+}
+
+func TestPipeListenerWithALimitIsNotHandedOn(t *testing.T) {
+	story(t)
+	l, _ := listenPipe(t, ipc.PipeConfig{MaxInstances: 1})
+	var cmd exec.Cmd
+	matches(t, ipc.Inherit(&cmd, "l", l), errors.ErrUnsupported)
+	if cmd.Env != nil || cmd.SysProcAttr != nil {
+		t.Errorf("the command became %+v", cmd)
+	}
+}
+
+// A handle that is open when the child starts, but that of another pipe.
+func TestInheritedEndWithAnotherHandleIsRefused(t *testing.T) {
+	story(t)
+	_, b := pair(t)
+	_, other := pair(t)
+	h, wrong := newHeir(t), newHeir(t)
+	h.gets("x", b)
+	wrong.gets("x", other)
+	_, id, _ := strings.Cut(h.cmd.Env[0], "@")
+	handle, _, _ := strings.Cut(wrong.cmd.Env[0], "@")
+	wrong.cmd.Env[0] = handle + "@" + id
+	c := wrong.start("refuses an end", "conn")
+	c.mustSay("refused")
+	c.end()
 }

@@ -197,7 +197,8 @@ func isOne(n int, err error) error {
 	return nil
 }
 
-func TestClosingADirtyFileStopsNobody(t *testing.T) {
+func TestRecvFilesOfADirtyFileStopsNobody(t *testing.T) {
+	together(t)
 	for what := range meetings {
 		t.Run(what, func(t *testing.T) {
 			story(t)
@@ -275,6 +276,7 @@ func childFaultsInAPipe(p *parent, args []string) error {
 }
 
 func TestPipeHeldInAPageFaultStopsNobody(t *testing.T) {
+	together(t)
 	for _, pipe := range []string{"FIFO", "Inherited"} {
 		for _, side := range []string{"writes", "reads"} { // of the peer
 			t.Run(pipe+"/Peer"+strings.ToUpper(side[:1])+side[1:], func(t *testing.T) {
@@ -321,8 +323,8 @@ func TestPipeHeldInAPageFaultStopsNobody(t *testing.T) {
 	}
 }
 
-// TestReceivedPipeThatIsHeldIsReceived has the pipe's mutex be held while it arrives.
-func TestReceivedPipeThatIsHeldIsReceived(t *testing.T) {
+// TestRecvFilesOfAPipeThatIsHeld has the pipe's mutex be held while it arrives.
+func TestRecvFilesOfAPipeThatIsHeld(t *testing.T) {
 	story(t)
 	fs := mountSlow(t, "read")
 	defer fs.open()
@@ -400,6 +402,7 @@ func childHasAStuckPipe(p *parent, args []string) error {
 // Files that are slow to answer
 
 func TestRecvFilesOfSlowFilesEnds(t *testing.T) {
+	together(t)
 	for _, slow := range []string{"poll", "flush"} {
 		t.Run(slow, func(t *testing.T) {
 			story(t)
@@ -459,9 +462,10 @@ func childIsGivenSlowFiles(p *parent, args []string) error {
 	return c.Close()
 }
 
-// TestFloodOfSlowFilesHoldsNobodyElseUp has a peer send more files whose closing
+// TestRecvFilesOfAFloodHoldsNobodyElseUp has a peer send more files whose closing
 // waits than there are closers.
-func TestFloodOfSlowFilesHoldsNobodyElseUp(t *testing.T) {
+func TestRecvFilesOfAFloodHoldsNobodyElseUp(t *testing.T) {
+	together(t)
 	story(t)
 	fs := mountSlow(t, "flush")
 	defer fs.open()
@@ -541,9 +545,10 @@ type blockingEnds struct {
 	l *ipc.Listener
 }
 
-// TestEndsThatAnotherMakesBlockKeepTheirDeadlines has another holder of each kind of
+// TestConnThatAnotherMakesBlockKeepsItsDeadlines has another holder of each kind of
 // end clear O_NONBLOCK, which all holders share.
-func TestEndsThatAnotherMakesBlockKeepTheirDeadlines(t *testing.T) {
+func TestConnThatAnotherMakesBlockKeepsItsDeadlines(t *testing.T) {
+	together(t)
 	for _, way := range []string{"Duplicate", "Bequeathed", "Adopted", "Inherited"} {
 		for _, when := range []string{"before use", "after use"} {
 			t.Run(way+"/"+when, func(t *testing.T) {
@@ -756,19 +761,15 @@ func sure2[A, B any](a A, b B, err error) (A, B) { return sure(a, err), b }
 
 // A lingering socket waits in close(2) for an hour, unless its peer makes room. Its peer
 // stays until the test ends.
-type lingering struct{ fd int }
+type lingering struct{ fd, peer int }
 
-// newLingering returns n of them, or skips the test if there is no TCP here.
+// newLingering makes n of them, or skips the test if there is no TCP here. It takes a while, for many no longer than for
+// one.
 func newLingering(t *testing.T, n int) (all []*lingering) {
 	t.Helper()
-	tcp := func() (fd int) {
-		t.Helper()
-		fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-		must(t, err)
-		t.Cleanup(func() { syscall.Close(fd) })
-		return fd
-	}
-	l := tcp()
+	l, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	must(t, err)
+	defer syscall.Close(l)
 	must(t, syscall.SetsockoptInt(l, syscall.SOL_SOCKET, syscall.SO_RCVBUF, 2048))
 	if err := syscall.Bind(l, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
 		t.Skip("there is no loopback interface:", err)
@@ -783,10 +784,9 @@ func newLingering(t *testing.T, n int) (all []*lingering) {
 		must(t, syscall.Connect(fd, addr))
 		peer, _, err := syscall.Accept4(l, syscall.SOCK_CLOEXEC)
 		must(t, err)
-		t.Cleanup(func() { syscall.Close(peer) }) // which resets the other end
 		must(t, syscall.SetNonblock(fd, true))
 		must(t, syscall.SetsockoptLinger(fd, syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1, Linger: 3600}))
-		all = append(all, &lingering{fd})
+		all = append(all, &lingering{fd, peer})
 	}
 	// The peer's queue is full too once nothing has moved for longer than an
 	// acknowledgement may be delayed.
@@ -806,6 +806,19 @@ func newLingering(t *testing.T, n int) (all []*lingering) {
 	return all
 }
 
+// lingerings are those that were made and that no test has taken.
+var lingerings []*lingering
+
+// takeLingering returns n of them, which linger until the test ends.
+func takeLingering(t *testing.T, n int) (taken []*lingering) {
+	t.Helper()
+	taken, lingerings = lingerings[:n], lingerings[n:]
+	for _, l := range taken {
+		t.Cleanup(func() { syscall.Close(l.peer) }) // which resets the other end
+	}
+	return taken
+}
+
 // rights returns the control message that sends it, so often.
 func (l *lingering) rights(times int) []byte {
 	return syscall.UnixRights(slices.Repeat([]int{l.fd}, times)...)
@@ -817,7 +830,7 @@ func (l *lingering) let() { syscall.Close(l.fd) }
 // bombs sends p with a new lingering socket.
 func bombs(t *testing.T, c rawCarrier, p string, times int) {
 	t.Helper()
-	for _, l := range newLingering(t, 1) {
+	for _, l := range takeLingering(t, 1) {
 		_, err := c.WriteMsg([]byte(p), l.rights(times))
 		l.let()
 		must(t, err)
@@ -830,7 +843,7 @@ func urgentBomb(t *testing.T, c rawCarrier) {
 	if _, ok := c.(*ipc.Conn); !ok {
 		t.Skip("only a stream has urgent data")
 	}
-	l := newLingering(t, 1)[0]
+	l := takeLingering(t, 1)[0]
 	defer l.let()
 	raw, err := c.SyscallConn()
 	must(t, err)
@@ -847,7 +860,7 @@ func urgentBomb(t *testing.T, c rawCarrier) {
 // lingering socket, and stays until the test ends.
 func dialBomb(t *testing.T, typ int, addr net.Addr) {
 	t.Helper()
-	l := newLingering(t, 1)[0]
+	l := takeLingering(t, 1)[0]
 	defer l.let()
 	s, err := syscall.Socket(syscall.AF_UNIX, typ|syscall.SOCK_CLOEXEC, 0)
 	must(t, err)
@@ -870,7 +883,14 @@ func ends(t *testing.T, what string, call func() error) {
 	}
 }
 
-func TestLingeringSocketHoldsNobodyUp(t *testing.T) {
+func TestConnCloseOfALingeringSocketHoldsNobodyUp(t *testing.T) {
+	lingerings = newLingering(t, 50)
+	defer func() {
+		for _, l := range lingerings {
+			syscall.Close(l.peer)
+			l.let()
+		}
+	}()
 	refuse := func(ipc.Peer) error { return errors.New("refused") }
 	onConns := map[string]func(t *testing.T, a, b rawCarrier){
 		"Close": func(t *testing.T, a, b rawCarrier) {
@@ -927,7 +947,7 @@ func TestLingeringSocketHoldsNobodyUp(t *testing.T) {
 			if !ok {
 				t.Skip("messages have no half close")
 			}
-			for _, l := range newLingering(t, 20) {
+			for _, l := range takeLingering(t, 20) {
 				_, err := a.WriteMsg([]byte("x"), l.rights(1))
 				l.let()
 				must(t, err)
@@ -1009,7 +1029,7 @@ func TestLingeringSocketHoldsNobodyUp(t *testing.T) {
 			squatter, err := net.ListenUnix("unix", &net.UnixAddr{Name: addr.String(), Net: "unix"})
 			must(t, err)
 			defer squatter.Close()
-			bomb := newLingering(t, 1)[0]
+			bomb := takeLingering(t, 1)[0]
 			ends(t, "Dial", func() error {
 				_, err := ipc.Dialer{Check: func(p ipc.Peer) error {
 					c, err := squatter.AcceptUnix()
@@ -1061,7 +1081,7 @@ func overEachPidfd(t *testing.T, tell func(t *testing.T, a, b rawCarrier)) {
 	})
 }
 
-func TestDescriptorsOfSendersAreClosed(t *testing.T) {
+func TestRecvPeerClosesDescriptorsOfSenders(t *testing.T) {
 	overEachPidfd(t, func(t *testing.T, a, b rawCarrier) {
 		file := textFile(t, "a file")
 		p := make([]byte, 8)
@@ -1123,9 +1143,9 @@ func TestDescriptorsOfSendersAreClosed(t *testing.T) {
 	})
 }
 
-// TestEndIsTheEndWhateverComesWithIt has somebody ask for the credentials of every
+// TestConnEOFWhateverComesWithIt has somebody ask for the credentials of every
 // sender, which the kernel then adds to the end of a stream too.
-func TestEndIsTheEndWhateverComesWithIt(t *testing.T) {
+func TestConnEOFWhateverComesWithIt(t *testing.T) {
 	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
 		f, err := b.File()
 		must(t, err)
@@ -1142,9 +1162,9 @@ func TestEndIsTheEndWhateverComesWithIt(t *testing.T) {
 	})
 }
 
-// TestRawMessagesWithoutTheMarkAreWhole has another holder switch off what this
+// TestReadMsgWithoutTheMarkIsWhole has another holder switch off what this
 // package has the kernel mark messages with.
-func TestRawMessagesWithoutTheMarkAreWhole(t *testing.T) {
+func TestReadMsgWithoutTheMarkIsWhole(t *testing.T) {
 	story(t)
 	a, b := msgPair(t)
 	if !a.Native() {
@@ -1252,10 +1272,10 @@ func childLacksDescriptors(_ *parent, args []string) error {
 	return errors.Join(a.Close(), b.Close())
 }
 
-// TestFilesThatNobodyTakesDelayOthersBriefly has a user who may have 64 descriptors,
+// TestSendFilesThatNobodyTakesDelayOthersBriefly has a user who may have 64 descriptors,
 // and so 64 files under way to all of its receivers together: see unix(7),
 // ETOOMANYREFS. Root may have any number.
-func TestFilesThatNobodyTakesDelayOthersBriefly(t *testing.T) {
+func TestSendFilesThatNobodyTakesDelayOthersBriefly(t *testing.T) {
 	needsRoot(t)
 	story(t)
 	user := 1<<20 + os.Getpid() // nobody else has files under way

@@ -44,24 +44,6 @@ func init() {
 // program may be asked to clear its environment but for it.
 const inheritVar = "IPC_INHERIT"
 
-// An heir is a child to be, and the ends that it will be given.
-type heir struct {
-	t   *testing.T
-	cmd exec.Cmd
-}
-
-func newHeir(t *testing.T) *heir { return &heir{t: t, cmd: exec.Cmd{Env: []string{}}} }
-
-func (h *heir) gets(name string, end ipc.Inheritable) {
-	h.t.Helper()
-	must(h.t, ipc.Inherit(&h.cmd, name, end))
-}
-
-func (h *heir) start(role string, args ...string) *child {
-	h.t.Helper()
-	return startChildWith(h.t, h.cmd, role, args...)
-}
-
 // childServesItsEnds takes the ends that the arguments tell, "kind name", and
 // serves each until its end: connections and clients of listeners by an echo, a
 // reader by a copy to the writer.
@@ -174,7 +156,7 @@ func echoesMessages(t *testing.T, c *ipc.MsgConn) {
 // ---------------------------------------------------------------------------
 // What a child is given
 
-func TestChildUsesTheEndsItIsGiven(t *testing.T) {
+func TestInheritedEndsAreUsed(t *testing.T) {
 	t.Run("Conn", func(t *testing.T) {
 		overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
 			h := newHeir(t)
@@ -255,7 +237,7 @@ func TestChildUsesTheEndsItIsGiven(t *testing.T) {
 	})
 }
 
-func TestChildIsGivenManyEnds(t *testing.T) {
+func TestInheritManyEnds(t *testing.T) {
 	story(t)
 	h := newHeir(t)
 	var args []string
@@ -331,7 +313,7 @@ func childHoldsAListener(p *parent, args []string) error {
 	return nil
 }
 
-func TestNobodyFindsNoListenerWhileOneTakesOver(t *testing.T) {
+func TestInheritedListenerTakesOverWithoutAGap(t *testing.T) {
 	story(t)
 	addr := pathAddr(t)
 	l := listenWith(t, ipc.ListenConfig{KeepName: true}, addr)
@@ -427,7 +409,7 @@ func childSucceeds(p *parent, args []string) error {
 	return errors.Join(l.Close(), <-serving)
 }
 
-func TestEndOfAChildIsTheEndOfItsStreams(t *testing.T) {
+func TestInheritedEndsEndWithTheChild(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	m, n := msgPair(t)
@@ -462,7 +444,7 @@ func TestEndOfAChildIsTheEndOfItsStreams(t *testing.T) {
 	matches(t, err, syscall.EPIPE)
 }
 
-func TestParentsEndsHonourDeadlinesAfterStart(t *testing.T) {
+func TestInheritLeavesTheParentItsDeadlines(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	r, w := pipe(t)
@@ -519,7 +501,7 @@ func TestParentsEndsHonourDeadlinesAfterStart(t *testing.T) {
 	c.end()
 }
 
-func TestEndIsTakenOnce(t *testing.T) {
+func TestInheritedEndIsTakenOnce(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	r, w := pipe(t)
@@ -625,13 +607,6 @@ func childTakesEndsInEveryWay(p *parent, args []string) error {
 // ---------------------------------------------------------------------------
 // What a grandchild is given
 
-// again is rerun for a child that gives its standard streams to a child of its own.
-func again(role string, args ...string) *exec.Cmd {
-	cmd := rerun(role, args...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	return cmd
-}
-
 // outlive waits until everything that has the child's standard output, also a
 // child of it, has ended.
 func (c *child) outlive() {
@@ -643,7 +618,7 @@ func (c *child) outlive() {
 	c.end()
 }
 
-func TestEndsAreNotPassedOn(t *testing.T) {
+func TestInheritedEndsAreNotPassedOn(t *testing.T) {
 	story(t)
 	taken, b := pair(t)
 	left, d := pair(t)
@@ -699,7 +674,7 @@ func childLives(p *parent, args []string) error {
 	return nil
 }
 
-func TestEndIsPassedOnByInheritAlone(t *testing.T) {
+func TestInheritedEndIsPassedOnByInheritAlone(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	in, out := pipe(t)
@@ -741,7 +716,7 @@ func childPassesItsEndOn(p *parent, args []string) error {
 // ---------------------------------------------------------------------------
 // What cannot be given
 
-func TestBadNamesOfEndsAreRefused(t *testing.T) {
+func TestInheritRefusesBadNames(t *testing.T) {
 	story(t)
 	_, b := pair(t)
 	for _, name := range []string{"", " ", "a b", "a,b", "a;b", "a=b", "a/b", "ü", "a\x00", "a\n"} {
@@ -758,7 +733,7 @@ func TestBadNamesOfEndsAreRefused(t *testing.T) {
 	}
 }
 
-func TestNameIsGivenOnce(t *testing.T) {
+func TestInheritGivesANameOnce(t *testing.T) {
 	story(t)
 	_, b := pair(t)
 	_, d := pair(t)
@@ -776,7 +751,7 @@ func TestNameIsGivenOnce(t *testing.T) {
 	h.gets("y", d)
 }
 
-func TestClosedEndCannotBeGiven(t *testing.T) {
+func TestInheritRefusesAClosedEnd(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	r, w := pipe(t)
@@ -796,7 +771,7 @@ func TestClosedEndCannotBeGiven(t *testing.T) {
 	}
 }
 
-func TestUsedEndCannotBeGivenWhereItBelongsToTheProcess(t *testing.T) {
+func TestInheritRefusesAUsedEndWhereItBelongsToTheProcess(t *testing.T) {
 	if runtime.GOOS != "windows" {
 		t.Skip("here it can")
 	}
@@ -807,7 +782,7 @@ func TestUsedEndCannotBeGivenWhereItBelongsToTheProcess(t *testing.T) {
 	matches(t, ipc.Inherit(&cmd, "x", b), errors.ErrUnsupported)
 }
 
-func TestEndOfAChildThatDoesNotStartIsUsable(t *testing.T) {
+func TestInheritForAChildThatDoesNotStart(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	cmd := exec.Command(tempDir(t) + "/no such program")
@@ -868,7 +843,7 @@ func TestInheritKeepsTheEnvironment(t *testing.T) {
 	}
 }
 
-func TestCommandsDoNotShareWhatTheyAreGiven(t *testing.T) {
+func TestInheritByTwoCommandsSharesNothing(t *testing.T) {
 	story(t)
 	_, b := pair(t)
 	_, d := pair(t)
@@ -924,7 +899,7 @@ var garbledLists = map[string]string{
 	"x,conn,3;y,msgconn,987654;z,conn,10": "", // a file
 }
 
-func TestGarbledVariableIsAClearError(t *testing.T) {
+func TestInheritedWithAMalformedVariable(t *testing.T) {
 	longStory(t, patience+time.Duration(len(garbledLists))*soon)
 	file, err := os.Create(tempDir(t) + "/file")
 	must(t, err)
@@ -953,7 +928,7 @@ func TestGarbledVariableIsAClearError(t *testing.T) {
 	}
 }
 
-func TestMissingVariableIsAClearError(t *testing.T) {
+func TestInheritedWithAMissingVariable(t *testing.T) {
 	story(t)
 	for _, take := range inheritors {
 		for _, name := range []string{"x", ""} {
@@ -1104,7 +1079,7 @@ func TestInheritBeforeTheEnvironmentIsAppendedTo(t *testing.T) {
 	must(t, cmd.Wait())
 }
 
-func TestErrorsOfInheritNameTheNetwork(t *testing.T) {
+func TestInheritErrorsNameTheNetwork(t *testing.T) {
 	story(t)
 	a, _ := pair(t)
 	m, _ := msgPair(t)

@@ -1,6 +1,6 @@
 //go:build unix
 
-// Ends that a child process is given, as Unix has them.
+// Ends that a child process is given, and descriptors that others hold too.
 package ipc_test
 
 import (
@@ -81,7 +81,7 @@ func TestInheritedEndThatWasReplacedIsRefused(t *testing.T) {
 }
 
 // What was read ahead of the caller would be lost in this process.
-func TestEndWithSomethingReadAheadIsNotGivenAway(t *testing.T) {
+func TestInheritRefusesAnEndWithDataReadAhead(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	send(t, a, "word")
@@ -104,7 +104,7 @@ func TestEndWithSomethingReadAheadIsNotGivenAway(t *testing.T) {
 }
 
 // What was read ahead may also be the beginning of a frame.
-func TestMessagesReadAheadAreNotGivenAway(t *testing.T) {
+func TestInheritRefusesAnEndWithMessagesReadAhead(t *testing.T) {
 	overEachFraming(t, func(t *testing.T) {
 		story(t)
 		a, b := msgPair(t)
@@ -382,7 +382,7 @@ func TestInheritWhileTheListenerCloses(t *testing.T) {
 
 // The path of a new generation's listener is the one that clients know, also if the
 // socket had to be bound to another.
-func TestHeirKnowsTheAddress(t *testing.T) {
+func TestInheritedListenerKnowsTheAddress(t *testing.T) {
 	story(t)
 	dir := openDir(t) + "/" + strings.Repeat("d", 120)
 	must(t, os.Mkdir(dir, 0o777))
@@ -483,7 +483,8 @@ func waiters() map[string]func(t *testing.T) (waiter, *os.File) {
 	}
 }
 
-func TestBlockingDuplicateStallsNoWaiter(t *testing.T) {
+func TestConnFileThatBlocksStallsNoWaiter(t *testing.T) {
+	together(t)
 	for way, adopt := range waiters() {
 		t.Run(way, func(t *testing.T) {
 			story(t)
@@ -525,7 +526,7 @@ func TestFileReaderLeavesModeAlone(t *testing.T) {
 // ---------------------------------------------------------------------------
 // For programs in other languages
 
-func TestBlockingFileGivesTheEndAway(t *testing.T) {
+func TestConnFileThatBlocksGivesTheEndAway(t *testing.T) {
 	type end interface {
 		io.Closer
 		BlockingFile() (*os.File, error)
@@ -595,7 +596,7 @@ func childHasItBlocking(*parent, []string) error {
 	return nil
 }
 
-func TestBlockingFileOfAListenerLeavesTheFile(t *testing.T) {
+func TestListenerFileThatBlocksLeavesTheSocketFile(t *testing.T) {
 	story(t)
 	path := sockPath(t)
 	l := listen(t, ipc.Path(path))

@@ -1,9 +1,6 @@
 //go:build unix || windows
 
-// Messages: MsgConn, MsgListener, MsgPair. Every story is told twice where the
-// system keeps the boundaries of messages: as it does so, and over frames, as on
-// the systems that do not. What messages have in common with streams is told of
-// them in ipc_test.go.
+// Connections of messages.
 package ipc_test
 
 import (
@@ -29,153 +26,6 @@ import (
 func init() {
 	roles["message"] = childMessages
 	roles["servemsg"] = childServesMessages
-}
-
-// ---------------------------------------------------------------------------
-// Words that the stories are told in
-
-// framed makes the messages of the test travel in frames.
-func framed(t *testing.T) {
-	before := ipc.FrameMessages(true)
-	t.Cleanup(func() { ipc.FrameMessages(before) })
-}
-
-// overEachFraming tells a story of messages as the system carries them, where it
-// does, and of messages in frames.
-func overEachFraming(t *testing.T, tell func(t *testing.T)) {
-	if !ipc.FramedHere {
-		t.Run("Native", func(t *testing.T) { story(t); tell(t) })
-	}
-	t.Run("Framed", func(t *testing.T) { framed(t); story(t); tell(t) })
-}
-
-// overEachMsgAddr tells the story over a path and over a name.
-func overEachMsgAddr(t *testing.T, tell func(t *testing.T, addr ipc.Addr)) {
-	overEachFraming(t, func(t *testing.T) {
-		overEachAddr(t, tell)
-	})
-}
-
-// overEachMsgConn tells the story over connections however they are made.
-func overEachMsgConn(t *testing.T, tell func(t *testing.T, a, b *ipc.MsgConn)) {
-	overEachFraming(t, func(t *testing.T) {
-		overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-			a, b := msgConnect(t, listenMsg(t, addr))
-			tell(t, a, b)
-		})
-		t.Run("Pair", func(t *testing.T) {
-			story(t)
-			a, b := msgPair(t)
-			tell(t, a, b)
-		})
-	})
-}
-
-func listenMsg(t *testing.T, addr ipc.Addr) *ipc.MsgListener {
-	t.Helper()
-	return listenMsgWith(t, ipc.ListenConfig{}, addr)
-}
-
-func listenMsgWith(t *testing.T, lc ipc.ListenConfig, addr ipc.Addr) *ipc.MsgListener {
-	t.Helper()
-	l, err := lc.ListenMsg(addr)
-	return kept(t, l, err)
-}
-
-func dialMsg(t *testing.T, addr net.Addr) *ipc.MsgConn {
-	t.Helper()
-	c, err := ipc.DialMsg(addr.(ipc.Addr))
-	return kept(t, c, err)
-}
-
-func acceptMsg(t *testing.T, l *ipc.MsgListener) *ipc.MsgConn {
-	t.Helper()
-	c, err := l.Accept()
-	return kept(t, c, err)
-}
-
-func msgConnect(t *testing.T, l *ipc.MsgListener) (client, server *ipc.MsgConn) {
-	t.Helper()
-	return dialMsg(t, l.Addr()), acceptMsg(t, l)
-}
-
-func msgPair(t *testing.T) (a, b *ipc.MsgConn) {
-	t.Helper()
-	a, b, err := ipc.MsgPair()
-	return kept(t, a, err), kept(t, b, err)
-}
-
-func sendMsg(t *testing.T, c *ipc.MsgConn, text string) {
-	t.Helper()
-	must(t, c.Send([]byte(text)))
-}
-
-func expectMsg(t *testing.T, c *ipc.MsgConn, text string) {
-	t.Helper()
-	expect(t, msgEnd{c}, text)
-}
-
-func expectMsgEOF(t *testing.T, c messenger) {
-	t.Helper()
-	if n, err := c.Recv(make([]byte, 16)); n != 0 || err != io.EOF {
-		t.Fatalf("received %d, %v; want io.EOF itself", n, err)
-	}
-	if p, err := c.RecvAppend([]byte("kept")); string(p) != "kept" || err != io.EOF {
-		t.Fatalf("received %q, %v; want io.EOF itself", p, err)
-	}
-	if n, err := c.Recv(nil); n != 0 || err != io.EOF {
-		t.Fatalf("received %d, %v into nothing; want io.EOF itself", n, err)
-	}
-}
-
-func msgTalk(t *testing.T, a, b *ipc.MsgConn) {
-	t.Helper()
-	talk(t, msgEnd{a}, msgEnd{b})
-}
-
-// isOpError fails the test unless err is a *net.OpError of that operation.
-func isOpError(t *testing.T, err error, op string) {
-	t.Helper()
-	if oe := (*net.OpError)(nil); !errors.As(err, &oe) || oe.Op != op {
-		t.Fatalf("%#v (%v) is not a *net.OpError of %q", err, err, op)
-	}
-}
-
-// needsEmpty skips the test where no empty message can be sent, once it has seen
-// that the package says so.
-func needsEmpty(t *testing.T) {
-	t.Helper()
-	a, b := msgPair(t)
-	err := a.Send(nil)
-	cannot := runtime.GOOS == "freebsd" || runtime.GOOS == "openbsd" || runtime.GOOS == "dragonfly"
-	if errors.Is(err, errors.ErrUnsupported) && cannot && a.Native() {
-		isOpError(t, err, "send")
-		matches(t, a.Send([]byte{}), errors.ErrUnsupported)
-		msgTalk(t, a, b)
-		t.Skip("this system cannot send an empty message")
-	}
-	must(t, err)
-}
-
-// numbered returns a message of at least 8 bytes that tells which one it is, and
-// whether it is whole.
-func numbered(i, length int) []byte {
-	p := pattern(max(8, length))
-	binary.BigEndian.PutUint32(p, uint32(i))
-	binary.BigEndian.PutUint32(p[4:], uint32(len(p)))
-	return p
-}
-
-// numberOf returns the number of a message that is whole.
-func numberOf(p []byte) (int, error) {
-	if len(p) < 8 || int(binary.BigEndian.Uint32(p[4:])) != len(p) {
-		return 0, fmt.Errorf("a message of %d bytes is torn: %q", len(p), p[:min(len(p), 16)])
-	}
-	i := int(binary.BigEndian.Uint32(p))
-	if !bytes.Equal(p, numbered(i, len(p))) {
-		return 0, fmt.Errorf("message %d of %d bytes is garbled", i, len(p))
-	}
-	return i, nil
 }
 
 // childMessages is childConnects by messages.
@@ -228,7 +78,7 @@ func asFramed(c interface{ Native() bool }) string {
 // ---------------------------------------------------------------------------
 // Boundaries
 
-func TestMessagesKeepTheirBoundaries(t *testing.T) {
+func TestMsgConnKeepsBoundaries(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		for range 2 {
 			sendMsg(t, a, "first")
@@ -250,7 +100,7 @@ func TestMessagesKeepTheirBoundaries(t *testing.T) {
 	})
 }
 
-func TestEmptyMessagesAreNotTheEnd(t *testing.T) {
+func TestMsgConnEmptyMessagesAreNotTheEnd(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		needsEmpty(t)
 		for _, text := range []string{"", "one", "", "", "", "two", ""} {
@@ -275,7 +125,7 @@ func TestEmptyMessagesAreNotTheEnd(t *testing.T) {
 	})
 }
 
-func TestEmptyMessageBeforeCloseIsReceived(t *testing.T) {
+func TestMsgConnEmptyMessageBeforeCloseIsReceived(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		needsEmpty(t)
 		sendMsg(t, a, "last but two")
@@ -293,7 +143,7 @@ func TestEmptyMessageBeforeCloseIsReceived(t *testing.T) {
 	})
 }
 
-func TestEmptyMessageWakesTheReceiver(t *testing.T) {
+func TestMsgConnEmptyMessageWakesTheReceiver(t *testing.T) {
 	overEachFraming(t, func(t *testing.T) {
 		needsEmpty(t)
 		for range 50 {
@@ -314,7 +164,7 @@ func TestEmptyMessageWakesTheReceiver(t *testing.T) {
 	})
 }
 
-func TestMessageTooLongForItsBufferIsCut(t *testing.T) {
+func TestMsgConnRecvCutsAMessageTooLongForItsBuffer(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		limit := allow(t, a, b, 5000)
 		for _, length := range []int{11, 100, limit} {
@@ -340,7 +190,7 @@ func TestMessageTooLongForItsBufferIsCut(t *testing.T) {
 	})
 }
 
-func TestMessageIntoNothingIsDropped(t *testing.T) {
+func TestMsgConnRecvIntoNothingDrops(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		for _, text := range []string{"x", "longer"} {
 			for _, room := range [][]byte{nil, {}} {
@@ -357,7 +207,7 @@ func TestMessageIntoNothingIsDropped(t *testing.T) {
 	})
 }
 
-func TestRecvAppendGrowsAndKeepsWhatIsThere(t *testing.T) {
+func TestMsgConnRecvAppendGrowsAndKeepsWhatIsThere(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		limit := allow(t, a, b, 7000)
 		for _, length := range []int{1, 3, 100, limit - limit/3, limit} {
@@ -384,7 +234,7 @@ func TestRecvAppendGrowsAndKeepsWhatIsThere(t *testing.T) {
 	})
 }
 
-func TestRecvAppendThatFailsReturnsWhatItGot(t *testing.T) {
+func TestMsgConnRecvAppendThatFailsReturnsWhatItGot(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		unchanged := func(what string, target error) {
 			t.Helper()
@@ -422,7 +272,7 @@ func allow(t *testing.T, a, b *ipc.MsgConn, n int) int {
 	return 2000
 }
 
-func TestMessagesOfManySizes(t *testing.T) {
+func TestMsgConnManySizes(t *testing.T) {
 	sizes := []int{200_000}
 	for n := 1; n < 200_000; n *= 2 {
 		sizes = append(sizes, n, n+1, 2*n-1)
@@ -457,7 +307,7 @@ func TestMessagesOfManySizes(t *testing.T) {
 	})
 }
 
-func TestMessageTooLongToSend(t *testing.T) {
+func TestMsgConnSendTooLong(t *testing.T) {
 	overEachFraming(t, func(t *testing.T) {
 		a, b := msgPair(t)
 		if a.Native() && runtime.GOOS == "windows" {
@@ -502,7 +352,7 @@ func TestMessageTooLongToSend(t *testing.T) {
 	})
 }
 
-func TestMaxMessageIsTheLongest(t *testing.T) {
+func TestMsgConnMaxMessageIsTheLongest(t *testing.T) {
 	overEachFraming(t, func(t *testing.T) {
 		a, b := msgPair(t)
 		exact := func() {
@@ -560,7 +410,7 @@ func TestMaxMessageIsTheLongest(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Deadlines
 
-func TestRecvThatTimesOutLosesNothing(t *testing.T) {
+func TestMsgConnRecvThatTimesOutLosesNothing(t *testing.T) {
 	overEachFraming(t, func(t *testing.T) {
 		a, b := msgPair(t)
 		const messages = 3000
@@ -597,7 +447,7 @@ func TestRecvThatTimesOutLosesNothing(t *testing.T) {
 // a message, so that none can follow: in frames, and in the records of FreeBSD 15.
 func mayCutOff(c *ipc.MsgConn) bool { return !c.Native() || runtime.GOOS == "freebsd" }
 
-func TestSendThatTimesOutSendsAllOrNothing(t *testing.T) {
+func TestMsgConnSendThatTimesOutSendsAllOrNothing(t *testing.T) {
 	overEachFraming(t, func(t *testing.T) {
 		a, b := msgPair(t)
 		const length = 2000
@@ -647,7 +497,7 @@ func TestSendThatTimesOutSendsAllOrNothing(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Many at once
 
-func TestEveryMessageArrivesOnceAndWhole(t *testing.T) {
+func TestMsgConnMessagesArriveOnceAndWhole(t *testing.T) {
 	const senders, receivers, each = 8, 4, 200
 	overEachFraming(t, func(t *testing.T) {
 		a, b := msgPair(t)
@@ -679,55 +529,7 @@ func TestEveryMessageArrivesOnceAndWhole(t *testing.T) {
 	})
 }
 
-// everythingArrivesOnce puts numbered things into an end, by many senders of which
-// each puts its share in order, and has many receivers take them from the other end
-// until the first is closed. A receiver is told which one it is, and its turn.
-func everythingArrivesOnce(t *testing.T, w io.Closer, things, senders int, put func(n int) error, receivers int, take func(r, turn int) (int, error)) {
-	t.Helper()
-	var sending, receiving sync.WaitGroup
-	for s := range senders {
-		sending.Go(func() {
-			for n := s * things / senders; n < (s+1)*things/senders; n++ {
-				if err := put(n); err != nil {
-					t.Error(err)
-					return
-				}
-			}
-		})
-	}
-	var mu sync.Mutex
-	seen := map[int]int{}
-	for r := range receivers {
-		receiving.Go(func() {
-			for turn := r; ; turn++ {
-				n, err := take(r, turn)
-				if err == io.EOF {
-					return
-				}
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				mu.Lock()
-				seen[n]++
-				mu.Unlock()
-			}
-		})
-	}
-	sending.Wait()
-	must(t, w.Close())
-	receiving.Wait()
-	for n := range things {
-		if seen[n] != 1 {
-			t.Errorf("number %d arrives %d times", n, seen[n])
-		}
-	}
-	if len(seen) != things {
-		t.Errorf("%d things arrive of %d", len(seen), things)
-	}
-}
-
-func TestMessagesGoBothWaysAtOnce(t *testing.T) {
+func TestMsgConnBothWaysAtOnce(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		const messages = 300
 		var all sync.WaitGroup
@@ -763,7 +565,7 @@ func TestMessagesGoBothWaysAtOnce(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Closing
 
-func TestWhatWasSentCanBeReceivedAfterClose(t *testing.T) {
+func TestMsgConnKeepsWhatWasSentBeforeClose(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		sendMsg(t, a, "one")
 		sendMsg(t, a, "two")
@@ -778,7 +580,7 @@ func TestWhatWasSentCanBeReceivedAfterClose(t *testing.T) {
 	})
 }
 
-func TestCloseEndsEveryWayToReceive(t *testing.T) {
+func TestMsgConnCloseEndsEveryWayToReceive(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, _ *ipc.MsgConn) {
 		waiting := []<-chan error{beginRead(msgEnd{a}), beginRead(appendEnd{msgEnd{a}})} // one queues behind the other
 		awaitReads(t, msgEnd{a}, 1)
@@ -790,7 +592,7 @@ func TestCloseEndsEveryWayToReceive(t *testing.T) {
 	})
 }
 
-func TestNoMessageAfterClose(t *testing.T) {
+func TestMsgConnNothingWorksAfterClose(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		sendMsg(t, b, "unread")
 		must(t, a.Close())
@@ -806,7 +608,7 @@ func TestNoMessageAfterClose(t *testing.T) {
 	})
 }
 
-func TestCloseWhileMessagesAreUnderWay(t *testing.T) {
+func TestMsgConnCloseWhileMessagesAreUnderWay(t *testing.T) {
 	overEachFraming(t, func(t *testing.T) {
 		for range 30 {
 			a, b := msgPair(t)
@@ -834,7 +636,7 @@ func TestCloseWhileMessagesAreUnderWay(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Servers
 
-func TestNativeTellsWhoKeepsTheBoundaries(t *testing.T) {
+func TestMsgConnNativeTellsWhoKeepsTheBoundaries(t *testing.T) {
 	overEachFraming(t, func(t *testing.T) {
 		native := !strings.HasSuffix(t.Name(), "/Framed")
 		a, b := msgPair(t)
@@ -847,7 +649,7 @@ func TestNativeTellsWhoKeepsTheBoundaries(t *testing.T) {
 	})
 }
 
-func TestMessageServerWithManyClients(t *testing.T) {
+func TestMsgListenerWithManyClients(t *testing.T) {
 	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenMsg(t, addr)
 		var all sync.WaitGroup
@@ -903,7 +705,7 @@ func kindsApart(addr ipc.Addr, native bool) bool {
 	return linux && native && strings.HasPrefix(addr.String(), "@")
 }
 
-func TestOneAddressHasOneServerOfEitherKind(t *testing.T) {
+func TestMsgListenerAndListenerExcludeEachOther(t *testing.T) {
 	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
 		works := func(l *ipc.MsgListener) {
 			t.Helper()
@@ -935,7 +737,7 @@ func TestOneAddressHasOneServerOfEitherKind(t *testing.T) {
 	})
 }
 
-func TestKilledMessageServersAddressIsFree(t *testing.T) {
+func TestListenMsgAtAKilledServersAddress(t *testing.T) {
 	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
 		a, _ := msgPair(t)
 		c := startChild(t, "servemsg", addr.String(), asFramed(a))
@@ -959,7 +761,7 @@ func TestKilledMessageServersAddressIsFree(t *testing.T) {
 	})
 }
 
-func TestMessagesWithAChild(t *testing.T) {
+func TestMsgConnWithAChild(t *testing.T) {
 	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenMsg(t, addr)
 		a, _ := msgPair(t)
@@ -974,7 +776,7 @@ func TestMessagesWithAChild(t *testing.T) {
 	})
 }
 
-func TestMessageServersCheckCanRefuse(t *testing.T) {
+func TestMsgListenerCheckCanRefuse(t *testing.T) {
 	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
 		refuse := true
 		l := listenMsgWith(t, ipc.ListenConfig{Check: func(p ipc.Peer) error {
@@ -1024,7 +826,7 @@ func TestDialMsgEndsAsDialDoes(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Streams and messages by mistake
 
-func TestStreamAndMessagesDoNotMix(t *testing.T) {
+func TestDialMsgAndListenDoNotMix(t *testing.T) {
 	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenMsg(t, addr)
 		native := !strings.Contains(t.Name(), "/Framed/")
@@ -1102,7 +904,7 @@ func overFrames(t *testing.T, tell func(t *testing.T, c *ipc.MsgConn, stream *ip
 	tell(t, c, stream)
 }
 
-func TestFrameIsLengthAndMessage(t *testing.T) {
+func TestMsgConnFrameIsLengthAndMessage(t *testing.T) {
 	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
 		sendMsg(t, c, "hello")
 		sendMsg(t, c, "")
@@ -1123,7 +925,7 @@ func TestFrameIsLengthAndMessage(t *testing.T) {
 	})
 }
 
-func TestFrameThatComesInPiecesIsPutTogether(t *testing.T) {
+func TestMsgConnFrameInPiecesIsPutTogether(t *testing.T) {
 	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
 		const wire = "\x00\x00\x00\x0ahelloworld"
 		late := func() { must(t, c.SetReadDeadline(time.Now().Add(2*time.Millisecond))) }
@@ -1166,7 +968,7 @@ func TestFrameThatComesInPiecesIsPutTogether(t *testing.T) {
 	})
 }
 
-func TestPeerThatLeavesWithinAFrame(t *testing.T) {
+func TestMsgConnPeerLeavesWithinAFrame(t *testing.T) {
 	const wire = "\x00\x00\x00\x0ahelloworld"
 	receives := map[string]func(c *ipc.MsgConn) error{
 		"Recv":       func(c *ipc.MsgConn) error { _, err := c.Recv(make([]byte, 20)); return err },
@@ -1214,7 +1016,7 @@ func allocated(do func()) uint64 {
 	return after.TotalAlloc - before.TotalAlloc
 }
 
-func TestLengthOfAFrameIsNotBelieved(t *testing.T) {
+func TestMsgConnLengthOfAFrameIsNotBelieved(t *testing.T) {
 	const little = 1 << 20
 	for _, length := range []string{"\xff\xff\xff\xff", "\x80\x00\x00\x00", "\x7f\xff\xff\xff", "\x01\x00\x00\x01", "HTTP"} {
 		t.Run(fmt.Sprintf("%x", length), func(t *testing.T) {
@@ -1263,7 +1065,7 @@ func TestLengthOfAFrameIsNotBelieved(t *testing.T) {
 	})
 }
 
-func TestSendCutInTheMiddlePoisonsTheConnection(t *testing.T) {
+func TestMsgConnSendCutInTheMiddlePoisonsTheConnection(t *testing.T) {
 	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
 		sendMsg(t, c, "whole")
 		message := pattern(tooMuch)
@@ -1295,7 +1097,7 @@ func TestSendCutInTheMiddlePoisonsTheConnection(t *testing.T) {
 	})
 }
 
-func TestCloseWithinAFrameEndsEverySend(t *testing.T) {
+func TestMsgConnCloseWithinAFrameEndsEverySend(t *testing.T) {
 	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
 		sending := []<-chan error{begin(func() error { return c.Send(pattern(tooMuch)) })}
 		expect(t, stream, "\x01\x00\x00\x00") // a part is with the peer
@@ -1306,6 +1108,132 @@ func TestCloseWithinAFrameEndsEverySend(t *testing.T) {
 		must(t, c.Close())
 		for _, done := range sending {
 			matches(t, <-done, net.ErrClosed)
+		}
+	})
+}
+
+// FuzzFrames lets a peer send any bytes at all to an end that receives messages
+// in frames. What is received is what a reading of the bytes at one's leisure
+// gives, however they are cut into pieces and whatever the receives are like.
+func FuzzFrames(f *testing.F) {
+	f.Add([]byte("\x00\x00\x00\x05hello\x00\x00\x00\x00\x00\x00\x00\x01x"), []byte{0, 1, 2, 3})
+	f.Add([]byte("\x00\x00\x00\x05hel"), []byte{4})
+	f.Add([]byte("\x00\x00\x00"), []byte{1})
+	f.Add([]byte("\xff\xff\xff\xffhello"), []byte{7})
+	f.Add([]byte("\x01\x00\x00\x00hello"), []byte{7, 0})
+	f.Add([]byte("\x01\x00\x00\x01hello"), []byte{6})
+	f.Add([]byte("\x00\x00\x00\x0ahelloworld\x00\x00\x00\x02ok"), []byte{0x10, 0x21, 0x32, 0x43, 0x54})
+	f.Add([]byte("\x00\x00\x00\x01\x00\x00\x00\x00\x02ab"), []byte{3, 0x3f, 3, 4})
+	f.Add([]byte("\x00\x00\x00\x05hel"), []byte{0, 3})
+	f.Add([]byte{}, []byte{0})
+	f.Fuzz(func(t *testing.T, wire, script []byte) {
+		if len(wire) > 8000 || len(script) == 0 { // fits the queue of any system
+			return
+		}
+		before := ipc.FrameMessages(true)
+		defer ipc.FrameMessages(before)
+		l, err := ipc.ListenMsg(ipc.Addr{})
+		must(t, err)
+		defer l.Close()
+		stream, err := ipc.Dial(l.Addr().(ipc.Addr))
+		must(t, err)
+		defer stream.Close()
+		c, err := l.Accept()
+		must(t, err)
+		defer c.Close()
+
+		rest, within := wire, false // what is not yet received, and whether that begins within a message
+		sent, late := 0, true
+		more := func(n int) { // sends another piece, and the end with the last
+			p := wire[sent:min(len(wire), sent+n)]
+			sent += len(p)
+			_, err := stream.Write(p)
+			must(t, err)
+			if sent == len(wire) {
+				must(t, stream.Close())
+				late = false
+			}
+		}
+		asked := false // for files, in vain, which takes nothing
+		for turn := 0; ; turn++ {
+			order := script[turn%len(script)]
+			forFiles := order&3 == 3 && !asked && runtime.GOOS != "windows"
+			asked = false
+			if late {
+				must(t, c.SetReadDeadline(time.Now().Add(time.Millisecond*time.Duration(order>>7))))
+			} else {
+				must(t, c.SetReadDeadline(time.Time{}))
+			}
+			var got []byte
+			room := -1
+			switch {
+			case forFiles:
+				var files []*os.File
+				if files, err = c.RecvFiles(1); len(files) != 0 {
+					t.Fatal("bytes become files")
+				}
+			case order&1 == 0:
+				room = int(order >> 2 & 15)
+				got = make([]byte, room)
+				n := 0
+				n, err = c.Recv(got)
+				got = got[:n]
+			default:
+				prefix := make([]byte, order>>2&7, 16)
+				got, err = c.RecvAppend(prefix)
+				if len(got) < len(prefix) || err != nil && len(got) != len(prefix) {
+					t.Fatalf("appended to %d bytes gives %d", len(prefix), len(got))
+				}
+				got = got[len(prefix):]
+			}
+			var ne net.Error
+			if errors.As(err, &ne) && ne.Timeout() && late {
+				if len(got) != 0 {
+					t.Fatalf("%q comes with %v", got, err)
+				}
+				more(max(1+int(order>>1&3), len(wire)/64)) // or it would take long
+				continue
+			}
+
+			var want []byte
+			var wantErr error
+			switch {
+			case len(rest) == 0 && !within:
+				wantErr = io.EOF
+			case forFiles && len(rest) == 0:
+				wantErr = io.ErrUnexpectedEOF
+			case forFiles:
+				if !errors.Is(err, ipc.ErrNoFiles) {
+					t.Fatalf("turn %d: asked for files where %q is: %v", turn, rest, err)
+				}
+				asked = true
+				continue
+			case len(rest) < 4:
+				wantErr = io.ErrUnexpectedEOF
+			default:
+				size := binary.BigEndian.Uint32(rest)
+				switch body := rest[4:]; {
+				case size > uint32(ipc.FrameMax):
+					if err == nil || errors.Is(err, io.EOF) || len(got) != 0 {
+						t.Fatalf("a length of %d gives %q, %v", size, got, err)
+					}
+					return
+				case room >= 0 && int(size) > room && len(body) >= room:
+					want, wantErr = body[:room], ipc.ErrMsgTooLong
+				case len(body) < int(size):
+					wantErr = io.ErrUnexpectedEOF
+				default:
+					want = body[:size]
+				}
+				within = len(rest)-4 < int(size)
+				rest = rest[min(len(rest), 4+int(size)):]
+			}
+			if !bytes.Equal(got, want) || !errors.Is(err, wantErr) || wantErr == nil && err != nil {
+				t.Fatalf("turn %d: received %q, %v; want %q, %v", turn, got, err, want, wantErr)
+			}
+			if wantErr == io.EOF || wantErr == io.ErrUnexpectedEOF {
+				return
+			}
 		}
 	})
 }

@@ -1,5 +1,4 @@
-// What Linux tells of a peer beyond the portable facts: its process whatever
-// becomes of the number, its groups and label, and who sent each message.
+// Who is at the other end, as Linux tells it: pidfds, groups, namespaces, and the sender of each message.
 package ipc_test
 
 import (
@@ -20,6 +19,7 @@ import (
 )
 
 func init() {
+	roles["groups"] = childTellsItsGroups
 	roles["shares"] = childSharesAnEnd
 	roles["namespace"] = childMakesANamespace
 	roles["recycle"] = childMeetsTheSamePidTwice
@@ -96,7 +96,7 @@ func readable(t *testing.T, f *os.File) bool {
 	}
 }
 
-func TestPidfdIsOfThePeersProcess(t *testing.T) {
+func TestPeerPidfdIsOfThePeersProcess(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listen(t, addr)
 		first := startChild(t, "connect", addr.String())
@@ -145,10 +145,10 @@ func TestPidfdIsOfThePeersProcess(t *testing.T) {
 	})
 }
 
-// TestRecycledPidIsNotMistaken lets another process have the number of a peer
+// TestPeerPidfdOfARecycledPidIsNotMistaken lets another process have the number of a peer
 // that ended. In a PID namespace of its own a process may say which number is
 // next, and the system outside is none the wiser.
-func TestRecycledPidIsNotMistaken(t *testing.T) {
+func TestPeerPidfdOfARecycledPidIsNotMistaken(t *testing.T) {
 	story(t)
 	needsRoot(t)
 	c := startChild(t, "namespace")
@@ -243,7 +243,7 @@ func childMeetsTheSamePidTwice(p *parent, _ []string) error {
 	return nil
 }
 
-func TestPidfdOfMessagesAndPairs(t *testing.T) {
+func TestPeerPidfdOfMessagesAndPairs(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	c, d := msgPair(t)
@@ -260,8 +260,8 @@ func TestPidfdOfMessagesAndPairs(t *testing.T) {
 	matches(t, err, net.ErrClosed)
 }
 
-// TestPidfdIsWaitedFor has the poller do it, in which the file has a deadline.
-func TestPidfdIsWaitedFor(t *testing.T) {
+// TestPeerPidfdIsWaitedFor has the poller do it, in which the file has a deadline.
+func TestPeerPidfdIsWaitedFor(t *testing.T) {
 	story(t)
 	l := listen(t, ipc.Addr{})
 	client := startChild(t, "lingers", l.Addr().String())
@@ -299,7 +299,7 @@ func TestWaitPeerHoldsNoThread(t *testing.T) {
 	}
 }
 
-func TestPidfdIsCloseOnExec(t *testing.T) {
+func TestPeerPidfdIsCloseOnExec(t *testing.T) {
 	story(t)
 	a, _ := pair(t)
 	var flags int
@@ -422,7 +422,7 @@ func childSharesAnEnd(p *parent, _ []string) error {
 	return c.Close()
 }
 
-func TestEveryMessageTellsItsSender(t *testing.T) {
+func TestRecvPeerTellsTheSenderOfEveryMessage(t *testing.T) {
 	story(t)
 	a, b := msgPair(t)
 	f, err := b.File()
@@ -450,7 +450,7 @@ func TestEveryMessageTellsItsSender(t *testing.T) {
 	two.end()
 }
 
-func TestMessageTellsItsUser(t *testing.T) {
+func TestRecvPeerTellsTheUser(t *testing.T) {
 	story(t)
 	needsRoot(t)
 	a, b := msgPair(t)
@@ -475,7 +475,7 @@ func TestMessageTellsItsUser(t *testing.T) {
 	stranger.end()
 }
 
-func TestMessageFromBeforeHasNoWrongSender(t *testing.T) {
+func TestRecvPeerOfAMessageFromBeforeIsNotWrong(t *testing.T) {
 	story(t)
 	a, b := msgPair(t)
 	sendMsg(t, b, "early")
@@ -540,7 +540,7 @@ func TestRecvPeerIsARecv(t *testing.T) {
 	matches(t, err, net.ErrClosed)
 }
 
-func TestFilesThatComeWithASenderAreClosed(t *testing.T) {
+func TestRecvPeerClosesFiles(t *testing.T) {
 	if underEmulation() {
 		t.Skip("qemu-user asks the kernel for twice as much room as there is, and loses the files that are too many")
 	}
@@ -564,9 +564,9 @@ func TestFilesThatComeWithASenderAreClosed(t *testing.T) {
 	expectEOF(t, r)
 }
 
-// TestRawCredentials sends and receives them as a program does that uses the raw
+// TestReadMsgOfCredentials sends and receives them as a program does that uses the raw
 // calls for what the package does not wrap.
-func TestRawCredentials(t *testing.T) {
+func TestReadMsgOfCredentials(t *testing.T) {
 	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
 		raw, err := b.SyscallConn()
 		must(t, err)
@@ -710,7 +710,7 @@ func strangerIsAdmitted(t *testing.T, addr ipc.Addr) bool {
 	return stranger.hear() == "welcome"
 }
 
-func TestOwnerOnlyRefusesUsersWithoutMapping(t *testing.T) {
+func TestAccessOwnerOnlyRefusesUsersWithoutMapping(t *testing.T) {
 	notEmulated(t)
 	story(t)
 	for _, uid := range []int{overflow, container, 0} {
@@ -727,9 +727,9 @@ func TestOwnerOnlyRefusesUsersWithoutMapping(t *testing.T) {
 	}
 }
 
-// TestOwnerOnlyRefusesAllWithoutAMap has a server in a namespace whose map was never
+// TestAccessOwnerOnlyRefusesAllWithoutAMap has a server in a namespace whose map was never
 // written: everybody is the overflow user to it, and it to itself.
-func TestOwnerOnlyRefusesAllWithoutAMap(t *testing.T) {
+func TestAccessOwnerOnlyRefusesAllWithoutAMap(t *testing.T) {
 	story(t)
 	needsRoot(t)
 	attr := &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER}
@@ -785,7 +785,7 @@ func TestDialDoesNotTrustServerWithoutMapping(t *testing.T) {
 	}
 }
 
-func TestUserWithoutMappingHasNoUserAddr(t *testing.T) {
+func TestUserAddrOfAUserWithoutMapping(t *testing.T) {
 	notEmulated(t)
 	story(t)
 	c := startInNamespace(t, overflow, "useraddr", "agent")
@@ -820,7 +820,7 @@ func childTellsSenders(p *parent, _ []string) error {
 	}
 }
 
-func TestSenderWithoutMappingIsUnknown(t *testing.T) {
+func TestRecvPeerWithoutMappingIsUnknown(t *testing.T) {
 	notEmulated(t)
 	story(t)
 	needsRoot(t)

@@ -1,6 +1,6 @@
 //go:build unix || windows
 
-// Who is at the other end, as every system tells it.
+// Who is at the other end.
 package ipc_test
 
 import (
@@ -19,6 +19,81 @@ import (
 
 	"github.com/interprocess-go/ipc"
 )
+
+func init() {
+	roles["lingers"] = childClosesAndLingers
+	roles["stays"] = func(p *parent, _ []string) error { p.hear(); return nil }
+}
+
+// ---------------------------------------------------------------------------
+// Peers
+
+func TestPeerTellsWhoIsThere(t *testing.T) {
+	overEachServer(t, func(t *testing.T, _ ipc.Addr, s server) {
+		client, there := s.connect(t)
+		isProcess(t, peerOf(t, client), os.Getpid())
+		isProcess(t, peerOf(t, there), os.Getpid())
+	})
+	t.Run("Pair", func(t *testing.T) {
+		story(t)
+		a, b := pair(t)
+		isProcess(t, peerOf(t, a), os.Getpid())
+		isProcess(t, peerOf(t, b), os.Getpid())
+	})
+}
+
+func TestPeerInAnotherProcess(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		client := startChild(t, "connect", addr.String())
+		server := accept(t, l)
+		isProcess(t, peerOf(t, server), client.pid())
+		expect(t, server, "hello from a child")
+		send(t, server, "welcome")
+		client.mustSay("welcome")
+		client.end()
+		must(t, errors.Join(server.Close(), l.Close()))
+
+		serving := startServer(t, addr)
+		isProcess(t, peerOf(t, dial(t, addr)), serving.pid())
+		serving.end()
+	})
+}
+
+func TestPeerWhatIsNotKnownIsAbsent(t *testing.T) {
+	story(t)
+	var p ipc.Peer
+	if pid, ok := p.PID(); pid != 0 || ok {
+		t.Errorf("PID is %d, %v", pid, ok)
+	}
+	if uid, ok := p.UID(); uid != 0 || ok {
+		t.Errorf("UID is %d, %v", uid, ok)
+	}
+	if gid, ok := p.GID(); gid != 0 || ok {
+		t.Errorf("GID is %d, %v", gid, ok)
+	}
+	if p.UserID() != "" || p.Groups() != nil || p.String() != "unknown peer" {
+		t.Errorf("%q %v %q", p.UserID(), p.Groups(), p)
+	}
+}
+
+func TestPeerThatIsGoneIsNoPanic(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listen(t, addr)
+		client, server := connect(t, l)
+		must(t, client.Close())
+		if p, err := server.Peer(); err == nil {
+			if id := p.UserID(); id != "" && id != me(t) {
+				t.Errorf("the peer was %v", p)
+			}
+		} else if oe := (*net.OpError)(nil); !errors.As(err, &oe) {
+			t.Errorf("%#v is not a *net.OpError", err)
+		}
+		must(t, server.Close())
+		_, err := server.Peer()
+		matches(t, err, net.ErrClosed)
+	})
+}
 
 func TestPeerOfMessagesTellsWhoIsThere(t *testing.T) {
 	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
@@ -70,8 +145,8 @@ func TestPeerIsOfWhoConnected(t *testing.T) {
 	})
 }
 
-// TestChecksSeeThePeer has the same facts for Check, on both sides, as for Peer.
-func TestChecksSeeThePeer(t *testing.T) {
+// TestPeerIsWhatChecksSee has the same facts for Check, on both sides, as for Peer.
+func TestPeerIsWhatChecksSee(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		var seen []string
 		look := func(p ipc.Peer) error {
@@ -108,11 +183,6 @@ func TestPeerIsTextInLogs(t *testing.T) {
 
 // ---------------------------------------------------------------------------
 // The end of the peer
-
-func init() {
-	roles["lingers"] = childClosesAndLingers
-	roles["stays"] = func(p *parent, _ []string) error { p.hear(); return nil }
-}
 
 // childClosesAndLingers connects, closes its end at the word, and stays.
 func childClosesAndLingers(p *parent, args []string) error {
@@ -348,8 +418,8 @@ func TestRefusedDoesNotHoldAccept(t *testing.T) {
 
 var errNot = errors.New("not this one")
 
-// TestRefusalSaysWhy keeps the reason of a Check for the caller.
-func TestRefusalSaysWhy(t *testing.T) {
+// TestRefusedClientIsToldWhy keeps the reason of a Check for the caller.
+func TestRefusedClientIsToldWhy(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenMsg(t, addr)
 		_, err := ipc.Dialer{Check: func(ipc.Peer) error { return errNot }}.DialMsg(context.Background(), addr)

@@ -1,8 +1,7 @@
 //go:build unix || windows
 
-// Unnamed pipes, the adoption of files that are pipes, and copying between ends
-// of every kind. What a pipe has in common with connections is told of it in
-// ipc_test.go.
+// Unnamed pipes, the adoption of files that are pipes, and copying between ends of every kind. What a pipe has in
+// common with connections is told of it in conn_test.go.
 package ipc_test
 
 import (
@@ -21,21 +20,6 @@ import (
 
 	"github.com/interprocess-go/ipc"
 )
-
-func pipe(t *testing.T) (*ipc.PipeReader, *ipc.PipeWriter) {
-	t.Helper()
-	r, w, err := ipc.Pipe()
-	return kept(t, r, err), kept(t, w, err)
-}
-
-// isPipeError checks that err is the *net.OpError of that operation on a pipe.
-func isPipeError(t *testing.T, err error, op string) {
-	t.Helper()
-	var oe *net.OpError
-	if !errors.As(err, &oe) || oe.Op != op || oe.Net != "pipe" {
-		t.Errorf("%#v is not a *net.OpError of %q on a pipe", err, op)
-	}
-}
 
 // ---------------------------------------------------------------------------
 // Reading, writing, closing
@@ -104,7 +88,7 @@ func TestPipeWithoutReader(t *testing.T) {
 	}
 }
 
-func TestNothingWorksAfterPipeClose(t *testing.T) {
+func TestPipeNothingWorksAfterClose(t *testing.T) {
 	story(t)
 	r, w := pipe(t)
 	send(t, w, "unread")
@@ -130,7 +114,7 @@ func TestNothingWorksAfterPipeClose(t *testing.T) {
 	})
 }
 
-func TestNothingIsLeftAfterManyPipes(t *testing.T) {
+func TestPipeLeavesNothingAfterManyRounds(t *testing.T) {
 	story(t)
 	leavesNothing(t, 1000, func() {
 		r, w, err := ipc.Pipe()
@@ -216,7 +200,7 @@ func isStillOpen(t *testing.T, what string, f *os.File) {
 	}
 }
 
-func TestWhatIsNoPipeIsNotAdopted(t *testing.T) {
+func TestFileReaderAndWriterRefuseWhatIsNoPipe(t *testing.T) {
 	story(t)
 	file, err := os.Create(tempDir(t) + "/file")
 	must(t, err)
@@ -260,7 +244,7 @@ var adopters = map[string]func(*os.File) error{
 	},
 }
 
-func TestPipeEndOfTheOtherDirectionIsNotAdopted(t *testing.T) {
+func TestFileReaderAndWriterRefuseTheOtherDirection(t *testing.T) {
 	if runtime.GOOS == "freebsd" {
 		t.Skip("pipes are two-way here")
 	}
@@ -358,13 +342,6 @@ func unixPair(t *testing.T) (a, b *net.UnixConn) {
 		return conn.(*net.UnixConn)
 	}
 	return foreign(c), foreign(d)
-}
-
-// osPipe returns the ends of a pipe of package os.
-func osPipe(t *testing.T) (r, w *os.File) {
-	t.Helper()
-	r, w, err := os.Pipe()
-	return kept(t, r, err), kept(t, w, err)
 }
 
 // A source makes a reader of the data. One of its own is what this package
@@ -537,6 +514,7 @@ var sinks = []sink{
 }
 
 func TestCopyIsExact(t *testing.T) {
+	together(t)
 	data := pattern(700<<10 + 123)
 	for _, from := range sources {
 		for _, to := range sinks {
@@ -586,13 +564,19 @@ type (
 	wrappingTCP  struct{ *net.TCPConn }
 )
 
-func (w wrappedConn) Read(p []byte) (int, error)   { return inverted{w.Conn}.Read(p) }
-func (w wrappedPipe) Read(p []byte) (int, error)   { return inverted{w.PipeReader}.Read(p) }
-func (w wrappedTCP) Read(p []byte) (int, error)    { return inverted{w.TCPConn}.Read(p) }
-func (w wrappedFile) Read(p []byte) (int, error)   { return inverted{w.File}.Read(p) }
+func (w wrappedConn) Read(p []byte) (int, error) { return inverted{w.Conn}.Read(p) }
+
+func (w wrappedPipe) Read(p []byte) (int, error) { return inverted{w.PipeReader}.Read(p) }
+
+func (w wrappedTCP) Read(p []byte) (int, error) { return inverted{w.TCPConn}.Read(p) }
+
+func (w wrappedFile) Read(p []byte) (int, error) { return inverted{w.File}.Read(p) }
+
 func (w wrappingConn) Write(p []byte) (int, error) { return inverting{w.Conn}.Write(p) }
+
 func (w wrappingPipe) Write(p []byte) (int, error) { return inverting{w.PipeWriter}.Write(p) }
-func (w wrappingTCP) Write(p []byte) (int, error)  { return inverting{w.TCPConn}.Write(p) }
+
+func (w wrappingTCP) Write(p []byte) (int, error) { return inverting{w.TCPConn}.Write(p) }
 
 func TestCopyGoesThroughTheReadOfAWrapper(t *testing.T) {
 	data := pattern(100 << 10)
@@ -662,7 +646,7 @@ func TestCopyGoesThroughTheWriteOfAWrapper(t *testing.T) {
 	}
 }
 
-func TestLimitedReaderKnowsWhatWasCopied(t *testing.T) {
+func TestCopyOfALimitedReaderKnowsWhatWasCopied(t *testing.T) {
 	for _, to := range sinks {
 		if !to.own {
 			continue
@@ -796,7 +780,7 @@ func TestCopyEndsWithItsSource(t *testing.T) {
 
 // The copy towards the client must not wait for the read of the client that the
 // other copy is in.
-func TestProxyWhoseServerSpeaksFirst(t *testing.T) {
+func TestCopyOfAProxyWhoseServerSpeaksFirst(t *testing.T) {
 	for way, copying := range map[string]func(dst, src *ipc.Conn) (int64, error){
 		"WriteTo":  func(dst, src *ipc.Conn) (int64, error) { return src.WriteTo(dst) },
 		"ReadFrom": func(dst, src *ipc.Conn) (int64, error) { return dst.ReadFrom(src) },
@@ -907,7 +891,7 @@ func TestCopyEndsAtTheWriteDeadline(t *testing.T) {
 }
 
 // A copy that never has to wait must notice a deadline all the same.
-func TestDeadlineEndsACopyThatNeverWaits(t *testing.T) {
+func TestCopyThatNeverWaitsEndsAtTheDeadline(t *testing.T) {
 	for what, set := range map[string]func(s stretch, t time.Time) error{
 		"Read":  func(s stretch, t time.Time) error { return s.src.SetReadDeadline(t) },
 		"Write": func(s stretch, t time.Time) error { return s.dst.SetWriteDeadline(t) },
@@ -965,7 +949,7 @@ func TestCopyDoesNotComeBetweenTheBytesOfAWrite(t *testing.T) {
 	})
 }
 
-func TestNothingIsLeftAfterManyCopies(t *testing.T) {
+func TestCopyLeavesNothingAfterManyRounds(t *testing.T) {
 	overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
 		leavesNothing(t, 20, func() {
 			send(t, s.in, "data")
@@ -981,7 +965,7 @@ func TestNothingIsLeftAfterManyCopies(t *testing.T) {
 }
 
 // Both errors of an end that was closed here: package os has the one, net the other.
-func TestClosedPipeEndIsClosedToOsAndNet(t *testing.T) {
+func TestPipeThatIsClosedIsSoToOsAndNet(t *testing.T) {
 	story(t)
 	r, w := pipe(t)
 	raw := map[string]syscall.RawConn{}

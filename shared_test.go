@@ -1,6 +1,6 @@
 //go:build unix || windows
 
-// Shared memory: regions, and connections through rings in it.
+// Memory, and connections over it.
 package ipc_test
 
 import (
@@ -753,6 +753,7 @@ func TestSharedConnNothingWorksAfterClose(t *testing.T) {
 }
 
 func TestSharedConnCloseWhileEverythingIsUnderWay(t *testing.T) {
+	together(t)
 	story(t)
 	for range 30 {
 		a, b := sharedPair(t)
@@ -1326,7 +1327,7 @@ func TestSharedConnDoesNotAllocate(t *testing.T) {
 	}
 }
 
-func TestManyIdleSharedConns(t *testing.T) {
+func TestSharedConnsThatAreIdle(t *testing.T) {
 	story(t)
 	many := 300 // descriptors: 6 for each
 	if testing.Short() || underRace() {

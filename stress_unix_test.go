@@ -354,9 +354,9 @@ func roomFor(t *testing.T, n int) int {
 	return n
 }
 
-// TestTenThousandConnectionsAreCheap tells what they cost, and makes sure that they
+// TestConnsByTheTenThousandAreCheap tells what they cost, and makes sure that they
 // work: all at the end of it, none instead of another.
-func TestTenThousandConnectionsAreCheap(t *testing.T) {
+func TestConnsByTheTenThousandAreCheap(t *testing.T) {
 	if underEmulation() {
 		t.Skip("what the emulator takes is not the question")
 	}

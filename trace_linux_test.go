@@ -517,10 +517,10 @@ func sitsIn(t *testing.T, file string) (calls []string) {
 	return calls
 }
 
-// TestNoThreadIsInACallThatWaits has a child wait in every way with hundreds of
+// TestWaitsHoldNoThread has a child wait in every way with hundreds of
 // goroutines. The threads of the process are few, and none is in a system call on
 // behalf of them.
-func TestNoThreadIsInACallThatWaits(t *testing.T) {
+func TestWaitsHoldNoThread(t *testing.T) {
 	story(t)
 	file := traceChildren(t, "-ff", "-e", "signal=none")
 	c := startChild(t, "waits in every way", tempDir(t))

@@ -21,8 +21,8 @@ import (
 )
 
 const (
-	module = "github.com/interprocess-go/ipc" // its benchmarks are run
-	echo   = module + "/benchmarks/echo/"     // the programs whose size is compared
+	module = "github.com/interprocess-go/ipc"
+	echo   = module + "/benchmarks/echo/" // the programs whose size is compared
 )
 
 // A row is one comparison, as BenchmarkAgainstNet writes them too: what each side
@@ -109,7 +109,7 @@ func figure(v float64) string {
 // measure runs the benchmark of the package, whose progress goes to standard error.
 func measure(dir string, flags []string) (rows []row, err error) {
 	program, results := filepath.Join(dir, "ipc.test"), filepath.Join(dir, "results")
-	if err := tool("go", "test", "-c", "-o", program, module); err != nil {
+	if err := tool("go", "test", "-c", "-o", program, module+"/tests"); err != nil {
 		return nil, err
 	}
 	flags = append(flags, "-test.run=^$", "-test.bench=AgainstNet", "-test.benchtime=1x", "-ipc.results="+results)

@@ -1,5 +1,4 @@
-// What pipes, FIFOs and copies are on Linux alone: capacities, threads, and the
-// bytes that do not pass through this process.
+// What is true of connections, messages, pipes and shared memory on Linux alone, and copying there.
 package ipc_test
 
 import (
@@ -11,23 +10,326 @@ import (
 	"math"
 	"net"
 	"os"
+	"os/exec"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/interprocess-go/ipc"
 )
 
 func init() {
+	roles["blocked"] = childReadsAnEndThatBlocks
 	roles["splice"] = childSplicesWithoutDescriptors
 	roles["sandbox"] = childMayHaveNoDescriptors
 }
 
 // ---------------------------------------------------------------------------
-// Capacity
+// Threads, resets, groups
+
+func TestConnWaitHoldsNoThread(t *testing.T) {
+	story(t)
+	const each = 100
+	before := threads(t)
+	var waiting []<-chan error
+	var ends []io.Closer
+	for range each {
+		a, b := pair(t)
+		l := listen(t, ipc.Addr{})
+		ends = append(ends, a, b, l)
+		waiting = append(waiting,
+			beginRead(a),
+			beginRead(b),
+			begin(func() error { _, err := l.Accept(); return err }))
+	}
+	awaitParked(t, "(*Conn).Read", 2*each)
+	awaitParked(t, "(*Listener).AcceptConn", each)
+	if now := threads(t); now > before+each { // a few are made to make the ends
+		t.Errorf("%d waits made %d threads of %d", 3*each, now, before)
+	}
+	for _, end := range ends {
+		must(t, end.Close())
+	}
+	for _, done := range waiting {
+		if err := <-done; err != io.EOF {
+			matches(t, err, net.ErrClosed)
+		}
+	}
+}
+
+func TestPeerThatLeavesDataUnreadResets(t *testing.T) {
+	story(t)
+	a, b := pair(t)
+	send(t, a, "never read")
+	must(t, b.Close())
+	_, err := a.Read(make([]byte, 1))
+	isErrno(t, err, "read", "read", syscall.ECONNRESET)
+	expectEOF(t, a) // once told, it is the end as any other
+}
+
+func TestPeerGroupsOfAnotherProcess(t *testing.T) {
+	story(t)
+	needsRoot(t)
+	l := listen(t, ipc.Addr{})
+	c := startChildWith(t, exec.Cmd{}, "groups", l.Addr().String())
+	server := accept(t, l)
+	p := peerOf(t, server)
+	if p.Groups() == nil {
+		t.Skip("this kernel does not tell the groups of a peer")
+	}
+	want := childGroups()
+	if got := p.Groups(); !slices.Equal(got, want) {
+		t.Errorf("%d groups %v, want %d %v", len(got), got, len(want), want)
+	}
+	p.Groups()[0] = 1 // is the caller's to change
+	if got := p.Groups(); !slices.Equal(got, want) {
+		t.Errorf("the groups became %v", got)
+	}
+	c.mustSay("done")
+	c.end()
+}
+
+// childGroups are more than one asks for at first.
+func childGroups() (groups []int) {
+	for i := range 100 {
+		groups = append(groups, 1000+i)
+	}
+	return groups
+}
+
+func childTellsItsGroups(p *parent, args []string) error {
+	if err := syscall.Setgroups(childGroups()); err != nil {
+		return err
+	}
+	addr := sure(ipc.ParseAddr(args[0]))
+	c := sure(ipc.Dial(addr))
+	p.say("done")
+	p.hear()
+	return c.Close()
+}
+
+// ---------------------------------------------------------------------------
+// Half close
+
+func TestConnCloseReadEndsTheWritesOfThePeer(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		a, b := connect(t, listen(t, addr))
+		writing := begin(func() error { _, err := a.Write(make([]byte, tooMuch)); return err })
+		awaitParked(t, "(*Conn).Write", 1)
+		must(t, b.CloseRead())
+		matches(t, <-writing, syscall.EPIPE)
+		expectEOF(t, b)
+		send(t, b, "the other way")
+		expect(t, a, "the other way")
+	})
+}
+
+// ---------------------------------------------------------------------------
+// Users and /proc
+
+func TestConnThatAnotherMakesBlockStopsNobodyElse(t *testing.T) {
+	story(t)
+	startChild(t, "blocked").end()
+}
+
+// childReadsAnEndThatBlocks has what is a process of its own, so that it can hang.
+func childReadsAnEndThatBlocks(*parent, []string) error {
+	r, w, err := ipc.Pipe()
+	if err != nil {
+		return err
+	}
+	f, err := r.File()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if e := raw.Control(func(fd uintptr) { err = syscall.SetNonblock(int(fd), false) }); e != nil || err != nil {
+		return errors.Join(e, err)
+	}
+	reading := beginRead(r)
+	for !strings.Contains(stacks(), "(*PipeReader).Read(") { // which stops the world
+		runtime.Gosched()
+	}
+	runtime.GC()
+	if _, err := w.Write([]byte{1}); err != nil {
+		return err
+	}
+	return errors.Join(<-reading, r.Close(), w.Close())
+}
+
+func TestConnSetBufferOfMoreThanAnIntIsTheLargest(t *testing.T) {
+	story(t)
+	a, _ := pair(t)
+	size := func(opt int) (n int) {
+		raw, err := a.SyscallConn()
+		must(t, err)
+		must(t, raw.Control(func(fd uintptr) { n, err = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, opt) }))
+		must(t, err)
+		return n
+	}
+	for opt, set := range map[int]func(int) error{
+		syscall.SO_RCVBUF: a.SetReadBuffer,
+		syscall.SO_SNDBUF: a.SetWriteBuffer,
+	} {
+		must(t, set(math.MaxInt32))
+		largest := size(opt)
+		must(t, set(math.MaxInt-math.MaxUint32%math.MaxInt)) // its lower half is 0
+		if n := size(opt); n != largest {
+			t.Errorf("the buffer has %d bytes, at most it can have %d", n, largest)
+		}
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Messages
+
+// foreignMsg is a connection of package net that carries messages.
+func foreignMsg(t *testing.T, c net.Conn, err error) net.Conn {
+	t.Helper()
+	must(t, err)
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// msgTalkForeign proves that boundaries hold between c and a foreign end, which
+// like most programs writes and reads each message in one call.
+func msgTalkForeign(t *testing.T, c *ipc.MsgConn, foreign net.Conn) {
+	t.Helper()
+	for _, text := range []string{"one", "the second"} {
+		if n, err := foreign.Write([]byte(text)); n != len(text) || err != nil {
+			t.Fatalf("write: %d, %v", n, err)
+		}
+		sendMsg(t, c, text)
+	}
+	buf := make([]byte, 100)
+	for _, text := range []string{"one", "the second"} {
+		expectMsg(t, c, text)
+		if n, err := foreign.Read(buf); string(buf[:n]) != text || err != nil {
+			t.Fatalf("the foreign end reads %q, %v; want %q", buf[:n], err, text)
+		}
+	}
+}
+
+func TestMsgConnForeignClientAndServer(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listenMsg(t, addr)
+		c, err := net.Dial("unixpacket", addr.String())
+		foreign := foreignMsg(t, c, err)
+		server := acceptMsg(t, l)
+		msgTalkForeign(t, server, foreign)
+		must(t, foreign.Close())
+		expectMsgEOF(t, server)
+		must(t, server.Close())
+		must(t, l.Close())
+
+		other, err := net.Listen("unixpacket", addr.String())
+		must(t, err)
+		defer other.Close()
+		client := dialMsg(t, addr)
+		c, err = other.Accept()
+		foreign = foreignMsg(t, c, err)
+		msgTalkForeign(t, client, foreign)
+		must(t, client.Close())
+		if n, err := foreign.Read(make([]byte, 10)); n != 0 || err != io.EOF {
+			t.Errorf("the foreign end reads %d, %v", n, err)
+		}
+
+		_, err = ipc.ListenMsg(addr)
+		matches(t, err, ipc.ErrAddrInUse)
+	})
+}
+
+// TestMsgConnReceivesForeignEmptyMessages has them sent before the server's end was
+// accepted: nothing on this side was prepared for them.
+func TestMsgConnReceivesForeignEmptyMessages(t *testing.T) {
+	story(t)
+	addr := nameAddr(t)
+	l := listenMsg(t, addr)
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_SEQPACKET|syscall.SOCK_CLOEXEC, 0)
+	must(t, err)
+	f := os.NewFile(uintptr(fd), "foreign")
+	defer f.Close()
+	must(t, syscall.Connect(fd, &syscall.SockaddrUnix{Name: addr.String()}))
+	for _, text := range []string{"", "one", "", ""} {
+		must(t, syscall.Sendto(fd, []byte(text), 0, nil))
+	}
+	must(t, f.Close())
+	server := acceptMsg(t, l)
+	for _, text := range []string{"", "one", "", ""} {
+		expectMsg(t, server, text)
+	}
+	expectMsgEOF(t, server)
+}
+
+func TestMsgConnAdoptsForeignSockets(t *testing.T) {
+	story(t)
+	a, b := adoptPair(t, syscall.SOCK_SEQPACKET, ipc.FileMsgConn)
+	msgTalk(t, a, b)
+	must(t, a.SetReadDeadline(time.Now().Add(brief)))
+	_, err := a.Recv(make([]byte, 1))
+	timedOut(t, err)
+	isProcess(t, peerOf(t, a), os.Getpid())
+	must(t, b.Close())
+	must(t, a.SetReadDeadline(time.Time{}))
+	expectMsgEOF(t, a)
+}
+
+func TestMsgConnFileIsADuplicate(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		client, server := msgConnect(t, listenMsg(t, addr))
+		f, err := client.File()
+		must(t, err)
+		must(t, client.Close())
+		adopted, err := ipc.FileMsgConn(f)
+		must(t, err)
+		defer adopted.Close()
+		must(t, f.Close())
+		msgTalk(t, adopted, server)
+		if adopted.RemoteAddr() != addr {
+			t.Errorf("the address is %v, want %v", adopted.RemoteAddr(), addr)
+		}
+		must(t, adopted.Close())
+		expectMsgEOF(t, server) // not before the last duplicate was closed
+	})
+}
+
+// TestListenMsgRespectsAForeignServer has a socket file in the way that a stream
+// cannot even be dialed to.
+func TestListenMsgRespectsAForeignServer(t *testing.T) {
+	story(t)
+	path := openDir(t) + "/socket"
+	foreign, err := net.Listen("unixpacket", path)
+	must(t, err)
+	defer foreign.Close()
+	for _, policy := range []ipc.Takeover{ipc.TakeoverStale, ipc.TakeoverNever} {
+		lc := ipc.ListenConfig{Takeover: policy}
+		_, err := lc.ListenMsg(ipc.Path(path))
+		matches(t, err, ipc.ErrAddrInUse)
+		_, err = lc.Listen(ipc.Path(path))
+		matches(t, err, ipc.ErrAddrInUse)
+	}
+	c, err := net.Dial("unixpacket", path)
+	foreignMsg(t, c, err)
+
+	foreign.(*net.UnixListener).SetUnlinkOnClose(false)
+	must(t, foreign.Close())
+	l := listenMsg(t, ipc.Path(path)) // now it is stale
+	client, server := msgConnect(t, l)
+	msgTalk(t, client, server)
+	must(t, l.Close())
+}
+
+// ---------------------------------------------------------------------------
+// Capacity of pipes
 
 func TestPipeCapacity(t *testing.T) {
 	story(t)
@@ -121,9 +423,9 @@ func TestFIFOWriterThatSaysNothingIsNoticed(t *testing.T) {
 }
 
 // ---------------------------------------------------------------------------
-// Threads
+// Threads of pipes and copies
 
-func TestWaitingAtPipesHoldsNoThread(t *testing.T) {
+func TestPipeWaitHoldsNoThread(t *testing.T) {
 	const each = 60
 	before := threads(t)
 	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
@@ -189,7 +491,7 @@ func readByProcess(t *testing.T) int64 {
 	return n
 }
 
-func TestCopiesDoNotPassThroughThisProcess(t *testing.T) {
+func TestCopyDoesNotPassThroughThisProcess(t *testing.T) {
 	data := pattern(4 << 20)
 	splices := func(name string) bool {
 		return slices.Contains([]string{
@@ -482,7 +784,7 @@ func TestCopyThatTimesOutTakesNothing(t *testing.T) {
 	})
 }
 
-func TestWhoMayHaveNoDescriptorsStillCopies(t *testing.T) {
+func TestCopyWhereDescriptorsAreForbidden(t *testing.T) {
 	story(t)
 	startChild(t, "sandbox").end()
 }
@@ -558,4 +860,166 @@ func TestCopyHoldsNoThread(t *testing.T) {
 	for _, done := range copying {
 		matches(t, <-done, net.ErrClosed)
 	}
+}
+
+// ---------------------------------------------------------------------------
+// Shared memory
+
+// linux/fcntl.h, linux/memfd.h
+const (
+	addSeals        = 1033
+	sealSeal        = 0x1
+	sealShrink      = 0x2
+	sealGrow        = 0x4
+	sealWrite       = 0x8
+	sealFutureWrite = 0x10
+	allowSealing    = 0x2
+	hugeTLB         = 0x4
+)
+
+// memfd makes memory as another program may, and seals it.
+func memfd(t *testing.T, size int64, flags, seals uintptr) *os.File {
+	t.Helper()
+	number := map[string]uintptr{"amd64": 319, "386": 356, "arm": 385, "ppc64le": 360, "s390x": 350}[runtime.GOARCH]
+	if number == 0 {
+		number = 279
+	}
+	name := []byte("test\x00")
+	fd, _, errno := syscall.Syscall(number, uintptr(unsafe.Pointer(&name[0])), flags|1, 0)
+	if errno != 0 {
+		t.Skip("memfd_create: ", errno)
+	}
+	f := os.NewFile(fd, "memfd")
+	t.Cleanup(func() { f.Close() })
+	if err := syscall.Ftruncate(int(fd), size); err != nil {
+		t.Skip("ftruncate: ", err)
+	}
+	if seals != 0 {
+		if _, _, errno := syscall.Syscall(syscall.SYS_FCNTL, fd, addSeals, seals); errno != 0 {
+			t.Skip("F_ADD_SEALS: ", errno)
+		}
+	}
+	return f
+}
+
+func TestFileMemoryLooksAtTheSeals(t *testing.T) {
+	needsMemory(t)
+	for _, c := range []struct {
+		flags, seals      uintptr
+		size              int64
+		accepted, mayEdit bool
+	}{
+		{0, 0, 4096, false, false}, // not to be sealed at all
+		{allowSealing, 0, 4096, false, false},
+		{allowSealing, sealSeal, 4096, false, false},
+		{allowSealing, sealGrow, 4096, false, false},
+		{allowSealing, sealGrow | sealSeal | sealFutureWrite, 4096, false, false},
+		{allowSealing, sealShrink, 4096, true, true},
+		{allowSealing, sealShrink | sealGrow | sealSeal, 4096, true, true},
+		{allowSealing, sealShrink | sealWrite, 4096, true, false},
+		{allowSealing, sealShrink | sealFutureWrite, 4096, true, false},
+		{allowSealing, sealShrink, 1, true, true},
+		{allowSealing, sealShrink, 5000, true, true},
+		{allowSealing, sealShrink, 0, false, false},
+		{allowSealing, sealShrink, 1<<20 + 1, false, false},
+		{allowSealing, sealShrink, 1 << 40, false, false},
+		{allowSealing | hugeTLB, sealShrink | sealGrow | sealSeal, 2 << 20, false, false},
+	} {
+		t.Run(fmt.Sprintf("flags=%#x,seals=%#x,size=%d", c.flags, c.seals, c.size), func(t *testing.T) {
+			story(t)
+			f := memfd(t, c.size, c.flags, c.seals)
+			limit := 1 << 20
+			if c.flags&hugeTLB != 0 {
+				limit = 4 << 20
+			}
+			m, err := ipc.FileMemory(f, limit)
+			if (err == nil) != c.accepted {
+				t.Fatalf("accepted %v, %v", err == nil, err)
+			}
+			if err != nil {
+				return
+			}
+			defer m.Close()
+			if m.Writable() != c.mayEdit || int64(len(m.Bytes())) != c.size {
+				t.Errorf("writable %v, %d bytes", m.Writable(), len(m.Bytes()))
+			}
+			if c.mayEdit {
+				m.Bytes()[c.size-1] = 1
+			}
+			if err := f.Truncate(0); err == nil {
+				t.Error("the memory has shrunk")
+			}
+		})
+	}
+}
+
+// Nobody shrinks, grows or reopens for writing what NewMemory made.
+func TestMemoryKeepsItsSize(t *testing.T) {
+	needsMemory(t)
+	story(t)
+	m := newMemory(t, 8192)
+	f, ro := memoryFile(t, m, false), memoryFile(t, m, true)
+	for _, size := range []int64{0, 4096, 16384} {
+		if err := f.Truncate(size); !errors.Is(err, syscall.EPERM) {
+			t.Errorf("truncated to %d: %v", size, err)
+		}
+	}
+	if _, err := syscall.Mmap(int(ro.Fd()), 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED); !errors.Is(err, syscall.EACCES) {
+		t.Errorf("mapped for writing: %v", err)
+	}
+	var st syscall.Stat_t
+	must(t, syscall.Fstat(int(f.Fd()), &st))
+	if st.Mode&0o777 != 0o600 {
+		t.Errorf("its mode is %o", st.Mode&0o777)
+	}
+}
+
+// What a peer gets of a connection's memory it cannot write.
+func TestSharedConnPeerCannotWriteItsMemory(t *testing.T) {
+	needsMemory(t)
+	story(t)
+	addr := pathAddr(t)
+	l := listen(t, addr)
+	a, err := ipc.DialShared(addr)
+	kept(t, a, err)
+	b := accept(t, l)
+	reading := beginRead(a)
+	hello := make([]byte, 32)
+	oob := make([]byte, 100)
+	n, oobn, _, err := b.ReadMsg(hello, oob)
+	must(t, err)
+	msgs, err := syscall.ParseSocketControlMessage(oob[:oobn])
+	must(t, err)
+	fds, err := syscall.ParseUnixRights(&msgs[0])
+	must(t, err)
+	defer func() {
+		for _, fd := range fds {
+			syscall.Close(fd)
+		}
+	}()
+	if n != 32 || len(fds) != 2 {
+		t.Fatalf("a hello of %d bytes and %d descriptors", n, len(fds))
+	}
+	var st syscall.Stat_t
+	must(t, syscall.Fstat(fds[0], &st))
+	if _, err := syscall.Mmap(fds[0], 0, int(st.Size), syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED); !errors.Is(err, syscall.EPERM) {
+		t.Errorf("mapped for writing: %v", err)
+	}
+	if again, err := os.OpenFile("/proc/self/fd/"+strconv.Itoa(fds[0]), os.O_RDWR, 0); err == nil {
+		if _, err := again.WriteAt([]byte("x"), 0); !errors.Is(err, syscall.EPERM) {
+			t.Errorf("written: %v", err)
+		}
+		again.Close()
+	}
+	if err := syscall.Ftruncate(fds[0], 0); !errors.Is(err, syscall.EPERM) {
+		t.Errorf("truncated: %v", err)
+	}
+	mem, err := syscall.Mmap(fds[0], 0, int(st.Size), syscall.PROT_READ, syscall.MAP_SHARED)
+	must(t, err)
+	if err := syscall.Mprotect(mem, syscall.PROT_READ|syscall.PROT_WRITE); !errors.Is(err, syscall.EACCES) {
+		t.Errorf("made writable: %v", err)
+	}
+	must(t, syscall.Munmap(mem))
+	must(t, b.Close())
+	<-reading
 }

@@ -1,3 +1,4 @@
+// Pipes as Windows has them.
 package ipc_test
 
 import (
@@ -10,9 +11,8 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"reflect"
 	"runtime"
-	"runtime/pprof"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,147 +25,10 @@ import (
 	"github.com/interprocess-go/ipc"
 )
 
-// The tests of what only Windows has. They are written to run on Windows and
-// under Wine; what Wine does not do is skipped there, with the reason.
-
 func init() {
-	countDescriptors = fileHandles
 	roles["inherits"] = childInherits
 	roles["shared"] = childIsShared
 	roles["waits"] = func(p *parent, _ []string) error { p.say("here"); p.hear(); return nil }
-}
-
-var (
-	kernel32 = syscall.NewLazyDLL("kernel32.dll")
-	advapi32 = syscall.NewLazyDLL("advapi32.dll")
-	ntdll    = syscall.NewLazyDLL("ntdll.dll")
-
-	createEvent          = kernel32.NewProc("CreateEventW")
-	getProcessID         = kernel32.NewProc("GetProcessId")
-	getNamedPipeInfo     = kernel32.NewProc("GetNamedPipeInfo")
-	getHandleInformation = kernel32.NewProc("GetHandleInformation")
-	waitNamedPipe        = kernel32.NewProc("WaitNamedPipeW")
-	openThreadToken      = advapi32.NewProc("OpenThreadToken")
-	ntQueryObject        = ntdll.NewProc("NtQueryObject")
-	ntQueryInformation   = ntdll.NewProc("NtQueryInformationFile")
-)
-
-const thisProcess = ^syscall.Handle(0)
-
-// onWine skips the test on Wine. These need Windows:
-//
-//   - TestClientThatHidesIsNotItsOwner, TestServerMayOnlyDoWhatTheClientAllows: Wine
-//     impersonates at any level.
-//   - TestSecurityIsEnforced: Wine lets everybody open a pipe.
-//   - TestDialInTheWrongDirectionIsRefused: Wine looks at generic rights alone.
-//   - TestPipeOfAnotherMachineIsNotTrusted: Wine has no pipes of other machines.
-//
-// Nor is seen there, for Wine takes every client for the user of the server: files
-// from a client with other rights, dynamic tracking, AppContainers, restricted
-// tokens and integrity levels. What a process allows is enforced, so tests lock
-// processes instead.
-func onWine(t *testing.T, reason string) {
-	t.Helper()
-	if isWine() {
-		t.Skip("Wine " + reason)
-	}
-}
-
-// Wine makes a pipe one of message type if it is to reject clients of other
-// machines: see NtCreateNamedPipeFile there. byteType makes one of bytes.
-var byteType = ipc.PipeConfig{AcceptRemote: isWine()}
-
-func isWine() bool { return ntdll.NewProc("wine_get_version").Find() == nil }
-
-// countHandles counts the handles of this process that counts accepts. Wine does
-// not tell their number, but handles are small numbers, and free ones are used
-// again.
-func countHandles(counts func(h uintptr) bool) (n int) {
-	next, _, _ := createEvent.Call(0, 0, 0, 0)
-	syscall.CloseHandle(syscall.Handle(next))
-	const more = 128 // may be in use beyond the next free one
-	for h := uintptr(4); h < next+4*more; h += 4 {
-		if counts(h) {
-			n++
-		}
-	}
-	return n
-}
-
-func allHandles() int {
-	return countHandles(func(h uintptr) bool {
-		var flags uint32
-		r, _, _ := getHandleInformation.Call(h, uintptr(unsafe.Pointer(&flags)))
-		return r != 0
-	})
-}
-
-// fileHandles counts the handles of files and pipes. Others come and go with the
-// runtime's threads.
-func fileHandles() int { return handlesOf("File") }
-
-// handlesOf counts the handles of objects of these types.
-func handlesOf(types ...string) int {
-	return countHandles(func(h uintptr) bool {
-		var info struct {
-			length, capacity uint16
-			name             *uint16
-			rest             [1024]byte
-		}
-		const objectTypeInformation = 2
-		status, _, _ := ntQueryObject.Call(h, objectTypeInformation, uintptr(unsafe.Pointer(&info)), unsafe.Sizeof(info), 0)
-		return int32(status) >= 0 && slices.Contains(types, syscall.UTF16ToString(unsafe.Slice(info.name, info.length/2)))
-	})
-}
-
-func pipePath() string { return `\\.\pipe\` + unique() }
-
-func listenPipe(t *testing.T, c ipc.PipeConfig) (*ipc.PipeListener, string) {
-	t.Helper()
-	path := pipePath()
-	l, err := ipc.ListenPipe(path, c)
-	return kept(t, l, err), path
-}
-
-func dialPipe(t *testing.T, path string, d ipc.PipeDialer) *ipc.PipeConn {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), soon)
-	defer cancel()
-	c, err := ipc.DialPipe(ctx, path, d)
-	return kept(t, c, err)
-}
-
-func acceptPipe(t *testing.T, l *ipc.PipeListener) *ipc.PipeConn {
-	t.Helper()
-	c, err := l.AcceptPipe()
-	return kept(t, c, err)
-}
-
-// connectPipe returns both ends of a new connection to a new pipe.
-func connectPipe(t *testing.T, c ipc.PipeConfig) (client, server *ipc.PipeConn) {
-	t.Helper()
-	l, path := listenPipe(t, c)
-	client = dialPipe(t, path, ipc.PipeDialer{Direction: c.Direction, Messages: c.Messages})
-	server = acceptPipe(t, l)
-	must(t, l.Close())
-	return client, server
-}
-
-// tryDial attempts once, or a little longer, to open the pipe.
-func tryDial(path string, d ipc.PipeDialer) (*ipc.PipeConn, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), brief)
-	defer cancel()
-	return ipc.DialPipe(ctx, path, d)
-}
-
-func background() context.Context { return context.Background() }
-
-// control runs f with the handle.
-func control(t *testing.T, c syscall.Conn, f func(h uintptr)) {
-	t.Helper()
-	raw, err := c.SyscallConn()
-	must(t, err)
-	must(t, raw.Control(f))
 }
 
 // ---------------------------------------------------------------------------
@@ -190,7 +53,7 @@ func TestPipePathsHaveManySpellings(t *testing.T) {
 	}
 }
 
-func TestPathsThatAreNoPipes(t *testing.T) {
+func TestListenPipeRefusesPathsThatAreNoPipes(t *testing.T) {
 	for _, path := range []string{
 		`C:\socket`, `socket`, `\socket`, `/tmp/socket`, `\\.\pipe`, `\\.\pipe\`, `\\.\pipes\x`, `\\.\mailslot\x`,
 		`\\\pipe\x`, `\\.pipe\x`, `\\.\pipe\x\`, `\\.\pipe\\x`, `\\.\pipe\..\C:\x`, `\\.\pipe\a\..\b`, `\\.\pipe\.`,
@@ -232,7 +95,7 @@ func TestPipePathsMayHave256Characters(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Bursts and races
 
-func TestBurstOfClientsGetsThrough(t *testing.T) {
+func TestPipeListenerBurstOfClientsGetsThrough(t *testing.T) {
 	story(t)
 	const clients = 200
 	l := listen(t, nameAddr(t))
@@ -274,7 +137,7 @@ func TestBurstOfClientsGetsThrough(t *testing.T) {
 	}
 }
 
-func TestClientsThatVanishNeverSurface(t *testing.T) {
+func TestPipeListenerClientsThatVanishNeverSurface(t *testing.T) {
 	for _, d := range []ipc.Direction{ipc.Duplex, ipc.ClientToServer, ipc.ServerToClient} {
 		t.Run(d.String(), func(t *testing.T) {
 			story(t)
@@ -313,7 +176,7 @@ func TestClientsThatVanishNeverSurface(t *testing.T) {
 	}
 }
 
-func TestClientThatWroteAndLeftIsHeard(t *testing.T) {
+func TestPipeListenerHearsAClientThatWroteAndLeft(t *testing.T) {
 	story(t)
 	l, path := listenPipe(t, ipc.PipeConfig{Messages: true})
 	for _, words := range [][]string{{"last words"}, {""}, {"", "one", ""}} {
@@ -334,7 +197,7 @@ func TestClientThatWroteAndLeftIsHeard(t *testing.T) {
 
 var rounds = flag.Int("ipc.rounds", 5000, "how often Close races with Dial")
 
-func TestCloseRacesWithDial(t *testing.T) {
+func TestPipeListenerCloseRacesWithDial(t *testing.T) {
 	story(t)
 	n := *rounds
 	if testing.Short() {
@@ -380,7 +243,7 @@ func TestCloseRacesWithDial(t *testing.T) {
 	eventually(t, "no handles are left", func() bool { return allHandles() < before+200 })
 }
 
-func TestCloseEndsEightAcceptsAndAllOperations(t *testing.T) {
+func TestPipeListenerCloseEndsAcceptsAndAllOperations(t *testing.T) {
 	story(t)
 	for range 20 {
 		l := listen(t, nameAddr(t))
@@ -399,7 +262,7 @@ func TestCloseEndsEightAcceptsAndAllOperations(t *testing.T) {
 	}
 }
 
-func TestNameIsNeverFree(t *testing.T) {
+func TestPipeListenerNameIsNeverFree(t *testing.T) {
 	for _, limit := range []int{0, 1, 2} {
 		t.Run(fmt.Sprint("MaxInstances ", limit), func(t *testing.T) {
 			story(t)
@@ -431,7 +294,7 @@ func TestNameIsNeverFree(t *testing.T) {
 	}
 }
 
-func TestNameThatIsTakenAndLeftIsInUseOrFree(t *testing.T) {
+func TestPipeListenerNameThatIsTakenAndLeftIsInUseOrFree(t *testing.T) {
 	story(t)
 	addr := nameAddr(t)
 	var busy sync.WaitGroup
@@ -452,7 +315,7 @@ func TestNameThatIsTakenAndLeftIsInUseOrFree(t *testing.T) {
 	busy.Wait()
 }
 
-func TestDroppedPipeListenerIsClosed(t *testing.T) {
+func TestPipeListenerThatWasDroppedIsClosed(t *testing.T) {
 	story(t)
 	addr := nameAddr(t)
 	func() {
@@ -469,7 +332,7 @@ func TestDroppedPipeListenerIsClosed(t *testing.T) {
 	})
 }
 
-func TestDroppedPipeConnIsClosed(t *testing.T) {
+func TestPipeConnThatWasDroppedIsClosed(t *testing.T) {
 	story(t)
 	for _, used := range []bool{false, true} {
 		a, b, err := ipc.Pair()
@@ -496,7 +359,7 @@ func TestDroppedPipeConnIsClosed(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Options of a pipe
 
-func TestMaxInstancesMakesClientsWait(t *testing.T) {
+func TestPipeConfigMaxInstancesMakesClientsWait(t *testing.T) {
 	for _, limit := range []int{1, 3} {
 		t.Run(strconv.Itoa(limit), func(t *testing.T) {
 			story(t)
@@ -545,7 +408,7 @@ func TestMaxInstancesMakesClientsWait(t *testing.T) {
 	}
 }
 
-func TestConnectionsOutliveTheListenerOfALimitedPipe(t *testing.T) {
+func TestPipeConnsOutliveTheListenerOfALimitedPipe(t *testing.T) {
 	story(t)
 	client, server := connectPipe(t, ipc.PipeConfig{MaxInstances: 1})
 	talk(t, client, server)
@@ -553,7 +416,7 @@ func TestConnectionsOutliveTheListenerOfALimitedPipe(t *testing.T) {
 	expectEOF(t, client)
 }
 
-func TestDirections(t *testing.T) {
+func TestPipeConfigDirections(t *testing.T) {
 	for _, messages := range []bool{false, true} {
 		for _, d := range []ipc.Direction{ipc.Duplex, ipc.ClientToServer, ipc.ServerToClient} {
 			t.Run(fmt.Sprintf("%v messages %v", d, messages), func(t *testing.T) {
@@ -597,7 +460,7 @@ func carries(t *testing.T, w, r *ipc.PipeConn, can bool) {
 	must(t, w.Flush(background())) // has nothing to do
 }
 
-func TestDialInTheWrongDirectionIsRefused(t *testing.T) {
+func TestDialPipeInTheWrongDirectionIsRefused(t *testing.T) {
 	onWine(t, "looks at generic rights alone, which would include the one to make instances")
 	story(t)
 	for _, d := range []ipc.Direction{ipc.ClientToServer, ipc.ServerToClient} {
@@ -612,7 +475,7 @@ func TestDialInTheWrongDirectionIsRefused(t *testing.T) {
 	}
 }
 
-func TestMessagesOfAByteStreamAreRefused(t *testing.T) {
+func TestPipeConfigByteStreamRefusesMessages(t *testing.T) {
 	story(t)
 	l, path := listenPipe(t, byteType)
 	if c, err := ipc.DialPipe(background(), path, ipc.PipeDialer{Messages: true}); err == nil {
@@ -627,7 +490,7 @@ func TestMessagesOfAByteStreamAreRefused(t *testing.T) {
 	matches(t, err, errors.ErrUnsupported)
 }
 
-func TestBuffersAndDefaultWait(t *testing.T) {
+func TestPipeConfigBuffersAndDefaultWait(t *testing.T) {
 	story(t)
 	const wait = 100 * time.Millisecond
 	l, path := listenPipe(t, ipc.PipeConfig{ReadBuffer: 12 << 10, WriteBuffer: 20 << 10, DefaultWait: wait, MaxInstances: 1})
@@ -657,7 +520,7 @@ func TestBuffersAndDefaultWait(t *testing.T) {
 	}
 }
 
-func TestInheritableAndWriteThroughReachTheHandle(t *testing.T) {
+func TestPipeConfigInheritableAndWriteThroughReachTheHandle(t *testing.T) {
 	story(t)
 	for _, on := range []bool{false, true} {
 		l, path := listenPipe(t, ipc.PipeConfig{Inheritable: on, WriteThrough: on, AcceptRemote: on, DefaultWait: -1})
@@ -693,7 +556,7 @@ func TestInheritableAndWriteThroughReachTheHandle(t *testing.T) {
 	}
 }
 
-func TestBadPipeOptionsAreRefused(t *testing.T) {
+func TestPipeConfigThatIsBadIsRefused(t *testing.T) {
 	for _, c := range []ipc.PipeConfig{
 		{Direction: 3}, {Access: 2}, {Backlog: -1}, {MaxInstances: -1}, {MaxInstances: 255}, {ReadBuffer: -1}, {WriteBuffer: -1},
 	} {
@@ -717,7 +580,7 @@ func TestBadPipeOptionsAreRefused(t *testing.T) {
 	}
 }
 
-func TestPipesAreNetListeners(t *testing.T) {
+func TestPipeListenerIsANetListener(t *testing.T) {
 	story(t)
 	l, path := listenPipe(t, ipc.PipeConfig{Check: func(p ipc.Peer) error {
 		if pid, ok := p.PID(); !ok || pid != os.Getpid() {
@@ -752,15 +615,6 @@ func TestPipesAreNetListeners(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Messages
 
-func expectMessage(t *testing.T, c *ipc.PipeConn, want string) {
-	t.Helper()
-	p := make([]byte, len(want)+1)
-	n, more, err := c.ReadMessage(p)
-	if err != nil || more || string(p[:n]) != want {
-		t.Fatalf("message %.40q, %v, %v; want %.40q", p[:n], more, err, want)
-	}
-}
-
 func TestPipeMessagesKeepTheirBoundaries(t *testing.T) {
 	story(t)
 	client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
@@ -793,7 +647,7 @@ func TestPipeMessagesKeepTheirBoundaries(t *testing.T) {
 	}
 }
 
-func TestLongPipeMessageComesInParts(t *testing.T) {
+func TestPipeMessageThatIsLongComesInParts(t *testing.T) {
 	story(t)
 	client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
 	long := string(pattern(300 << 10)) // longer than the buffers of the pipe
@@ -813,7 +667,7 @@ func TestLongPipeMessageComesInParts(t *testing.T) {
 	}
 }
 
-func TestMessagesAreReadAsAStreamWhenAskedTo(t *testing.T) {
+func TestPipeMessagesAreReadAsAStreamWhenAskedTo(t *testing.T) {
 	story(t)
 	l, path := listenPipe(t, ipc.PipeConfig{Messages: true})
 	client, server := dialPipe(t, path, ipc.PipeDialer{}), acceptPipe(t, l)
@@ -911,7 +765,7 @@ func TestPipeMessagesAllocateNothing(t *testing.T) {
 	})
 }
 
-func TestPeekMessage(t *testing.T) {
+func TestPipeConnPeekMessage(t *testing.T) {
 	story(t)
 	client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
 	if n, size, err := server.PeekMessage(make([]byte, 9)); n != 0 || size != 0 || err != nil {
@@ -949,15 +803,6 @@ func TestPeekMessage(t *testing.T) {
 
 const asItIs time.Duration = 0
 
-// limitSpin bounds the waits of the ends unless they are to stay as they are.
-func limitSpin(spin time.Duration, ends ...interface{ SetSpin(time.Duration) }) {
-	for _, end := range ends {
-		if spin != asItIs {
-			end.SetSpin(spin)
-		}
-	}
-}
-
 // overEachWait tells a story over ends that park at once, that wait as they do by
 // default, and that wait long before they park.
 func overEachWait(t *testing.T, tell func(t *testing.T, spin time.Duration)) {
@@ -966,7 +811,7 @@ func overEachWait(t *testing.T, tell func(t *testing.T, spin time.Duration)) {
 	}
 }
 
-func TestStreamsAreTheSameHoweverReadsWait(t *testing.T) {
+func TestPipeStreamsAreTheSameHoweverReadsWait(t *testing.T) {
 	overEachWait(t, func(t *testing.T, spin time.Duration) {
 		a, b := pair(t)
 		limitSpin(spin, a, b)
@@ -992,7 +837,7 @@ func TestStreamsAreTheSameHoweverReadsWait(t *testing.T) {
 	})
 }
 
-func TestMessagesAreTheSameHoweverReadsWait(t *testing.T) {
+func TestPipeMessagesAreTheSameHoweverReadsWait(t *testing.T) {
 	overEachWait(t, func(t *testing.T, spin time.Duration) {
 		a, b, err := ipc.MsgPair()
 		must(t, err)
@@ -1032,10 +877,7 @@ func TestMessagesAreTheSameHoweverReadsWait(t *testing.T) {
 	})
 }
 
-// threads is how many threads the program has had.
-func threads() int { return pprof.Lookup("threadcreate").Count() }
-
-func TestDeadlineDoesNotTearAMessage(t *testing.T) {
+func TestPipeConnDeadlineDoesNotTearAMessage(t *testing.T) {
 	story(t)
 	const rounds = 300
 	a, b := msgPair(t)
@@ -1082,7 +924,7 @@ func TestDeadlineDoesNotTearAMessage(t *testing.T) {
 	}
 }
 
-func TestManyWaitsHoldFewThreads(t *testing.T) {
+func TestPipeConnWaitsHoldFewThreads(t *testing.T) {
 	story(t)
 	const many, few = 200, 100
 	before := threads()
@@ -1240,7 +1082,7 @@ func TestFlushCanBeCancelled(t *testing.T) {
 	expectEOF(t, server)
 }
 
-func TestDisconnectThrowsTheClientOut(t *testing.T) {
+func TestPipeConnDisconnectThrowsTheClientOut(t *testing.T) {
 	story(t)
 	client, server := connectPipe(t, ipc.PipeConfig{})
 	matches(t, client.Disconnect(), errors.ErrUnsupported)
@@ -1259,340 +1101,6 @@ func TestDisconnectThrowsTheClientOut(t *testing.T) {
 	matches(t, err, syscall.EPIPE)
 	must(t, server.Close())
 	matches(t, server.Disconnect(), net.ErrClosed)
-}
-
-// ---------------------------------------------------------------------------
-// Who is there
-
-// threadUser returns the user that the thread impersonates, or "".
-func threadUser() (string, error) {
-	const thisThread, noToken = ^uintptr(1), syscall.Errno(1008)
-	var token syscall.Token
-	r, _, err := openThreadToken.Call(thisThread, syscall.TOKEN_QUERY, 1, uintptr(unsafe.Pointer(&token)))
-	switch {
-	case r == 0 && err == noToken:
-		return "", nil
-	case r == 0:
-		return "", err
-	}
-	defer token.Close()
-	user, err := token.GetTokenUser()
-	if err != nil {
-		return "", err
-	}
-	return user.User.Sid.String()
-}
-
-// nobodyImpersonates fails the test if a thread does.
-func nobodyImpersonates(t *testing.T) {
-	t.Helper()
-	var busy sync.WaitGroup
-	ready := make(chan struct{})
-	for range 50 { // more than there are idle threads
-		busy.Go(func() {
-			runtime.LockOSThread()
-			defer runtime.UnlockOSThread()
-			<-ready
-			if user, err := threadUser(); user != "" || err != nil {
-				t.Errorf("a thread acts as %q, %v", user, err)
-			}
-		})
-	}
-	close(ready)
-	busy.Wait()
-}
-
-func TestImpersonateActsAsTheClientAndRevertsAlways(t *testing.T) {
-	story(t)
-	client, server := connectPipe(t, ipc.PipeConfig{})
-	talk(t, client, server)
-	never := func() error { t.Error("runs"); return nil }
-	matches(t, client.Impersonate(never), errors.ErrUnsupported)
-
-	must(t, server.Impersonate(func() error {
-		user, err := threadUser()
-		if err == nil && user != me(t) {
-			err = fmt.Errorf("the thread acts as %q", user)
-		}
-		return err
-	}))
-	nobodyImpersonates(t)
-
-	failure := errors.New("f's own error")
-	if err := server.Impersonate(func() error { return failure }); err != failure {
-		t.Errorf("f fails, and the error is %v", err)
-	}
-	nobodyImpersonates(t)
-
-	func() {
-		defer func() {
-			if p := recover(); p != "f panics" {
-				t.Errorf("the panic is %v", p)
-			}
-		}()
-		server.Impersonate(func() error { panic("f panics") })
-	}()
-	nobodyImpersonates(t)
-
-	left := make(chan bool)
-	go func() {
-		returned := false
-		defer func() { left <- returned }()
-		server.Impersonate(func() error { runtime.Goexit(); return nil })
-		returned = true
-	}()
-	if <-left {
-		t.Error("Goexit in f did not end the caller's goroutine")
-	}
-	nobodyImpersonates(t)
-
-	must(t, server.Close())
-	matches(t, server.Impersonate(never), net.ErrClosed)
-}
-
-func TestClientsIdentityAtEveryLevel(t *testing.T) {
-	story(t)
-	l := listen(t, nameAddr(t))
-	for _, level := range []ipc.ImpersonationLevel{ipc.Identification, ipc.Anonymous, ipc.Impersonation, ipc.Delegation} {
-		client, err := ipc.Dialer{Timeout: soon, Sys: &ipc.SysDialer{Impersonation: level}}.Dial(l.Addr().(ipc.Addr))
-		must(t, err)
-		server := accept(t, l)
-		p, err := server.Peer() // before anything was read
-		must(t, err)
-		if p.UserID() != me(t) && !(level == ipc.Anonymous && p.UserID() == "") { // Wine tells it all the same
-			t.Errorf("%v: the user is %q, want %q", level, p.UserID(), me(t))
-		}
-		talk(t, client, server)
-		must(t, client.Close())
-		must(t, server.Close())
-	}
-	nobodyImpersonates(t)
-}
-
-func TestServerMayOnlyDoWhatTheClientAllows(t *testing.T) {
-	onWine(t, "impersonates at any level")
-	story(t)
-	l, path := listenPipe(t, ipc.PipeConfig{})
-	for level, want := range map[ipc.ImpersonationLevel]uint32{ipc.Identification: 1, ipc.Impersonation: 2} {
-		client := dialPipe(t, path, ipc.PipeDialer{Impersonation: level})
-		server := acceptPipe(t, l)
-		talk(t, client, server)
-		must(t, server.Impersonate(func() error {
-			const thisThread, tokenImpersonationLevel = ^uintptr(1), 9
-			var token syscall.Token
-			if r, _, err := openThreadToken.Call(thisThread, syscall.TOKEN_QUERY, 1, uintptr(unsafe.Pointer(&token))); r == 0 {
-				return err
-			}
-			defer token.Close()
-			var got, size uint32
-			err := syscall.GetTokenInformation(token, tokenImpersonationLevel, (*byte)(unsafe.Pointer(&got)), 4, &size)
-			if err == nil && got != want {
-				err = fmt.Errorf("%v: level %d, want %d", level, got, want)
-			}
-			return err
-		}))
-		must(t, client.Close())
-		must(t, server.Close())
-	}
-}
-
-func TestProcessAndSessionOfBothEnds(t *testing.T) {
-	story(t)
-	client, server := connectPipe(t, ipc.PipeConfig{})
-	for _, c := range []*ipc.PipeConn{client, server} {
-		for _, ask := range []func() (uint32, error){c.ClientProcessID, c.ServerProcessID} {
-			if pid, err := ask(); err != nil || int(pid) != os.Getpid() {
-				t.Errorf("process %d, %v", pid, err)
-			}
-		}
-		p, err := c.Peer()
-		must(t, err)
-		session, known := p.SessionID()
-		if !known {
-			t.Error("no session")
-		}
-		for _, ask := range []func() (uint32, error){c.ClientSessionID, c.ServerSessionID} {
-			if id, err := ask(); err != nil || id != session {
-				t.Errorf("session %d, %v, want %d", id, err, session)
-			}
-		}
-	}
-}
-
-func TestPeerProcessStaysThatProcess(t *testing.T) {
-	story(t)
-	l := listen(t, nameAddr(t))
-	c := startChild(t, "connect", l.Addr().String())
-	server := accept(t, l)
-	process, err := server.PeerProcess(syscall.SYNCHRONIZE)
-	must(t, err)
-	defer syscall.CloseHandle(process)
-	if pid, _, _ := getProcessID.Call(uintptr(process)); int(pid) != c.pid() {
-		t.Errorf("process %d, want %d", pid, c.pid())
-	}
-	c.kill()
-	if event, err := syscall.WaitForSingleObject(process, syscall.INFINITE); event != syscall.WAIT_OBJECT_0 || err != nil {
-		t.Errorf("waiting for its end: %d, %v", event, err)
-	}
-	must(t, server.Close())
-	_, err = server.PeerProcess(0)
-	matches(t, err, net.ErrClosed)
-}
-
-// ---------------------------------------------------------------------------
-// Security
-
-func TestPresetsAllowNoMoreThanTheySay(t *testing.T) {
-	story(t)
-	for _, access := range []ipc.Access{ipc.OwnerOnly, ipc.Everyone} {
-		l, path := listenPipe(t, ipc.PipeConfig{Access: access})
-		client, server := dialPipe(t, path, ipc.PipeDialer{}), acceptPipe(t, l)
-		for _, read := range []func() (*ipc.SecurityDescriptor, error){l.SecurityDescriptor, client.SecurityDescriptor, server.SecurityDescriptor} {
-			sd, err := read()
-			must(t, err)
-			if sd.Owner() != me(t) {
-				t.Errorf("%v: the owner is %q", access, sd.Owner())
-			}
-			if !strings.Contains(sd.String(), "D:P") {
-				t.Errorf("%v: %v is not protected", access, sd)
-			}
-			entries, ok := sd.DACL()
-			if !ok {
-				t.Fatalf("%v: no DACL", access)
-			}
-			allowed := map[string]uint32{}
-			for _, e := range entries {
-				if e.Deny {
-					t.Errorf("%v: denies %v", access, e)
-				}
-				allowed[e.SID] |= e.Mask
-			}
-			const create = 0x4 // FILE_CREATE_PIPE_INSTANCE
-			for sid, mask := range allowed {
-				switch {
-				case sid == me(t):
-					if mask&ipc.ServerRights != ipc.ServerRights {
-						t.Errorf("%v: this user has %#x", access, mask)
-					}
-				case mask&create != 0 || mask&^ipc.ClientRights != 0:
-					t.Errorf("%v: %s has %#x", access, sid, mask)
-				case sid == "S-1-5-18" || sid == "S-1-5-32-544":
-				case sid == "S-1-1-0" && access == ipc.Everyone:
-				default:
-					t.Errorf("%v: %s is allowed", access, sid)
-				}
-			}
-			if _, all := allowed["S-1-1-0"]; all != (access == ipc.Everyone) {
-				t.Errorf("%v: %v", access, sd)
-			}
-		}
-		talk(t, client, server)
-	}
-}
-
-func TestSecurityDescriptorsAreReadAndWritten(t *testing.T) {
-	story(t)
-	const text = "O:SYG:BAD:P(D;;0x2;;;AN)(A;;0x12019f;;;WD)(A;;FA;;;S-1-5-21-1-2-3-1001)"
-	sd, err := ipc.ParseSDDL(text)
-	must(t, err)
-	if sd.Owner() != "S-1-5-18" || sd.Group() != "S-1-5-32-544" {
-		t.Errorf("owner %q, group %q", sd.Owner(), sd.Group())
-	}
-	entries, ok := sd.DACL()
-	want := []ipc.AccessEntry{{"S-1-5-7", 0x2, true}, {"S-1-1-0", 0x12019f, false}, {"S-1-5-21-1-2-3-1001", 0x1f01ff, false}}
-	if !ok || fmt.Sprint(entries) != fmt.Sprint(want) {
-		t.Errorf("the DACL is %v, %v", entries, ok)
-	}
-	again, err := ipc.ParseSDDL(sd.String())
-	must(t, err)
-	if again.String() != sd.String() {
-		t.Errorf("%q is read as %q", sd, again)
-	}
-	for _, text := range []string{"", "O:SY", "D:NO_ACCESS_CONTROL"} {
-		sd, err := ipc.ParseSDDL(text)
-		if err != nil {
-			continue // some systems do not take all of them
-		}
-		if entries, ok := sd.DACL(); ok && len(entries) > 0 {
-			t.Errorf("%q has entries %v", text, entries)
-		}
-	}
-	_, err = ipc.ParseSDDL("nonsense")
-	var oe *net.OpError
-	if !errors.As(err, &oe) {
-		t.Errorf("nonsense: %#v", err)
-	}
-
-	built, err := ipc.NewSecurityDescriptor(
-		ipc.AccessEntry{SID: me(t), Mask: ipc.ServerRights},
-		ipc.AccessEntry{SID: "S-1-5-7", Mask: ipc.ClientRights, Deny: true})
-	must(t, err)
-	l, path := listenPipe(t, ipc.PipeConfig{Security: built})
-	client, server := dialPipe(t, path, ipc.PipeDialer{}), acceptPipe(t, l)
-	talk(t, client, server)
-	back, err := client.SecurityDescriptor()
-	must(t, err)
-	got, _ := back.DACL()
-	made, _ := built.DACL()
-	if back.Owner() != me(t) || fmt.Sprint(got) != fmt.Sprint(made) {
-		t.Errorf("%v was set, and %v read back", built, back)
-	}
-	listening := listenWith(t, ipc.ListenConfig{Sys: &ipc.SysListenConfig{Security: built, ReadBuffer: 1 << 10, WriteBuffer: 2 << 10}}, nameAddr(t))
-	serves(t, listening, listening.Addr().(ipc.Addr))
-}
-
-func TestSecurityIsEnforced(t *testing.T) {
-	onWine(t, "does not enforce security descriptors")
-	story(t)
-	sd, err := ipc.NewSecurityDescriptor(
-		ipc.AccessEntry{SID: me(t), Mask: 0x1, Deny: true}, // FILE_READ_DATA, which the listener opened already
-		ipc.AccessEntry{SID: me(t), Mask: ipc.ServerRights})
-	must(t, err)
-	if l, err := ipc.ListenPipe(pipePath(), ipc.PipeConfig{Security: sd}); err == nil {
-		l.Close()
-		t.Error("more instances were made than the descriptor allows")
-	} else {
-		matches(t, err, os.ErrPermission)
-	}
-}
-
-func TestServerOfAnotherUserIsNotTrusted(t *testing.T) {
-	story(t)
-	sd, err := ipc.ParseSDDL("O:S-1-5-21-1-2-3-1001D:P(A;;FA;;;WD)")
-	must(t, err)
-	path := pipePath()
-	l, err := ipc.ListenPipe(path, ipc.PipeConfig{Security: sd})
-	if err != nil {
-		t.Skipf("this user cannot make a pipe that another owns: %v", err)
-	}
-	defer l.Close()
-	for _, addr := range []ipc.Addr{ipc.Path(path), ipc.Name(strings.TrimPrefix(path, `\\.\pipe\`))} {
-		_, err = ipc.Dialer{Timeout: soon}.Dial(addr)
-		matches(t, err, ipc.ErrUntrusted)
-	}
-	_, err = ipc.DialPipe(background(), path, ipc.PipeDialer{})
-	matches(t, err, ipc.ErrUntrusted)
-	accepted := begin(func() error {
-		c, err := l.Accept()
-		if err == nil {
-			c.Close()
-		}
-		return err
-	})
-	c, err := ipc.Dialer{Timeout: soon, Access: ipc.Everyone}.Dial(ipc.Path(path))
-	must(t, err)
-	must(t, c.Close())
-	l.Close()
-	<-accepted
-}
-
-func TestPipeOfAnotherMachineIsNotTrusted(t *testing.T) {
-	onWine(t, "has no pipes of other machines")
-	story(t)
-	l, path := listenPipe(t, ipc.PipeConfig{AcceptRemote: true})
-	defer l.Close()
-	_, err := ipc.Dialer{Timeout: soon}.Dial(ipc.Path(`\\localhost` + path[3:]))
-	matches(t, err, ipc.ErrUntrusted)
 }
 
 // ---------------------------------------------------------------------------
@@ -1620,7 +1128,7 @@ func TestFileConnIsAnotherHandleOfTheSameEnd(t *testing.T) {
 	must(t, <-read)
 }
 
-func TestHandlesThatAreNoConnsAreRefused(t *testing.T) {
+func TestFileConnRefusesHandlesThatAreNoConns(t *testing.T) {
 	story(t)
 	r, w, err := os.Pipe() // not overlapped
 	must(t, err)
@@ -1646,7 +1154,7 @@ func TestHandlesThatAreNoConnsAreRefused(t *testing.T) {
 	must(t, wr.Close())
 }
 
-func TestSyscallConnNeverWaits(t *testing.T) {
+func TestConnSyscallConnNeverWaits(t *testing.T) {
 	story(t)
 	a, b := pair(t)
 	raw, err := a.SyscallConn()
@@ -1746,5 +1254,419 @@ func TestUserAddrHasTheSID(t *testing.T) {
 	addr, err := ipc.UserAddr("agent")
 	if want := ipc.Name(`ipc\` + me(t) + `\agent`); addr != want || err != nil {
 		t.Errorf("it is %v, %v; want %v", addr, err, want)
+	}
+}
+
+// ---------------------------------------------------------------------------
+// What ends a wait, and what a wait that ended early leaves behind
+
+// stuckWrite waits in a write that nobody reads.
+func stuckWrite(t *testing.T, c *ipc.PipeConn) <-chan error {
+	t.Helper()
+	done := begin(func() error { _, err := c.Write(make([]byte, 1<<20)); return err })
+	awaitParked(t, "(*Conn).Write", 1)
+	return done
+}
+
+// Each wait here is one for another operation of the same end, which nothing ends
+// but Close. Its own deadline or context must end it.
+func TestPipeConnLimitsEndWaitsForOtherOperations(t *testing.T) {
+	question := []byte("question")
+	for _, test := range []struct {
+		name  string
+		first func(t *testing.T, c *ipc.PipeConn) <-chan error
+		then  func(c *ipc.PipeConn, ctx context.Context) error
+	}{
+		{"Flush during Write", stuckWrite, func(c *ipc.PipeConn, ctx context.Context) error { return c.Flush(ctx) }},
+		{"Transact during Write", stuckWrite, func(c *ipc.PipeConn, ctx context.Context) error {
+			_, err := c.Transact(ctx, question, make([]byte, 9))
+			return err
+		}},
+		{"Transact during Read", func(t *testing.T, c *ipc.PipeConn) <-chan error {
+			done := beginRead(c)
+			awaitParked(t, "(*Conn).Read", 1)
+			return done
+		}, func(c *ipc.PipeConn, ctx context.Context) error {
+			_, err := c.Transact(ctx, question, make([]byte, 9))
+			return err
+		}},
+		{"Flush during Flush", func(t *testing.T, c *ipc.PipeConn) <-chan error {
+			send(t, c, "unread")
+			done := begin(func() error { return c.Flush(background()) })
+			awaitParked(t, "(*PipeConn).Flush", 1)
+			return done
+		}, func(c *ipc.PipeConn, ctx context.Context) error { return c.Flush(ctx) }},
+		{"Write during Flush", func(t *testing.T, c *ipc.PipeConn) <-chan error {
+			send(t, c, "unread")
+			done := begin(func() error { return c.Flush(background()) })
+			awaitParked(t, "(*PipeConn).Flush", 1)
+			return done
+		}, func(c *ipc.PipeConn, _ context.Context) error { return nil }},
+		{"Write during Transact", func(t *testing.T, c *ipc.PipeConn) <-chan error {
+			done := begin(func() error { _, err := c.Transact(background(), question, make([]byte, 9)); return err })
+			awaitParked(t, "(*PipeConn).Transact", 1)
+			return done
+		}, func(c *ipc.PipeConn, _ context.Context) error { return nil }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			story(t)
+			client, _ := connectPipe(t, ipc.PipeConfig{Messages: true})
+			first := test.first(t, client)
+			for range 3 {
+				ctx, cancel := context.WithTimeout(background(), brief)
+				if err := test.then(client, ctx); err != nil {
+					timedOut(t, err)
+				}
+				cancel()
+			}
+			ctx, cancel := context.WithCancel(background())
+			time.AfterFunc(brief, cancel)
+			if err := test.then(client, ctx); err != nil {
+				matches(t, err, context.Canceled)
+			}
+			cancel()
+			if test.name == "Transact during Read" {
+				must(t, client.Close())
+				matches(t, <-first, net.ErrClosed)
+				return
+			}
+			// A deadline that comes while it waits, which is for writing. It ends
+			// what is under way as well.
+			second := begin(func() error { _, err := client.Write(make([]byte, 1)); return err })
+			awaitParked(t, "(*Conn).Write", 1)
+			must(t, client.SetWriteDeadline(time.Now().Add(brief)))
+			timedOut(t, <-second)
+			timedOut(t, <-first)
+		})
+	}
+}
+
+// A deadline that is set before counts as well.
+func TestFlushAndTransactEndAtTheDeadline(t *testing.T) {
+	story(t)
+	client, _ := connectPipe(t, ipc.PipeConfig{Messages: true})
+	send(t, client, "unread")
+	for _, set := range []func(time.Time) error{client.SetWriteDeadline, client.SetDeadline} {
+		must(t, set(time.Now().Add(brief)))
+		timedOut(t, client.Flush(background()))
+		timedOut(t, client.Flush(background()))
+	}
+	must(t, client.SetDeadline(time.Time{}))
+	for _, set := range []func(time.Time) error{client.SetWriteDeadline, client.SetReadDeadline} {
+		must(t, set(time.Now().Add(brief)))
+		_, err := client.Transact(background(), []byte("question"), make([]byte, 9))
+		timedOut(t, err)
+		must(t, set(time.Time{}))
+	}
+}
+
+// ---------------------------------------------------------------------------
+// What is withdrawn
+
+func TestMsgConnSendThatTimesOutLeavesNoPartOfAMessage(t *testing.T) {
+	story(t)
+	big := pattern(1 << 20)
+	for round := range 12 {
+		a, b := msgPair(t)
+		received := make(chan []byte, 100)
+		receiving := begin(func() error {
+			small := make([]byte, 100)
+			for i := 0; ; i++ {
+				var msg []byte
+				var err error
+				if (i+round)%2 == 0 {
+					msg, err = b.RecvAppend(nil)
+				} else {
+					var n int
+					n, err = b.Recv(small)
+					msg = small[:n]
+				}
+				if err != nil && !errors.Is(err, ipc.ErrMsgTooLong) {
+					return err
+				}
+				received <- bytes.Clone(msg)
+			}
+		})
+		for range 20 {
+			must(t, a.SetWriteDeadline(time.Now().Add(time.Duration(round)*50*time.Microsecond)))
+			if err := a.Send(big); err != nil {
+				timedOutOrTorn(t, err)
+			}
+			must(t, a.SetWriteDeadline(time.Time{}))
+			if err := a.Send([]byte("next")); err != nil {
+				matches(t, err, syscall.EPIPE) // a part of the one before may have been read
+				break
+			}
+		}
+		must(t, a.Close())
+		if err := <-receiving; err != io.EOF && !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		close(received)
+		for msg := range received {
+			if string(msg) != "next" && !bytes.Equal(msg, big) && !bytes.Equal(msg, big[:100]) {
+				t.Fatalf("round %d: a message of %d bytes, %.20q ... %q", round, len(msg), msg, msg[max(len(msg)-20, 0):])
+			}
+		}
+		must(t, b.Close())
+	}
+}
+
+func timedOutOrTorn(t *testing.T, err error) {
+	t.Helper()
+	if !errors.Is(err, syscall.EPIPE) {
+		timedOut(t, err)
+	}
+}
+
+func TestPipeMessageThatWasReadInPartIsTheLast(t *testing.T) {
+	story(t)
+	client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
+	must(t, client.SetWriteDeadline(time.Now().Add(10*brief)))
+	sending := begin(func() error { return client.WriteMessage(pattern(1 << 20)) })
+	n, more, err := server.ReadMessage(make([]byte, 512))
+	if n != 512 || !more || err != nil {
+		t.Fatalf("%d, %v, %v", n, more, err)
+	}
+	timedOut(t, <-sending)
+	must(t, client.SetWriteDeadline(time.Time{}))
+	for range 2 {
+		matches(t, client.WriteMessage([]byte("next")), syscall.EPIPE)
+		_, err = client.Write([]byte("next"))
+		matches(t, err, syscall.EPIPE)
+		matches(t, client.SendFiles(textFile(t, "next")), syscall.EPIPE)
+	}
+	send(t, server, "the other way") // goes on
+	expectMessage(t, client, "the other way")
+	must(t, client.Close())
+	if n, _, err := server.ReadMessage(make([]byte, 512)); n != 0 || err != io.EOF {
+		t.Errorf("%d, %v", n, err)
+	}
+}
+
+// Where nothing can have been read of it, a message that is withdrawn is no loss.
+func TestPipeMessageThatWasNotReadMayBeFollowed(t *testing.T) {
+	story(t)
+	a, b := msgPair(t)
+	sent := 0
+	for {
+		must(t, a.SetWriteDeadline(time.Now().Add(brief)))
+		err := a.Send(pattern(4000))
+		if err != nil {
+			timedOut(t, err)
+			break
+		}
+		sent++
+	}
+	must(t, a.SetWriteDeadline(time.Time{}))
+	for range sent {
+		msg, err := b.RecvAppend(nil)
+		if must(t, err); !bytes.Equal(msg, pattern(4000)) {
+			t.Fatalf("%d bytes", len(msg))
+		}
+	}
+	must(t, a.Send([]byte("next")))
+	hear(t, b, "next")
+}
+
+// A record that does not fit into the pipe is there to be seen while its write pends,
+// and may be withdrawn at any moment.
+func TestSendFilesThatTimesOutLeavesWhatFollows(t *testing.T) {
+	for _, messages := range []bool{false, true} {
+		t.Run(map[bool]string{false: "Stream", true: "Messages"}[messages], func(t *testing.T) {
+			story(t)
+			f := textFile(t, "x")
+			var files [10]*os.File // 76 bytes
+			for i := range files {
+				files[i] = f
+			}
+			for round := range 40 {
+				client, server := connectPipe(t, ipc.PipeConfig{Messages: messages, ReadBuffer: 64, WriteBuffer: 64})
+				receiving := begin(func() error {
+					got, err := server.RecvFiles(len(files))
+					for _, f := range got {
+						f.Close()
+					}
+					return err
+				})
+				must(t, client.SetWriteDeadline(time.Now().Add(time.Duration(round)*200*time.Microsecond)))
+				err := client.SendFiles(files[:]...)
+				must(t, client.SetWriteDeadline(time.Time{}))
+				data := pattern(5000)
+				withdrawn := err != nil
+				writing := begin(func() error {
+					_, err := client.Write(data)
+					if withdrawn && messages && errors.Is(err, syscall.EPIPE) { // a part of the record was read
+						client.Close()
+						data = nil
+						return nil
+					}
+					return err
+				})
+				if !withdrawn {
+					must(t, <-receiving)
+				} else {
+					timedOut(t, err)
+					if err := <-receiving; !errors.Is(err, ipc.ErrNoFiles) && err != io.EOF {
+						t.Fatalf("round %d: %v", round, err)
+					}
+				}
+				got := make([]byte, 5000)
+				n, err := io.ReadFull(server, got)
+				must(t, <-writing)
+				if !bytes.Equal(got[:n], data) {
+					t.Fatalf("round %d: what follows is %d bytes, %.20q, %v", round, n, got, err)
+				}
+				client.Close()
+				must(t, server.Close())
+			}
+		})
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Listeners
+
+func TestListenerControlMayUseTheListener(t *testing.T) {
+	story(t)
+	l := listen(t, nameAddr(t))
+	raw, err := l.SyscallConn()
+	must(t, err)
+	must(t, raw.Control(func(uintptr) {
+		must(t, l.SetDeadline(time.Now().Add(soon)))
+		must(t, raw.Control(func(h uintptr) {
+			kind, err := syscall.GetFileType(syscall.Handle(h))
+			if must(t, err); kind != syscall.FILE_TYPE_PIPE {
+				t.Errorf("type %d", kind)
+			}
+		}))
+		serves(t, l, l.Addr().(ipc.Addr))
+		must(t, l.Close())
+	}))
+	matches(t, raw.Control(func(uintptr) { t.Error("it is closed") }), net.ErrClosed)
+}
+
+func TestPipeListenerClientsThatLeftMakeRoomWithoutAccept(t *testing.T) {
+	for _, d := range []ipc.Direction{ipc.Duplex, ipc.ClientToServer, ipc.ServerToClient} {
+		t.Run(d.String(), func(t *testing.T) {
+			story(t)
+			l, path := listenPipe(t, ipc.PipeConfig{Direction: d, Backlog: 2})
+			for range 3 {
+				one, two := dialPipe(t, path, ipc.PipeDialer{Direction: d}), dialPipe(t, path, ipc.PipeDialer{Direction: d})
+				_, err := tryDial(path, ipc.PipeDialer{Direction: d})
+				timedOut(t, err) // there is no room now, and the listener has seen that
+				must(t, errors.Join(one.Close(), two.Close()))
+			}
+			must(t, l.Close())
+		})
+	}
+}
+
+func TestListenerAcceptsHoldNoThread(t *testing.T) {
+	story(t)
+	l := listen(t, nameAddr(t))
+	before := threads()
+	done := make(chan error)
+	const many = 50
+	for range many {
+		go func() { _, err := l.Accept(); done <- err }()
+	}
+	awaitParked(t, "(*Listener).AcceptConn", many)
+	if n := threads() - before; n > many/2 {
+		t.Errorf("%d accepts take %d threads", many, n)
+	}
+	must(t, l.SetDeadline(time.Now().Add(brief)))
+	for range many {
+		timedOut(t, <-done)
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Other handles of the same end
+
+// What another handle of the end has under way is not cancelled by Flush and Close.
+func TestPipeConnCloseLeavesOtherHandlesAlone(t *testing.T) {
+	story(t)
+	client, server := connectPipe(t, byteType)
+	event, _, err := createEvent.Call(0, 1, 0, 0)
+	if event == 0 {
+		t.Fatal(err)
+	}
+	defer syscall.CloseHandle(syscall.Handle(event))
+	h := handleOf(t, client)
+	defer syscall.CloseHandle(h)
+	read := &struct {
+		overlapped syscall.Overlapped
+		room       [1]byte
+	}{}
+	inHeap.Store(read)
+	read.overlapped.HEvent = syscall.Handle(event)
+	var n uint32
+	if err := syscall.ReadFile(h, read.room[:], &n, &read.overlapped); err != syscall.ERROR_IO_PENDING {
+		t.Fatal(err)
+	}
+	send(t, client, "unread")
+	ctx, cancel := context.WithTimeout(background(), brief)
+	defer cancel()
+	timedOut(t, client.Flush(ctx))
+	flushed := begin(func() error { return client.Flush(background()) })
+	awaitParked(t, "(*PipeConn).Flush", 1)
+	must(t, client.Close())
+	matches(t, <-flushed, net.ErrClosed)
+	send(t, server, "x")
+	if s, err := syscall.WaitForSingleObject(syscall.Handle(event), uint32(soon/time.Millisecond)); s != 0 {
+		t.Fatal(s, err)
+	}
+	const statusSuccess = 0
+	status := atomic.LoadUintptr(&read.overlapped.Internal)
+	if status != statusSuccess || read.room[0] != 'x' {
+		t.Errorf("the read ends with %#x, %q", status, read.room)
+	}
+}
+
+// inHeap keeps what is stored there in the heap. A goroutine's stack may move, and the
+// system would write to where it was.
+var inHeap atomic.Value
+
+// ---------------------------------------------------------------------------
+// Zero values and types
+
+func TestPipeZeroValueFails(t *testing.T) {
+	everyMethodFails(t, new(ipc.PipeConn))
+	everyMethodFails(t, new(ipc.PipeListener))
+}
+
+// TestPipeConnIsConn checks that a PipeConn has all methods of a Conn.
+func TestPipeConnIsConn(t *testing.T) {
+	conn, pipe := reflect.TypeFor[*ipc.Conn](), reflect.TypeFor[*ipc.PipeConn]()
+	for i := range conn.NumMethod() {
+		name := conn.Method(i).Name
+		if _, ok := pipe.MethodByName(name); !ok && name != "Share" { // which takes a Conn over
+			t.Errorf("%s is missing", name)
+		}
+	}
+	for i := range pipe.Elem().NumField() {
+		if pipe.Elem().Field(i).IsExported() {
+			t.Errorf("the field %s can be changed", pipe.Elem().Field(i).Name)
+		}
+	}
+	var _ net.Conn = (*ipc.PipeConn)(nil)
+	var _ ipc.Inheritable = (*ipc.PipeConn)(nil)
+}
+
+// TestPipeDialerLimitsEnd waits for a pipe that nobody makes.
+func TestPipeDialerLimitsEnd(t *testing.T) {
+	path := `\\.\pipe\` + t.Name()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	defer time.AfterFunc(10*time.Second, cancel).Stop() // if nothing else ends the dials
+	for _, d := range []ipc.PipeDialer{
+		{Wait: true, Timeout: time.Millisecond},
+		{Wait: true, Deadline: time.Now().Add(time.Millisecond)},
+		{Deadline: time.Unix(1, 0)},
+	} {
+		if _, err := ipc.DialPipe(ctx, path, d); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%+v: %v", d, err)
+		}
 	}
 }

@@ -1,17 +1,19 @@
-//go:build windows
-
 package ipc
 
 import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
+	"net"
 	"os"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+	"unicode/utf16"
+	"unsafe"
 )
 
 // FuzzRecord reads records of any content. It opens nothing and closes nothing.
@@ -45,7 +47,7 @@ func FuzzRecord(f *testing.F) {
 	})
 }
 
-func TestTokensAreHandles(t *testing.T) {
+func TestInheritTokensAreHandles(t *testing.T) {
 	for text, want := range map[string]token{
 		"4":                         {handle: 4},
 		"4294967292":                {handle: 4294967292},
@@ -103,7 +105,7 @@ func internalStory(t *testing.T) {
 	t.Cleanup(func() { dog.Stop() })
 }
 
-func TestRightsAreNoMoreThanNeeded(t *testing.T) {
+func TestPipeRightsAreNoMoreThanNeeded(t *testing.T) {
 	const genericRead = 0x120089 // FILE_GENERIC_READ: what a pipe grants everybody by default
 	for _, c := range []struct {
 		ends     direction
@@ -126,7 +128,7 @@ func TestRightsAreNoMoreThanNeeded(t *testing.T) {
 	}
 }
 
-func TestAccessSIDsAreNarrow(t *testing.T) {
+func TestSecurityDescriptorAccessSIDsAreNarrow(t *testing.T) {
 	const user, pkg = "S-1-5-21-1-2-3-1001", "S-1-15-2-1-2-3-4-5-6-7"
 	for _, c := range []struct{ packages, restricting, want []string }{
 		{nil, nil, []string{user}},
@@ -141,7 +143,7 @@ func TestAccessSIDsAreNarrow(t *testing.T) {
 	}
 }
 
-func TestFreshPipesAreInTheFolderOfApps(t *testing.T) {
+func TestListenFreshPipesAreInTheFolderOfApps(t *testing.T) {
 	l, err := Listen(Addr{})
 	if err != nil {
 		t.Fatal(err)
@@ -161,7 +163,7 @@ func TestFreshPipesAreInTheFolderOfApps(t *testing.T) {
 }
 
 // A read from another machine is never cancelled because it takes long.
-func TestRemoteReadsParkAtOnce(t *testing.T) {
+func TestPipeConnRemoteReadsParkAtOnce(t *testing.T) {
 	f := &fd{}
 	f.setSpin(time.Hour)
 	if f.spinBudget() != time.Hour {
@@ -187,7 +189,7 @@ func TestPeerIsKnownByItsCreation(t *testing.T) {
 	}
 }
 
-func TestProcessMayOpenItself(t *testing.T) {
+func TestPeerProcessMayOpenItself(t *testing.T) {
 	if !mayOpen(currentProcessToken, currentProcess, processDupHandle) {
 		t.Error("this process may not open itself")
 	}
@@ -204,7 +206,7 @@ func TestProcessMayOpenItself(t *testing.T) {
 	}
 }
 
-func TestLabelsAreRead(t *testing.T) {
+func TestSecurityDescriptorLabelsAreRead(t *testing.T) {
 	for sddl, want := range map[string]uint32{
 		"D:P(A;;GA;;;WD)S:(ML;;NW;;;LW)":   0x1000,
 		"D:P(A;;GA;;;WD)S:(ML;;NWNR;;;HI)": 0x3000,
@@ -225,7 +227,7 @@ func TestLabelsAreRead(t *testing.T) {
 
 // Another process may keep the kernel from saying what a file is. RecvFiles gives up
 // at its deadline, and the next one gets the files.
-func TestBusyFilesDoNotHoldRecvFiles(t *testing.T) {
+func TestRecvFilesIsNotHeldByBusyFiles(t *testing.T) {
 	internalStory(t)
 	a, b, err := pair(streams)
 	if err != nil {
@@ -368,7 +370,7 @@ func allWrappersAreFree(t *testing.T) {
 
 // A deadline that ends a RecvWithFiles while its files are made files of os leaves the
 // message, and the files with it for who asks for them.
-func TestMessageOfBusyFilesIsNotLost(t *testing.T) {
+func TestRecvFilesKeepsTheMessageOfBusyFiles(t *testing.T) {
 	internalStory(t)
 	for name, next := range map[string]func(t *testing.T, b *fd){
 		"Recv": func(t *testing.T, b *fd) { isNext(t, b, "first") },
@@ -440,7 +442,7 @@ func TestMessageOfBusyFilesIsNotLost(t *testing.T) {
 }
 
 // Files can be gone, or too many: the data that they came with is there all the same.
-func TestMessageWithoutItsFilesIsNotLost(t *testing.T) {
+func TestRecvFilesKeepsTheMessageWithoutItsFiles(t *testing.T) {
 	internalStory(t)
 	null := openNull(t)
 	gone := record{pid: uint32(os.Getpid()), files: []uint32{0x7ffffff0}} // no handle
@@ -476,7 +478,7 @@ func TestMessageWithoutItsFilesIsNotLost(t *testing.T) {
 
 // Only the zero byte goes with its files. Any other message is the next to be received,
 // and one that is too long takes its files along.
-func TestMessageOfFilesIsTheNextToRead(t *testing.T) {
+func TestRecvFilesLeavesTheMessageOfFilesNextToRead(t *testing.T) {
 	internalStory(t)
 	null := openNull(t)
 	a, b := messagePair(t)
@@ -504,7 +506,7 @@ func TestMessageOfFilesIsTheNextToRead(t *testing.T) {
 }
 
 // What came with files that RecvFiles was too late for is before all that comes later.
-func TestNothingOvertakesBusyFiles(t *testing.T) {
+func TestRecvFilesOfBusyFilesIsNotOvertaken(t *testing.T) {
 	internalStory(t)
 	busy := make(chan struct{})
 	open := func(syscall.Handle) *os.File { <-busy; return nil }
@@ -529,4 +531,305 @@ func TestNothingOvertakesBusyFiles(t *testing.T) {
 	}
 	close(busy)
 	allWrappersAreFree(t)
+}
+
+// ---------------------------------------------------------------------------
+// Instances
+
+// A client can connect to an instance from its birth on. One that does so, writes
+// and leaves before the listener asks for a client is heard like any other, and one
+// that says nothing is not seen.
+func TestListenerHearsAClientThatLeftBeforeItsInstanceListens(t *testing.T) {
+	dog := time.AfterFunc(time.Minute, func() { panic("accept hangs") })
+	defer dog.Stop()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, words := range []string{"", "last words"} {
+		spec, err := newPipeSpec(localPrefix+freshName(), PipeConfig{})
+		must(err)
+		s, err := newInstances(spec, 1, 0)
+		must(err)
+		h, err := spec.create(true)
+		must(err)
+		visit := func(words string) {
+			t.Helper()
+			fd, err := connect(spec.target, streams, nil)
+			must(err)
+			_, err = fd.write([]byte(words))
+			must(err)
+			must(fd.close())
+		}
+		visit(words)
+		s.arm(h)
+		l, err := s.listen(false)
+		must(err)
+		must(l.setDeadline(time.Now().Add(10 * time.Millisecond)))
+		server, err := l.accept()
+		if words == "" {
+			if err != os.ErrDeadlineExceeded {
+				t.Errorf("a client that said nothing: %v, %v", server, err)
+			}
+			must(l.setDeadline(time.Time{}))
+			visit("its place is free again")
+			server, err = l.accept()
+			words = "its place is free again"
+		}
+		must(err)
+		got, err := io.ReadAll(readerOf(server.read))
+		if must(err); string(got) != words {
+			t.Errorf("read %q, want %q", got, words)
+		}
+		must(server.close())
+		must(l.close())
+	}
+}
+
+// A readerOf reads with the function.
+type readerOf func(p []byte) (int, error)
+
+func (read readerOf) Read(p []byte) (int, error) { return read(p) }
+
+// A handle that does not wait looks like one at the end of its stream.
+func TestPipeThatDoesNotWaitIsRefused(t *testing.T) {
+	a, b, err := pair(streams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	defer b.close()
+	f, err := b.dupFile("pipe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	setMode := func(mode uint32) {
+		t.Helper()
+		err := b.control("SetNamedPipeHandleState", func(h syscall.Handle) error {
+			r, _, errno := syscall.SyscallN(procSetNamedPipeHandleState.Addr(), uintptr(h), uintptr(unsafe.Pointer(&mode)), 0, 0)
+			return failure(r, errno)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	const noWait = 1 // PIPE_NOWAIT
+	setMode(noWait)
+	if c, err := FileConn(f); err == nil {
+		c.Close()
+		t.Error("it was adopted")
+	}
+	setMode(0)
+	c, err := FileConn(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+}
+
+// ---------------------------------------------------------------------------
+// Groups
+
+// sidUsers is BUILTIN\Users, a group that every Windows has.
+const sidUsers = "S-1-5-32-545"
+
+func TestGroupOfSysListenConfigIsResolvedByNameAndSID(t *testing.T) {
+	if got, err := resolveGroup(sidUsers); got != sidUsers || err != nil {
+		t.Errorf("%s is %q, %v", sidUsers, got, err)
+	}
+	sid, err := syscall.StringToSid(sidUsers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name, _, _, err := sid.LookupAccount("") // in the language of this system
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := resolveGroup(name); got != sidUsers || err != nil {
+		t.Errorf("%q is %q, %v", name, got, err)
+	}
+	if got, err := resolveGroup("no such group"); got != "" || !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a group that does not exist is %q, %v", got, err)
+	}
+	if got, err := resolveGroup("S-one"); got != "" || err == nil {
+		t.Errorf("what is no SID is %q, %v", got, err)
+	}
+	me, err := currentUser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sid, err = syscall.StringToSid(me); err != nil {
+		t.Fatal(err)
+	}
+	if name, _, kind, err := sid.LookupAccount(""); err == nil && kind == syscall.SidTypeUser {
+		if got, err := resolveGroup(name); err == nil {
+			t.Errorf("the user %q is the group %q", name, got)
+		}
+	}
+}
+
+func TestGroupOfSysListenConfigIsInTheDACL(t *testing.T) {
+	c := PipeConfig{}
+	if err := c.admitGroup(sidUsers); err != nil {
+		t.Fatal(err)
+	}
+	own, err := OwnerOnly.SecurityDescriptor()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, _ := own.DACL()
+	want = append(want, AccessEntry{SID: sidUsers, Mask: ClientRights})
+	if got, ok := c.Security.DACL(); !ok || !slices.Equal(got, want) {
+		t.Errorf("the DACL is %v, want %v", got, want)
+	}
+	if err := c.admitGroup(sidUsers); err == nil {
+		t.Error("a group is added to a security descriptor of the caller")
+	}
+	none := PipeConfig{}
+	if err := none.admitGroup(""); err != nil || none.Security != nil {
+		t.Errorf("no group makes %v, %v", none.Security, err)
+	}
+	lc := ListenConfig{Group: sidUsers}
+	l, err := lc.Listen(Addr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := l.sys.control(func(h syscall.Handle) error {
+		sd, err := securityOf(h)
+		if err != nil {
+			return err
+		}
+		if got, ok := sd.DACL(); ok && len(got) > 0 && !slices.ContainsFunc(got, func(e AccessEntry) bool { return e.SID == sidUsers }) {
+			t.Errorf("the DACL of the pipe is %v", got) // Wine keeps none
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	lc = ListenConfig{Group: sidUsers, Sys: &SysListenConfig{Security: c.Security}}
+	if l, err := lc.Listen(Addr{}); err == nil {
+		l.Close()
+		t.Error("Group and Sys.Security are accepted together")
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Text and descriptors from outside
+
+var targetSeeds = []string{
+	"", "a", "@a", "a\x00b", `\\.\pipe\a`, `\\.\PIPE\a`, `//./pipe/a`, `\\?\pipe\a`, `\\host\pipe\a\b`, `\\.\pipe\`, `\\.\pipe`,
+	`\\.\pipe\a\..\b`, `\\.\pipe\a.`, `\\.\pipe\a `, `\\.\pipe\\a`, `\\\pipe\a`, `\\.\pipes\a`, `C:\a`, "a/b", "/a", "a/", "..", "ü", "\xff",
+	"\U0001f600", "\xed\xa0\x80", strings.Repeat("n", 247), strings.Repeat("n", 248), strings.Repeat("\U0001f600", 124),
+}
+
+// checkTarget takes the path of a pipe apart.
+func checkTarget(t *testing.T, a Addr, _, target string) {
+	host, name, ok := cutPipePath(target)
+	if !ok || name == "" || a.kind == nameAddr && host != "." {
+		t.Fatalf("%q is %q", a, target)
+	}
+	for element := range strings.SplitSeq(name, `\`) {
+		if element == "" || element == "." || element == ".." {
+			t.Fatalf("%q is %q, which is not the pipe of that name", a, target)
+		}
+	}
+	if strings.ContainsAny(target, "\x00/") || len(utf16.Encode([]rune(target))) > pathMax {
+		t.Fatalf("%q is %q", a, target)
+	}
+	if again, err := Path(target).resolve(); again != target || err != nil {
+		t.Fatalf("%q is %q, and that is %q, %v", a, target, again, err)
+	}
+}
+
+// FuzzSDDL reads descriptions of access of any text. What the system accepts it
+// writes in words of its own, which mean the same.
+func FuzzSDDL(f *testing.F) {
+	for _, s := range []string{
+		"", "O:SY", "O:SYG:BAD:P(A;;GA;;;SY)", "D:", "D:P", "D:(A;;0x12019b;;;S-1-1-0)(D;;FR;;;AN)", "D:NO_ACCESS_CONTROL",
+		"D:P(A;;GA;;;SY", "O:S-1-5-21-1-2-3-1000D:P(A;;FA;;;S-1-5-18)", "S:(ML;;NW;;;LW)", "D:(A;;GA;;;WD)S:(ML;;NW;;;ME)",
+		"D:(OA;;CCDC;bf967aba-0de6-11d0-a285-00aa003049e2;;SY)", "D:(XA;;GX;;;S-1-1-0;(@User.Title==\"PM\"))", "D:\x00", "\xff", "O:",
+		"D:(A;;99999999999;;;SY)", "D:(A;;GA;;;S-1-5-4294967296)", "G:BAO:SY", "D:AI(A;ID;FA;;;SY)", strings.Repeat("(A;;GA;;;SY)", 50),
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, sddl string) {
+		sd, err := ParseSDDL(sddl)
+		if err != nil {
+			var oe *net.OpError
+			if sd != nil || !errors.As(err, &oe) || oe.Op != "parse" {
+				t.Fatalf("%q gives %v, %#v", sddl, sd, err)
+			}
+			return
+		}
+		owner, group, text := sd.Owner(), sd.Group(), sd.String()
+		entries, ok := sd.DACL()
+		if text == "" { // the system cannot say it, or there is nothing to say
+			return
+		}
+		again, err := ParseSDDL(text)
+		if err != nil {
+			t.Fatalf("%q is written %q: %v", sddl, text, err)
+		}
+		if e, k := again.DACL(); again.Owner() != owner || again.Group() != group || !slices.Equal(e, entries) || k != ok {
+			t.Fatalf("%q is written %q, and that means %q", sddl, text, again)
+		}
+	})
+}
+
+// FuzzDescriptor takes apart security descriptors of any content.
+func FuzzDescriptor(f *testing.F) {
+	for _, s := range []string{"O:SYG:BAD:P(A;;GA;;;SY)(D;;FR;;;AN)", "D:NO_ACCESS_CONTROL", "O:SY", "D:P"} {
+		if sd, err := ParseSDDL(s); err == nil {
+			f.Add(sd.raw)
+			f.Add(sd.raw[:len(sd.raw)-1])
+			f.Add(sd.raw[:len(sd.raw)/2])
+		}
+	}
+	f.Add([]byte{})
+	f.Add(make([]byte, 19))
+	f.Add(make([]byte, 20))
+	f.Add(slices.Repeat([]byte{0x7f}, 40))
+	f.Add(slices.Repeat([]byte{0x14, 0, 0, 0}, 40))
+	f.Add(slices.Repeat([]byte{0xff}, 40)) // offsets that are negative in 32 bits
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		sd := &SecurityDescriptor{raw}
+		for _, sid := range []string{sd.Owner(), sd.Group()} {
+			if sid != "" && !strings.HasPrefix(sid, "S-") {
+				t.Fatalf("a user is %q", sid)
+			}
+		}
+		if entries, ok := sd.DACL(); !ok && entries != nil || len(entries) > 1<<16 {
+			t.Fatalf("%d entries, %t", len(entries), ok)
+		}
+	})
+}
+
+// ---------------------------------------------------------------------------
+// Spins
+
+// TestPipeSpinIsPassedOn checks that both ends of a pipe have the Spin of their options.
+func TestPipeSpinIsPassedOn(t *testing.T) {
+	path := `\\.\pipe\` + t.Name()
+	l, err := ListenPipe(path, PipeConfig{Spin: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client, err := DialPipe(context.Background(), path, PipeDialer{Spin: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	server, err := l.AcceptPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	if s, c := server.fd.spin.Load(), client.fd.spin.Load(); s != -1 || c != int64(time.Millisecond) {
+		t.Errorf("the server's end has %d, the client's %d", s, c)
+	}
 }

@@ -1,10 +1,9 @@
 //go:build unix
 
-// What is true of every Unix: socket files, users and descriptors.
+// Socket files, and who may have a path, on every Unix.
 package ipc_test
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -28,8 +27,6 @@ import (
 )
 
 func init() {
-	countDescriptors = func() int { return len(descriptors()) }
-	asChild = becomeUser
 	badAddrs = append(badAddrs,
 		badAddr{addr: ipc.Path("folder/"), words: []string{"folder"}},
 		badAddr{addr: ipc.Path("/"), words: []string{"folder"}},
@@ -39,114 +36,18 @@ func init() {
 		badAddr{ipc.Path(strings.Repeat("/folder", 1000)), ipc.ErrNameTooLong, []string{"7000 bytes", "limit is "}},
 		badAddr{ipc.Path("/" + strings.Repeat("ü", 128)), ipc.ErrNameTooLong, []string{"256 bytes"}}, // bytes, not letters
 	)
-	for role, play := range map[string]func(*parent, []string) error{
-		"umask":    childListensUnderUmask,
-		"chown":    childGivesSocketAway,
-		"crowded":  childRunsOutOfDescriptors,
-		"inherits": childLooksForDescriptors,
-		"adopts":   childAdoptsListener,
-		"member":   childIsMember,
-	} {
-		roles[role] = play
-	}
-}
+	roles["umask"] = childListensUnderUmask
+	roles["chown"] = childGivesSocketAway
+	roles["crowded"] = childRunsOutOfDescriptors
+	roles["member"] = childIsMember
 
-// descriptors returns the numbers of the descriptors that are open. Where the
-// system lists them it asks for no others, which is much faster.
-func descriptors() (open []int) {
-	candidates := make([]int, 0, 4096)
-	if entries, err := os.ReadDir("/proc/self/fd"); err == nil {
-		for _, e := range entries { // one of them is closed again by now
-			if fd, err := strconv.Atoi(e.Name()); err == nil {
-				candidates = append(candidates, fd)
-			}
-		}
-	} else {
-		for fd := range cap(candidates) {
-			candidates = append(candidates, fd)
-		}
-	}
-	for _, fd := range candidates {
-		var st syscall.Stat_t
-		if syscall.Fstat(fd, &st) == nil {
-			open = append(open, fd)
-		}
-	}
-	return open
+	roles["listen"] = childListens
 }
 
 // ---------------------------------------------------------------------------
 // Users
 
-const (
-	childUser = "IPC_TEST_USER" // "uid:gid" that a child of root is to run as
-	nobody    = 12345           // has no account, and is not the overflow id of a user namespace
-)
-
-func needsRoot(t *testing.T) {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("only root can start a process of another user")
-	}
-}
-
-// startStranger starts a child that another user runs.
-func startStranger(t *testing.T, role string, args ...string) *child {
-	t.Helper()
-	needsRoot(t)
-	return startChildWith(t, exec.Cmd{Env: []string{fmt.Sprintf("%s=%d:%d", childUser, nobody, nobody)}}, role, args...)
-}
-
-// startForeignServer starts one that echoes what it is sent at the address.
-func startForeignServer(t *testing.T, addr ipc.Addr, access ...string) *child {
-	t.Helper()
-	c := startStranger(t, "serve", append([]string{addr.String()}, access...)...)
-	c.mustSay("serving")
-	return c
-}
-
-// becomeUser gives up being root, in a child that is to be somebody else. The
-// program file need not be within that user's reach then.
-func becomeUser() error {
-	who := os.Getenv(childUser)
-	if who == "" {
-		return nil
-	}
-	user, group, _ := strings.Cut(who, ":")
-	uid, err := strconv.Atoi(user)
-	if err != nil {
-		return err
-	}
-	gid, err := strconv.Atoi(group)
-	if err != nil {
-		return err
-	}
-	return errors.Join(syscall.Setgroups([]int{gid}), syscall.Setgid(gid), syscall.Setuid(uid))
-}
-
-// openDir returns a folder of a short path in which every user may do anything,
-// for programs that cannot cope with long ones. No file must be left in it.
-func openDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "ipc")
-	if err != nil {
-		dir, err = os.MkdirTemp("", "ipc")
-	}
-	must(t, err)
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	must(t, os.Chmod(dir, 0o777))
-	leavesNoFiles(t, dir)
-	return dir
-}
-
-// overEachOpenAddr is overEachAddr for stories with several users.
-func overEachOpenAddr(t *testing.T, tell func(t *testing.T, addr ipc.Addr)) {
-	needsRoot(t)
-	t.Run("Path", func(t *testing.T) { story(t); tell(t, ipc.Path(openDir(t)+"/socket")) })
-	t.Run("Name", func(t *testing.T) { story(t); tell(t, nameAddr(t)) })
-}
-
-func TestOwnerOnlyRefusesAnotherUser(t *testing.T) {
+func TestAccessOwnerOnlyRefusesAnotherUser(t *testing.T) {
 	overEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listen(t, addr)
 		accepted := later(t, l.AcceptConn)
@@ -162,7 +63,7 @@ func TestOwnerOnlyRefusesAnotherUser(t *testing.T) {
 	})
 }
 
-func TestEveryoneAdmitsAnotherUser(t *testing.T) {
+func TestAccessEveryoneAdmitsAnotherUser(t *testing.T) {
 	overEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenWith(t, ipc.ListenConfig{Access: ipc.Everyone}, addr)
 		stranger := startStranger(t, "connect", addr.String())
@@ -184,7 +85,7 @@ func TestEveryoneAdmitsAnotherUser(t *testing.T) {
 	})
 }
 
-func TestCheckCanRefuseAnotherUser(t *testing.T) {
+func TestListenConfigCheckCanRefuseAnotherUser(t *testing.T) {
 	overEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenWith(t, ipc.ListenConfig{Access: ipc.Everyone, Check: func(p ipc.Peer) error {
 			if uid, ok := p.UID(); !ok || uid != os.Getuid() {
@@ -210,7 +111,7 @@ func TestCheckCanRefuseAnotherUser(t *testing.T) {
 	})
 }
 
-func TestSetAccessRefusesAnotherUser(t *testing.T) {
+func TestListenerSetAccessRefusesAnotherUser(t *testing.T) {
 	overEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenWith(t, ipc.ListenConfig{Access: ipc.Everyone}, addr)
 		done := welcomeAll(l)
@@ -228,7 +129,7 @@ func TestSetAccessRefusesAnotherUser(t *testing.T) {
 	})
 }
 
-func TestRootIsAdmittedByAnotherUser(t *testing.T) {
+func TestAccessOwnerOnlyAdmitsRoot(t *testing.T) {
 	overEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
 		server := startForeignServer(t, addr)
 		client, err := ipc.Dialer{Access: ipc.Everyone}.Dial(addr)
@@ -239,7 +140,7 @@ func TestRootIsAdmittedByAnotherUser(t *testing.T) {
 	})
 }
 
-func TestServerOfAnotherUserIsNotTrusted(t *testing.T) {
+func TestDialDoesNotTrustAServerOfAnotherUser(t *testing.T) {
 	needsRoot(t)
 	story(t)
 	addr := nameAddr(t)
@@ -278,7 +179,7 @@ func TestPathIsTrustedAsTheFileSystemIs(t *testing.T) {
 	server.end()
 }
 
-func TestAnotherUserCannotTakeALivePath(t *testing.T) {
+func TestTakeoverByAnotherUserCannotTakeALivePath(t *testing.T) {
 	needsRoot(t)
 	story(t)
 	addr := ipc.Path(openDir(t) + "/socket")
@@ -295,7 +196,7 @@ func TestAnotherUserCannotTakeALivePath(t *testing.T) {
 	serves(t, l, addr)
 }
 
-func TestGroupOfTheSocketMayConnect(t *testing.T) {
+func TestSysListenConfigGroupOfTheSocketMayConnect(t *testing.T) {
 	needsRoot(t)
 	story(t)
 	addr := ipc.Path(openDir(t) + "/socket")
@@ -322,9 +223,9 @@ func childIsMember(p *parent, args []string) error {
 	return childConnects(p, []string{args[0], "everyone"})
 }
 
-// TestGroupMayConnect has a group of the server that a client has as its own, as one of
+// TestAccessGroupMayConnect has a group of the server that a client has as its own, as one of
 // several, and not at all.
-func TestGroupMayConnect(t *testing.T) {
+func TestAccessGroupMayConnect(t *testing.T) {
 	notEmulated(t)
 	overEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenWith(t, ipc.ListenConfig{Group: strconv.Itoa(nobody)}, addr)
@@ -347,8 +248,8 @@ func TestGroupMayConnect(t *testing.T) {
 	})
 }
 
-// TestGroupIsThatOfTheSocketFile needs no other user: one's own group will do.
-func TestGroupIsThatOfTheSocketFile(t *testing.T) {
+// TestAccessGroupIsThatOfTheSocketFile needs no other user: one's own group will do.
+func TestAccessGroupIsThatOfTheSocketFile(t *testing.T) {
 	story(t)
 	gid := os.Getgid()
 	for _, policy := range policies {
@@ -370,7 +271,7 @@ func TestGroupIsThatOfTheSocketFile(t *testing.T) {
 	must(t, l.Close())
 }
 
-func TestBadGroupIsRefused(t *testing.T) {
+func TestAccessGroupThatIsBadIsRefused(t *testing.T) {
 	story(t)
 	addr := ipc.Path(sockPath(t))
 	for _, c := range []struct {
@@ -403,8 +304,8 @@ func TestBadGroupIsRefused(t *testing.T) {
 	}
 }
 
-// TestGroupHasAName uses a name of the file of groups, if that has one of this process.
-func TestGroupHasAName(t *testing.T) {
+// TestAccessGroupHasAName uses a name of the file of groups, if that has one of this process.
+func TestAccessGroupHasAName(t *testing.T) {
 	story(t)
 	text, err := os.ReadFile("/etc/group")
 	if err != nil {
@@ -433,70 +334,8 @@ func TestGroupHasAName(t *testing.T) {
 // ---------------------------------------------------------------------------
 // The socket file
 
-// sockPath returns a path where nothing is, which fits into a socket address: the
-// kernel tells it as it is.
-func sockPath(t *testing.T) string { return openDir(t) + "/socket" }
-
-// modeOf returns the mode of the socket file.
-func modeOf(t *testing.T, path string) fs.FileMode {
-	t.Helper()
-	st, err := os.Lstat(path)
-	must(t, err)
-	if st.Mode().Type() != fs.ModeSocket {
-		t.Fatalf("%s is %v, no socket", path, st.Mode())
-	}
-	return st.Mode().Perm()
-}
-
-func isGone(t *testing.T, path string) {
-	t.Helper()
-	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("%s is there: %v", path, err)
-	}
-}
-
-func namesIn(t *testing.T, dir string) (names []string) {
-	t.Helper()
-	entries, err := os.ReadDir(dir)
-	must(t, err)
-	for _, e := range entries {
-		names = append(names, e.Name())
-	}
-	return names
-}
-
-// serveForeign listens at the path as any program does that knows nothing of
-// this package, and accepts clients.
-func serveForeign(t *testing.T, path string) *net.UnixListener {
-	t.Helper()
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	must(t, err)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			io.WriteString(c, "foreign")
-			c.Close()
-		}
-	}()
-	t.Cleanup(func() { l.Close(); <-ended })
-	return l
-}
-
-// makeStale leaves a socket file as a crash does.
-func makeStale(t *testing.T, path string) {
-	t.Helper()
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	must(t, err)
-	l.SetUnlinkOnClose(false)
-	must(t, l.Close())
-}
-
-func TestModeOfTheSocketIsExact(t *testing.T) {
+func TestListenModeOfTheSocketIsExact(t *testing.T) {
+	together(t)
 	underEachUmask(t, func(t *testing.T, dir string, start func(role string) *child) { start("umask").end() })
 }
 
@@ -575,7 +414,7 @@ func childListensUnderUmask(_ *parent, args []string) error {
 					if err := errors.Join(err, l.Close()); err != nil {
 						return err
 					}
-					// The sticky bit protects a socket from cleaners: see takeover_linux_test.go.
+					// The sticky bit protects a socket from cleaners: see listen_linux_test.go.
 					if got := st.Mode() &^ fs.ModeSticky; got != fs.ModeSocket|c.want {
 						return fmt.Errorf("%s has mode %v under %+v, want %o", path, got, c.lc, c.want)
 					}
@@ -630,7 +469,7 @@ func TestSysListenConfigSetsModeAndOwner(t *testing.T) {
 	}
 }
 
-func TestBadSysListenConfigIsRefused(t *testing.T) {
+func TestSysListenConfigThatIsBadIsRefused(t *testing.T) {
 	story(t)
 	addr := pathAddr(t)
 	noID := -1
@@ -660,7 +499,7 @@ func TestBadSysListenConfigIsRefused(t *testing.T) {
 	}
 }
 
-func TestCloseLeavesNothing(t *testing.T) {
+func TestListenerCloseLeavesNothing(t *testing.T) {
 	story(t)
 	dir := tempDir(t)
 	for _, takeover := range []ipc.Takeover{ipc.TakeoverStale, ipc.TakeoverNever, ipc.TakeoverAlways} {
@@ -673,7 +512,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestKeepNameLeavesTheSocketAlone(t *testing.T) {
+func TestListenConfigKeepNameLeavesTheSocketAlone(t *testing.T) {
 	story(t)
 	dir := tempDir(t)
 	path := dir + "/socket"
@@ -740,9 +579,7 @@ func childGivesSocketAway(_ *parent, args []string) error {
 // ---------------------------------------------------------------------------
 // Taking a path over
 
-var policies = []ipc.Takeover{ipc.TakeoverStale, ipc.TakeoverNever, ipc.TakeoverAlways}
-
-func TestStaleSocketIsReplacedAsThePolicySays(t *testing.T) {
+func TestTakeoverReplacesAStaleSocketAsItSays(t *testing.T) {
 	killed := func(t *testing.T, path string) { startServer(t, ipc.Path(path)).kill() }
 	for name, leave := range map[string]func(t *testing.T, path string){"Killed": killed, "Foreign": makeStale} {
 		for _, policy := range policies {
@@ -772,7 +609,7 @@ func TestStaleSocketIsReplacedAsThePolicySays(t *testing.T) {
 	}
 }
 
-func TestForeignServerIsRespected(t *testing.T) {
+func TestTakeoverRespectsAForeignServer(t *testing.T) {
 	story(t)
 	path := openDir(t) + "/socket"
 	serveForeign(t, path)
@@ -800,7 +637,7 @@ func isRespected(t *testing.T, path string) {
 	}
 }
 
-func TestForeignServerCanBeDisplaced(t *testing.T) {
+func TestTakeoverAlwaysDisplacesAForeignServer(t *testing.T) {
 	story(t)
 	path := openDir(t) + "/socket"
 	foreign := serveForeign(t, path)
@@ -809,7 +646,7 @@ func TestForeignServerCanBeDisplaced(t *testing.T) {
 	serves(t, l, ipc.Path(path))
 }
 
-func TestFilesThatAreNoSocketsAreUntouched(t *testing.T) {
+func TestTakeoverDoesNotTouchWhatIsNoSocket(t *testing.T) {
 	kinds := map[string]func(t *testing.T, path string) error{
 		"File":   func(_ *testing.T, path string) error { return os.WriteFile(path, []byte("content"), 0o640) },
 		"Empty":  func(_ *testing.T, path string) error { return os.WriteFile(path, nil, 0o640) },
@@ -858,7 +695,7 @@ func TestFilesThatAreNoSocketsAreUntouched(t *testing.T) {
 	}
 }
 
-func TestLockOfAnotherProgramIsLeftAlone(t *testing.T) {
+func TestListenLeavesTheLockOfAnotherProgramAlone(t *testing.T) {
 	story(t)
 	dir := openDir(t)
 	path := dir + "/socket"
@@ -886,6 +723,7 @@ func TestLockOfAnotherProgramIsLeftAlone(t *testing.T) {
 }
 
 func TestTakeoverAlwaysLeavesNoGap(t *testing.T) {
+	together(t)
 	story(t)
 	addr := pathAddr(t)
 	var serving []<-chan error
@@ -934,7 +772,7 @@ func TestTakeoverAlwaysLeavesNoGap(t *testing.T) {
 	}
 }
 
-func TestDisplacedListenerKeepsWhatItHas(t *testing.T) {
+func TestTakeoverLeavesTheDisplacedListenerWhatItHas(t *testing.T) {
 	story(t)
 	addr := pathAddr(t)
 	old := listen(t, addr)
@@ -958,7 +796,7 @@ func TestDisplacedListenerKeepsWhatItHas(t *testing.T) {
 	serves(t, l, addr)
 }
 
-func TestCloseLeavesSuccessorsSocketAlone(t *testing.T) {
+func TestListenerCloseLeavesSuccessorsSocketAlone(t *testing.T) {
 	successors := map[string]func(t *testing.T, path string){
 		"TakeoverAlways": func(t *testing.T, path string) {
 			listenWith(t, ipc.ListenConfig{Takeover: ipc.TakeoverAlways}, ipc.Path(path))
@@ -1007,7 +845,8 @@ func TestCloseLeavesSuccessorsSocketAlone(t *testing.T) {
 	}
 }
 
-func TestCloseAndTakeoverRace(t *testing.T) {
+func TestListenerCloseAndTakeoverRace(t *testing.T) {
+	together(t)
 	for _, policy := range policies {
 		t.Run(policy.String(), func(t *testing.T) {
 			story(t)
@@ -1033,7 +872,7 @@ func TestCloseAndTakeoverRace(t *testing.T) {
 	}
 }
 
-func TestManyTakeoversAtOnce(t *testing.T) {
+func TestTakeoversAtOnce(t *testing.T) {
 	story(t)
 	addr := pathAddr(t)
 	for range 20 {
@@ -1148,7 +987,7 @@ func worksAt(t *testing.T, path string) {
 	}
 }
 
-func TestPathsLongerThanASocketAddress(t *testing.T) {
+func TestPathLongerThanASocketAddress(t *testing.T) {
 	long := strings.Repeat("b", 250)
 	for name, path := range map[string]func(dir string) string{
 		"AtTheLimitOfASocketAddress": func(dir string) string { return deepPath(t, dir, 107, "s") },
@@ -1165,7 +1004,7 @@ func TestPathsLongerThanASocketAddress(t *testing.T) {
 	}
 }
 
-func TestRelativePaths(t *testing.T) {
+func TestPathThatIsRelative(t *testing.T) {
 	long := strings.Repeat("d", 200) + "/" + strings.Repeat("d", 200)
 	for name, folder := range map[string]string{
 		"Short": "", "LongWorkingFolder": long, "LongPath": long, "LongBase": "",
@@ -1210,7 +1049,7 @@ func TestPathOfAnAtSign(t *testing.T) {
 	serves(t, l, addr)
 }
 
-func TestBaseTooLongForItsLockIsRefused(t *testing.T) {
+func TestListenRefusesABaseTooLongForItsLock(t *testing.T) {
 	story(t)
 	dir := tempDir(t)
 	for n := 251; n <= 255; n++ {
@@ -1225,25 +1064,7 @@ func TestBaseTooLongForItsLockIsRefused(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Errors
 
-// isErrno checks that err is a *net.OpError around an *os.SyscallError of that
-// call around that errno.
-func isErrno(t *testing.T, err error, op, call string, errno syscall.Errno) {
-	t.Helper()
-	var oe *net.OpError
-	if !errors.As(err, &oe) || oe.Op != op || oe.Net != "unix" {
-		t.Errorf("%#v is not a *net.OpError of %s", err, op)
-	}
-	var se *os.SyscallError
-	if !errors.As(err, &se) || se.Syscall != call {
-		t.Errorf("%v: %#v is not an *os.SyscallError of %s", err, se, call)
-	}
-	var got syscall.Errno
-	if !errors.As(err, &got) || got != errno {
-		t.Errorf("%v: errno is %v, want %v", err, got, errno)
-	}
-}
-
-func TestErrorsTellTheSystemCall(t *testing.T) {
+func TestListenAndDialErrorsTellTheSystemCall(t *testing.T) {
 	story(t)
 	addr := ipc.Path(openDir(t) + "/socket")
 
@@ -1272,7 +1093,7 @@ func TestErrorsTellTheSystemCall(t *testing.T) {
 	}
 }
 
-func TestServerWithoutPermission(t *testing.T) {
+func TestDialWithoutPermission(t *testing.T) {
 	needsRoot(t)
 	story(t)
 	dir := openDir(t)
@@ -1289,7 +1110,7 @@ func TestServerWithoutPermission(t *testing.T) {
 	starter.end()
 }
 
-func TestGreatestBacklogIsTheSystemsLimit(t *testing.T) {
+func TestListenConfigGreatestBacklogIsTheSystemsLimit(t *testing.T) {
 	story(t)
 	for _, backlog := range []int{math.MaxInt, math.MaxInt/2 + 1, math.MaxInt32} {
 		addr := nameAddr(t)
@@ -1302,7 +1123,7 @@ func TestGreatestBacklogIsTheSystemsLimit(t *testing.T) {
 	}
 }
 
-func TestAcceptSurvivesLackOfDescriptors(t *testing.T) {
+func TestListenerAcceptSurvivesLackOfDescriptors(t *testing.T) {
 	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		startChild(t, "crowded", addr.String()).end()
 	})
@@ -1373,487 +1194,526 @@ func childRunsOutOfDescriptors(_ *parent, args []string) error {
 }
 
 // ---------------------------------------------------------------------------
-// Descriptors
+// Locks, folders, and what is at the path
 
-func TestDescriptorsAreCloseOnExec(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		before := descriptors()
-		l := listen(t, addr)
-		connect(t, l)
-		dial(t, addr)
-		pair(t)
-		f, err := l.File()
-		kept(t, f, err)
-		adopted, err := ipc.FileListener(f)
-		kept(t, adopted, err)
-		if n := areCloseOnExec(t, before); n < 8 {
-			t.Fatalf("only %d new descriptors", n)
-		}
-	})
-}
-
-// areCloseOnExec starts a child that must not have the descriptors that came
-// since, and returns their number.
-func areCloseOnExec(t *testing.T, before []int) int {
-	t.Helper()
-	var args []string
-	for _, fd := range descriptors() {
-		if !slices.Contains(before, fd) {
-			var st syscall.Stat_t
-			must(t, syscall.Fstat(fd, &st))
-			args = append(args, fmt.Sprintf("%d %d %d", fd, st.Dev, st.Ino))
-		}
-	}
-	startChild(t, "inherits", args...).end()
-	return len(args)
-}
-
-// childLooksForDescriptors fails if it has one of its parent's.
-func childLooksForDescriptors(_ *parent, args []string) error {
-	for _, arg := range args {
-		fd, err := strconv.Atoi(strings.Fields(arg)[0])
-		if err != nil {
+// childListens listens at the path under each of the policies and says what became of
+// it. Its arguments are the path, the mode and group of the socket ("-" for neither), and
+// the policies. The last listener lives until the child is told to end.
+func childListens(p *parent, args []string) error {
+	var sys ipc.SysListenConfig
+	if args[1] != "-" {
+		if _, err := fmt.Sscanf(args[1], "%o:%d", &sys.Mode, &sys.GID); err != nil {
 			return err
 		}
-		var st syscall.Stat_t
-		if syscall.Fstat(fd, &st) == nil && fmt.Sprintf("%d %d %d", fd, st.Dev, st.Ino) == arg {
-			return fmt.Errorf("inherited descriptor %d", fd)
+	}
+	var last *ipc.Listener
+	for _, name := range args[2:] {
+		i := slices.IndexFunc(policies, func(policy ipc.Takeover) bool { return policy.String() == name })
+		l, err := ipc.ListenConfig{Takeover: policies[i], Sys: &sys}.Listen(ipc.Path(args[0]))
+		if err == nil && last != nil {
+			err = last.Close()
+		}
+		switch {
+		case err == nil:
+			last = l
+			p.say("listens")
+		case errors.Is(err, ipc.ErrAddrInUse):
+			p.say("in use")
+		default:
+			p.say("%v", err)
 		}
 	}
-	return nil
-}
-
-func TestConnectionsThatAreDroppedAreCollected(t *testing.T) {
-	areCollected(t, func() {
-		a, b, err := ipc.Pair()
-		must(t, err)
-		must(t, a.SetReadDeadline(time.Now().Add(time.Hour))) // one that joined the poller, one that did not
-		_, _ = a, b
-	})
-}
-
-func TestListenersThatAreDroppedAreCollected(t *testing.T) {
-	dir := t.TempDir() // what they leave there is stale
-	n := 0
-	areCollected(t, func() {
-		n++
-		_, err := ipc.Listen(ipc.Path(fmt.Sprint(dir, "/", n)))
-		must(t, err)
-	})
-	for i := range n {
-		must(t, listen(t, ipc.Path(fmt.Sprint(dir, "/", i+1))).Close())
+	p.hear()
+	if last == nil {
+		return nil
 	}
-	if names := namesIn(t, dir); len(names) > 0 {
-		t.Errorf("%s are left", names)
-	}
+	return last.Close()
 }
 
-// A peer need not send a whole frame.
-func TestFilesOfHalfAFrameEndWithClose(t *testing.T) {
-	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
-		for range 3 {
-			r, w := pipe(t)
-			f, err := w.File()
-			must(t, err)
-			raw, err := f.SyscallConn()
-			must(t, err)
-			must(t, raw.Control(func(fd uintptr) {
-				_, err = stream.WriteMsg([]byte{0, 0}, syscall.UnixRights(int(fd)))
-			}))
-			must(t, err)
-			must(t, errors.Join(f.Close(), w.Close()))
-			must(t, c.SetReadDeadline(time.Now().Add(brief)))
-			_, err = c.RecvFiles(1)
-			timedOut(t, err)
-			must(t, c.Close())
-			expectEOF(t, r) // nobody has the other end
-			must(t, r.Close())
-			c, stream = frameEnds(t)
-		}
-		must(t, errors.Join(c.Close(), stream.Close()))
-	})
-}
-
-// areCollected makes ends again and again that nobody closes.
-func areCollected(t *testing.T, drop func()) {
-	story(t)
-	before := openDescriptors()
-	for range 50 {
-		drop()
-	}
-	eventually(t, "the garbage collector closes them", func() bool {
-		runtime.GC()
-		return openDescriptors() <= before
-	})
-}
-
-func TestSyscallConnReachesTheDescriptor(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
-		client, server := connect(t, l)
-		option := func(c syscall.Conn, opt int) (value int) {
-			t.Helper()
-			raw, err := c.SyscallConn()
-			must(t, err)
-			must(t, raw.Control(func(fd uintptr) {
-				value, err = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, opt)
-			}))
-			must(t, err)
-			return value
-		}
-		for _, c := range []syscall.Conn{l, client, server} {
-			if typ := option(c, syscall.SO_TYPE); typ != syscall.SOCK_STREAM {
-				t.Errorf("socket type is %d", typ)
-			}
-		}
-
-		raw, err := client.SyscallConn()
-		must(t, err)
-		var text string
-		reading := begin(func() error {
-			buf := make([]byte, 10)
-			return raw.Read(func(fd uintptr) bool {
-				n, err := syscall.Read(int(fd), buf)
-				text = string(buf[:max(n, 0)])
-				return err != syscall.EAGAIN
-			})
-		})
-		send(t, server, "raw")
-		must(t, <-reading)
-		if text != "raw" {
-			t.Errorf("read %q", text)
-		}
-		must(t, raw.Write(func(fd uintptr) bool {
-			_, err = syscall.Write(int(fd), []byte("wild"))
-			return true
-		}))
-		must(t, err)
-		expect(t, server, "wild")
-
-		must(t, client.SetReadDeadline(time.Now().Add(brief)))
-		timedOut(t, raw.Read(func(uintptr) bool { return false }))
-		must(t, client.SetReadDeadline(time.Time{}))
-		reading = begin(func() error { return raw.Read(func(uintptr) bool { return false }) })
-		must(t, client.Close())
-		matches(t, <-reading, net.ErrClosed)
-	})
-}
-
-func TestBufferSizes(t *testing.T) {
-	story(t)
-	a, _ := pair(t)
-	const size = 100_000
-	must(t, a.SetWriteBuffer(size))
-	must(t, a.SetReadBuffer(size))
-	raw, err := a.SyscallConn()
-	must(t, err)
-	must(t, raw.Control(func(fd uintptr) {
-		for _, opt := range []int{syscall.SO_SNDBUF, syscall.SO_RCVBUF} {
-			if n, err := syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, opt); n < size || err != nil {
-				t.Errorf("option %d is %d, %v", opt, n, err)
-			}
-		}
-	}))
-	if a.SetWriteBuffer(-1) == nil || a.SetReadBuffer(-1) == nil {
-		t.Error("a negative size is accepted")
-	}
-}
-
-func TestBufferSizesHaveAFloor(t *testing.T) {
-	story(t)
-	a, b := pair(t)
-	option := func(c *ipc.Conn, opt int) (n int) {
-		raw, err := c.SyscallConn()
-		must(t, err)
-		var e error
-		must(t, raw.Control(func(fd uintptr) { n, e = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, opt) }))
-		must(t, e)
-		return n
-	}
-	for opt, set := range map[int]func(c *ipc.Conn, n int) error{
-		syscall.SO_SNDBUF: (*ipc.Conn).SetWriteBuffer,
-		syscall.SO_RCVBUF: (*ipc.Conn).SetReadBuffer,
-	} {
-		must(t, set(b, 4096))
-		floor := option(b, opt)
-		for _, n := range []int{0, 1, 4095} {
-			must(t, set(a, n))
-			if got := option(a, opt); got != floor {
-				t.Errorf("option %d is %d for %d, and %d for 4096", opt, got, n, floor)
-			}
-		}
-	}
-	send(t, a, "more than a byte goes at once")
-	expect(t, b, "more than a byte goes at once")
-}
-
-func TestHalfCloseAfterThePeersClose(t *testing.T) {
-	for name, first := range map[string]func(*ipc.Conn) error{
-		"CloseRead":  (*ipc.Conn).CloseRead,
-		"CloseWrite": (*ipc.Conn).CloseWrite,
-	} {
-		t.Run(name, func(t *testing.T) {
-			overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
-				send(t, b, "unread")
-				must(t, b.Close())
-				must(t, first(a))
-				must(t, a.CloseRead())
-				expectEOF(t, a)
-				must(t, a.CloseWrite())
-				must(t, a.CloseWrite()) // it is done already
-				_, err := a.Write([]byte("x"))
-				matches(t, err, syscall.EPIPE)
-				must(t, a.Close())
-				matches(t, a.CloseRead(), net.ErrClosed)
-				matches(t, a.CloseWrite(), net.ErrClosed)
-			})
-		})
-	}
-}
-
-func TestHalfCloseTwice(t *testing.T) {
-	overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
-		must(t, errors.Join(b.CloseWrite(), a.CloseRead(), a.CloseRead()))
-		expectEOF(t, a)
-		must(t, errors.Join(b.CloseRead(), a.CloseWrite(), a.CloseWrite()))
-		expectEOF(t, b)
-	})
-}
-
-func TestCloseReadIsTheEndOfReading(t *testing.T) {
-	overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
-		flooding := flood(a)
-		expect(t, b, string(make([]byte, 100)))
-		must(t, b.CloseRead())
-		for range 200 { // whatever the peer goes on to send
-			expectEOF(t, b)
-			if n, err := b.ReadBuffers([][]byte{make([]byte, 10)}); n != 0 || err != io.EOF {
-				t.Fatalf("read %d, %v; want io.EOF itself", n, err)
-			}
-			runtime.Gosched()
-		}
-		send(t, b, "the other way")
-		expect(t, a, "the other way")
-		must(t, a.Close()) // not every system tells it that nobody reads
-		if err := <-flooding; !errors.Is(err, net.ErrClosed) {
-			matches(t, err, syscall.EPIPE)
-		}
-	})
-}
-
-func TestFileIsADuplicate(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
-		client, server := connect(t, l)
-		f, err := client.File()
-		must(t, err)
-		talk(t, client, server) // the original still waits and wakes
-		must(t, client.SetReadDeadline(time.Now().Add(brief)))
-		_, err = client.Read(make([]byte, 1))
-		timedOut(t, err)
-		must(t, client.Close())
-
-		adopted, err := ipc.FileConn(f)
-		must(t, err)
-		defer adopted.Close()
-		must(t, f.Close())
-		talk(t, adopted, server)
-		// Of a long path the kernel knows a temporary name.
-		if want := addrOfSocket(l); len(want) <= 103 && adopted.RemoteAddr().String() != want {
-			t.Errorf("the address is %v, want %v", adopted.RemoteAddr(), want)
-		}
-		isProcess(t, peerOf(t, adopted), os.Getpid())
-		reading := beginRead(adopted)
-		awaitParked(t, "(*Conn).Read", 1)
-		must(t, adopted.Close())
-		matches(t, <-reading, net.ErrClosed)
-		expectEOF(t, server) // not before the last duplicate was closed
-	})
-}
-
-func TestFileConnAdoptsForeignSockets(t *testing.T) {
-	story(t)
-	a, b := adoptPair(t, syscall.SOCK_STREAM, ipc.FileConn)
-	talk(t, a, b)
-	must(t, a.SetReadDeadline(time.Now().Add(brief)))
-	_, err := a.Read(make([]byte, 1))
-	timedOut(t, err)
-}
-
-// adoptPair adopts the ends of a socket pair of that type, made as C programs make
-// it.
-func adoptPair[C io.Closer](t *testing.T, typ int, adopt func(*os.File) (C, error)) (a, b C) {
+// startListening starts a child of that user that listens, and returns what it says.
+func startListening(t *testing.T, uid, gid int, path, mode string, policies ...ipc.Takeover) (*child, string) {
 	t.Helper()
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, typ, 0) // blocking
-	must(t, err)
-	var ends [2]C
-	for i, fd := range fds {
-		f := os.NewFile(uintptr(fd), "end")
-		c, err := adopt(f)
-		ends[i] = kept(t, c, err)
-		_, err = f.Stat() // still the caller's
-		must(t, err)
-		must(t, f.Close())
+	needsRoot(t)
+	args := []string{path, mode}
+	for _, policy := range policies {
+		args = append(args, policy.String())
 	}
-	return ends[0], ends[1]
-}
-
-func TestWhatIsNoConnectionIsNotAdopted(t *testing.T) {
-	story(t)
-	dir := tempDir(t)
-	socket := func(typ int) *os.File {
-		fd, err := syscall.Socket(syscall.AF_UNIX, typ, 0)
-		must(t, err)
-		return os.NewFile(uintptr(fd), "socket")
-	}
-	l := listen(t, ipc.Path(dir+"/socket"))
-	listening, err := l.File()
-	must(t, err)
-	c, _ := pair(t)
-	connected, err := c.File()
-	must(t, err)
-	file, err := os.Create(dir + "/file")
-	must(t, err)
-	r, w, err := os.Pipe()
-	must(t, err)
-	must(t, os.Remove(dir+"/file"))
-	datagram, unconnected := socket(syscall.SOCK_DGRAM), socket(syscall.SOCK_STREAM)
-
-	for what, f := range map[string]*os.File{
-		"a file": file, "a pipe": r, "the other end": w, "a datagram socket": datagram,
-		"an unconnected socket": unconnected, "a listening socket": listening,
-	} {
-		if c, err := ipc.FileConn(f); err == nil {
-			t.Errorf("FileConn adopts %s", what)
-			c.Close()
-		} else if oe := (*net.OpError)(nil); !errors.As(err, &oe) || oe.Op != "file" {
-			t.Errorf("%s: %#v is not a *net.OpError", what, err)
-		}
-		if what != "a listening socket" {
-			if l, err := ipc.FileListener(f); err == nil {
-				t.Errorf("FileListener adopts %s", what)
-				l.Close()
-			}
-		}
-	}
-	if l, err := ipc.FileListener(connected); err == nil {
-		t.Error("FileListener adopts a connection")
-		l.Close()
-	}
-	for _, f := range []*os.File{file, r, w, datagram, unconnected, listening, connected} {
-		if _, err := f.Stat(); err != nil {
-			t.Errorf("the caller's file is gone: %v", err)
-		}
-		must(t, f.Close())
-		for what, adopt := range map[string]func(f *os.File) error{
-			"FileConn":     func(f *os.File) error { _, err := ipc.FileConn(f); return err },
-			"FileMsgConn":  func(f *os.File) error { _, err := ipc.FileMsgConn(f); return err },
-			"FileListener": func(f *os.File) error { _, err := ipc.FileListener(f); return err },
-			"FileReader":   func(f *os.File) error { _, err := ipc.FileReader(f); return err },
-			"FileWriter":   func(f *os.File) error { _, err := ipc.FileWriter(f); return err },
-		} {
-			if err := adopt(f); !errors.Is(err, os.ErrClosed) {
-				t.Errorf("%s says %v of a closed file", what, err)
-			}
-		}
-	}
-	if _, err := ipc.FileConn(nil); err == nil {
-		t.Error("FileConn adopts nil")
-	}
-}
-
-// adopt returns a second listener of the same socket.
-func adopt(t *testing.T, l *ipc.Listener) *ipc.Listener {
-	t.Helper()
-	f, err := l.File()
-	must(t, err)
-	adopted, err := ipc.FileListener(f)
-	must(t, f.Close())
-	return kept(t, adopted, err)
-}
-
-func TestFileListenerNeverUnlinks(t *testing.T) {
-	story(t)
-	path := sockPath(t)
-	l := listen(t, ipc.Path(path))
-	adopted := adopt(t, l)
-	if adopted.Addr() != l.Addr() {
-		t.Errorf("the address is %v", adopted.Addr())
-	}
-	serves(t, adopted, ipc.Path(path))
-	serves(t, l, ipc.Path(path))
-	accepting := begin(func() error { _, err := adopted.Accept(); return err })
-	awaitParked(t, "(*Listener).AcceptConn", 1)
-	must(t, adopted.Close())
-	matches(t, <-accepting, net.ErrClosed)
-	matches(t, adopted.Close(), net.ErrClosed)
-	serves(t, l, ipc.Path(path))
-}
-
-func TestListenerIsHandedToAChild(t *testing.T) {
-	story(t)
-	path := sockPath(t)
-	l := listenWith(t, ipc.ListenConfig{KeepName: true}, ipc.Path(path))
-	f, err := l.File()
-	must(t, err)
-	c := startChildWith(t, exec.Cmd{ExtraFiles: []*os.File{f}}, "adopts")
-	must(t, f.Close())
-	must(t, l.Close()) // the child's is left
-	c.mustSay("adopted " + path)
-	client := dial(t, ipc.Path(path))
-	expect(t, client, "from the heir")
-	c.end()
-	must(t, os.Remove(path))
-}
-
-func childAdoptsListener(p *parent, _ []string) error {
-	f := os.NewFile(3, "listener")
-	l, err := ipc.FileListener(f)
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	p.say("adopted %s", l.Addr())
-	c := sure(l.Accept())
-	_, err = io.WriteString(c, "from the heir")
-	return errors.Join(err, c.Close(), l.Close())
+	c := startChildWith(t, exec.Cmd{Env: []string{fmt.Sprintf("%s=%d:%d", childUser, uid, gid)}}, "listen", args...)
+	return c, c.hear()
 }
 
 // ---------------------------------------------------------------------------
-// Other programs
+// Locks of other users
 
-func TestSpeaksWithForeignPrograms(t *testing.T) {
-	story(t)
-	path := openDir(t) + "/socket"
-
-	l := listen(t, ipc.Path(path))
-	foreign, err := net.Dial("unix", path)
-	must(t, err)
-	defer foreign.Close()
-	server := accept(t, l)
-	talk(t, foreign, server)
-	must(t, foreign.(*net.UnixConn).CloseWrite())
-	expectEOF(t, server)
-	must(t, server.Close())
-	must(t, l.Close())
-
-	serveForeign(t, path)
-	client := dial(t, ipc.Path(path))
-	got, err := io.ReadAll(client)
-	if !bytes.Equal(got, []byte("foreign")) || err != nil {
-		t.Errorf("read %q, %v", got, err)
+// A crashed root leaves a lock and a socket of mode 0600 in the folder of the user that
+// is to run the service.
+func TestListenOwnFolderOutlivesLockOfRoot(t *testing.T) {
+	notEmulated(t)
+	needsRoot(t)
+	for _, policy := range policies {
+		for _, leaves := range []string{"Lock", "LockAndSocket"} {
+			t.Run(policy.String()+leaves, func(t *testing.T) {
+				story(t)
+				path := openDir(t) + "/socket"
+				must(t, os.Chmod(filepath.Dir(path), 0o700))
+				must(t, os.Chown(filepath.Dir(path), nobody, nobody))
+				crashed, said := startListening(t, 0, 0, path, "-", ipc.TakeoverStale)
+				if said != "listens" {
+					t.Fatal(said)
+				}
+				if policy == ipc.TakeoverStale && toldOfForeignSockets {
+					server, said := startListening(t, nobody, nobody, path, "-", policy)
+					if said != "in use" {
+						t.Errorf("while root serves there, the user hears %q", said)
+					}
+					server.end()
+				}
+				crashed.kill()
+				want := "listens"
+				if leaves == "Lock" {
+					must(t, os.Remove(path))
+				} else if policy == ipc.TakeoverNever {
+					want = "in use"
+				} else if policy == ipc.TakeoverStale && !toldOfForeignSockets {
+					want = "permission denied" // it cannot be told whether the socket is alive
+				}
+				server, said := startListening(t, nobody, nobody, path, "-", policy)
+				if !strings.Contains(said, want) {
+					t.Errorf("the user hears %q, want %q", said, want)
+				}
+				server.end()
+				if want == "listens" {
+					isGone(t, path)
+					isGone(t, path+".lock")
+				}
+				os.Remove(path)
+				os.Remove(path + ".lock")
+			})
+		}
 	}
 }
 
-func TestClientsOwnAddressIsTold(t *testing.T) {
+// toldOfForeignSockets is whether the system tells of a socket that this user may not
+// connect to whether any process has it.
+var toldOfForeignSockets = runtime.GOOS == "linux" || runtime.GOOS == "android"
+
+// A lock with something in it is another program's. Who cannot read it cannot take it
+// either.
+func TestListenForeignLockOfRootIsKept(t *testing.T) {
+	needsRoot(t)
 	story(t)
 	dir := openDir(t)
-	l := listen(t, ipc.Path(dir+"/socket"))
-	foreign, err := net.DialUnix("unix",
-		&net.UnixAddr{Name: dir + "/client", Net: "unix"}, &net.UnixAddr{Name: dir + "/socket", Net: "unix"})
-	must(t, err)
-	defer os.Remove(dir + "/client")
-	defer foreign.Close()
-	if got := accept(t, l).RemoteAddr(); got != ipc.Path(dir+"/client") {
-		t.Errorf("the client's address is %v", got)
+	must(t, os.Chown(dir, nobody, nobody))
+	must(t, os.WriteFile(dir+"/socket.lock", []byte("data"), 0o600))
+	for _, policy := range policies {
+		server, said := startListening(t, nobody, nobody, dir+"/socket", "-", policy)
+		if !strings.Contains(said, "permission denied") || !strings.Contains(said, "socket.lock") {
+			t.Errorf("%v: the user hears %q", policy, said)
+		}
+		server.end()
 	}
+	if names := namesIn(t, dir); !slices.Equal(names, []string{"socket.lock"}) {
+		t.Errorf("the folder has %s", names)
+	}
+	must(t, os.Remove(dir+"/socket.lock"))
+}
+
+// The users of a folder that several may write to take turns there, if the socket is
+// for all of them.
+func TestListenSharedFolderSharesLock(t *testing.T) {
+	needsRoot(t)
+	const a, b, group = nobody - 1, nobody - 2, nobody - 3
+	for name, c := range map[string]struct {
+		folder   fs.FileMode
+		socket   string
+		lock     fs.FileMode
+		takeover string // what the other user hears after a crash
+	}{
+		"Group":            {0o770, fmt.Sprintf("660:%d", group), 0o660, "listens"},
+		"OtherGroup":       {0o770, fmt.Sprintf("660:%d", 0), 0o660, "listens"},
+		"Everyone":         {0o777, "666:0", 0o666, "listens"},
+		"SocketOfOwner":    {0o770, "600:0", 0o600, "permission denied"},
+		"FolderOfOwner":    {0o750, fmt.Sprintf("666:%d", group), 0o600, "permission denied"},
+		"FolderWithSticky": {0o777 | fs.ModeSticky, "666:0", 0o600, "permission denied"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			story(t)
+			dir := openDir(t)
+			path := dir + "/socket"
+			must(t, os.Chown(dir, a, group))
+			must(t, os.Chmod(dir, c.folder))
+			crashed, said := startListening(t, a, group, path, c.socket, ipc.TakeoverStale)
+			if said != "listens" {
+				t.Fatal(said)
+			}
+			st, err := os.Lstat(path + ".lock")
+			must(t, err)
+			if st.Mode().Perm() != c.lock {
+				t.Errorf("the lock has mode %v, want %v", st.Mode(), c.lock)
+			}
+			other, said := startListening(t, b, group, path, c.socket, ipc.TakeoverStale)
+			if said == "listens" {
+				t.Error("another user takes a live server's path")
+			}
+			other.end()
+			crashed.kill()
+			other, said = startListening(t, b, group, path, c.socket, ipc.TakeoverStale)
+			if !strings.Contains(said, c.takeover) {
+				t.Errorf("another user hears %q after a crash, want %q", said, c.takeover)
+			}
+			other.end()
+			os.Remove(path)
+			os.Remove(path + ".lock")
+		})
+	}
+}
+
+func TestListenLockFollowsGroup(t *testing.T) {
+	needsRoot(t)
+	story(t)
+	dir := openDir(t)
+	must(t, os.Chown(dir, 0, nobody))
+	must(t, os.Chmod(dir, 0o770))
+	for _, c := range []struct {
+		group  int
+		shared bool
+	}{{nobody, true}, {nobody - 1, false}} { // who may not write to the folder has no use for the lock
+		l := listenWith(t, ipc.ListenConfig{Sys: &ipc.SysListenConfig{Mode: 0o660, GID: c.group}}, ipc.Path(dir+"/socket"))
+		var st syscall.Stat_t
+		must(t, syscall.Lstat(dir+"/socket.lock", &st))
+		shared := int(st.Gid) == c.group && st.Mode&0o777 == 0o660
+		if shared != c.shared || !shared && st.Mode&0o777 != 0o600 {
+			t.Errorf("a socket of group %d has a lock of group %d, mode %o", c.group, st.Gid, st.Mode)
+		}
+		must(t, l.Close())
+	}
+}
+
+// ---------------------------------------------------------------------------
+// What is in the way
+
+func TestListenLockPathThatIsNoFile(t *testing.T) {
+	for kind, make := range map[string]func(t *testing.T, path string) error{
+		"FIFO":   func(t *testing.T, path string) error { makeFIFOAt(t, path); return nil },
+		"Folder": func(_ *testing.T, path string) error { return os.Mkdir(path, 0o777) },
+		"Link":   func(_ *testing.T, path string) error { return os.Symlink("/dev/null", path) },
+		"Socket": func(t *testing.T, path string) error { makeStale(t, path); return nil },
+	} {
+		t.Run(kind, func(t *testing.T) {
+			story(t)
+			dir := openDir(t)
+			must(t, make(t, dir+"/socket.lock"))
+			before, err := os.Lstat(dir + "/socket.lock")
+			must(t, err)
+			for _, policy := range policies {
+				_, err := ipc.ListenConfig{Takeover: policy}.Listen(ipc.Path(dir + "/socket"))
+				matches(t, err, ipc.ErrAddrInUse)
+				if err == nil || !strings.Contains(err.Error(), dir+"/socket.lock") {
+					t.Errorf("%v: %v does not name what is in the way", policy, err)
+				}
+			}
+			if names := namesIn(t, dir); !slices.Equal(names, []string{"socket.lock"}) {
+				t.Errorf("the folder has %s", names)
+			}
+			after, err := os.Lstat(dir + "/socket.lock")
+			must(t, err)
+			if !os.SameFile(before, after) {
+				t.Error("it was replaced")
+			}
+			must(t, os.Remove(dir+"/socket.lock"))
+		})
+	}
+}
+
+// A FIFO comes in the place of the folder, and of the lock. Close waits for neither.
+func TestListenerCloseFolderReplacedByFIFO(t *testing.T) {
+	for _, policy := range policies {
+		t.Run(policy.String(), func(t *testing.T) {
+			story(t)
+			dir := tempDir(t)
+			must(t, os.Mkdir(dir+"/folder", 0o700))
+			l := listenWith(t, ipc.ListenConfig{Takeover: policy}, ipc.Path(dir+"/folder/socket"))
+			must(t, os.Rename(dir+"/folder", dir+"/moved"))
+			makeFIFOAt(t, dir+"/folder")
+			_, err := ipc.ListenConfig{Takeover: policy}.Listen(ipc.Path(dir + "/folder/socket"))
+			matches(t, err, syscall.ENOTDIR)
+			err = l.Close()
+			if followsFolders {
+				must(t, err)
+				if names := namesIn(t, dir+"/moved"); len(names) != 0 {
+					t.Errorf("Close leaves %s in the folder", names)
+				}
+			}
+			must(t, os.RemoveAll(dir+"/moved"))
+			must(t, os.Remove(dir+"/folder"))
+		})
+	}
+}
+
+func TestListenerCloseLockReplacedByFIFO(t *testing.T) {
+	story(t)
+	path := openDir(t) + "/socket"
+	l := listen(t, ipc.Path(path))
+	must(t, os.Remove(path+".lock"))
+	makeFIFOAt(t, path+".lock")
+	must(t, l.Close())
+	isGone(t, path)
+	must(t, os.Remove(path+".lock"))
+}
+
+func makeFIFOAt(t *testing.T, path string) {
+	t.Helper()
+	if err := ipc.Mkfifo(path, 0o666); errors.Is(err, errors.ErrUnsupported) {
+		t.Skip("this system makes no FIFOs")
+	} else {
+		must(t, err)
+	}
+}
+
+// A cleaner of temporary folders takes the lock away. The socket is this listener's
+// all the same.
+func TestListenerCloseLockGoneRemovesSocket(t *testing.T) {
+	for _, policy := range policies {
+		t.Run(policy.String(), func(t *testing.T) {
+			story(t)
+			dir := tempDir(t)
+			l := listenWith(t, ipc.ListenConfig{Takeover: policy}, ipc.Path(dir+"/socket"))
+			must(t, os.Remove(dir+"/socket.lock"))
+			must(t, l.Close())
+			if names := namesIn(t, dir); len(names) != 0 {
+				t.Errorf("Close leaves %s", names)
+			}
+		})
+	}
+}
+
+func TestListenerCloseFolderGone(t *testing.T) {
+	story(t)
+	dir := tempDir(t)
+	must(t, os.Mkdir(dir+"/folder", 0o700))
+	l := listen(t, ipc.Path(dir+"/folder/socket"))
+	must(t, os.RemoveAll(dir+"/folder"))
+	if err := l.Close(); err != nil && followsFolders {
+		t.Error(err)
+	}
+}
+
+// followsFolders is whether a listener finds its folder again after a rename.
+var followsFolders = slices.Contains(
+	[]string{"linux", "android", "darwin", "ios", "freebsd", "netbsd", "dragonfly"}, runtime.GOOS)
+
+// ---------------------------------------------------------------------------
+// What errors name
+
+// The user gave the path of a socket. A lock beside it means nothing to him.
+func TestListenErrorNamesWhatTheUserGave(t *testing.T) {
+	story(t)
+	dir := openDir(t)
+	must(t, os.WriteFile(dir+"/file", nil, 0o600))
+	for path, want := range map[string]error{
+		dir + "/missing/socket":  fs.ErrNotExist,
+		"missing/socket":         fs.ErrNotExist,
+		dir + "/file/socket":     syscall.ENOTDIR,
+		dir + "/file/sub/socket": syscall.ENOTDIR,
+	} {
+		for _, policy := range policies {
+			_, err := ipc.ListenConfig{Takeover: policy}.Listen(ipc.Path(path))
+			matches(t, err, want)
+			if text := fmt.Sprint(err); !strings.Contains(text, path) || strings.Contains(text, ".lock") {
+				t.Errorf("%v: %q", policy, text)
+			}
+		}
+	}
+	must(t, os.Remove(dir+"/file"))
+
+	must(t, os.Chmod(dir, 0o555))
+	server, said := startListening(t, nobody, nobody, dir+"/socket", "-", ipc.TakeoverStale) // root may write anywhere
+	if !strings.Contains(said, "permission denied") || !strings.Contains(said, dir+"/socket") || strings.Contains(said, ".lock") {
+		t.Errorf("a user hears %q", said)
+	}
+	server.end()
+}
+
+// ---------------------------------------------------------------------------
+// The folders of an address that belongs to one user
+
+func TestUserAddrIsInTheRuntimeDir(t *testing.T) {
+	story(t)
+	dir := ownRuntimeDir(t)
+	if len(dir) > 80 {
+		t.Skip("the temporary folder has a long name")
+	}
+	addr, err := ipc.UserAddr("agent")
+	if want := ipc.Path(dir + "/agent"); addr != want || err != nil {
+		t.Errorf("it is %v, %v; want %v", addr, err, want)
+	}
+}
+
+// asUser starts a child as that user, to say what its address of the name is with the
+// value of XDG_RUNTIME_DIR.
+func asUser(t *testing.T, uid int, runtimeDir, name string) string {
+	t.Helper()
+	c := startChildWith(t, exec.Cmd{Env: []string{
+		fmt.Sprintf("%s=%d:%d", childUser, uid, uid), "XDG_RUNTIME_DIR=" + runtimeDir,
+	}}, "useraddr", name)
+	said := c.hear()
+	c.end()
+	return said
+}
+
+// strangeUser returns the number of a user who has neither a folder for UserAddr nor
+// else anything, and that folder. It is removed when the test ends.
+func strangeUser(t *testing.T) (uid int, dir string) {
+	t.Helper()
+	needsRoot(t)
+	if _, err := os.Stat("/tmp"); err != nil {
+		t.Skip("there is no /tmp: ", err)
+	}
+	for uid = 500123; ; uid++ {
+		dir = fmt.Sprintf("/tmp/ipc-%d", uid)
+		_, err := os.Lstat(dir)
+		_, runtimeErr := os.Lstat(fmt.Sprintf("/run/user/%d", uid))
+		if errors.Is(err, os.ErrNotExist) && errors.Is(runtimeErr, os.ErrNotExist) {
+			t.Cleanup(func() { os.RemoveAll(dir) })
+			return uid, dir
+		}
+	}
+}
+
+// TestUserAddrMakesAFolderOfItsOwn has no folder of the service manager, or none that
+// may be trusted.
+func TestUserAddrMakesAFolderOfItsOwn(t *testing.T) {
+	story(t)
+	uid, dir := strangeUser(t)
+	want := dir + "/agent"
+	others := openDir(t)
+	open, link, own := others+"/open", others+"/link", others+"/own"
+	for _, d := range []string{open, own} {
+		must(t, os.Mkdir(d, 0o700))
+		must(t, os.Chown(d, uid, uid))
+	}
+	must(t, os.Chmod(open, 0o750))
+	must(t, os.Symlink(own, link))
+	must(t, os.Mkdir(others+"/roots", 0o700))
+	for what, runtimeDir := range map[string]string{
+		"none": "", "relative": "own", "missing": others + "/missing", "of root": others + "/roots",
+		"open to a group": open, "a link": link,
+		"too long": own + strings.Repeat("/.", 60),
+	} {
+		if said := asUser(t, uid, runtimeDir, "agent"); said != want {
+			t.Errorf("with a runtime folder that is %s the address is %s, want %s", what, said, want)
+		}
+	}
+	if said := asUser(t, uid, own, "agent"); said != own+"/agent" {
+		t.Errorf("with a runtime folder of one's own the address is %s", said)
+	}
+	must(t, os.Remove(link))
+	var st syscall.Stat_t
+	must(t, syscall.Lstat(dir, &st))
+	if int(st.Uid) != uid || st.Mode&0o7777 != 0o700 || st.Mode&syscall.S_IFMT != syscall.S_IFDIR {
+		t.Errorf("the folder has owner %d and mode %o", st.Uid, st.Mode)
+	}
+	if said := asUser(t, uid+1, "", "agent"); said == want {
+		t.Error("two users have one address")
+	} else {
+		os.RemoveAll(filepath.Dir(said))
+	}
+}
+
+// TestUserAddrRefusesAFolderOfAnother has what another user put there before.
+func TestUserAddrRefusesAFolderOfAnother(t *testing.T) {
+	story(t)
+	uid, dir := strangeUser(t)
+	own := openDir(t)
+	must(t, os.Chown(own, uid, uid))
+	must(t, os.Chmod(own, 0o700))
+	for what, put := range map[string]func() error{
+		"belongs to another user": func() error { return os.Mkdir(dir, 0o700) },
+		"is open to other users":  func() error { return errors.Join(os.Mkdir(dir, 0o700), os.Chown(dir, uid, uid), os.Chmod(dir, 0o710)) },
+		"is not a folder":         func() error { return os.Symlink(own, dir) },
+	} {
+		must(t, put())
+		if said := asUser(t, uid, "", "agent"); !strings.Contains(said, what) || !strings.Contains(said, dir) {
+			t.Errorf("of a folder that %s it says %q", what, said)
+		}
+		must(t, os.Remove(dir))
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Messages
+
+func TestListenMsgOwnerOnlyRefusesAnotherUser(t *testing.T) {
+	overEachFraming(t, func(t *testing.T) {
+		overEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
+			l := listenMsg(t, addr)
+			a, _ := msgPair(t)
+			accepting := begin(func() error {
+				c, err := l.Accept()
+				if err == nil {
+					defer c.Close()
+					sendMsg(t, c, "mine")
+				}
+				return err
+			})
+			stranger := startStranger(t, "message", addr.String(), asFramed(a))
+			if said := stranger.hear(); said != "permission denied" && said != "turned away" {
+				t.Errorf("the stranger says %q", said)
+			}
+			stranger.end()
+			expectMsg(t, dialMsg(t, addr), "mine") // the first that Accept has seen
+			must(t, <-accepting)
+		})
+	})
+}
+
+func TestListenMsgEveryoneAdmitsAnotherUser(t *testing.T) {
+	overEachFraming(t, func(t *testing.T) {
+		overEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
+			l := listenMsgWith(t, ipc.ListenConfig{Access: ipc.Everyone}, addr)
+			a, _ := msgPair(t)
+			stranger := startStranger(t, "message", addr.String(), asFramed(a))
+			server := acceptMsg(t, l)
+			if uid, ok := peerOf(t, server).UID(); uid != nobody || !ok {
+				t.Errorf("the peer's user is %d, %v", uid, ok)
+			}
+			expectMsg(t, server, "hello from a child")
+			sendMsg(t, server, "welcome")
+			stranger.mustSay("welcome")
+			stranger.end()
+		})
+	})
+}
+
+func TestListenMsgModeOfTheSocketIsExact(t *testing.T) {
+	overEachFraming(t, func(t *testing.T) {
+		path := sockPath(t)
+		l := listenMsg(t, ipc.Path(path))
+		if mode := modeOf(t, path); mode != 0o600 {
+			t.Errorf("mode is %o", mode)
+		}
+		must(t, l.Close())
+		isGone(t, path)
+		l = listenMsgWith(t, ipc.ListenConfig{Access: ipc.Everyone}, ipc.Path(path))
+		if mode := modeOf(t, path); mode != 0o666 {
+			t.Errorf("mode is %o", mode)
+		}
+		must(t, l.Close())
+		isGone(t, path)
+		isGone(t, path+".lock")
+	})
+}
+
+func TestListenMsgTakeoverAlwaysDisplaces(t *testing.T) {
+	overEachFraming(t, func(t *testing.T) {
+		addr := pathAddr(t)
+		old := listenMsg(t, addr)
+		client, server := msgConnect(t, old)
+		successor := listenMsgWith(t, ipc.ListenConfig{Takeover: ipc.TakeoverAlways}, addr)
+		msgTalk(t, client, server) // the old one keeps what it has
+		must(t, old.Close())
+		client, server = msgConnect(t, successor)
+		msgTalk(t, client, server)
+		must(t, successor.Close())
+	})
 }

@@ -1,21 +1,441 @@
 //go:build unix || windows
 
+// What users do not see: the model of waiting, spins, the reading of messages, the words of shared memory. What the other
+// tests ask of the package is here too.
 package ipc
 
 import (
 	"bytes"
 	"errors"
 	"io"
+	"maps"
 	"math/rand"
 	"net"
 	"os"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 )
+
+// FramedHere is whether this system keeps no boundaries of messages.
+const FramedHere = framedHere
+
+// FrameMessages decides how the message connections made from now on keep their
+// boundaries, and returns how they did before. The tests tell every story about
+// messages over frames too, whatever the system.
+func FrameMessages(on bool) (before bool) {
+	before, framesMessages = framesMessages, on
+	return before
+}
+
+// FrameMax is the longest message that goes into a frame.
+const FrameMax = frameMax
+
+// ---------------------------------------------------------------------------
+// Messages
+
+// A scriptedSource gives out messages in parts, fails in between, and ends, as it is
+// told. It is a messageSource, and the model of what a messageReader should make of it.
+type scriptedSource struct {
+	t     *testing.T
+	next  func(n int) int // a number below n
+	left  [][]byte        // messages to come; of the first one what was not given yet
+	drops bool            // it drops what does not fit, as a kernel does that keeps messages apart
+	fails bool            // the next call fails, as a deadline makes it
+}
+
+var errScripted = os.ErrDeadlineExceeded
+
+func (s *scriptedSource) interrupts() bool {
+	fails := s.fails
+	s.fails = s.next(4) == 0
+	return fails
+}
+
+func (s *scriptedSource) nextPart(p []byte) (n int, ends bool, err error) {
+	if len(p) == 0 {
+		s.t.Fatal("a part is to be received into nothing")
+	}
+	if s.interrupts() {
+		return 0, false, errScripted
+	}
+	if len(s.left) == 0 {
+		return 0, false, io.EOF
+	}
+	m := s.left[0]
+	if s.drops {
+		s.left = s.left[1:]
+		if n = copy(p, m); n < len(m) {
+			err = ErrMsgTooLong
+		}
+		return n, true, err
+	}
+	n = min(len(p), len(m))
+	if n > 1 {
+		n = 1 + s.next(n)
+	}
+	copy(p, m[:n])
+	s.left[0] = m[n:]
+	if n == len(m) {
+		s.left = s.left[1:]
+		return n, true, nil
+	}
+	return n, false, nil
+}
+
+func (s *scriptedSource) nextRoom(have int, spare []byte) (int, error) {
+	switch {
+	case s.interrupts():
+		return 0, errScripted
+	case len(s.left) == 0 && s.drops:
+		return 0, nil
+	case len(s.left) == 0:
+		return 0, io.EOF
+	case s.drops:
+		return len(s.left[0]), nil
+	}
+	return s.next(20), nil
+}
+
+// FuzzMessageReader receives scripted messages by any calls, in any order, and
+// compares what comes with the messages.
+func FuzzMessageReader(f *testing.F) {
+	for seed := range int64(50) {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, seed int64) {
+		for range 20 {
+			seed++
+			receivesAsSent(t, rand.New(rand.NewSource(seed)).Intn)
+		}
+	})
+}
+
+func receivesAsSent(t *testing.T, next func(n int) int) {
+	src := &scriptedSource{t: t, next: next, drops: next(2) == 0}
+	var want [][]byte
+	for i := range next(8) {
+		m := bytes.Repeat([]byte{'a' + byte(i)}, next(30))
+		want = append(want, m)
+		src.left = append(src.left, m)
+	}
+	var r messageReader
+	if len(want) > 0 && next(3) == 0 { // one that was received too early
+		r.keep(want[0], true)
+		src.left = src.left[1:]
+	}
+	for {
+		p := make([]byte, next(35))
+		var got []byte
+		var err error
+		if next(2) == 0 {
+			var n int
+			n, err = r.recv(src, p)
+			got = p[:n]
+			if n > len(p) {
+				t.Fatalf("%d bytes in room of %d", n, len(p))
+			}
+		} else {
+			dst := []byte("dst")[:3:3]
+			got, err = r.recvAppend(src, dst)
+			if !bytes.HasPrefix(got, dst) {
+				t.Fatalf("%q does not begin with what was there", got)
+			}
+			if got = got[3:]; err != nil && len(got) > 0 {
+				t.Fatalf("%q comes with %v", got, err)
+			}
+			p = nil
+		}
+		switch {
+		case errors.Is(err, errScripted):
+			continue // nothing is lost
+		case len(want) == 0:
+			if err != io.EOF || len(got) > 0 {
+				t.Fatalf("after the last message %q comes, %v", got, err)
+			}
+			return
+		case err == ErrMsgTooLong:
+			if p == nil || len(want[0]) <= len(p) || !bytes.Equal(got, want[0][:len(p)]) {
+				t.Fatalf("%q of %q in room of %d is too long", got, want[0], len(p))
+			}
+		case err != nil:
+			t.Fatalf("%v in the place of %q", err, want[0])
+		case !bytes.Equal(got, want[0]):
+			t.Fatalf("%q comes in the place of %q", got, want[0])
+		}
+		want = want[1:]
+	}
+}
+
+// TestMessageReaderEndWithinAMessage has the source end in the middle of a message,
+// wherever its reader stands.
+func TestMessageReaderEndWithinAMessage(t *testing.T) {
+	for _, first := range []func(r *messageReader, src *halfSource) error{
+		func(r *messageReader, src *halfSource) error { _, err := r.recv(src, make([]byte, 10)); return err },
+		func(r *messageReader, src *halfSource) error { _, err := r.recvAppend(src, nil); return err },
+		func(r *messageReader, src *halfSource) error { // the rest is to be skipped
+			if _, err := r.recv(src, make([]byte, 1)); err != ErrMsgTooLong {
+				return err
+			}
+			_, err := r.recv(src, make([]byte, 10))
+			return err
+		},
+	} {
+		var r messageReader
+		src := &halfSource{left: []byte("half")}
+		if err := first(&r, src); err != io.ErrUnexpectedEOF {
+			t.Errorf("the end within a message is %v", err)
+		}
+		if _, err := r.recv(src, make([]byte, 10)); err != io.ErrUnexpectedEOF {
+			t.Errorf("then %v", err)
+		}
+	}
+}
+
+// A halfSource has a part of a message, a byte at a time, and then ends.
+type halfSource struct{ left []byte }
+
+func (s *halfSource) nextPart(p []byte) (int, bool, error) {
+	if len(s.left) == 0 {
+		return 0, false, io.EOF
+	}
+	p[0], s.left = s.left[0], s.left[1:]
+	return 1, false, nil
+}
+
+func (s *halfSource) nextRoom(int, []byte) (int, error) { return 4, nil }
+
+// ---------------------------------------------------------------------------
+// Text from outside
+
+// FuzzTarget looks up what addresses of any text are to the system, without asking
+// it. What a target must be like on this system is known to checkTarget.
+func FuzzTarget(f *testing.F) {
+	for _, s := range targetSeeds {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		for _, a := range []Addr{Path(text), Name(text)} {
+			target, err := a.resolve()
+			if errno := syscall.Errno(0); errors.As(err, &errno) {
+				t.Fatalf("%q asks the system: %v", a, err)
+			}
+			if err == nil {
+				checkTarget(t, a, text, target)
+			} else if target != "" {
+				t.Fatalf("%q is %q, with %v", a, target, err)
+			}
+		}
+	})
+}
+
+// FuzzInheritedEnvironment reads what anybody may have put into the environment.
+func FuzzInheritedEnvironment(f *testing.F) {
+	for _, s := range []string{
+		"", "a,conn,3", "a,conn,3;b,reader,4", "a,conn,3;a,conn,4", "a,conn,3;", ";", ",", ",,", "a,,3", "a,conn,",
+		"a,conn,2", "a,conn,03", "a,conn,+3", "a,conn,-3", "a,conn,3,4", "a,conn,99999999999999999999", "a b,conn,3",
+		"a-b_c.D9,listener,1048576", "a,conn,1048577", "a;conn;3", "ü,conn,3", "a,conn,3\n", "a,conn,0x3", "a,msgconn,18446744073709551615",
+		"a,conn,3@c000.8.1f;b,reader,4@1000.d.20", "a,conn,3@", "a,conn,3@x", "a,conn,3@1;b,conn,3@2",
+		"l,listener,3@c000.8.1:4@8000.1.2:5@1000.d.3:6@1000.d.3:1:2:remove:2f61", "l,listener,3:4:5:5:1:2:keep:2f61",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, list string) {
+		ends, err := parseInherited(list)
+		if err != nil {
+			if ends != nil {
+				t.Fatalf("%q gives %d ends and the error %v", list, len(ends), err)
+			}
+			if !strings.Contains(err.Error(), inheritVar) {
+				t.Fatalf("%q: %v does not say where", list, err)
+			}
+			return
+		}
+		if list == "" && len(ends) != 0 || list != "" && len(ends) != 1+strings.Count(list, ";") {
+			t.Fatalf("%q gives %d ends", list, len(ends))
+		}
+		var entries []string
+		for _, name := range slices.Sorted(maps.Keys(ends)) {
+			end := ends[name]
+			if !validEndName(name) || tokenDescriptors(end.token) == nil {
+				t.Fatalf("%q gives %q: %+v", list, name, end)
+			}
+			entries = append(entries, name+","+string(end.kind)+","+end.token)
+		}
+		if given := strings.Split(list, ";"); list != "" { // nothing is added, nothing lost
+			slices.Sort(given)
+			slices.Sort(entries)
+			if !slices.Equal(given, entries) {
+				t.Fatalf("%q is read as %q", given, entries)
+			}
+		}
+	})
+}
+
+// ---------------------------------------------------------------------------
+// Spins
+
+// spinsOf counts the spins in so many waits; won tells which of them succeed.
+func spinsOf(p *spinPolicy, b *backoff, waits int, won func(wait int) bool) (spins int) {
+	for i := range waits {
+		if !p.allows(b) {
+			p.skipped(b)
+			continue
+		}
+		spins++
+		p.begin()
+		p.end(b, won(i))
+	}
+	return spins
+}
+
+func always(int) bool { return true }
+
+func never(int) bool { return false }
+
+func TestBackoffSpinsThatFailBecomeRare(t *testing.T) {
+	var p spinPolicy
+	var b backoff
+	if n := spinsOf(&p, &b, 100*skipMax, never); n > 120 || n < 100 {
+		t.Errorf("%d spins in %d waits", n, 100*skipMax)
+	}
+	if n := spinsOf(&p, &b, 2*skipMax, always); n < skipMax {
+		t.Errorf("%d spins in %d waits that are short again", n, 2*skipMax)
+	}
+}
+
+func TestBackoffFewLossesCostNothing(t *testing.T) {
+	var p spinPolicy
+	var b backoff
+	if n := spinsOf(&p, &b, freeLosses, never); n != freeLosses {
+		t.Errorf("%d spins in the first %d waits", n, freeLosses)
+	}
+	b = backoff{}
+	p = spinPolicy{}
+	if n := spinsOf(&p, &b, 10000, func(i int) bool { return i%50 != 0 }); n != 10000 {
+		t.Errorf("%d spins in 10000 waits of which one in fifty is long", n)
+	}
+}
+
+func TestBackoffNewDirectionGoesByWhatOthersLearned(t *testing.T) {
+	var p spinPolicy
+	for range 5 {
+		spinsOf(&p, &backoff{}, youngWaits, never)
+	}
+	if p.allows(&backoff{}) {
+		t.Error("a new direction spins where all others failed")
+	}
+	if b := (backoff{waits: youngWaits}); !p.allows(&b) {
+		t.Error("a direction with a history of its own goes by that of others")
+	}
+}
+
+func TestBackoffAsksForLongerAndLongerRuns(t *testing.T) {
+	var b backoff
+	for run := range longerRuns + 2 {
+		for want := longRunOfWins << min(run, longerRuns); want > 0; want-- {
+			if b.longRun() {
+				t.Fatalf("run %d is long %d spins early", run, want)
+			}
+			b.won()
+		}
+		if !b.longRun() || b.longRun() {
+			t.Fatalf("run %d is not reported once", run)
+		}
+	}
+	b.wins = longRunOfWins<<longerRuns - 1
+	if b.lost(); b.wins != 0 {
+		t.Error("a run goes on after a spin that failed")
+	}
+}
+
+func TestSpinCountsItsOwnTime(t *testing.T) {
+	const limit = int64(spinDefault)
+	var s spin
+	s.begin(1000, limit)
+	if s.over(1000 + limit - int64(attemptMax)) { // somebody else had the CPU
+		t.Error("a spin pays for the time of others")
+	}
+	at := 1000 + limit
+	for n := int64(0); !s.over(at); n += 1000 {
+		at += 1000
+		if n > limit {
+			t.Fatal("a spin does not end")
+		}
+	}
+}
+
+// coupled has two ends wait for each other in turn, and returns how many of the
+// waits were spins that succeeded, and how many spins failed. An end that parked
+// answers after the time of a wake-up; every fiftieth wait takes a millisecond.
+func coupled(waits int, wakeUp, limit time.Duration) (won, lost int) {
+	var p spinPolicy
+	ends := [2]backoff{{waits: youngWaits}, {waits: youngWaits}}
+	parked := [2]bool{}
+	for i := range waits {
+		b, peer := &ends[i%2], (i+1)%2
+		answer := 2 * time.Microsecond
+		if parked[peer] {
+			answer = wakeUp
+		}
+		if i%50 == 49 {
+			answer = time.Millisecond
+		}
+		switch {
+		case !p.allows(b):
+			p.skipped(b)
+			parked[i%2] = true
+			continue
+		case answer < limit:
+			won++
+		default:
+			lost++
+		}
+		p.begin()
+		p.end(b, answer < limit)
+		parked[i%2] = answer >= limit
+	}
+	return won, lost
+}
+
+func TestBackoffTwoEndsRecoverFromLongWaits(t *testing.T) {
+	const waits = 100000
+	if won, lost := coupled(waits, 20*time.Microsecond, spinDefault); won < waits*97/100 {
+		t.Errorf("%d of %d waits are won, %d lost", won, waits, lost)
+	}
+	if _, lost := coupled(waits, 2*spinDefault, spinDefault); lost > waits/100 {
+		t.Errorf("%d of %d waits spin where an answer takes longer than a spin", lost, waits)
+	}
+}
+
+func TestSpinPolicyLeavesTheCPUEverMoreRarely(t *testing.T) {
+	var p spinPolicy
+	leaves := 0
+	at := int64(time.Hour)
+	for range 10 * int(time.Second/leaveMin) {
+		if p.shouldLeave(at) {
+			leaves++
+		}
+		at += int64(leaveMin)
+	}
+	if leaves < 40 || leaves > 80 {
+		t.Errorf("it leaves %d times in 10 s in which that never helps", leaves)
+	}
+	var b backoff
+	p.begin()
+	p.end(&b, true)
+	if at += int64(leaveMin); !p.shouldLeave(at) {
+		t.Error("it does not leave soon after a spin that succeeded")
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Shared memory
 
 // sharedInMemory returns two ends that have set their memory up, or skips the test.
 func sharedInMemory(t *testing.T) (a, b *SharedConn) {
@@ -68,6 +488,7 @@ var hostile = map[string]func(p *controlPage, random *rand.Rand){
 }
 
 func TestSharedHostileControlPage(t *testing.T) {
+	t.Parallel()
 	for name, attack := range hostile {
 		t.Run(name, func(t *testing.T) {
 			rounds := 200
@@ -729,5 +1150,202 @@ func TestSharedSpinBacksOff(t *testing.T) {
 	spinAccount.balance.Store(-1)
 	if s.budget(limit, false) != 0 && spinAccount.balance.Load() <= 0 {
 		t.Error("a wait spins though all together have lost too much")
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Model
+
+// A model of the waiting of a SharedConn: two ends, two directions, and every order in
+// which the four halves can take their steps. A step is one access to a word that the other
+// end sees, or one operation on a doorbell; what a half does between two steps nobody sees.
+// The model looks for a state in which some half waits and nobody can take a step any more:
+// a lost wake-up. Conformance tests do not find those.
+//
+// The steps are those of awaitData, awaitRoom, park, publish, consume and ring.
+
+// modelFaults are mends that are taken out of the model, which must then fail.
+type modelFaults struct {
+	lateDoorbell  bool // a doorbell taken in vain does not begin a new epoch
+	oneDescriptor bool // the two halves of an end share a doorbell
+	looksFirst    bool // a half looks before it makes its epoch odd, and not after
+	neverAgain    bool // the writer rings for an odd epoch only if it rang for no odd one before
+}
+
+// A modelState is the state of everything. Halves 0 and 1 write, 2 and 3 read what 0 and 1
+// write; half 0 and 3 are those of one end, 1 and 2 those of the other.
+type modelState struct {
+	head, tail [2]uint8 // of each direction
+	left       [4]uint8 // what each half has still to write or to read
+	at         [4]uint8 // where each half is in its steps
+	epoch      [4]uint8 // the words of the control pages
+	loaded     [4]uint8 // the epoch of the other half, as loaded
+	rung       [4]uint8 // the epoch that was rung last
+	bell       [4]uint8 // doorbells that were not taken
+}
+
+const modelRing = 2 // units that fit a ring
+
+// The two directions have nothing in common unless they share a doorbell, so one is enough
+// where they do not.
+var (
+	oneDirection   = modelState{left: [4]uint8{0: 5, 2: 5}}
+	bothDirections = modelState{left: [4]uint8{3, 3, 3, 3}}
+)
+
+// The steps of a half.
+const (
+	stepLook    = iota // is there room, or are there bytes?
+	stepIndex          // write or read one unit, and store the index
+	stepEpoch          // load the epoch of the other half
+	stepRing           // ring
+	stepOdd            // begin to wait
+	stepRecheck        // look once more
+	stepTake           // wait for the doorbell, and take what there is
+	stepAgain          // begin a new epoch
+	stepEven           // the wait is over
+)
+
+// other is the half at the other end of the same direction.
+func other(half int) int { return half ^ 2 }
+
+// bellOf is the doorbell that a half waits on.
+func (f modelFaults) bellOf(half int) int {
+	if f.oneDescriptor && half >= 2 {
+		return half ^ 3 // that of the writing half of the same end
+	}
+	return half
+}
+
+// ready reports whether the half has something to do.
+func (s *modelState) ready(half int) bool {
+	used := s.head[half&1] - s.tail[half&1]
+	if half < 2 {
+		return used < modelRing
+	}
+	return used > 0
+}
+
+// step takes the next step of a half, and reports whether it can.
+func (f modelFaults) step(s *modelState, half int) bool {
+	d := half & 1
+	switch s.at[half] {
+	case stepLook:
+		switch {
+		case s.left[half] == 0:
+			return false // done
+		case s.ready(half):
+			s.at[half] = stepIndex
+		default:
+			s.at[half] = stepOdd
+		}
+	case stepIndex:
+		if half < 2 {
+			s.head[d]++
+		} else {
+			s.tail[d]++
+		}
+		s.left[half]--
+		s.at[half] = stepEpoch
+	case stepEpoch:
+		s.loaded[half] = s.epoch[other(half)]
+		s.at[half] = stepRing
+	case stepRing:
+		f.ring(s, half)
+		s.at[half] = stepLook
+	case stepOdd:
+		s.epoch[half]++
+		s.at[half] = stepRecheck
+		if f.looksFirst {
+			s.at[half] = stepTake
+		}
+	case stepRecheck:
+		s.at[half] = stepTake
+		if s.ready(half) {
+			s.at[half] = stepEven
+		}
+	case stepTake:
+		bell := f.bellOf(half)
+		if s.bell[bell] == 0 {
+			return false // parked
+		}
+		s.bell[bell] = 0
+		s.at[half] = stepAgain
+	case stepAgain:
+		if !f.lateDoorbell {
+			s.epoch[half] += 2
+		}
+		s.at[half] = stepRecheck
+	case stepEven:
+		s.epoch[half]++
+		s.at[half] = stepLook
+	}
+	return true
+}
+
+// ring rings the other half if it waits and was not rung in this epoch. A reader does so
+// when half of the ring is free.
+func (f modelFaults) ring(s *modelState, half int) {
+	d := half & 1
+	e := s.loaded[half]
+	switch {
+	case e&1 == 0:
+		if !f.neverAgain {
+			s.rung[half] = 0
+		}
+	case half >= 2 && s.head[d]-s.tail[d] > modelRing/2, e == s.rung[half], f.neverAgain && s.rung[half] != 0:
+	default:
+		s.rung[half] = e
+		s.bell[f.bellOf(other(half))]++
+	}
+}
+
+// explore visits every state that can be reached from the first one, and returns how many
+// there are and one in which a wake-up was lost, if there is one.
+func (f modelFaults) explore(first modelState) (states int, lost *modelState) {
+	seen := map[modelState]bool{first: true}
+	for todo := []modelState{first}; len(todo) > 0; {
+		s := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		moved := false
+		for half := range 4 {
+			next := s
+			if !f.step(&next, half) {
+				continue
+			}
+			moved = true
+			if !seen[next] {
+				seen[next] = true
+				todo = append(todo, next)
+			}
+		}
+		if !moved && s.left != [4]uint8{} {
+			return len(seen), &s
+		}
+	}
+	return len(seen), nil
+}
+
+func TestSharedProtocolModel(t *testing.T) {
+	states, lost := modelFaults{}.explore(oneDirection)
+	if lost != nil {
+		t.Errorf("a wake-up is lost: %+v", *lost)
+	}
+	t.Logf("%d states", states)
+	for name, c := range map[string]struct {
+		fault modelFaults
+		first modelState
+	}{
+		"a late doorbell counts":         {modelFaults{lateDoorbell: true}, oneDirection},
+		"looks before it says so":        {modelFaults{looksFirst: true}, oneDirection},
+		"rings once, whatever the epoch": {modelFaults{neverAgain: true}, oneDirection},
+		"two halves, one descriptor":     {modelFaults{oneDescriptor: true}, bothDirections},
+	} {
+		states, lost := c.fault.explore(c.first)
+		if lost == nil {
+			t.Errorf("%s: the model does not find that a wake-up is lost", name)
+			continue
+		}
+		t.Logf("%s: lost after %d states: %+v", name, states, *lost)
 	}
 }

@@ -3,7 +3,9 @@ package ipc_test
 import (
 	"os"
 	"strconv"
+	"strings"
 	"syscall"
+	"testing"
 )
 
 func init() { interrupt = interruptThreads }
@@ -20,4 +22,14 @@ func interruptThreads() {
 			syscall.Syscall(syscall.SYS_TGKILL, uintptr(os.Getpid()), uintptr(tid), uintptr(syscall.SIGWINCH))
 		}
 	}
+}
+
+func threads(t *testing.T) int {
+	t.Helper()
+	status, err := os.ReadFile("/proc/self/status")
+	must(t, err)
+	_, rest, _ := strings.Cut(string(status), "\nThreads:")
+	n, err := strconv.Atoi(strings.TrimSpace(strings.SplitN(rest, "\n", 2)[0]))
+	must(t, err)
+	return n
 }

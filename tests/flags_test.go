@@ -1,4 +1,4 @@
-package ipc_test
+package tests
 
 import (
 	"go/ast"
@@ -175,6 +175,9 @@ func (p *port) numbersOf() map[string]int64 {
 	return numbers[p.goos]
 }
 
+// top is the folder of the package.
+const top = ".."
+
 // readPort parses the package and package syscall for the system. Of the other
 // packages nothing is known, and errors because of that are no matter.
 func readPort(t *testing.T, name string) *port {
@@ -186,7 +189,7 @@ func readPort(t *testing.T, name string) *port {
 	if _, err := os.Stat(filepath.Join(dir, "syscall.go")); err != nil {
 		t.Skipf("the source of package syscall is not here: %v", err)
 	}
-	if _, err := os.Stat("ipc_unix.go"); err != nil {
+	if _, err := os.Stat(filepath.Join(top, "ipc_unix.go")); err != nil {
 		t.Skipf("the source of this package is not here: %v", err)
 	}
 	config := types.Config{
@@ -198,7 +201,7 @@ func readPort(t *testing.T, name string) *port {
 	p.syscall, _ = config.Check("syscall", p.fset, p.parse(t, &ctx, dir), nil)
 
 	config.Importer, config.IgnoreFuncBodies = knownPackages{"syscall": p.syscall}, false
-	p.files = p.parse(t, &ctx, ".")
+	p.files = p.parse(t, &ctx, top)
 	p.info = types.Info{Uses: map[*ast.Ident]types.Object{}, Defs: map[*ast.Ident]types.Object{}, Types: map[ast.Expr]types.TypeAndValue{}}
 	config.Check("ipc", p.fset, p.files, &p.info)
 	for _, file := range p.files {

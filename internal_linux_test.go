@@ -1,5 +1,3 @@
-//go:build linux
-
 package ipc
 
 import (
@@ -12,7 +10,7 @@ import (
 	"time"
 )
 
-func TestFullMapGivesEveryIDAMapping(t *testing.T) {
+func TestPeerFullMapGivesEveryIDAMapping(t *testing.T) {
 	for _, c := range []struct {
 		text string
 		full bool
@@ -36,7 +34,7 @@ func TestFullMapGivesEveryIDAMapping(t *testing.T) {
 	}
 }
 
-func TestOverflowIDIsThatOfTheKernel(t *testing.T) {
+func TestPeerOverflowIDIsThatOfTheKernel(t *testing.T) {
 	for _, c := range []struct {
 		text string
 		err  error
@@ -75,9 +73,9 @@ func startIdle(t *testing.T) *exec.Cmd {
 	return cmd
 }
 
-// TestWatchesNoticeTheEnd has every way of watching that an older kernel, or a sandbox,
+// TestWaitPeerWatchesNoticeTheEnd has every way of watching that an older kernel, or a sandbox,
 // leaves.
-func TestWatchesNoticeTheEnd(t *testing.T) {
+func TestWaitPeerWatchesNoticeTheEnd(t *testing.T) {
 	for what, watch := range map[string]func(pid int) (processWatch, error){
 		"PidfdOpen": kern.watchProcess,
 		"Number":    baseKernel{}.watchProcess,

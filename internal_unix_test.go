@@ -1,0 +1,715 @@
+//go:build unix
+
+package ipc
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+)
+
+// Nap makes the waits of the end those of a system whose poller does not serve
+// FIFOs, so that they are tested on every system. It comes before the first use.
+func (e *pipeEnd) Nap() {
+	e.end().mu.Lock()
+	defer e.end().mu.Unlock()
+	e.end().pollsByTimer = true
+}
+
+// ---------------------------------------------------------------------------
+// System calls
+
+// The BSDs and macOS say ENOTCONN of a connection whose peer has closed. Linux says
+// it of a socket that was never connected, if it is not a local one.
+func TestConnShutdownOfWhatIsNotConnected(t *testing.T) {
+	sys, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	f := newFD(sys)
+	defer f.close()
+	if err := syscall.Shutdown(sys, syscall.SHUT_WR); err != syscall.ENOTCONN {
+		t.Skip("this system says ", err)
+	}
+	if err := errors.Join(f.closeWrite(), f.shutdown(syscall.SHUT_RD)); err != nil {
+		t.Error(err)
+	}
+}
+
+// filesWith returns the receiving end of a stream to which came, as is so on the BSDs
+// after a receive that found no room for them, the data that files travelled with.
+func filesWith(t *testing.T, data string) *fd {
+	a, b, err := Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close(); b.Close() })
+	if _, err := a.Write([]byte(data)); err != nil {
+		t.Fatal(err)
+	}
+	return b.fd
+}
+
+func TestRecvFilesThatAreLostLeaveNothingInTheStream(t *testing.T) {
+	for _, errno := range []syscall.Errno{syscall.EMSGSIZE, syscall.EMFILE} {
+		for _, dataStays := range []bool{true, false} {
+			data := "next"
+			if dataStays {
+				data = "\x00next"
+			}
+			f := filesWith(t, data)
+			if err := f.enterRecv(); err != nil {
+				t.Fatal(err)
+			}
+			p := make([]byte, 1)
+			got, err := f.withoutRights(p, errno, dataStays)
+			if got.n != 1 || p[0] != 0 {
+				t.Errorf("%v: %d bytes, %x are returned", errno, got.n, p)
+			}
+			if !errors.Is(err, ErrMsgTooLong) || !errors.Is(err, errno) {
+				t.Errorf("%v is returned as %v", errno, err)
+			}
+			f.leave(&f.r)
+			next := make([]byte, 10)
+			if n, err := f.read(next); string(next[:n]) != "next" || err != nil {
+				t.Errorf("%v: then %q is read, %v", errno, next[:n], err)
+			}
+		}
+	}
+}
+
+// A kernel whose messages are records in a stream leaves the message in the queue, which
+// is received whole. From the others it takes no second one.
+func TestRecvFilesThatAreLostTakeNoOther(t *testing.T) {
+	a, b, err := MsgPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	defer b.Close()
+	if !a.Native() {
+		t.Skip("messages are framed here")
+	}
+	for _, m := range []string{"first", "next"} {
+		if err := a.Send([]byte(m)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.fd.enterRecv(); err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, 10)
+	got, err := b.fd.withoutRights(p, syscall.EMFILE, true)
+	b.fd.leave(&b.fd.r)
+	left, whole := "first", false
+	if kern.looseRecords() {
+		left, whole = "next", true
+	}
+	if got.whole != whole || whole && string(p[:got.n]) != "first" || !whole && got.n != 0 || !errors.Is(err, ErrMsgTooLong) {
+		t.Errorf("%q is returned, a whole message: %t, %v", p[:got.n], got.whole, err)
+	}
+	if n, err := b.Recv(p); string(p[:n]) != left || err != nil {
+		t.Errorf("then %q comes, %v", p[:n], err)
+	}
+}
+
+// Nothing but what the kernel says of dropped files may be taken for that: after
+// another error nothing must be received that nobody asked for.
+func TestRecvFilesErrorsThatAreNotOfFiles(t *testing.T) {
+	for _, errno := range []syscall.Errno{0, syscall.EAGAIN, syscall.EINTR, syscall.ECONNRESET, syscall.ENOTCONN,
+		syscall.EBADF, syscall.ENOTSOCK, syscall.EINVAL, syscall.EPIPE, syscall.ENOBUFS, syscall.ENOMEM} {
+		if lost, _ := kern.rightsLost(errno); lost {
+			t.Errorf("%v is taken for the loss of files", errno)
+		}
+	}
+}
+
+func TestSendFilesRefusesMoreThanTheSystemTakes(t *testing.T) {
+	limit := kern.filesMax()
+	if limit < 1 || limit > maxFiles {
+		t.Fatalf("the limit is %d", limit)
+	}
+	a, b, err := Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	defer b.Close()
+	files := make([]*os.File, limit+1)
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	for i := range files {
+		files[i] = null
+	}
+	err = a.fd.sendWithFiles(zeroByte[:], files)
+	if err == nil || errnoOf(err) != err || !strings.Contains(err.Error(), "at most "+strconv.Itoa(limit)) {
+		t.Errorf("%d files: %v", len(files), err) // not the kernel's word
+	}
+	if err := a.SendFiles(files[:limit]...); err != nil {
+		t.Errorf("%d files: %v", limit, err)
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Control messages
+
+// FuzzRights takes apart control messages of any content. It closes nothing and
+// keeps nothing: the numbers are no descriptors.
+func FuzzRights(f *testing.F) {
+	two := syscall.UnixRights(3, 4)
+	other := slices.Clone(two)
+	(*syscall.Cmsghdr)(unsafe.Pointer(&other[0])).Type++ // of some other type
+	f.Add([]byte{})
+	f.Add(two)
+	f.Add(two[:len(two)-1])
+	f.Add(syscall.UnixRights())
+	f.Add(append(slices.Clone(two), syscall.UnixRights(5)...))
+	f.Add(append(slices.Clone(other), two...))
+	f.Add(append(slices.Clone(two), other...))
+	f.Add(make([]byte, syscall.CmsgSpace(4)))
+	f.Add(slices.Repeat([]byte{0xff}, 64))
+	uneven := append(syscall.UnixRights(3, 4, 5), 0, 0, 0, 0, 0, 0, 0)
+	(*syscall.Cmsghdr)(unsafe.Pointer(&uneven[0])).Len++ // which syscall.ParseUnixRights does not expect
+	f.Add(uneven)
+	f.Fuzz(func(t *testing.T, oob []byte) {
+		defer func() {
+			if v := recover(); v != nil {
+				t.Fatal(v)
+			}
+		}()
+		if rest := kern.unmarked(slices.Clone(oob)); !bytes.HasSuffix(oob, rest) {
+			t.Fatalf("behind the mark of %x is %x", oob, rest)
+		}
+		fds, _, err := passedIn(slices.Clone(oob))
+		if 4*len(fds) > len(oob) {
+			t.Fatalf("%d bytes hold %d descriptors", len(oob), len(fds))
+		}
+		if err == nil && len(fds) > 0 {
+			// They are what they were when they are sent on.
+			again, _, err := passedIn(syscall.UnixRights(fds...))
+			if !slices.Equal(again, fds) || err != nil {
+				t.Fatalf("%v become %v, %v", fds, again, err)
+			}
+		}
+
+		// Any numbers are found, in one list or in several, behind whatever else.
+		var want []int
+		for p := oob; len(p) >= 4 && len(want) < rightsMax; p = p[4:] {
+			want = append(want, int(int32(binary.NativeEndian.Uint32(p))))
+		}
+		half := len(want) / 2
+		for _, list := range [][]byte{
+			syscall.UnixRights(want...),
+			append(syscall.UnixRights(want[:half]...), syscall.UnixRights(want[half:]...)...),
+			append(slices.Clone(other), syscall.UnixRights(want...)...),
+		} {
+			got, _, err := passedIn(list)
+			if !slices.Equal(got, want) || err != nil {
+				t.Fatalf("%v are read as %v, %v", want, got, err)
+			}
+		}
+	})
+}
+
+var targetSeeds = []string{
+	"", "a", "@a", "a\x00b", "\x00", "/", "//", ".", "..", "a/", "a/.", "a/..", "../a", "/a", "./@a", "/tmp/../a", "a//b", "-",
+	"a/../../b", "...", "ü", "\xff", strings.Repeat("n", sunPathMax), strings.Repeat("n", sunPathMax+1),
+	strings.Repeat("p", nameMax), strings.Repeat("p", nameMax+1), strings.Repeat("d/", pathMax/2), strings.Repeat("d/", pathMax/2) + "dd",
+}
+
+// checkTarget makes no file: a name without one is bound, everything else is only
+// looked at.
+func checkTarget(t *testing.T, a Addr, text, target string) {
+	if isAbstract(target) {
+		if a.kind != nameAddr || target[1:] != text {
+			t.Fatalf("%q is the abstract socket %q", a, target[1:])
+		}
+		sys, err := newSocket(syscall.SOCK_STREAM)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer syscall.Close(sys)
+		switch err := bind(sys, target); {
+		case errors.Is(err, ErrAddrInUse): // by another program, or another worker
+		case err != nil:
+			t.Fatalf("%q: %v", a, err)
+		default:
+			if got, err := kern.sockName(sys); got != a || err != nil {
+				t.Fatalf("%q is read back as %q, %v", a, got, err)
+			}
+		}
+		return
+	}
+	dir, base := splitPath(target)
+	switch clean := filepath.Clean(target); {
+	case len(target) > pathMax, len(base) > nameMax, strings.Contains(target, "\x00"),
+		base != filepath.Base(clean), filepath.Clean(joinPath(dir, base)) != clean:
+		t.Fatalf("%q is the path %q, of %q and %q", a, target, dir, base)
+	case a.kind == pathAddr && target != a.String():
+		t.Fatalf("%q is the path %q", a, target)
+	case a.kind == nameAddr && (abstractNames || !strings.HasPrefix(clean, "/tmp/")):
+		t.Fatalf("the name %q is the path %q", a, target)
+	}
+	if sa := sockAddr(target); len(target) <= sunPathMax && target[0] != '@' && addrOf(sa) != Path(target) {
+		t.Fatalf("%q is read back as %q", a, addrOf(sa))
+	}
+}
+
+func TestInheritTokensAreNumbersOfDescriptors(t *testing.T) {
+	for _, token := range []string{"3", "4", "10", "1048576", "3@c000.8.1f",
+		"3@c000.8.1:4@4000.1.1:5@8000.1.2:6@1000.d.3:7@1000.d.3:1:2:remove:2f61", "3:4:5:6:7:1a:2b:keep:2f612f62", "3:4:5:6:7:1:2:keep:61"} {
+		if tokenDescriptors(token) == nil {
+			t.Errorf("%q is refused", token)
+		}
+	}
+	for _, token := range []string{"", "0", "1", "2", "-1", "-3", "+3", "03", "0x3", " 3", "3 ", "3.0", "1048577", "99999999999999999999", "three",
+		"3@", "3@x", "3@A", "@1", "3:4", "3:4:5:6", "3:4:5:6:7:1:2:remove", "3:4:5:6:7:1:2:remove:", "3:4:5:6:7:1:2:remove:2f612f", // no last element
+		"3:4:5:6:7:1:2:other:2f61", "3:4:5:6:7:01:2:keep:2f61", "3:4:5:6:7:1:2:keep:2F61", "3:4:5:6:7:1:2:keep:2f6", "3:4:5:2:7:1:2:keep:2f61"} {
+		if tokenDescriptors(token) != nil { // 0, 1 and 2 are the standard ones; one text per number
+			t.Errorf("%q is accepted", token)
+		}
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Peers
+
+func TestPeerTellsWhatItKnowsAndNoMore(t *testing.T) {
+	const all = knowsPID | knowsUID | knowsGID
+	for _, c := range []struct {
+		peer   Peer
+		text   string
+		userID string
+	}{
+		{Peer{}, "unknown peer", ""},
+		{Peer{pid: 1, uid: 2, gid: 3}, "unknown peer", ""}, // numbers that nobody vouches for
+		{Peer{facts: knowsUID}, "uid 0", "0"},
+		{Peer{facts: knowsUID, uid: -2}, "uid 4294967294", "4294967294"}, // as an int of 32 bits
+		{Peer{facts: knowsGID}, "gid 0", ""},
+		{Peer{facts: knowsPID, pid: 12}, "pid 12", ""},
+		{Peer{facts: all, pid: 12, uid: 1000, gid: 100}, "pid 12 uid 1000 gid 100", "1000"},
+		{Peer{facts: knowsUID | knowsGID, uid: 1000, gid: 100}, "uid 1000 gid 100", "1000"},
+		{Peer{user: "S-1-5-18"}, "user S-1-5-18", "S-1-5-18"},
+		{Peer{facts: knowsPID, pid: 4, user: "S-1-5-18"}, "pid 4 user S-1-5-18", "S-1-5-18"},
+	} {
+		if got := c.peer.String(); got != c.text {
+			t.Errorf("%#v is %q, want %q", c.peer, got, c.text)
+		}
+		if got := c.peer.UserID(); got != c.userID {
+			t.Errorf("%v has the user %q, want %q", c.peer, got, c.userID)
+		}
+		for fact, get := range map[peerFacts]func() (int, bool){
+			knowsPID: c.peer.PID, knowsUID: c.peer.UID, knowsGID: c.peer.GID,
+		} {
+			if _, ok := get(); ok != (c.peer.facts&fact != 0) {
+				t.Errorf("%#v: fact %d is known: %v", c.peer, fact, ok)
+			}
+		}
+	}
+}
+
+// TestPeerPIDOfAnotherNamespaceIsAbsent has the numbers with which systems say that
+// they do not tell.
+func TestPeerPIDOfAnotherNamespaceIsAbsent(t *testing.T) {
+	for _, pid := range []int{0, -1} {
+		p := unixPeer(0)
+		p.add(knowsPID, &p.pid, pid)
+		if got, ok := p.PID(); ok {
+			t.Errorf("PID is %d for %d", got, pid)
+		}
+		if p.String() != "uid 0" {
+			t.Errorf("the peer is %q", p)
+		}
+	}
+	p := unixPeer(7)
+	p.add(knowsGID, &p.gid, 0) // the group of root is one
+	p.add(knowsPID, &p.pid, 1)
+	if p.String() != "pid 1 uid 7 gid 0" {
+		t.Errorf("the peer is %q", p)
+	}
+}
+
+func TestPeerStructXucredIsRead(t *testing.T) {
+	words := func(w ...uint32) []uint32 { return append(w, make([]uint32, 19-len(w))...) }
+	for _, c := range []struct {
+		cred   []uint32
+		text   string
+		groups []int
+	}{
+		{words(0, 1000, 1, 100), "uid 1000 gid 100", []int{}},
+		{words(0, 1000, 3, 100, 101, 102, 666), "uid 1000 gid 100", []int{101, 102}},
+		{words(0, 1000, 0xabcd0002, 100, 101), "uid 1000 gid 100", []int{101}}, // the upper half is padding
+		{words(0, 0, 0, 666), "uid 0", nil},
+		{words(0, 0, 16), "uid 0 gid 0", make([]int, 15)},
+		{words(0, 0, 0xffff), "uid 0 gid 0", make([]int, 15)}, // more than there is room for
+		{words(0, 5, 9, 1, 2, 3, 4, 5)[:8], "uid 5 gid 1", []int{2, 3, 4, 5}},
+		{words(0, 5, 3, 1)[:4], "uid 5 gid 1", []int{}},
+	} {
+		p, err := xucredPeer(c.cred)
+		if p.String() != c.text || !slices.Equal(p.Groups(), c.groups) || (p.Groups() == nil) != (c.groups == nil) || err != nil {
+			t.Errorf("%v is %v with groups %v, %v", c.cred, p, p.Groups(), err)
+		}
+	}
+	if p, err := xucredPeer(words(1, 1000, 1, 100)); err != syscall.EINVAL || p.facts != 0 {
+		t.Errorf("a struct of another version is %v, %v", p, err)
+	}
+}
+
+func TestGroupOfSysListenConfigIsFoundByItsName(t *testing.T) {
+	const text = "# wheel:*:1:\nroot:x:0:\n\nstaff:x:50:alice,bob\nstaff:x:51:\n+::\nbad:x:many:\nbad:x:-1:\nhuge:x:4294967295:\nlast:*:60"
+	for name, want := range map[string]int{
+		"root": 0, "staff": 50, "last": 60, "wheel": -1, "": -1, "+": -1, "bad": -1, "huge": -1, "alice": -1, "sta": -1,
+	} {
+		n, ok := groupNumber(text, name)
+		if ok != (want >= 0) || ok && n != want {
+			t.Errorf("%q is group %d, %v; want %d", name, n, ok, want)
+		}
+	}
+}
+
+func TestPeerGroupsOfTheUnknownAreNone(t *testing.T) {
+	if (Peer{gid: 0}).inGroup("0") || (Peer{}).inGroup("") {
+		t.Error("a peer of whom nothing is known is in a group")
+	}
+	p := Peer{facts: knowsGID, gid: 7, groups: []int{8, 9}}
+	for _, n := range []string{"7", "8", "9"} {
+		if !p.inGroup(n) {
+			t.Errorf("%v is not in group %s", p, n)
+		}
+	}
+	for _, n := range []string{"0", "", "77", "07"} {
+		if p.inGroup(n) {
+			t.Errorf("%v is in group %s", p, n)
+		}
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Waits and spins
+
+// connected returns two ends whose spins start without a past.
+func connected(t *testing.T) (a, b *Conn) {
+	t.Helper()
+	a, b, err := Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close(); b.Close() })
+	forget()
+	return a, b
+}
+
+func forget() { spinning.young.Store(0) }
+
+// attempts counts how often a read is tried that never succeeds.
+func attempts(t *testing.T, c *Conn) (n int) {
+	t.Helper()
+	forget()
+	if err := c.SetReadDeadline(time.Now().Add(20 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	f := c.fd
+	if err := f.enter(&f.r); err != nil {
+		t.Fatal(err)
+	}
+	defer f.leave(&f.r)
+	_, err := f.run(&f.r, &op{attempt: func(*op, int) (result, error) { n++; return result{}, syscall.EAGAIN }})
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestSetSpinZeroParksAtOnce(t *testing.T) {
+	a, _ := connected(t)
+	a.SetSpin(-1)
+	if n := attempts(t, a); n > 2 { // one before the poller's own
+		t.Errorf("%d attempts with SetSpin(-1)", n)
+	}
+	a, _ = connected(t)
+	a.SetSpin(10 * time.Millisecond)
+	if n := attempts(t, a); n <= 2 {
+		t.Errorf("%d attempts with SetSpin(10ms)", n)
+	}
+	a.SetSpin(0)
+	if got := a.fd.spinLimit(); got != spinByDefault {
+		t.Errorf("SetSpin(0) sets a limit of %d ns, want the default", got)
+	}
+}
+
+func TestSpinFieldsReachTheConnections(t *testing.T) {
+	addr := Path(t.TempDir() + "/s")
+	l, err := ListenConfig{Spin: -1}.Listen(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := Dialer{Spin: time.Millisecond}.Dial(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	s, err := l.AcceptConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	a, _ := connected(t)
+	for f, want := range map[*fd]int64{l.sys.fd: 0, s.fd: 0, c.fd: int64(time.Millisecond), a.fd: spinByDefault} {
+		if got := f.spinLimit(); got != want {
+			t.Errorf("the bound is %d, want %d", got, want)
+		}
+	}
+}
+
+// stepped returns t with another time on the clock of the wall and the same monotonic
+// reading, as time.Now does after the clock was set.
+func stepped(t *testing.T, at time.Time, by time.Duration) time.Time {
+	t.Helper()
+	*(*uint64)(unsafe.Pointer(&at)) += uint64(by/time.Second) << 30 // the seconds in Time.wall
+	return at
+}
+
+func TestConnDeadlineDoesNotMoveWithTheWallClock(t *testing.T) {
+	at := time.Now()
+	for _, by := range []time.Duration{0, 8 * time.Hour, -8 * time.Hour} {
+		set := stepped(t, at, by)
+		if set.Sub(at) != 0 || set.Round(0).Sub(at.Round(0)) != by {
+			t.Skip("this version of Go has another time.Time")
+		}
+		want := expiryAt(at.Add(time.Minute), at)
+		for what, deadline := range map[string]time.Time{
+			"with":    set.Add(time.Minute),
+			"without": set.Round(0).Add(time.Minute),
+		} {
+			if got := expiryAt(deadline, set); got != want {
+				t.Errorf("%s a monotonic reading, the clock set by %v, a deadline in a minute moves by %v",
+					what, by, time.Duration(got-want))
+			}
+		}
+	}
+}
+
+func TestConnDeadlineMayBeAnyTime(t *testing.T) {
+	at := time.Now()
+	for _, past := range []time.Time{{}, time.Unix(0, 0), time.Unix(-1<<60, 0), epoch, at} {
+		if e := expiryAt(past, at); e < 1 || e > now() {
+			t.Errorf("%v is not over", past)
+		}
+	}
+	for _, future := range []time.Time{at.Add(time.Hour), at.Add(1<<63 - 1), time.Unix(1<<60, 0)} {
+		h := &ioState{}
+		h.expiry.Store(expiryAt(future, at))
+		if h.expired() || time.Until(h.deadline()) < 59*time.Minute {
+			t.Errorf("%v is over", future)
+		}
+	}
+}
+
+func TestWriteBuffersForgetsWhatWasWritten(t *testing.T) {
+	p := [][]byte{{1}, {2}, {3}}
+	iov := gather(gather(nil, p), p[:1])
+	for i, v := range iov[:len(p)] {
+		if (v.base == nil) != (i > 0) {
+			t.Errorf("after one buffer that follows three, number %d is %v", i, v)
+		}
+	}
+}
+
+// A reader that makes room in time lets no write park, and Close wakes only those that do.
+func TestConnCloseEndsAWriteThatNeverParks(t *testing.T) {
+	const closeAt, tooLong = 4 << 20, 100 << 20 // bytes, when Close is called and when it must have had its effect
+	p := make([]byte, 1<<20)
+	for way, write := range map[string]func(c *Conn) error{
+		"Write": func(c *Conn) error { _, err := c.Write(slices.Repeat(p, tooLong>>20+1)); return err },
+		"WriteBuffers": func(c *Conn) error {
+			bufs := slices.Repeat(net.Buffers{p}, 1<<20)
+			_, err := c.WriteBuffers(&bufs)
+			return err
+		},
+	} {
+		a, b := connected(t)
+		a.SetSpin(time.Minute)
+		b.SetSpin(-1) // or it takes the place of the one that spins
+		if err := b.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		written := make(chan error, 1)
+		go func() { written <- write(a) }()
+		var got int64
+		closed := make(chan error, 1)
+		for q := make([]byte, 32<<10); ; {
+			n, err := b.Read(q)
+			if before := got; before < closeAt && before+int64(n) >= closeAt {
+				go func() { closed <- a.Close() }()
+			}
+			got += int64(n)
+			if err == io.EOF || got > tooLong {
+				break
+			} else if err != nil {
+				t.Fatal(way, err)
+			}
+		}
+		if got > tooLong {
+			t.Errorf("%s: Close waits while %d bytes are written", way, got)
+			b.Close()
+		} else if err := <-written; !errors.Is(err, net.ErrClosed) {
+			t.Errorf("%s: %v", way, err)
+		}
+		if err := <-closed; err != nil {
+			t.Errorf("%s: %v", way, err)
+		}
+	}
+}
+
+// winning makes the next spin of the read half the last that it takes to leave.
+func winning(f *fd) { f.r.backoff = backoff{waits: youngWaits, wins: longRunOfWins - 1} }
+
+// spinOnce is a read that has to wait, but not long.
+func spinOnce(t *testing.T, f *fd) {
+	t.Helper()
+	f.setSpin(10 * time.Second)
+	winning(f)
+	if err := f.enter(&f.r); err != nil {
+		t.Fatal(err)
+	}
+	defer f.leave(&f.r)
+	tried := false
+	_, err := f.run(&f.r, &op{attempt: func(*op, int) (result, error) {
+		if !tried {
+			tried = true
+			return result{}, syscall.EAGAIN
+		}
+		return result{}, nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestSpinThatSucceedsLeavesThePoller(t *testing.T) {
+	a, b := connected(t)
+	if _, err := a.fd.join(); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(time.Hour)
+	if err := a.SetDeadline(deadline); err != nil {
+		t.Fatal(err)
+	}
+	spinOnce(t, a.fd)
+	if a.fd.polled.Load() != nil {
+		t.Fatal("it did not leave")
+	}
+	// And joins again, with the deadline that it has.
+	a.SetSpin(-1)
+	read := make(chan error)
+	go func() {
+		_, err := io.ReadFull(a, make([]byte, 3))
+		read <- err
+	}()
+	if _, err := b.Write([]byte("one")); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-read; err != nil {
+		t.Error(err)
+	}
+	if got := a.fd.r.deadline(); got.Sub(deadline).Abs() > time.Microsecond {
+		t.Errorf("the deadline is %v, want %v", got, deadline)
+	}
+
+	// Not if somebody may know the number, nor while somebody else uses it.
+	pinned, _ := connected(t)
+	if _, err := pinned.SyscallConn(); err != nil {
+		t.Fatal(err)
+	}
+	shared, _ := connected(t)
+	if err := shared.fd.incref(); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []*Conn{pinned, shared} {
+		if _, err := c.fd.join(); err != nil {
+			t.Fatal(err)
+		}
+		sys := c.fd.sys
+		spinOnce(t, c.fd)
+		if c.fd.polled.Load() == nil || c.fd.sys != sys {
+			t.Error("it left")
+		}
+	}
+	shared.fd.decref()
+}
+
+func TestSpinThatLeavesThePollerDisturbsNobody(t *testing.T) {
+	a, b := connected(t)
+	const size = 64 << 10
+	var all sync.WaitGroup
+	all.Go(func() {
+		p := make([]byte, 100)
+		for n := 0; n < size; n += len(p) {
+			if _, err := b.Write(p); err != nil {
+				t.Error(err)
+			}
+		}
+		b.CloseWrite()
+	})
+	stop := make(chan struct{})
+	all.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if err := a.SetWriteDeadline(time.Now().Add(time.Hour)); err != nil {
+				t.Error(err)
+			}
+			if _, err := a.Write([]byte{1}); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		io.Copy(io.Discard, b)
+	}()
+	p := make([]byte, 77)
+	for got := 0; ; {
+		a.fd.join()
+		n, err := a.Read(p)
+		if err == io.EOF {
+			if got < size {
+				t.Errorf("%d bytes of %d", got, size)
+			}
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		got += n
+		if err := a.fd.incref(); err != nil {
+			t.Fatal(err)
+		}
+		a.fd.leavePoller()
+		a.fd.decref()
+	}
+	close(stop)
+	all.Wait()
+	a.CloseWrite()
+	<-drained
+}
