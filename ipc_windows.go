@@ -304,11 +304,7 @@ func (sd *SecurityDescriptor) word(at int) uint32 {
 	if at+4 > len(sd.raw) {
 		return 0
 	}
-	return wordAt(sd.raw[at:])
-}
-
-func wordAt(b []byte) uint32 {
-	return uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24
+	return getWord(sd.raw[at:])
 }
 
 // sidAt returns the SID at an offset as text, or "" if there is none.
@@ -327,7 +323,7 @@ func sidAt(raw []byte, at uint32) string {
 	}
 	text := "S-" + strconv.Itoa(int(sid[0])) + "-" + strconv.FormatUint(authority, 10)
 	for i := range count {
-		text += "-" + strconv.FormatUint(uint64(wordAt(sid[8+4*i:])), 10)
+		text += "-" + strconv.FormatUint(uint64(getWord(sid[8+4*i:])), 10)
 	}
 	return text
 }
@@ -467,7 +463,7 @@ func userAddr(name string) (Addr, error) {
 	}
 	folder := ""
 	if inContainer { // for which there is no other folder of pipes
-		folder = `LOCAL\`
+		folder = appFolder
 	}
 	return Name(folder + `ipc\` + user + `\` + name), nil
 }
@@ -2426,7 +2422,7 @@ func (f *fd) close() error {
 
 // closeLater is close for a caller that must not wait: a pipe has nothing in it whose
 // closing could take time, and nobody uses an end that was just made.
-func (f *fd) closeLater() { f.close() }
+func (f *fd) closeLater() error { return f.close() }
 
 // decref ends what incref began. The last user tells Close.
 func (f *fd) decref() {
@@ -2435,9 +2431,9 @@ func (f *fd) decref() {
 	}
 }
 
-// discardHandles closes handles that a peer chose, away from the caller: see
+// discard closes handles that a peer chose, away from the caller: see
 // discardFiles.
-func discardHandles(handles ...syscall.Handle) {
+func discard(handles ...syscall.Handle) {
 	if len(handles) > 0 {
 		disposal.do(len(handles), closeGrace, func(i int) { syscall.CloseHandle(handles[i]) })
 	}
@@ -2980,7 +2976,7 @@ func (f *fd) recv(p []byte) (int, error) {
 			}
 		}
 		if more && err == nil {
-			err = f.drop()
+			err = f.skipRest()
 		}
 		if n, size = min(n, len(p)), n; len(into) > len(p) {
 			copy(p, into[:n])
@@ -2992,8 +2988,8 @@ func (f *fd) recv(p []byte) (int, error) {
 	}
 }
 
-// drop reads what is there of the rest of a message.
-func (f *fd) drop() error {
+// skipRest reads what is there of the rest of a message.
+func (f *fd) skipRest() error {
 	rest := make([]byte, 64<<10)
 	for {
 		_, more, err := f.readNow(rest)
@@ -3039,11 +3035,11 @@ func (f *fd) recvAppend(dst []byte) ([]byte, error) {
 		p := dst
 		size, n, more, err := f.awaitMessage(l, p[len(p):cap(p)])
 		if size > 0 {
-			p = grow(dst, size)
+			p = withRoom(dst, size)
 			n, more, err = f.readNow(p[len(p):cap(p)])
 		}
 		for p = p[:len(p)+n]; more && err == nil; p = p[:len(p)+n] {
-			p = grow(p, f.restOfMessage())
+			p = withRoom(p, f.restOfMessage())
 			n, more, err = f.readNow(p[len(p):cap(p)])
 		}
 		switch err {
@@ -3060,14 +3056,6 @@ func (f *fd) recvAppend(dst []byte) ([]byte, error) {
 func (f *fd) restOfMessage() int {
 	_, _, left, _ := peekMessage(f.sys, nil)
 	return max(left, 1)
-}
-
-// grow returns p with room for n bytes more.
-func grow(p []byte, n int) []byte {
-	if cap(p)-len(p) >= n {
-		return p
-	}
-	return append(make([]byte, 0, len(p)+max(n, 512)), p...)
 }
 
 // awaitMessage waits for a message. It returns its length, or takes it and returns
@@ -3160,7 +3148,7 @@ func (f *fd) transact(ctx context.Context, request, reply []byte) (int, error) {
 	}
 	n, err := f.run(l, operation{transactNamedPipe, request, reply}, reading|writing)
 	if err == syscall.ERROR_MORE_DATA {
-		if err = f.drop(); err == nil {
+		if err = f.skipRest(); err == nil {
 			err = errMsgDropped
 		}
 		return len(reply), err
@@ -3376,20 +3364,20 @@ func parseRecord(p []byte) (r *record, size int, err error) {
 	if len(p) < recordHead || string(p[:len(recordMark)]) != recordMark {
 		return nil, 0, nil
 	}
-	if version := wordAt(p[8:]); version != recordVersion {
+	if version := getWord(p[8:]); version != recordVersion {
 		return nil, 0, &ruleError{"the peer sends files in version " + strconv.FormatUint(uint64(version), 10) +
 			" of the record, this is version " + strconv.Itoa(recordVersion), errors.ErrUnsupported}
 	}
-	n := wordAt(p[12:])
+	n := getWord(p[12:])
 	if n < 1 || n > maxFiles {
 		return nil, 0, nil
 	}
 	if size = recordHead + 4*int(n); size > len(p) {
 		return nil, 0, nil
 	}
-	r = &record{pid: wordAt(p[16:]), id: [16]byte(p[20:36])}
+	r = &record{pid: getWord(p[16:]), id: [16]byte(p[20:36])}
 	for at := recordHead; at < size; at += 4 {
-		r.files = append(r.files, wordAt(p[at:]))
+		r.files = append(r.files, getWord(p[at:]))
 	}
 	return r, size, nil
 }
@@ -3643,7 +3631,7 @@ func (f *fd) takeFiles(behind, max int, alone bool) (data []byte, files []*os.Fi
 		if err == nil {
 			if err = checkReceived(len(handles), max); err != nil {
 				wrappers <- struct{}{}
-				discardHandles(handles...)
+				discard(handles...)
 			}
 		}
 		if err != nil {
@@ -3652,7 +3640,7 @@ func (f *fd) takeFiles(behind, max int, alone bool) (data []byte, files []*os.Fi
 			}
 			return data, nil, err
 		}
-		f.r.arriving = wrap(handles, data, openReceived)
+		f.r.arriving = wrap(handles, data, receivedFile)
 	}
 	if err := f.receive(l, f.r.arriving.done); err != nil {
 		return nil, nil, err // the next call gets them
@@ -3701,7 +3689,7 @@ func (f *fd) takeHandles(l limits, behind int) (handles []syscall.Handle, rest [
 		err = f.receive(l, wrappers)
 	}
 	if err == nil {
-		if handles, err = f.claim(r); err != nil {
+		if handles, err = f.collect(r); err != nil {
 			wrappers <- struct{}{}
 		}
 	}
@@ -3774,7 +3762,7 @@ func (f *fd) readCandidate(size int) ([]byte, error) {
 	n, more, err := f.readNow(text)
 	text = text[:n]
 	for more && err == nil {
-		text = grow(text, 64<<10)
+		text = withRoom(text, 64<<10)
 		n, more, err = f.readNow(text[len(text):cap(text)])
 		text = text[:len(text)+n]
 	}
@@ -3785,8 +3773,8 @@ func (f *fd) readCandidate(size int) ([]byte, error) {
 // the data that the next read gets.
 var errTaken = &ruleError{what: "the files are gone"}
 
-// claim takes the handles of a record, if it is to be believed.
-func (f *fd) claim(r *record) ([]syscall.Handle, error) {
+// collect takes the handles of a record, if it is to be believed.
+func (f *fd) collect(r *record) ([]syscall.Handle, error) {
 	self := uint32(os.Getpid())
 	maker, err := f.makerOfPeer()
 	if err != nil {
@@ -3812,7 +3800,7 @@ func (f *fd) claim(r *record) ([]syscall.Handle, error) {
 	if unknown {
 		err = judgeChild(holder)
 	} else {
-		err = f.judge(holder, r.pid == maker)
+		err = f.judgeSender(holder, r.pid == maker)
 	}
 	if err != nil {
 		return nil, untrusted(err)
@@ -3837,15 +3825,15 @@ func takeFrom(holder syscall.Handle, files []uint32) (handles []syscall.Handle, 
 		handles = append(handles, h)
 	}
 	if err != nil {
-		discardHandles(handles...)
+		discard(handles...)
 		return nil, &classified{&classified{err, ErrUntrusted}, errTaken}
 	}
 	return handles, nil
 }
 
-// judge returns why the sender could not have put handles into the holder itself,
+// judgeSender returns why the sender could not have put handles into the holder itself,
 // or nil. own says that the holder has the number of the sender's process.
-func (f *fd) judge(holder syscall.Handle, own bool) error {
+func (f *fd) judgeSender(holder syscall.Handle, own bool) error {
 	if !f.server {
 		return f.judgeServer(holder)
 	}
@@ -3860,7 +3848,7 @@ func (f *fd) judge(holder syscall.Handle, own bool) error {
 	return errForged
 }
 
-// judgeServer is judge where the sender is the server.
+// judgeServer is judgeSender where the sender is the server.
 func (f *fd) judgeServer(holder syscall.Handle) error {
 	owner, trusted, err := f.owner()
 	switch {
@@ -3882,7 +3870,7 @@ func (f *fd) judgeServer(holder syscall.Handle) error {
 	return f.judgeLabel()
 }
 
-// judgeChild is judge where this process gave the other end away: the holder must
+// judgeChild is judgeSender where this process gave the other end away: the holder must
 // be a child of it.
 func judgeChild(holder syscall.Handle) error {
 	parent, err := parentOf(holder)
@@ -3961,7 +3949,7 @@ func (a *arrival) abandon() {
 	}
 }
 
-func openReceived(h syscall.Handle) *os.File { return os.NewFile(uintptr(h), "received") }
+func receivedFile(h syscall.Handle) *os.File { return os.NewFile(uintptr(h), "received") }
 
 // wrappersMax is how many calls of wrap may be under way. Each may hold a thread for
 // as long as another process likes: one at a time of each connection, but those of
@@ -5285,7 +5273,7 @@ func sendHello(f *fd, memory *os.File, bell farBell, hello []byte) error {
 // unlike an os.File of a pipe.
 type received syscall.Handle
 
-func (r received) close() { discardHandles(syscall.Handle(r)) }
+func (r received) close() { discard(syscall.Handle(r)) }
 
 // memory returns a file of the handle, which it owns from then on.
 func (r received) memory() *os.File { return os.NewFile(uintptr(r), "memory") }
