@@ -1565,8 +1565,9 @@ func (c *PipeConn) WriteMessage(p []byte) error { return c.failed("write", c.end
 // PeekMessage copies what is there to read into p, without waiting and without
 // taking it, and returns how much it copied and the length of the whole message
 // at the head, or in a stream of bytes of all that is there. Both are 0 when
-// there is nothing, or an empty message. [io.EOF] means that the peer has closed
-// its end and all was read. See PeekNamedPipe.
+// there is nothing, or an empty message. Data whose files a RecvFiles was too late
+// for is there to read. [io.EOF] means that the peer has closed its end and all was
+// read. See PeekNamedPipe.
 func (c *PipeConn) PeekMessage(p []byte) (n, size int, err error) {
 	n, size, err = c.end().peek(p)
 	return n, size, c.failed("peek", err)
@@ -2034,17 +2035,27 @@ type readSide struct {
 	turn    chan struct{} // holds an element while nobody reads: see acquire
 	backoff backoff       // guarded by turn
 
+	// What follows is the next to be read. It is changed by the holder of turn, while it
+	// holds taking too; who holds either may look. Close has it when nobody else is left.
+
+	// taking is held by a read that takes something of the pipe that it may not give out
+	// and by one that moves what follows, never while it waits. So PeekMessage, which
+	// does not wait for its turn, finds either where it was or where it is.
+	taking sync.Mutex
+
+	// awaiting says that RecvFiles or RecvWithFiles waits, and may take an empty message
+	// by that. It is guarded by taking; settled tells of its end.
+	awaiting bool
+	settled  sync.Cond
+
 	// arriving is the files, and their data, that the last RecvFiles or RecvWithFiles
-	// has taken and was too late for; nil is nothing. It is guarded by turn, and Close
-	// has it when nobody else is left.
+	// has taken and was too late for; nil is nothing.
 	arriving *arrival
 
 	// unread is what RecvFiles or RecvWithFiles has read and not given out: what is
-	// no record, or the data that came with one. It is the next to be read, a
-	// message if kind is messages, otherwise bytes. nil is nothing, an
-	// empty slice an empty message. It is changed by the holder of turn;
-	// PeekMessage looks at it without. The bytes do not change.
-	unread atomic.Pointer[[]byte]
+	// no record, or the data that came with one. It is a message if kind is messages,
+	// otherwise bytes. nil is nothing, an empty slice an empty message.
+	unread []byte
 }
 
 // A writeSide is the state of the writes of an fd.
@@ -2064,6 +2075,7 @@ type operation struct {
 func newFD(h syscall.Handle, kind connKind, ends direction, server bool) *fd {
 	f := &fd{sys: h, kind: kind, ends: ends, server: server}
 	f.r.turn, f.w.turn = newTurn(), newTurn()
+	f.r.settled.L = &f.r.taking
 	f.cleanup = runtime.AddCleanup(f, func(h syscall.Handle) { syscall.CloseHandle(h) }, h)
 	return f
 }
@@ -2705,7 +2717,7 @@ func (f *fd) read(p []byte) (int, error) {
 func (f *fd) readStream(l limits, p []byte) (n int, err error) {
 	f.giveUpArriving()
 	for len(p) > 0 && n == 0 && err == nil {
-		if f.r.unread.Load() != nil {
+		if f.r.unread != nil {
 			if _, err = f.expired(l); err == nil {
 				n, _ = f.takeUnread(p)
 			}
@@ -2718,14 +2730,14 @@ func (f *fd) readStream(l limits, p []byte) (n int, err error) {
 
 // takeUnread moves what is unread to p, and reports whether there is more of it.
 func (f *fd) takeUnread(p []byte) (n int, more bool) {
-	rest := *f.r.unread.Load()
-	n = copy(p, rest)
-	if n == len(rest) {
-		f.r.unread.Store(nil)
+	f.r.taking.Lock()
+	defer f.r.taking.Unlock()
+	n = copy(p, f.r.unread)
+	if n == len(f.r.unread) {
+		f.r.unread = nil
 		return n, false
 	}
-	rest = rest[n:]
-	f.r.unread.Store(&rest)
+	f.r.unread = f.r.unread[n:]
 	return n, true
 }
 
@@ -2845,15 +2857,33 @@ func (f *fd) writeBuffers(bufs *net.Buffers) (total int64, err error) {
 	return total, nil
 }
 
-// peek looks at what can be read, without waiting.
+// peek looks at what can be read, without waiting for the peer. If there is a message
+// while RecvFiles waits for one, that is about to end, and may have got an empty message
+// that was before this one and goes back.
 func (f *fd) peek(p []byte) (n, size int, err error) {
 	if f.ends&reading == 0 {
 		return 0, 0, errDirection(f.ends)
 	}
-	unread := f.r.unread.Load()
+	f.r.taking.Lock()
+	defer f.r.taking.Unlock()
+	for {
+		n, size, err = f.head(p)
+		if !f.r.awaiting || f.kind != messages || size == 0 {
+			return n, size, err
+		}
+		f.r.settled.Wait()
+	}
+}
+
+// head looks at what is the next to be read. The caller holds taking.
+func (f *fd) head(p []byte) (n, size int, err error) {
+	unread := f.r.unread
+	if f.r.arriving != nil { // see giveUpArriving
+		unread = f.r.arriving.next(f.kind)
+	}
 	if unread != nil {
-		n = copy(p, *unread)
-		size = len(*unread)
+		n = copy(p, unread)
+		size = len(unread)
 		if f.kind == messages {
 			return n, size, nil
 		}
@@ -2928,8 +2958,12 @@ func (f *fd) sendWithFiles(p []byte, files []*os.File) error {
 
 // sendRights is sendWithFiles and tells how much of p was sent.
 func (f *fd) sendRights(p []byte, files []*os.File) (sent int, err error) {
-	if len(files) == 0 && f.kind == messages {
+	switch {
+	case len(files) > 0:
+	case f.kind == messages:
 		return 0, f.send(p)
+	default:
+		return f.write(p)
 	}
 	l := limits{deadlines: writing}
 	if err := f.acquire(l, writing); err != nil {
@@ -3010,15 +3044,17 @@ func (f *fd) unreadMessage(l limits) ([]byte, error) {
 		return nil, errNoMessages
 	}
 	f.giveUpArriving()
-	unread := f.r.unread.Load()
+	unread := f.r.unread
 	if unread == nil {
 		return nil, nil
 	}
 	if _, err := f.expired(l); err != nil {
 		return nil, err
 	}
-	f.r.unread.Store(nil)
-	return *unread, nil
+	f.r.taking.Lock()
+	defer f.r.taking.Unlock()
+	f.r.unread = nil
+	return unread, nil
 }
 
 // recvAppend receives one message of any length and appends it to dst.
@@ -3106,7 +3142,7 @@ func (f *fd) readMessage(p []byte) (n int, more bool, err error) {
 		return 0, false, configError("the buffer", "empty", "one of at least one byte")
 	}
 	f.giveUpArriving()
-	if f.r.unread.Load() != nil {
+	if f.r.unread != nil {
 		if _, err := f.expired(l); err != nil {
 			return 0, false, err
 		}
@@ -3143,7 +3179,7 @@ func (f *fd) transact(ctx context.Context, request, reply []byte) (int, error) {
 		return 0, errMsgTooLong
 	case f.w.torn != nil:
 		return 0, f.w.torn
-	case f.r.unread.Load() != nil, f.r.arriving != nil: // as the system says it of a pipe that is not empty
+	case f.r.unread != nil, f.r.arriving != nil: // as the system says it of a pipe that is not empty
 		return 0, os.NewSyscallError("TransactNamedPipe", errPipeBusy)
 	}
 	n, err := f.run(l, operation{transactNamedPipe, request, reply}, reading|writing)
@@ -3627,35 +3663,58 @@ func (f *fd) takeFiles(behind, max int, alone bool) (data []byte, files []*os.Fi
 	}
 	defer f.release(reading)
 	if f.r.arriving == nil {
-		handles, data, err := f.takeHandles(l, behind)
-		if err == nil {
-			if err = checkReceived(len(handles), max); err != nil {
-				wrappers <- struct{}{}
-				discard(handles...)
-			}
-		}
-		if err != nil {
-			if data != nil {
-				f.leaveData(data, alone)
-			}
+		if data, err := f.beginArrival(l, behind, alone); err != nil {
 			return data, nil, err
 		}
-		f.r.arriving = wrap(handles, data, receivedFile)
 	}
-	if err := f.receive(l, f.r.arriving.done); err != nil {
-		return nil, nil, err // the next call gets them
+	a := f.r.arriving
+	if err = checkReceived(a.count, max); err == nil {
+		if err = f.awaitFiles(l, a); err != nil {
+			return nil, nil, err // the next call gets them
+		}
 	}
-	files, data = f.r.arriving.files, f.r.arriving.behind
+	f.r.taking.Lock()
 	f.r.arriving = nil
-	f.leaveData(data, alone)
-	return data, files, nil
+	f.leaveData(a.behind, alone)
+	f.r.taking.Unlock()
+	if err != nil {
+		a.abandon()
+		return a.behind, nil, err
+	}
+	return a.behind, a.files, nil
+}
+
+// beginArrival receives a record and takes its handles. With an error, data is all that
+// is left of what the peer sent.
+func (f *fd) beginArrival(l limits, behind int, alone bool) (data []byte, err error) {
+	f.r.taking.Lock()
+	defer f.r.taking.Unlock()
+	handles, data, err := f.takeHandles(l, behind)
+	switch {
+	case err == nil:
+		f.r.arriving = newArrival(handles, data)
+	case data != nil:
+		f.leaveData(data, alone)
+	}
+	return data, err
+}
+
+// awaitFiles waits until the files of the arrival are there.
+func (f *fd) awaitFiles(l limits, a *arrival) error {
+	if !a.begun {
+		if err := f.receive(l, wrappers); err != nil {
+			return err
+		}
+		a.wrap(receivedFile)
+	}
+	return f.receive(l, a.done)
 }
 
 // leaveData leaves the data behind a record for the next read, if it should be the
-// zero byte alone and is something else.
+// zero byte alone and is something else. The caller holds taking.
 func (f *fd) leaveData(data []byte, alone bool) {
 	if alone && string(data) != string(zeroByte[:]) {
-		f.r.unread.Store(&data)
+		f.r.unread = data
 	}
 }
 
@@ -3666,16 +3725,15 @@ func (f *fd) giveUpArriving() {
 	if a == nil {
 		return
 	}
-	f.r.arriving = nil
+	f.r.taking.Lock()
+	f.r.arriving, f.r.unread = nil, a.next(f.kind)
+	f.r.taking.Unlock()
 	a.abandon()
-	if len(a.behind) > 0 || f.kind == messages {
-		f.r.unread.Store(&a.behind)
-	}
 }
 
-// takeHandles reads a record, and then judges it. If it takes handles, it has also
-// taken one of the wrappers. rest is the data behind the record. With an error it is
-// nil, but for errTaken: then the data is all that is left of what the peer sent.
+// takeHandles reads a record, judges it, and takes its handles. rest is the data behind
+// the record. With an error it is nil, but for errTaken: then the data is all that is left
+// of what the peer sent. The caller holds taking, which is free while this waits.
 func (f *fd) takeHandles(l limits, behind int) (handles []syscall.Handle, rest []byte, err error) {
 	text, err := f.readRecord(l, behind)
 	if err != nil {
@@ -3686,17 +3744,12 @@ func (f *fd) takeHandles(l limits, behind int) (handles []syscall.Handle, rest [
 		err = ErrNoFiles
 	}
 	if err == nil {
-		err = f.receive(l, wrappers)
-	}
-	if err == nil {
-		if handles, err = f.collect(r); err != nil {
-			wrappers <- struct{}{}
-		}
+		handles, err = f.collect(r)
 	}
 	if err == nil || errors.Is(err, errTaken) {
 		return handles, text[size:], err
 	}
-	f.r.unread.Store(&text)
+	f.r.unread = text
 	return nil, nil, err
 }
 
@@ -3708,12 +3761,12 @@ func (f *fd) takeHandles(l limits, behind int) (handles []syscall.Handle, rest [
 // A record comes by one WriteFile, so all of it is there or nothing. It is read at
 // once, whatever the deadline; what was withdrawn meanwhile is waited for again.
 func (f *fd) readRecord(l limits, behind int) ([]byte, error) {
-	if unread := f.r.unread.Load(); unread != nil {
+	if unread := f.r.unread; unread != nil {
 		if _, err := f.expired(l); err != nil {
 			return nil, err
 		}
-		f.r.unread.Store(nil)
-		return *unread, nil
+		f.r.unread = nil
+		return unread, nil
 	}
 	p := make([]byte, recordMax+max(behind, 0))
 	pauses := retryTimer{ctx: context.Background()}
@@ -3743,9 +3796,11 @@ func (f *fd) readRecord(l limits, behind int) ([]byte, error) {
 			continue // it was withdrawn
 		}
 		if woken { // by an empty write to a stream, which may go on waking
+			f.r.taking.Unlock()
 			pauses.pause()
+			f.r.taking.Lock()
 		}
-		_, more, err := f.readPart(l, nil)
+		more, err := f.awaitSomething(l)
 		if err != nil {
 			return nil, err
 		}
@@ -3753,6 +3808,18 @@ func (f *fd) readRecord(l limits, behind int) ([]byte, error) {
 			return []byte{}, nil
 		}
 	}
+}
+
+// awaitSomething waits until there is something to read, and reports whether that is
+// more than an empty message, which it takes.
+func (f *fd) awaitSomething(l limits) (more bool, err error) {
+	f.r.awaiting = true
+	f.r.taking.Unlock()
+	_, more, err = f.readPart(l, nil)
+	f.r.taking.Lock()
+	f.r.awaiting = false
+	f.r.settled.Broadcast()
+	return more, err
 }
 
 // readCandidate reads so many bytes, or the message that took the place of the one
@@ -3913,18 +3980,42 @@ func (f *fd) judgeLabel() error {
 
 // An arrival is files that were taken and are not yet made files of os.
 type arrival struct {
-	done   chan struct{} // closed when files is there
-	files  []*os.File
-	behind []byte // the data behind the record
-	gone   atomic.Bool
+	handles []syscall.Handle // until begun
+	count   int              // of the files
+	behind  []byte           // the data behind the record
+	begun   bool             // wrap was called
+	done    chan struct{}    // closed when files is there
+	files   []*os.File
+	gone    atomic.Bool
+	cleanup runtime.Cleanup // closes the handles if nobody does; stopped when wrap takes over
+}
+
+func newArrival(handles []syscall.Handle, behind []byte) *arrival {
+	a := &arrival{handles: handles, count: len(handles), behind: behind, done: make(chan struct{})}
+	a.cleanup = runtime.AddCleanup(a, func(handles []syscall.Handle) { go discard(handles...) }, handles)
+	return a
+}
+
+// next returns what a read gets that comes instead of RecvFiles: the data behind the
+// record, as one message or, if there are any, as bytes.
+func (a *arrival) next(kind connKind) []byte {
+	switch {
+	case len(a.behind) > 0:
+		return a.behind
+	case kind == messages:
+		return []byte{}
+	}
+	return nil
 }
 
 // wrap makes files of the handles, in another goroutine. os.NewFile asks the kernel
 // of which kind each is, and the kernel lets nobody see that of a file that is not
 // overlapped while any process waits in a read of it. RecvFiles must not wait for
-// that longer than its deadline.
-func wrap(handles []syscall.Handle, behind []byte, open func(syscall.Handle) *os.File) *arrival {
-	a := &arrival{done: make(chan struct{}), behind: behind}
+// that longer than its deadline. The caller has taken one of the wrappers.
+func (a *arrival) wrap(open func(syscall.Handle) *os.File) {
+	a.begun = true
+	a.cleanup.Stop()
+	handles := a.handles
 	go func() {
 		for _, h := range handles {
 			a.files = append(a.files, open(h))
@@ -3935,12 +4026,16 @@ func wrap(handles []syscall.Handle, behind []byte, open func(syscall.Handle) *os
 		}
 		wrappers <- struct{}{}
 	}()
-	return a
 }
 
 // abandon closes the files, which nobody will ask for: now, or when wrap is done
 // with them. A file may be closed twice.
 func (a *arrival) abandon() {
+	if !a.begun {
+		a.cleanup.Stop()
+		discard(a.handles...)
+		return
+	}
 	a.gone.Store(true)
 	select {
 	case <-a.done:
@@ -3949,6 +4044,7 @@ func (a *arrival) abandon() {
 	}
 }
 
+// receivedFile returns a handle that a peer chose as an os.File.
 func receivedFile(h syscall.Handle) *os.File { return os.NewFile(uintptr(h), "received") }
 
 // wrappersMax is how many calls of wrap may be under way. Each may hold a thread for
@@ -5311,10 +5407,11 @@ func (f *fd) recvHandles(p []byte) (n int, handles []syscall.Handle, err error) 
 	}
 	defer f.release(reading)
 	f.giveUpArriving()
+	f.r.taking.Lock()
+	defer f.r.taking.Unlock()
 	handles, data, err := f.takeHandles(l, len(p))
 	if err != nil {
 		return 0, nil, err
 	}
-	wrappers <- struct{}{} // nobody waits for these handles
 	return copy(p, data), handles, nil
 }
