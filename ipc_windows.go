@@ -677,7 +677,7 @@ func (s *instances) watch() {
 	look := lookMin
 	for {
 		s.mu.Lock()
-		if s.closed {
+		if s.closed.Load() {
 			s.mu.Unlock()
 			return
 		}
@@ -690,7 +690,7 @@ func (s *instances) watch() {
 		if listening > 0 || ready == nil {
 			look = lookMin
 		} else {
-			wait = milliseconds(time.Now().Add(look))
+			wait = milliseconds(now() + int64(look))
 			look = min(2*look, lookMax)
 		}
 		waitFor(s.event, wait)
@@ -745,7 +745,7 @@ func (s *instances) accept() (*fd, error) {
 func (s *instances) take() (*fd, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
+	if s.closed.Load() {
 		return nil, net.ErrClosed
 	}
 	// Only with a limit can instances be missing.
@@ -807,7 +807,7 @@ func (s *instances) giveBack() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.out--
-	if s.closed {
+	if s.closed.Load() {
 		return
 	}
 	if len(s.armed) < s.backlog {
@@ -876,22 +876,21 @@ func (in *instance) outcome(ends direction) (done bool, err error) {
 func (s *instances) setDeadline(t time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
+	if s.closed.Load() {
 		return net.ErrClosed
 	}
-	s.readDeadline = t
-	s.signal()
+	s.setExpiry(t, reading)
 	return nil
 }
 
 // close stops listening, and returns when no operation is under way any more.
 func (s *instances) close() error {
 	s.mu.Lock()
-	if s.closed {
+	if s.closed.Load() {
 		s.mu.Unlock()
 		return net.ErrClosed
 	}
-	s.closed = true
+	s.closed.Store(true)
 	s.signal()
 	s.mu.Unlock()
 	if s.watched != nil {
@@ -941,7 +940,7 @@ func (s *instances) control(call func(syscall.Handle) error) error {
 func (s *instances) anyInstance() (syscall.Handle, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
+	if s.closed.Load() {
 		return 0, net.ErrClosed
 	}
 	if len(s.armed) == 0 {
@@ -1943,7 +1942,7 @@ func (l *listener) bequeath(cmd *exec.Cmd) (text string, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
-	case l.closed:
+	case l.closed.Load():
 		return "", net.ErrClosed
 	case l.reservation == 0:
 		return "", l.reserveErr
@@ -2026,7 +2025,7 @@ type fd struct {
 	waits                   // mu guards what follows too; it keeps Close and SetDeadline apart
 	idle    chan struct{}   // made by Close; closed when it is the last user
 	file    *os.File        // owns sys since the first park; nil before
-	parks   bool            // file can park: sys belongs to no other completion port
+	parks   atomic.Bool     // file is there, for good, and can park: sys belongs to no other completion port
 	cleanup runtime.Cleanup // closes sys if nobody does; stopped when file takes over
 }
 
@@ -2083,13 +2082,20 @@ func newFD(h syscall.Handle, kind connKind, ends direction, server bool) *fd {
 // noFD and noListener are closed: see endpoint.end.
 var (
 	noFD       = closedFD()
-	noListener = &listener{instances: &instances{waits: waits{closed: true}}}
+	noListener = closedListener()
 )
 
 func closedFD() *fd {
-	f := &fd{waits: waits{closed: true}}
+	f := &fd{}
+	f.closed.Store(true)
 	f.increfAndClose()
 	return f
+}
+
+func closedListener() *listener {
+	l := &listener{instances: &instances{}}
+	l.closed.Store(true)
+	return l
 }
 
 // newTurn returns the lock of a direction, which is free: a channel with one
@@ -2229,12 +2235,9 @@ func (f *fd) readParked(file *os.File, p []byte) (int, error) {
 // the thread. For the race detector no os.File is written, which if it is read at
 // the same time races with itself.
 func (f *fd) runWrite(l limits, op operation) (int, error) {
-	f.mu.Lock()
-	parks := f.parks
-	f.mu.Unlock()
 	var s *slot
 	var err error
-	if !parks || raceBuild || l.withdrawn {
+	if !f.parks.Load() || raceBuild || l.withdrawn {
 		s, err = takeSlot(raceBuild)
 	}
 	if s == nil && err == nil {
@@ -2404,15 +2407,15 @@ func ended(o *syscall.Overlapped) bool { return atomic.LoadUintptr(&o.Internal) 
 // returns when the handle is gone.
 func (f *fd) close() error {
 	f.mu.Lock()
-	if f.closed {
+	if f.closed.Load() {
 		f.mu.Unlock()
 		return net.ErrClosed
 	}
-	f.closed = true
+	f.closed.Store(true)
 	f.idle = make(chan struct{})
 	f.increfAndClose()
 	f.signal()
-	if f.parks {
+	if f.parks.Load() {
 		f.file.SetDeadline(time.Unix(1, 0)) // in the past: ends every wait
 	}
 	f.mu.Unlock()
@@ -2462,12 +2465,15 @@ func discard(handles ...syscall.Handle) {
 
 // waits is the state that the waits of a connection or a listener share.
 type waits struct {
-	mu            sync.Mutex // guards what follows, and more in the types that embed it
-	closed        bool
-	readDeadline  time.Time     // of Accept too
-	writeDeadline time.Time     //
-	changed       chan struct{} // closed at the next change; nil if nobody waits for that
-	inThread      [2]*slot      // the operations that a thread waits for: reading, writing
+	mu sync.Mutex // guards what follows, and more in the types that embed it
+
+	// These are changed by the holder of mu; waits look at them without.
+	closed      atomic.Bool
+	readExpiry  atomic.Int64 // the deadline of reads and of Accept on the clock of now; 0: none
+	writeExpiry atomic.Int64
+
+	changed  chan struct{} // closed at the next change; nil if nobody waits for that
+	inThread [2]*slot      // the operations that a thread waits for: reading, writing
 }
 
 // limits say what ends a wait early, besides Close.
@@ -2478,9 +2484,9 @@ type limits struct {
 	withdrawn bool            // a write that was cancelled is errWithdrawn, one that never began is not
 }
 
-// changes returns a channel that is closed at the next change: of a deadline, by
-// Close, or whatever else signal tells. Call it before looking at the state, or a
-// change in between is missed.
+// changes returns a channel that is closed at the next change that may end a wait: by a
+// deadline that comes sooner, by Close, or whatever else signal tells. Call it before
+// looking at the state, or a change in between is missed.
 func (w *waits) changes() <-chan struct{} {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -2503,24 +2509,47 @@ func (w *waits) signal() {
 	}
 }
 
-// expired returns the time at which the wait ends, which is zero for none, or the
+// setExpiry sets the deadlines of one or both directions. It wakes the waits only if one
+// comes sooner, for they look at the state again at the deadline that they have seen. The
+// caller holds mu.
+func (w *waits) setExpiry(t time.Time, d direction) {
+	expiry := int64(0)
+	if !t.IsZero() {
+		expiry = expiryAt(t, time.Now())
+	}
+	sooner := false
+	set := func(e *atomic.Int64) {
+		before := e.Swap(expiry)
+		sooner = sooner || expiry != 0 && (before == 0 || expiry < before)
+	}
+	if d&reading != 0 {
+		set(&w.readExpiry)
+	}
+	if d&writing != 0 {
+		set(&w.writeExpiry)
+	}
+	if sooner {
+		w.signal()
+	}
+}
+
+// expired returns when the wait ends, on the clock of now, which is 0 for never, or the
 // reason to end it now.
-func (w *waits) expired(l limits) (until time.Time, why error) {
-	w.mu.Lock()
-	closed := w.closed
+func (w *waits) expired(l limits) (until int64, why error) {
 	if l.deadlines&reading != 0 {
-		until = w.readDeadline
+		until = w.readExpiry.Load()
 	}
-	if l.deadlines&writing != 0 && (until.IsZero() || !w.writeDeadline.IsZero() && w.writeDeadline.Before(until)) {
-		until = w.writeDeadline
+	if l.deadlines&writing != 0 {
+		if e := w.writeExpiry.Load(); e != 0 && (until == 0 || e < until) {
+			until = e
+		}
 	}
-	w.mu.Unlock()
 	switch {
-	case closed:
+	case w.closed.Load():
 		why = net.ErrClosed
 	case l.ctx != nil && l.ctx.Err() != nil:
 		why = contextError(l.ctx, nil)
-	case !until.IsZero() && !time.Now().Before(until):
+	case until != 0 && now() >= until:
 		why = os.ErrDeadlineExceeded
 	}
 	return until, why
@@ -2534,8 +2563,8 @@ func (w *waits) pause(l limits, changed, ready <-chan struct{}) (received bool, 
 		return false, err
 	}
 	var expiry <-chan time.Time
-	if !until.IsZero() {
-		timer := time.NewTimer(time.Until(until))
+	if until != 0 {
+		timer := time.NewTimer(time.Duration(until - now()))
 		defer timer.Stop()
 		expiry = timer.C
 	}
@@ -2555,12 +2584,12 @@ func (w *waits) pause(l limits, changed, ready <-chan struct{}) (received bool, 
 
 // receive waits until it receives from ready, or the limits end that.
 func (w *waits) receive(l limits, ready <-chan struct{}) error {
-	select {
-	case <-ready:
-		return nil
-	default:
-	}
 	for {
+		select {
+		case <-ready:
+			return nil
+		default:
+		}
 		changed := w.changes()
 		if received, err := w.pause(l, changed, ready); received || err != nil {
 			return err
@@ -2568,12 +2597,13 @@ func (w *waits) receive(l limits, ready <-chan struct{}) error {
 	}
 }
 
-// milliseconds returns how long to wait until t, which is for ever if that is zero.
-func milliseconds(t time.Time) uint32 {
-	if t.IsZero() {
+// milliseconds returns how long to wait until a time on the clock of now, which is for
+// ever if that is 0.
+func milliseconds(until int64) uint32 {
+	if until == 0 {
 		return syscall.INFINITE
 	}
-	return uint32(min(max(time.Until(t), 0)/time.Millisecond+1, 1<<30))
+	return uint32(min(max(until-now(), 0)/int64(time.Millisecond)+1, 1<<30))
 }
 
 // waitInThread returns when the operation in the slot has ended, and why it was
@@ -2589,9 +2619,9 @@ func (f *fd) waitInThread(l limits, s *slot) (why error) {
 		})
 		defer stop()
 	}
-	var end time.Time // of the budget
+	var end int64 // of the budget
 	if l.budget > 0 {
-		end = time.Now().Add(l.budget)
+		end = now() + int64(l.budget)
 	}
 	for !ended(&s.overlapped) {
 		var wait uint32 = syscall.INFINITE
@@ -2608,7 +2638,7 @@ func (f *fd) waitInThread(l limits, s *slot) (why error) {
 }
 
 // mayWait returns how many milliseconds the thread may wait on, or why it may not.
-func (f *fd) mayWait(l limits, end time.Time) (wait uint32, why error) {
+func (f *fd) mayWait(l limits, end int64) (wait uint32, why error) {
 	if l.budget == atOnce {
 		return 0, errOverBudget
 	}
@@ -2616,9 +2646,9 @@ func (f *fd) mayWait(l limits, end time.Time) (wait uint32, why error) {
 	switch {
 	case why != nil:
 		return 0, why
-	case !end.IsZero() && !time.Now().Before(end):
+	case end != 0 && now() >= end:
 		return 0, errOverBudget
-	case !end.IsZero() && (until.IsZero() || end.Before(until)):
+	case end != 0 && (until == 0 || end < until):
 		until = end
 	}
 	return milliseconds(until), nil
@@ -2639,35 +2669,41 @@ func (f *fd) setInThread(l limits, s *slot) {
 // join makes the handle an os.File, if it is not yet, and reports whether that
 // can park. The caller is a user.
 func (f *fd) join() (file *os.File, parks bool) {
+	if f.parks.Load() {
+		return f.file, true
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.file == nil {
 		f.cleanup.Stop()
 		f.file = os.NewFile(uintptr(f.sys), "pipe")
-		f.parks = f.file.SetReadDeadline(f.readDeadline) == nil && f.file.SetWriteDeadline(f.writeDeadline) == nil
-		if f.parks && f.closed {
+		parks := f.file.SetReadDeadline(deadlineOf(&f.readExpiry)) == nil && f.file.SetWriteDeadline(deadlineOf(&f.writeExpiry)) == nil
+		if parks && f.closed.Load() {
 			f.file.SetDeadline(time.Unix(1, 0)) // Close came before
 		}
+		f.parks.Store(parks)
 	}
-	return f.file, f.parks
+	return f.file, f.parks.Load()
+}
+
+// deadlineOf returns a deadline as a time.
+func deadlineOf(expiry *atomic.Int64) (t time.Time) {
+	if e := expiry.Load(); e != 0 {
+		t = epoch.Add(time.Duration(e - 1))
+	}
+	return t
 }
 
 // setDeadline sets the deadlines of one or both directions.
 func (f *fd) setDeadline(t time.Time, d direction) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.closed {
+	if f.closed.Load() {
 		return net.ErrClosed // or the wake-up of Close would be undone
 	}
-	if d&reading != 0 {
-		f.readDeadline = t
-	}
-	if d&writing != 0 {
-		f.writeDeadline = t
-	}
-	f.signal()
+	f.setExpiry(t, d)
 	switch {
-	case !f.parks:
+	case !f.parks.Load():
 		return nil
 	case d == reading:
 		return callError("", f.file.SetReadDeadline(t))
