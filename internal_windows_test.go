@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -225,6 +228,14 @@ func TestSecurityDescriptorLabelsAreRead(t *testing.T) {
 	}
 }
 
+// arrives makes b receive a file with the data behind it, which becomes a file of os
+// when open lets it.
+func arrives(b *fd, behind []byte, open func(syscall.Handle) *os.File) {
+	<-wrappers
+	b.r.arriving = newArrival([]syscall.Handle{4}, behind)
+	b.r.arriving.wrap(open)
+}
+
 // Another process may keep the kernel from saying what a file is. RecvFiles gives up
 // at its deadline, and the next one gets the files.
 func TestRecvFilesIsNotHeldByBusyFiles(t *testing.T) {
@@ -245,8 +256,7 @@ func TestRecvFilesIsNotHeldByBusyFiles(t *testing.T) {
 		opened <- f
 		return f
 	}
-	<-wrappers
-	b.r.arriving = wrap([]syscall.Handle{4}, nil, open)
+	arrives(b, nil, open)
 	for range 3 {
 		if err := b.setDeadline(time.Now().Add(time.Millisecond), reading); err != nil {
 			t.Fatal(err)
@@ -266,8 +276,7 @@ func TestRecvFilesIsNotHeldByBusyFiles(t *testing.T) {
 	files[0].Close()
 
 	// Close does not wait, and the file is closed once it can be.
-	<-wrappers
-	b.r.arriving = wrap([]syscall.Handle{4}, nil, open)
+	arrives(b, nil, open)
 	if err := b.close(); err != nil {
 		t.Fatal(err)
 	}
@@ -282,7 +291,22 @@ func TestRecvFilesIsNotHeldByBusyFiles(t *testing.T) {
 	}
 }
 
-// While too many files are kept busy, RecvFiles leaves what comes where it is.
+// takeAllWrappers is as if as many files were kept busy as can be, until the returned
+// function is called.
+func takeAllWrappers(t *testing.T) (giveBack func()) {
+	for range wrappersMax {
+		<-wrappers
+	}
+	giveBack = sync.OnceFunc(func() {
+		for range wrappersMax {
+			wrappers <- struct{}{}
+		}
+	})
+	t.Cleanup(giveBack)
+	return giveBack
+}
+
+// While too many files are kept busy, RecvFiles waits for its turn.
 func TestRecvFilesWaitsForItsTurn(t *testing.T) {
 	internalStory(t)
 	a, b, err := pair(streams)
@@ -291,9 +315,7 @@ func TestRecvFilesWaitsForItsTurn(t *testing.T) {
 	}
 	defer a.close()
 	defer b.close()
-	for range wrappersMax {
-		<-wrappers
-	}
+	giveBack := takeAllWrappers(t)
 	f, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)
@@ -310,15 +332,237 @@ func TestRecvFilesWaitsForItsTurn(t *testing.T) {
 			t.Fatalf("%v, %v", files, err)
 		}
 	}
-	for range wrappersMax {
-		wrappers <- struct{}{}
-	}
+	giveBack()
 	b.setDeadline(time.Time{}, reading)
 	files, err := b.recvFiles(maxFiles)
 	if err != nil || len(files) != 1 {
 		t.Fatalf("%v, %v", files, err)
 	}
 	files[0].Close()
+}
+
+// sendsEnd sends the data and an end of a pipe that nobody else has then. closed waits
+// until that end is closed.
+func sendsEnd(t *testing.T, a *fd, data string) (closed func()) {
+	t.Helper()
+	near, far, err := pair(streams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { near.close() })
+	f, err := far.dupFile("end")
+	if err != nil {
+		t.Fatal(err)
+	}
+	far.close()
+	sendMessage(t, a, data, f)
+	f.Close()
+	return func() {
+		t.Helper()
+		if n, err := near.read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Errorf("the end that was sent is open: %d, %v", n, err)
+		}
+	}
+}
+
+// missesItsTurn has a RecvFiles take what was sent with the data, and end at its deadline
+// while all wrappers are taken.
+func missesItsTurn(t *testing.T, b *fd, max int, data string) {
+	t.Helper()
+	received := make(chan error, 1)
+	go func() {
+		_, err := b.recvFiles(max)
+		received <- err
+	}()
+	p := []byte(strings.Repeat("?", len(data)))
+	for string(p) != data { // but the record is there, or nothing
+		if _, _, err := b.peek(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.setDeadline(time.Now().Add(-time.Second), reading)
+	if err := <-received; err != os.ErrDeadlineExceeded {
+		t.Fatal(err)
+	}
+	b.setDeadline(time.Time{}, reading)
+}
+
+// A RecvFiles that was too late for its turn leaves the data to the next read, and not
+// the record, as one does that was too late for its files. Nobody has the files then.
+func TestRecvFilesThatMissesItsTurnLeavesTheData(t *testing.T) {
+	internalStory(t)
+	for name, kind := range map[string]connKind{"stream": streams, "messages": messages} {
+		t.Run(name, func(t *testing.T) {
+			a, b, err := pair(kind)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer a.close()
+			defer b.close()
+			takeAllWrappers(t)
+			zero := string(zeroByte[:])
+			for range 2 {
+				closed := sendsEnd(t, a, zero)
+				sendMessage(t, a, "next")
+				missesItsTurn(t, b, 1, zero)
+				for _, want := range []string{zero, "next"} {
+					p := make([]byte, 64)
+					if n, err := b.read(p); string(p[:n]) != want || err != nil {
+						t.Fatalf("%q, %v, want %q", p[:n], err, want)
+					}
+				}
+				closed()
+			}
+			closed := sendsEnd(t, a, zero)
+			missesItsTurn(t, b, 1, zero)
+			b.close()
+			closed()
+		})
+	}
+}
+
+// A connection that nobody closes does not keep the files that it was too late for.
+func TestFilesOfADroppedConnectionAreClosed(t *testing.T) {
+	internalStory(t)
+	a, b, err := pair(streams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	takeAllWrappers(t)
+	closed := sendsEnd(t, a, "data")
+	missesItsTurn(t, b, 1, "d")
+	b = nil
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		closed()
+	}()
+	for {
+		select {
+		case <-done:
+			return
+		case <-time.After(10 * time.Millisecond):
+			runtime.GC()
+		}
+	}
+}
+
+// The RecvFiles that gets the files may ask for fewer than the one that was too late.
+func TestFilesOfAnEarlierCallAreNotTooMany(t *testing.T) {
+	internalStory(t)
+	a, b := messagePair(t)
+	takeAllWrappers(t)
+	null := openNull(t)
+	for range 2 {
+		sendMessage(t, a, "first", null, null)
+		sendMessage(t, a, "next")
+		missesItsTurn(t, b, 2, "first")
+		if files, err := b.recvFiles(1); files != nil || !errors.Is(err, ErrMsgTooLong) {
+			t.Fatalf("%v, %v", files, err)
+		}
+		isNext(t, b, "first")
+		isNext(t, b, "next")
+	}
+}
+
+// While RecvFiles has a message, and may give it back, PeekMessage shows it and not the
+// next one.
+func TestPeekMessageWhileFilesArrive(t *testing.T) {
+	internalStory(t)
+	for name, kind := range map[string]connKind{"stream": streams, "messages": messages} {
+		t.Run(name, func(t *testing.T) {
+			a, b, err := pair(kind)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer a.close()
+			defer b.close()
+			takeAllWrappers(t)
+			null := openNull(t)
+			for range 50 {
+				sendMessage(t, a, "\x00", null)
+				sendMessage(t, a, "next")
+				b.setDeadline(time.Time{}, reading)
+				received := make(chan error, 1)
+				go func() {
+					files, err := b.recvFiles(1)
+					if files != nil {
+						err = errors.New("there are files")
+					}
+					received <- err
+				}()
+				before, after := recordHead+4+1, 1 // the record is there, or is taken
+				if kind == streams {
+					before, after = before+len("next"), after+len("next")
+				}
+				p := make([]byte, 64)
+				for n, size := 0, before; size == before; {
+					if n, size, err = b.peek(p); err != nil {
+						t.Fatal(err)
+					}
+					if size != before && (size != after || n != after || p[0] != 0 || string(p[1:n]) != "next"[:n-1]) {
+						t.Fatalf("the next are %q of %d bytes", p[:n], size)
+					}
+				}
+				b.setDeadline(time.Now().Add(-time.Second), reading)
+				if err := <-received; err != os.ErrDeadlineExceeded {
+					t.Fatal(err)
+				}
+				if n, size, err := b.peek(p); n != after || size != after || err != nil {
+					t.Fatalf("the next are %q of %d bytes, %v", p[:n], size, err)
+				}
+				b.setDeadline(time.Time{}, reading)
+				for _, want := range []string{"\x00", "next"} {
+					if n, err := b.read(p); string(p[:n]) != want || err != nil {
+						t.Fatalf("%q, %v, want %q", p[:n], err, want)
+					}
+				}
+			}
+		})
+	}
+}
+
+// RecvFiles takes an empty message by waiting for something, and leaves it to the next
+// receive. PeekMessage sees no message that comes after it.
+func TestPeekMessageWhileRecvFilesTakesAnEmptyMessage(t *testing.T) {
+	internalStory(t)
+	a, b := messagePair(t)
+	for range 200 {
+		received, peeked, stop := make(chan error, 1), make(chan error, 1), make(chan struct{})
+		go func() {
+			_, err := b.recvFiles(1)
+			received <- err
+		}()
+		go func() {
+			for {
+				select {
+				case <-stop:
+					peeked <- nil
+					return
+				default:
+				}
+				if n, size, err := b.peek(nil); n != 0 || size != 0 || err != nil {
+					peeked <- fmt.Errorf("the next has %d bytes, %v", size, err)
+					return
+				}
+			}
+		}()
+		for _, message := range []string{"", "next"} {
+			if err := a.send([]byte(message)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := <-received; err != ErrNoFiles {
+			t.Fatal(err)
+		}
+		close(stop)
+		if err := <-peeked; err != nil {
+			t.Fatal(err)
+		}
+		isNext(t, b, "")
+		isNext(t, b, "next")
+	}
 }
 
 // messagePair returns the ends of a pipe of messages.
@@ -406,8 +650,7 @@ func TestRecvFilesKeepsTheMessageOfBusyFiles(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a, b := messagePair(t)
 			busy, opened := make(chan struct{}), make(chan *os.File, 1)
-			<-wrappers
-			b.r.arriving = wrap([]syscall.Handle{4}, []byte("first"), func(syscall.Handle) *os.File {
+			arrives(b, []byte("first"), func(syscall.Handle) *os.File {
 				<-busy
 				f, err := os.Open(os.DevNull)
 				if err != nil {
@@ -511,8 +754,7 @@ func TestRecvFilesOfBusyFilesIsNotOvertaken(t *testing.T) {
 	busy := make(chan struct{})
 	open := func(syscall.Handle) *os.File { <-busy; return nil }
 	_, b := messagePair(t)
-	<-wrappers
-	b.r.arriving = wrap([]syscall.Handle{4}, []byte("first"), open)
+	arrives(b, []byte("first"), open)
 	p := make([]byte, 64)
 	if n, err := b.transact(context.Background(), []byte("request"), p); n != 0 || errnoOf(err) != errPipeBusy {
 		t.Errorf("%q, %v", p[:n], err)
@@ -524,8 +766,7 @@ func TestRecvFilesOfBusyFilesIsNotOvertaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.close()
-	<-wrappers
-	b.r.arriving = wrap([]syscall.Handle{4}, []byte("first"), open)
+	arrives(b, []byte("first"), open)
 	if n, with, err := recvHello(b, p); string(p[:n]) != "first" || with != nil || err != nil {
 		t.Errorf("%q, %v, %v", p[:n], with, err)
 	}

@@ -3407,6 +3407,17 @@ func now() int64 { return int64(time.Since(epoch)) + 1 }
 
 var epoch = time.Now()
 
+// expiryAt returns the deadline t on the clock of now. It goes by how far away t is at
+// the moment: one without a monotonic reading must not count what the clock of the
+// wall was set forward or back since epoch, nor the time that the machine slept.
+func expiryAt(t, at time.Time) int64 {
+	passed, left := int64(at.Sub(epoch))+1, int64(t.Sub(at))
+	if left > 1<<63-1-passed {
+		return 1<<63 - 1
+	}
+	return max(passed+left, 1)
+}
+
 // ioMax is the most that one read or write asks for: macOS and FreeBSD fail
 // above INT_MAX, and os.File on Windows stops there.
 const ioMax = 1 << 30

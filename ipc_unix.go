@@ -3238,17 +3238,6 @@ func (h *ioState) attemptAgain(sys int) bool {
 	return h.attempt(sys)
 }
 
-// expiryAt returns the deadline t on the clock of now. It goes by how far away t is at
-// the moment: one without a monotonic reading must not count what the clock of the
-// wall was set forward or back since epoch, nor the time that the machine slept.
-func expiryAt(t, at time.Time) int64 {
-	passed, left := int64(at.Sub(epoch))+1, int64(t.Sub(at))
-	if left > 1<<63-1-passed {
-		return 1<<63 - 1
-	}
-	return max(passed+left, 1)
-}
-
 // deadline is the deadline as a time.
 func (h *ioState) deadline() (t time.Time) {
 	if e := h.expiry.Load(); e != 0 {

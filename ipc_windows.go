@@ -19,6 +19,9 @@ import (
 	"unsafe"
 )
 
+// freshFolder is where Listen makes names of its own.
+const freshFolder = appFolder
+
 // network is what Addr.Network says: local sockets are named pipes here.
 const network = "pipe"
 
@@ -27,7 +30,7 @@ const nulInNames = false // a Name is the name of a pipe
 const framedHere = false // a pipe of message type keeps messages apart
 
 // ---------------------------------------------------------------------------
-// What only Windows has: options of local sockets
+// What only Windows has
 
 // A SysListenConfig holds the options of a listener that only Windows has.
 type SysListenConfig struct {
@@ -43,6 +46,29 @@ type SysListenConfig struct {
 	// ReadBuffer and WriteBuffer are how many bytes may be on their way from
 	// and to a client before its Write, or ours, waits. 0 is 64 KiB.
 	ReadBuffer, WriteBuffer int
+}
+
+// resolveGroup returns the SID of a group that is given by SID or by the name of its
+// account. A user, a computer and a domain are no groups.
+func resolveGroup(group string) (string, error) {
+	if strings.HasPrefix(group, "S-") {
+		sid, err := syscall.StringToSid(group)
+		if err != nil {
+			return "", configError("Group", strconv.Quote(group), "a SID or the name of an account")
+		}
+		text, err := sid.String()
+		return text, os.NewSyscallError("ConvertSidToStringSid", err)
+	}
+	sid, _, kind, err := syscall.LookupSID("", group)
+	if err != nil {
+		return "", &classified{os.NewSyscallError("LookupAccountName", err), os.ErrNotExist}
+	}
+	switch kind {
+	case syscall.SidTypeGroup, syscall.SidTypeAlias, syscall.SidTypeWellKnownGroup:
+		text, err := sid.String()
+		return text, os.NewSyscallError("ConvertSidToStringSid", err)
+	}
+	return "", configError("Group", strconv.Quote(group), "the account of a group")
 }
 
 // A SysDialer holds the options of a dialer that only Windows has.
@@ -128,7 +154,1080 @@ func ShareHandle(h, process syscall.Handle) (syscall.Handle, error) {
 }
 
 // ---------------------------------------------------------------------------
-// What only Windows has: named pipes
+// Security descriptors
+
+// A SecurityDescriptor says who owns a pipe and who may do what with it. It is a
+// self-relative SECURITY_DESCRIPTOR, and does not change. It is made by
+// [ParseSDDL] or [NewSecurityDescriptor], or read from a pipe; the zero value says
+// nothing and no pipe can have it.
+type SecurityDescriptor struct{ raw []byte }
+
+// Rights on a pipe (winnt.h). A client that may also create instances
+// (FILE_CREATE_PIPE_INSTANCE, the bit FILE_APPEND_DATA, which GENERIC_WRITE
+// stands for too) could put its own server behind the name.
+const (
+	// ClientRights is FILE_GENERIC_READ | FILE_GENERIC_WRITE without
+	// FILE_CREATE_PIPE_INSTANCE.
+	ClientRights uint32 = 0x12019b
+
+	// ServerRights is ClientRights | FILE_CREATE_PIPE_INSTANCE.
+	ServerRights = ClientRights | syscall.FILE_APPEND_DATA
+)
+
+// The users that every Windows has, as SIDs.
+const (
+	sidEveryone       = "S-1-1-0"
+	sidSystem         = "S-1-5-18"
+	sidAdministrators = "S-1-5-32-544"
+)
+
+// An AccessEntry allows or denies a user or group some rights.
+type AccessEntry struct {
+	SID  string // of the user or group: "S-1-5-18", or as SDDL abbreviates it, "SY"
+	Mask uint32 // the rights, an ACCESS_MASK of winnt.h: [ClientRights], say
+	Deny bool   // they are denied, not allowed
+}
+
+// ParseSDDL reads a security descriptor in the security descriptor definition
+// language, such as "O:SYD:P(A;;GA;;;SY)": ConvertStringSecurityDescriptor-
+// ToSecurityDescriptor.
+func ParseSDDL(sddl string) (*SecurityDescriptor, error) {
+	raw, err := parseSDDL(sddl)
+	if err != nil {
+		return nil, opError("parse", Addr{}, Addr{}, err)
+	}
+	return &SecurityDescriptor{raw}, nil
+}
+
+// NewSecurityDescriptor returns a security descriptor that this user owns, with
+// a protected DACL of the entries: it inherits nothing, and what is not allowed
+// is denied. Denials belong before what they are to be excepted from.
+func NewSecurityDescriptor(entries ...AccessEntry) (*SecurityDescriptor, error) {
+	user, err := currentUser()
+	if err != nil {
+		return nil, opError("security", Addr{}, Addr{}, err)
+	}
+	var sddl strings.Builder
+	sddl.WriteString("O:" + user + "D:P")
+	for _, e := range entries {
+		if strings.ContainsAny(e.SID, ";()") { // or it could say more than who
+			return nil, opError("security", Addr{}, Addr{}, configError("SID", strconv.Quote(e.SID), "a security identifier"))
+		}
+		what := "(A;;0x"
+		if e.Deny {
+			what = "(D;;0x"
+		}
+		sddl.WriteString(what + strconv.FormatUint(uint64(e.Mask), 16) + ";;;" + e.SID + ")")
+	}
+	return ParseSDDL(sddl.String())
+}
+
+// SecurityDescriptor returns what the Access stands for on a pipe: this user has
+// [ServerRights]; SYSTEM and Administrators, and with Everyone all users, have
+// [ClientRights]. In an AppContainer the package has [ServerRights] too, and in a
+// process with a restricted token its logon session and its service, as far as the
+// token is restricted to them: without that, the process could not use its own pipe.
+func (a Access) SecurityDescriptor() (*SecurityDescriptor, error) {
+	err := a.validate()
+	var owners []string
+	if err == nil {
+		owners, err = ownSIDs()
+	}
+	if err != nil {
+		return nil, opError("security", Addr{}, Addr{}, err)
+	}
+	var entries []AccessEntry
+	for _, sid := range owners {
+		entries = append(entries, AccessEntry{sid, ServerRights, false})
+	}
+	entries = append(entries, AccessEntry{sidSystem, ClientRights, false}, AccessEntry{sidAdministrators, ClientRights, false})
+	if a == Everyone {
+		entries = append(entries, AccessEntry{sidEveryone, ClientRights, false})
+	}
+	return NewSecurityDescriptor(entries...)
+}
+
+// String returns the descriptor in the language that [ParseSDDL] reads, with
+// all parts that it has; it is empty if the system cannot say it so.
+func (sd *SecurityDescriptor) String() string { return formatSDDL(sd.raw) }
+
+// Owner returns the SID of the owner, or "" if the descriptor has none.
+func (sd *SecurityDescriptor) Owner() string { return sidAt(sd.raw, sd.word(4)) }
+
+// Group returns the SID of the primary group, or "" if the descriptor has none.
+func (sd *SecurityDescriptor) Group() string { return sidAt(sd.raw, sd.word(8)) }
+
+// DACL returns the entries of the DACL that allow and deny, in their order;
+// other kinds of entries are left out. ok is false if there is no DACL, which
+// allows everybody everything; a DACL without entries allows nobody anything.
+func (sd *SecurityDescriptor) DACL() (entries []AccessEntry, ok bool) {
+	offset := sd.word(16)
+	if offset == 0 || uint64(offset)+aclHeader > uint64(len(sd.raw)) {
+		return nil, false
+	}
+	for _, e := range sd.entries(offset) {
+		if e.kind <= 1 { // ACCESS_ALLOWED_ACE_TYPE, ACCESS_DENIED_ACE_TYPE
+			entries = append(entries, AccessEntry{e.sid, e.mask, e.kind == 1})
+		}
+	}
+	return entries, true
+}
+
+// aclHeader is the size of an ACL before its entries: revision, reserved, size in
+// bytes, count, reserved.
+const aclHeader = 8
+
+// An aclEntry is an entry of an ACL that has a mask and a SID, as most kinds have.
+type aclEntry struct {
+	kind byte
+	mask uint32
+	sid  string
+}
+
+// entries returns the entries of the ACL at an offset; 0 is none.
+func (sd *SecurityDescriptor) entries(offset uint32) (entries []aclEntry) {
+	if offset == 0 || uint64(offset)+aclHeader > uint64(len(sd.raw)) {
+		return nil
+	}
+	at := int(offset)
+	count := int(sd.raw[at+4]) | int(sd.raw[at+5])<<8
+	for at += aclHeader; count > 0 && at+8 <= len(sd.raw); count-- {
+		entries = append(entries, aclEntry{sd.raw[at], sd.word(at + 4), sidAt(sd.raw, uint32(at+8))})
+		at += int(sd.raw[at+2]) | int(sd.raw[at+3])<<8
+	}
+	return entries
+}
+
+// word returns the 32 bits at an offset: fields 4, 8, 12 and 16 of the header are
+// the offsets of owner, group, SACL and DACL, 0 for what is not there.
+func (sd *SecurityDescriptor) word(at int) uint32 {
+	if at+4 > len(sd.raw) {
+		return 0
+	}
+	return getWord(sd.raw[at:])
+}
+
+// sidAt returns the SID at an offset as text, or "" if there is none.
+func sidAt(raw []byte, at uint32) string {
+	if at == 0 || uint64(at)+8 > uint64(len(raw)) {
+		return ""
+	}
+	sid := raw[at:]
+	count := int(sid[1])
+	if 8+4*count > len(sid) {
+		return ""
+	}
+	var authority uint64
+	for _, b := range sid[2:8] {
+		authority = authority<<8 | uint64(b)
+	}
+	text := "S-" + strconv.Itoa(int(sid[0])) + "-" + strconv.FormatUint(authority, 10)
+	for i := range count {
+		text += "-" + strconv.FormatUint(uint64(getWord(sid[8+4*i:])), 10)
+	}
+	return text
+}
+
+// currentUser returns the SID of the user that this process runs as, whoever a
+// thread of it may impersonate: to open the token might be denied to that one.
+var currentUser = sync.OnceValues(func() (string, error) { return userOf(currentProcessToken) })
+
+// ownSIDs returns the SIDs that a descriptor must allow for this process to have
+// access: its user first. The kernel checks an AppContainer a second time, against
+// its package, and a restricted token against its restricting SIDs.
+var ownSIDs = sync.OnceValues(func() ([]string, error) {
+	user, err := currentUser()
+	if err != nil {
+		return nil, err
+	}
+	// A system that cannot answer has no such tokens.
+	packages, _ := tokenSIDs(currentProcessToken, tokenAppContainerSid)
+	restricting, _ := tokenSIDs(currentProcessToken, tokenRestrictedSids)
+	return accessSIDs(user, packages, restricting), nil
+})
+
+// accessSIDs returns the user, the package, and of the restricting SIDs those that
+// stand for nobody else: a logon session, a service. One that stands for many, such
+// as Everyone, would let them in.
+func accessSIDs(user string, packages, restricting []string) []string {
+	const (
+		logonSession = "S-1-5-5-"  // winnt.h: SECURITY_LOGON_IDS_RID
+		service      = "S-1-5-80-" // SECURITY_SERVICE_ID_BASE_RID
+	)
+	sids := append([]string{user}, packages...)
+	for _, sid := range restricting {
+		if strings.HasPrefix(sid, logonSession) || strings.HasPrefix(sid, service) {
+			sids = append(sids, sid)
+		}
+	}
+	return sids
+}
+
+// userOf returns the SID of a token's user.
+func userOf(token syscall.Token) (string, error) {
+	user, err := token.GetTokenUser()
+	if err != nil {
+		return "", os.NewSyscallError("GetTokenInformation", err)
+	}
+	sid, err := user.User.Sid.String()
+	return sid, os.NewSyscallError("ConvertSidToStringSid", err)
+}
+
+// ---------------------------------------------------------------------------
+// Addresses
+//
+// A target is the path of a pipe in one spelling: \\.\pipe\x or \\host\pipe\x.
+
+const (
+	localPrefix = `\\.\pipe\`
+	pathMax     = 256 // UTF-16 units of the whole path, of CreateNamedPipe
+)
+
+// resolve checks the address and returns its target.
+func (a Addr) resolve() (target string, err error) {
+	if err := a.check(); err != nil {
+		return "", err
+	}
+	name := strings.ReplaceAll(a.text, "/", `\`)
+	prefix := localPrefix
+	if a.kind == pathAddr {
+		host, rest, ok := cutPipePath(name)
+		if !ok {
+			return "", &classified{&ruleError{what: "the path " + strconv.Quote(a.text) +
+				` is not that of a pipe: write \\.\pipe\name, or ipc.Name("name")`}, errors.ErrUnsupported}
+		}
+		if host != "." && host != "?" {
+			prefix = `\\` + host + `\pipe\`
+		}
+		name = rest
+	}
+	// What Windows would change in a path is refused, so that no name leads to
+	// another pipe or out of the folder of the pipes.
+	for element := range strings.SplitSeq(name, `\`) {
+		if element == "" || strings.HasSuffix(element, ".") || strings.HasSuffix(element, " ") {
+			return "", &ruleError{what: "the name " + strconv.Quote(name) +
+				` has an element that is empty or ends in a dot or space, which Windows would drop`}
+		}
+	}
+	target = prefix + name
+	wide, err := syscall.UTF16FromString(target)
+	if err != nil || syscall.UTF16ToString(wide) != target {
+		return "", &ruleError{what: "the name " + strconv.Quote(name) + " is not valid UTF-8"}
+	}
+	if units := len(wide) - 1; units > pathMax {
+		return "", &ruleError{"the path is " + strconv.Itoa(units) + " UTF-16 characters long, the limit is " + strconv.Itoa(pathMax), ErrNameTooLong}
+	}
+	return target, nil
+}
+
+// cutPipePath takes \\host\pipe\name apart.
+func cutPipePath(path string) (host, name string, ok bool) {
+	path, ok = strings.CutPrefix(path, `\\`)
+	if !ok {
+		return "", "", false
+	}
+	host, path, _ = strings.Cut(path, `\`)
+	folder, name, ok := strings.Cut(path, `\`)
+	return host, name, ok && host != "" && strings.EqualFold(folder, "pipe")
+}
+
+// isRemote reports whether the target is a pipe of another machine; \\localhost
+// is one too, as it is reached by way of the network.
+func isRemote(target string) bool { return !strings.HasPrefix(target, localPrefix) }
+
+// appFolder is the folder of pipes in which an AppContainer may make some. To
+// everybody else it is a part of the name.
+const appFolder = `LOCAL\`
+
+// guarded reports whether the kernel itself enforces an Access: the DACL of a
+// pipe does.
+func guarded(string) bool { return true }
+
+// squattable reports whether anybody may have taken the address: any user can
+// make a pipe of any name that is free.
+func squattable(Addr) bool { return true }
+
+// pipeOf returns what tells a pipe from others, in every spelling.
+func pipeOf(target string) string { return strings.ToLower(target) }
+
+// userAddr returns a name with the SID of the process's user in it, whoever a thread may
+// impersonate. What is between backslashes cannot be a part of a SID or of the name.
+func userAddr(name string) (Addr, error) {
+	user, err := currentUser()
+	if err != nil {
+		return Addr{}, err
+	}
+	inContainer, err := isAppContainer(currentProcessToken)
+	if err != nil {
+		return Addr{}, err
+	}
+	folder := ""
+	if inContainer { // for which there is no other folder of pipes
+		folder = appFolder
+	}
+	return Name(folder + `ipc\` + user + `\` + name), nil
+}
+
+// isAppContainer reports whether the token is that of a process in an AppContainer.
+func isAppContainer(token syscall.Token) (bool, error) {
+	const tokenIsAppContainer = 29 // winnt.h: TOKEN_INFORMATION_CLASS
+	var answer, size uint32
+	err := syscall.GetTokenInformation(token, tokenIsAppContainer, (*byte)(unsafe.Pointer(&answer)), uint32(unsafe.Sizeof(answer)), &size)
+	return answer != 0, os.NewSyscallError("GetTokenInformation", err)
+}
+
+// ---------------------------------------------------------------------------
+// Listeners
+
+// A listener is the server of a pipe.
+type listener struct {
+	*instances
+	cleanup runtime.Cleanup // closes the instances if nobody does
+}
+
+func listen(target string, kind connKind, lc *ListenConfig) (*listener, error) {
+	c := PipeConfig{Access: lc.Access, Backlog: lc.Backlog, Messages: kind.native() == messages}
+	if s := lc.Sys; s != nil {
+		c.AcceptRemote, c.Security, c.ReadBuffer, c.WriteBuffer = s.AcceptRemote, s.Security, s.ReadBuffer, s.WriteBuffer
+	}
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	if err := c.admitGroup(lc.Group); err != nil {
+		return nil, err
+	}
+	p, err := newPipeSpec(target, c)
+	if err != nil {
+		return nil, err
+	}
+	s, err := newInstances(p, c.Backlog, 0)
+	if err != nil {
+		return nil, err
+	}
+	return s.claimAndListen()
+}
+
+// admitGroup adds the group of the SID, if any, to those that Access admits.
+func (c *PipeConfig) admitGroup(sid string) error {
+	if sid == "" {
+		return nil
+	}
+	if c.Security != nil {
+		return configError("Group", strconv.Quote(sid), "empty where Sys.Security is set")
+	}
+	sd, err := c.Access.SecurityDescriptor()
+	if err != nil {
+		return err
+	}
+	entries, _ := sd.DACL()
+	c.Security, err = NewSecurityDescriptor(append(entries, AccessEntry{SID: sid, Mask: ClientRights})...)
+	return err
+}
+
+func listenPipe(target string, c PipeConfig) (*listener, error) {
+	p, err := newPipeSpec(target, c)
+	if err != nil {
+		return nil, err
+	}
+	s, err := newInstances(p, c.Backlog, c.MaxInstances)
+	if err != nil {
+		return nil, err
+	}
+	if c.MaxInstances > 0 {
+		s.reserveErr = &ruleError{"a pipe with MaxInstances has no instance to hand on", errors.ErrUnsupported}
+		return s.listen(true)
+	}
+	return s.claimAndListen()
+}
+
+// claimAndListen makes the pipe, with an instance that can be given to a child.
+func (s *instances) claimAndListen() (*listener, error) {
+	if err := s.claim(); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s.listen(false)
+}
+
+func (l *listener) close() error {
+	l.cleanup.Stop()
+	return l.instances.close()
+}
+
+// rawConn gives access to the handle of an armed instance.
+func (l *listener) rawConn() (syscall.RawConn, error) { return listenerRawConn{l}, nil }
+
+type listenerRawConn struct{ l *listener }
+
+func (c listenerRawConn) Control(f func(fd uintptr)) error {
+	return c.l.control(func(h syscall.Handle) error { f(uintptr(h)); return nil })
+}
+func (c listenerRawConn) Read(func(fd uintptr) bool) error  { return errors.ErrUnsupported }
+func (c listenerRawConn) Write(func(fd uintptr) bool) error { return errors.ErrUnsupported }
+
+// ---------------------------------------------------------------------------
+// Instances
+//
+// The kernel connects a client to an instance that listens, whether the server
+// calls Accept or not. So Backlog instances listen from Listen to Close, each
+// with a ConnectNamedPipe under way, and each is replaced before its connection
+// is handed out: a burst of clients does not find the pipe busy, and its name is
+// not free for a moment.
+//
+// All of these operations signal one event, which says no more than "look again".
+// One goroutine waits for it, in a thread, from Listen to Close (watch). It wakes
+// the Accepts, which wait without a thread, and it clears the instances whose
+// client has left, also while nobody accepts. The kernel does not tell when a
+// client leaves; so while every instance has a client, watch looks now and then.
+//
+// The event has no lost signals: watch examines all instances after every wait, and
+// the kernel writes the result of an operation before it signals the event.
+//
+// The kernel writes to the OVERLAPPED of an operation until that is done. An
+// instance is therefore reachable as long as its operation is under way: from
+// instances, which watch keeps alive; and close waits for the end of each
+// operation.
+
+// instances are the instances of a pipe that listen for a client.
+type instances struct {
+	spec        *pipeSpec
+	backlog     int            // how many are armed
+	limit       int            // how many may exist, connected ones included; 0 is no limit
+	event       syscall.Handle // auto-reset: an operation ended, or close wants watch to end
+	reservation syscall.Handle // an instance that nobody can connect to, for Inherit; 0 if there is none
+	reserveErr  error          // why there is none
+	watched     chan struct{}  // closed when watch has ended; nil before it begins
+
+	waits             // mu is never held while waiting; it guards what follows too
+	armed []*instance // the first was armed first
+	out   int         // connections handed out and not closed; counted if there is a limit
+}
+
+// newInstances returns none yet: listen arms them.
+func newInstances(p *pipeSpec, backlog, limit int) (s *instances, err error) {
+	s = &instances{spec: p, limit: limit, backlog: min(backlog, instancesMax)}
+	if s.backlog == 0 {
+		s.backlog = 4
+	}
+	if limit > 0 {
+		s.backlog = min(s.backlog, limit)
+	}
+	s.event, err = createEvent()
+	return s, err
+}
+
+// claim makes the pipe, and keeps its name with an instance that is no more than
+// that. A client can connect to an instance from its birth to when it has had
+// one, and nobody else knows of the pipe yet; so this process is its client, and
+// leaves. A real client that is faster has its place like any other.
+func (s *instances) claim() error {
+	for first := true; len(s.armed) < instancesMax; first = false {
+		h, err := s.spec.create(first)
+		if err != nil {
+			return err
+		}
+		client, err := openPipe(s.spec.target, fileReadAttributes, Anonymous.flags())
+		if err == nil {
+			s.reservation = h
+			return os.NewSyscallError("CloseHandle", syscall.CloseHandle(client))
+		}
+		s.arm(h)
+		if errnoOf(err) != errPipeBusy { // SysListenConfig.Security does not let this user in
+			s.reserveErr = err
+			return nil
+		}
+	}
+	s.reserveErr = os.NewSyscallError("CreateFile", errPipeBusy)
+	return nil
+}
+
+// listen arms the instances, the first of which may have to make the pipe.
+func (s *instances) listen(first bool) (*listener, error) {
+	for ; len(s.armed) < s.backlog; first = false {
+		if err := s.add(first); err != nil {
+			s.close()
+			return nil, err
+		}
+	}
+	s.watched = make(chan struct{})
+	go s.watch()
+	l := &listener{instances: s}
+	l.cleanup = runtime.AddCleanup(l, func(s *instances) { s.close() }, s)
+	return l, nil
+}
+
+// An instance is one that listens, or has a client that was not accepted yet.
+type instance struct {
+	overlapped syscall.Overlapped // the kernel's while pending
+	sys        syscall.Handle
+	pending    bool
+	err        error // result of ConnectNamedPipe, once it is not pending
+}
+
+// How often watch looks for clients that have left, while there is no instance that
+// listens: often at first, then as often as a client that dials tries again.
+const (
+	lookMin = 2 * time.Millisecond
+	lookMax = 64 * time.Millisecond
+)
+
+// watch serves the instances until close.
+func (s *instances) watch() {
+	defer close(s.watched)
+	look := lookMin
+	for {
+		s.mu.Lock()
+		if s.closed.Load() {
+			s.mu.Unlock()
+			return
+		}
+		listening, ready := s.tend()
+		if ready != nil {
+			s.signal()
+		}
+		s.mu.Unlock()
+		wait := uint32(syscall.INFINITE)
+		if listening > 0 || ready == nil {
+			look = lookMin
+		} else {
+			wait = milliseconds(now() + int64(look))
+			look = min(2*look, lookMax)
+		}
+		waitFor(s.event, wait)
+	}
+}
+
+// tend arms the instances again whose client has left, and returns how many listen
+// and the first one that Accept has something to do with. The caller holds mu.
+func (s *instances) tend() (listening int, ready *instance) {
+	for _, in := range s.armed {
+		done, err := in.outcome(s.spec.ends)
+		if err == errNoData { // the client came and left
+			if in.err = disconnectNamedPipe(in.sys); in.err == nil {
+				in.arm(s.event)
+				done, _ = in.outcome(s.spec.ends)
+			}
+		} else if err == syscall.ERROR_OPERATION_ABORTED { // the thread that began it has ended
+			in.arm(s.event)
+			done, _ = in.outcome(s.spec.ends)
+		}
+		if !done {
+			listening++
+		} else if ready == nil {
+			ready = in
+		}
+	}
+	return listening, ready
+}
+
+// accept waits for a client.
+func (s *instances) accept() (*fd, error) {
+	l := limits{deadlines: reading}
+	for {
+		changed := s.changes()
+		if _, err := s.expired(l); err != nil {
+			return nil, err
+		}
+		fd, err := s.take()
+		if fd != nil {
+			fd.notePeer()
+		}
+		if fd != nil || err != nil {
+			return fd, err
+		}
+		if _, err := s.pause(l, changed, nil); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// take returns the connection of a client that is there, if there is one.
+func (s *instances) take() (*fd, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed.Load() {
+		return nil, net.ErrClosed
+	}
+	// Only with a limit can instances be missing.
+	for s.limit > 0 && len(s.armed) < s.backlog && len(s.armed)+s.out < s.limit {
+		if err := s.add(len(s.armed)+s.out == 0); err != nil {
+			return nil, err
+		}
+	}
+	_, ready := s.tend()
+	switch {
+	case ready == nil:
+		return nil, nil
+	case ready.err != nil && ready.err != errNoData && ready.err != syscall.ERROR_OPERATION_ABORTED:
+		return nil, s.replace(ready, os.NewSyscallError("ConnectNamedPipe", ready.err))
+	case ready.err != nil: // it was armed again and ended so again: watch looks at it
+		setEvent(s.event)
+		return nil, nil
+	}
+	fd, err := s.handOut(ready)
+	if err == nil {
+		setEvent(s.event) // there may be another client, for another Accept
+	}
+	return fd, err
+}
+
+// handOut makes an instance with a client a connection. If it cannot be
+// replaced, the client stays where it is, for the next Accept.
+func (s *instances) handOut(in *instance) (*fd, error) {
+	if s.limit == 0 || len(s.armed)+s.out < s.limit {
+		if err := s.add(false); err != nil {
+			return nil, err
+		}
+	}
+	s.remove(in)
+	f := newFD(in.sys, s.spec.kind, s.spec.ends, true)
+	f.remote = s.spec.remote
+	f.pipe = pipeOf(s.spec.target)
+	if s.limit > 0 {
+		s.out++
+		f.place = s
+		f.dropped = runtime.AddCleanup(f, (*instances).giveBack, s)
+	}
+	return f, nil
+}
+
+// replace puts a new instance in the place of one that cannot be used any more.
+func (s *instances) replace(in *instance, why error) error {
+	if err := s.add(false); err != nil {
+		return why
+	}
+	s.remove(in)
+	return os.NewSyscallError("CloseHandle", syscall.CloseHandle(in.sys))
+}
+
+// giveBack arms an instance for the connection that is about to be closed, while
+// its handle still keeps the name. That of one that was dropped without Close may
+// be gone; then it is Accept that makes the pipe again.
+func (s *instances) giveBack() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.out--
+	if s.closed.Load() {
+		return
+	}
+	if len(s.armed) < s.backlog {
+		s.add(false) // an error comes again, and is reported, in the Accept that this wakes
+	}
+	s.signal()
+	setEvent(s.event)
+}
+
+// add makes one more instance and arms it. Only the first one takes the name.
+func (s *instances) add(first bool) error {
+	h, err := s.spec.create(first)
+	if err != nil {
+		return err
+	}
+	s.arm(h)
+	return nil
+}
+
+func (s *instances) arm(h syscall.Handle) {
+	in := &instance{sys: h}
+	s.armed = append(s.armed, in)
+	in.arm(s.event)
+	if !in.pending {
+		setEvent(s.event)
+	}
+}
+
+func (s *instances) remove(in *instance) {
+	for i, other := range s.armed {
+		if other == in {
+			s.armed = append(s.armed[:i:i], s.armed[i+1:]...)
+			return
+		}
+	}
+}
+
+// arm begins to listen for a client.
+func (in *instance) arm(event syscall.Handle) {
+	in.overlapped = syscall.Overlapped{Internal: statusPending, HEvent: event}
+	err := connectNamedPipe(in.sys, &in.overlapped)
+	in.pending = err == syscall.ERROR_IO_PENDING
+	// The client came first, and may have left since. It is outcome that asks
+	// whether it wrote anything.
+	if in.err = err; err == errPipeConnected || err == errNoData {
+		in.err = nil
+	}
+}
+
+// outcome reports whether arm has come to an end, and to which. A client that
+// left without a word is errNoData.
+func (in *instance) outcome(ends direction) (done bool, err error) {
+	if in.pending {
+		if !ended(&in.overlapped) {
+			return false, nil
+		}
+		in.pending = false
+		in.err = overlappedResult(in.sys, &in.overlapped, nil)
+	}
+	if in.err == nil && deserted(in.sys, ends) {
+		in.err = errNoData
+	}
+	return true, in.err
+}
+
+func (s *instances) setDeadline(t time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed.Load() {
+		return net.ErrClosed
+	}
+	s.setExpiry(t, reading)
+	return nil
+}
+
+// close stops listening, and returns when no operation is under way any more.
+func (s *instances) close() error {
+	s.mu.Lock()
+	if s.closed.Load() {
+		s.mu.Unlock()
+		return net.ErrClosed
+	}
+	s.closed.Store(true)
+	s.signal()
+	s.mu.Unlock()
+	if s.watched != nil {
+		setEvent(s.event)
+		<-s.watched // nobody else waits for the event, and nobody changes armed any more
+	}
+	var err error
+	for _, in := range s.armed {
+		if in.pending {
+			// If there is nothing to cancel, it has ended or is about to.
+			syscall.CancelIoEx(in.sys, &in.overlapped)
+			for !ended(&in.overlapped) {
+				waitFor(s.event, syscall.INFINITE)
+			}
+		}
+		if e := syscall.CloseHandle(in.sys); err == nil {
+			err = e
+		}
+	}
+	s.armed = nil
+	if s.reservation != 0 {
+		if e := syscall.CloseHandle(s.reservation); err == nil {
+			err = e
+		}
+	}
+	s.mu.Lock() // giveBack may signal the event
+	defer s.mu.Unlock()
+	if e := syscall.CloseHandle(s.event); err == nil {
+		err = e
+	}
+	return os.NewSyscallError("CloseHandle", err)
+}
+
+// control makes a call, which must not block, with a handle of one of the
+// instances. It is a duplicate, so that the call may do with the listener whatever
+// it likes, Close included.
+func (s *instances) control(call func(syscall.Handle) error) error {
+	h, err := s.anyInstance()
+	if err != nil {
+		return err
+	}
+	defer syscall.CloseHandle(h)
+	return call(h)
+}
+
+// anyInstance returns a duplicate of the handle of an instance.
+func (s *instances) anyInstance() (syscall.Handle, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed.Load() {
+		return 0, net.ErrClosed
+	}
+	if len(s.armed) == 0 {
+		return 0, &ruleError{"all instances of the pipe are connected", errors.ErrUnsupported}
+	}
+	h, err := duplicate(s.armed[0].sys)
+	if err == nil && s.spec.inherit { // it looks like the instance's own
+		err = syscall.SetHandleInformation(h, syscall.HANDLE_FLAG_INHERIT, syscall.HANDLE_FLAG_INHERIT)
+		if err = os.NewSyscallError("SetHandleInformation", err); err != nil {
+			syscall.CloseHandle(h)
+		}
+	}
+	return h, err
+}
+
+// deserted reports whether the client of an instance has left and there is
+// nothing of it to read.
+func deserted(h syscall.Handle, ends direction) bool {
+	if ends&reading != 0 {
+		_, _, _, err := peekMessage(h, nil)
+		return err != nil
+	}
+	info, err := localInfo(h)
+	return err != nil || info.state != pipeConnected
+}
+
+// A pipeSpec is what all instances of a pipe are made with.
+type pipeSpec struct {
+	target   string
+	kind     connKind
+	ends     direction // of the server
+	remote   bool      // clients may be on other machines
+	inherit  bool
+	through  bool
+	in, out  uint32 // quotas in bytes
+	wait     int64  // in 100 ns; negative is relative to now
+	security *SecurityDescriptor
+}
+
+func newPipeSpec(target string, c PipeConfig) (*pipeSpec, error) {
+	if isRemote(target) {
+		return nil, &ruleError{what: `a pipe can be served on this machine only: write \\.\pipe\name`, is: errors.ErrUnsupported}
+	}
+	p := &pipeSpec{
+		target:   target,
+		ends:     c.Direction.ends(true),
+		remote:   c.AcceptRemote,
+		inherit:  c.Inheritable,
+		through:  c.WriteThrough,
+		in:       quota(c.ReadBuffer),
+		out:      quota(c.WriteBuffer),
+		wait:     -int64(c.DefaultWait / 100),
+		security: c.Security,
+	}
+	if c.Messages {
+		p.kind = messages
+	}
+	switch {
+	case c.DefaultWait == 0:
+		p.wait = -int64(50 * time.Millisecond / 100)
+	case c.DefaultWait < 0:
+		p.wait = -1 << 63 // never
+	}
+	if p.security == nil {
+		var err error
+		if p.security, err = c.Access.SecurityDescriptor(); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// quota returns the size of a buffer, or the default.
+func quota(n int) uint32 {
+	if n == 0 {
+		return 64 << 10
+	}
+	return uint32(n)
+}
+
+// ---------------------------------------------------------------------------
+// Connections
+
+// connect makes one attempt to open the pipe.
+func connect(target string, kind connKind, s *SysDialer) (*fd, error) {
+	if s == nil {
+		s = &SysDialer{}
+	}
+	if s.Impersonation > Delegation {
+		return nil, configError("Impersonation", s.Impersonation.String(), "Identification, Anonymous, Impersonation or Delegation")
+	}
+	if err := s.direction.validate(); err != nil {
+		return nil, err
+	}
+	f, err := openClient(target, kind, s.direction, s.Impersonation.flags())
+	if err == nil {
+		f.notePeer()
+	}
+	return f, err
+}
+
+// openClient opens a client's end.
+func openClient(target string, kind connKind, d Direction, flags uint32) (*fd, error) {
+	ends := d.ends(false)
+	readsMessages := kind.native() == messages && ends&reading != 0
+	h, err := openPipe(target, rightsOf(ends, readsMessages), flags)
+	if err != nil {
+		return nil, err
+	}
+	f := newFD(h, kind.native(), ends, false)
+	f.remote = isRemote(target)
+	f.pipe = pipeOf(target)
+	if readsMessages { // a client's end always begins with bytes
+		if err := f.control("SetNamedPipeHandleState", setMessageMode); err != nil {
+			f.close()
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+// rightsOf returns the rights on a pipe that a client asks for: no more than it
+// needs, for it is refused if the pipe grants one of them less. READ_CONTROL is for
+// the look at the owner. FILE_GENERIC_READ, which is all that the default
+// descriptor of a pipe grants everybody, has what a reader of bytes asks for.
+// FILE_CREATE_PIPE_INSTANCE is never among them.
+func rightsOf(ends direction, readsMessages bool) uint32 {
+	const (
+		fileReadData        = 0x1
+		fileWriteData       = 0x2
+		fileWriteAttributes = 0x100
+	)
+	rights := uint32(syscall.SYNCHRONIZE | readControl | fileReadAttributes)
+	if ends&reading != 0 {
+		rights |= fileReadData
+	}
+	if ends&writing != 0 {
+		rights |= fileWriteData
+	}
+	if readsMessages { // SetNamedPipeHandleState
+		rights |= fileWriteAttributes
+	}
+	return rights
+}
+
+// judge tells what the failure of connect means.
+func judge(_ string, err error) verdict {
+	switch errnoOf(err) {
+	case errPipeBusy:
+		return busy
+	case syscall.ERROR_FILE_NOT_FOUND:
+		return absent
+	}
+	return final
+}
+
+// trusted reports whether the peer is this process's user, SYSTEM or an
+// administrator. Of a server the owner of the pipe counts, which a user cannot
+// forge, of a client its token; and both only on this machine, where these SIDs
+// mean something.
+func (p Peer) trusted() bool { return p.system.trusted }
+
+// peerSystem is what a Peer holds beyond the portable facts.
+type peerSystem struct {
+	session      uint32
+	knowsSession bool
+	trusted      bool // see Peer.trusted
+}
+
+// pair returns the server's and the client's end of a pipe of its own. Nobody
+// else can open the client's end: the instance is the only one, of a new pipe,
+// of this user, and has its client when pair returns.
+func pair(kind connKind) (a, b *fd, err error) { return pairOf(Duplex, kind) }
+
+// pairOf makes a pair. The token by which the server knows the client follows what
+// the client sends (SECURITY_CONTEXT_TRACKING): the client's end may be given to a
+// child with other rights than this process, and what that one sends is its own.
+func pairOf(d Direction, kind connKind) (server, client *fd, err error) {
+	p, err := newPipeSpec(localPrefix+appFolder+freshName(), PipeConfig{Direction: d, Messages: kind.native() == messages})
+	if err != nil {
+		return nil, nil, err
+	}
+	h, err := p.create(true)
+	if err != nil {
+		return nil, nil, err
+	}
+	server = newFD(h, p.kind, p.ends, true)
+	server.dynamic = true
+	server.pipe = pipeOf(p.target)
+	const securityContextTracking = 0x40000 // winbase.h
+	client, err = openClient(p.target, kind, d, Identification.flags()|securityContextTracking)
+	if err != nil {
+		server.close()
+		return nil, nil, err
+	}
+	client.dynamic = true
+	return server, client, nil
+}
+
+// native returns what the pipe of a connection of that kind carries.
+func (kind connKind) native() connKind {
+	if framesMessages {
+		return streams
+	}
+	return kind
+}
+
+// adoptConn returns a connection over a duplicate of f.
+func adoptConn(f *os.File, kind connKind) (*fd, error) {
+	return adopt(f, kind, reading|writing)
+}
+
+// adopt returns an fd over a duplicate of f.
+func adopt(f *os.File, kind connKind, d direction) (*fd, error) {
+	var h syscall.Handle
+	err := withFile(f, func(sys uintptr) (err error) {
+		h, err = duplicate(syscall.Handle(sys))
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	fd, err := adoptSys(h, kind, d)
+	if err != nil {
+		syscall.CloseHandle(h)
+	}
+	return fd, err
+}
+
+// adoptSys returns an fd that owns h, if that is the connected end of a pipe that
+// can be used asynchronously, for that kind and in the directions; if not, h
+// stays as it was.
+func adoptSys(h syscall.Handle, kind connKind, d direction) (*fd, error) {
+	typ, err := syscall.GetFileType(h)
+	if err != nil {
+		return nil, os.NewSyscallError("GetFileType", err)
+	}
+	if typ != syscall.FILE_TYPE_PIPE {
+		return nil, &ruleError{"the handle is not that of a pipe", errors.ErrUnsupported}
+	}
+	info, err := localInfo(h)
+	if err != nil {
+		return nil, err
+	}
+	const synchronous = 0x10 | 0x20 // FILE_SYNCHRONOUS_IO_ALERT, _NONALERT
+	mode, err := fileMode(h)
+	if err != nil {
+		return nil, err
+	}
+	server := info.end == pipeServerEnd
+	ends := pipeDirection(info).ends(server)
+	switch {
+	case mode&synchronous != 0:
+		return nil, &ruleError{"the pipe was not opened for overlapped I/O", errors.ErrUnsupported}
+	case ends&d != d:
+		return nil, errDirection(ends)
+	case info.state != pipeConnected && info.state != pipeClosing:
+		return nil, os.NewSyscallError("NtQueryInformationFile", errPipeNotConnected)
+	}
+	reads, err := readMode(h)
+	switch {
+	case err != nil:
+		return nil, err
+	case reads != kind.native():
+		return nil, &ruleError{"the pipe is not read as that kind of connection does", errors.ErrUnsupported}
+	}
+	far, err := isFar(h)
+	if err != nil {
+		return nil, err
+	}
+	f := newFD(h, reads, ends, server)
+	f.remote = far || server // whose client may be anywhere
+	if name, err := pipeName(h); err == nil && !far {
+		f.pipe = pipeOf(localPrefix + name)
+	} // or the peer is gone, and so is the name
+	f.notePeer()
+	return f, nil
+}
+
+// ---------------------------------------------------------------------------
+// Pipes and named pipes
+
+// pipe returns the ends of an unnamed pipe.
+func pipe() (r, w *fd, err error) { return pairOf(ClientToServer, streams) }
+
+// adoptPipe returns the end of a pipe over a duplicate of f.
+func adoptPipe(f *os.File, d direction) (*fd, error) { return adopt(f, streams, d) }
 
 // A Direction is the way in which a pipe carries data.
 type Direction uint8
@@ -165,6 +1264,12 @@ func (d Direction) ends(server bool) direction {
 		return reading
 	}
 	return writing
+}
+
+// pipeDirection returns the way in which a pipe carries data: ntifs.h,
+// FILE_PIPE_INBOUND (0), OUTBOUND (1) and FULL_DUPLEX.
+func pipeDirection(info pipeInfo) Direction {
+	return [...]Direction{ClientToServer, ServerToClient, Duplex}[min(info.configuration, pipeDuplex)]
 }
 
 // A PipeConfig holds the options of a named pipe: the arguments of
@@ -459,8 +1564,9 @@ func (c *PipeConn) WriteMessage(p []byte) error { return c.failed("write", c.end
 // PeekMessage copies what is there to read into p, without waiting and without
 // taking it, and returns how much it copied and the length of the whole message
 // at the head, or in a stream of bytes of all that is there. Both are 0 when
-// there is nothing, or an empty message. [io.EOF] means that the peer has closed
-// its end and all was read. See PeekNamedPipe.
+// there is nothing, or an empty message. Data whose files a RecvFiles was too late
+// for is there to read. [io.EOF] means that the peer has closed its end and all was
+// read. See PeekNamedPipe.
 func (c *PipeConn) PeekMessage(p []byte) (n, size int, err error) {
 	n, size, err = c.end().peek(p)
 	return n, size, c.failed("peek", err)
@@ -556,1236 +1662,47 @@ func (c *PipeConn) SecurityDescriptor() (*SecurityDescriptor, error) {
 }
 
 // ---------------------------------------------------------------------------
-// What only Windows has: security descriptors
-
-// A SecurityDescriptor says who owns a pipe and who may do what with it. It is a
-// self-relative SECURITY_DESCRIPTOR, and does not change. It is made by
-// [ParseSDDL] or [NewSecurityDescriptor], or read from a pipe; the zero value says
-// nothing and no pipe can have it.
-type SecurityDescriptor struct{ raw []byte }
-
-// Rights on a pipe (winnt.h). A client that may also create instances
-// (FILE_CREATE_PIPE_INSTANCE, the bit FILE_APPEND_DATA, which GENERIC_WRITE
-// stands for too) could put its own server behind the name.
-const (
-	// ClientRights is FILE_GENERIC_READ | FILE_GENERIC_WRITE without
-	// FILE_CREATE_PIPE_INSTANCE.
-	ClientRights uint32 = 0x12019b
-
-	// ServerRights is ClientRights | FILE_CREATE_PIPE_INSTANCE.
-	ServerRights = ClientRights | syscall.FILE_APPEND_DATA
-)
-
-// The users that every Windows has, as SIDs.
-const (
-	sidEveryone       = "S-1-1-0"
-	sidSystem         = "S-1-5-18"
-	sidAdministrators = "S-1-5-32-544"
-)
-
-// An AccessEntry allows or denies a user or group some rights.
-type AccessEntry struct {
-	SID  string // of the user or group: "S-1-5-18", or as SDDL abbreviates it, "SY"
-	Mask uint32 // the rights, an ACCESS_MASK of winnt.h: [ClientRights], say
-	Deny bool   // they are denied, not allowed
-}
-
-// ParseSDDL reads a security descriptor in the security descriptor definition
-// language, such as "O:SYD:P(A;;GA;;;SY)": ConvertStringSecurityDescriptor-
-// ToSecurityDescriptor.
-func ParseSDDL(sddl string) (*SecurityDescriptor, error) {
-	raw, err := parseSDDL(sddl)
-	if err != nil {
-		return nil, opError("parse", Addr{}, Addr{}, err)
-	}
-	return &SecurityDescriptor{raw}, nil
-}
-
-// NewSecurityDescriptor returns a security descriptor that this user owns, with
-// a protected DACL of the entries: it inherits nothing, and what is not allowed
-// is denied. Denials belong before what they are to be excepted from.
-func NewSecurityDescriptor(entries ...AccessEntry) (*SecurityDescriptor, error) {
-	user, err := currentUser()
-	if err != nil {
-		return nil, opError("security", Addr{}, Addr{}, err)
-	}
-	var sddl strings.Builder
-	sddl.WriteString("O:" + user + "D:P")
-	for _, e := range entries {
-		if strings.ContainsAny(e.SID, ";()") { // or it could say more than who
-			return nil, opError("security", Addr{}, Addr{}, configError("SID", strconv.Quote(e.SID), "a security identifier"))
-		}
-		what := "(A;;0x"
-		if e.Deny {
-			what = "(D;;0x"
-		}
-		sddl.WriteString(what + strconv.FormatUint(uint64(e.Mask), 16) + ";;;" + e.SID + ")")
-	}
-	return ParseSDDL(sddl.String())
-}
-
-// SecurityDescriptor returns what the Access stands for on a pipe: this user has
-// [ServerRights]; SYSTEM and Administrators, and with Everyone all users, have
-// [ClientRights]. In an AppContainer the package has [ServerRights] too, and in a
-// process with a restricted token its logon session and its service, as far as the
-// token is restricted to them: without that, the process could not use its own pipe.
-func (a Access) SecurityDescriptor() (*SecurityDescriptor, error) {
-	err := a.validate()
-	var owners []string
-	if err == nil {
-		owners, err = ownSIDs()
-	}
-	if err != nil {
-		return nil, opError("security", Addr{}, Addr{}, err)
-	}
-	var entries []AccessEntry
-	for _, sid := range owners {
-		entries = append(entries, AccessEntry{sid, ServerRights, false})
-	}
-	entries = append(entries, AccessEntry{sidSystem, ClientRights, false}, AccessEntry{sidAdministrators, ClientRights, false})
-	if a == Everyone {
-		entries = append(entries, AccessEntry{sidEveryone, ClientRights, false})
-	}
-	return NewSecurityDescriptor(entries...)
-}
-
-// String returns the descriptor in the language that [ParseSDDL] reads, with
-// all parts that it has; it is empty if the system cannot say it so.
-func (sd *SecurityDescriptor) String() string { return formatSDDL(sd.raw) }
-
-// Owner returns the SID of the owner, or "" if the descriptor has none.
-func (sd *SecurityDescriptor) Owner() string { return sidAt(sd.raw, sd.word(4)) }
-
-// Group returns the SID of the primary group, or "" if the descriptor has none.
-func (sd *SecurityDescriptor) Group() string { return sidAt(sd.raw, sd.word(8)) }
-
-// DACL returns the entries of the DACL that allow and deny, in their order;
-// other kinds of entries are left out. ok is false if there is no DACL, which
-// allows everybody everything; a DACL without entries allows nobody anything.
-func (sd *SecurityDescriptor) DACL() (entries []AccessEntry, ok bool) {
-	offset := sd.word(16)
-	if offset == 0 || uint64(offset)+aclHeader > uint64(len(sd.raw)) {
-		return nil, false
-	}
-	for _, e := range sd.entries(offset) {
-		if e.kind <= 1 { // ACCESS_ALLOWED_ACE_TYPE, ACCESS_DENIED_ACE_TYPE
-			entries = append(entries, AccessEntry{e.sid, e.mask, e.kind == 1})
-		}
-	}
-	return entries, true
-}
-
-// aclHeader is the size of an ACL before its entries: revision, reserved, size in
-// bytes, count, reserved.
-const aclHeader = 8
-
-// An aclEntry is an entry of an ACL that has a mask and a SID, as most kinds have.
-type aclEntry struct {
-	kind byte
-	mask uint32
-	sid  string
-}
-
-// entries returns the entries of the ACL at an offset; 0 is none.
-func (sd *SecurityDescriptor) entries(offset uint32) (entries []aclEntry) {
-	if offset == 0 || uint64(offset)+aclHeader > uint64(len(sd.raw)) {
-		return nil
-	}
-	at := int(offset)
-	count := int(sd.raw[at+4]) | int(sd.raw[at+5])<<8
-	for at += aclHeader; count > 0 && at+8 <= len(sd.raw); count-- {
-		entries = append(entries, aclEntry{sd.raw[at], sd.word(at + 4), sidAt(sd.raw, uint32(at+8))})
-		at += int(sd.raw[at+2]) | int(sd.raw[at+3])<<8
-	}
-	return entries
-}
-
-// word returns the 32 bits at an offset: fields 4, 8, 12 and 16 of the header are
-// the offsets of owner, group, SACL and DACL, 0 for what is not there.
-func (sd *SecurityDescriptor) word(at int) uint32 {
-	if at+4 > len(sd.raw) {
-		return 0
-	}
-	return wordAt(sd.raw[at:])
-}
-
-func wordAt(b []byte) uint32 {
-	return uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24
-}
-
-// sidAt returns the SID at an offset as text, or "" if there is none.
-func sidAt(raw []byte, at uint32) string {
-	if at == 0 || uint64(at)+8 > uint64(len(raw)) {
-		return ""
-	}
-	sid := raw[at:]
-	count := int(sid[1])
-	if 8+4*count > len(sid) {
-		return ""
-	}
-	var authority uint64
-	for _, b := range sid[2:8] {
-		authority = authority<<8 | uint64(b)
-	}
-	text := "S-" + strconv.Itoa(int(sid[0])) + "-" + strconv.FormatUint(authority, 10)
-	for i := range count {
-		text += "-" + strconv.FormatUint(uint64(wordAt(sid[8+4*i:])), 10)
-	}
-	return text
-}
-
-// currentUser returns the SID of the user that this process runs as, whoever a
-// thread of it may impersonate: to open the token might be denied to that one.
-var currentUser = sync.OnceValues(func() (string, error) { return userOf(currentProcessToken) })
-
-// ownSIDs returns the SIDs that a descriptor must allow for this process to have
-// access: its user first. The kernel checks an AppContainer a second time, against
-// its package, and a restricted token against its restricting SIDs.
-var ownSIDs = sync.OnceValues(func() ([]string, error) {
-	user, err := currentUser()
-	if err != nil {
-		return nil, err
-	}
-	// A system that cannot answer has no such tokens.
-	packages, _ := tokenSIDs(currentProcessToken, tokenAppContainerSid)
-	restricting, _ := tokenSIDs(currentProcessToken, tokenRestrictedSids)
-	return accessSIDs(user, packages, restricting), nil
-})
-
-// accessSIDs returns the user, the package, and of the restricting SIDs those that
-// stand for nobody else: a logon session, a service. One that stands for many, such
-// as Everyone, would let them in.
-func accessSIDs(user string, packages, restricting []string) []string {
-	const (
-		logonSession = "S-1-5-5-"  // winnt.h: SECURITY_LOGON_IDS_RID
-		service      = "S-1-5-80-" // SECURITY_SERVICE_ID_BASE_RID
-	)
-	sids := append([]string{user}, packages...)
-	for _, sid := range restricting {
-		if strings.HasPrefix(sid, logonSession) || strings.HasPrefix(sid, service) {
-			sids = append(sids, sid)
-		}
-	}
-	return sids
-}
-
-// userOf returns the SID of a token's user.
-func userOf(token syscall.Token) (string, error) {
-	user, err := token.GetTokenUser()
-	if err != nil {
-		return "", os.NewSyscallError("GetTokenInformation", err)
-	}
-	sid, err := user.User.Sid.String()
-	return sid, os.NewSyscallError("ConvertSidToStringSid", err)
-}
-
-// ---------------------------------------------------------------------------
-// Addresses
-//
-// A target is the path of a pipe in one spelling: \\.\pipe\x or \\host\pipe\x.
-
-const (
-	localPrefix = `\\.\pipe\`
-	pathMax     = 256 // UTF-16 units of the whole path, of CreateNamedPipe
-)
-
-// resolve checks the address and returns its target.
-func (a Addr) resolve() (target string, err error) {
-	if err := a.check(); err != nil {
-		return "", err
-	}
-	name := strings.ReplaceAll(a.text, "/", `\`)
-	prefix := localPrefix
-	if a.kind == pathAddr {
-		host, rest, ok := cutPipePath(name)
-		if !ok {
-			return "", &classified{&ruleError{what: "the path " + strconv.Quote(a.text) +
-				` is not that of a pipe: write \\.\pipe\name, or ipc.Name("name")`}, errors.ErrUnsupported}
-		}
-		if host != "." && host != "?" {
-			prefix = `\\` + host + `\pipe\`
-		}
-		name = rest
-	}
-	// What Windows would change in a path is refused, so that no name leads to
-	// another pipe or out of the folder of the pipes.
-	for element := range strings.SplitSeq(name, `\`) {
-		if element == "" || strings.HasSuffix(element, ".") || strings.HasSuffix(element, " ") {
-			return "", &ruleError{what: "the name " + strconv.Quote(name) +
-				` has an element that is empty or ends in a dot or space, which Windows would drop`}
-		}
-	}
-	target = prefix + name
-	wide, err := syscall.UTF16FromString(target)
-	if err != nil || syscall.UTF16ToString(wide) != target {
-		return "", &ruleError{what: "the name " + strconv.Quote(name) + " is not valid UTF-8"}
-	}
-	if units := len(wide) - 1; units > pathMax {
-		return "", &ruleError{"the path is " + strconv.Itoa(units) + " UTF-16 characters long, the limit is " + strconv.Itoa(pathMax), ErrNameTooLong}
-	}
-	return target, nil
-}
-
-// userAddr returns a name with the SID of the process's user in it, whoever a thread may
-// impersonate. What is between backslashes cannot be a part of a SID or of the name.
-func userAddr(name string) (Addr, error) {
-	user, err := currentUser()
-	if err != nil {
-		return Addr{}, err
-	}
-	inContainer, err := isAppContainer(currentProcessToken)
-	if err != nil {
-		return Addr{}, err
-	}
-	folder := ""
-	if inContainer { // for which there is no other folder of pipes
-		folder = `LOCAL\`
-	}
-	return Name(folder + `ipc\` + user + `\` + name), nil
-}
-
-// isAppContainer reports whether the token is that of a process in an AppContainer.
-func isAppContainer(token syscall.Token) (bool, error) {
-	const tokenIsAppContainer = 29 // winnt.h: TOKEN_INFORMATION_CLASS
-	var answer, size uint32
-	err := syscall.GetTokenInformation(token, tokenIsAppContainer, (*byte)(unsafe.Pointer(&answer)), uint32(unsafe.Sizeof(answer)), &size)
-	return answer != 0, os.NewSyscallError("GetTokenInformation", err)
-}
-
-// cutPipePath takes \\host\pipe\name apart.
-func cutPipePath(path string) (host, name string, ok bool) {
-	path, ok = strings.CutPrefix(path, `\\`)
-	if !ok {
-		return "", "", false
-	}
-	host, path, _ = strings.Cut(path, `\`)
-	folder, name, ok := strings.Cut(path, `\`)
-	return host, name, ok && host != "" && strings.EqualFold(folder, "pipe")
-}
-
-// isRemote reports whether the target is a pipe of another machine; \\localhost
-// is one too, as it is reached by way of the network.
-func isRemote(target string) bool { return !strings.HasPrefix(target, localPrefix) }
-
-// guarded reports whether the kernel itself enforces an Access: the DACL of a
-// pipe does.
-func guarded(string) bool { return true }
-
-// squattable reports whether anybody may have taken the address: any user can
-// make a pipe of any name that is free.
-func squattable(Addr) bool { return true }
-
-// ---------------------------------------------------------------------------
-// Listeners
-
-// A listener is the server of a pipe.
-type listener struct {
-	*instances
-	cleanup runtime.Cleanup // closes the instances if nobody does
-}
-
-func listen(target string, kind connKind, lc *ListenConfig) (*listener, error) {
-	c := PipeConfig{Access: lc.Access, Backlog: lc.Backlog, Messages: kind.native() == messages}
-	if s := lc.Sys; s != nil {
-		c.AcceptRemote, c.Security, c.ReadBuffer, c.WriteBuffer = s.AcceptRemote, s.Security, s.ReadBuffer, s.WriteBuffer
-	}
-	if err := c.validate(); err != nil {
-		return nil, err
-	}
-	if err := c.admitGroup(lc.Group); err != nil {
-		return nil, err
-	}
-	p, err := newPipeSpec(target, c)
-	if err != nil {
-		return nil, err
-	}
-	s, err := newInstances(p, c.Backlog, 0)
-	if err != nil {
-		return nil, err
-	}
-	return s.claimAndListen()
-}
-
-// admitGroup adds the group of the SID, if any, to those that Access admits.
-func (c *PipeConfig) admitGroup(sid string) error {
-	if sid == "" {
-		return nil
-	}
-	if c.Security != nil {
-		return configError("Group", strconv.Quote(sid), "empty where Sys.Security is set")
-	}
-	sd, err := c.Access.SecurityDescriptor()
-	if err != nil {
-		return err
-	}
-	entries, _ := sd.DACL()
-	c.Security, err = NewSecurityDescriptor(append(entries, AccessEntry{SID: sid, Mask: ClientRights})...)
-	return err
-}
-
-// resolveGroup returns the SID of a group that is given by SID or by the name of its
-// account. A user, a computer and a domain are no groups.
-func resolveGroup(group string) (string, error) {
-	if strings.HasPrefix(group, "S-") {
-		sid, err := syscall.StringToSid(group)
-		if err != nil {
-			return "", configError("Group", strconv.Quote(group), "a SID or the name of an account")
-		}
-		text, err := sid.String()
-		return text, os.NewSyscallError("ConvertSidToStringSid", err)
-	}
-	sid, _, kind, err := syscall.LookupSID("", group)
-	if err != nil {
-		return "", &classified{os.NewSyscallError("LookupAccountName", err), os.ErrNotExist}
-	}
-	switch kind {
-	case syscall.SidTypeGroup, syscall.SidTypeAlias, syscall.SidTypeWellKnownGroup:
-		text, err := sid.String()
-		return text, os.NewSyscallError("ConvertSidToStringSid", err)
-	}
-	return "", configError("Group", strconv.Quote(group), "the account of a group")
-}
-
-func listenPipe(target string, c PipeConfig) (*listener, error) {
-	p, err := newPipeSpec(target, c)
-	if err != nil {
-		return nil, err
-	}
-	s, err := newInstances(p, c.Backlog, c.MaxInstances)
-	if err != nil {
-		return nil, err
-	}
-	if c.MaxInstances > 0 {
-		s.reserveErr = &ruleError{"a pipe with MaxInstances has no instance to hand on", errors.ErrUnsupported}
-		return s.listen(true)
-	}
-	return s.claimAndListen()
-}
-
-// claimAndListen makes the pipe, with an instance that can be given to a child.
-func (s *instances) claimAndListen() (*listener, error) {
-	if err := s.claim(); err != nil {
-		s.close()
-		return nil, err
-	}
-	return s.listen(false)
-}
-
-func (l *listener) close() error {
-	l.cleanup.Stop()
-	return l.instances.close()
-}
-
-// rawConn gives access to the handle of an armed instance.
-func (l *listener) rawConn() (syscall.RawConn, error) { return listenerRawConn{l}, nil }
-
-type listenerRawConn struct{ l *listener }
-
-func (c listenerRawConn) Control(f func(fd uintptr)) error {
-	return c.l.control(func(h syscall.Handle) error { f(uintptr(h)); return nil })
-}
-func (c listenerRawConn) Read(func(fd uintptr) bool) error  { return errors.ErrUnsupported }
-func (c listenerRawConn) Write(func(fd uintptr) bool) error { return errors.ErrUnsupported }
-
-// ---------------------------------------------------------------------------
-// Waiting
-//
-// Every wait of this file ends for one of three reasons besides its own: Close, a
-// deadline, or a context. All of them ask the same type. There are two ways to
-// wait. A goroutine waits for a channel (pause): for its turn in a direction, for a
-// client, for a flush. A thread waits for a kernel event (fd.runInThread): for the
-// end of an overlapped operation.
-
-// waits is the state that the waits of a connection or a listener share.
-type waits struct {
-	mu            sync.Mutex // guards what follows, and more in the types that embed it
-	closed        bool
-	readDeadline  time.Time     // of Accept too
-	writeDeadline time.Time     //
-	changed       chan struct{} // closed at the next change; nil if nobody waits for that
-	inThread      [2]*slot      // the operations that a thread waits for: reading, writing
-}
-
-// limits say what ends a wait early, besides Close.
-type limits struct {
-	ctx       context.Context // nil: none
-	deadlines direction       // which deadlines count
-	budget    time.Duration   // how long a thread may wait; 0: no limit
-	withdrawn bool            // a write that was cancelled is errWithdrawn, one that never began is not
-}
-
-// changes returns a channel that is closed at the next change: of a deadline, by
-// Close, or whatever else signal tells. Call it before looking at the state, or a
-// change in between is missed.
-func (w *waits) changes() <-chan struct{} {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.changed == nil {
-		w.changed = make(chan struct{})
-	}
-	return w.changed
-}
-
-// signal wakes all waits, which look at the state again. The caller holds mu.
-func (w *waits) signal() {
-	if w.changed != nil {
-		close(w.changed)
-		w.changed = nil
-	}
-	for _, s := range w.inThread {
-		if s != nil {
-			setEvent(s.event)
-		}
-	}
-}
-
-// expired returns the time at which the wait ends, which is zero for none, or the
-// reason to end it now.
-func (w *waits) expired(l limits) (until time.Time, why error) {
-	w.mu.Lock()
-	closed := w.closed
-	if l.deadlines&reading != 0 {
-		until = w.readDeadline
-	}
-	if l.deadlines&writing != 0 && (until.IsZero() || !w.writeDeadline.IsZero() && w.writeDeadline.Before(until)) {
-		until = w.writeDeadline
-	}
-	w.mu.Unlock()
-	switch {
-	case closed:
-		why = net.ErrClosed
-	case l.ctx != nil && l.ctx.Err() != nil:
-		why = contextError(l.ctx, nil)
-	case !until.IsZero() && !time.Now().Before(until):
-		why = os.ErrDeadlineExceeded
-	}
-	return until, why
-}
-
-// pause parks the goroutine until it receives from ready, or changed is closed, or
-// the limits end the wait.
-func (w *waits) pause(l limits, changed, ready <-chan struct{}) (received bool, err error) {
-	until, err := w.expired(l)
-	if err != nil {
-		return false, err
-	}
-	var expiry <-chan time.Time
-	if !until.IsZero() {
-		timer := time.NewTimer(time.Until(until))
-		defer timer.Stop()
-		expiry = timer.C
-	}
-	var cancelled <-chan struct{}
-	if l.ctx != nil {
-		cancelled = l.ctx.Done()
-	}
-	select {
-	case <-ready:
-		return true, nil
-	case <-changed:
-	case <-expiry:
-	case <-cancelled:
-	}
-	return false, nil
-}
-
-// receive waits until it receives from ready, or the limits end that.
-func (w *waits) receive(l limits, ready <-chan struct{}) error {
-	select {
-	case <-ready:
-		return nil
-	default:
-	}
-	for {
-		changed := w.changes()
-		if received, err := w.pause(l, changed, ready); received || err != nil {
-			return err
-		}
-	}
-}
-
-// milliseconds returns how long to wait until t, which is for ever if that is zero.
-func milliseconds(t time.Time) uint32 {
-	if t.IsZero() {
-		return syscall.INFINITE
-	}
-	return uint32(min(max(time.Until(t), 0)/time.Millisecond+1, 1<<30))
-}
-
-// ---------------------------------------------------------------------------
-// Instances
-//
-// The kernel connects a client to an instance that listens, whether the server
-// calls Accept or not. So Backlog instances listen from Listen to Close, each
-// with a ConnectNamedPipe under way, and each is replaced before its connection
-// is handed out: a burst of clients does not find the pipe busy, and its name is
-// not free for a moment.
-//
-// All of these operations signal one event, which says no more than "look again".
-// One goroutine waits for it, in a thread, from Listen to Close (watch). It wakes
-// the Accepts, which wait without a thread, and it clears the instances whose
-// client has left, also while nobody accepts. The kernel does not tell when a
-// client leaves; so while every instance has a client, watch looks now and then.
-//
-// The event has no lost signals: watch examines all instances after every wait, and
-// the kernel writes the result of an operation before it signals the event.
-//
-// The kernel writes to the OVERLAPPED of an operation until that is done. An
-// instance is therefore reachable as long as its operation is under way: from
-// instances, which watch keeps alive; and close waits for the end of each
-// operation.
-
-// instances are the instances of a pipe that listen for a client.
-type instances struct {
-	spec        *pipeSpec
-	backlog     int            // how many are armed
-	limit       int            // how many may exist, connected ones included; 0 is no limit
-	event       syscall.Handle // auto-reset: an operation ended, or close wants watch to end
-	reservation syscall.Handle // an instance that nobody can connect to, for Inherit; 0 if there is none
-	reserveErr  error          // why there is none
-	watched     chan struct{}  // closed when watch has ended; nil before it begins
-
-	waits             // mu is never held while waiting; it guards what follows too
-	armed []*instance // the first was armed first
-	out   int         // connections handed out and not closed; counted if there is a limit
-}
-
-// newInstances returns none yet: listen arms them.
-func newInstances(p *pipeSpec, backlog, limit int) (s *instances, err error) {
-	s = &instances{spec: p, limit: limit, backlog: min(backlog, instancesMax)}
-	if s.backlog == 0 {
-		s.backlog = 4
-	}
-	if limit > 0 {
-		s.backlog = min(s.backlog, limit)
-	}
-	s.event, err = createEvent()
-	return s, err
-}
-
-// claim makes the pipe, and keeps its name with an instance that is no more than
-// that. A client can connect to an instance from its birth to when it has had
-// one, and nobody else knows of the pipe yet; so this process is its client, and
-// leaves. A real client that is faster has its place like any other.
-func (s *instances) claim() error {
-	for first := true; len(s.armed) < instancesMax; first = false {
-		h, err := s.spec.create(first)
-		if err != nil {
-			return err
-		}
-		client, err := openPipe(s.spec.target, fileReadAttributes, Anonymous.flags())
-		if err == nil {
-			s.reservation = h
-			return os.NewSyscallError("CloseHandle", syscall.CloseHandle(client))
-		}
-		s.arm(h)
-		if errnoOf(err) != errPipeBusy { // SysListenConfig.Security does not let this user in
-			s.reserveErr = err
-			return nil
-		}
-	}
-	s.reserveErr = os.NewSyscallError("CreateFile", errPipeBusy)
-	return nil
-}
-
-// listen arms the instances, the first of which may have to make the pipe.
-func (s *instances) listen(first bool) (*listener, error) {
-	for ; len(s.armed) < s.backlog; first = false {
-		if err := s.add(first); err != nil {
-			s.close()
-			return nil, err
-		}
-	}
-	s.watched = make(chan struct{})
-	go s.watch()
-	l := &listener{instances: s}
-	l.cleanup = runtime.AddCleanup(l, func(s *instances) { s.close() }, s)
-	return l, nil
-}
-
-// An instance is one that listens, or has a client that was not accepted yet.
-type instance struct {
-	overlapped syscall.Overlapped // the kernel's while pending
-	sys        syscall.Handle
-	pending    bool
-	err        error // result of ConnectNamedPipe, once it is not pending
-}
-
-// How often watch looks for clients that have left, while there is no instance that
-// listens: often at first, then as often as a client that dials tries again.
-const (
-	lookMin = 2 * time.Millisecond
-	lookMax = 64 * time.Millisecond
-)
-
-// watch serves the instances until close.
-func (s *instances) watch() {
-	defer close(s.watched)
-	look := lookMin
-	for {
-		s.mu.Lock()
-		if s.closed {
-			s.mu.Unlock()
-			return
-		}
-		listening, ready := s.tend()
-		if ready != nil {
-			s.signal()
-		}
-		s.mu.Unlock()
-		wait := uint32(syscall.INFINITE)
-		if listening > 0 || ready == nil {
-			look = lookMin
-		} else {
-			wait = milliseconds(time.Now().Add(look))
-			look = min(2*look, lookMax)
-		}
-		waitFor(s.event, wait)
-	}
-}
-
-// tend arms the instances again whose client has left, and returns how many listen
-// and the first one that Accept has something to do with. The caller holds mu.
-func (s *instances) tend() (listening int, ready *instance) {
-	for _, in := range s.armed {
-		done, err := in.outcome(s.spec.ends)
-		if err == errNoData { // the client came and left
-			if in.err = disconnectNamedPipe(in.sys); in.err == nil {
-				in.arm(s.event)
-				done, _ = in.outcome(s.spec.ends)
-			}
-		} else if err == syscall.ERROR_OPERATION_ABORTED { // the thread that began it has ended
-			in.arm(s.event)
-			done, _ = in.outcome(s.spec.ends)
-		}
-		if !done {
-			listening++
-		} else if ready == nil {
-			ready = in
-		}
-	}
-	return listening, ready
-}
-
-// accept waits for a client.
-func (s *instances) accept() (*fd, error) {
-	l := limits{deadlines: reading}
-	for {
-		changed := s.changes()
-		if _, err := s.expired(l); err != nil {
-			return nil, err
-		}
-		fd, err := s.take()
-		if fd != nil {
-			fd.notePeer()
-		}
-		if fd != nil || err != nil {
-			return fd, err
-		}
-		if _, err := s.pause(l, changed, nil); err != nil {
-			return nil, err
-		}
-	}
-}
-
-// take returns the connection of a client that is there, if there is one.
-func (s *instances) take() (*fd, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return nil, net.ErrClosed
-	}
-	// Only with a limit can instances be missing.
-	for s.limit > 0 && len(s.armed) < s.backlog && len(s.armed)+s.out < s.limit {
-		if err := s.add(len(s.armed)+s.out == 0); err != nil {
-			return nil, err
-		}
-	}
-	_, ready := s.tend()
-	switch {
-	case ready == nil:
-		return nil, nil
-	case ready.err != nil && ready.err != errNoData && ready.err != syscall.ERROR_OPERATION_ABORTED:
-		return nil, s.replace(ready, os.NewSyscallError("ConnectNamedPipe", ready.err))
-	case ready.err != nil: // it was armed again and ended so again: watch looks at it
-		setEvent(s.event)
-		return nil, nil
-	}
-	fd, err := s.handOut(ready)
-	if err == nil {
-		setEvent(s.event) // there may be another client, for another Accept
-	}
-	return fd, err
-}
-
-// handOut makes an instance with a client a connection. If it cannot be
-// replaced, the client stays where it is, for the next Accept.
-func (s *instances) handOut(in *instance) (*fd, error) {
-	if s.limit == 0 || len(s.armed)+s.out < s.limit {
-		if err := s.add(false); err != nil {
-			return nil, err
-		}
-	}
-	s.remove(in)
-	f := newFD(in.sys, s.spec.kind, s.spec.ends, true)
-	f.remote = s.spec.remote
-	f.pipe = pipeOf(s.spec.target)
-	if s.limit > 0 {
-		s.out++
-		f.place = s
-		f.dropped = runtime.AddCleanup(f, (*instances).giveBack, s)
-	}
-	return f, nil
-}
-
-// replace puts a new instance in the place of one that cannot be used any more.
-func (s *instances) replace(in *instance, why error) error {
-	if err := s.add(false); err != nil {
-		return why
-	}
-	s.remove(in)
-	return os.NewSyscallError("CloseHandle", syscall.CloseHandle(in.sys))
-}
-
-// giveBack arms an instance for the connection that is about to be closed, while
-// its handle still keeps the name. That of one that was dropped without Close may
-// be gone; then it is Accept that makes the pipe again.
-func (s *instances) giveBack() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.out--
-	if s.closed {
-		return
-	}
-	if len(s.armed) < s.backlog {
-		s.add(false) // an error comes again, and is reported, in the Accept that this wakes
-	}
-	s.signal()
-	setEvent(s.event)
-}
-
-// add makes one more instance and arms it. Only the first one takes the name.
-func (s *instances) add(first bool) error {
-	h, err := s.spec.create(first)
-	if err != nil {
-		return err
-	}
-	s.arm(h)
-	return nil
-}
-
-func (s *instances) arm(h syscall.Handle) {
-	in := &instance{sys: h}
-	s.armed = append(s.armed, in)
-	in.arm(s.event)
-	if !in.pending {
-		setEvent(s.event)
-	}
-}
-
-func (s *instances) remove(in *instance) {
-	for i, other := range s.armed {
-		if other == in {
-			s.armed = append(s.armed[:i:i], s.armed[i+1:]...)
-			return
-		}
-	}
-}
-
-// arm begins to listen for a client.
-func (in *instance) arm(event syscall.Handle) {
-	in.overlapped = syscall.Overlapped{Internal: statusPending, HEvent: event}
-	err := connectNamedPipe(in.sys, &in.overlapped)
-	in.pending = err == syscall.ERROR_IO_PENDING
-	// The client came first, and may have left since. It is outcome that asks
-	// whether it wrote anything.
-	if in.err = err; err == errPipeConnected || err == errNoData {
-		in.err = nil
-	}
-}
-
-// outcome reports whether arm has come to an end, and to which. A client that
-// left without a word is errNoData.
-func (in *instance) outcome(ends direction) (done bool, err error) {
-	if in.pending {
-		if !ended(&in.overlapped) {
-			return false, nil
-		}
-		in.pending = false
-		in.err = overlappedResult(in.sys, &in.overlapped, nil)
-	}
-	if in.err == nil && deserted(in.sys, ends) {
-		in.err = errNoData
-	}
-	return true, in.err
-}
-
-// close stops listening, and returns when no operation is under way any more.
-func (s *instances) close() error {
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return net.ErrClosed
-	}
-	s.closed = true
-	s.signal()
-	s.mu.Unlock()
-	if s.watched != nil {
-		setEvent(s.event)
-		<-s.watched // nobody else waits for the event, and nobody changes armed any more
-	}
-	var err error
-	for _, in := range s.armed {
-		if in.pending {
-			// If there is nothing to cancel, it has ended or is about to.
-			syscall.CancelIoEx(in.sys, &in.overlapped)
-			for !ended(&in.overlapped) {
-				waitFor(s.event, syscall.INFINITE)
-			}
-		}
-		if e := syscall.CloseHandle(in.sys); err == nil {
-			err = e
-		}
-	}
-	s.armed = nil
-	if s.reservation != 0 {
-		if e := syscall.CloseHandle(s.reservation); err == nil {
-			err = e
-		}
-	}
-	s.mu.Lock() // giveBack may signal the event
-	defer s.mu.Unlock()
-	if e := syscall.CloseHandle(s.event); err == nil {
-		err = e
-	}
-	return os.NewSyscallError("CloseHandle", err)
-}
-
-func (s *instances) setDeadline(t time.Time) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return net.ErrClosed
-	}
-	s.readDeadline = t
-	s.signal()
-	return nil
-}
-
-// control makes a call, which must not block, with a handle of one of the
-// instances. It is a duplicate, so that the call may do with the listener whatever
-// it likes, Close included.
-func (s *instances) control(call func(syscall.Handle) error) error {
-	h, err := s.anyInstance()
-	if err != nil {
-		return err
-	}
-	defer syscall.CloseHandle(h)
-	return call(h)
-}
-
-// anyInstance returns a duplicate of the handle of an instance.
-func (s *instances) anyInstance() (syscall.Handle, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return 0, net.ErrClosed
-	}
-	if len(s.armed) == 0 {
-		return 0, &ruleError{"all instances of the pipe are connected", errors.ErrUnsupported}
-	}
-	h, err := duplicate(s.armed[0].sys)
-	if err == nil && s.spec.inherit { // it looks like the instance's own
-		err = syscall.SetHandleInformation(h, syscall.HANDLE_FLAG_INHERIT, syscall.HANDLE_FLAG_INHERIT)
-		if err = os.NewSyscallError("SetHandleInformation", err); err != nil {
-			syscall.CloseHandle(h)
-		}
-	}
-	return h, err
-}
-
-// deserted reports whether the client of an instance has left and there is
-// nothing of it to read.
-func deserted(h syscall.Handle, ends direction) bool {
-	if ends&reading != 0 {
-		_, _, _, err := peekMessage(h, nil)
-		return err != nil
-	}
-	info, err := localInfo(h)
-	return err != nil || info.state != pipeConnected
-}
-
-// A pipeSpec is what all instances of a pipe are made with.
-type pipeSpec struct {
-	target   string
-	kind     connKind
-	ends     direction // of the server
-	remote   bool      // clients may be on other machines
-	inherit  bool
-	through  bool
-	in, out  uint32 // quotas in bytes
-	wait     int64  // in 100 ns; negative is relative to now
-	security *SecurityDescriptor
-}
-
-func newPipeSpec(target string, c PipeConfig) (*pipeSpec, error) {
-	if isRemote(target) {
-		return nil, &ruleError{what: `a pipe can be served on this machine only: write \\.\pipe\name`, is: errors.ErrUnsupported}
-	}
-	p := &pipeSpec{
-		target:   target,
-		ends:     c.Direction.ends(true),
-		remote:   c.AcceptRemote,
-		inherit:  c.Inheritable,
-		through:  c.WriteThrough,
-		in:       quota(c.ReadBuffer),
-		out:      quota(c.WriteBuffer),
-		wait:     -int64(c.DefaultWait / 100),
-		security: c.Security,
-	}
-	if c.Messages {
-		p.kind = messages
-	}
-	switch {
-	case c.DefaultWait == 0:
-		p.wait = -int64(50 * time.Millisecond / 100)
-	case c.DefaultWait < 0:
-		p.wait = -1 << 63 // never
-	}
-	if p.security == nil {
-		var err error
-		if p.security, err = c.Access.SecurityDescriptor(); err != nil {
-			return nil, err
-		}
-	}
-	return p, nil
-}
-
-// quota returns the size of a buffer, or the default.
-func quota(n int) uint32 {
-	if n == 0 {
-		return 64 << 10
-	}
-	return uint32(n)
-}
-
-// ---------------------------------------------------------------------------
-// Connections
-
-// connect makes one attempt to open the pipe.
-func connect(target string, kind connKind, s *SysDialer) (*fd, error) {
-	if s == nil {
-		s = &SysDialer{}
-	}
-	if s.Impersonation > Delegation {
-		return nil, configError("Impersonation", s.Impersonation.String(), "Identification, Anonymous, Impersonation or Delegation")
-	}
-	if err := s.direction.validate(); err != nil {
-		return nil, err
-	}
-	f, err := openClient(target, kind, s.direction, s.Impersonation.flags())
-	if err == nil {
-		f.notePeer()
-	}
-	return f, err
-}
-
-// openClient opens a client's end.
-func openClient(target string, kind connKind, d Direction, flags uint32) (*fd, error) {
-	ends := d.ends(false)
-	readsMessages := kind.native() == messages && ends&reading != 0
-	h, err := openPipe(target, rightsOf(ends, readsMessages), flags)
-	if err != nil {
-		return nil, err
-	}
-	f := newFD(h, kind.native(), ends, false)
-	f.remote = isRemote(target)
-	f.pipe = pipeOf(target)
-	if readsMessages { // a client's end always begins with bytes
-		if err := f.control("SetNamedPipeHandleState", setMessageMode); err != nil {
-			f.close()
-			return nil, err
-		}
-	}
-	return f, nil
-}
-
-// rightsOf returns the rights on a pipe that a client asks for: no more than it
-// needs, for it is refused if the pipe grants one of them less. READ_CONTROL is for
-// the look at the owner. FILE_GENERIC_READ, which is all that the default
-// descriptor of a pipe grants everybody, has what a reader of bytes asks for.
-// FILE_CREATE_PIPE_INSTANCE is never among them.
-func rightsOf(ends direction, readsMessages bool) uint32 {
-	const (
-		fileReadData        = 0x1
-		fileWriteData       = 0x2
-		fileWriteAttributes = 0x100
-	)
-	rights := uint32(syscall.SYNCHRONIZE | readControl | fileReadAttributes)
-	if ends&reading != 0 {
-		rights |= fileReadData
-	}
-	if ends&writing != 0 {
-		rights |= fileWriteData
-	}
-	if readsMessages { // SetNamedPipeHandleState
-		rights |= fileWriteAttributes
-	}
-	return rights
-}
-
-// native returns what the pipe of a connection of that kind carries.
-func (kind connKind) native() connKind {
-	if framesMessages {
-		return streams
-	}
-	return kind
-}
-
-// judge tells what the failure of connect means.
-func judge(_ string, err error) verdict {
-	switch errnoOf(err) {
-	case errPipeBusy:
-		return busy
-	case syscall.ERROR_FILE_NOT_FOUND:
-		return absent
-	}
-	return final
-}
-
-// peerSystem is what a Peer holds beyond the portable facts.
-type peerSystem struct {
-	session      uint32
-	knowsSession bool
-	trusted      bool // see Peer.trusted
-}
-
-// trusted reports whether the peer is this process's user, SYSTEM or an
-// administrator. Of a server the owner of the pipe counts, which a user cannot
-// forge, of a client its token; and both only on this machine, where these SIDs
-// mean something.
-func (p Peer) trusted() bool { return p.system.trusted }
-
-// pair returns the server's and the client's end of a pipe of its own. Nobody
-// else can open the client's end: the instance is the only one, of a new pipe,
-// of this user, and has its client when pair returns.
-func pair(kind connKind) (a, b *fd, err error) { return pairOf(Duplex, kind) }
-
-// pairOf makes a pair. The token by which the server knows the client follows what
-// the client sends (SECURITY_CONTEXT_TRACKING): the client's end may be given to a
-// child with other rights than this process, and what that one sends is its own.
-func pairOf(d Direction, kind connKind) (server, client *fd, err error) {
-	p, err := newPipeSpec(localPrefix+appFolder+freshName(), PipeConfig{Direction: d, Messages: kind.native() == messages})
-	if err != nil {
-		return nil, nil, err
-	}
-	h, err := p.create(true)
-	if err != nil {
-		return nil, nil, err
-	}
-	server = newFD(h, p.kind, p.ends, true)
-	server.dynamic = true
-	server.pipe = pipeOf(p.target)
-	const securityContextTracking = 0x40000 // winbase.h
-	client, err = openClient(p.target, kind, d, Identification.flags()|securityContextTracking)
-	if err != nil {
-		server.close()
-		return nil, nil, err
-	}
-	client.dynamic = true
-	return server, client, nil
-}
-
-// freshFolder is where Listen makes names of its own.
-const freshFolder = appFolder
-
-// pipeOf returns what tells a pipe from others, in every spelling.
-func pipeOf(target string) string { return strings.ToLower(target) }
-
-// appFolder is the folder of pipes in which an AppContainer may make some. To
-// everybody else it is a part of the name.
-const appFolder = `LOCAL\`
-
-// pipe returns the ends of an unnamed pipe.
-func pipe() (r, w *fd, err error) { return pairOf(ClientToServer, streams) }
-
-// adoptConn returns a connection over a duplicate of f.
-func adoptConn(f *os.File, kind connKind) (*fd, error) {
-	return adopt(f, kind, reading|writing)
-}
-
-// adoptPipe returns the end of a pipe over a duplicate of f.
-func adoptPipe(f *os.File, d direction) (*fd, error) { return adopt(f, streams, d) }
-
-// adopt returns an fd over a duplicate of f.
-func adopt(f *os.File, kind connKind, d direction) (*fd, error) {
-	var h syscall.Handle
-	err := withFile(f, func(sys uintptr) (err error) {
-		h, err = duplicate(syscall.Handle(sys))
+// Children
+
+// bequeath adds the handle to those that cmd's process inherits. A handle that
+// was used may belong to the completion port of this process, for good.
+func (f *fd) bequeath(cmd *exec.Cmd) (text string, err error) {
+	if f.used.Load() {
+		return "", &ruleError{"this end was used in this process", errors.ErrUnsupported}
+	}
+	err = f.control("", func(h syscall.Handle) error {
+		text, err = token{handle: h, remote: f.remote, pair: f.dynamic}.give(cmd)
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	fd, err := adoptSys(h, kind, d)
-	if err != nil {
-		syscall.CloseHandle(h)
-	}
-	return fd, err
+	return text, err
 }
 
-// adoptSys returns an fd that owns h, if that is the connected end of a pipe that
-// can be used asynchronously, for that kind and in the directions; if not, h
-// stays as it was.
-func adoptSys(h syscall.Handle, kind connKind, d direction) (*fd, error) {
-	typ, err := syscall.GetFileType(h)
+// give adds the handle of the token to those that cmd's process inherits.
+func (t token) give(cmd *exec.Cmd) (_ string, err error) {
+	if t.id, err = pipeIdentity(t.handle); err != nil {
+		return "", err
+	}
+	err = syscall.SetHandleInformation(t.handle, syscall.HANDLE_FLAG_INHERIT, syscall.HANDLE_FLAG_INHERIT)
 	if err != nil {
-		return nil, os.NewSyscallError("GetFileType", err)
+		return "", os.NewSyscallError("SetHandleInformation", err)
 	}
-	if typ != syscall.FILE_TYPE_PIPE {
-		return nil, &ruleError{"the handle is not that of a pipe", errors.ErrUnsupported}
+	var attr syscall.SysProcAttr // a copy: other commands may share the caller's
+	if cmd.SysProcAttr != nil {
+		attr = *cmd.SysProcAttr
 	}
-	info, err := localInfo(h)
-	if err != nil {
-		return nil, err
-	}
-	const synchronous = 0x10 | 0x20 // FILE_SYNCHRONOUS_IO_ALERT, _NONALERT
-	mode, err := fileMode(h)
-	if err != nil {
-		return nil, err
-	}
-	server := info.end == pipeServerEnd
-	ends := pipeDirection(info).ends(server)
-	switch {
-	case mode&synchronous != 0:
-		return nil, &ruleError{"the pipe was not opened for overlapped I/O", errors.ErrUnsupported}
-	case ends&d != d:
-		return nil, errDirection(ends)
-	case info.state != pipeConnected && info.state != pipeClosing:
-		return nil, os.NewSyscallError("NtQueryInformationFile", errPipeNotConnected)
-	}
-	reads, err := readMode(h)
-	switch {
-	case err != nil:
-		return nil, err
-	case reads != kind.native():
-		return nil, &ruleError{"the pipe is not read as that kind of connection does", errors.ErrUnsupported}
-	}
-	far, err := isFar(h)
-	if err != nil {
-		return nil, err
-	}
-	f := newFD(h, reads, ends, server)
-	f.remote = far || server // whose client may be anywhere
-	if name, err := pipeName(h); err == nil && !far {
-		f.pipe = pipeOf(localPrefix + name)
-	} // or the peer is gone, and so is the name
-	f.notePeer()
-	return f, nil
+	given := attr.AdditionalInheritedHandles
+	attr.AdditionalInheritedHandles = append(given[:len(given):len(given)], t.handle)
+	cmd.SysProcAttr = &attr
+	return t.String(), nil
 }
 
-// ---------------------------------------------------------------------------
-// Children
+const (
+	tokenIdentity  = "@"
+	tokenSeparator = ":"
+	tokenInherit   = ":inheritable"
+	tokenRemote    = ":remote"
+	tokenPair      = ":pair"
+)
 
 // A token is what finds an end in the child: its handle and, as far as the system
 // does not tell it of that, what this process knows.
@@ -1797,14 +1714,6 @@ type token struct {
 	inherit bool   // PipeConfig.Inheritable
 	pair    bool   // it is of a Pair: see fd.dynamic
 }
-
-const (
-	tokenIdentity  = "@"
-	tokenSeparator = ":"
-	tokenInherit   = ":inheritable"
-	tokenRemote    = ":remote"
-	tokenPair      = ":pair"
-)
 
 // String writes the handle, "@" and the identity, ":" and the backlog of a listener,
 // ":inheritable", ":remote" and ":pair".
@@ -1845,6 +1754,36 @@ func parseToken(text string) (t token) {
 	return t
 }
 
+// pipeIdentity tells the ends of pipes apart by the name of the pipe and the side.
+// It is a hash (FNV-1a, 64 bits) of both. It is 0 for an end whose peer is gone and of
+// whose pipe the kernel has forgotten the name: what there is to read is there still.
+func pipeIdentity(h syscall.Handle) (uint64, error) {
+	typ, err := syscall.GetFileType(h)
+	if err != nil {
+		return 0, os.NewSyscallError("GetFileType", err)
+	}
+	if typ != syscall.FILE_TYPE_PIPE {
+		return 0, errOtherFile
+	}
+	info, err := localInfo(h)
+	if err != nil {
+		return 0, err
+	}
+	name, err := pipeName(h)
+	switch {
+	case errnoOf(err) == errPipeNotConnected && info.state == pipeClosing:
+		return 0, nil
+	case err != nil:
+		return 0, err
+	}
+	const offset, prime = 14695981039346656037, 1099511628211
+	id := uint64(offset)
+	for i := range len(name) {
+		id = (id ^ uint64(name[i])) * prime
+	}
+	return max((id^uint64(info.end))*prime, 1), nil
+}
+
 // tokenDescriptors returns the handle that a token names; nil if it is none.
 func tokenDescriptors(text string) []uintptr {
 	t := parseToken(text)
@@ -1881,72 +1820,10 @@ func whatIsThere(text string) (string, error) {
 	return "", err
 }
 
-// pipeIdentity tells the ends of pipes apart by the name of the pipe and the side.
-// It is a hash (FNV-1a, 64 bits) of both. It is 0 for an end whose peer is gone and of
-// whose pipe the kernel has forgotten the name: what there is to read is there still.
-func pipeIdentity(h syscall.Handle) (uint64, error) {
-	typ, err := syscall.GetFileType(h)
-	if err != nil {
-		return 0, os.NewSyscallError("GetFileType", err)
-	}
-	if typ != syscall.FILE_TYPE_PIPE {
-		return 0, errOtherFile
-	}
-	info, err := localInfo(h)
-	if err != nil {
-		return 0, err
-	}
-	name, err := pipeName(h)
-	switch {
-	case errnoOf(err) == errPipeNotConnected && info.state == pipeClosing:
-		return 0, nil
-	case err != nil:
-		return 0, err
-	}
-	const offset, prime = 14695981039346656037, 1099511628211
-	id := uint64(offset)
-	for i := range len(name) {
-		id = (id ^ uint64(name[i])) * prime
-	}
-	return max((id^uint64(info.end))*prime, 1), nil
-}
-
 // keepFromChildren makes an inherited handle one that children do not inherit. It
 // can fail only for what is no handle, and that is refused when it is asked for.
 func keepFromChildren(text string) {
 	syscall.SetHandleInformation(parseToken(text).handle, syscall.HANDLE_FLAG_INHERIT, 0)
-}
-
-// give adds the handle of the token to those that cmd's process inherits.
-func (t token) give(cmd *exec.Cmd) (_ string, err error) {
-	if t.id, err = pipeIdentity(t.handle); err != nil {
-		return "", err
-	}
-	err = syscall.SetHandleInformation(t.handle, syscall.HANDLE_FLAG_INHERIT, syscall.HANDLE_FLAG_INHERIT)
-	if err != nil {
-		return "", os.NewSyscallError("SetHandleInformation", err)
-	}
-	var attr syscall.SysProcAttr // a copy: other commands may share the caller's
-	if cmd.SysProcAttr != nil {
-		attr = *cmd.SysProcAttr
-	}
-	given := attr.AdditionalInheritedHandles
-	attr.AdditionalInheritedHandles = append(given[:len(given):len(given)], t.handle)
-	cmd.SysProcAttr = &attr
-	return t.String(), nil
-}
-
-// bequeath adds the handle to those that cmd's process inherits. A handle that
-// was used may belong to the completion port of this process, for good.
-func (f *fd) bequeath(cmd *exec.Cmd) (text string, err error) {
-	if f.used.Load() {
-		return "", &ruleError{"this end was used in this process", errors.ErrUnsupported}
-	}
-	err = f.control("", func(h syscall.Handle) error {
-		text, err = token{handle: h, remote: f.remote, pair: f.dynamic}.give(cmd)
-		return err
-	})
-	return text, err
 }
 
 func inheritedStream(text string) (*fd, error) {
@@ -1956,9 +1833,6 @@ func inheritedStream(text string) (*fd, error) {
 func inheritedMessages(text string) (*fd, error) {
 	return inheritedFD(text, messages, reading|writing)
 }
-
-func inheritedReader(text string) (*fd, error) { return inheritedFD(text, streams, reading) }
-func inheritedWriter(text string) (*fd, error) { return inheritedFD(text, streams, writing) }
 
 func inheritedFD(text string, kind connKind, d direction) (*fd, error) {
 	t := parseToken(text)
@@ -1972,22 +1846,11 @@ func inheritedFD(text string, kind connKind, d direction) (*fd, error) {
 	return f, err
 }
 
+func inheritedReader(text string) (*fd, error) { return inheritedFD(text, streams, reading) }
+func inheritedWriter(text string) (*fd, error) { return inheritedFD(text, streams, writing) }
+
 // errNotThatEnd refuses a handle that is not of the end that the variable says.
 var errNotThatEnd = &ruleError{"the handle is not that of such an end", errors.ErrUnsupported}
-
-// bequeath gives the child the instance that keeps the name. The child makes and
-// arms others: on the listener's own, operations of this process are under way.
-func (l *listener) bequeath(cmd *exec.Cmd) (text string, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	switch {
-	case l.closed:
-		return "", net.ErrClosed
-	case l.reservation == 0:
-		return "", l.reserveErr
-	}
-	return token{handle: l.reservation, backlog: l.backlog, remote: l.spec.remote, inherit: l.spec.inherit}.give(cmd)
-}
 
 // inheritedListener returns the listener for such connections, on a duplex pipe.
 func inheritedListener(text string, kind connKind) (*listener, error) {
@@ -2001,36 +1864,6 @@ func inheritedListener(text string, kind connKind) (*listener, error) {
 	}
 	return t.listen(c)
 }
-
-// adopted makes l the server of a pipe that another process made.
-func (l *server) adopted(sys *listener) {
-	l.sys, l.addr = sys, Name(sys.spec.target[len(localPrefix):])
-	l.setRules(false, nil)
-}
-
-// InheritedPipeListener returns the inherited listener of a named pipe: see
-// [InheritedListener]. It has the direction, type, buffers and security descriptor of
-// the parent's.
-func InheritedPipeListener(name string) (*PipeListener, error) {
-	sys, err := adoptInherited(name, kindPipeListener, func(text string) (*listener, error) {
-		t := parseToken(text)
-		c, err := t.config()
-		if err != nil {
-			return nil, err
-		}
-		return t.listen(c)
-	})
-	if err != nil {
-		return nil, err
-	}
-	l := new(PipeListener)
-	l.adopted(sys)
-	l.addr = Path(sys.spec.target)
-	return l, nil
-}
-
-func (l *PipeListener) kindOfEnd() endKind { return kindOf(l, kindPipeListener) }
-func (c *PipeConn) kindOfEnd() endKind     { return kindOf(c, kindConn) }
 
 // config returns what the reservation of a pipe tells of it. Anything else is refused.
 func (t token) config() (c PipeConfig, err error) {
@@ -2074,12 +1907,6 @@ func (t token) config() (c PipeConfig, err error) {
 	}, nil
 }
 
-// pipeDirection returns the way in which a pipe carries data: ntifs.h,
-// FILE_PIPE_INBOUND (0), OUTBOUND (1) and FULL_DUPLEX.
-func pipeDirection(info pipeInfo) Direction {
-	return [...]Direction{ClientToServer, ServerToClient, Duplex}[min(info.configuration, pipeDuplex)]
-}
-
 // listen returns a listener whose instances are of the pipe of the reservation, which it
 // owns; if it cannot, the reservation stays as it was.
 func (t token) listen(c PipeConfig) (*listener, error) {
@@ -2102,6 +1929,50 @@ func (t token) listen(c PipeConfig) (*listener, error) {
 	s.reservation = t.handle
 	return l, nil
 }
+
+// adopted makes l the server of a pipe that another process made.
+func (l *server) adopted(sys *listener) {
+	l.sys, l.addr = sys, Name(sys.spec.target[len(localPrefix):])
+	l.setRules(false, nil)
+}
+
+// bequeath gives the child the instance that keeps the name. The child makes and
+// arms others: on the listener's own, operations of this process are under way.
+func (l *listener) bequeath(cmd *exec.Cmd) (text string, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.closed.Load():
+		return "", net.ErrClosed
+	case l.reservation == 0:
+		return "", l.reserveErr
+	}
+	return token{handle: l.reservation, backlog: l.backlog, remote: l.spec.remote, inherit: l.spec.inherit}.give(cmd)
+}
+
+// InheritedPipeListener returns the inherited listener of a named pipe: see
+// [InheritedListener]. It has the direction, type, buffers and security descriptor of
+// the parent's.
+func InheritedPipeListener(name string) (*PipeListener, error) {
+	sys, err := adoptInherited(name, kindPipeListener, func(text string) (*listener, error) {
+		t := parseToken(text)
+		c, err := t.config()
+		if err != nil {
+			return nil, err
+		}
+		return t.listen(c)
+	})
+	if err != nil {
+		return nil, err
+	}
+	l := new(PipeListener)
+	l.adopted(sys)
+	l.addr = Path(sys.spec.target)
+	return l, nil
+}
+
+func (l *PipeListener) kindOfEnd() endKind { return kindOf(l, kindPipeListener) }
+func (c *PipeConn) kindOfEnd() endKind     { return kindOf(c, kindConn) }
 
 // ---------------------------------------------------------------------------
 // Handles: the one way to system calls that may block
@@ -2154,7 +2025,7 @@ type fd struct {
 	waits                   // mu guards what follows too; it keeps Close and SetDeadline apart
 	idle    chan struct{}   // made by Close; closed when it is the last user
 	file    *os.File        // owns sys since the first park; nil before
-	parks   bool            // file can park: sys belongs to no other completion port
+	parks   atomic.Bool     // file is there, for good, and can park: sys belongs to no other completion port
 	cleanup runtime.Cleanup // closes sys if nobody does; stopped when file takes over
 }
 
@@ -2163,17 +2034,27 @@ type readSide struct {
 	turn    chan struct{} // holds an element while nobody reads: see acquire
 	backoff backoff       // guarded by turn
 
+	// What follows is the next to be read. It is changed by the holder of turn, while it
+	// holds taking too; who holds either may look. Close has it when nobody else is left.
+
+	// taking is held by a read that takes something of the pipe that it may not give out
+	// and by one that moves what follows, never while it waits. So PeekMessage, which
+	// does not wait for its turn, finds either where it was or where it is.
+	taking sync.Mutex
+
+	// awaiting says that RecvFiles or RecvWithFiles waits, and may take an empty message
+	// by that. It is guarded by taking; settled tells of its end.
+	awaiting bool
+	settled  sync.Cond
+
 	// arriving is the files, and their data, that the last RecvFiles or RecvWithFiles
-	// has taken and was too late for; nil is nothing. It is guarded by turn, and Close
-	// has it when nobody else is left.
+	// has taken and was too late for; nil is nothing.
 	arriving *arrival
 
 	// unread is what RecvFiles or RecvWithFiles has read and not given out: what is
-	// no record, or the data that came with one. It is the next to be read, a
-	// message if kind is messages, otherwise bytes. nil is nothing, an
-	// empty slice an empty message. It is changed by the holder of turn;
-	// PeekMessage looks at it without. The bytes do not change.
-	unread atomic.Pointer[[]byte]
+	// no record, or the data that came with one. It is a message if kind is messages,
+	// otherwise bytes. nil is nothing, an empty slice an empty message.
+	unread []byte
 }
 
 // A writeSide is the state of the writes of an fd.
@@ -2182,11 +2063,18 @@ type writeSide struct {
 	torn error         // why no message can be sent any more; guarded by turn
 }
 
+// An operation is one overlapped call and its buffers.
+type operation struct {
+	start func(h syscall.Handle, p, q []byte, done *uint32, o *syscall.Overlapped) error
+	p, q  []byte
+}
+
 // newFD takes ownership of h. If the fd is dropped without Close, the garbage
 // collector closes it, as it does for os and net.
 func newFD(h syscall.Handle, kind connKind, ends direction, server bool) *fd {
 	f := &fd{sys: h, kind: kind, ends: ends, server: server}
 	f.r.turn, f.w.turn = newTurn(), newTurn()
+	f.r.settled.L = &f.r.taking
 	f.cleanup = runtime.AddCleanup(f, func(h syscall.Handle) { syscall.CloseHandle(h) }, h)
 	return f
 }
@@ -2194,13 +2082,20 @@ func newFD(h syscall.Handle, kind connKind, ends direction, server bool) *fd {
 // noFD and noListener are closed: see endpoint.end.
 var (
 	noFD       = closedFD()
-	noListener = &listener{instances: &instances{waits: waits{closed: true}}}
+	noListener = closedListener()
 )
 
 func closedFD() *fd {
-	f := &fd{waits: waits{closed: true}}
+	f := &fd{}
+	f.closed.Store(true)
 	f.increfAndClose()
 	return f
+}
+
+func closedListener() *listener {
+	l := &listener{instances: &instances{}}
+	l.closed.Store(true)
+	return l
 }
 
 // newTurn returns the lock of a direction, which is free: a channel with one
@@ -2210,49 +2105,6 @@ func newTurn() chan struct{} {
 	turn <- struct{}{}
 	return turn
 }
-
-// decref ends what incref began. The last user tells Close.
-func (f *fd) decref() {
-	if f.refs.decref() {
-		close(f.idle)
-	}
-}
-
-// close gives the place among the instances back, wakes whoever waits, and
-// returns when the handle is gone.
-func (f *fd) close() error {
-	f.mu.Lock()
-	if f.closed {
-		f.mu.Unlock()
-		return net.ErrClosed
-	}
-	f.closed = true
-	f.idle = make(chan struct{})
-	f.increfAndClose()
-	f.signal()
-	if f.parks {
-		f.file.SetDeadline(time.Unix(1, 0)) // in the past: ends every wait
-	}
-	f.mu.Unlock()
-	if f.place != nil {
-		f.dropped.Stop()
-		f.place.giveBack()
-	}
-	f.decref()
-	<-f.idle
-	if f.r.arriving != nil {
-		f.r.arriving.abandon()
-	}
-	f.cleanup.Stop()
-	if f.file != nil { // nobody else is left to change it
-		return callError("CloseHandle", f.file.Close())
-	}
-	return os.NewSyscallError("CloseHandle", syscall.CloseHandle(f.sys))
-}
-
-// closeLater is close for a caller that must not wait: a pipe has nothing in it whose
-// closing could take time, and nobody uses an end that was just made.
-func (f *fd) closeLater() { f.close() }
 
 // acquire begins an operation in one direction, as soon as the one before it has
 // ended; release ends it. Deadline, context and Close end the wait for that too.
@@ -2294,50 +2146,6 @@ func errDirection(ends direction) error {
 		return &ruleError{"this end of a one-way pipe can only be read", errors.ErrUnsupported}
 	}
 	return &ruleError{"this end of a one-way pipe can only be written", errors.ErrUnsupported}
-}
-
-// control makes a call on the handle that does not block. Without a name for the
-// error, call itself says which one it was.
-func (f *fd) control(name string, call func(syscall.Handle) error) error {
-	if err := f.incref(); err != nil {
-		return err
-	}
-	defer f.decref()
-	err := call(f.sys)
-	if name == "" {
-		return err
-	}
-	return callError(name, err)
-}
-
-// join makes the handle an os.File, if it is not yet, and reports whether that
-// can park. The caller is a user.
-func (f *fd) join() (file *os.File, parks bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.file == nil {
-		f.cleanup.Stop()
-		f.file = os.NewFile(uintptr(f.sys), "pipe")
-		f.parks = f.file.SetReadDeadline(f.readDeadline) == nil && f.file.SetWriteDeadline(f.writeDeadline) == nil
-		if f.parks && f.closed {
-			f.file.SetDeadline(time.Unix(1, 0)) // Close came before
-		}
-	}
-	return f.file, f.parks
-}
-
-// An operation is one overlapped call and its buffers.
-type operation struct {
-	start func(h syscall.Handle, p, q []byte, done *uint32, o *syscall.Overlapped) error
-	p, q  []byte
-}
-
-func readFile(h syscall.Handle, p, _ []byte, done *uint32, o *syscall.Overlapped) error {
-	return syscall.ReadFile(h, p, done, o)
-}
-
-func writeFile(h syscall.Handle, p, _ []byte, done *uint32, o *syscall.Overlapped) error {
-	return syscall.WriteFile(h, p, done, o)
 }
 
 // run makes one overlapped call and returns how many bytes it transferred. A write, and
@@ -2427,12 +2235,9 @@ func (f *fd) readParked(file *os.File, p []byte) (int, error) {
 // the thread. For the race detector no os.File is written, which if it is read at
 // the same time races with itself.
 func (f *fd) runWrite(l limits, op operation) (int, error) {
-	f.mu.Lock()
-	parks := f.parks
-	f.mu.Unlock()
 	var s *slot
 	var err error
-	if !parks || raceBuild || l.withdrawn {
+	if !f.parks.Load() || raceBuild || l.withdrawn {
 		s, err = takeSlot(raceBuild)
 	}
 	if s == nil && err == nil {
@@ -2498,115 +2303,6 @@ func (f *fd) runInThread(l limits, s *slot, op operation) (int, error) {
 	return int(n), why
 }
 
-// waitInThread returns when the operation in the slot has ended, and why it was
-// cancelled, if it was.
-func (f *fd) waitInThread(l limits, s *slot) (why error) {
-	f.setInThread(l, s)
-	defer f.setInThread(l, nil)
-	if l.ctx != nil && l.ctx.Done() != nil {
-		stop := context.AfterFunc(l.ctx, func() {
-			f.mu.Lock()
-			defer f.mu.Unlock()
-			f.signal()
-		})
-		defer stop()
-	}
-	var end time.Time // of the budget
-	if l.budget > 0 {
-		end = time.Now().Add(l.budget)
-	}
-	for !ended(&s.overlapped) {
-		var wait uint32 = syscall.INFINITE
-		if why == nil {
-			if wait, why = f.mayWait(l, end); why != nil {
-				wait = syscall.INFINITE
-				// If there is nothing to cancel, it has ended or is about to.
-				syscall.CancelIoEx(f.sys, &s.overlapped)
-			}
-		}
-		waitFor(s.event, wait)
-	}
-	return why
-}
-
-// mayWait returns how many milliseconds the thread may wait on, or why it may not.
-func (f *fd) mayWait(l limits, end time.Time) (wait uint32, why error) {
-	if l.budget == atOnce {
-		return 0, errOverBudget
-	}
-	until, why := f.expired(l)
-	switch {
-	case why != nil:
-		return 0, why
-	case !end.IsZero() && !time.Now().Before(end):
-		return 0, errOverBudget
-	case !end.IsZero() && (until.IsZero() || end.Before(until)):
-		until = end
-	}
-	return milliseconds(until), nil
-}
-
-// setInThread says which operation signal wakes; nil for none.
-func (f *fd) setInThread(l limits, s *slot) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if l.deadlines&reading != 0 {
-		f.inThread[0] = s
-	}
-	if l.deadlines&writing != 0 {
-		f.inThread[1] = s
-	}
-}
-
-// setDeadline sets the deadlines of one or both directions.
-func (f *fd) setDeadline(t time.Time, d direction) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.closed {
-		return net.ErrClosed // or the wake-up of Close would be undone
-	}
-	if d&reading != 0 {
-		f.readDeadline = t
-	}
-	if d&writing != 0 {
-		f.writeDeadline = t
-	}
-	f.signal()
-	switch {
-	case !f.parks:
-		return nil
-	case d == reading:
-		return callError("", f.file.SetReadDeadline(t))
-	case d == writing:
-		return callError("", f.file.SetWriteDeadline(t))
-	}
-	return callError("", f.file.SetDeadline(t))
-}
-
-// A rawConn is an fd as a syscall.RawConn. Windows has no readiness to wait for:
-// Read and Write call the function once, in the order of reads and writes.
-type rawConn struct{ f *fd }
-
-func (f *fd) rawConn() (syscall.RawConn, error) { return rawConn{f}, nil }
-
-func (c rawConn) Control(fn func(fd uintptr)) error {
-	return c.f.control("", func(h syscall.Handle) error { fn(uintptr(h)); return nil })
-}
-
-func (c rawConn) Read(fn func(fd uintptr) bool) error  { return c.once(reading, fn) }
-func (c rawConn) Write(fn func(fd uintptr) bool) error { return c.once(writing, fn) }
-
-func (c rawConn) once(d direction, fn func(fd uintptr) bool) error {
-	if err := c.f.acquire(limits{deadlines: d}, d); err != nil {
-		return err
-	}
-	defer c.f.release(d)
-	if !fn(uintptr(c.f.sys)) {
-		return errors.ErrUnsupported
-	}
-	return nil
-}
-
 // ---------------------------------------------------------------------------
 // How long a read waits in its thread
 
@@ -2614,8 +2310,6 @@ func (c rawConn) once(d direction, fn func(fd uintptr) bool) error {
 // not say otherwise. A read that waited in its thread in vain costs the calls to
 // cancel it and to begin it again, so a backoff makes such reads rare.
 const threadWait = 2 * time.Millisecond
-
-func (f *fd) setSpin(d time.Duration) { f.spin.Store(int64(d)) }
 
 // spinBudget returns how long the next read should wait in its thread.
 func (f *fd) spinBudget() time.Duration {
@@ -2630,6 +2324,8 @@ func (f *fd) spinBudget() time.Duration {
 	}
 	return threadWait
 }
+
+func (f *fd) setSpin(d time.Duration) { f.spin.Store(int64(d)) }
 
 // A slot is what an operation needs that its own thread waits for. The kernel
 // uses overlapped and the buffers until the operation has ended, so they are in the
@@ -2705,7 +2401,381 @@ const statusPending = 0x103
 func ended(o *syscall.Overlapped) bool { return atomic.LoadUintptr(&o.Internal) != statusPending }
 
 // ---------------------------------------------------------------------------
-// Reading and writing
+// Closing
+
+// close gives the place among the instances back, wakes whoever waits, and
+// returns when the handle is gone.
+func (f *fd) close() error {
+	f.mu.Lock()
+	if f.closed.Load() {
+		f.mu.Unlock()
+		return net.ErrClosed
+	}
+	f.closed.Store(true)
+	f.idle = make(chan struct{})
+	f.increfAndClose()
+	f.signal()
+	if f.parks.Load() {
+		f.file.SetDeadline(time.Unix(1, 0)) // in the past: ends every wait
+	}
+	f.mu.Unlock()
+	if f.place != nil {
+		f.dropped.Stop()
+		f.place.giveBack()
+	}
+	f.decref()
+	<-f.idle
+	if f.r.arriving != nil {
+		f.r.arriving.abandon()
+	}
+	f.cleanup.Stop()
+	if f.file != nil { // nobody else is left to change it
+		return callError("CloseHandle", f.file.Close())
+	}
+	return os.NewSyscallError("CloseHandle", syscall.CloseHandle(f.sys))
+}
+
+// closeLater is close for a caller that must not wait: a pipe has nothing in it whose
+// closing could take time, and nobody uses an end that was just made.
+func (f *fd) closeLater() error { return f.close() }
+
+// decref ends what incref began. The last user tells Close.
+func (f *fd) decref() {
+	if f.refs.decref() {
+		close(f.idle)
+	}
+}
+
+// discard closes handles that a peer chose, away from the caller: see
+// discardFiles.
+func discard(handles ...syscall.Handle) {
+	if len(handles) > 0 {
+		disposal.do(len(handles), closeGrace, func(i int) { syscall.CloseHandle(handles[i]) })
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Waiting
+//
+// Every wait of this file ends for one of three reasons besides its own: Close, a
+// deadline, or a context. All of them ask the same type. There are two ways to
+// wait. A goroutine waits for a channel (pause): for its turn in a direction, for a
+// client, for a flush. A thread waits for a kernel event (fd.runInThread): for the
+// end of an overlapped operation.
+
+// waits is the state that the waits of a connection or a listener share.
+type waits struct {
+	mu sync.Mutex // guards what follows, and more in the types that embed it
+
+	// These are changed by the holder of mu; waits look at them without.
+	closed      atomic.Bool
+	readExpiry  atomic.Int64 // the deadline of reads and of Accept on the clock of now; 0: none
+	writeExpiry atomic.Int64
+
+	changed  chan struct{} // closed at the next change; nil if nobody waits for that
+	inThread [2]*slot      // the operations that a thread waits for: reading, writing
+}
+
+// limits say what ends a wait early, besides Close.
+type limits struct {
+	ctx       context.Context // nil: none
+	deadlines direction       // which deadlines count
+	budget    time.Duration   // how long a thread may wait; 0: no limit
+	withdrawn bool            // a write that was cancelled is errWithdrawn, one that never began is not
+}
+
+// changes returns a channel that is closed at the next change that may end a wait: by a
+// deadline that comes sooner, by Close, or whatever else signal tells. Call it before
+// looking at the state, or a change in between is missed.
+func (w *waits) changes() <-chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.changed == nil {
+		w.changed = make(chan struct{})
+	}
+	return w.changed
+}
+
+// signal wakes all waits, which look at the state again. The caller holds mu.
+func (w *waits) signal() {
+	if w.changed != nil {
+		close(w.changed)
+		w.changed = nil
+	}
+	for _, s := range w.inThread {
+		if s != nil {
+			setEvent(s.event)
+		}
+	}
+}
+
+// setExpiry sets the deadlines of one or both directions. It wakes the waits only if one
+// comes sooner, for they look at the state again at the deadline that they have seen. The
+// caller holds mu.
+func (w *waits) setExpiry(t time.Time, d direction) {
+	expiry := int64(0)
+	if !t.IsZero() {
+		expiry = expiryAt(t, time.Now())
+	}
+	sooner := false
+	set := func(e *atomic.Int64) {
+		before := e.Swap(expiry)
+		sooner = sooner || expiry != 0 && (before == 0 || expiry < before)
+	}
+	if d&reading != 0 {
+		set(&w.readExpiry)
+	}
+	if d&writing != 0 {
+		set(&w.writeExpiry)
+	}
+	if sooner {
+		w.signal()
+	}
+}
+
+// expired returns when the wait ends, on the clock of now, which is 0 for never, or the
+// reason to end it now.
+func (w *waits) expired(l limits) (until int64, why error) {
+	if l.deadlines&reading != 0 {
+		until = w.readExpiry.Load()
+	}
+	if l.deadlines&writing != 0 {
+		if e := w.writeExpiry.Load(); e != 0 && (until == 0 || e < until) {
+			until = e
+		}
+	}
+	switch {
+	case w.closed.Load():
+		why = net.ErrClosed
+	case l.ctx != nil && l.ctx.Err() != nil:
+		why = contextError(l.ctx, nil)
+	case until != 0 && now() >= until:
+		why = os.ErrDeadlineExceeded
+	}
+	return until, why
+}
+
+// pause parks the goroutine until it receives from ready, or changed is closed, or
+// the limits end the wait.
+func (w *waits) pause(l limits, changed, ready <-chan struct{}) (received bool, err error) {
+	until, err := w.expired(l)
+	if err != nil {
+		return false, err
+	}
+	var expiry <-chan time.Time
+	if until != 0 {
+		timer := time.NewTimer(time.Duration(until - now()))
+		defer timer.Stop()
+		expiry = timer.C
+	}
+	var cancelled <-chan struct{}
+	if l.ctx != nil {
+		cancelled = l.ctx.Done()
+	}
+	select {
+	case <-ready:
+		return true, nil
+	case <-changed:
+	case <-expiry:
+	case <-cancelled:
+	}
+	return false, nil
+}
+
+// receive waits until it receives from ready, or the limits end that.
+func (w *waits) receive(l limits, ready <-chan struct{}) error {
+	for {
+		select {
+		case <-ready:
+			return nil
+		default:
+		}
+		changed := w.changes()
+		if received, err := w.pause(l, changed, ready); received || err != nil {
+			return err
+		}
+	}
+}
+
+// milliseconds returns how long to wait until a time on the clock of now, which is for
+// ever if that is 0.
+func milliseconds(until int64) uint32 {
+	if until == 0 {
+		return syscall.INFINITE
+	}
+	return uint32(min(max(until-now(), 0)/int64(time.Millisecond)+1, 1<<30))
+}
+
+// waitInThread returns when the operation in the slot has ended, and why it was
+// cancelled, if it was.
+func (f *fd) waitInThread(l limits, s *slot) (why error) {
+	f.setInThread(l, s)
+	defer f.setInThread(l, nil)
+	if l.ctx != nil && l.ctx.Done() != nil {
+		stop := context.AfterFunc(l.ctx, func() {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.signal()
+		})
+		defer stop()
+	}
+	var end int64 // of the budget
+	if l.budget > 0 {
+		end = now() + int64(l.budget)
+	}
+	for !ended(&s.overlapped) {
+		var wait uint32 = syscall.INFINITE
+		if why == nil {
+			if wait, why = f.mayWait(l, end); why != nil {
+				wait = syscall.INFINITE
+				// If there is nothing to cancel, it has ended or is about to.
+				syscall.CancelIoEx(f.sys, &s.overlapped)
+			}
+		}
+		waitFor(s.event, wait)
+	}
+	return why
+}
+
+// mayWait returns how many milliseconds the thread may wait on, or why it may not.
+func (f *fd) mayWait(l limits, end int64) (wait uint32, why error) {
+	if l.budget == atOnce {
+		return 0, errOverBudget
+	}
+	until, why := f.expired(l)
+	switch {
+	case why != nil:
+		return 0, why
+	case end != 0 && now() >= end:
+		return 0, errOverBudget
+	case end != 0 && (until == 0 || end < until):
+		until = end
+	}
+	return milliseconds(until), nil
+}
+
+// setInThread says which operation signal wakes; nil for none.
+func (f *fd) setInThread(l limits, s *slot) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if l.deadlines&reading != 0 {
+		f.inThread[0] = s
+	}
+	if l.deadlines&writing != 0 {
+		f.inThread[1] = s
+	}
+}
+
+// join makes the handle an os.File, if it is not yet, and reports whether that
+// can park. The caller is a user.
+func (f *fd) join() (file *os.File, parks bool) {
+	if f.parks.Load() {
+		return f.file, true
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.file == nil {
+		f.cleanup.Stop()
+		f.file = os.NewFile(uintptr(f.sys), "pipe")
+		parks := f.file.SetReadDeadline(deadlineOf(&f.readExpiry)) == nil && f.file.SetWriteDeadline(deadlineOf(&f.writeExpiry)) == nil
+		if parks && f.closed.Load() {
+			f.file.SetDeadline(time.Unix(1, 0)) // Close came before
+		}
+		f.parks.Store(parks)
+	}
+	return f.file, f.parks.Load()
+}
+
+// deadlineOf returns a deadline as a time.
+func deadlineOf(expiry *atomic.Int64) (t time.Time) {
+	if e := expiry.Load(); e != 0 {
+		t = epoch.Add(time.Duration(e - 1))
+	}
+	return t
+}
+
+// setDeadline sets the deadlines of one or both directions.
+func (f *fd) setDeadline(t time.Time, d direction) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed.Load() {
+		return net.ErrClosed // or the wake-up of Close would be undone
+	}
+	f.setExpiry(t, d)
+	switch {
+	case !f.parks.Load():
+		return nil
+	case d == reading:
+		return callError("", f.file.SetReadDeadline(t))
+	case d == writing:
+		return callError("", f.file.SetWriteDeadline(t))
+	}
+	return callError("", f.file.SetDeadline(t))
+}
+
+// A rawConn is an fd as a syscall.RawConn. Windows has no readiness to wait for:
+// Read and Write call the function once, in the order of reads and writes.
+type rawConn struct{ f *fd }
+
+func (f *fd) rawConn() (syscall.RawConn, error) { return rawConn{f}, nil }
+
+func (c rawConn) Control(fn func(fd uintptr)) error {
+	return c.f.control("", func(h syscall.Handle) error { fn(uintptr(h)); return nil })
+}
+
+func (c rawConn) Read(fn func(fd uintptr) bool) error  { return c.once(reading, fn) }
+func (c rawConn) Write(fn func(fd uintptr) bool) error { return c.once(writing, fn) }
+
+func (c rawConn) once(d direction, fn func(fd uintptr) bool) error {
+	if err := c.f.acquire(limits{deadlines: d}, d); err != nil {
+		return err
+	}
+	defer c.f.release(d)
+	if !fn(uintptr(c.f.sys)) {
+		return errors.ErrUnsupported
+	}
+	return nil
+}
+
+// ---------------------------------------------------------------------------
+// Bytes
+
+func (f *fd) read(p []byte) (int, error) {
+	l := limits{deadlines: reading}
+	if err := f.acquire(l, reading); err != nil {
+		return 0, err
+	}
+	defer f.release(reading)
+	return f.readStream(l, p)
+}
+
+// readStream reads at least one byte, wherever messages begin and end.
+func (f *fd) readStream(l limits, p []byte) (n int, err error) {
+	f.giveUpArriving()
+	for len(p) > 0 && n == 0 && err == nil {
+		if f.r.unread != nil {
+			if _, err = f.expired(l); err == nil {
+				n, _ = f.takeUnread(p)
+			}
+			continue
+		}
+		n, _, err = f.readPart(l, p)
+	}
+	return n, err
+}
+
+// takeUnread moves what is unread to p, and reports whether there is more of it.
+func (f *fd) takeUnread(p []byte) (n int, more bool) {
+	f.r.taking.Lock()
+	defer f.r.taking.Unlock()
+	n = copy(p, f.r.unread)
+	if n == len(f.r.unread) {
+		f.r.unread = nil
+		return n, false
+	}
+	f.r.unread = f.r.unread[n:]
+	return n, true
+}
 
 // readPart makes one ReadFile. more says that there is more of the message; n is 0,
 // without an error, if an empty message, or an empty write to a stream, was read.
@@ -2732,6 +2802,17 @@ func readResult(p []byte, n int, err error) (_ int, more bool, _ error) {
 		return 0, false, err
 	}
 	return n, false, readError("ReadFile", err)
+}
+
+func (f *fd) write(p []byte) (int, error) {
+	if err := f.acquire(limits{deadlines: writing}, writing); err != nil {
+		return 0, err
+	}
+	defer f.release(writing)
+	if len(p) == 0 { // nothing to a stream, but something to a pipe
+		return 0, nil
+	}
+	return f.writeAll(p)
 }
 
 // writeAll makes a WriteFile, and for a stream of bytes too long for one more of
@@ -2761,54 +2842,6 @@ func (f *fd) writeAll(p []byte) (n int, err error) {
 			return n, writeError("WriteFile", err)
 		}
 	}
-}
-
-func (f *fd) read(p []byte) (int, error) {
-	l := limits{deadlines: reading}
-	if err := f.acquire(l, reading); err != nil {
-		return 0, err
-	}
-	defer f.release(reading)
-	return f.readStream(l, p)
-}
-
-// readStream reads at least one byte, wherever messages begin and end.
-func (f *fd) readStream(l limits, p []byte) (n int, err error) {
-	f.giveUpArriving()
-	for len(p) > 0 && n == 0 && err == nil {
-		if f.r.unread.Load() != nil {
-			if _, err = f.expired(l); err == nil {
-				n, _ = f.takeUnread(p)
-			}
-			continue
-		}
-		n, _, err = f.readPart(l, p)
-	}
-	return n, err
-}
-
-// takeUnread moves what is unread to p, and reports whether there is more of it.
-func (f *fd) takeUnread(p []byte) (n int, more bool) {
-	rest := *f.r.unread.Load()
-	n = copy(p, rest)
-	if n == len(rest) {
-		f.r.unread.Store(nil)
-		return n, false
-	}
-	rest = rest[n:]
-	f.r.unread.Store(&rest)
-	return n, true
-}
-
-func (f *fd) write(p []byte) (int, error) {
-	if err := f.acquire(limits{deadlines: writing}, writing); err != nil {
-		return 0, err
-	}
-	defer f.release(writing)
-	if len(p) == 0 { // nothing to a stream, but something to a pipe
-		return 0, nil
-	}
-	return f.writeAll(p)
 }
 
 // readBuffers reads into the first buffer; what is there already goes on into
@@ -2860,15 +2893,33 @@ func (f *fd) writeBuffers(bufs *net.Buffers) (total int64, err error) {
 	return total, nil
 }
 
-// peek looks at what can be read, without waiting.
+// peek looks at what can be read, without waiting for the peer. If there is a message
+// while RecvFiles waits for one, that is about to end, and may have got an empty message
+// that was before this one and goes back.
 func (f *fd) peek(p []byte) (n, size int, err error) {
 	if f.ends&reading == 0 {
 		return 0, 0, errDirection(f.ends)
 	}
-	unread := f.r.unread.Load()
+	f.r.taking.Lock()
+	defer f.r.taking.Unlock()
+	for {
+		n, size, err = f.head(p)
+		if !f.r.awaiting || f.kind != messages || size == 0 {
+			return n, size, err
+		}
+		f.r.settled.Wait()
+	}
+}
+
+// head looks at what is the next to be read. The caller holds taking.
+func (f *fd) head(p []byte) (n, size int, err error) {
+	unread := f.r.unread
+	if f.r.arriving != nil { // see giveUpArriving
+		unread = f.r.arriving.next(f.kind)
+	}
 	if unread != nil {
-		n = copy(p, *unread)
-		size = len(*unread)
+		n = copy(p, unread)
+		size = len(unread)
 		if f.kind == messages {
 			return n, size, nil
 		}
@@ -2888,13 +2939,15 @@ func (f *fd) peek(p []byte) (n, size int, err error) {
 	return n, size, readError("PeekNamedPipe", err)
 }
 
-// maxMessage returns the longest message that send takes.
-func (f *fd) maxMessage() (int, error) {
-	if err := f.incref(); err != nil {
-		return 0, err
-	}
-	f.decref()
-	return ioMax, nil
+func (f *fd) spliceFrom(io.Reader) (int64, bool, error) { return 0, false, nil }
+func (f *fd) spliceTo(io.Writer) (int64, bool, error)   { return 0, false, nil }
+
+func readFile(h syscall.Handle, p, _ []byte, done *uint32, o *syscall.Overlapped) error {
+	return syscall.ReadFile(h, p, done, o)
+}
+
+func writeFile(h syscall.Handle, p, _ []byte, done *uint32, o *syscall.Overlapped) error {
+	return syscall.WriteFile(h, p, done, o)
 }
 
 // ---------------------------------------------------------------------------
@@ -2909,6 +2962,173 @@ func (f *fd) maxMessage() (int, error) {
 // there is something costs an allocation. If the message is longer, the rest is
 // read at once, and what is not there was withdrawn. The sender keeps to its side of
 // that: see writeAll.
+
+// send writes one message.
+func (f *fd) send(p []byte) error {
+	if err := f.acquire(limits{deadlines: writing}, writing); err != nil {
+		return err
+	}
+	defer f.release(writing)
+	switch {
+	case f.kind != messages:
+		return errNoMessages
+	case len(p) > ioMax:
+		return errMsgTooLong
+	}
+	_, err := f.writeAll(p)
+	return err
+}
+
+// outboundIsEmpty reports whether the peer has read all that was written, or
+// whether that cannot be known. A flush ends at once then. One that pends is
+// cancelled.
+func (f *fd) outboundIsEmpty() bool {
+	return f.flushFile(limits{budget: atOnce}) != errOverBudget
+}
+
+// sendWithFiles sends one message, or to a stream some data, with the files.
+func (f *fd) sendWithFiles(p []byte, files []*os.File) error {
+	_, err := f.sendRights(p, files)
+	return err
+}
+
+// sendRights is sendWithFiles and tells how much of p was sent.
+func (f *fd) sendRights(p []byte, files []*os.File) (sent int, err error) {
+	switch {
+	case len(files) > 0:
+	case f.kind == messages:
+		return 0, f.send(p)
+	default:
+		return f.write(p)
+	}
+	l := limits{deadlines: writing}
+	if err := f.acquire(l, writing); err != nil {
+		return 0, err
+	}
+	defer f.release(writing)
+	if len(p) > ioMax-recordMax {
+		return 0, errMsgTooLong
+	}
+	handles, release, err := holdFiles[syscall.Handle](files)
+	if err != nil {
+		return 0, err
+	}
+	defer release()
+	if _, err := f.expired(l); err != nil {
+		return 0, err
+	}
+	return f.sendHandles(handles, p)
+}
+
+// recv receives one message into p, and drops what does not fit.
+func (f *fd) recv(p []byte) (int, error) {
+	l := limits{deadlines: reading}
+	if err := f.acquire(l, reading); err != nil {
+		return 0, err
+	}
+	defer f.release(reading)
+	if message, err := f.unreadMessage(l); message != nil || err != nil {
+		n := copy(p, message)
+		if err == nil && n < len(message) {
+			err = errMsgDropped
+		}
+		return n, err
+	}
+	for {
+		size, n, more, err := f.awaitMessage(l, p)
+		into := p
+		if size > 0 {
+			if size > len(p) {
+				into = make([]byte, size) // the whole of it is in the pipe
+			}
+			if n, more, err = f.readNow(into); err == errOverBudget {
+				continue // it was withdrawn
+			}
+		}
+		if more && err == nil {
+			err = f.skipRest()
+		}
+		if n, size = min(n, len(p)), n; len(into) > len(p) {
+			copy(p, into[:n])
+		}
+		if err == nil && (more || n < size) {
+			err = errMsgDropped
+		}
+		return n, err
+	}
+}
+
+// skipRest reads what is there of the rest of a message.
+func (f *fd) skipRest() error {
+	rest := make([]byte, 64<<10)
+	for {
+		_, more, err := f.readNow(rest)
+		switch {
+		case err == errOverBudget || err == io.EOF:
+			return nil // it was withdrawn
+		case err != nil || !more:
+			return err
+		}
+	}
+}
+
+// unreadMessage takes the message that RecvFiles or RecvWithFiles has left, if there is
+// one.
+// It is not nil then, even if it is empty.
+func (f *fd) unreadMessage(l limits) ([]byte, error) {
+	if f.kind != messages {
+		return nil, errNoMessages
+	}
+	f.giveUpArriving()
+	unread := f.r.unread
+	if unread == nil {
+		return nil, nil
+	}
+	if _, err := f.expired(l); err != nil {
+		return nil, err
+	}
+	f.r.taking.Lock()
+	defer f.r.taking.Unlock()
+	f.r.unread = nil
+	return unread, nil
+}
+
+// recvAppend receives one message of any length and appends it to dst.
+func (f *fd) recvAppend(dst []byte) ([]byte, error) {
+	l := limits{deadlines: reading}
+	if err := f.acquire(l, reading); err != nil {
+		return dst, err
+	}
+	defer f.release(reading)
+	if message, err := f.unreadMessage(l); message != nil || err != nil {
+		return append(dst, message...), err
+	}
+	for {
+		p := dst
+		size, n, more, err := f.awaitMessage(l, p[len(p):cap(p)])
+		if size > 0 {
+			p = withRoom(dst, size)
+			n, more, err = f.readNow(p[len(p):cap(p)])
+		}
+		for p = p[:len(p)+n]; more && err == nil; p = p[:len(p)+n] {
+			p = withRoom(p, f.restOfMessage())
+			n, more, err = f.readNow(p[len(p):cap(p)])
+		}
+		switch err {
+		case nil:
+			return p, nil
+		case errOverBudget: // it was withdrawn
+		default:
+			return dst, err
+		}
+	}
+}
+
+// restOfMessage returns how much there is of the message that was read in part.
+func (f *fd) restOfMessage() int {
+	_, _, left, _ := peekMessage(f.sys, nil)
+	return max(left, 1)
+}
 
 // awaitMessage waits for a message. It returns its length, or takes it and returns
 // 0: an empty one, for there is no other way to know that it is there, or n bytes
@@ -2958,7 +3178,7 @@ func (f *fd) readMessage(p []byte) (n int, more bool, err error) {
 		return 0, false, configError("the buffer", "empty", "one of at least one byte")
 	}
 	f.giveUpArriving()
-	if f.r.unread.Load() != nil {
+	if f.r.unread != nil {
 		if _, err := f.expired(l); err != nil {
 			return 0, false, err
 		}
@@ -2966,145 +3186,6 @@ func (f *fd) readMessage(p []byte) (n int, more bool, err error) {
 		return n, more, nil
 	}
 	return f.readPart(l, p)
-}
-
-// recv receives one message into p, and drops what does not fit.
-func (f *fd) recv(p []byte) (int, error) {
-	l := limits{deadlines: reading}
-	if err := f.acquire(l, reading); err != nil {
-		return 0, err
-	}
-	defer f.release(reading)
-	if message, err := f.unreadMessage(l); message != nil || err != nil {
-		n := copy(p, message)
-		if err == nil && n < len(message) {
-			err = errMsgDropped
-		}
-		return n, err
-	}
-	for {
-		size, n, more, err := f.awaitMessage(l, p)
-		into := p
-		if size > 0 {
-			if size > len(p) {
-				into = make([]byte, size) // the whole of it is in the pipe
-			}
-			if n, more, err = f.readNow(into); err == errOverBudget {
-				continue // it was withdrawn
-			}
-		}
-		if more && err == nil {
-			err = f.drop()
-		}
-		if n, size = min(n, len(p)), n; len(into) > len(p) {
-			copy(p, into[:n])
-		}
-		if err == nil && (more || n < size) {
-			err = errMsgDropped
-		}
-		return n, err
-	}
-}
-
-// drop reads what is there of the rest of a message.
-func (f *fd) drop() error {
-	rest := make([]byte, 64<<10)
-	for {
-		_, more, err := f.readNow(rest)
-		switch {
-		case err == errOverBudget || err == io.EOF:
-			return nil // it was withdrawn
-		case err != nil || !more:
-			return err
-		}
-	}
-}
-
-// unreadMessage takes the message that RecvFiles or RecvWithFiles has left, if there is
-// one.
-// It is not nil then, even if it is empty.
-func (f *fd) unreadMessage(l limits) ([]byte, error) {
-	if f.kind != messages {
-		return nil, errNoMessages
-	}
-	f.giveUpArriving()
-	unread := f.r.unread.Load()
-	if unread == nil {
-		return nil, nil
-	}
-	if _, err := f.expired(l); err != nil {
-		return nil, err
-	}
-	f.r.unread.Store(nil)
-	return *unread, nil
-}
-
-// recvAppend receives one message of any length and appends it to dst.
-func (f *fd) recvAppend(dst []byte) ([]byte, error) {
-	l := limits{deadlines: reading}
-	if err := f.acquire(l, reading); err != nil {
-		return dst, err
-	}
-	defer f.release(reading)
-	if message, err := f.unreadMessage(l); message != nil || err != nil {
-		return append(dst, message...), err
-	}
-	for {
-		p := dst
-		size, n, more, err := f.awaitMessage(l, p[len(p):cap(p)])
-		if size > 0 {
-			p = grow(dst, size)
-			n, more, err = f.readNow(p[len(p):cap(p)])
-		}
-		for p = p[:len(p)+n]; more && err == nil; p = p[:len(p)+n] {
-			p = grow(p, f.restOfMessage())
-			n, more, err = f.readNow(p[len(p):cap(p)])
-		}
-		switch err {
-		case nil:
-			return p, nil
-		case errOverBudget: // it was withdrawn
-		default:
-			return dst, err
-		}
-	}
-}
-
-// restOfMessage returns how much there is of the message that was read in part.
-func (f *fd) restOfMessage() int {
-	_, _, left, _ := peekMessage(f.sys, nil)
-	return max(left, 1)
-}
-
-// grow returns p with room for n bytes more.
-func grow(p []byte, n int) []byte {
-	if cap(p)-len(p) >= n {
-		return p
-	}
-	return append(make([]byte, 0, len(p)+max(n, 512)), p...)
-}
-
-// send writes one message.
-func (f *fd) send(p []byte) error {
-	if err := f.acquire(limits{deadlines: writing}, writing); err != nil {
-		return err
-	}
-	defer f.release(writing)
-	switch {
-	case f.kind != messages:
-		return errNoMessages
-	case len(p) > ioMax:
-		return errMsgTooLong
-	}
-	_, err := f.writeAll(p)
-	return err
-}
-
-// outboundIsEmpty reports whether the peer has read all that was written, or
-// whether that cannot be known. A flush ends at once then. One that pends is
-// cancelled.
-func (f *fd) outboundIsEmpty() bool {
-	return f.flushFile(limits{budget: atOnce}) != errOverBudget
 }
 
 // errNoMessages refuses operations on messages where there are only bytes.
@@ -3134,12 +3215,12 @@ func (f *fd) transact(ctx context.Context, request, reply []byte) (int, error) {
 		return 0, errMsgTooLong
 	case f.w.torn != nil:
 		return 0, f.w.torn
-	case f.r.unread.Load() != nil, f.r.arriving != nil: // as the system says it of a pipe that is not empty
+	case f.r.unread != nil, f.r.arriving != nil: // as the system says it of a pipe that is not empty
 		return 0, os.NewSyscallError("TransactNamedPipe", errPipeBusy)
 	}
 	n, err := f.run(l, operation{transactNamedPipe, request, reply}, reading|writing)
 	if err == syscall.ERROR_MORE_DATA {
-		if err = f.drop(); err == nil {
+		if err = f.skipRest(); err == nil {
 			err = errMsgDropped
 		}
 		return len(reply), err
@@ -3234,355 +3315,8 @@ func (fl *flushing) cancel() {
 	}
 }
 
-func (f *fd) closeRead() error  { return errors.ErrUnsupported }
-func (f *fd) closeWrite() error { return errors.ErrUnsupported }
-
-func (f *fd) setBuffer(direction, int) error { return errors.ErrUnsupported }
-
-func (f *fd) spliceFrom(io.Reader) (int64, bool, error) { return 0, false, nil }
-func (f *fd) spliceTo(io.Writer) (int64, bool, error)   { return 0, false, nil }
-
-// peer tells of the process at the other end what is known for certain. Its
-// number and session are recorded by the kernel when it opens or makes the pipe.
-//
-// The user of a server is the owner of the pipe. The user of a client is that of
-// the token that the kernel took from it when it opened the pipe. A client that
-// did not let the server see it (Anonymous), or whose token follows what it
-// sends and that has sent nothing yet, is known by its process; see peerProcess.
-func (f *fd) peer() (p Peer, err error) {
-	pid, session := procServerProcessID, procServerSessionID
-	if f.server {
-		pid, session = procClientProcessID, procClientSessionID
-	}
-	err = f.control("", func(h syscall.Handle) error {
-		if f.onOtherMachine(h) {
-			return nil
-		}
-		n, err := pipeNumber(pid, h)
-		if err != nil {
-			return os.NewSyscallError(pid.Name, err)
-		}
-		p.pid, p.facts = int(n), knowsPID
-		p.system.session, err = pipeNumber(session, h)
-		p.system.knowsSession = err == nil
-		return nil
-	})
-	if err != nil {
-		return Peer{}, err
-	}
-	var trusted bool
-	switch {
-	case f.server && f.dynamic && p.pid == os.Getpid(): // before it has sent something
-		p.user, err = currentUser()
-		trusted = true
-	case f.server:
-		p.user, trusted, err = f.clientUser()
-	default:
-		p.user, trusted, err = f.owner()
-	}
-	if p.facts == 0 && err != nil {
-		return Peer{}, err
-	}
-	p.system.trusted = trusted && err == nil && p.facts&knowsPID != 0
-	return p, nil
-}
-
-// onOtherMachine reports whether the other end is, or may be, on another machine.
-func (f *fd) onOtherMachine(h syscall.Handle) bool {
-	return f.remote && (!f.server || !clientIsLocal(h))
-}
-
-// owner returns the owner of the pipe, and whether it is to be trusted.
-func (f *fd) owner() (owner string, trusted bool, err error) {
-	me, err := currentUser()
-	if err != nil {
-		return "", false, err
-	}
-	err = f.control("", func(h syscall.Handle) error {
-		sd, err := securityOf(h)
-		if err == nil {
-			owner = sd.Owner()
-		}
-		return err
-	})
-	return owner, owner == me || owner == sidSystem || owner == sidAdministrators, err
-}
-
-// clientUser returns the user of the client, and whether it is to be trusted. It is
-// not asked of the client's process: until the server accepts, the number of one that
-// has ended can go to another.
-func (f *fd) clientUser() (user string, trusted bool, err error) {
-	me, err := currentUser()
-	if err != nil {
-		return "", false, err
-	}
-	token, err := f.clientToken()
-	if err != nil {
-		return "", false, err
-	}
-	defer token.Close()
-	user, err = userOf(token)
-	trusted = err == nil && (user == me || user == sidSystem || isAdministrator(token))
-	return user, trusted, err
-}
-
-func (f *fd) peerProcess(access uint32) (syscall.Handle, error) { return f.openPeer(access) }
-
-// makerOfPeer returns the number of the process that opened or made the other end.
-func (f *fd) makerOfPeer() (pid uint32, err error) {
-	question := procServerProcessID
-	if f.server {
-		question = procClientProcessID
-	}
-	err = f.control("", func(h syscall.Handle) error {
-		if f.onOtherMachine(h) {
-			return errOtherMachine
-		}
-		pid, err = pipeNumber(question, h)
-		return os.NewSyscallError(question.Name, err)
-	})
-	return pid, err
-}
-
-// notePeer notes when the process at the other end was created, while the
-// connection is new. It is what tells that process from a later one of its number.
-// A clock may be set back, but two looks at one process see the same time.
-func (f *fd) notePeer() {
-	pid, err := f.makerOfPeer()
-	if err != nil || pid == uint32(os.Getpid()) {
-		return
-	}
-	process, err := syscall.OpenProcess(processQueryLimitedInformation, false, pid)
-	if err != nil {
-		return // nor will openPeer be let in
-	}
-	f.peerBorn, _ = createdAt(process)
-	syscall.CloseHandle(process)
-}
-
-// openPeer opens the process at the other end. If that has ended, its number may
-// be another's.
-func (f *fd) openPeer(access uint32) (process syscall.Handle, err error) {
-	pid, err := f.makerOfPeer()
-	if err != nil {
-		return 0, err
-	}
-	process, err = syscall.OpenProcess(access|processQueryLimitedInformation, false, pid)
-	if err != nil {
-		return 0, os.NewSyscallError("OpenProcess", err)
-	}
-	if pid != uint32(os.Getpid()) && !f.isPeer(process) {
-		syscall.CloseHandle(process)
-		return 0, errProcessEnded
-	}
-	return process, nil
-}
-
-// isPeer reports whether a process with the number of the peer's is that one.
-func (f *fd) isPeer(process syscall.Handle) bool {
-	created, err := createdAt(process)
-	return err == nil && created == f.peerBorn
-}
-
-// parentOf returns the number of the process that started the process, which may
-// be another's by now.
-func parentOf(process syscall.Handle) (uint32, error) {
-	const processBasicInformation = 0
-	var info [6]uintptr // winternl.h: PROCESS_BASIC_INFORMATION; the last one is InheritedFromUniqueProcessId
-	r, _, _ := syscall.SyscallN(procNtQueryInformationProcess.Addr(), uintptr(process), processBasicInformation,
-		uintptr(unsafe.Pointer(&info)), unsafe.Sizeof(info), 0)
-	return uint32(info[5]), os.NewSyscallError("NtQueryInformationProcess", ntError(r))
-}
-
-// createdAt returns when the process was created, which is never 0.
-func createdAt(process syscall.Handle) (int64, error) {
-	var created, exited, kernel, user syscall.Filetime
-	if err := syscall.GetProcessTimes(process, &created, &exited, &kernel, &user); err != nil {
-		return 0, os.NewSyscallError("GetProcessTimes", err)
-	}
-	return created.Nanoseconds(), nil
-}
-
-// clientToken returns the client's token, as far as it lets the server see it.
-func (f *fd) clientToken() (token syscall.Token, err error) {
-	if e := f.impersonate(func() { token, err = threadToken() }); e != nil {
-		return 0, e
-	}
-	return token, err
-}
-
-// serverToken returns the token of the server's process, to be asked about.
-func (f *fd) serverToken() (syscall.Token, error) {
-	process, err := f.openPeer(0)
-	if err != nil {
-		return 0, err
-	}
-	defer syscall.CloseHandle(process)
-	return tokenOf(process)
-}
-
-// errOtherMachine refuses what can be done with a process of this machine only.
-var errOtherMachine = &ruleError{"the peer is on another machine", errors.ErrUnsupported}
-
-// waitPeer waits for the end of the peer's process. Of a number that no process has
-// any more OpenProcess says ERROR_INVALID_PARAMETER.
-func (f *fd) waitPeer(ctx context.Context) error {
-	if err := contextError(ctx, nil); err != nil {
-		return err
-	}
-	process, err := f.peerProcess(syscall.SYNCHRONIZE)
-	switch {
-	case err == errProcessEnded, errnoOf(err) == errInvalidParameter:
-		return nil
-	case err != nil:
-		return err
-	}
-	defer syscall.CloseHandle(process)
-	return awaitSignal(ctx, process)
-}
-
-// awaitSignal waits until the object is signalled, a process when it ends, or ctx ends.
-// The system's thread pool waits, so no thread of this process's goroutines does. When
-// it returns the pool has let go of the handle.
-func awaitSignal(ctx context.Context, object syscall.Handle) error {
-	id, signalled := poolWaits.add()
-	defer poolWaits.remove(id)
-	wait, err := registerWait(object, poolCallback(), id)
-	if err != nil {
-		return err
-	}
-	select {
-	case <-signalled:
-		err = nil
-	case <-ctx.Done():
-		err = contextError(ctx, nil)
-	}
-	if e := unregisterWait(wait); e != nil {
-		return e
-	}
-	return err
-}
-
-// poolWaits are the waits of the thread pool that are under way. A callback knows the
-// number of its wait alone, so that one that comes late finds nothing.
-var poolWaits waitTable
-
-type waitTable struct {
-	mu    sync.Mutex // guards what follows
-	last  uintptr
-	waits map[uintptr]chan struct{}
-}
-
-func (t *waitTable) add() (id uintptr, signalled <-chan struct{}) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.waits == nil {
-		t.waits = map[uintptr]chan struct{}{}
-	}
-	t.last++
-	c := make(chan struct{}, 1)
-	t.waits[t.last] = c
-	return t.last, c
-}
-
-func (t *waitTable) remove(id uintptr) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	delete(t.waits, id)
-}
-
-func (t *waitTable) signal(id uintptr) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	select {
-	case t.waits[id] <- struct{}{}:
-	default: // it was removed, or told before
-	}
-}
-
-// poolCallback returns the WAITORTIMERCALLBACK of all waits: a program may only make so
-// many (syscall.NewCallback).
-var poolCallback = sync.OnceValue(func() uintptr {
-	return syscall.NewCallback(func(id, timedOut uintptr) uintptr {
-		poolWaits.signal(id)
-		return 0
-	})
-})
-
-// impersonate runs f in the name of the client: see PipeConn.Impersonate. The
-// thread that could not take its own identity back ends with the goroutine,
-// which does not unlock it.
-func (f *fd) impersonate(run func()) error {
-	if !f.server {
-		return errNotServer
-	}
-	var err error
-	var panicked any
-	returned, done := false, make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread()
-		if err = f.control("ImpersonateNamedPipeClient", impersonateNamedPipeClient); err != nil {
-			runtime.UnlockOSThread() // it did not become anybody else
-			return
-		}
-		defer func() {
-			panicked = recover()
-			if err = revertToSelf(); err == nil {
-				runtime.UnlockOSThread()
-			}
-		}()
-		run()
-		returned = true
-	}()
-	<-done
-	switch {
-	case panicked != nil:
-		panic(panicked)
-	case err == nil && !returned:
-		runtime.Goexit() // as f did, in the test of a caller for one
-	}
-	return err
-}
-
-// dupFile joins first, or the duplicate would take this end's place at the
-// completion port.
-func (f *fd) dupFile(name string) (*os.File, error) {
-	var d syscall.Handle
-	err := f.control("", func(h syscall.Handle) (err error) {
-		f.used.Store(true)
-		f.join()
-		d, err = duplicate(h)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(d), name), nil
-}
-
-// localAddr and remoteAddr return the path of the pipe, which is all the address that
-// its ends have.
-func (f *fd) localAddr() Addr  { return f.pipePath() }
-func (f *fd) remoteAddr() Addr { return f.pipePath() }
-
-func (f *fd) pipePath() Addr {
-	if f.remote && !f.server {
-		return unnamed // of another machine, which the handle does not tell
-	}
-	addr := unnamed
-	f.control("", func(h syscall.Handle) error {
-		name, err := pipeName(h)
-		if err == nil {
-			addr = Path(localPrefix + name)
-		}
-		return err
-	})
-	return addr
-}
-
 // ---------------------------------------------------------------------------
-// Files over a connection
+// Files
 //
 // A handle does not travel through a pipe. The sender duplicates it into a process,
 // the holder, and tells the receiver in a record, which is written by one WriteFile
@@ -3702,20 +3436,20 @@ func parseRecord(p []byte) (r *record, size int, err error) {
 	if len(p) < recordHead || string(p[:len(recordMark)]) != recordMark {
 		return nil, 0, nil
 	}
-	if version := wordAt(p[8:]); version != recordVersion {
+	if version := getWord(p[8:]); version != recordVersion {
 		return nil, 0, &ruleError{"the peer sends files in version " + strconv.FormatUint(uint64(version), 10) +
 			" of the record, this is version " + strconv.Itoa(recordVersion), errors.ErrUnsupported}
 	}
-	n := wordAt(p[12:])
+	n := getWord(p[12:])
 	if n < 1 || n > maxFiles {
 		return nil, 0, nil
 	}
 	if size = recordHead + 4*int(n); size > len(p) {
 		return nil, 0, nil
 	}
-	r = &record{pid: wordAt(p[16:]), id: [16]byte(p[20:36])}
+	r = &record{pid: getWord(p[16:]), id: [16]byte(p[20:36])}
 	for at := recordHead; at < size; at += 4 {
-		r.files = append(r.files, wordAt(p[at:]))
+		r.files = append(r.files, getWord(p[at:]))
 	}
 	return r, size, nil
 }
@@ -3731,36 +3465,6 @@ func (s *staging) release() {
 	if s.holder != currentProcess {
 		syscall.CloseHandle(s.holder)
 	}
-}
-
-// sendWithFiles sends one message, or to a stream some data, with the files.
-func (f *fd) sendWithFiles(p []byte, files []*os.File) error {
-	_, err := f.sendRights(p, files)
-	return err
-}
-
-// sendRights is sendWithFiles and tells how much of p was sent.
-func (f *fd) sendRights(p []byte, files []*os.File) (sent int, err error) {
-	if len(files) == 0 && f.kind == messages {
-		return 0, f.send(p)
-	}
-	l := limits{deadlines: writing}
-	if err := f.acquire(l, writing); err != nil {
-		return 0, err
-	}
-	defer f.release(writing)
-	if len(p) > ioMax-recordMax {
-		return 0, errMsgTooLong
-	}
-	handles, release, err := holdFiles[syscall.Handle](files)
-	if err != nil {
-		return 0, err
-	}
-	defer release()
-	if _, err := f.expired(l); err != nil {
-		return 0, err
-	}
-	return f.sendHandles(handles, p)
 }
 
 // sendHandles sends the handles, and p behind their record. The caller has acquired the
@@ -3960,16 +3664,6 @@ func (f *fd) recvFiles(max int) ([]*os.File, error) {
 	return files, err
 }
 
-// recvRights receives some data, and at most max files that it comes with.
-func (f *fd) recvRights(p []byte, max int) (int, []*os.File, error) {
-	data, files, err := f.takeFiles(len(p), max, false)
-	if err == ErrNoFiles {
-		n, err := f.read(p)
-		return n, nil, err
-	}
-	return copy(p, data), files, err
-}
-
 // recvWithFiles receives one message into p and the files that came with it.
 func (f *fd) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
 	data, files, err := f.takeFiles(theRest, max, false)
@@ -3980,6 +3674,16 @@ func (f *fd) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
 	case err == nil && len(data) > len(p):
 		discardFiles(files)
 		files, err = nil, errMsgDropped
+	}
+	return copy(p, data), files, err
+}
+
+// recvRights receives some data, and at most max files that it comes with.
+func (f *fd) recvRights(p []byte, max int) (int, []*os.File, error) {
+	data, files, err := f.takeFiles(len(p), max, false)
+	if err == ErrNoFiles {
+		n, err := f.read(p)
+		return n, nil, err
 	}
 	return copy(p, data), files, err
 }
@@ -3995,35 +3699,58 @@ func (f *fd) takeFiles(behind, max int, alone bool) (data []byte, files []*os.Fi
 	}
 	defer f.release(reading)
 	if f.r.arriving == nil {
-		handles, data, err := f.takeHandles(l, behind)
-		if err == nil {
-			if err = checkReceived(len(handles), max); err != nil {
-				wrappers <- struct{}{}
-				discardHandles(handles...)
-			}
-		}
-		if err != nil {
-			if data != nil {
-				f.leaveData(data, alone)
-			}
+		if data, err := f.beginArrival(l, behind, alone); err != nil {
 			return data, nil, err
 		}
-		f.r.arriving = wrap(handles, data, openReceived)
 	}
-	if err := f.receive(l, f.r.arriving.done); err != nil {
-		return nil, nil, err // the next call gets them
+	a := f.r.arriving
+	if err = checkReceived(a.count, max); err == nil {
+		if err = f.awaitFiles(l, a); err != nil {
+			return nil, nil, err // the next call gets them
+		}
 	}
-	files, data = f.r.arriving.files, f.r.arriving.behind
+	f.r.taking.Lock()
 	f.r.arriving = nil
-	f.leaveData(data, alone)
-	return data, files, nil
+	f.leaveData(a.behind, alone)
+	f.r.taking.Unlock()
+	if err != nil {
+		a.abandon()
+		return a.behind, nil, err
+	}
+	return a.behind, a.files, nil
+}
+
+// beginArrival receives a record and takes its handles. With an error, data is all that
+// is left of what the peer sent.
+func (f *fd) beginArrival(l limits, behind int, alone bool) (data []byte, err error) {
+	f.r.taking.Lock()
+	defer f.r.taking.Unlock()
+	handles, data, err := f.takeHandles(l, behind)
+	switch {
+	case err == nil:
+		f.r.arriving = newArrival(handles, data)
+	case data != nil:
+		f.leaveData(data, alone)
+	}
+	return data, err
+}
+
+// awaitFiles waits until the files of the arrival are there.
+func (f *fd) awaitFiles(l limits, a *arrival) error {
+	if !a.begun {
+		if err := f.receive(l, wrappers); err != nil {
+			return err
+		}
+		a.wrap(receivedFile)
+	}
+	return f.receive(l, a.done)
 }
 
 // leaveData leaves the data behind a record for the next read, if it should be the
-// zero byte alone and is something else.
+// zero byte alone and is something else. The caller holds taking.
 func (f *fd) leaveData(data []byte, alone bool) {
 	if alone && string(data) != string(zeroByte[:]) {
-		f.r.unread.Store(&data)
+		f.r.unread = data
 	}
 }
 
@@ -4034,16 +3761,15 @@ func (f *fd) giveUpArriving() {
 	if a == nil {
 		return
 	}
-	f.r.arriving = nil
+	f.r.taking.Lock()
+	f.r.arriving, f.r.unread = nil, a.next(f.kind)
+	f.r.taking.Unlock()
 	a.abandon()
-	if len(a.behind) > 0 || f.kind == messages {
-		f.r.unread.Store(&a.behind)
-	}
 }
 
-// takeHandles reads a record, and then judges it. If it takes handles, it has also
-// taken one of the wrappers. rest is the data behind the record. With an error it is
-// nil, but for errTaken: then the data is all that is left of what the peer sent.
+// takeHandles reads a record, judges it, and takes its handles. rest is the data behind
+// the record. With an error it is nil, but for errTaken: then the data is all that is left
+// of what the peer sent. The caller holds taking, which is free while this waits.
 func (f *fd) takeHandles(l limits, behind int) (handles []syscall.Handle, rest []byte, err error) {
 	text, err := f.readRecord(l, behind)
 	if err != nil {
@@ -4054,17 +3780,12 @@ func (f *fd) takeHandles(l limits, behind int) (handles []syscall.Handle, rest [
 		err = ErrNoFiles
 	}
 	if err == nil {
-		err = f.receive(l, wrappers)
-	}
-	if err == nil {
-		if handles, err = f.claim(r); err != nil {
-			wrappers <- struct{}{}
-		}
+		handles, err = f.collect(r)
 	}
 	if err == nil || errors.Is(err, errTaken) {
 		return handles, text[size:], err
 	}
-	f.r.unread.Store(&text)
+	f.r.unread = text
 	return nil, nil, err
 }
 
@@ -4076,12 +3797,12 @@ func (f *fd) takeHandles(l limits, behind int) (handles []syscall.Handle, rest [
 // A record comes by one WriteFile, so all of it is there or nothing. It is read at
 // once, whatever the deadline; what was withdrawn meanwhile is waited for again.
 func (f *fd) readRecord(l limits, behind int) ([]byte, error) {
-	if unread := f.r.unread.Load(); unread != nil {
+	if unread := f.r.unread; unread != nil {
 		if _, err := f.expired(l); err != nil {
 			return nil, err
 		}
-		f.r.unread.Store(nil)
-		return *unread, nil
+		f.r.unread = nil
+		return unread, nil
 	}
 	p := make([]byte, recordMax+max(behind, 0))
 	pauses := retryTimer{ctx: context.Background()}
@@ -4111,9 +3832,11 @@ func (f *fd) readRecord(l limits, behind int) ([]byte, error) {
 			continue // it was withdrawn
 		}
 		if woken { // by an empty write to a stream, which may go on waking
+			f.r.taking.Unlock()
 			pauses.pause()
+			f.r.taking.Lock()
 		}
-		_, more, err := f.readPart(l, nil)
+		more, err := f.awaitSomething(l)
 		if err != nil {
 			return nil, err
 		}
@@ -4123,6 +3846,18 @@ func (f *fd) readRecord(l limits, behind int) ([]byte, error) {
 	}
 }
 
+// awaitSomething waits until there is something to read, and reports whether that is
+// more than an empty message, which it takes.
+func (f *fd) awaitSomething(l limits) (more bool, err error) {
+	f.r.awaiting = true
+	f.r.taking.Unlock()
+	_, more, err = f.readPart(l, nil)
+	f.r.taking.Lock()
+	f.r.awaiting = false
+	f.r.settled.Broadcast()
+	return more, err
+}
+
 // readCandidate reads so many bytes, or the message that took the place of the one
 // of that length.
 func (f *fd) readCandidate(size int) ([]byte, error) {
@@ -4130,7 +3865,7 @@ func (f *fd) readCandidate(size int) ([]byte, error) {
 	n, more, err := f.readNow(text)
 	text = text[:n]
 	for more && err == nil {
-		text = grow(text, 64<<10)
+		text = withRoom(text, 64<<10)
 		n, more, err = f.readNow(text[len(text):cap(text)])
 		text = text[:len(text)+n]
 	}
@@ -4141,8 +3876,8 @@ func (f *fd) readCandidate(size int) ([]byte, error) {
 // the data that the next read gets.
 var errTaken = &ruleError{what: "the files are gone"}
 
-// claim takes the handles of a record, if it is to be believed.
-func (f *fd) claim(r *record) ([]syscall.Handle, error) {
+// collect takes the handles of a record, if it is to be believed.
+func (f *fd) collect(r *record) ([]syscall.Handle, error) {
 	self := uint32(os.Getpid())
 	maker, err := f.makerOfPeer()
 	if err != nil {
@@ -4168,7 +3903,7 @@ func (f *fd) claim(r *record) ([]syscall.Handle, error) {
 	if unknown {
 		err = judgeChild(holder)
 	} else {
-		err = f.judge(holder, r.pid == maker)
+		err = f.judgeSender(holder, r.pid == maker)
 	}
 	if err != nil {
 		return nil, untrusted(err)
@@ -4193,23 +3928,15 @@ func takeFrom(holder syscall.Handle, files []uint32) (handles []syscall.Handle, 
 		handles = append(handles, h)
 	}
 	if err != nil {
-		discardHandles(handles...)
+		discard(handles...)
 		return nil, &classified{&classified{err, ErrUntrusted}, errTaken}
 	}
 	return handles, nil
 }
 
-// discardHandles closes handles that a peer chose, away from the caller: see
-// discardFiles.
-func discardHandles(handles ...syscall.Handle) {
-	if len(handles) > 0 {
-		disposal.do(len(handles), closeGrace, func(i int) { syscall.CloseHandle(handles[i]) })
-	}
-}
-
-// judge returns why the sender could not have put handles into the holder itself,
+// judgeSender returns why the sender could not have put handles into the holder itself,
 // or nil. own says that the holder has the number of the sender's process.
-func (f *fd) judge(holder syscall.Handle, own bool) error {
+func (f *fd) judgeSender(holder syscall.Handle, own bool) error {
 	if !f.server {
 		return f.judgeServer(holder)
 	}
@@ -4224,7 +3951,7 @@ func (f *fd) judge(holder syscall.Handle, own bool) error {
 	return errForged
 }
 
-// judgeServer is judge where the sender is the server.
+// judgeServer is judgeSender where the sender is the server.
 func (f *fd) judgeServer(holder syscall.Handle) error {
 	owner, trusted, err := f.owner()
 	switch {
@@ -4246,7 +3973,7 @@ func (f *fd) judgeServer(holder syscall.Handle) error {
 	return f.judgeLabel()
 }
 
-// judgeChild is judge where this process gave the other end away: the holder must
+// judgeChild is judgeSender where this process gave the other end away: the holder must
 // be a child of it.
 func judgeChild(holder syscall.Handle) error {
 	parent, err := parentOf(holder)
@@ -4289,18 +4016,42 @@ func (f *fd) judgeLabel() error {
 
 // An arrival is files that were taken and are not yet made files of os.
 type arrival struct {
-	done   chan struct{} // closed when files is there
-	files  []*os.File
-	behind []byte // the data behind the record
-	gone   atomic.Bool
+	handles []syscall.Handle // until begun
+	count   int              // of the files
+	behind  []byte           // the data behind the record
+	begun   bool             // wrap was called
+	done    chan struct{}    // closed when files is there
+	files   []*os.File
+	gone    atomic.Bool
+	cleanup runtime.Cleanup // closes the handles if nobody does; stopped when wrap takes over
+}
+
+func newArrival(handles []syscall.Handle, behind []byte) *arrival {
+	a := &arrival{handles: handles, count: len(handles), behind: behind, done: make(chan struct{})}
+	a.cleanup = runtime.AddCleanup(a, func(handles []syscall.Handle) { go discard(handles...) }, handles)
+	return a
+}
+
+// next returns what a read gets that comes instead of RecvFiles: the data behind the
+// record, as one message or, if there are any, as bytes.
+func (a *arrival) next(kind connKind) []byte {
+	switch {
+	case len(a.behind) > 0:
+		return a.behind
+	case kind == messages:
+		return []byte{}
+	}
+	return nil
 }
 
 // wrap makes files of the handles, in another goroutine. os.NewFile asks the kernel
 // of which kind each is, and the kernel lets nobody see that of a file that is not
 // overlapped while any process waits in a read of it. RecvFiles must not wait for
-// that longer than its deadline.
-func wrap(handles []syscall.Handle, behind []byte, open func(syscall.Handle) *os.File) *arrival {
-	a := &arrival{done: make(chan struct{}), behind: behind}
+// that longer than its deadline. The caller has taken one of the wrappers.
+func (a *arrival) wrap(open func(syscall.Handle) *os.File) {
+	a.begun = true
+	a.cleanup.Stop()
+	handles := a.handles
 	go func() {
 		for _, h := range handles {
 			a.files = append(a.files, open(h))
@@ -4311,12 +4062,16 @@ func wrap(handles []syscall.Handle, behind []byte, open func(syscall.Handle) *os
 		}
 		wrappers <- struct{}{}
 	}()
-	return a
 }
 
 // abandon closes the files, which nobody will ask for: now, or when wrap is done
 // with them. A file may be closed twice.
 func (a *arrival) abandon() {
+	if !a.begun {
+		a.cleanup.Stop()
+		discard(a.handles...)
+		return
+	}
 	a.gone.Store(true)
 	select {
 	case <-a.done:
@@ -4325,7 +4080,8 @@ func (a *arrival) abandon() {
 	}
 }
 
-func openReceived(h syscall.Handle) *os.File { return os.NewFile(uintptr(h), "received") }
+// receivedFile returns a handle that a peer chose as an os.File.
+func receivedFile(h syscall.Handle) *os.File { return os.NewFile(uintptr(h), "received") }
 
 // wrappersMax is how many calls of wrap may be under way. Each may hold a thread for
 // as long as another process likes: one at a time of each connection, but those of
@@ -4341,6 +4097,357 @@ var wrappers = func() chan struct{} {
 	}
 	return c
 }()
+
+// ---------------------------------------------------------------------------
+// Operations on handles that do not block
+
+func (f *fd) closeRead() error  { return errors.ErrUnsupported }
+func (f *fd) closeWrite() error { return errors.ErrUnsupported }
+
+func (f *fd) setBuffer(direction, int) error { return errors.ErrUnsupported }
+
+// maxMessage returns the longest message that send takes.
+func (f *fd) maxMessage() (int, error) {
+	if err := f.incref(); err != nil {
+		return 0, err
+	}
+	f.decref()
+	return ioMax, nil
+}
+
+// peer tells of the process at the other end what is known for certain. Its
+// number and session are recorded by the kernel when it opens or makes the pipe.
+//
+// The user of a server is the owner of the pipe. The user of a client is that of
+// the token that the kernel took from it when it opened the pipe. A client that
+// did not let the server see it (Anonymous), or whose token follows what it
+// sends and that has sent nothing yet, is known by its process; see peerProcess.
+func (f *fd) peer() (p Peer, err error) {
+	pid, session := procServerProcessID, procServerSessionID
+	if f.server {
+		pid, session = procClientProcessID, procClientSessionID
+	}
+	err = f.control("", func(h syscall.Handle) error {
+		if f.onOtherMachine(h) {
+			return nil
+		}
+		n, err := pipeNumber(pid, h)
+		if err != nil {
+			return os.NewSyscallError(pid.Name, err)
+		}
+		p.pid, p.facts = int(n), knowsPID
+		p.system.session, err = pipeNumber(session, h)
+		p.system.knowsSession = err == nil
+		return nil
+	})
+	if err != nil {
+		return Peer{}, err
+	}
+	var trusted bool
+	switch {
+	case f.server && f.dynamic && p.pid == os.Getpid(): // before it has sent something
+		p.user, err = currentUser()
+		trusted = true
+	case f.server:
+		p.user, trusted, err = f.clientUser()
+	default:
+		p.user, trusted, err = f.owner()
+	}
+	if p.facts == 0 && err != nil {
+		return Peer{}, err
+	}
+	p.system.trusted = trusted && err == nil && p.facts&knowsPID != 0
+	return p, nil
+}
+
+// onOtherMachine reports whether the other end is, or may be, on another machine.
+func (f *fd) onOtherMachine(h syscall.Handle) bool {
+	return f.remote && (!f.server || !clientIsLocal(h))
+}
+
+// owner returns the owner of the pipe, and whether it is to be trusted.
+func (f *fd) owner() (owner string, trusted bool, err error) {
+	me, err := currentUser()
+	if err != nil {
+		return "", false, err
+	}
+	err = f.control("", func(h syscall.Handle) error {
+		sd, err := securityOf(h)
+		if err == nil {
+			owner = sd.Owner()
+		}
+		return err
+	})
+	return owner, owner == me || owner == sidSystem || owner == sidAdministrators, err
+}
+
+// clientUser returns the user of the client, and whether it is to be trusted. It is
+// not asked of the client's process: until the server accepts, the number of one that
+// has ended can go to another.
+func (f *fd) clientUser() (user string, trusted bool, err error) {
+	me, err := currentUser()
+	if err != nil {
+		return "", false, err
+	}
+	token, err := f.clientToken()
+	if err != nil {
+		return "", false, err
+	}
+	defer token.Close()
+	user, err = userOf(token)
+	trusted = err == nil && (user == me || user == sidSystem || isAdministrator(token))
+	return user, trusted, err
+}
+
+// waitPeer waits for the end of the peer's process. Of a number that no process has
+// any more OpenProcess says ERROR_INVALID_PARAMETER.
+func (f *fd) waitPeer(ctx context.Context) error {
+	if err := contextError(ctx, nil); err != nil {
+		return err
+	}
+	process, err := f.peerProcess(syscall.SYNCHRONIZE)
+	switch {
+	case err == errProcessEnded, errnoOf(err) == errInvalidParameter:
+		return nil
+	case err != nil:
+		return err
+	}
+	defer syscall.CloseHandle(process)
+	return awaitSignal(ctx, process)
+}
+
+// awaitSignal waits until the object is signalled, a process when it ends, or ctx ends.
+// The system's thread pool waits, so no thread of this process's goroutines does. When
+// it returns the pool has let go of the handle.
+func awaitSignal(ctx context.Context, object syscall.Handle) error {
+	id, signalled := poolWaits.add()
+	defer poolWaits.remove(id)
+	wait, err := registerWait(object, poolCallback(), id)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-signalled:
+		err = nil
+	case <-ctx.Done():
+		err = contextError(ctx, nil)
+	}
+	if e := unregisterWait(wait); e != nil {
+		return e
+	}
+	return err
+}
+
+// poolWaits are the waits of the thread pool that are under way. A callback knows the
+// number of its wait alone, so that one that comes late finds nothing.
+var poolWaits waitTable
+
+type waitTable struct {
+	mu    sync.Mutex // guards what follows
+	last  uintptr
+	waits map[uintptr]chan struct{}
+}
+
+func (t *waitTable) add() (id uintptr, signalled <-chan struct{}) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.waits == nil {
+		t.waits = map[uintptr]chan struct{}{}
+	}
+	t.last++
+	c := make(chan struct{}, 1)
+	t.waits[t.last] = c
+	return t.last, c
+}
+
+func (t *waitTable) remove(id uintptr) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.waits, id)
+}
+
+func (t *waitTable) signal(id uintptr) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	select {
+	case t.waits[id] <- struct{}{}:
+	default: // it was removed, or told before
+	}
+}
+
+// poolCallback returns the WAITORTIMERCALLBACK of all waits: a program may only make so
+// many (syscall.NewCallback).
+var poolCallback = sync.OnceValue(func() uintptr {
+	return syscall.NewCallback(func(id, timedOut uintptr) uintptr {
+		poolWaits.signal(id)
+		return 0
+	})
+})
+
+func (f *fd) peerProcess(access uint32) (syscall.Handle, error) { return f.openPeer(access) }
+
+// makerOfPeer returns the number of the process that opened or made the other end.
+func (f *fd) makerOfPeer() (pid uint32, err error) {
+	question := procServerProcessID
+	if f.server {
+		question = procClientProcessID
+	}
+	err = f.control("", func(h syscall.Handle) error {
+		if f.onOtherMachine(h) {
+			return errOtherMachine
+		}
+		pid, err = pipeNumber(question, h)
+		return os.NewSyscallError(question.Name, err)
+	})
+	return pid, err
+}
+
+// notePeer notes when the process at the other end was created, while the
+// connection is new. It is what tells that process from a later one of its number.
+// A clock may be set back, but two looks at one process see the same time.
+func (f *fd) notePeer() {
+	pid, err := f.makerOfPeer()
+	if err != nil || pid == uint32(os.Getpid()) {
+		return
+	}
+	process, err := syscall.OpenProcess(processQueryLimitedInformation, false, pid)
+	if err != nil {
+		return // nor will openPeer be let in
+	}
+	f.peerBorn, _ = createdAt(process)
+	syscall.CloseHandle(process)
+}
+
+// openPeer opens the process at the other end. If that has ended, its number may
+// be another's.
+func (f *fd) openPeer(access uint32) (process syscall.Handle, err error) {
+	pid, err := f.makerOfPeer()
+	if err != nil {
+		return 0, err
+	}
+	process, err = syscall.OpenProcess(access|processQueryLimitedInformation, false, pid)
+	if err != nil {
+		return 0, os.NewSyscallError("OpenProcess", err)
+	}
+	if pid != uint32(os.Getpid()) && !f.isPeer(process) {
+		syscall.CloseHandle(process)
+		return 0, errProcessEnded
+	}
+	return process, nil
+}
+
+// isPeer reports whether a process with the number of the peer's is that one.
+func (f *fd) isPeer(process syscall.Handle) bool {
+	created, err := createdAt(process)
+	return err == nil && created == f.peerBorn
+}
+
+// errOtherMachine refuses what can be done with a process of this machine only.
+var errOtherMachine = &ruleError{"the peer is on another machine", errors.ErrUnsupported}
+
+// clientToken returns the client's token, as far as it lets the server see it.
+func (f *fd) clientToken() (token syscall.Token, err error) {
+	if e := f.impersonate(func() { token, err = threadToken() }); e != nil {
+		return 0, e
+	}
+	return token, err
+}
+
+// serverToken returns the token of the server's process, to be asked about.
+func (f *fd) serverToken() (syscall.Token, error) {
+	process, err := f.openPeer(0)
+	if err != nil {
+		return 0, err
+	}
+	defer syscall.CloseHandle(process)
+	return tokenOf(process)
+}
+
+// impersonate runs f in the name of the client: see PipeConn.Impersonate. The
+// thread that could not take its own identity back ends with the goroutine,
+// which does not unlock it.
+func (f *fd) impersonate(run func()) error {
+	if !f.server {
+		return errNotServer
+	}
+	var err error
+	var panicked any
+	returned, done := false, make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if err = f.control("ImpersonateNamedPipeClient", impersonateNamedPipeClient); err != nil {
+			runtime.UnlockOSThread() // it did not become anybody else
+			return
+		}
+		defer func() {
+			panicked = recover()
+			if err = revertToSelf(); err == nil {
+				runtime.UnlockOSThread()
+			}
+		}()
+		run()
+		returned = true
+	}()
+	<-done
+	switch {
+	case panicked != nil:
+		panic(panicked)
+	case err == nil && !returned:
+		runtime.Goexit() // as f did, in the test of a caller for one
+	}
+	return err
+}
+
+// dupFile joins first, or the duplicate would take this end's place at the
+// completion port.
+func (f *fd) dupFile(name string) (*os.File, error) {
+	var d syscall.Handle
+	err := f.control("", func(h syscall.Handle) (err error) {
+		f.used.Store(true)
+		f.join()
+		d, err = duplicate(h)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(d), name), nil
+}
+
+// localAddr and remoteAddr return the path of the pipe, which is all the address that
+// its ends have.
+func (f *fd) localAddr() Addr  { return f.pipePath() }
+func (f *fd) remoteAddr() Addr { return f.pipePath() }
+
+func (f *fd) pipePath() Addr {
+	if f.remote && !f.server {
+		return unnamed // of another machine, which the handle does not tell
+	}
+	addr := unnamed
+	f.control("", func(h syscall.Handle) error {
+		name, err := pipeName(h)
+		if err == nil {
+			addr = Path(localPrefix + name)
+		}
+		return err
+	})
+	return addr
+}
+
+// control makes a call on the handle that does not block. Without a name for the
+// error, call itself says which one it was.
+func (f *fd) control(name string, call func(syscall.Handle) error) error {
+	if err := f.incref(); err != nil {
+		return err
+	}
+	defer f.decref()
+	err := call(f.sys)
+	if name == "" {
+		return err
+	}
+	return callError(name, err)
+}
 
 // ---------------------------------------------------------------------------
 // Errors
@@ -4805,6 +4912,25 @@ func closeIn(process, h syscall.Handle) {
 // overlapped, if it does.
 func cancelSynchronousIO(thread syscall.Handle) {
 	syscall.SyscallN(procCancelSynchronousIo.Addr(), uintptr(thread))
+}
+
+// parentOf returns the number of the process that started the process, which may
+// be another's by now.
+func parentOf(process syscall.Handle) (uint32, error) {
+	const processBasicInformation = 0
+	var info [6]uintptr // winternl.h: PROCESS_BASIC_INFORMATION; the last one is InheritedFromUniqueProcessId
+	r, _, _ := syscall.SyscallN(procNtQueryInformationProcess.Addr(), uintptr(process), processBasicInformation,
+		uintptr(unsafe.Pointer(&info)), unsafe.Sizeof(info), 0)
+	return uint32(info[5]), os.NewSyscallError("NtQueryInformationProcess", ntError(r))
+}
+
+// createdAt returns when the process was created, which is never 0.
+func createdAt(process syscall.Handle) (int64, error) {
+	var created, exited, kernel, user syscall.Filetime
+	if err := syscall.GetProcessTimes(process, &created, &exited, &kernel, &user); err != nil {
+		return 0, os.NewSyscallError("GetProcessTimes", err)
+	}
+	return created.Nanoseconds(), nil
 }
 
 // randomBytes fills p from the system's generator for secrets.
@@ -5279,7 +5405,7 @@ func sendHello(f *fd, memory *os.File, bell farBell, hello []byte) error {
 // unlike an os.File of a pipe.
 type received syscall.Handle
 
-func (r received) close() { discardHandles(syscall.Handle(r)) }
+func (r received) close() { discard(syscall.Handle(r)) }
 
 // memory returns a file of the handle, which it owns from then on.
 func (r received) memory() *os.File { return os.NewFile(uintptr(r), "memory") }
@@ -5317,10 +5443,11 @@ func (f *fd) recvHandles(p []byte) (n int, handles []syscall.Handle, err error) 
 	}
 	defer f.release(reading)
 	f.giveUpArriving()
+	f.r.taking.Lock()
+	defer f.r.taking.Unlock()
 	handles, data, err := f.takeHandles(l, len(p))
 	if err != nil {
 		return 0, nil, err
 	}
-	wrappers <- struct{}{} // nobody waits for these handles
 	return copy(p, data), handles, nil
 }
