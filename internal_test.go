@@ -440,7 +440,7 @@ func TestSpinPolicyLeavesTheCPUEverMoreRarely(t *testing.T) {
 // sharedInMemory returns two ends that have set their memory up, or skips the test.
 func sharedInMemory(t *testing.T) (a, b *SharedConn) {
 	t.Helper()
-	dog := time.AfterFunc(time.Minute, func() { panic(t.Name() + " hangs") })
+	dog := time.AfterFunc(5*time.Minute, func() { panic(t.Name() + " hangs") })
 	t.Cleanup(func() { dog.Stop() })
 	a, b, err := SharedPair()
 	if err != nil {
@@ -661,7 +661,7 @@ func TestSharedDoorbellsThatNobodyTakes(t *testing.T) {
 	a, b := sharedInMemory(t)
 	page := b.ownMem.control()
 	buf := make([]byte, 1)
-	for i := range uint32(20000) {
+	for i := range uint32(10000) {
 		page.rwait.Store(2*i + 1)
 		page.tail.Store(a.out.head) // it reads everything at once
 		if _, err := a.Write(buf); err != nil {

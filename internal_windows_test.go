@@ -104,7 +104,7 @@ func TestInheritTokensAreHandles(t *testing.T) {
 
 // internalStory is the watchdog of an internal test.
 func internalStory(t *testing.T) {
-	dog := time.AfterFunc(time.Minute, func() { panic(t.Name() + " hangs") })
+	dog := time.AfterFunc(5*time.Minute, func() { panic(t.Name() + " hangs") })
 	t.Cleanup(func() { dog.Stop() })
 }
 
@@ -781,7 +781,7 @@ func TestRecvFilesOfBusyFilesIsNotOvertaken(t *testing.T) {
 // and leaves before the listener asks for a client is heard like any other, and one
 // that says nothing is not seen.
 func TestListenerHearsAClientThatLeftBeforeItsInstanceListens(t *testing.T) {
-	dog := time.AfterFunc(time.Minute, func() { panic("accept hangs") })
+	dog := time.AfterFunc(5*time.Minute, func() { panic("accept hangs") })
 	defer dog.Stop()
 	must := func(err error) {
 		t.Helper()
