@@ -335,6 +335,25 @@ func TestBackoffNewDirectionGoesByWhatOthersLearned(t *testing.T) {
 	}
 }
 
+func TestBackoffAsksForLongerAndLongerRuns(t *testing.T) {
+	var b backoff
+	for run := range longerRuns + 2 {
+		for want := longRunOfWins << min(run, longerRuns); want > 0; want-- {
+			if b.longRun() {
+				t.Fatalf("run %d is long %d spins early", run, want)
+			}
+			b.won()
+		}
+		if !b.longRun() || b.longRun() {
+			t.Fatalf("run %d is not reported once", run)
+		}
+	}
+	b.wins = longRunOfWins<<longerRuns - 1
+	if b.lost(); b.wins != 0 {
+		t.Error("a run goes on after a spin that failed")
+	}
+}
+
 func TestSpinCountsItsOwnTime(t *testing.T) {
 	const limit = int64(spinDefault)
 	var s spin

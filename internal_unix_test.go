@@ -428,7 +428,7 @@ func attempts(t *testing.T, c *Conn) (n int) {
 		t.Fatal(err)
 	}
 	defer f.leave(&f.r)
-	_, err := f.run(&f.r, &op{attempt: func(*op, int) error { n++; return syscall.EAGAIN }})
+	_, err := f.run(&f.r, &op{attempt: func(*op, int) (result, error) { n++; return result{}, syscall.EAGAIN }})
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatal(err)
 	}
@@ -590,12 +590,12 @@ func spinOnce(t *testing.T, f *fd) {
 	}
 	defer f.leave(&f.r)
 	tried := false
-	_, err := f.run(&f.r, &op{attempt: func(*op, int) error {
+	_, err := f.run(&f.r, &op{attempt: func(*op, int) (result, error) {
 		if !tried {
 			tried = true
-			return syscall.EAGAIN
+			return result{}, syscall.EAGAIN
 		}
-		return nil
+		return result{}, nil
 	}})
 	if err != nil {
 		t.Fatal(err)

@@ -3111,7 +3111,8 @@ const (
 	skipMin       = 4                      // waits that do not spin after more of them
 	skipMax       = 1024
 	youngWaits    = 4                      // waits after which a direction goes by its own history
-	longRunOfWins = 16                     // spins that succeeded in a row: the poller is not needed
+	longRunOfWins = 16                     // spins that succeeded in a row: the poller is not needed,
+	longerRuns    = 4                      // or so many times twice that, once it was needed again so many times
 	attemptMax    = 20 * time.Microsecond  // what one attempt may take of a spin; the rest was somebody else's time
 	leaveMin      = 200 * time.Microsecond // between two times that a thread of the process leaves its CPU
 	leaveMax      = 200 * time.Millisecond // the same while that does not help
@@ -3121,18 +3122,22 @@ const (
 // of the direction.
 type backoff struct {
 	waits  uint8  // seen so far, up to youngWaits
-	wins   uint8  // spins that succeeded in a row
+	runs   uint8  // long runs so far, up to longerRuns
+	wins   uint16 // spins that succeeded in a row
 	losses uint8  // spins that failed in a row, up to freeLosses
 	skip   uint16 // waits to come that do not spin
 	last   uint16 // value of skip after the latest failed spin, halved by each success
 }
 
-// longRun reports, once for each such run, that many spins in a row have succeeded.
+// longRun reports, once for each such run, that many spins in a row have succeeded. Each
+// time it asks for more: to leave the poller and to come back costs some system calls and
+// allocations, which too few waits would share.
 func (b *backoff) longRun() bool {
-	if b.wins < longRunOfWins {
+	if b.wins < longRunOfWins<<b.runs {
 		return false
 	}
 	b.wins = 0
+	b.runs = min(b.runs+1, longerRuns)
 	return true
 }
 
@@ -3235,9 +3240,9 @@ func (p *spinPolicy) skipped(b *backoff) { p.note(b, (*backoff).skipped) }
 // such directions learned, and starts from there.
 func (p *spinPolicy) note(b *backoff, what func(*backoff)) {
 	if b.waits < youngWaits {
-		waits, wins := b.waits, b.wins
+		waits, wins, runs := b.waits, b.wins, b.runs
 		*b = p.shared()
-		b.waits, b.wins = waits+1, wins
+		b.waits, b.wins, b.runs = waits+1, wins, runs
 		what(b)
 		p.young.Store(uint64(b.losses)<<32 | uint64(b.skip)<<16 | uint64(b.last))
 		return

@@ -895,8 +895,8 @@ func (kernel) drained(sys int, unmarked bool) bool {
 	if errno != 0 || queued != 0 {
 		return false
 	}
-	n, oobn, got, err := message(numbers.recvmsg, sys, nil, nil, syscall.MSG_PEEK|syscall.MSG_TRUNC|dontWait)
-	return err == nil && n == 0 && oobn == 0 && got&syscall.MSG_CTRUNC == 0 && !unmarked
+	r, err := kern.receive(sys, &op{flags: syscall.MSG_PEEK | syscall.MSG_TRUNC})
+	return err == nil && r.n == 0 && r.oobn == 0 && r.got&syscall.MSG_CTRUNC == 0 && !unmarked
 }
 
 // inlineUrgent: a receive skips an urgent byte otherwise, and closes the descriptors
@@ -936,7 +936,9 @@ func (kernel) leaveCPU() {
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	var all cpuMask
+	masks := cpuMasks.Get().(*[3]cpuMask) // not on the stack of the goroutine, which waits
+	defer cpuMasks.Put(masks)
+	all, others, now := &masks[0], &masks[1], &masks[2]
 	var cpu uint32
 	if !all.get() || all.count() != n {
 		return
@@ -944,17 +946,20 @@ func (kernel) leaveCPU() {
 	if _, _, errno := syscall.Syscall(numbers.getcpu, uintptr(unsafe.Pointer(&cpu)), 0, 0); errno != 0 {
 		return
 	}
-	others, now, every := all, cpuMask{}, cpuMask{}
+	*others = *all
 	others.remove(int(cpu))
-	for i := range every {
-		every[i] = ^uintptr(0) // also those that come online later
-	}
-	if others.set() && now.get() && now == others { // or somebody else has set it meanwhile
+	if others.set() && now.get() && *now == *others { // or somebody else has set it meanwhile
+		every := now
+		for i := range every {
+			every[i] = ^uintptr(0) // also those that come online later
+		}
 		if !every.set() {
 			all.set()
 		}
 	}
 }
+
+var cpuMasks = sync.Pool{New: func() any { return new([3]cpuMask) }}
 
 // A cpuMask is the cpu_set_t of sched.h for the calling thread: 1024 CPUs.
 type cpuMask [1024 / 8 / unsafe.Sizeof(uintptr(0))]uintptr
@@ -1056,15 +1061,6 @@ func (kernel) extraDescriptor(m syscall.SocketControlMessage) (int, bool) {
 	return fd, fd >= 0
 }
 
-func (kernel) recvv(sys int, iov []iovec, oob []byte, flags int) (n, oobn, got int, err error) {
-	return message(numbers.recvmsg, sys, iov, oob, flags)
-}
-
-func (kernel) sendv(sys int, iov []iovec, flags int) (int, error) {
-	n, _, _, err := message(numbers.sendmsg, sys, iov, nil, flags)
-	return n, err
-}
-
 // markMessages makes the kernel set a time stamp on every message. There is no
 // room for it in a plain receive, which MSG_CTRUNC tells; so an empty message
 // differs from the end, where nothing was received and nothing cut off. Should
@@ -1098,43 +1094,52 @@ func isMark(oob []byte) bool {
 
 func (kernel) isMessage(flags, oobn int) bool { return oobn > 0 || flags&syscall.MSG_CTRUNC != 0 }
 
-func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
-	var one [1]iovec
-	n, _, _, err := message(numbers.sendmsg, sys, inVector(&one, p), oob, flags)
-	return n, err
+// receive leaves the peer's address out, which package syscall would allocate for each
+// message of a peer that is bound to one.
+func (kernel) receive(sys int, o *op) (result, error) {
+	one, iov := [1]iovec{}, o.iov
+	if iov == nil {
+		iov = inVector(&one, o.p)
+	}
+	hdr := header(iov, o.oob)
+	n, _, errno := syscall.Syscall(numbers.recvmsg, uintptr(sys), uintptr(unsafe.Pointer(&hdr)), uintptr(o.flags|dontWait|cmsgCloexec))
+	if errno != 0 {
+		return result{}, errno
+	}
+	return result{int(n), int(hdr.Controllen), int(hdr.Flags)}, nil
 }
 
-func (kernel) recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, err error) {
+func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
 	var one [1]iovec
-	return message(numbers.recvmsg, sys, inVector(&one, p), oob, flags)
+	return sendmsg(sys, inVector(&one, p), oob, flags)
+}
+
+func (kernel) sendv(sys int, iov []iovec, flags int) (int, error) {
+	return sendmsg(sys, iov, nil, flags)
+}
+
+func sendmsg(sys int, iov []iovec, oob []byte, flags int) (int, error) {
+	hdr := header(iov, oob)
+	n, _, errno := syscall.Syscall(numbers.sendmsg, uintptr(sys), uintptr(unsafe.Pointer(&hdr)), uintptr(flags))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
 }
 
 // inVector returns p as the only buffer of a vector, for which one is room.
 func inVector(one *[1]iovec, p []byte) []iovec {
-	if len(p) > 0 {
-		one[0] = iovec{&p[0], uintptr(len(p))}
-	}
+	one[0] = iovec{unsafe.SliceData(p), uintptr(len(p))}
 	return one[:]
 }
 
-// message makes the call sendmsg(2) or recvmsg(2). It leaves the peer's address
-// out, which package syscall would allocate for each message of a peer that is
-// bound to one.
-func message(trap uintptr, sys int, iov []iovec, oob []byte, flags int) (n, oobn, got int, err error) {
-	var hdr syscall.Msghdr
-	if len(iov) > 0 {
-		hdr.Iov = (*syscall.Iovec)(unsafe.Pointer(&iov[0]))
-		setLen(&hdr.Iovlen, len(iov))
-	}
-	if len(oob) > 0 {
-		hdr.Control = &oob[0]
-		hdr.SetControllen(len(oob))
-	}
-	r, _, errno := syscall.Syscall(trap, uintptr(sys), uintptr(unsafe.Pointer(&hdr)), uintptr(flags))
-	if errno != 0 {
-		return 0, 0, 0, errno
-	}
-	return int(r), int(hdr.Controllen), int(hdr.Flags), nil
+// header is the header of a message with the buffers and the control messages.
+func header(iov []iovec, oob []byte) (hdr syscall.Msghdr) {
+	hdr.Iov = (*syscall.Iovec)(unsafe.Pointer(unsafe.SliceData(iov)))
+	setLen(&hdr.Iovlen, len(iov))
+	hdr.Control = unsafe.SliceData(oob)
+	hdr.SetControllen(len(oob))
+	return hdr
 }
 
 // setLen sets a length whose type differs between the architectures.

@@ -501,15 +501,15 @@ func (l *listener) accept() (*fd, error) {
 		return nil, err
 	}
 	defer l.leave(h)
-	var how acceptMode
+	var mode opMode
 	if l.shared.Load() {
-		how |= acceptShared
+		mode |= acceptShared
 	}
 	if l.served {
-		how |= acceptServing
+		mode |= acceptServing
 	}
 	for {
-		switch done, err := l.run(h, &op{attempt: acceptClient, how: how}); err {
+		switch done, err := l.run(h, &op{attempt: acceptClient, mode: mode}); err {
 		case nil:
 			l.served = true
 			return newConnFD(done.n, l.kind), nil
@@ -1908,7 +1908,7 @@ func isConnected(sys int, kind connKind) error {
 func wasConnected(sys int) bool {
 	var b [1]byte
 	err := control(func() error {
-		_, _, _, err := kern.recvmsg(sys, b[:], nil, syscall.MSG_PEEK|dontWait)
+		_, err := kern.receive(sys, &op{p: b[:], flags: syscall.MSG_PEEK})
 		return err
 	})
 	return err == nil || err == syscall.EAGAIN || err == syscall.ECONNRESET
@@ -3061,6 +3061,8 @@ type pollFile struct {
 type ioState struct {
 	mu    sync.Mutex               // one operation at a time; guards all but expiry
 	op    op                       // under way; zero between operations
+	done  result                   // what the latest attempt returned
+	err   error                    // EAGAIN: nothing happened yet
 	again func(sysfd uintptr) bool // op as the poller wants it; made once, so that no wait allocates
 	iov   []iovec                  // kept for its capacity
 
@@ -3071,23 +3073,22 @@ type ioState struct {
 	tries   uint8   // attempts of the operation under way that the poller made, up to 2
 }
 
-// An op is a system call: its arguments, and the results of the last attempt.
+// An op is a system call with its arguments. Goroutines wait while it is on their
+// stacks, thousands of them maybe, and a stack that outgrows its first 2 KiB doubles. So
+// this struct and the functions between an exported method and the call stay small; what
+// an attempt returns is apart.
 type op struct {
-	attempt func(o *op, sys int) error // makes the call once, without waiting
+	attempt func(o *op, sys int) (result, error) // makes the call once, without waiting
 
 	p     []byte  // the data, or
 	iov   []iovec // several buffers of it
 	oob   []byte  // room for control messages, or the messages
-	flags int     // MSG_ flags
-	how   acceptMode
-
-	result
-	err error // EAGAIN: nothing happened yet
+	flags int32   // MSG_ flags
+	mode  opMode
 }
 
 // A result is what a call returned: bytes, or the descriptor of accept, bytes of control
-// messages, and flags. It is apart from op because a goroutine that waits should have a
-// small stack, and each function on the way holds what it passes on.
+// messages, and flags.
 type result struct{ n, oobn, got int }
 
 // newFD takes ownership of sys. If the fd is dropped without Close, the garbage
@@ -3164,9 +3165,8 @@ func (f *fd) run(h *ioState, o *op) (result, error) {
 	raceRelease()
 	err := f.untilDone(h)
 	raceAcquire()
-	done := h.op.result
 	h.op = op{} // the buffers are the caller's again
-	return done, err
+	return h.done, err
 }
 
 func (f *fd) untilDone(h *ioState) error {
@@ -3179,10 +3179,10 @@ func (f *fd) untilDone(h *ioState) error {
 	if !h.parked || spins {
 		if h.attempt(f.sys) {
 			h.parked = false
-			return h.op.err
+			return h.err
 		}
 		if spins && f.spinFor(h) {
-			return h.op.err
+			return h.err
 		}
 	}
 	h.tries = 0
@@ -3193,7 +3193,7 @@ func (f *fd) untilDone(h *ioState) error {
 	if h.parked && !spins {
 		spinning.skipped(&h.backoff)
 	}
-	return h.op.err
+	return h.err
 }
 
 // spinFor makes attempts until one succeeds or fails for good, and reports whether
@@ -3224,9 +3224,9 @@ func (f *fd) spinFor(h *ioState) bool {
 // attempt makes the call once and reports whether that was the end of it.
 func (h *ioState) attempt(sys int) bool {
 	for {
-		h.op.err = h.op.attempt(&h.op, sys)
-		if h.op.err != syscall.EINTR {
-			return h.op.err != syscall.EAGAIN
+		h.done, h.err = h.op.attempt(&h.op, sys)
+		if h.err != syscall.EINTR {
+			return h.err != syscall.EAGAIN
 		}
 	}
 }
@@ -3433,24 +3433,36 @@ func (f *fd) pollByTimer(h *ioState, try func(sysfd uintptr) bool) error {
 	}
 }
 
-// join registers the descriptor with the runtime's poller, if it is not yet.
+// join registers the descriptor with the runtime's poller, if it is not yet. It does that
+// on another goroutine: os.NewFile takes more stack than all the rest of a wait, and a
+// stack that grew does not shrink while its goroutine waits.
 func (f *fd) join() (*pollFile, error) {
 	if p := f.polled.Load(); p != nil {
 		return p, nil // should Close come now, its deadline ends the wait
 	}
+	err := make(chan error, 1)
+	go func() { err <- f.register() }()
+	if err := <-err; err != nil {
+		return nil, err
+	}
+	return f.polled.Load(), nil
+}
+
+// register is join where that is not done yet.
+func (f *fd) register() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closing() {
-		return nil, net.ErrClosed
+		return net.ErrClosed
 	}
-	if p := f.polled.Load(); p != nil {
-		return p, nil
+	if f.polled.Load() != nil {
+		return nil
 	}
 	f.cleanup.Stop()
 	p := &pollFile{file: os.NewFile(uintptr(f.sys), "ipc")}
 	var err error
 	if p.raw, err = p.file.SyscallConn(); err != nil {
-		return nil, err
+		return err
 	}
 	// This fails if the poller does not know it.
 	err = p.file.SetDeadline(f.r.deadline())
@@ -3463,7 +3475,7 @@ func (f *fd) join() (*pollFile, error) {
 		f.w.again = func(sysfd uintptr) bool { return f.w.attemptAgain(int(sysfd)) }
 	}
 	f.polled.Store(p)
-	return p, nil
+	return nil
 }
 
 // leavePoller closes the pollFile, if the caller is the only user. That takes a
@@ -3580,22 +3592,23 @@ func (f *fd) read(p []byte) (int, error) {
 	}
 	attempt := readPipe
 	if f.socket {
-		attempt = recvData
+		attempt = receive
 	} else if f.shared.Load() {
 		attempt = readShared
 	}
-	return f.receiveData(attempt, p[:min(len(p), ioMax)], nil)
-}
-
-// receiveData runs a read. Files that nobody asked for, and for which this process
-// has no descriptors, are lost; the data that they came with follows.
-func (f *fd) receiveData(attempt func(*op, int) error, p []byte, iov []iovec) (int, error) {
 	for {
-		done, err := f.run(&f.r, &op{attempt: attempt, p: p, iov: iov})
-		if lost, _ := kern.rightsLost(err); !lost || !f.socket {
+		done, err := f.run(h, &op{attempt: attempt, p: p[:min(len(p), ioMax)]})
+		if !onlyRightsLost(err) {
 			return f.received(done.n, err)
 		}
 	}
+}
+
+// onlyRightsLost reports whether a receive of data alone lost nothing but files, for
+// which this process has no descriptors. The data that they came with follows.
+func onlyRightsLost(err error) bool {
+	lost, _ := kern.rightsLost(err)
+	return lost
 }
 
 // received returns the result of a read of at least one byte.
@@ -3652,8 +3665,13 @@ func (f *fd) readBuffers(bufs [][]byte) (int64, error) {
 	if f.in.hasAhead() {
 		return int64(f.in.takeAhead(first(h.iov))), nil
 	}
-	n, err := f.receiveData(recvData, nil, h.iov)
-	return int64(n), err
+	for {
+		done, err := f.run(h, &op{attempt: receive, iov: h.iov})
+		if !onlyRightsLost(err) {
+			n, err := f.received(done.n, err)
+			return int64(n), err
+		}
+	}
 }
 
 func (f *fd) writeBuffers(bufs *net.Buffers) (total int64, err error) {
@@ -3729,93 +3747,74 @@ func first(iov []iovec) []byte { return unsafe.Slice(iov[0].base, int(iov[0].len
 
 // The attempts: each makes one system call that does not wait.
 
-func readPipe(o *op, sys int) (err error)  { o.n, err = syscall.Read(sys, o.p); return err }
-func writePipe(o *op, sys int) (err error) { o.n, err = syscall.Write(sys, o.p); return err }
+func readPipe(o *op, sys int) (r result, err error)  { r.n, err = syscall.Read(sys, o.p); return }
+func writePipe(o *op, sys int) (r result, err error) { r.n, err = syscall.Write(sys, o.p); return }
 
 // readShared and writeShared are for a pipe that may have been made blocking.
-func readShared(o *op, sys int) (err error)  { o.n, err = kern.readNow(sys, o.p); return err }
-func writeShared(o *op, sys int) (err error) { o.n, err = kern.writeNow(sys, o.p); return err }
+func readShared(o *op, sys int) (r result, err error)  { r.n, err = kern.readNow(sys, o.p); return }
+func writeShared(o *op, sys int) (r result, err error) { r.n, err = kern.writeNow(sys, o.p); return }
 
-// recvData receives data alone from a socket. A read(2) would do, but it closes the
-// descriptors that came along right here, which may sleep; so there is room for
-// them, and they are closed elsewhere.
-func recvData(o *op, sys int) (err error) {
-	if disposal.full() { // this peer alone is held up then, and this process keeps its descriptors
-		o.n, o.oobn, o.got, err = receive(o, sys, nil)
-		return err
+// receive receives data, and control messages if there is room for them, from a socket.
+// For who wants data alone a read(2) would do, but it closes the descriptors that came
+// along right here, which may sleep; so there is room for them, and they are closed
+// elsewhere.
+func receive(o *op, sys int) (result, error) {
+	if !discards(o) {
+		return kern.receive(sys, o)
 	}
 	room := rightsRooms.Get().(*[rightsRoom]byte)
-	defer rightsRooms.Put(room)
-	o.n, o.oobn, o.got, err = receive(o, sys, room[:])
-	if err == nil && o.oobn > 0 {
-		discardRights(room[:o.oobn])
+	o.oob = room[:]
+	r, err := kern.receive(sys, o)
+	o.oob = nil
+	if err == nil && r.oobn > 0 {
+		discardRights(room[:r.oobn])
 	}
-	return err
+	rightsRooms.Put(room)
+	return r, err
 }
 
-// recvWith receives data and control messages from a socket.
-func recvWith(o *op, sys int) (err error) {
-	o.n, o.oobn, o.got, err = receive(o, sys, o.oob)
-	return err
+// discards reports whether descriptors that come are to be closed elsewhere. If too many
+// wait for that already, the kernel closes them: this peer alone is held up then, and this
+// process keeps its descriptors. A look (MSG_PEEK) takes nothing from the queue.
+func discards(o *op) bool {
+	return len(o.oob) == 0 && o.flags&syscall.MSG_PEEK == 0 && !disposal.full()
 }
 
 // sendData sends data, and control messages if there are any, to a socket.
-func sendData(o *op, sys int) (err error) {
-	flags := o.flags | dontWait | noSignal
+func sendData(o *op, sys int) (r result, err error) {
+	flags := int(o.flags) | dontWait | noSignal
 	if o.iov != nil {
-		o.n, err = kern.sendv(sys, o.iov, flags)
+		r.n, err = kern.sendv(sys, o.iov, flags)
 	} else {
-		o.n, err = kern.sendmsg(sys, o.p, o.oob, flags)
+		r.n, err = kern.sendmsg(sys, o.p, o.oob, flags)
 	}
-	return err
+	return r, err
 }
 
-// An acceptMode says what acceptClient has to look out for.
-type acceptMode uint8
+// An opMode says what an attempt has to look out for.
+type opMode uint8
 
 const (
-	acceptShared  acceptMode = 1 << iota // another holder may have made the listener blocking
-	acceptServing                        // a connection was accepted before, and may not be served yet
+	acceptShared  opMode = 1 << iota // another holder may have made the listener blocking
+	acceptServing                    // a connection was accepted before, and may not be served yet
 )
 
 // acceptClient accepts a client. It lets the connection that was accepted last be
 // served before it looks a second time: to spin meanwhile would take the CPU from the
 // very goroutine that the next client waits for.
-func acceptClient(o *op, sys int) (err error) {
-	if o.how&acceptShared != 0 {
+func acceptClient(o *op, sys int) (r result, err error) {
+	if o.mode&acceptShared != 0 {
 		if err := syscall.SetNonblock(sys, true); err != nil {
-			return err
+			return result{}, err
 		}
 	}
-	o.n, err = kern.accept(sys)
-	if err == syscall.EAGAIN && o.how&acceptServing != 0 {
-		o.how &^= acceptServing
+	r.n, err = kern.accept(sys)
+	if err == syscall.EAGAIN && o.mode&acceptServing != 0 {
+		o.mode &^= acceptServing
 		runtime.Gosched()
-		o.n, err = kern.accept(sys)
+		r.n, err = kern.accept(sys)
 	}
-	return err
-}
-
-// receive is recvmsg(2) without waiting, with room for control messages. The
-// descriptors among them are close-on-exec before another goroutine can start a
-// child.
-func receive(o *op, sys int, oob []byte) (n, oobn, got int, err error) {
-	flags := o.flags | dontWait | cmsgCloexec
-	if cmsgCloexec == 0 {
-		syscall.ForkLock.RLock() // no call here waits, so neither does a fork
-		defer syscall.ForkLock.RUnlock()
-	}
-	if o.iov != nil {
-		n, oobn, got, err = kern.recvv(sys, o.iov, oob, flags)
-	} else {
-		n, oobn, got, err = kern.recvmsg(sys, o.p, oob, flags)
-	}
-	if cmsgCloexec == 0 && err == nil {
-		for _, fd := range descriptorsIn(oob[:oobn]) {
-			syscall.CloseOnExec(fd)
-		}
-	}
-	return n, oobn, got, err
+	return r, err
 }
 
 // ---------------------------------------------------------------------------
@@ -3824,11 +3823,7 @@ func receive(o *op, sys int, oob []byte) (n, oobn, got int, err error) {
 // recvmsg receives some data, and control messages if there is room for them; if
 // not, it closes the descriptors among them elsewhere. The caller has entered f.r.
 func (f *fd) recvmsg(p, oob []byte, flags int) (n, oobn, got int, err error) {
-	attempt := recvData
-	if len(oob) > 0 || flags&syscall.MSG_PEEK != 0 { // which takes nothing from the queue
-		attempt = recvWith
-	}
-	done, err := f.run(&f.r, &op{attempt: attempt, p: p, oob: oob, flags: flags})
+	done, err := f.run(&f.r, &op{attempt: receive, p: p, oob: oob, flags: int32(flags)})
 	if err == nil && f.readShut.Load() && kern.readsAfterShutdown() {
 		if len(oob) > 0 {
 			discardRights(oob[:done.oobn])
@@ -3843,7 +3838,7 @@ func (f *fd) recvmsg(p, oob []byte, flags int) (n, oobn, got int, err error) {
 func (f *fd) sendmsg(p, oob []byte, flags int) (int, error) {
 	var giveUp int64 // when to stop waiting for others to receive their files
 	for {
-		done, err := f.run(&f.w, &op{attempt: sendData, p: p, oob: oob, flags: flags})
+		done, err := f.run(&f.w, &op{attempt: sendData, p: p, oob: oob, flags: int32(flags)})
 		if err != syscall.ETOOMANYREFS {
 			return done.n, err
 		}
@@ -4217,11 +4212,11 @@ func (f *fd) withoutRights(p []byte, err error, dataStays bool) (got parcel, _ e
 		got.n = copy(p, frame[:])
 		return got, err
 	}
-	o := op{attempt: recvWith, p: p}
-	if control(func() error { return o.attempt(&o, f.sys) }) != nil {
+	var r result
+	if control(func() (e error) { r, e = receive(&op{p: p}, f.sys); return e }) != nil {
 		return got, err
 	}
-	got.n, got.whole = o.n, f.kind == messages && o.got&syscall.MSG_EOR != 0
+	got.n, got.whole = r.n, f.kind == messages && r.got&syscall.MSG_EOR != 0
 	return got, err
 }
 
@@ -4443,14 +4438,15 @@ func (f *fd) closeRead() error {
 func (f *fd) drain() error {
 	room := rightsRooms.Get().(*[rightsRoom]byte)
 	defer rightsRooms.Put(room)
-	o := op{attempt: recvWith, p: make([]byte, 32<<10), oob: room[:]}
+	o := op{p: make([]byte, 32<<10), oob: room[:]}
 	giveUp := now() + int64(closeGrace) // for all of them
 	for range drainMax {
-		err := control(func() error { return o.attempt(&o, f.sys) })
-		if err != nil || o.n == 0 {
+		var r result
+		err := control(func() (e error) { r, e = receive(&o, f.sys); return e })
+		if err != nil || r.n == 0 {
 			break
 		}
-		discardWithin(time.Duration(giveUp-now()), descriptorsIn(room[:o.oobn])...)
+		discardWithin(time.Duration(giveUp-now()), descriptorsIn(room[:r.oobn])...)
 	}
 	return nil // the next read says what there is to say
 }
@@ -4740,6 +4736,27 @@ func (baseKernel) newPipe(p *[2]int) error { return syscall.Pipe(p[:]) }
 // pipe was made blocking. Where the kernel has no call for that they may wait.
 func (baseKernel) readNow(sys int, p []byte) (int, error)  { return syscall.Read(sys, p) }
 func (baseKernel) writeNow(sys int, p []byte) (int, error) { return syscall.Write(sys, p) }
+
+// receive is recvmsg(2) without waiting. The descriptors that come are close-on-exec
+// before another goroutine can start a child.
+func (baseKernel) receive(sys int, o *op) (r result, err error) {
+	if cmsgCloexec == 0 {
+		syscall.ForkLock.RLock() // no call here waits, so neither does a fork
+		defer syscall.ForkLock.RUnlock()
+	}
+	flags := int(o.flags) | dontWait | cmsgCloexec
+	if o.iov != nil {
+		r.n, r.oobn, r.got, err = kern.recvv(sys, o.iov, o.oob, flags)
+	} else {
+		r.n, r.oobn, r.got, err = kern.recvmsg(sys, o.p, o.oob, flags)
+	}
+	if cmsgCloexec == 0 && err == nil {
+		for _, fd := range descriptorsIn(o.oob[:r.oobn]) {
+			syscall.CloseOnExec(fd)
+		}
+	}
+	return r, err
+}
 
 // recvv and sendv work on the first buffer where package syscall does not reach
 // readv(2): short transfers are in their contract.
