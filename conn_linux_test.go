@@ -164,10 +164,7 @@ func TestConnThatAnotherMakesBlockStopsNobodyElse(t *testing.T) {
 
 // childReadsAnEndThatBlocks has what is a process of its own, so that it can hang.
 func childReadsAnEndThatBlocks(*parent, []string) error {
-	r, w, err := ipc.Pipe()
-	if err != nil {
-		return err
-	}
+	r, w := sure2(ipc.Pipe())
 	f, err := r.File()
 	if err != nil {
 		return err
@@ -708,17 +705,11 @@ func TestCopyWithoutDescriptors(t *testing.T) {
 // childSplicesWithoutDescriptors copies between sockets where there is none left
 // for a pipe between them.
 func childSplicesWithoutDescriptors(*parent, []string) error {
-	a, b, err := ipc.Pair()
-	if err != nil {
-		return err
-	}
-	c, d, err := ipc.Pair()
-	if err != nil {
-		return err
-	}
+	a, b := sure2(ipc.Pair())
+	c, d := sure2(ipc.Pair())
 	data := pattern(1 << 20)
 	later := time.Now().Add(time.Hour) // joins the poller, which takes descriptors
-	err = errors.Join(a.SetDeadline(later), b.SetDeadline(later), c.SetDeadline(later), d.SetDeadline(later))
+	err := errors.Join(a.SetDeadline(later), b.SetDeadline(later), c.SetDeadline(later), d.SetDeadline(later))
 	if err != nil {
 		return err
 	}
@@ -827,14 +818,8 @@ func childMayHaveNoDescriptors(p *parent, _ []string) error {
 		return err
 	}
 	defer client.Close()
-	in, a, err := ipc.Pair()
-	if err != nil {
-		return err
-	}
-	r, w, err := ipc.Pipe()
-	if err != nil {
-		return err
-	}
+	in, a := sure2(ipc.Pair())
+	r, w := sure2(ipc.Pipe())
 	data := pattern(1 << 20)
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{}); err != nil {
 		return err

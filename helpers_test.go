@@ -766,6 +766,9 @@ func sure[V any](v V, err error) V {
 	return v
 }
 
+// sure2 is sure for two values.
+func sure2[A, B any](a A, b B, err error) (A, B) { return sure(a, err), b }
+
 type child struct {
 	t      *testing.T
 	cmd    *exec.Cmd
