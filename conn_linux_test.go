@@ -24,9 +24,34 @@ import (
 )
 
 func init() {
+	interrupt = interruptThreads
 	roles["blocked"] = childReadsAnEndThatBlocks
 	roles["splice"] = childSplicesWithoutDescriptors
 	roles["sandbox"] = childMayHaveNoDescriptors
+}
+
+// interruptThreads signals every thread, by tgkill(2): the kernel gives a signal
+// to the process to a thread of its choice, which is hardly ever one in a call.
+func interruptThreads() {
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return
+	}
+	for _, task := range tasks {
+		if tid, err := strconv.Atoi(task.Name()); err == nil {
+			syscall.Syscall(syscall.SYS_TGKILL, uintptr(os.Getpid()), uintptr(tid), uintptr(syscall.SIGWINCH))
+		}
+	}
+}
+
+func threads(t *testing.T) int {
+	t.Helper()
+	status, err := os.ReadFile("/proc/self/status")
+	must(t, err)
+	_, rest, _ := strings.Cut(string(status), "\nThreads:")
+	n, err := strconv.Atoi(strings.TrimSpace(strings.SplitN(rest, "\n", 2)[0]))
+	must(t, err)
+	return n
 }
 
 // ---------------------------------------------------------------------------
@@ -139,10 +164,7 @@ func TestConnThatAnotherMakesBlockStopsNobodyElse(t *testing.T) {
 
 // childReadsAnEndThatBlocks has what is a process of its own, so that it can hang.
 func childReadsAnEndThatBlocks(*parent, []string) error {
-	r, w, err := ipc.Pipe()
-	if err != nil {
-		return err
-	}
+	r, w := sure2(ipc.Pipe())
 	f, err := r.File()
 	if err != nil {
 		return err
@@ -683,17 +705,11 @@ func TestCopyWithoutDescriptors(t *testing.T) {
 // childSplicesWithoutDescriptors copies between sockets where there is none left
 // for a pipe between them.
 func childSplicesWithoutDescriptors(*parent, []string) error {
-	a, b, err := ipc.Pair()
-	if err != nil {
-		return err
-	}
-	c, d, err := ipc.Pair()
-	if err != nil {
-		return err
-	}
+	a, b := sure2(ipc.Pair())
+	c, d := sure2(ipc.Pair())
 	data := pattern(1 << 20)
 	later := time.Now().Add(time.Hour) // joins the poller, which takes descriptors
-	err = errors.Join(a.SetDeadline(later), b.SetDeadline(later), c.SetDeadline(later), d.SetDeadline(later))
+	err := errors.Join(a.SetDeadline(later), b.SetDeadline(later), c.SetDeadline(later), d.SetDeadline(later))
 	if err != nil {
 		return err
 	}
@@ -802,14 +818,8 @@ func childMayHaveNoDescriptors(p *parent, _ []string) error {
 		return err
 	}
 	defer client.Close()
-	in, a, err := ipc.Pair()
-	if err != nil {
-		return err
-	}
-	r, w, err := ipc.Pipe()
-	if err != nil {
-		return err
-	}
+	in, a := sure2(ipc.Pair())
+	r, w := sure2(ipc.Pipe())
 	data := pattern(1 << 20)
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{}); err != nil {
 		return err

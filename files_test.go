@@ -55,10 +55,7 @@ func childHandlesFiles(p *parent, args []string) error {
 		}
 		p.say("%s", text)
 	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		return err
-	}
+	r, w := sure2(os.Pipe())
 	if err := c.SendFiles(r); err != nil {
 		return err
 	}
@@ -274,16 +271,10 @@ func TestSendFilesBetweenProcessesThatHaveTheirLineFromAnother(t *testing.T) {
 
 // childMakesALineForOthers gives the ends of a pair to two children and leaves.
 func childMakesALineForOthers(*parent, []string) error {
-	a, b, err := ipc.Pair()
-	if err != nil {
-		return err
-	}
-	r, w, err := ipc.Pipe()
-	if err != nil {
-		return err
-	}
+	a, b := sure2(ipc.Pair())
+	r, w := sure2(ipc.Pipe())
 	giver, taker := again("gives a file"), again("takes a file")
-	err = errors.Join(ipc.Inherit(giver, "line", a), ipc.Inherit(giver, "end", r), ipc.Inherit(taker, "line", b))
+	err := errors.Join(ipc.Inherit(giver, "line", a), ipc.Inherit(giver, "end", r), ipc.Inherit(taker, "line", b))
 	if err != nil {
 		return err
 	}
@@ -302,17 +293,14 @@ func childGivesAFile(*parent, []string) error {
 	if _, err := io.Copy(io.Discard, end); err != nil {
 		return err
 	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		return err
-	}
+	r, w := sure2(os.Pipe())
 	if err := c.SendFiles(r); err != nil {
 		return err
 	}
 	if _, err := io.WriteString(w, "from a sibling"); err != nil {
 		return err
 	}
-	_, err = io.Copy(io.Discard, c) // until the file has arrived
+	_, err := io.Copy(io.Discard, c) // until the file has arrived
 	return errors.Join(err, w.Close(), r.Close(), end.Close(), c.Close())
 }
 

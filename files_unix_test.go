@@ -110,14 +110,8 @@ func TestRecvFilesCutOffByTheSystemAreClosed(t *testing.T) {
 
 // childReceivesMoreThanItCan receives more files than it may have descriptors.
 func childReceivesMoreThanItCan(_ *parent, args []string) error {
-	a, b, err := carriers(args[0])
-	if err != nil {
-		return err
-	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		return err
-	}
+	a, b := sure2(carriers(args[0]))
+	r, w := sure2(os.Pipe())
 	many := make([]*os.File, 20)
 	for i := range many {
 		many[i] = w

@@ -55,7 +55,7 @@ func TestMain(m *testing.M) {
 	warmUp()
 	goroutines, descriptors := runtime.NumGoroutine(), openDescriptors()
 	code := m.Run()
-	if code == 0 { // what tests leave behind that run side by side
+	if code == 0 && anyTogether {
 		if err := nothingLeft(goroutines, descriptors); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			code = 1
@@ -112,10 +112,14 @@ func longStory(t *testing.T, patience time.Duration) {
 func together(t *testing.T) {
 	t.Helper()
 	sideBySide.Store(t.Name(), true)
+	anyTogether = true // before any of them goes on
 	t.Parallel()
 }
 
-var sideBySide sync.Map // names of tests
+var (
+	sideBySide  sync.Map // the names of those tests
+	anyTogether bool
+)
 
 // nothingLeft waits until there are no more goroutines and descriptors than that.
 func nothingLeft(goroutines, descriptors int) error {
@@ -761,6 +765,9 @@ func sure[V any](v V, err error) V {
 	}
 	return v
 }
+
+// sure2 is sure for two values.
+func sure2[A, B any](a A, b B, err error) (A, B) { return sure(a, err), b }
 
 type child struct {
 	t      *testing.T

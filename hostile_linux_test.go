@@ -754,8 +754,6 @@ func (e *blockingEnds) endInTime() error {
 		e.w.SetWriteDeadline(never), e.l.SetDeadline(never))
 }
 
-func sure2[A, B any](a A, b B, err error) (A, B) { return sure(a, err), b }
-
 // ---------------------------------------------------------------------------
 // Sockets that linger
 
@@ -1219,10 +1217,7 @@ func TestRecvFilesWithoutDescriptorsSaysSo(t *testing.T) {
 
 // childLacksDescriptors receives files with no descriptor, or one, to spare.
 func childLacksDescriptors(_ *parent, args []string) error {
-	a, b, err := carriers(args[0])
-	if err != nil {
-		return err
-	}
+	a, b := sure2(carriers(args[0]))
 	r, w := sure2(os.Pipe())
 	defer r.Close()
 	defer w.Close()

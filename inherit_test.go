@@ -996,18 +996,12 @@ func TestInheritedEndThatALauncherClosedIsRefused(t *testing.T) {
 func childOpensEndsItWasNotGiven(p *parent, args []string) error {
 	var own []*ipc.Conn
 	for range 40 {
-		a, b, err := ipc.Pair()
-		if err != nil {
-			return err
-		}
+		a, b := sure2(ipc.Pair())
 		defer a.Close()
 		defer b.Close()
 		own = append(own, a, b)
 	}
-	r, w, err := ipc.Pipe()
-	if err != nil {
-		return err
-	}
+	r, w := sure2(ipc.Pipe())
 	defer r.Close()
 	defer w.Close()
 	l, err := ipc.Listen(ipc.Addr{})

@@ -339,10 +339,7 @@ func childMakesDescriptors(p *parent, args []string) error {
 	step("RecvFiles of messages", func() error { return files3(m, n) })
 	step("RecvFiles of frames", func() error {
 		defer ipc.FrameMessages(ipc.FrameMessages(true))
-		m, n, err := ipc.MsgPair()
-		if err != nil {
-			return err
-		}
+		m, n := sure2(ipc.MsgPair())
 		keep(m, n)
 		return files3(m, n)
 	})
@@ -562,26 +559,11 @@ func childWaitsInEveryWay(p *parent, args []string) error {
 	full := sure(ipc.ListenConfig{Backlog: 1}.Listen(ipc.Addr{}))
 	ends = append(ends, full)
 	for i := range each {
-		a, b, err := ipc.Pair()
-		if err != nil {
-			return err
-		}
-		m, n, err := ipc.MsgPair()
-		if err != nil {
-			return err
-		}
-		c, d, err := ipc.Pair()
-		if err != nil {
-			return err
-		}
-		r, u, err := ipc.Pipe()
-		if err != nil {
-			return err
-		}
-		s, w, err := ipc.Pipe()
-		if err != nil {
-			return err
-		}
+		a, b := sure2(ipc.Pair())
+		m, n := sure2(ipc.MsgPair())
+		c, d := sure2(ipc.Pair())
+		r, u := sure2(ipc.Pipe())
+		s, w := sure2(ipc.Pipe())
 		l, err := ipc.Listen(ipc.Addr{})
 		if err != nil {
 			return err
