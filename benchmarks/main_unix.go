@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -26,23 +27,28 @@ const (
 )
 
 // A row is one comparison, as BenchmarkAgainstNet writes them too: what each side
-// needs, and ratios of which less is better. A ratio is 0 if it means nothing.
+// needs, and ratios to net and to the limit of which less is better. A ratio is 0 if it
+// means nothing.
 type row struct {
-	Name, Unit           string
-	IPC, Rival           float64
-	Ratio, Min, Max, CPU float64
+	Name, Unit                    string
+	IPC, Rival, Limit             float64
+	Ratio, Min, Max, ToLimit, CPU float64
 }
 
 func main() {
 	rounds := flag.Int("rounds", 7, "how often everything is measured")
 	roundTime := flag.Duration("roundtime", 200*time.Millisecond, "about how long a round takes")
 	quiet := flag.Float64("quiet", 1, "measure a round again while other processes use more than this share of the CPUs (Linux)")
+	all := flag.Bool("conditions", false, "measure what waits under several conditions instead")
 	flag.Parse()
 	var err error
-	if flag.Arg(0) == "connect" { // see countCalls
+	switch flag.Arg(0) {
+	case "connect": // see countCalls
 		err = connect(flag.Arg(1), flag.Arg(2), flag.Arg(3))
-	} else {
-		err = run("-ipc.rounds="+strconv.Itoa(*rounds), "-ipc.roundtime="+roundTime.String(), fmt.Sprint("-ipc.quiet=", *quiet))
+	case "burn": // see loaded
+		burn()
+	default:
+		err = run(*all, *quiet, "-ipc.rounds="+strconv.Itoa(*rounds), "-ipc.roundtime="+roundTime.String())
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -50,20 +56,26 @@ func main() {
 	}
 }
 
-func run(flags ...string) error {
+func run(all bool, quiet float64, flags ...string) error {
 	dir, err := os.MkdirTemp("", "ipcbench")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	rows, err := measure(dir, flags)
+	m, err := newMeter(dir, flags)
+	if err != nil {
+		return err
+	}
+	if all {
+		return m.conditions(quiet)
+	}
+	rows, err := m.measure("AgainstNet", quiet)
 	if err != nil {
 		return err
 	}
 	for _, also := range []func(dir string) (row, error){countCalls, compareSizes} {
 		r, err := also(dir)
-		if errors.Is(err, exec.ErrNotFound) {
-			fmt.Fprintln(os.Stderr, "left out:", err)
+		if leftOut(err) {
 			continue
 		}
 		if err != nil {
@@ -71,30 +83,45 @@ func run(flags ...string) error {
 		}
 		rows = append(rows, r)
 	}
-	fmt.Print("| | ipc | net | ratio | from, to | CPU time |\n|---|---|---|---|---|---|\n")
+	fmt.Print("| | ipc | net | limit | to net | from, to | to the limit | CPU time, to net |\n|---|---|---|---|---|---|---|---|\n")
 	for _, r := range rows {
 		fmt.Println(r)
 	}
 	return nil
 }
 
-func (r row) String() string {
-	ratio, spread, cpu := "", "", ""
-	if r.Ratio != 0 {
-		ratio = fmt.Sprintf("**%.2f**", r.Ratio)
+// leftOut reports whether a program that is needed is not there, and says so.
+func leftOut(err error) bool {
+	missing := errors.Is(err, exec.ErrNotFound)
+	if missing {
+		fmt.Fprintln(os.Stderr, "left out:", err)
 	}
+	return missing
+}
+
+func (r row) String() string {
+	spread := ""
 	if r.Min != r.Max {
 		spread = fmt.Sprintf("%.2f, %.2f", r.Min, r.Max)
 	}
-	if r.CPU != 0 {
-		cpu = fmt.Sprintf("%.2f", r.CPU)
+	return fmt.Sprintf("| %s | %s | %s | %s | %s | %s | %s | %s |", r.Name,
+		r.figure(r.IPC), r.figure(r.Rival), ratio("%s", r.figure(r.Limit), r.Limit),
+		ratio("**%.2f**", r.Ratio, r.Ratio), spread, ratio("%.2f", r.ToLimit, r.ToLimit), ratio("%.2f", r.CPU, r.CPU))
+}
+
+// ratio formats v, unless what it rests on is 0 and means nothing.
+func ratio(format string, v any, restsOn float64) string {
+	if restsOn == 0 {
+		return ""
 	}
-	unit := ""
-	if r.Unit != "" {
-		unit = " " + r.Unit
+	return fmt.Sprintf(format, v)
+}
+
+func (r row) figure(v float64) string {
+	if r.Unit == "" {
+		return figure(v)
 	}
-	return fmt.Sprintf("| %s | %s%s | %s%s | %s | %s | %s |",
-		r.Name, figure(r.IPC), unit, figure(r.Rival), unit, ratio, spread, cpu)
+	return figure(v) + " " + r.Unit
 }
 
 // figure writes a number with no more digits than mean something.
@@ -106,17 +133,46 @@ func figure(v float64) string {
 	return strconv.FormatFloat(v, 'f', digits, 64)
 }
 
-// measure runs the benchmark of the package, whose progress goes to standard error.
-func measure(dir string, flags []string) (rows []row, err error) {
-	program, results := filepath.Join(dir, "ipc.test"), filepath.Join(dir, "results")
-	if err := tool("go", "test", "-c", "-o", program, module+"/tests"); err != nil {
+// A meter runs BenchmarkAgainstNet.
+type meter struct {
+	program string // the test binary
+	results string // where it writes rows
+	limit   string // the program of the folder limit, or ""
+	flags   []string
+}
+
+func newMeter(dir string, flags []string) (*meter, error) {
+	m := &meter{program: filepath.Join(dir, "tests"), results: filepath.Join(dir, "results"), flags: flags}
+	if err := tool("go", "test", "-c", "-o", m.program, module+"/tests"); err != nil {
 		return nil, err
 	}
-	flags = append(flags, "-test.run=^$", "-test.bench=AgainstNet", "-test.benchtime=1x", "-ipc.results="+results)
-	if err := tool(program, flags...); err != nil {
+	source, err := exec.Command("go", "list", "-f", "{{.Dir}}", module+"/benchmarks").Output()
+	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open(results)
+	limit := filepath.Join(dir, "limit")
+	err = tool("cc", "-O2", "-o", limit, filepath.Join(strings.TrimSpace(string(source)), "limit", "limit.c"))
+	if !leftOut(err) {
+		if err != nil {
+			return nil, err
+		}
+		m.limit = limit
+		m.flags = append(m.flags, "-ipc.limit="+limit)
+	}
+	return m, nil
+}
+
+// measure runs the benchmarks that match, behind the words of prefix, and returns their
+// rows. What they print goes to standard error.
+func (m *meter) measure(match string, quiet float64, prefix ...string) (rows []row, err error) {
+	os.Remove(m.results)
+	line := append(prefix, m.program, "-test.run=^$", "-test.bench="+match, "-test.benchtime=1x",
+		"-ipc.results="+m.results, fmt.Sprint("-ipc.quiet=", quiet))
+	line = append(line, m.flags...)
+	if err := tool(line[0], line[1:]...); err != nil {
+		return nil, err
+	}
+	f, err := os.Open(m.results)
 	if err != nil {
 		return nil, err
 	}
@@ -167,6 +223,95 @@ func compare(name, unit string, measure func(side string) (float64, error)) (row
 	}
 	theirs, err := measure("net")
 	return row{Name: name, Unit: unit, IPC: ours, Rival: theirs, Ratio: ours / theirs}, err
+}
+
+// ---------------------------------------------------------------------------
+// Conditions
+
+// waits matches the workloads in which somebody waits.
+const waits = "AgainstNet/^(ping-pong|messages|pipe|connect|pass|stream|100)"
+
+// conditions measures under several conditions. Each takes a column, with the ratio to net
+// of which less is better, the one to the limit where it was measured, and the ratio of the
+// CPU time to that of net.
+func (m *meter) conditions(quiet float64) error {
+	const noisy = 1000 // nobody is quiet meanwhile
+	var names, order []string
+	cells := map[string][]string{}
+	for _, c := range []struct {
+		name    string
+		quiet   float64
+		prepare func() (end func(), err error)
+		prefix  []string
+	}{
+		{name: "quiet", quiet: quiet},
+		{name: "CPUs loaded by nice loops", quiet: noisy, prepare: loaded},
+		{name: "one CPU", quiet: quiet, prefix: []string{"taskset", "-c", "0"}},
+		{name: "GOMAXPROCS=1", quiet: quiet, prefix: []string{"env", "GOMAXPROCS=1"}},
+		{name: "slow system calls", quiet: quiet, prefix: []string{m.limit, "slow"}},
+	} {
+		if len(c.prefix) > 0 && c.prefix[0] == "" {
+			continue // there was no C compiler
+		}
+		end := func() {}
+		if c.prepare != nil {
+			var err error
+			if end, err = c.prepare(); err != nil {
+				return err
+			}
+		}
+		rows, err := m.measure(waits, c.quiet, c.prefix...)
+		end()
+		if leftOut(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		names = append(names, c.name)
+		for _, r := range rows {
+			if cells[r.Name] == nil {
+				order = append(order, r.Name)
+			}
+			cell := fmt.Sprintf("**%.2f**, %s%.2f", r.Ratio, ratio("%.2f, ", r.ToLimit, r.ToLimit), r.CPU)
+			cells[r.Name] = append(cells[r.Name], cell)
+		}
+	}
+	fmt.Println("| to net, to the limit, CPU time to net |", strings.Join(names, " | "), "|")
+	fmt.Println(strings.Repeat("|---", len(names)+1) + "|")
+	for _, name := range order {
+		fmt.Println("|", name, "|", strings.Join(cells[name], " | "), "|")
+	}
+	return nil
+}
+
+// loaded keeps every CPU busy with a process that is nicer than others.
+func loaded() (end func(), err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	var loops []*exec.Cmd
+	end = func() {
+		for _, loop := range loops {
+			loop.Process.Kill()
+			loop.Wait()
+		}
+	}
+	for range runtime.NumCPU() {
+		loop := exec.Command("nice", "-n", "10", self, "burn")
+		if err := loop.Start(); err != nil {
+			end()
+			return nil, err
+		}
+		loops = append(loops, loop)
+	}
+	return end, nil
+}
+
+func burn() {
+	for start := time.Now(); time.Since(start) < time.Hour; { // or until it is killed
+	}
 }
 
 // ---------------------------------------------------------------------------

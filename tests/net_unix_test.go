@@ -40,6 +40,7 @@ var (
 	benchRounds  = flag.Int("ipc.rounds", 5, "rounds of each comparison")
 	benchTime    = flag.Duration("ipc.roundtime", 200*time.Millisecond, "about how long a round takes")
 	benchResults = flag.String("ipc.results", "", "append what AgainstNet measures to this file, as lines of JSON")
+	benchLimit   = flag.String("ipc.limit", "", "the program of benchmarks/limit, to compare with as well")
 	benchQuiet   = flag.Float64("ipc.quiet", 1, "measure a round again while other processes use more than this share of the CPUs (Linux)")
 )
 
@@ -209,29 +210,34 @@ func nonblocking(fd uintptr) *os.File {
 type workload struct {
 	name    string
 	size    int
-	unit    string // of what client returns; one that ends in "/s" is a rate, and more is better
-	network string // "unix" by default
-	ours    string // "ipc" by default
-	rival   string // "net" by default
-	pipes   bool   // two pipes instead of a connection
-	atRest  bool   // nothing is done, so that the CPU time of it says nothing
-	inTurn  bool   // the server serves a client before it accepts the next
+	unit    string        // of what client returns; one that ends in "/s" is a rate, and more is better
+	network string        // "unix" by default
+	ours    string        // "ipc" by default
+	rival   string        // "net" by default
+	pipes   bool          // two pipes instead of a connection
+	atRest  bool          // nothing is done, so that the CPU time of it says nothing
+	inTurn  bool          // the server serves a client before it accepts the next
+	limit   string        // what the program of benchmarks/limit calls it
+	think   time.Duration // how long the client computes before each exchange
 	serve   func(side *contender, w *workload, conn net.Conn)
 	client  func(side *contender, w *workload, path string) (float64, error)
 }
 
 var workloads = []workload{
-	{name: "ping-pong 64 B", size: 64, unit: "µs", serve: echo, client: pingPong},
-	{name: "ping-pong 1 KiB", size: 1 << 10, unit: "µs", serve: echo, client: pingPong},
-	{name: "ping-pong 64 KiB", size: 64 << 10, unit: "µs", serve: echo, client: pingPong},
-	{name: "messages ping-pong 64 B", size: 64, unit: "µs", network: "unixpacket", serve: echo, client: pingPong},
-	{name: "pipe ping-pong 64 B", size: 64, unit: "µs", pipes: true},
-	{name: "connect, 1 byte, close", size: 1, unit: "µs", serve: greet, client: connects},
-	{name: "connect, 1 byte, close, served in turn", size: 1, unit: "µs", inTurn: true, serve: greet, client: connects},
-	{name: "pass a file", size: 1, unit: "µs", serve: takeFiles, client: passFiles},
-	{name: "stream 4 KiB", size: 4 << 10, unit: "MB/s", serve: drain, client: streaming},
-	{name: "stream 64 KiB", size: 64 << 10, unit: "MB/s", serve: drain, client: streaming},
-	{name: "stream 1 MiB", size: 1 << 20, unit: "MB/s", serve: drain, client: streaming},
+	{name: "ping-pong 64 B", limit: "ping-pong", size: 64, unit: "µs", serve: echo, client: pingPong},
+	{name: "ping-pong 1 KiB", limit: "ping-pong", size: 1 << 10, unit: "µs", serve: echo, client: pingPong},
+	{name: "ping-pong 64 KiB", limit: "ping-pong", size: 64 << 10, unit: "µs", serve: echo, client: pingPong},
+	{name: "ping-pong 64 B, 10 µs apart", size: 64, unit: "µs", think: 10 * time.Microsecond, serve: echo, client: pingPong},
+	{name: "ping-pong 64 B, 100 µs apart", size: 64, unit: "µs", think: 100 * time.Microsecond, serve: echo, client: pingPong},
+	{name: "ping-pong 64 B, 1 ms apart", size: 64, unit: "µs", think: time.Millisecond, serve: echo, client: pingPong},
+	{name: "messages ping-pong 64 B", limit: "messages", size: 64, unit: "µs", network: "unixpacket", serve: echo, client: pingPong},
+	{name: "pipe ping-pong 64 B", limit: "pipe", size: 64, unit: "µs", pipes: true},
+	{name: "connect, 1 byte, close", limit: "connect", size: 1, unit: "µs", serve: greet, client: connects},
+	{name: "connect, 1 byte, close, served in turn", limit: "connect", size: 1, unit: "µs", inTurn: true, serve: greet, client: connects},
+	{name: "pass a file", limit: "file", size: 1, unit: "µs", serve: takeFiles, client: passFiles},
+	{name: "stream 4 KiB", limit: "stream", size: 4 << 10, unit: "MB/s", serve: drain, client: streaming},
+	{name: "stream 64 KiB", limit: "stream", size: 64 << 10, unit: "MB/s", serve: drain, client: streaming},
+	{name: "stream 1 MiB", limit: "stream", size: 1 << 20, unit: "MB/s", serve: drain, client: streaming},
 	{name: "shared memory, ping-pong 64 B", size: 64, unit: "µs", ours: "shared", serve: echo, client: pingPong},
 	{name: "shared memory, ping-pong 1 KiB", size: 1 << 10, unit: "µs", ours: "shared", serve: echo, client: pingPong},
 	{name: "shared memory, ping-pong 64 KiB", size: 64 << 10, unit: "µs", ours: "shared", serve: echo, client: pingPong},
@@ -273,33 +279,48 @@ func BenchmarkAgainstNet(b *testing.B) {
 	}
 }
 
-// A comparison is a row as ipc.results has it: medians, and ratios to the rival
-// of which less is better. A ratio is 0 if it means nothing.
+// A comparison is a row as ipc.results has it: medians, and ratios to the rival and to
+// the limit of which less is better. A ratio is 0 if it means nothing.
 type comparison struct {
-	Name, Unit           string
-	IPC, Rival           float64
-	Ratio, Min, Max, CPU float64
+	Name, Unit                    string
+	IPC, Rival, Limit             float64
+	Ratio, Min, Max, ToLimit, CPU float64
 }
 
+// An outcome is what a round measured: its value in the workload's unit, and the CPU
+// seconds that both processes used for a unit of work.
+type outcome struct{ value, cpu float64 }
+
 func against(b *testing.B, w *workload, ours, rival *contender) {
-	var mine, other, ratios, myCPU, otherCPU []float64
+	var mine, other, limit, ratios, myCPU, otherCPU []float64
 	for len(ratios) < *benchRounds {
-		v, vCPU, u, uCPU, quiet, err := roundOfBoth(w, ours, rival)
+		start, before := time.Now(), busyElsewhere()
+		u, err := round(w, rival)
+		var v, l outcome
+		if err == nil {
+			v, err = round(w, ours)
+		}
+		if err == nil && *benchLimit != "" && w.limit != "" {
+			l, err = roundOfLimit(w)
+		}
 		if errors.Is(err, errors.ErrUnsupported) {
 			b.Skip(err)
 		}
 		if err != nil {
 			b.Fatal(err)
 		}
-		if quiet {
-			mine, myCPU = append(mine, v), append(myCPU, vCPU)
-			other, otherCPU = append(other, u), append(otherCPU, uCPU)
-			ratios = append(ratios, v/u)
+		room := *benchQuiet * time.Since(start).Seconds() * float64(runtime.NumCPU())
+		if busyElsewhere()-before > room {
+			continue // other processes did not leave the machine alone
 		}
+		mine, myCPU = append(mine, v.value), append(myCPU, v.cpu)
+		other, otherCPU = append(other, u.value), append(otherCPU, u.cpu)
+		limit = append(limit, l.value)
+		ratios = append(ratios, v.value/u.value)
 	}
 	slices.Sort(ratios)
 	row := comparison{
-		Name: w.name, Unit: w.unit, IPC: median(mine), Rival: median(other),
+		Name: w.name, Unit: w.unit, IPC: median(mine), Rival: median(other), Limit: median(limit),
 		Ratio: median(mine) / median(other), Min: ratios[0], Max: ratios[len(ratios)-1],
 	}
 	if row.Rival == 0 { // nothing to compare with
@@ -308,6 +329,11 @@ func against(b *testing.B, w *workload, ours, rival *contender) {
 		b.ReportMetric(row.Ratio, "xnet")
 		b.ReportMetric(row.Min, "xnet-min")
 		b.ReportMetric(row.Max, "xnet-max")
+	}
+	if row.Limit != 0 {
+		row.ToLimit = row.IPC / row.Limit
+		b.ReportMetric(row.ToLimit, "xlimit")
+		b.ReportMetric(row.Limit, "limit")
 	}
 	if !w.atRest {
 		row.CPU = median(myCPU) / median(otherCPU)
@@ -318,12 +344,24 @@ func against(b *testing.B, w *workload, ours, rival *contender) {
 	b.ReportMetric(0, "ns/op")
 	if w.isRate() {
 		row.Ratio, row.Min, row.Max = 1/row.Ratio, 1/row.Max, 1/row.Min
+		if row.Limit != 0 {
+			row.ToLimit = 1 / row.ToLimit
+		}
 	}
 	if *benchResults != "" {
 		if err := appendLine(*benchResults, row); err != nil {
 			b.Fatal(err)
 		}
 	}
+}
+
+// roundOfLimit runs the workload once with the program that is the limit.
+func roundOfLimit(w *workload) (o outcome, err error) {
+	out, err := exec.Command(*benchLimit, w.limit, strconv.Itoa(w.size), strconv.FormatInt(benchTime.Milliseconds(), 10)).Output()
+	if err == nil {
+		_, err = fmt.Sscan(string(out), &o.value, &o.cpu)
+	}
+	return o, err
 }
 
 func appendLine(path string, v any) error {
@@ -337,17 +375,6 @@ func appendLine(path string, v any) error {
 func median(v []float64) float64 {
 	s := slices.Sorted(slices.Values(v))
 	return s[len(s)/2]
-}
-
-// roundOfBoth runs the workload once with each side, and tells whether other
-// processes left the machine alone meanwhile.
-func roundOfBoth(w *workload, ours, rival *contender) (v, vCPU, u, uCPU float64, quiet bool, err error) {
-	start, before := time.Now(), busyElsewhere()
-	if u, uCPU, err = round(w, rival); err == nil {
-		v, vCPU, err = round(w, ours)
-	}
-	limit := *benchQuiet * time.Since(start).Seconds() * float64(runtime.NumCPU())
-	return v, vCPU, u, uCPU, busyElsewhere()-before <= limit, err
 }
 
 // busyElsewhere returns how many seconds the CPUs worked for other processes than
@@ -369,12 +396,11 @@ func busyElsewhere() float64 {
 	return busy - cpuTime(syscall.RUSAGE_SELF) - cpuTime(syscall.RUSAGE_CHILDREN)
 }
 
-// round runs the workload once and returns its measure and the CPU seconds that
-// both processes used for a unit of work.
-func round(w *workload, side *contender) (v, cpu float64, err error) {
+// round runs the workload once.
+func round(w *workload, side *contender) (outcome, error) {
 	dir, err := os.MkdirTemp("", "ipcbench")
 	if err != nil {
-		return 0, 0, err
+		return outcome{}, err
 	}
 	defer os.RemoveAll(dir)
 	path := filepath.Join(dir, "s")
@@ -383,11 +409,11 @@ func round(w *workload, side *contender) (v, cpu float64, err error) {
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
-		return 0, 0, err
+		return outcome{}, err
 	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return 0, 0, err
+		return outcome{}, err
 	}
 	var r io.ReadCloser
 	var wr io.WriteCloser
@@ -395,10 +421,10 @@ func round(w *workload, side *contender) (v, cpu float64, err error) {
 		// Two plain pipes, whose ends each side then treats as its own.
 		var p, q [2]int
 		if err := syscall.Pipe(p[:]); err != nil {
-			return 0, 0, err
+			return outcome{}, err
 		}
 		if err := syscall.Pipe(q[:]); err != nil {
-			return 0, 0, err
+			return outcome{}, err
 		}
 		for _, fd := range []int{p[0], p[1], q[0], q[1]} {
 			syscall.CloseOnExec(fd)
@@ -408,31 +434,32 @@ func round(w *workload, side *contender) (v, cpu float64, err error) {
 		defer cr.Close()
 		defer cw.Close()
 		if r, err = side.reader(uintptr(q[0])); err != nil {
-			return 0, 0, err
+			return outcome{}, err
 		}
 		if wr, err = side.writer(uintptr(p[1])); err != nil {
-			return 0, 0, err
+			return outcome{}, err
 		}
 		defer r.Close()
 		defer wr.Close()
 	}
 	if err := cmd.Start(); err != nil {
-		return 0, 0, err
+		return outcome{}, err
 	}
 	defer cmd.Wait()
 	defer in.Close()
 	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		return 0, 0, err
+		return outcome{}, err
 	}
 	before := cpuTime(syscall.RUSAGE_SELF)
+	var v float64
 	if w.pipes {
-		v, err = exchange(r, wr, w.size)
+		v, err = exchange(r, wr, w)
 		wr.Close()
 	} else {
 		v, err = w.client(side, w, path)
 	}
 	if err != nil {
-		return 0, 0, err
+		return outcome{}, err
 	}
 	used := cpuTime(syscall.RUSAGE_SELF) - before
 	in.Close()
@@ -442,7 +469,7 @@ func round(w *workload, side *contender) (v, cpu float64, err error) {
 	if !w.isRate() {
 		work = 1 / v
 	}
-	return v, used / work, nil
+	return outcome{v, used / work}, nil
 }
 
 func cpuTime(who int) float64 {
@@ -533,19 +560,21 @@ func pingPong(side *contender, w *workload, path string) (float64, error) {
 		return 0, err
 	}
 	defer c.Close()
-	return exchange(c, c, w.size)
+	return exchange(c, c, w)
 }
 
 // exchange returns the median time of a round trip in microseconds.
-func exchange(r io.Reader, w io.Writer, size int) (float64, error) {
-	p := make([]byte, size)
+func exchange(in io.Reader, out io.Writer, w *workload) (float64, error) {
+	p := make([]byte, w.size)
 	var times []float64
 	for start := time.Now(); time.Since(start) < *benchTime; {
+		for ready := time.Now().Add(w.think); time.Now().Before(ready); {
+		}
 		t := time.Now()
-		if _, err := w.Write(p); err != nil {
+		if _, err := out.Write(p); err != nil {
 			return 0, err
 		}
-		if _, err := io.ReadFull(r, p); err != nil {
+		if _, err := io.ReadFull(in, p); err != nil {
 			return 0, err
 		}
 		times = append(times, float64(time.Since(t).Nanoseconds())/1e3)
