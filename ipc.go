@@ -3118,6 +3118,9 @@ var raceBuild = func() bool {
 // writer that sleeps next. So after a spin that failed the thread leaves its CPU, where
 // the system lets it: see leaveCPU. If that does not help, threads do so less and less
 // often.
+//
+// A writer that parked is not woken by each read of its peer: Linux waits until three
+// quarters of what it queued are read (unix_writable of net/unix/af_unix.c).
 
 const (
 	spinDefault   = 100 * time.Microsecond // about the time of two wake-ups on a slow machine
