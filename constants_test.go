@@ -155,6 +155,42 @@ func TestFlagsAreThoseOfTheCallOnEverySystem(t *testing.T) {
 	}
 }
 
+// callsByNumber are the functions that may name a call by number of package syscall where
+// that does not reach every number: on OpenBSD it says ENOSYS to nearly all, on AIX EINVAL,
+// and on AIX, illumos and Solaris a program with any but Syscall does not link. These
+// functions are not reached there, or know the one number that works.
+var callsByNumber = map[string][]string{
+	"openbsd": {"syscall6", "unlink", "sendEmpty"},
+	"aix":     {"unlink", "peerOf"},
+	"illumos": {"unlink", "peerOf"},
+	"solaris": {"unlink", "peerOf"},
+}
+
+func TestCallsByNumberAreReachedOnEverySystem(t *testing.T) {
+	for _, name := range []string{"openbsd/amd64", "aix/ppc64", "illumos/amd64", "solaris/amd64"} {
+		t.Run(name, func(t *testing.T) {
+			p := readPort(t, name)
+			for _, file := range p.files {
+				for _, d := range file.Decls {
+					f, _ := d.(*ast.FuncDecl)
+					ast.Inspect(d, func(n ast.Node) bool {
+						e, _ := n.(ast.Expr)
+						call := p.syscallName(e)
+						switch {
+						case !strings.HasPrefix(strings.TrimPrefix(call, "Raw"), "Syscall"):
+						case f == nil || !slices.Contains(callsByNumber[p.goos], f.Name.Name):
+							t.Errorf("%s: syscall.%s does not reach every call here", p.fset.Position(n.Pos()), call)
+						case call != "Syscall" && p.goos != "openbsd":
+							t.Errorf("%s: a program with syscall.%s does not link", p.fset.Position(n.Pos()), call)
+						}
+						return true
+					})
+				}
+			}
+		})
+	}
+}
+
 // A port is the package as it is for one system.
 type port struct {
 	goos    string

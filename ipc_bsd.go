@@ -224,6 +224,14 @@ var folderCalls = func() folderNumbers {
 	}
 }()
 
+// syscall6 makes a system call by its number, which package syscall does not for every
+// Unix. Pointers among the arguments stay valid meanwhile.
+//
+//go:uintptrescapes
+func syscall6(trap, a1, a2, a3, a4, a5, a6 uintptr) (r1, r2 uintptr, errno syscall.Errno) {
+	return syscall.Syscall6(trap, a1, a2, a3, a4, a5, a6)
+}
+
 const (
 	folderFlags = syscall.O_RDONLY | syscall.O_NONBLOCK
 	cleanerBit  = 0 // only root may set the sticky bit of a file here

@@ -131,6 +131,14 @@ var folderCalls = folderNumbers{
 	openat: 463, fstatat: 470, unlinkat: 472, renameat: 465, linkat: 471, fchmodat: 467, fchownat: 468,
 }
 
+// syscall6 makes a system call by its number, which package syscall does not for every
+// Unix. Pointers among the arguments stay valid meanwhile.
+//
+//go:uintptrescapes
+func syscall6(trap, a1, a2, a3, a4, a5, a6 uintptr) (r1, r2 uintptr, errno syscall.Errno) {
+	return syscall.Syscall6(trap, a1, a2, a3, a4, a5, a6)
+}
+
 const (
 	folderFlags       = syscall.O_RDONLY | syscall.O_NONBLOCK
 	atSymlinkNoFollow = 0x20 // sys/fcntl.h: AT_SYMLINK_NOFOLLOW

@@ -213,6 +213,14 @@ var folderCalls = folderNumbers{
 	fchmodat: syscall.SYS_FCHMODAT, fchownat: syscall.SYS_FCHOWNAT,
 }
 
+// syscall6 makes a system call by its number, which package syscall does not for every
+// Unix. Pointers among the arguments stay valid meanwhile.
+//
+//go:uintptrescapes
+func syscall6(trap, a1, a2, a3, a4, a5, a6 uintptr) (r1, r2 uintptr, errno syscall.Errno) {
+	return syscall.Syscall6(trap, a1, a2, a3, a4, a5, a6)
+}
+
 const (
 	folderFlags       = syscall.O_RDONLY | syscall.O_NONBLOCK
 	atSymlinkNoFollow = 0x200 // sys/fcntl.h: AT_SYMLINK_NOFOLLOW

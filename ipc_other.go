@@ -145,6 +145,12 @@ func (kernel) peerOf(sys int) (Peer, error) {
 // What folder builds on: see ipc_unix.go. Package syscall reaches none of its calls here.
 var folderCalls folderNumbers
 
+// syscall6 is not reached: the Syscall6 of package syscall does not link on AIX, illumos and
+// Solaris.
+func syscall6(_, _, _, _, _, _, _ uintptr) (r1, r2 uintptr, errno syscall.Errno) {
+	return 0, 0, syscall.ENOSYS
+}
+
 const (
 	folderFlags       = syscall.O_RDONLY | syscall.O_NONBLOCK
 	atSymlinkNoFollow = 0

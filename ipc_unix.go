@@ -1287,7 +1287,7 @@ func (d *folder) open(name string, flags int, mode uint32) (sys int, err error) 
 		if err != nil {
 			return err
 		}
-		fd, _, errno := syscall.Syscall6(folderCalls.openat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(flags), uintptr(mode), 0, 0)
+		fd, _, errno := syscall6(folderCalls.openat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(flags), uintptr(mode), 0, 0)
 		if errno != 0 {
 			return errno
 		}
@@ -1322,7 +1322,7 @@ func (baseKernel) lstatAt(d *folder, name string, st *syscall.Stat_t) error {
 	if err != nil {
 		return err
 	}
-	_, _, errno := syscall.Syscall6(folderCalls.fstatat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(unsafe.Pointer(st)), atSymlinkNoFollow, 0, 0)
+	_, _, errno := syscall6(folderCalls.fstatat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(unsafe.Pointer(st)), atSymlinkNoFollow, 0, 0)
 	return errnoOrNil(errno)
 }
 
@@ -1426,7 +1426,7 @@ func (d *folder) twoNames(trap uintptr, from, to string) error {
 	if err != nil {
 		return err
 	}
-	_, _, errno := syscall.Syscall6(trap, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(d.sys), uintptr(unsafe.Pointer(q)), 0, 0)
+	_, _, errno := syscall6(trap, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(d.sys), uintptr(unsafe.Pointer(q)), 0, 0)
 	return errnoOrNil(errno)
 }
 
@@ -1467,7 +1467,7 @@ func (d *folder) lchown(name string, uid, gid int) error {
 	if err != nil {
 		return err
 	}
-	_, _, errno := syscall.Syscall6(folderCalls.fchownat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(uid), uintptr(gid), atSymlinkNoFollow, 0)
+	_, _, errno := syscall6(folderCalls.fchownat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(uid), uintptr(gid), atSymlinkNoFollow, 0)
 	return errnoOrNil(errno)
 }
 
@@ -1485,7 +1485,7 @@ func (d *folder) chmod(name string, mode uint32) error {
 	if err != nil {
 		return err
 	}
-	_, _, errno := syscall.Syscall6(folderCalls.fchmodat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(mode), atSymlinkNoFollow, 0, 0)
+	_, _, errno := syscall6(folderCalls.fchmodat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(mode), atSymlinkNoFollow, 0, 0)
 	return errnoOrNil(errno)
 }
 
