@@ -20,6 +20,7 @@ const (
 	dontWait      = syscall.MSG_DONTWAIT
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
 	noSignal      = syscall.MSG_NOSIGNAL
+	filesAlone    = true  // sosend of uipc_socket.c: files may come without a byte of data
 	spinByDefault = 0     // whether it pays is not known
 	fifoPolls     = false // OpenBSD's poller refuses FIFOs, NetBSD's before 10 loses a writer
 	fifoQuiet     = false // fifo_vnops.c: a FIFO without a writer reads as ended, not as empty

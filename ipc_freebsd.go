@@ -21,6 +21,7 @@ const (
 	dontWait      = syscall.MSG_DONTWAIT
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
 	noSignal      = syscall.MSG_NOSIGNAL
+	filesAlone    = true // sosend_generic of sys/kern/uipc_socket.c: files may come without a byte of data
 	spinByDefault = 0    // whether it pays is not known
 	fifoPolls     = true // the poller serves FIFOs
 	fifoQuiet     = true // a FIFO without a writer reads as empty: see primedFIFO

@@ -3367,6 +3367,8 @@ func (f *fd) closesAtOnce() bool {
 	switch {
 	case !f.socket || f.listen:
 		return false
+	case filesAlone: // files without data can look like the end, and more may follow them
+		return false
 	case f.ended.Load() && f.kind != messages: // of which an unmarked empty one looks like the end
 		return true
 	case f.shared.Load() || f.isPinned(): // others may go on to receive
@@ -3580,7 +3582,7 @@ func (f *fd) read(p []byte) (int, error) {
 	}
 	attempt := readPipe
 	if f.socket {
-		attempt = recvData
+		attempt = recvStream
 	} else if f.shared.Load() {
 		attempt = readShared
 	}
@@ -3588,12 +3590,18 @@ func (f *fd) read(p []byte) (int, error) {
 }
 
 // receiveData runs a read. Files that nobody asked for, and for which this process
-// has no descriptors, are lost; the data that they came with follows.
+// has no descriptors, are lost; the data that they came with follows. Nor are files
+// that came without data the end: see filesAlone.
 func (f *fd) receiveData(attempt func(*op, int) error, p []byte, iov []iovec) (int, error) {
 	for {
 		done, err := f.run(&f.r, &op{attempt: attempt, p: p, iov: iov})
-		if lost, _ := kern.rightsLost(err); !lost || !f.socket {
+		lost, _ := kern.rightsLost(err)
+		alone := err == nil && done.n == 0 && done.oobn > 0
+		if !alone && !(lost && f.socket) {
 			return f.received(done.n, err)
+		}
+		if f.closing() { // Close would wait for as long as the peer sends more of them
+			return 0, net.ErrClosed
 		}
 	}
 }
@@ -3652,7 +3660,7 @@ func (f *fd) readBuffers(bufs [][]byte) (int64, error) {
 	if f.in.hasAhead() {
 		return int64(f.in.takeAhead(first(h.iov))), nil
 	}
-	n, err := f.receiveData(recvData, nil, h.iov)
+	n, err := f.receiveData(recvStream, nil, h.iov)
 	return int64(n), err
 }
 
@@ -3739,18 +3747,33 @@ func writeShared(o *op, sys int) (err error) { o.n, err = kern.writeNow(sys, o.p
 // recvData receives data alone from a socket. A read(2) would do, but it closes the
 // descriptors that came along right here, which may sleep; so there is room for
 // them, and they are closed elsewhere.
-func recvData(o *op, sys int) (err error) {
+func recvData(o *op, sys int) error {
+	_, err := recvAndDiscard(o, sys)
+	return err
+}
+
+// recvStream is recvData from a stream. Control messages count if there were files among
+// them, which credentials that come with the end are not.
+func recvStream(o *op, sys int) error {
+	files, err := recvAndDiscard(o, sys)
+	if files == 0 {
+		o.oobn = 0
+	}
+	return err
+}
+
+func recvAndDiscard(o *op, sys int) (files int, err error) {
 	if disposal.full() { // this peer alone is held up then, and this process keeps its descriptors
 		o.n, o.oobn, o.got, err = receive(o, sys, nil)
-		return err
+		return 0, err
 	}
 	room := rightsRooms.Get().(*[rightsRoom]byte)
 	defer rightsRooms.Put(room)
 	o.n, o.oobn, o.got, err = receive(o, sys, room[:])
 	if err == nil && o.oobn > 0 {
-		discardRights(room[:o.oobn])
+		files = discardRights(room[:o.oobn])
 	}
-	return err
+	return files, err
 }
 
 // recvWith receives data and control messages from a socket.
@@ -4301,11 +4324,14 @@ func descriptorsIn(oob []byte) []int {
 	return append(fds, extra...)
 }
 
-// discardRights closes every descriptor in control messages.
-func discardRights(oob []byte) {
-	if !kern.onlyMark(oob) {
-		discard(descriptorsIn(oob)...)
+// discardRights closes every descriptor in control messages, and tells how many there were.
+func discardRights(oob []byte) int {
+	if kern.onlyMark(oob) {
+		return 0
 	}
+	fds := descriptorsIn(oob)
+	discard(fds...)
+	return len(fds)
 }
 
 // ReadMsg reads data and control messages, as recvmsg(2) does, for what this
@@ -4447,10 +4473,14 @@ func (f *fd) drain() error {
 	giveUp := now() + int64(closeGrace) // for all of them
 	for range drainMax {
 		err := control(func() error { return o.attempt(&o, f.sys) })
-		if err != nil || o.n == 0 {
+		if err != nil {
 			break
 		}
-		discardWithin(time.Duration(giveUp-now()), descriptorsIn(room[:o.oobn])...)
+		fds := descriptorsIn(room[:o.oobn])
+		discardWithin(time.Duration(giveUp-now()), fds...)
+		if o.n == 0 && len(fds) == 0 {
+			break
+		}
 	}
 	return nil // the next read says what there is to say
 }
