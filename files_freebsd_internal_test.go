@@ -54,3 +54,29 @@ func TestFilesWithoutDataAreNotTheEnd(t *testing.T) {
 		t.Errorf("at the end: %v", err)
 	}
 }
+
+// A kqueue says whether the queue has room, by the system call of FreeBSD 12.
+func TestRoomForFilesIsToldByTheQueue(t *testing.T) {
+	if !kern.looseRecords() {
+		t.Skip("this kernel is older than FreeBSD 15")
+	}
+	a, b, err := Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	defer a.Close()
+	rights := syscall.UnixRights(0)
+	if !rightsFit(a.fd.sys, rights) {
+		t.Error("an empty queue has no room")
+	}
+	a.SetWriteDeadline(time.Now().Add(20 * time.Millisecond))
+	a.Write(make([]byte, 4<<20))
+	if rightsFit(a.fd.sys, rights) {
+		t.Error("a full queue has room")
+	}
+	b.Close()
+	if !rightsFit(a.fd.sys, rights) {
+		t.Error("the end of the connection is not told")
+	}
+}
