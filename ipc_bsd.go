@@ -66,15 +66,19 @@ const (
 // system is the one that this is.
 var system = map[string]bsd{
 	"dragonfly": {
-		filesMax: maxFiles, // of a pointer each: 254
-		// sys/un.h: LOCAL_PEERCRED is 1; its struct xucred has no process id.
+		// Of a pointer each: 254. What a receive buffer that is smaller than this send
+		// buffer has no room for, unp_send takes for sent and loses (ssb_appendcontrol of
+		// sys/socketvar.h); nobody tells the sender how large the other is.
+		filesMax: maxFiles,
+		// sys/un.h: LOCAL_PEERCRED is 1; struct xucred of sys/ucred.h has no process id.
 		peer: peerOption{level: solLocal, option: 1, xucred: true},
 	},
 	"netbsd": {
 		filesMax:     maxFiles, // of a pointer each; 500 were seen to go
 		queueShrinks: true,
 		carriesEmpty: true, // the bytes of its control message do: see sendEmpty
-		// sys/un.h: LOCAL_PEEREID is 3; struct unpcbid {pid, euid, egid}.
+		// sys/un.h: LOCAL_PEEREID is 3; struct unpcbid {pid, euid, egid}. A client is told of
+		// who bound the socket (unp_bind), as on OpenBSD.
 		peer: peerOption{level: solLocal, option: 3, pid: 0, uid: 1, gid: 2},
 	},
 	"openbsd": {
@@ -102,7 +106,8 @@ func (kernel) filesMax() int { return system.filesMax }
 // rightsLost goes by unp_externalize of uipc_usrreq.c: EMSGSIZE if there are not
 // enough free descriptors; EPERM if a pledge(2) or chroot(2) of this process forbids
 // what came (OpenBSD, NetBSD). soreceive of uipc_socket.c then leaves the data of a
-// stream in the queue.
+// stream in the queue. ENFILE is none of them: the file exists already, and wants no more
+// than a place in the table of the process.
 func (kernel) rightsLost(err error) (lost, dataStays bool) {
 	lost = err == syscall.EMSGSIZE || err == syscall.EPERM
 	return lost, lost

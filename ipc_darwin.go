@@ -53,7 +53,8 @@ func (kernel) accept(sys int) (int, error) {
 }
 
 // rightsLost goes by unp_externalize of bsd/kern/uipc_usrreq.c: EMSGSIZE or EMFILE if
-// there are not enough free descriptors.
+// there are not enough free descriptors. ENFILE is for files that are opened (falloc), and
+// these are.
 // soreceive_ctl of uipc_socket.c has taken the control message out by then, and
 // soreceive leaves the data in the queue.
 func (kernel) rightsLost(err error) (lost, dataStays bool) {
@@ -150,7 +151,7 @@ const (
 // Shared memory
 
 // newMemory makes a shm_open(2) of a fresh name, opens it once more for reading alone, and
-// takes the name away. The name has at most 31 bytes with its NUL (PSHMNAMLEN of
+// takes the name away. The name has at most 31 bytes (PSHMNAMLEN of
 // bsd/kern/posix_shm.c); package syscall has the numbers of the calls and not the calls.
 func (kernel) newMemory(size int) (memoryFiles, error) {
 	text := "/ipc." + strconv.Itoa(os.Getpid()) + "." + strconv.FormatUint(freshNames.Add(1), 36)

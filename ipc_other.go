@@ -21,7 +21,7 @@ const (
 	framedHere    = true // SOCK_SEQPACKET is not known to work on each of them
 	markRoom      = 0    // nothing marks messages
 	peekTells     = false
-	noSignal      = 0    // illumos has none
+	noSignal      = 0    // older releases of illumos have none
 	cmsgCloexec   = 0    // received under syscall.ForkLock
 	filesAlone    = true // that files cannot come without a byte of data is not known
 	spinByDefault = 0    // whether it pays is not known
@@ -32,7 +32,9 @@ const (
 type kernel struct{ baseKernel }
 
 // dontWait is MSG_DONTWAIT of sys/socket.h (illumos, Solaris: 0x80), which is
-// MSG_NONBLOCK on AIX (0x4000); package syscall has each for its own system alone.
+// MSG_NONBLOCK on AIX (0x4000); package syscall has each for its own system alone. What
+// newer headers of illumos have, MSG_NOSIGNAL (0x200) and MSG_CMSG_CLOEXEC (0x1000), older
+// kernels and Oracle's Solaris need not know.
 var dontWait = 0x80
 
 func init() {
@@ -100,8 +102,8 @@ func (kernel) holdsLock(path string) (held bool, letGo func()) {
 }
 
 // rightsLost goes by fdbuf_extract of illumos' uts/common/fs/sockfs/socksubr.c: EMFILE
-// if there are not enough free descriptors. recvmsg(2) has copied the data out by
-// then, and what fails returns none of it.
+// if there are not enough free descriptors (ufalloc), and nothing else. recvmsg(2) has
+// copied the data out by then, and what fails returns none of it. Of AIX it is not known.
 func (kernel) rightsLost(err error) (lost, dataStays bool) { return err == syscall.EMFILE, false }
 
 // mkfifo has no call that package syscall offers on both AIX and Solaris.
