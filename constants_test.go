@@ -43,6 +43,7 @@ var flagCalls = []flagCall{
 	{"syscall.Accept4", 1, acceptFlags},
 	{"SYS_ACCEPT4", 4, acceptFlags},
 	{"SYS_SENDMSG", 3, msgFlags},
+	{"SYS_SENDTO", 4, msgFlags},
 	{"SYS_RECVMSG", 3, msgFlags},
 	{"syscall.SendmsgN", 4, msgFlags},
 	{"syscall.Recvmsg", 3, msgFlags},

@@ -66,9 +66,10 @@ const (
 // system is the one that this is.
 var system = map[string]bsd{
 	"dragonfly": {
-		// Of a pointer each: 254. What a receive buffer that is smaller than this send
-		// buffer has no room for, unp_send takes for sent and loses (ssb_appendcontrol of
-		// sys/socketvar.h); nobody tells the sender how large the other is.
+		// Of a pointer each: 254. If the peer's receive buffer was made smaller than this
+		// send buffer, uipc_send can lose what does not fit, files and data, and take it for
+		// sent (ssb_appendcontrol of sys/socketvar.h). The sender cannot ask how large the
+		// other buffer is.
 		filesMax: maxFiles,
 		// sys/un.h: LOCAL_PEERCRED is 1; struct xucred of sys/ucred.h has no process id.
 		peer: peerOption{level: solLocal, option: 1, xucred: true},

@@ -53,10 +53,9 @@ func (kernel) accept(sys int) (int, error) {
 }
 
 // rightsLost goes by unp_externalize of bsd/kern/uipc_usrreq.c: EMSGSIZE or EMFILE if
-// there are not enough free descriptors. ENFILE is for files that are opened (falloc), and
-// these are.
-// soreceive_ctl of uipc_socket.c has taken the control message out by then, and
-// soreceive leaves the data in the queue.
+// there are not enough free descriptors. It is never ENFILE, which falloc says when a file
+// is opened: these are open. soreceive_ctl of uipc_socket.c has taken the control message
+// out by then, and soreceive leaves the data in the queue.
 func (kernel) rightsLost(err error) (lost, dataStays bool) {
 	lost = err == syscall.EMSGSIZE || err == syscall.EMFILE
 	return lost, lost

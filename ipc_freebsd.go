@@ -41,8 +41,8 @@ func (kernel) newPipe(p *[2]int) error {
 // rightsLost goes by unp_externalize of sys/kern/uipc_usrreq.c: without enough free
 // descriptors it says EMSGSIZE in FreeBSD 13 and what fdallocn says, EMFILE, from
 // 14 on. soreceive_generic, and uipc_soreceive_stream_or_seqpacket of FreeBSD 15,
-// then leave the data of a stream in the queue. ENFILE is for files that are opened
-// (falloc_noinstall of sys/kern/kern_descrip.c), and these are.
+// then leave the data of a stream in the queue. It is never ENFILE, which
+// falloc_noinstall of sys/kern/kern_descrip.c says when a file is opened: these are open.
 func (kernel) rightsLost(err error) (lost, dataStays bool) {
 	lost = err == syscall.EMSGSIZE || err == syscall.EMFILE
 	return lost, lost
@@ -139,12 +139,22 @@ func (kernel) tooLong(sys, n int) bool {
 
 func (kernel) carriesEmpty() bool { return !kern.looseRecords() }
 
+// sendmsg sends data alone by sendto(2), for which the kernel allocates no copy of a list
+// of buffers (copyiniov of sys/kern/subr_uio.c).
 func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
-	if len(oob) > 0 && kern.looseRecords() && !rightsFit(sys, oob) {
+	if len(oob) == 0 {
+		n, _, errno := syscall.Syscall6(syscall.SYS_SENDTO, uintptr(sys), uintptr(unsafe.Pointer(unsafe.SliceData(p))),
+			uintptr(len(p)), uintptr(flags), 0, 0)
+		if errno != 0 {
+			return 0, errno
+		}
+		return int(n), nil
+	}
+	if kern.looseRecords() && !rightsFit(sys, oob) {
 		return 0, syscall.EAGAIN
 	}
 	n, err := baseKernel{}.sendmsg(sys, p, oob, flags)
-	if err == syscall.EAGAIN && len(oob) > 0 && flags&syscall.MSG_EOR != 0 && !kern.looseRecords() {
+	if err == syscall.EAGAIN && flags&syscall.MSG_EOR != 0 && !kern.looseRecords() {
 		err = fullOrTooLong(sys, len(p)+len(oob)) // the kernel waits for ever for what is too long
 	}
 	return n, err
