@@ -4511,7 +4511,13 @@ func (f *fd) setBuffer(d direction, n int) error {
 	n = max(n, bufferMin)
 	n = min(n, maxInt32) // package syscall would take the lower half
 	return f.control("setsockopt", func() error {
-		return syscall.SetsockoptInt(f.sys, syscall.SOL_SOCKET, opt, n)
+		if err := syscall.SetsockoptInt(f.sys, syscall.SOL_SOCKET, opt, n); err != syscall.EINVAL {
+			return err
+		}
+		// It is not about n, which is positive. OpenBSD says so of a direction that was shut
+		// down, macOS of both (sosetopt, sosetoptlock of uipc_socket.c), as they are once the
+		// peer has closed. A buffer is of no use then.
+		return nil
 	})
 }
 
