@@ -118,12 +118,26 @@ func (kernel) isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 
 // looseRecords reports whether this is FreeBSD 15 or later, whose messages are
 // records in a stream: an empty one does not exist, what does not fit a buffer
 // stays for the next receive, and of what does not fit the queue a part is sent.
-func (kernel) looseRecords() bool { return isFreeBSD15() }
+func (kernel) looseRecords() bool { return keepsRest() }
 
-// isFreeBSD15 asks the kernel once for __FreeBSD_version of sys/param.h.
-var isFreeBSD15 = sync.OnceValue(func() bool {
-	version, err := syscall.SysctlUint32("kern.osreldate")
-	return err == nil && version >= 1500000
+// keepsRest tries once, on a pair of sockets, whether what does not fit a buffer stays for
+// the next receive. The version of the kernel does not tell for sure: kern.osreldate is what
+// a jail was given (pr_osreldate of sys/jail.h).
+var keepsRest = sync.OnceValue(func() bool {
+	s, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_SEQPACKET|socketFlags, 0)
+	if err == nil {
+		defer syscall.Close(s[0])
+		defer syscall.Close(s[1])
+		_, err = syscall.SendmsgN(s[0], make([]byte, 2), nil, nil, syscall.MSG_EOR)
+	}
+	if err != nil { // no descriptors, for example
+		version, err := syscall.SysctlUint32("kern.osreldate")
+		return err == nil && version >= 1500000 // __FreeBSD_version of sys/param.h
+	}
+	var b [1]byte
+	syscall.Read(s[1], b[:])
+	n, err := syscall.Read(s[1], b[:])
+	return err == nil && n == 1
 })
 
 // tooLong reports whether the kernel would make several messages of one: each time
