@@ -945,7 +945,8 @@ func (c *SharedConn) applyDeadline(h *sharedHalf, half direction) error {
 // SetSpin sets the longest time that a wait of this end looks at the memory again and
 // again before its goroutine parks, which costs no system call. 0 restores the default,
 // and a negative d never spins. By default a wait spins for up to 50 µs, or 200 µs while
-// the peer is being woken, as long as that pays. Over a socket it is [Conn.SetSpin].
+// the peer is being woken, as long as that pays. On Linux a thread whose spin failed leaves
+// its CPU for a moment: see [Conn.SetSpin], which is what this is over a socket.
 func (c *SharedConn) SetSpin(d time.Duration) {
 	c.spin.Store(int64(d))
 	c.base.end().setSpin(d)
@@ -1166,10 +1167,14 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 		won := c.spinFor(h, need, budget)
 		spinning.stop()
 		if won {
+			spinning.stays()
 			gauge.outcome(0, true, asleep, 0)
 			return c.waited(h)
 		}
 		spun = budget
+		if spinning.shouldLeave(now()) {
+			leaveCPU()
+		}
 	}
 	err := c.park(h, need)
 	gauge.outcome(spun, false, asleep, sharedNow()-begun)

@@ -731,3 +731,52 @@ func TestSharedSpinBacksOff(t *testing.T) {
 		t.Error("a wait spins though all together have lost too much")
 	}
 }
+
+// A wait whose spin was in vain leaves its CPU, which the peer may be waiting for, and does so
+// ever more rarely until a spin succeeds.
+func TestSharedSpinLeavesItsCPU(t *testing.T) {
+	a, b := sharedInMemory(t)
+	defer func(leave func(), left, gap int64) {
+		leaveCPU = leave
+		spinning.left.Store(left)
+		spinning.leaveGap.Store(gap)
+	}(leaveCPU, spinning.left.Load(), spinning.leaveGap.Load())
+	var times atomic.Int32
+	leaveCPU = func() { times.Add(1) }
+	var p [1]byte
+	wait := func() {
+		spinAccount.balance.Store(int64(spinSharedAhead))
+		a.r.gauges = [2]sharedSpin{}
+		a.SetReadDeadline(time.Now().Add(time.Millisecond))
+		if _, err := a.Read(p[:]); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal(err)
+		}
+	}
+	spinning.left.Store(0)
+	spinning.leaveGap.Store(0)
+	wait()
+	if times.Load() != 1 {
+		t.Fatalf("it left its CPU %d times", times.Load())
+	}
+	spinning.leaveGap.Store(int64(time.Hour))
+	wait()
+	if times.Load() != 1 {
+		t.Error("it left its CPU again at once")
+	}
+	a.SetReadDeadline(time.Time{})
+	a.SetSpin(time.Hour)
+	spinAccount.balance.Store(int64(spinSharedAhead))
+	a.r.gauges = [2]sharedSpin{}
+	go func() {
+		for spinning.spinners.Load() == 0 {
+			runtime.Gosched()
+		}
+		b.Write([]byte("x"))
+	}()
+	if _, err := a.Read(p[:]); err != nil {
+		t.Fatal(err)
+	}
+	if gap := spinning.leaveGap.Load(); gap != 0 {
+		t.Errorf("after a success the next time is %v away", time.Duration(gap))
+	}
+}
