@@ -284,6 +284,16 @@ func overEachShared(t *testing.T, tell func(t *testing.T, a, b *ipc.SharedConn))
 	}
 }
 
+// overEachReceived is overEachShared for a story in which an end may never receive what makes the
+// memory. On Windows its handles then stay in this process.
+func overEachReceived(t *testing.T, tell func(t *testing.T, a, b *ipc.SharedConn)) {
+	if runtime.GOOS == "windows" {
+		overEachSetUp(t, tell)
+	} else {
+		overEachShared(t, tell)
+	}
+}
+
 // overEachSetUp tells it over those that have set their memory up, if they have any.
 func overEachSetUp(t *testing.T, tell func(t *testing.T, a, b *ipc.SharedConn)) {
 	for _, way := range sharedWays {
@@ -551,13 +561,6 @@ func TestDialSharedFindsOutThatTheServerDoesNotShare(t *testing.T) {
 	matches(t, err, syscall.EPROTO)
 	_, err = a.Write(make([]byte, 10))
 	matches(t, err, syscall.EPROTO)
-	if runtime.GOOS == "windows" { // where handles that nobody receives stay in this process
-		files, err := b.RecvFiles(2)
-		must(t, err)
-		for _, f := range files {
-			must(t, f.Close())
-		}
-	}
 }
 
 func TestShareRefusesBadSizes(t *testing.T) {
@@ -603,7 +606,7 @@ func TestSharedConnCloseIsTheEnd(t *testing.T) {
 }
 
 func TestSharedConnCloseEndsWhatWaits(t *testing.T) {
-	overEachShared(t, func(t *testing.T, a, b *ipc.SharedConn) {
+	overEachReceived(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
 		first, second := beginRead(a), beginRead(a)
 		writing := begin(func() error {
@@ -622,7 +625,7 @@ func TestSharedConnCloseEndsWhatWaits(t *testing.T) {
 }
 
 func TestSharedConnPeersCloseEndsWhatWaits(t *testing.T) {
-	overEachShared(t, func(t *testing.T, a, b *ipc.SharedConn) {
+	overEachReceived(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
 		reading := beginRead(a)
 		writing := begin(func() error {
@@ -644,7 +647,7 @@ func TestSharedConnPeersCloseEndsWhatWaits(t *testing.T) {
 func TestSharedConnHalfClose(t *testing.T) {
 	overEachShared(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
-		if !a.InMemory() && runtime.GOOS == "windows" {
+		if !a.InMemory() && runtime.GOOS == "windows" && firstWords == large {
 			matches(t, a.CloseWrite(), errors.ErrUnsupported)
 			return
 		}
@@ -656,6 +659,10 @@ func TestSharedConnHalfClose(t *testing.T) {
 		matches(t, err, syscall.EPIPE)
 		send(t, b, "answer")
 		expect(t, a, "answer")
+		if !a.InMemory() && runtime.GOOS == "windows" {
+			matches(t, a.CloseRead(), errors.ErrUnsupported)
+			return
+		}
 		must(t, a.CloseRead())
 		expectEOF(t, a)
 		if a.InMemory() {
@@ -691,7 +698,7 @@ func TestSharedConnHalfCloseEndsWhatWaits(t *testing.T) {
 }
 
 func TestSharedConnDeadlines(t *testing.T) {
-	overEachShared(t, func(t *testing.T, a, b *ipc.SharedConn) {
+	overEachReceived(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
 		must(t, a.SetReadDeadline(time.Now().Add(brief)))
 		_, err := a.Read(make([]byte, 1))
@@ -1502,6 +1509,7 @@ func TestSharedConnHalfCloseEarly(t *testing.T) {
 			send(t, a, "hello")
 			expect(t, b, "hello")
 			reading := beginRead(b)
+			awaitParked(t, "(*SharedConn).Read", 1)
 			must(t, b.CloseRead())
 			if err := <-reading; err != io.EOF {
 				t.Errorf("a read that waited: %v", err)
