@@ -933,6 +933,8 @@ func (kernel) hurry(call func()) {
 	kick.Stop()
 }
 
+func init() { leaveCPU = kern.leaveCPU }
+
 // leaveCPU makes the calling thread leave its CPU, by sched_setaffinity(2) without it,
 // and gives it back all of them at once. It does so only where the thread may run on
 // every CPU that is online: whoever has chosen CPUs for this process, by taskset(1) or

@@ -5249,11 +5249,26 @@ func (r received) memory() *os.File { return r.File }
 // doorbell returns the end of a doorbell, over a duplicate of r.
 func (r received) doorbell() (*fd, error) { return adoptConn(r.File, streams) }
 
-// recvHello receives some of a hello and what came with it.
+// recvHello receives some of a hello and what came with it. An idle end waits in here, so it
+// does not hold room for rights meanwhile.
 func recvHello(f *fd, p []byte) (n int, with []received, err error) {
+	if err := f.awaitData(p[:1]); err != nil {
+		return 0, nil, err
+	}
 	n, files, err := f.recvRights(p, maxFiles)
 	for _, file := range files {
 		with = append(with, received{file})
 	}
 	return n, with, err
+}
+
+// awaitData waits until there is something to receive, or the end of that. p is room for a
+// byte.
+func (f *fd) awaitData(p []byte) error {
+	if err := f.enterRecv(); err != nil {
+		return err
+	}
+	defer f.leave(&f.r)
+	_, _, _, err := f.recvmsg(p, nil, syscall.MSG_PEEK)
+	return callError("recvmsg", err)
 }
