@@ -993,7 +993,7 @@ func TestSharedConnPeerCannotWriteItsMemory(t *testing.T) {
 	a, err := ipc.DialShared(addr)
 	kept(t, a, err)
 	b := accept(t, l)
-	reading := beginRead(a)
+	reserving := begin(func() error { _, err := a.Reserve(8 << 10); return err })
 	hello := make([]byte, 32)
 	oob := make([]byte, 100)
 	n, oobn, _, err := b.ReadMsg(hello, oob)
@@ -1031,5 +1031,5 @@ func TestSharedConnPeerCannotWriteItsMemory(t *testing.T) {
 	}
 	must(t, syscall.Munmap(mem))
 	must(t, b.Close())
-	<-reading
+	<-reserving
 }

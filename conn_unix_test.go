@@ -225,11 +225,13 @@ func TestConnHalfCloseAfterThePeersClose(t *testing.T) {
 			overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
 				send(t, b, "unread")
 				must(t, b.Close())
+				must(t, errors.Join(a.SetReadBuffer(8<<10), a.SetWriteBuffer(8<<10)))
 				must(t, first(a))
 				must(t, a.CloseRead())
 				expectEOF(t, a)
 				must(t, a.CloseWrite())
 				must(t, a.CloseWrite()) // it is done already
+				must(t, errors.Join(a.SetReadBuffer(8<<10), a.SetWriteBuffer(8<<10)))
 				_, err := a.Write([]byte("x"))
 				matches(t, err, syscall.EPIPE)
 				must(t, a.Close())

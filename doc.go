@@ -143,9 +143,10 @@
 //
 // A socket is better for
 //
-//   - short connections: setting up the memory costs more than the connection;
-//   - very many connections: each end needs three descriptors and some pages of
-//     memory;
+//   - connections that carry a little more than 4 KiB and end: setting up the memory
+//     costs more than they do; connections that carry less do not set it up;
+//   - very many connections that are all in use: each end needs three descriptors and
+//     some pages of memory;
 //   - bulk data of 64 KiB and more on a busy machine: a socket is as good there.
 //
 // The peer is not trusted. Whatever the peer does to its memory, this end reads and

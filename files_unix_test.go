@@ -543,6 +543,46 @@ func TestReadMsgFlagsControlWithoutRoom(t *testing.T) {
 	})
 }
 
+// FreeBSD 15 queues the files and says EAGAIN if there is room for them and not for a byte
+// of data.
+func TestFilesAreSentOnceHoweverFullTheQueueIs(t *testing.T) {
+	story(t)
+	a, _ := pair(t)
+	must(t, a.SetWriteDeadline(time.Now().Add(20*time.Millisecond)))
+	capacity, _ := a.Write(make([]byte, 4<<20))
+	file := textFile(t, "once")
+	for left := range min(160, capacity) {
+		a, b := pair(t)
+		must(t, a.SetWriteDeadline(time.Now().Add(2*time.Millisecond)))
+		a.Write(make([]byte, capacity-left))
+		err := a.SendFiles(file)
+		sent := make(chan error, 1)
+		go func() {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				err = errors.Join(a.SetWriteDeadline(time.Time{}), a.SendFiles(file))
+			}
+			sent <- errors.Join(err, a.Close())
+		}()
+		files := 0
+		p, oob := make([]byte, 64<<10), oobRoom(4)
+		for {
+			_, oobn, _, err := b.ReadMsg(p, oob)
+			if err == io.EOF {
+				break
+			}
+			must(t, err)
+			for _, f := range filesIn(t, oob[:oobn]) {
+				files++
+				must(t, f.Close())
+			}
+		}
+		if err := <-sent; files != 1 || err != nil {
+			t.Fatalf("with %d bytes of %d left the file comes %d times, %v", left, capacity, files, err)
+		}
+		must(t, b.Close())
+	}
+}
+
 // ---------------------------------------------------------------------------
 // Adopting what is no connection of that kind
 

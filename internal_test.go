@@ -448,8 +448,8 @@ func sharedInMemory(t *testing.T) (a, b *SharedConn) {
 	}
 	t.Cleanup(func() { a.Close(); b.Close() })
 	done := make(chan error, 1)
-	go func() { _, err := a.Write([]byte("x")); done <- err }()
-	if _, err := b.Read(make([]byte, 1)); err != nil {
+	go func() { _, err := a.Write(make([]byte, earlyMax+1)); done <- err }()
+	if _, err := io.ReadFull(b, make([]byte, earlyMax+1)); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-done; err != nil {
@@ -894,16 +894,18 @@ func TestSharedBothHalvesParked(t *testing.T) {
 // The reading of a hello never panics, and believes no size that cannot be.
 func FuzzSharedHello(f *testing.F) {
 	for _, ring := range [...]int{0, ringMin, bufferDefault, ringMax} {
-		hello := helloOf(ring)
-		f.Add(hello[:])
+		for what := range byte(2 * helloReadShut) {
+			hello := helloOf(what, ring)
+			f.Add(hello[:])
+		}
 	}
 	f.Add(make([]byte, helloSize))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) < helloSize {
 			return
 		}
-		ring, err := parseHello(b[:helloSize])
-		if err == nil && ring != 0 && (ring < ringMin || ring > ringMax || ring&(ring-1) != 0) {
+		what, ring, err := parseHello(b[:helloSize])
+		if err == nil && (what == helloMemory || what&helloEarly == 0 && ring != 0) && (ring < ringMin || ring > ringMax || ring&(ring-1) != 0) {
 			t.Fatalf("a ring of %d bytes", ring)
 		}
 	})
@@ -974,7 +976,14 @@ func FuzzSharedControlPage(f *testing.F) {
 // A peer's hello that is none, or comes with the wrong things, ends the connection and
 // leaves nothing behind.
 func TestSharedHelloWithWrongFiles(t *testing.T) {
-	hello := func(ring int) []byte { b := helloOf(ring); return b[:] }
+	hello := func(ring int) []byte {
+		what := byte(helloMemory)
+		if ring == 0 {
+			what = 0
+		}
+		b := helloOf(what, ring)
+		return b[:]
+	}
 	null := func() *os.File {
 		f, err := os.Open(os.DevNull)
 		if err != nil {
@@ -997,7 +1006,7 @@ func TestSharedHelloWithWrongFiles(t *testing.T) {
 	other := hello(ringMin)
 	other[8], other[11] = other[11], other[8]
 	flags := hello(ringMin)
-	flags[12] = 2
+	flags[12] = 3
 	odd := hello(ringMin)
 	odd[16] = 1
 	for name, peer := range map[string]struct {
@@ -1046,6 +1055,43 @@ func TestSharedHelloWithWrongFiles(t *testing.T) {
 	}
 }
 
+// A peer that sends more early data than there may be, or something else that makes no sense,
+// ends the connection.
+func TestSharedHostileEarlyData(t *testing.T) {
+	hello := func(what byte, size int) string { b := helloOf(what, size); return string(b[:]) }
+	for name, said := range map[string]string{
+		"too much at once":     hello(helloEarly, earlyMax+1) + strings.Repeat("x", earlyMax+1),
+		"a size that is huge":  hello(helloEarly, -1),
+		"too much in all":      strings.Repeat(hello(helloEarly, 1000)+strings.Repeat("x", 1000), 5),
+		"nothing again":        strings.Repeat(hello(helloEarly, 0), 1000),
+		"asks again":           strings.Repeat(hello(helloEarly|helloAsk, 0), 1000),
+		"no hello behind data": hello(helloEarly, 1) + "xGET / HTTP/1.1\r\n",
+	} {
+		for _, passive := range []bool{false, true} {
+			x, y, err := Pair()
+			if err != nil {
+				t.Fatal(err)
+			}
+			cfg, _ := ShareConfig{}.complete()
+			c := newSharedConn(y.endpoint, cfg, passive)
+			c.SetDeadline(time.Now().Add(time.Minute))
+			go func() { io.WriteString(x, said) }()
+			go io.Copy(io.Discard, struct{ io.Reader }{x})
+			if _, err := io.Copy(io.Discard, c); !errors.Is(err, syscall.EPROTO) {
+				t.Errorf("%s: %v", name, err)
+			}
+			if len(c.ahead) > earlyMax {
+				t.Errorf("%s: %d bytes are kept", name, len(c.ahead))
+			}
+			if _, err := c.Write(make([]byte, 1)); !errors.Is(err, syscall.EPROTO) {
+				t.Errorf("%s: %v", name, err)
+			}
+			c.Close()
+			x.Close()
+		}
+	}
+}
+
 // A peer that has no memory to share says so, and the connection goes through the socket.
 func TestSharedPeerWithoutMemory(t *testing.T) {
 	for _, passive := range []bool{false, true} {
@@ -1055,7 +1101,7 @@ func TestSharedPeerWithoutMemory(t *testing.T) {
 		}
 		cfg, _ := ShareConfig{}.complete()
 		c := newSharedConn(y.endpoint, cfg, passive)
-		hello := helloOf(0)
+		hello := helloOf(0, 0)
 		if _, err := x.Write(append(hello[:], "text"...)); err != nil {
 			t.Fatal(err)
 		}
@@ -1070,10 +1116,16 @@ func TestSharedPeerWithoutMemory(t *testing.T) {
 			t.Error(err)
 		}
 		n, files, err := x.fd.recvRights(buf[:helloSize], maxFiles)
+		if !passive { // it has asked for nothing but the peer's hello
+			if what, size, err := parseHello(buf[:n]); err != nil || what != helloEarly || size != 0 {
+				t.Errorf("the first hello is %q, %v", buf[:n], err)
+			}
+			n, files, err = x.fd.recvRights(buf[:helloSize], maxFiles)
+		}
 		if err != nil || n != helloSize || string(buf[:len(helloMark)]) != helloMark {
 			t.Errorf("the hello is %q, %v", buf[:n], err)
 		}
-		if passive && len(files) > 0 {
+		if len(files) > 0 {
 			t.Error("memory was sent to a peer that cannot use it")
 		}
 		discardFiles(files)
@@ -1150,6 +1202,55 @@ func TestSharedSpinBacksOff(t *testing.T) {
 	spinAccount.balance.Store(-1)
 	if s.budget(limit, false) != 0 && spinAccount.balance.Load() <= 0 {
 		t.Error("a wait spins though all together have lost too much")
+	}
+}
+
+// A wait whose spin was in vain leaves its CPU, which the peer may be waiting for, and does so
+// ever more rarely until a spin succeeds.
+func TestSharedSpinLeavesItsCPU(t *testing.T) {
+	a, b := sharedInMemory(t)
+	defer func(leave func(), left, gap int64) {
+		leaveCPU = leave
+		spinning.left.Store(left)
+		spinning.leaveGap.Store(gap)
+	}(leaveCPU, spinning.left.Load(), spinning.leaveGap.Load())
+	var times atomic.Int32
+	leaveCPU = func() { times.Add(1) }
+	var p [1]byte
+	wait := func() {
+		spinAccount.balance.Store(int64(spinSharedAhead))
+		a.r.gauges = [2]sharedSpin{}
+		a.SetReadDeadline(time.Now().Add(time.Millisecond))
+		if _, err := a.Read(p[:]); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal(err)
+		}
+	}
+	spinning.left.Store(0)
+	spinning.leaveGap.Store(0)
+	wait()
+	if times.Load() != 1 {
+		t.Fatalf("it left its CPU %d times", times.Load())
+	}
+	spinning.leaveGap.Store(int64(time.Hour))
+	wait()
+	if times.Load() != 1 {
+		t.Error("it left its CPU again at once")
+	}
+	a.SetReadDeadline(time.Time{})
+	a.SetSpin(time.Hour)
+	spinAccount.balance.Store(int64(spinSharedAhead))
+	a.r.gauges = [2]sharedSpin{}
+	go func() {
+		for spinning.spinners.Load() == 0 {
+			runtime.Gosched()
+		}
+		b.Write([]byte("x"))
+	}()
+	if _, err := a.Read(p[:]); err != nil {
+		t.Fatal(err)
+	}
+	if gap := spinning.leaveGap.Load(); gap != 0 {
+		t.Errorf("after a success the next time is %v away", time.Duration(gap))
 	}
 }
 

@@ -3234,13 +3234,22 @@ func (p *spinPolicy) end(b *backoff, won bool) {
 		return
 	}
 	p.note(b, (*backoff).won)
+	p.stays()
+}
+
+// stop ends what begin began.
+func (p *spinPolicy) stop() { p.spinners.Add(-1) }
+
+// stays notes that a spin succeeded on the CPU where it was made.
+func (p *spinPolicy) stays() {
 	if p.leaveGap.Load() != 0 {
 		p.leaveGap.Store(0)
 	}
 }
 
-// stop ends what begin began.
-func (p *spinPolicy) stop() { p.spinners.Add(-1) }
+// leaveCPU makes the calling thread go on on another CPU. It is set where the system can do
+// that.
+var leaveCPU = func() {}
 
 // shouldLeave reports whether the caller, whose spin failed, should leave its CPU.
 func (p *spinPolicy) shouldLeave(now int64) bool {

@@ -20,6 +20,7 @@ const (
 	dontWait      = syscall.MSG_DONTWAIT
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
 	noSignal      = syscall.MSG_NOSIGNAL
+	filesAlone    = true  // sosend of uipc_socket.c: files may come without a byte of data
 	spinByDefault = 0     // whether it pays is not known
 	fifoPolls     = false // OpenBSD's poller refuses FIFOs, NetBSD's before 10 loses a writer
 	fifoQuiet     = false // fifo_vnops.c: a FIFO without a writer reads as ended, not as empty
@@ -65,15 +66,20 @@ const (
 // system is the one that this is.
 var system = map[string]bsd{
 	"dragonfly": {
-		filesMax: maxFiles, // of a pointer each: 254
-		// sys/un.h: LOCAL_PEERCRED is 1; its struct xucred has no process id.
+		// Of a pointer each: 254. If the peer's receive buffer was made smaller than this
+		// send buffer, uipc_send can lose what does not fit, files and data, and take it for
+		// sent (ssb_appendcontrol of sys/socketvar.h). The sender cannot ask how large the
+		// other buffer is.
+		filesMax: maxFiles,
+		// sys/un.h: LOCAL_PEERCRED is 1; struct xucred of sys/ucred.h has no process id.
 		peer: peerOption{level: solLocal, option: 1, xucred: true},
 	},
 	"netbsd": {
 		filesMax:     maxFiles, // of a pointer each; 500 were seen to go
 		queueShrinks: true,
 		carriesEmpty: true, // the bytes of its control message do: see sendEmpty
-		// sys/un.h: LOCAL_PEEREID is 3; struct unpcbid {pid, euid, egid}.
+		// sys/un.h: LOCAL_PEEREID is 3; struct unpcbid {pid, euid, egid}. A client is told of
+		// who bound the socket (unp_bind), as on OpenBSD.
 		peer: peerOption{level: solLocal, option: 3, pid: 0, uid: 1, gid: 2},
 	},
 	"openbsd": {
@@ -101,7 +107,8 @@ func (kernel) filesMax() int { return system.filesMax }
 // rightsLost goes by unp_externalize of uipc_usrreq.c: EMSGSIZE if there are not
 // enough free descriptors; EPERM if a pledge(2) or chroot(2) of this process forbids
 // what came (OpenBSD, NetBSD). soreceive of uipc_socket.c then leaves the data of a
-// stream in the queue.
+// stream in the queue. ENFILE is none of them: the file exists already, and wants no more
+// than a place in the table of the process.
 func (kernel) rightsLost(err error) (lost, dataStays bool) {
 	lost = err == syscall.EMSGSIZE || err == syscall.EPERM
 	return lost, lost
@@ -223,6 +230,14 @@ var folderCalls = func() folderNumbers {
 		fchmodat: syscall.SYS_FCHMODAT, fchownat: syscall.SYS_FCHOWNAT,
 	}
 }()
+
+// syscall6 makes a system call by its number, which package syscall does not for every
+// Unix. Pointers among the arguments stay valid meanwhile.
+//
+//go:uintptrescapes
+func syscall6(trap, a1, a2, a3, a4, a5, a6 uintptr) (r1, r2 uintptr, errno syscall.Errno) {
+	return syscall.Syscall6(trap, a1, a2, a3, a4, a5, a6)
+}
 
 const (
 	folderFlags = syscall.O_RDONLY | syscall.O_NONBLOCK

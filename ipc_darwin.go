@@ -20,6 +20,7 @@ const (
 	dontWait      = syscall.MSG_DONTWAIT
 	cmsgCloexec   = 0       // received under syscall.ForkLock
 	noSignal      = 0x80000 // MSG_NOSIGNAL of sys/socket.h since macOS 11 (xnu-7195)
+	filesAlone    = true    // bsd/kern/uipc_socket.c, sosend: files may come without a byte of data
 	spinByDefault = 0       // whether it pays is not known
 	fifoPolls     = false   // the poller does not hear of the last writer's end
 	fifoQuiet     = false   // bsd/miscfs/fifofs/fifo_vnops.c, fifo_read: a FIFO without a writer reads as ended
@@ -52,9 +53,9 @@ func (kernel) accept(sys int) (int, error) {
 }
 
 // rightsLost goes by unp_externalize of bsd/kern/uipc_usrreq.c: EMSGSIZE or EMFILE if
-// there are not enough free descriptors.
-// soreceive_ctl of uipc_socket.c has taken the control message out by then, and
-// soreceive leaves the data in the queue.
+// there are not enough free descriptors. It is never ENFILE, which falloc says when a file
+// is opened: these are open. soreceive_ctl of uipc_socket.c has taken the control message
+// out by then, and soreceive leaves the data in the queue.
 func (kernel) rightsLost(err error) (lost, dataStays bool) {
 	lost = err == syscall.EMSGSIZE || err == syscall.EMFILE
 	return lost, lost
@@ -131,6 +132,14 @@ var folderCalls = folderNumbers{
 	openat: 463, fstatat: 470, unlinkat: 472, renameat: 465, linkat: 471, fchmodat: 467, fchownat: 468,
 }
 
+// syscall6 makes a system call by its number, which package syscall does not for every
+// Unix. Pointers among the arguments stay valid meanwhile.
+//
+//go:uintptrescapes
+func syscall6(trap, a1, a2, a3, a4, a5, a6 uintptr) (r1, r2 uintptr, errno syscall.Errno) {
+	return syscall.Syscall6(trap, a1, a2, a3, a4, a5, a6)
+}
+
 const (
 	folderFlags       = syscall.O_RDONLY | syscall.O_NONBLOCK
 	atSymlinkNoFollow = 0x20 // sys/fcntl.h: AT_SYMLINK_NOFOLLOW
@@ -141,7 +150,7 @@ const (
 // Shared memory
 
 // newMemory makes a shm_open(2) of a fresh name, opens it once more for reading alone, and
-// takes the name away. The name has at most 31 bytes with its NUL (PSHMNAMLEN of
+// takes the name away. The name has at most 31 bytes (PSHMNAMLEN of
 // bsd/kern/posix_shm.c); package syscall has the numbers of the calls and not the calls.
 func (kernel) newMemory(size int) (memoryFiles, error) {
 	text := "/ipc." + strconv.Itoa(os.Getpid()) + "." + strconv.FormatUint(freshNames.Add(1), 36)

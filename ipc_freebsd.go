@@ -21,6 +21,7 @@ const (
 	dontWait      = syscall.MSG_DONTWAIT
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
 	noSignal      = syscall.MSG_NOSIGNAL
+	filesAlone    = true // sosend_generic of sys/kern/uipc_socket.c: files may come without a byte of data
 	spinByDefault = 0    // whether it pays is not known
 	fifoPolls     = true // the poller serves FIFOs
 	fifoQuiet     = true // a FIFO without a writer reads as empty: see primedFIFO
@@ -40,7 +41,8 @@ func (kernel) newPipe(p *[2]int) error {
 // rightsLost goes by unp_externalize of sys/kern/uipc_usrreq.c: without enough free
 // descriptors it says EMSGSIZE in FreeBSD 13 and what fdallocn says, EMFILE, from
 // 14 on. soreceive_generic, and uipc_soreceive_stream_or_seqpacket of FreeBSD 15,
-// then leave the data of a stream in the queue.
+// then leave the data of a stream in the queue. It is never ENFILE, which
+// falloc_noinstall of sys/kern/kern_descrip.c says when a file is opened: these are open.
 func (kernel) rightsLost(err error) (lost, dataStays bool) {
 	lost = err == syscall.EMSGSIZE || err == syscall.EMFILE
 	return lost, lost
@@ -116,18 +118,33 @@ func (kernel) isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 
 // looseRecords reports whether this is FreeBSD 15 or later, whose messages are
 // records in a stream: an empty one does not exist, what does not fit a buffer
 // stays for the next receive, and of what does not fit the queue a part is sent.
-func (kernel) looseRecords() bool { return isFreeBSD15() }
+func (kernel) looseRecords() bool { return keepsRest() }
 
-// isFreeBSD15 asks the kernel once for __FreeBSD_version of sys/param.h.
-var isFreeBSD15 = sync.OnceValue(func() bool {
-	version, err := syscall.SysctlUint32("kern.osreldate")
-	return err == nil && version >= 1500000
+// keepsRest tries once, on a pair of sockets, whether what does not fit a buffer stays for
+// the next receive. The version of the kernel does not tell for sure: kern.osreldate is what
+// a jail was given (pr_osreldate of sys/jail.h).
+var keepsRest = sync.OnceValue(func() bool {
+	s, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_SEQPACKET|socketFlags, 0)
+	if err == nil {
+		defer syscall.Close(s[0])
+		defer syscall.Close(s[1])
+		_, err = syscall.SendmsgN(s[0], make([]byte, 2), nil, nil, syscall.MSG_EOR)
+	}
+	if err != nil { // no descriptors, for example
+		version, err := syscall.SysctlUint32("kern.osreldate")
+		return err == nil && version >= 1500000 // __FreeBSD_version of sys/param.h
+	}
+	var b [1]byte
+	syscall.Read(s[1], b[:])
+	n, err := syscall.Read(s[1], b[:])
+	return err == nil && n == 1
 })
 
 // tooLong reports whether the kernel would make several messages of one: each time
-// it has copied as much as SO_SNDBUF it ends a record (mc_uiotomc).
+// it has copied as much as SO_SNDBUF it ends a record (mc_uiotomc). A message that fits
+// the least buffer of setBuffer is not asked about: one system call less for each.
 func (kernel) tooLong(sys, n int) bool {
-	if !kern.looseRecords() {
+	if n <= bufferMin || !kern.looseRecords() {
 		return false
 	}
 	limit, err := kern.messageMax(sys)
@@ -136,12 +153,53 @@ func (kernel) tooLong(sys, n int) bool {
 
 func (kernel) carriesEmpty() bool { return !kern.looseRecords() }
 
+// sendmsg sends data alone by sendto(2), for which the kernel allocates no copy of a list
+// of buffers (copyiniov of sys/kern/subr_uio.c).
 func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
+	if len(oob) == 0 {
+		n, _, errno := syscall.Syscall6(syscall.SYS_SENDTO, uintptr(sys), uintptr(unsafe.Pointer(unsafe.SliceData(p))),
+			uintptr(len(p)), uintptr(flags), 0, 0)
+		if errno != 0 {
+			return 0, errno
+		}
+		return int(n), nil
+	}
+	if kern.looseRecords() && !rightsFit(sys, oob) {
+		return 0, syscall.EAGAIN
+	}
 	n, err := baseKernel{}.sendmsg(sys, p, oob, flags)
-	if err == syscall.EAGAIN && len(oob) > 0 && flags&syscall.MSG_EOR != 0 && !kern.looseRecords() {
+	if err == syscall.EAGAIN && flags&syscall.MSG_EOR != 0 && !kern.looseRecords() {
 		err = fullOrTooLong(sys, len(p)+len(oob)) // the kernel waits for ever for what is too long
 	}
 	return n, err
+}
+
+// rightsFit reports whether the peer's queue has room for the control messages and a byte
+// of data, on FreeBSD 15. With room for the control messages alone sendmsg(2) queues them,
+// and says EAGAIN because of the data (uipc_sosend_stream_or_seqpacket of
+// sys/kern/uipc_usrreq.c). To try again then would send the files twice. After this call
+// the room can only grow, as long as nobody else sends through the socket.
+//
+// A descriptor is a pointer in the queue (unp_internalize): at most twice its size in the
+// call. If the peer has asked for credentials they go along (unp_addsockcred): 104 bytes at
+// most, a header and a struct sockcred2 with CMGROUP_MAX groups. EVFILT_WRITE with
+// NOTE_LOWAT tells of a queue with so much room, and of the end of the connection, for
+// which sendmsg(2) has the error (uipc_filt_sowrite).
+func rightsFit(sys int, oob []byte) bool {
+	kq, err := syscall.Kqueue()
+	if err != nil { // without a descriptor to spare the files are sent as they would be
+		return true
+	}
+	defer syscall.Close(kq)
+	room := newKevent(sys, syscall.EVFILT_WRITE, syscall.NOTE_LOWAT, 2*len(oob)+104+1)
+	n := 0
+	err = control(func() (err error) {
+		var got [1]kevent
+		var now syscall.Timespec
+		n, err = callKevent(kq, []kevent{room}, got[:], &now)
+		return err
+	})
+	return err != nil || n > 0
 }
 
 // recvmsg leaves the peer's address out, which package syscall would allocate for
@@ -213,6 +271,14 @@ var folderCalls = folderNumbers{
 	fchmodat: syscall.SYS_FCHMODAT, fchownat: syscall.SYS_FCHOWNAT,
 }
 
+// syscall6 makes a system call by its number, which package syscall does not for every
+// Unix. Pointers among the arguments stay valid meanwhile.
+//
+//go:uintptrescapes
+func syscall6(trap, a1, a2, a3, a4, a5, a6 uintptr) (r1, r2 uintptr, errno syscall.Errno) {
+	return syscall.Syscall6(trap, a1, a2, a3, a4, a5, a6)
+}
+
 const (
 	folderFlags       = syscall.O_RDONLY | syscall.O_NONBLOCK
 	atSymlinkNoFollow = 0x200 // sys/fcntl.h: AT_SYMLINK_NOFOLLOW
@@ -265,10 +331,38 @@ func atSocket(trap uintptr, d *folder, sys int, name string) error {
 
 // watchProcess watches for NOTE_EXIT of EVFILT_PROC: see kqueue(2).
 func (kernel) watchProcess(pid int) (processWatch, error) {
-	var end syscall.Kevent_t
-	syscall.SetKevent(&end, pid, syscall.EVFILT_PROC, syscall.EV_ADD|syscall.EV_ONESHOT)
-	end.Fflags = syscall.NOTE_EXIT
-	return kqueueWatch[syscall.Kevent_t]{pid: pid, kqueue: syscall.Kqueue, kevent: syscall.Kevent}.begin(end)
+	end := newKevent(pid, syscall.EVFILT_PROC, syscall.NOTE_EXIT, 0)
+	return kqueueWatch[kevent]{pid: pid, kqueue: syscall.Kqueue, kevent: callKevent}.begin(end)
+}
+
+// A kevent is a struct kevent of sys/event.h, in 32-bit words: ident (a pointer wide),
+// filter and flags (16 bits each), fflags, data (64 bits, which arm aligns), udata (a
+// pointer wide), and four words of 64 bits. That is the one of FreeBSD 12. Package syscall
+// has the call and the structure of FreeBSD 11, and a kernel that was built without
+// COMPAT_FREEBSD11 kills a process that makes that call (SIGSYS).
+type kevent [16]uint32
+
+const sysKevent = 560 // sys/syscall.h: SYS_kevent
+
+// newKevent returns an event to be added for once.
+func newKevent(ident, filter int, fflags uint32, data int) (e kevent) {
+	at := int(unsafe.Sizeof(uintptr(0))) / 4
+	e[0] = uint32(ident)
+	e[at] = uint32(uint16(filter)) | (syscall.EV_ADD|syscall.EV_ONESHOT)<<16
+	e[at+1] = fflags
+	at += 2
+	if runtime.GOARCH == "arm" {
+		at++
+	}
+	e[at] = uint32(data)
+	return e
+}
+
+// callKevent is kevent(2), with at most one change and one event.
+func callKevent(kq int, changes, events []kevent, timeout *syscall.Timespec) (int, error) {
+	n, _, errno := syscall.Syscall6(sysKevent, uintptr(kq), uintptr(unsafe.Pointer(unsafe.SliceData(changes))), uintptr(len(changes)),
+		uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), uintptr(unsafe.Pointer(timeout)))
+	return int(n), errnoOrNil(errno)
 }
 
 // ---------------------------------------------------------------------------

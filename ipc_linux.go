@@ -27,6 +27,7 @@ const (
 	dontWait      = syscall.MSG_DONTWAIT
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
 	noSignal      = syscall.MSG_NOSIGNAL
+	filesAlone    = false // net/unix/af_unix.c, unix_stream_sendmsg: no control message goes without data
 	spinByDefault = int64(spinDefault)
 	fifoPolls     = true  // the poller serves FIFOs
 	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
@@ -512,6 +513,14 @@ var folderCalls = folderNumbers{
 	fchmodat: syscall.SYS_FCHMODAT, fchownat: syscall.SYS_FCHOWNAT,
 }
 
+// syscall6 makes a system call by its number, which package syscall does not for every
+// Unix. Pointers among the arguments stay valid meanwhile.
+//
+//go:uintptrescapes
+func syscall6(trap, a1, a2, a3, a4, a5, a6 uintptr) (r1, r2 uintptr, errno syscall.Errno) {
+	return syscall.Syscall6(trap, a1, a2, a3, a4, a5, a6)
+}
+
 const (
 	folderFlags       = oPath
 	atSymlinkNoFollow = 0x100           // linux/fcntl.h: AT_SYMLINK_NOFOLLOW; fchmodat(2) ignores it
@@ -932,6 +941,8 @@ func (kernel) hurry(call func()) {
 	kick.Stop()
 }
 
+func init() { leaveCPU = kern.leaveCPU }
+
 // leaveCPU makes the calling thread leave its CPU: it calls sched_setaffinity(2) without
 // that CPU, and at once again with all CPUs. It does so only where the thread may run on
 // every CPU that is online: if CPUs were chosen for this process, by taskset(1) or a
@@ -1115,7 +1126,7 @@ func (kernel) receive(sys int, o *op) (result, error) {
 	if errno != 0 {
 		return result{}, errno
 	}
-	return result{int(n), int(hdr.Controllen), int(hdr.Flags)}, nil
+	return result{n: int(n), oobn: int(hdr.Controllen), got: int(hdr.Flags)}, nil
 }
 
 func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {

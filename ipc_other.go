@@ -21,9 +21,10 @@ const (
 	framedHere    = true // SOCK_SEQPACKET is not known to work on each of them
 	markRoom      = 0    // nothing marks messages
 	peekTells     = false
-	noSignal      = 0 // illumos has none
-	cmsgCloexec   = 0 // received under syscall.ForkLock
-	spinByDefault = 0 // whether it pays is not known
+	noSignal      = 0    // older releases of illumos have none
+	cmsgCloexec   = 0    // received under syscall.ForkLock
+	filesAlone    = true // that files cannot come without a byte of data is not known
+	spinByDefault = 0    // whether it pays is not known
 	fifoPolls     = true
 	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
 )
@@ -31,7 +32,9 @@ const (
 type kernel struct{ baseKernel }
 
 // dontWait is MSG_DONTWAIT of sys/socket.h (illumos, Solaris: 0x80), which is
-// MSG_NONBLOCK on AIX (0x4000); package syscall has each for its own system alone.
+// MSG_NONBLOCK on AIX (0x4000); package syscall has each for its own system alone. What
+// newer headers of illumos have, MSG_NOSIGNAL (0x200) and MSG_CMSG_CLOEXEC (0x1000), older
+// kernels and Oracle's Solaris need not know.
 var dontWait = 0x80
 
 func init() {
@@ -99,8 +102,8 @@ func (kernel) holdsLock(path string) (held bool, letGo func()) {
 }
 
 // rightsLost goes by fdbuf_extract of illumos' uts/common/fs/sockfs/socksubr.c: EMFILE
-// if there are not enough free descriptors. recvmsg(2) has copied the data out by
-// then, and what fails returns none of it.
+// if there are not enough free descriptors (ufalloc), and nothing else. recvmsg(2) has
+// copied the data out by then, and what fails returns none of it. Of AIX it is not known.
 func (kernel) rightsLost(err error) (lost, dataStays bool) { return err == syscall.EMFILE, false }
 
 // mkfifo has no call that package syscall offers on both AIX and Solaris.
@@ -144,6 +147,12 @@ func (kernel) peerOf(sys int) (Peer, error) {
 
 // What folder builds on: see ipc_unix.go. Package syscall reaches none of its calls here.
 var folderCalls folderNumbers
+
+// syscall6 is not reached: the Syscall6 of package syscall does not link on AIX, illumos and
+// Solaris.
+func syscall6(_, _, _, _, _, _, _ uintptr) (r1, r2 uintptr, errno syscall.Errno) {
+	return 0, 0, syscall.ENOSYS
+}
 
 const (
 	folderFlags       = syscall.O_RDONLY | syscall.O_NONBLOCK

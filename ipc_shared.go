@@ -340,8 +340,7 @@ func (lc ListenConfig) ListenShared(addr Addr) (*SharedListener, error) {
 func (l *SharedListener) Accept() (net.Conn, error) { return asNetConn(l.AcceptShared()) }
 
 // AcceptShared waits for a client and returns its connection: see [Listener.AcceptConn].
-// It does not wait for the client to set up its memory. The first Read or Write does
-// that, and ends at its deadline.
+// It does not wait for the client to say anything. The first Read or Write does that.
 func (l *SharedListener) AcceptShared() (*SharedConn, error) {
 	fd, err := l.accept()
 	if err != nil {
@@ -375,8 +374,12 @@ func (l *SharedListener) Conns() iter.Seq2[*SharedConn, error] { return untilClo
 // belong together, and so do [SharedConn.Reserve] and [SharedConn.Commit]. Reads queue
 // behind reads and writes behind writes.
 //
-// Each end sets its memory up in its first Read or Write. That call therefore waits for
-// the peer's first Read or Write, until its deadline.
+// A connection begins in the socket. So a short one costs hardly more than a [Conn], and
+// one that has hardly been used takes no memory. The first 4 KiB that an end writes, in
+// up to 32 writes, go that way. The two ends set their memory up for the write that goes
+// beyond that, for a Reserve or Peek of more than that, and for SendFiles and RecvFiles.
+// These calls therefore wait, until their deadline, for the peer to read or to make such
+// a call itself.
 //
 // A peer that crashes ends the connection as Close does; what the peer had written before
 // is still read. A write that follows a crash may still succeed while there is room in
@@ -391,6 +394,8 @@ type SharedConn struct {
 	gone   atomic.Bool   // the peer's end of a doorbell is closed
 	rshut  atomic.Bool   // CloseRead was called
 	wshut  atomic.Bool   // CloseWrite was called
+	ended  atomic.Bool   // not in memory: the peer's CloseWrite came in the handshake
+	deaf   atomic.Bool   // not in memory: the peer's CloseRead came in the handshake
 	spin   atomic.Int64  // SetSpin, in nanoseconds
 
 	r, w sharedHalf // the operations of each direction
@@ -398,12 +403,13 @@ type SharedConn struct {
 	in  ringReader // guarded by r.mu, once the mode is inMemory
 	out ringWriter // guarded by w.mu, once the mode is inMemory
 
-	ahead []byte // read from the socket and not yet taken; guarded by r.mu
+	ahead []byte // read from the socket and not yet taken; guarded by r.mu, and by mu while setting up
 
-	mu       sync.Mutex // guards what follows and the deadlines
-	hello    *handshake // nil after it has ended
-	shaker   *sharedHalf
-	failure  error // why the handshake failed for good
+	mu       sync.Mutex  // guards what follows and the deadlines
+	hello    *handshake  // nil after it has ended
+	receiver *sharedHalf // whose deadline the socket has for receiving in the handshake
+	sender   *sharedHalf // and for sending
+	failure  error       // why the handshake failed for good
 	ownMem   *mapping
 	peerMem  *mapping
 	released bool            // Close is done, and no call uses the mappings
@@ -428,7 +434,7 @@ type sharedHalf struct {
 	epoch  uint32         // odd: parked, or about to be
 	lent   bool           // what Peek or Reserve returned was not given back
 	loan   int            // how many bytes that is
-	apart  []byte         // those bytes, where they are not in the ring itself; nil otherwise
+	apart  []byte         // those bytes, where they are not in the ring itself, of the reading half in ahead; nil otherwise
 	gauges [2]sharedSpin  // for waits that begin while the peer is awake, and while it is parked
 	rings  [64]byte       // room for the bytes of the doorbell
 
@@ -438,6 +444,7 @@ type sharedHalf struct {
 
 func newSharedConn(base endpoint, cfg ShareConfig, passive bool) *SharedConn {
 	c := &SharedConn{base: base, cfg: cfg, passive: passive, hello: newHandshake()}
+	c.hello.met.Store(!passive)
 	c.SetSpin(cfg.Spin)
 	return c
 }
@@ -446,9 +453,9 @@ func newSharedConn(base endpoint, cfg ShareConfig, passive bool) *SharedConn {
 func (c *SharedConn) failed(op string, err error) error { return c.base.failed(op, err) }
 
 // InMemory reports whether the connection goes through shared memory. It is false until
-// the first Read or Write has agreed on that with the peer. If one of the two cannot or
-// will not, it stays false: then the connection goes through the socket, and everything
-// else about it is the same.
+// the two ends have had so much to say that they have set the memory up. It stays false
+// if one of the two cannot or will not, or has called CloseRead or CloseWrite before:
+// then the connection goes through the socket, and everything else about it is the same.
 func (c *SharedConn) InMemory() bool { return c.mode.Load() == inMemory }
 
 // Read reads up to len(p) bytes, and waits until there is at least one. When the peer has
@@ -463,13 +470,16 @@ func (c *SharedConn) Read(p []byte) (int, error) {
 }
 
 func (c *SharedConn) read(p []byte) (n int, err error) {
-	if err := c.begin(&c.r, len(p) > 0); err != nil || len(p) == 0 {
+	if err := c.begin(&c.r, len(p) > 0, 1); err != nil || len(p) == 0 {
 		return 0, err
+	}
+	c.endLoan(&c.r)
+	if n := c.takeAhead(p); n > 0 {
+		return n, nil
 	}
 	if c.mode.Load() == overSocket {
 		return c.readSocket(p)
 	}
-	c.endLoan(&c.r)
 	avail, err := c.awaitData(1)
 	for avail > 0 {
 		m := c.in.take(p[n:], avail)
@@ -498,13 +508,23 @@ func (c *SharedConn) Write(p []byte) (int, error) {
 }
 
 func (c *SharedConn) write(p []byte) (n int, err error) {
-	if err := c.begin(&c.w, len(p) > 0); err != nil || len(p) == 0 {
+	if c.mode.Load() == settingUp && len(p) > 0 && !c.w.lent {
+		if done, err := c.writeEarly(p); err != nil {
+			return 0, err
+		} else if done {
+			return len(p), nil
+		}
+	}
+	if err := c.begin(&c.w, len(p) > 0, toShare); err != nil || len(p) == 0 {
 		return 0, err
 	}
 	if c.w.lent {
 		return 0, errReserved
 	}
 	if c.mode.Load() == overSocket {
+		if c.wshut.Load() || c.deaf.Load() {
+			return 0, errBrokenPipe
+		}
 		return c.base.end().write(p)
 	}
 	for n < len(p) {
@@ -541,7 +561,11 @@ func (c *SharedConn) Peek(n int) ([]byte, error) {
 }
 
 func (c *SharedConn) peek(n int) ([]byte, error) {
-	if err := c.begin(&c.r, true); err != nil {
+	enough := aim(max(n, 1))
+	if n > earlyMax {
+		enough = toShare
+	}
+	if err := c.begin(&c.r, true, enough); err != nil {
 		return nil, err
 	}
 	limit := c.cfg.Buffer / 2
@@ -553,15 +577,23 @@ func (c *SharedConn) peek(n int) ([]byte, error) {
 	}
 	var p []byte
 	var err error
-	if c.mode.Load() == overSocket {
-		p, err = c.peekSocket(n)
-	} else {
+	apart := true
+	switch mode := c.mode.Load(); {
+	case mode == settingUp || c.hasAhead(max(n, 1)):
+		p = c.lookAhead(n)
+	case mode == inMemory && !c.hasAhead(1):
 		p, err = c.peekRing(n)
+		apart = false
+	default:
+		p, err = c.peekSocket(n)
 	}
 	if err != nil && err != io.EOF {
 		return nil, err
 	}
 	c.lend(&c.r, len(p))
+	if apart {
+		c.r.apart = p
+	}
 	return p, err
 }
 
@@ -600,7 +632,7 @@ func (c *SharedConn) Discard(n int) error {
 }
 
 func (c *SharedConn) discard(n int) error {
-	loan := c.r.loan
+	loan, apart := c.r.loan, c.r.apart != nil
 	c.endLoan(&c.r)
 	if c.closed.Load() {
 		return net.ErrClosed
@@ -608,8 +640,8 @@ func (c *SharedConn) discard(n int) error {
 	if n < 0 || n > loan {
 		return configError("the length", strconv.Itoa(n), "0 to "+strconv.Itoa(loan)+", what Peek returned")
 	}
-	if c.mode.Load() == overSocket {
-		c.ahead = c.ahead[n:]
+	if apart {
+		c.dropAhead(n)
 		return nil
 	}
 	if n > 0 {
@@ -635,7 +667,11 @@ func (c *SharedConn) Reserve(n int) ([]byte, error) {
 }
 
 func (c *SharedConn) reserve(n int) ([]byte, error) {
-	if err := c.begin(&c.w, true); err != nil {
+	enough := toMeet // Commit sees whether it is early data
+	if n > earlyMax {
+		enough = toShare
+	}
+	if err := c.begin(&c.w, true, enough); err != nil {
 		return nil, err
 	}
 	if err := checkLoan(n, c.cfg.Buffer/2); err != nil {
@@ -746,7 +782,10 @@ func (c *SharedConn) Close() error {
 	err := c.base.end().close()
 	if hs != nil {
 		hs.turn <- struct{}{} // whoever makes the handshake gives up
-		hs.release()
+		hs.pen <- struct{}{}
+		hs.releasePeer()
+		hs.releaseOwn()
+		<-hs.pen
 		<-hs.turn
 	}
 	for _, bell := range bells {
@@ -808,12 +847,15 @@ func (c *SharedConn) unmap() {
 }
 
 // CloseRead shuts the reading side down: reads return io.EOF, and the peer's writes
-// fail with an error that matches [syscall.EPIPE]. It waits for the peer as the first
-// Read does. Over a socket it is [Conn.CloseRead].
+// fail with an error that matches [syscall.EPIPE]. Over a socket it is [Conn.CloseRead],
+// but before the memory is set up it works on every system.
 func (c *SharedConn) CloseRead() error { return c.failed("close", c.closeRead()) }
 
 func (c *SharedConn) closeRead() error {
-	if err := c.setUp(&c.r); err != nil {
+	if told, err := c.endEarly(&c.r, &c.rshut, helloReadShut); told || err != nil {
+		return err
+	}
+	if err := c.setUp(&c.r, toShare); err != nil {
 		return err
 	}
 	if c.mode.Load() == overSocket {
@@ -832,12 +874,15 @@ func (c *SharedConn) closeRead() error {
 }
 
 // CloseWrite shuts the writing side down: the peer reads what was written and then
-// gets io.EOF; the other direction stays open. It waits for the peer as the first
-// Write does. Over a socket it is [Conn.CloseWrite].
+// gets io.EOF; the other direction stays open. Over a socket it is [Conn.CloseWrite], but
+// before the memory is set up it works on every system.
 func (c *SharedConn) CloseWrite() error { return c.failed("close", c.closeWrite()) }
 
 func (c *SharedConn) closeWrite() error {
-	if err := c.setUp(&c.w); err != nil {
+	if told, err := c.endEarly(&c.w, &c.wshut, helloWriteShut); told || err != nil {
+		return err
+	}
+	if err := c.setUp(&c.w, toShare); err != nil {
 		return err
 	}
 	if c.mode.Load() == overSocket {
@@ -863,6 +908,15 @@ func (c *SharedConn) endWaits(h *sharedHalf) {
 	if h.bell != nil {
 		h.bell.setDeadline(time.Unix(1, 0), reading)
 	}
+	if c.hello != nil {
+		c.applyDeadline(h, 0)
+		c.hello.stir()
+	}
+}
+
+// isShut reports whether the half was shut down.
+func (c *SharedConn) isShut(h *sharedHalf) bool {
+	return h == &c.r && c.rshut.Load() || h == &c.w && c.wshut.Load()
 }
 
 // LocalAddr returns the address of this end: see [Conn.LocalAddr].
@@ -928,14 +982,23 @@ func (c *SharedConn) setDeadline(t time.Time, d direction) error {
 // applyDeadline sets the deadline of a half where it waits. The caller holds c.mu.
 func (c *SharedConn) applyDeadline(h *sharedHalf, half direction) error {
 	if c.hello != nil {
-		if c.shaker != h {
-			return nil // this half waits for the one that shakes hands, or not at all
+		var d direction // the half waits for another one in all others
+		if c.receiver == h {
+			d |= reading
 		}
-		return c.base.end().setDeadline(h.deadline, reading|writing)
+		if c.sender == h {
+			d |= writing
+		}
+		switch {
+		case d == 0:
+			return nil
+		case c.isShut(h):
+			return c.base.end().setDeadline(time.Unix(1, 0), d)
+		}
+		return c.base.end().setDeadline(h.deadline, d)
 	}
 	err := c.base.end().setDeadline(h.deadline, half)
-	shut := h == &c.r && c.rshut.Load() || h == &c.w && c.wshut.Load()
-	if h.bell != nil && !shut {
+	if h.bell != nil && !c.isShut(h) {
 		if e := h.bell.setDeadline(h.deadline, reading); err == nil {
 			err = e
 		}
@@ -946,8 +1009,9 @@ func (c *SharedConn) applyDeadline(h *sharedHalf, half direction) error {
 // SetSpin sets the longest time that a wait of this end spins before its goroutine parks.
 // A spin looks at the memory again and again, which costs no system call. 0 restores the
 // default, and a negative d never spins. By default a wait spins for up to 50 µs, or 200
-// µs while the peer is being woken, as long as that pays. Over a socket it is
-// [Conn.SetSpin].
+// µs while the peer is being woken, as long as that pays. On Linux a thread whose spin
+// failed leaves its CPU for a moment: see [Conn.SetSpin]. Over a socket SetSpin is the
+// same as Conn.SetSpin.
 func (c *SharedConn) SetSpin(d time.Duration) {
 	c.spin.Store(int64(d))
 	c.base.end().setSpin(d)
@@ -958,7 +1022,7 @@ func (c *SharedConn) SetSpin(d time.Duration) {
 func (c *SharedConn) SendFiles(files ...*os.File) error {
 	err := checkFiles(len(files), 1)
 	if err == nil {
-		err = c.setUp(&c.w)
+		err = c.setUp(&c.w, toShare)
 	}
 	if err == nil {
 		err = c.base.end().sendWithFiles(zeroByte[:], files)
@@ -971,7 +1035,7 @@ func (c *SharedConn) SendFiles(files ...*os.File) error {
 func (c *SharedConn) RecvFiles(max int) ([]*os.File, error) {
 	err := checkFiles(max, 1)
 	if err == nil {
-		err = c.setUp(&c.r)
+		err = c.setUp(&c.r, toShare)
 	}
 	var files []*os.File
 	if err == nil {
@@ -1038,32 +1102,81 @@ func InheritedSharedConn(name string) (*SharedConn, error) {
 // ---------------------------------------------------------------------------
 // Over the socket
 
-// readSocket reads from the socket, but first what was read ahead.
+// readSocket reads from the socket what was not read ahead.
 func (c *SharedConn) readSocket(p []byte) (int, error) {
-	c.endLoan(&c.r)
-	if len(c.ahead) > 0 {
-		n := copy(p, c.ahead)
-		c.ahead = c.ahead[n:]
-		return n, nil
+	if c.ended.Load() || c.rshut.Load() {
+		return 0, io.EOF
 	}
 	return c.base.end().read(p)
 }
 
-// peekSocket reads ahead until there are n bytes.
+// peekSocket reads ahead until there are n bytes. Behind bytes that came in the handshake it
+// does so in memory, too.
 func (c *SharedConn) peekSocket(n int) ([]byte, error) {
 	for len(c.ahead) < max(n, 1) {
 		room := max(n, roomToPeek) - len(c.ahead)
 		p := append(c.ahead, make([]byte, room)...)
-		m, err := c.base.end().read(p[len(c.ahead):])
+		m, err := c.readMore(p[len(c.ahead):])
 		c.ahead = p[:len(c.ahead)+m]
 		if err != nil {
 			return c.ahead, err
 		}
 	}
+	return c.lookAhead(n), nil
+}
+
+// readMore reads what comes behind what was read ahead.
+func (c *SharedConn) readMore(p []byte) (int, error) {
+	if c.mode.Load() == overSocket {
+		return c.readSocket(p)
+	}
+	avail, err := c.awaitData(1)
+	if avail == 0 {
+		return 0, err
+	}
+	n := c.in.take(p, avail)
+	c.consume(n)
+	return int(n), nil
+}
+
+// Others may add to what was read ahead until the handshake is over.
+
+func (c *SharedConn) hasAhead(n int) bool {
+	if c.mode.Load() == settingUp {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+	}
+	return len(c.ahead) >= n
+}
+
+// lookAhead returns the first n bytes that were read ahead, or for 0 all of them.
+func (c *SharedConn) lookAhead(n int) []byte {
+	if c.mode.Load() == settingUp {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+	}
 	if n == 0 {
 		n = len(c.ahead)
 	}
-	return c.ahead[:n:n], nil
+	return c.ahead[:n:n]
+}
+
+func (c *SharedConn) takeAhead(p []byte) int {
+	if c.mode.Load() == settingUp {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+	}
+	n := copy(p, c.ahead)
+	c.ahead = c.ahead[n:]
+	return n
+}
+
+func (c *SharedConn) dropAhead(n int) {
+	if c.mode.Load() == settingUp {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+	}
+	c.ahead = c.ahead[n:]
 }
 
 // roomToPeek is how much peekSocket reads at least.
@@ -1082,8 +1195,9 @@ const roomToPeek = 4 << 10
 // and finds nothing begins a new epoch before it looks again.
 
 // begin begins an operation of the half that the caller has locked. It fails if the
-// connection is closed or the deadline has passed, and sets the connection up if need be.
-func (c *SharedConn) begin(h *sharedHalf, use bool) error {
+// connection is closed or the deadline has passed, and sets the connection up as far as is
+// enough.
+func (c *SharedConn) begin(h *sharedHalf, use bool, enough aim) error {
 	switch {
 	case c.closed.Load():
 		return net.ErrClosed
@@ -1092,7 +1206,7 @@ func (c *SharedConn) begin(h *sharedHalf, use bool) error {
 	case !use || c.mode.Load() == inMemory:
 		return nil
 	}
-	return c.setUp(h)
+	return c.setUp(h, enough)
 }
 
 // awaitData waits until there are need bytes to read. It returns how many there are,
@@ -1168,10 +1282,14 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 		won := c.spinFor(h, need, budget)
 		spinning.stop()
 		if won {
+			spinning.stays()
 			gauge.outcome(0, true, asleep, 0)
 			return c.waited(h)
 		}
 		spun = budget
+		if spinning.shouldLeave(now()) {
+			leaveCPU()
+		}
 	}
 	err := c.park(h, need)
 	gauge.outcome(spun, false, asleep, sharedNow()-begun)
@@ -1621,52 +1739,87 @@ var mapsOnce bool
 // ---------------------------------------------------------------------------
 // The handshake
 //
-// Each end sends one hello over the socket: 32 bytes. Unless it has no memory to share,
-// its memory object and one end of a doorbell go with them. It keeps the other end of
-// that doorbell, in which its reading half parks. The peer's writing half parks in the
-// end that was sent.
+// To set memory up costs many times what a small exchange through the socket does, and takes
+// memory. So what an end writes at first goes through the socket, and its memory is made when
+// that becomes too much, or when something is called for that needs it.
+//
+// Each end sends hellos over the socket, of 32 bytes, and early data behind some of them. The
+// last one says whether it has memory to share. With it come its memory object and one end of
+// a doorbell. Of that doorbell it keeps the other end, on which its reading half parks and the
+// peer's writing half.
 //
 //	 0  8 bytes  ff "ipcshm" 01
 //	 8  4 bytes  0x01020304 in the order of bytes in which the words of the control page are
-//	12  4 bytes  1 if memory follows, else 0; least significant byte first, as what follows
-//	16  4 bytes  the size of the ring, which with the control page is the size of the memory
+//	12  4 bytes  what it says, see helloMemory; least significant byte first, as what follows
+//	16  4 bytes  the size of the ring, which with the control page is the size of the memory,
+//	             or how many bytes of early data follow
 //	20 12 bytes  zero
 //
-// If both have sent memory it is used, and otherwise the socket. A server waits for the
-// client's hello before it sends its own. What does not begin like a hello is data of a
-// client that does not share memory.
+// If both have sent memory it is used, and otherwise the socket, from the last hello on. An
+// end that has got the last hello answers by its own. A server waits for the client's first
+// hello before it sends one, since what does not begin like one is data of a client that knows
+// nothing of all this; and for the client's last one before it sends its last, unless that says
+// that there is no memory.
 
 const (
-	helloMark   = "\xffipcshm\x01"
-	helloSize   = 32
-	helloOrder  = 0x01020304
-	helloMemory = 1
-	helloFiles  = 2 // the memory and the doorbell
+	helloMark  = "\xffipcshm\x01"
+	helloSize  = 32
+	helloOrder = 0x01020304
+	helloFiles = 2 // the memory and the doorbell
+
+	// What a hello says. The last one says nothing if there is no memory.
+	helloMemory    = 1  // the last one: memory is with it
+	helloEarly     = 2  // not the last one: early data follows
+	helloAsk       = 4  // with helloEarly: the sender waits for the last one
+	helloWriteShut = 8  // the last one: there is no memory, and nothing more is written
+	helloReadShut  = 16 // the last one: there is no memory, and nothing more is read
+)
+
+// How much early data an end sends, and how many hellos with it. All of it fits the buffers of
+// a socket. The many writes of a connection that lasts are worth the memory.
+const (
+	earlyMax   = 4 << 10
+	earlyTimes = 32
 )
 
 // A handshake is the state of a handshake that is not over.
 type handshake struct {
-	turn    chan struct{} // holds a value while somebody makes the handshake
+	turn    chan struct{} // holds a value while somebody receives
+	pen     chan struct{} // holds a value while somebody sends; who waits for both takes the turn first
 	over    chan struct{} // closed when it is over
-	changed chan struct{} // closed and made anew when a deadline has changed, and by Close; guarded by SharedConn.mu
+	changed chan struct{} // closed and made anew when a deadline or met has changed, and by Close; guarded by SharedConn.mu
 
-	// What follows belongs to whoever has the turn, but begun is guarded by SharedConn.mu.
-	begun  bool // something may have been sent or received
-	sent   bool // our hello was sent
-	own    *mapping
-	drop   runtime.Cleanup // unmaps own if nobody calls Close
-	bell   *fd             // the doorbell of our reading half
-	buf    [helloSize]byte
-	got    int        // bytes of buf that were received
-	files  []received // that came with them
-	done   bool       // the peer's hello is complete
-	peer   *mapping   // nil: it sent none, or it is not to be used
-	theirs *fd        // the doorbell of our writing half
-	plain  bool       // the peer knows nothing of shared memory
+	begun bool        // something may have been sent or received; guarded by SharedConn.mu
+	met   atomic.Bool // the peer knows of shared memory, or is to know
+	spoke atomic.Bool // a hello was sent
+	asked atomic.Bool // one with helloAsk was
+	last  atomic.Bool // the last one was
+
+	// What follows belongs to whoever has the pen. Once last is true it does not change any more,
+	// but by settle, and by whoever releases it after that.
+	early int             // bytes of early data that were sent
+	times int             // hellos that were sent with them
+	own   *mapping        // that was sent
+	drop  runtime.Cleanup // unmaps own if nobody calls Close
+	bell  *fd             // of our reading half
+
+	// What follows belongs to whoever has the turn.
+	buf      [helloSize]byte
+	got      int        // bytes of buf that were received
+	files    []received // that came with them
+	due      int        // bytes of early data that follow
+	received int        // bytes of early data that were announced
+	hellos   int        // that announced some
+	wanted   bool       // the peer waits for our last hello
+	done     bool       // the peer's last hello is complete
+	peer     *mapping   // nil: it sent none, or it is not to be used
+	theirs   *fd        // of our writing half
+	plain    bool       // the peer knows nothing of shared memory, or is gone
 }
 
 func newHandshake() *handshake {
-	return &handshake{turn: make(chan struct{}, 1), over: make(chan struct{}), changed: make(chan struct{})}
+	return &handshake{turn: make(chan struct{}, 1), pen: make(chan struct{}, 1),
+		over: make(chan struct{}), changed: make(chan struct{})}
 }
 
 // stir makes every call that waits for the handshake look at its deadline again, and
@@ -1676,37 +1829,77 @@ func (hs *handshake) stir() {
 	hs.changed = make(chan struct{})
 }
 
-// setUp makes the handshake, or waits until another call has made it. It ends at the
-// deadline of the half.
-func (c *SharedConn) setUp(h *sharedHalf) error {
+// An aim says how far the handshake is carried on: until so many bytes were read ahead, or
+// one of those below. It is always far enough when it is over.
+type aim int
+
+const (
+	toMeet  aim = 0  // until the peer is known to know of shared memory
+	toShare aim = -1 // to its end
+)
+
+// setUp carries the handshake on, or waits until somebody else has, until the deadline of the
+// half.
+func (c *SharedConn) setUp(h *sharedHalf, enough aim) error {
 	for {
 		c.mu.Lock()
-		hs, failure, deadline := c.hello, c.failure, h.deadline
-		var changed chan struct{}
-		if hs != nil {
-			changed = hs.changed
-		}
+		hs, failure := c.hello, c.failure
+		reached := enough > 0 && len(c.ahead) >= int(enough) || enough == toMeet && hs != nil && hs.met.Load()
 		c.mu.Unlock()
 		switch {
 		case c.closed.Load():
 			return net.ErrClosed
 		case hs == nil:
 			return failure
+		case h == &c.r && c.rshut.Load():
+			return io.EOF
+		case h == &c.w && c.wshut.Load():
+			return errBrokenPipe
 		case h.expired():
 			return os.ErrDeadlineExceeded
+		case reached:
+			return nil
 		}
-		select {
-		case hs.turn <- struct{}{}:
-			err := c.shakeHands(h, hs)
+		err := c.propose(h, hs, enough)
+		if err == nil {
+			err = c.hold(h, hs, hs.turn)
+		}
+		if err == nil {
+			err = c.hearOut(h, hs, enough)
 			<-hs.turn
-			if err != errAgain {
-				return err
-			}
-		case <-hs.over:
-		case <-changed:
-		case <-until(deadline):
+		}
+		if err != nil && err != errAgain {
+			return err
 		}
 	}
+}
+
+// errAgain says that the handshake has to be looked at again.
+var errAgain = errors.New("look again")
+
+// hold takes the turn or the pen. It returns errAgain if something has changed while it waited
+// for that.
+func (c *SharedConn) hold(h *sharedHalf, hs *handshake, token chan struct{}) error {
+	select {
+	case token <- struct{}{}:
+		return nil
+	default:
+	}
+	c.mu.Lock()
+	changed, deadline := hs.changed, h.deadline
+	late := c.hello != hs || c.closed.Load() || h.expired() || c.isShut(h)
+	c.mu.Unlock()
+	if late {
+		return errAgain
+	}
+	select {
+	case token <- struct{}{}:
+		return nil
+	case <-hs.over:
+	case <-changed:
+	case <-until(deadline):
+	}
+	return errAgain
 }
 
 // until returns a channel that delivers at the time, or never if that is zero.
@@ -1717,81 +1910,236 @@ func until(t time.Time) <-chan time.Time {
 	return time.After(time.Until(t))
 }
 
-// errAgain says that the handshake has to be looked at again.
-var errAgain = errors.New("look again")
-
-// shakeHands makes the handshake, within the deadline of the half. If that ends it early,
-// what was done is kept for the next call.
-func (c *SharedConn) shakeHands(h *sharedHalf, hs *handshake) error {
+// hearOut receives, within the deadline of the half, until it is enough. What was received when
+// it ends early is kept. The caller has the turn.
+func (c *SharedConn) hearOut(h *sharedHalf, hs *handshake, enough aim) error {
 	c.mu.Lock()
-	if c.hello == nil {
+	if c.hello != hs {
 		c.mu.Unlock()
 		return errAgain
 	}
-	hs.begun, c.shaker = true, h
-	err := c.base.end().setDeadline(h.deadline, reading|writing)
+	hs.begun, c.receiver = true, h
+	err := c.applyDeadline(h, 0)
 	c.mu.Unlock()
+	over := false
 	if err == nil {
-		err = c.exchange(hs)
+		over, err = c.exchange(h, hs, enough)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.shaker = nil
+	c.receiver = nil
 	switch {
 	case c.closed.Load():
 		return net.ErrClosed // Close releases what there is
-	case errors.Is(err, os.ErrDeadlineExceeded):
+	case c.hello != hs: // somebody who sent has ended it
+		hs.releasePeer()
+		return errAgain
+	case err == errAgain || errors.Is(err, os.ErrDeadlineExceeded):
 		return errAgain // the deadline may have been changed since
-	}
-	c.settle(hs, err)
-	return c.failure
-}
-
-// exchange sends and receives what has not been sent and received yet.
-func (c *SharedConn) exchange(hs *handshake) error {
-	if c.passive {
-		if err := c.receive(hs); err != nil || hs.plain {
-			return err
-		}
-	}
-	err := c.send(hs)
-	if err != nil && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
-		return err
-	}
-	// If the peer has gone, it may still have sent its hello. The socket says the rest.
-	return c.receive(hs)
-}
-
-// send sends our hello. If this end has no memory to share, the hello says so.
-func (c *SharedConn) send(hs *handshake) error {
-	if hs.sent {
+	case err == nil && !over:
 		return nil
 	}
-	refused := c.passive && hs.peer == nil
-	if !refused {
-		err := c.sendMemory(hs)
-		if err == nil || isFinal(err) {
-			return err
-		}
-		// This system has no such memory, or this process gets none at the moment, or it
-		// cannot be handed to this peer.
+	c.settle(hs, err)
+	hs.releasePeer() // if it was not used
+	select {
+	case hs.pen <- struct{}{}:
 		hs.releaseOwn()
+		<-hs.pen
+	default: // who has it does that
 	}
-	hello := helloOf(0)
+	return errAgain
+}
+
+// exchange sends and receives what was not yet, until it is enough or everything is done.
+func (c *SharedConn) exchange(h *sharedHalf, hs *handshake, enough aim) (over bool, err error) {
+	for {
+		switch {
+		case hs.plain:
+			return true, nil
+		case hs.done:
+			if err := c.sendLast(h, hs, hs.peer == nil); err != nil {
+				return false, err
+			}
+			return true, nil
+		case hs.wanted && !c.passive:
+			if err := c.sendLast(h, hs, false); err != nil {
+				return false, err
+			}
+			hs.wanted = false
+			continue
+		case enough == toMeet && hs.met.Load() || enough > 0 && c.hasAhead(int(enough)):
+			return false, nil
+		default:
+			err = c.propose(h, hs, enough)
+		}
+		if err == nil {
+			err = c.receive(hs)
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+}
+
+// propose sends what a wait for the peer's hello needs to be sent before.
+func (c *SharedConn) propose(h *sharedHalf, hs *handshake, enough aim) error {
+	switch {
+	case enough == toShare && !c.passive:
+		return c.sendLast(h, hs, false)
+	case enough == toShare && hs.met.Load() && !hs.asked.Load():
+		return c.withPen(h, hs, func() error { return c.sendWord(hs, helloEarly|helloAsk, &hs.asked) })
+	case enough != toShare && !c.passive && !hs.spoke.Load():
+		return c.withPen(h, hs, func() error { return c.sendWord(hs, helloEarly, &hs.spoke) })
+	}
+	return nil
+}
+
+// sendWord sends a hello with nothing behind it, and notes that in sent. If the peer has gone,
+// it may still have sent its own hellos, and early data. The socket says the rest.
+func (c *SharedConn) sendWord(hs *handshake, what byte, sent *atomic.Bool) error {
+	hello := helloOf(what, 0)
 	_, err := c.base.end().write(hello[:])
-	hs.sent = err == nil
+	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
+		err = nil
+	}
+	sent.Store(err == nil)
 	return err
 }
 
-// isFinal reports whether an error of sending is about the connection, and not about what
-// was to be sent.
-func isFinal(err error) bool {
-	for _, target := range [...]error{os.ErrDeadlineExceeded, net.ErrClosed, syscall.EPIPE, syscall.ECONNRESET} {
-		if errors.Is(err, target) {
-			return true
+// withPen has something sent, within the deadline of the half, unless the last hello was.
+func (c *SharedConn) withPen(h *sharedHalf, hs *handshake, send func() error) error {
+	if hs.last.Load() {
+		return nil
+	}
+	if err := c.hold(h, hs, hs.pen); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	if c.hello != hs || c.closed.Load() {
+		c.mu.Unlock()
+		<-hs.pen
+		return errAgain
+	}
+	hs.begun, c.sender = true, h
+	err := c.applyDeadline(h, 0)
+	c.mu.Unlock()
+	if err == nil && !hs.last.Load() {
+		err = send()
+	}
+	c.mu.Lock()
+	c.sender = nil
+	if c.hello != hs {
+		hs.releaseOwn() // somebody who received has ended it
+	}
+	c.mu.Unlock()
+	<-hs.pen
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return errAgain // it may have been changed since
+	}
+	return err
+}
+
+// sendEarly sends early data. The caller has the pen. It is sent whole or not at all, unless
+// somebody has made the socket's buffer tiny: then nothing can be sent behind it, and the
+// connection fails.
+func (c *SharedConn) sendEarly(hs *handshake, p []byte) error {
+	hello := helloOf(helloEarly, len(p))
+	n, err := c.base.end().write(append(hello[:], p...))
+	switch {
+	case err == nil:
+		hs.spoke.Store(true)
+		hs.early += len(p)
+		hs.times++
+	case n > 0 && !errors.Is(err, net.ErrClosed):
+		c.mu.Lock()
+		if c.hello == hs {
+			c.settle(hs, err)
+		}
+		c.mu.Unlock()
+		select {
+		case hs.turn <- struct{}{}:
+			hs.releasePeer()
+			<-hs.turn
+		default: // who has it does that
 		}
 	}
-	return false
+	return err
+}
+
+// writeEarly writes p as early data, unless there is too much of it.
+func (c *SharedConn) writeEarly(p []byte) (done bool, err error) {
+	for c.mode.Load() == settingUp {
+		if err := c.setUp(&c.w, toMeet); err != nil {
+			return false, err
+		}
+		c.mu.Lock()
+		hs := c.hello
+		c.mu.Unlock()
+		if hs == nil {
+			return false, nil
+		}
+		err := c.withPen(&c.w, hs, func() error {
+			if hs.times == earlyTimes || len(p) > earlyMax-hs.early {
+				return nil
+			}
+			err := c.sendEarly(hs, p)
+			done = err == nil
+			return err
+		})
+		if err != errAgain {
+			return done, err
+		}
+	}
+	return false, nil
+}
+
+// endEarly tells the peer that a half is shut, if no memory was set up. Then none is.
+func (c *SharedConn) endEarly(h *sharedHalf, shut *atomic.Bool, what byte) (told bool, err error) {
+	if shut.Load() && c.mode.Load() != inMemory {
+		return true, nil
+	}
+	for c.mode.Load() == settingUp {
+		if err := c.setUp(h, toMeet); err != nil {
+			return false, err
+		}
+		c.mu.Lock()
+		hs := c.hello
+		c.mu.Unlock()
+		if hs == nil {
+			return false, nil
+		}
+		err := c.withPen(h, hs, func() error {
+			err := c.sendWord(hs, what, &hs.last)
+			if told = err == nil; told {
+				shut.Store(true)
+			}
+			return err
+		})
+		if told {
+			c.endWaits(h)
+		}
+		if err != errAgain {
+			return told, err
+		}
+	}
+	return false, nil
+}
+
+// sendLast sends our last hello, unless it was sent: with memory, if the peer has not refused
+// it and there is some.
+func (c *SharedConn) sendLast(h *sharedHalf, hs *handshake, refused bool) error {
+	return c.withPen(h, hs, func() error {
+		if !refused {
+			err := c.sendMemory(hs)
+			if err == nil || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed) {
+				return err
+			}
+			// This system, or this process at the moment, has none; or the peer is not one
+			// that it can be handed to, or is gone.
+			hs.releaseOwn()
+		}
+		return c.sendWord(hs, 0, &hs.last)
+	})
 }
 
 // sendMemory makes our memory and sends it.
@@ -1811,15 +2159,16 @@ func (c *SharedConn) sendMemory(hs *handshake) error {
 	if files.readOnly != nil {
 		file = files.readOnly
 	}
-	hello := helloOf(c.cfg.Buffer)
+	hello := helloOf(helloMemory, c.cfg.Buffer)
 	err = sendHello(c.base.fd, file, far, hello[:])
 	if err != nil {
 		own.unmap()
 		bell.close()
 		return err
 	}
-	hs.own, hs.bell, hs.sent = own, bell, true
+	hs.own, hs.bell = own, bell
 	hs.drop = runtime.AddCleanup(c, (*mapping).abandon, own)
+	hs.last.Store(true) // now whoever has the turn may use them
 	return nil
 }
 
@@ -1844,14 +2193,12 @@ func makeRing(size int) (*mapping, memoryFiles, error) {
 	return own, files, nil
 }
 
-// helloOf returns the hello of an end with a ring of that size, or without memory.
-func helloOf(ring int) (b [helloSize]byte) {
+// helloOf returns a hello that says that, with the size of the ring or of what follows.
+func helloOf(what byte, size int) (b [helloSize]byte) {
 	copy(b[:], helloMark)
 	*(*uint32)(unsafe.Pointer(&b[8])) = helloOrder // of an array that begins at a word, or where any address will do
-	if ring > 0 {
-		b[12] = helloMemory
-	}
-	putWord(b[16:], uint32(ring))
+	b[12] = what
+	putWord(b[16:], uint32(size))
 	return b
 }
 
@@ -1863,48 +2210,99 @@ func getWord(b []byte) uint32 {
 	return uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24
 }
 
-// receive receives the peer's hello and takes what came with it.
+// receive receives some of a hello, or of the early data behind one, and takes what is complete.
 func (c *SharedConn) receive(hs *handshake) error {
-	for !hs.done {
-		n, files, err := recvHello(c.base.fd, hs.buf[hs.got:])
-		hs.files = append(hs.files, files...)
-		hs.got += n
-		switch mark := min(hs.got, len(helloMark)); {
-		case err != nil && n == 0:
-			if err == io.EOF && hs.got == 0 {
-				hs.plain = true // the socket says the rest
-				return nil
-			}
-			return within(err)
-		case err != nil:
-			return err
-		case string(hs.buf[:mark]) != helloMark[:mark]:
-			if !c.passive {
-				return protocolError("it does not share")
-			}
-			hs.plain = true
+	if hs.due > 0 {
+		return c.receiveEarly(hs)
+	}
+	n, files, err := recvHello(c.base.fd, hs.buf[hs.got:])
+	hs.files = append(hs.files, files...)
+	hs.got += n
+	switch mark := min(hs.got, len(helloMark)); {
+	case err != nil && n == 0:
+		if hs.got == 0 && isEnd(err) {
+			hs.plain = true // the socket says the rest
 			return nil
-		case len(hs.files) > helloFiles:
-			return protocolError("too many files")
 		}
-		if hs.done = hs.got == helloSize; hs.done {
-			return c.takeMemory(hs)
+		return within(err)
+	case err != nil:
+		return err
+	case string(hs.buf[:mark]) != helloMark[:mark]:
+		if hs.met.Load() {
+			return protocolError("it does not share")
 		}
+		hs.plain = true
+		return nil
+	case len(hs.files) > helloFiles:
+		return protocolError("too many files")
+	case hs.got < helloSize:
+		return nil
+	}
+	hs.got = 0
+	return c.takeHello(hs)
+}
+
+// isEnd reports whether an error of receiving says that the peer has gone.
+func isEnd(err error) bool { return err == io.EOF || errors.Is(err, syscall.ECONNRESET) }
+
+// receiveEarly receives early data. Of a peer that is gone that may be less than it has said.
+func (c *SharedConn) receiveEarly(hs *handshake) error {
+	p := make([]byte, hs.due)
+	n, err := c.base.end().read(p)
+	c.mu.Lock()
+	c.ahead = append(c.ahead, p[:n]...)
+	c.mu.Unlock()
+	if hs.due -= n; isEnd(err) {
+		hs.plain = true
+		return nil
+	}
+	return err
+}
+
+// takeHello takes a hello that is complete.
+func (c *SharedConn) takeHello(hs *handshake) error {
+	what, size, err := parseHello(hs.buf[:])
+	if err != nil {
+		return err
+	}
+	if !hs.met.Swap(true) {
+		c.mu.Lock()
+		hs.stir()
+		c.mu.Unlock()
+	}
+	if what != helloMemory && len(hs.files) > 0 {
+		return protocolError("it sent files with no memory")
+	}
+	if what&helloEarly != 0 {
+		// One more has none, and one asks.
+		if hs.hellos++; hs.hellos > earlyTimes+2 || int64(size) > int64(earlyMax-hs.received) {
+			return protocolError("it sent too much before its memory")
+		}
+		hs.received += int(size)
+		hs.due = int(size)
+		hs.wanted = hs.wanted || what&helloAsk != 0
+		return nil
+	}
+	hs.done = true
+	switch what {
+	case helloMemory:
+		return c.takeMemory(hs, size)
+	case helloWriteShut:
+		c.ended.Store(true)
+	case helloReadShut:
+		c.deaf.Store(true)
 	}
 	return nil
 }
 
 // takeMemory takes the memory that came with the peer's hello, unless it is too large and
 // there is still time to say so.
-func (c *SharedConn) takeMemory(hs *handshake) error {
-	ring, err := parseHello(hs.buf[:])
+func (c *SharedConn) takeMemory(hs *handshake, ring uint32) error {
 	switch {
-	case err != nil:
-		return err
-	case ring == 0 && len(hs.files) == 0:
-		return nil
-	case ring == 0 || len(hs.files) != helloFiles:
+	case len(hs.files) != helloFiles:
 		return protocolError("it sent " + strconv.Itoa(len(hs.files)) + " files")
+	case hs.last.Load() && hs.own == nil: // we have none, or said that a half is shut
+		return nil
 	case int64(ring) > int64(c.cfg.MaxPeerBuffer) && c.passive:
 		return nil
 	case int64(ring) > int64(c.cfg.MaxPeerBuffer):
@@ -1913,7 +2311,7 @@ func (c *SharedConn) takeMemory(hs *handshake) error {
 	}
 	memory := hs.files[0].memory()
 	defer discardFiles([]*os.File{memory})
-	hs.files = hs.files[1:] // release closes the rest
+	hs.files = hs.files[1:] // releasePeer closes the rest
 	theirs, err := hs.files[0].doorbell()
 	if err != nil {
 		return &classified{err, syscall.EPROTO}
@@ -1943,23 +2341,25 @@ func mapPeer(memory *os.File, ring int) (*mapping, error) {
 	return mapRing(memory, ring, false)
 }
 
-// parseHello returns the size of the ring that a hello announces, or 0 if it announces
-// none.
-func parseHello(b []byte) (ring uint32, err error) {
-	switch flags := getWord(b[12:]); {
-	case flags == 0:
-		return 0, nil
-	case flags != helloMemory:
-		return 0, protocolError("unknown flags")
+// parseHello returns what a hello says, and the size in it.
+func parseHello(b []byte) (what byte, size uint32, err error) {
+	order := helloOf(0, 0)
+	flags := getWord(b[12:])
+	size = getWord(b[16:])
+	switch flags {
+	case 0, helloWriteShut, helloReadShut:
+		return byte(flags), 0, nil
+	case helloMemory, helloEarly, helloEarly | helloAsk:
+	default:
+		return 0, 0, protocolError("unknown flags")
 	}
-	if order := helloOf(0); string(b[8:12]) != string(order[8:12]) {
-		return 0, protocolError("its order of bytes is another")
+	switch {
+	case string(b[8:12]) != string(order[8:12]):
+		return 0, 0, protocolError("its order of bytes is another")
+	case flags == helloMemory && (size < ringMin || size > ringMax || size&(size-1) != 0):
+		return 0, 0, protocolError("its ring has " + strconv.FormatUint(uint64(size), 10) + " bytes")
 	}
-	ring = getWord(b[16:])
-	if ring < ringMin || ring > ringMax || ring&(ring-1) != 0 {
-		return 0, protocolError("its ring has " + strconv.FormatUint(uint64(ring), 10) + " bytes")
-	}
-	return ring, nil
+	return byte(flags), size, nil
 }
 
 // settle ends the handshake with its result. The caller holds c.mu.
@@ -1971,9 +2371,6 @@ func (c *SharedConn) settle(hs *handshake, err error) {
 	case hs.own != nil && hs.peer != nil:
 		mode = inMemory
 		c.join(hs)
-	}
-	if mode != inMemory {
-		hs.release()
 	}
 	if hs.plain {
 		c.ahead = append(c.ahead, hs.buf[:hs.got]...)
@@ -2004,6 +2401,7 @@ func (c *SharedConn) join(hs *handshake) {
 	c.r.bell.setSpin(-1)
 	c.w.bell.setSpin(-1)
 	hs.drop.Stop()
+	hs.own, hs.bell, hs.peer, hs.theirs = nil, nil, nil, nil
 	c.dropped = runtime.AddCleanup(c, func(m [2]*mapping) {
 		m[0].abandon()
 		m[1].abandon()
@@ -2012,10 +2410,10 @@ func (c *SharedConn) join(hs *handshake) {
 
 func ringSize(m *mapping) uint32 { return uint32(len(m.mem) - m.again - controlSize) }
 
-// release closes and unmaps what a handshake has got and the connection does not use.
-func (hs *handshake) release() {
+// releasePeer lets go of what came from the peer, for whoever has the turn; releaseOwn of
+// what was made for it, for whoever has the pen.
+func (hs *handshake) releasePeer() {
 	hs.releaseFiles()
-	hs.releaseOwn()
 	if hs.peer != nil {
 		hs.peer.unmap()
 		hs.theirs.close()

@@ -1287,7 +1287,7 @@ func (d *folder) open(name string, flags int, mode uint32) (sys int, err error) 
 		if err != nil {
 			return err
 		}
-		fd, _, errno := syscall.Syscall6(folderCalls.openat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(flags), uintptr(mode), 0, 0)
+		fd, _, errno := syscall6(folderCalls.openat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(flags), uintptr(mode), 0, 0)
 		if errno != 0 {
 			return errno
 		}
@@ -1322,7 +1322,7 @@ func (baseKernel) lstatAt(d *folder, name string, st *syscall.Stat_t) error {
 	if err != nil {
 		return err
 	}
-	_, _, errno := syscall.Syscall6(folderCalls.fstatat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(unsafe.Pointer(st)), atSymlinkNoFollow, 0, 0)
+	_, _, errno := syscall6(folderCalls.fstatat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(unsafe.Pointer(st)), atSymlinkNoFollow, 0, 0)
 	return errnoOrNil(errno)
 }
 
@@ -1426,7 +1426,7 @@ func (d *folder) twoNames(trap uintptr, from, to string) error {
 	if err != nil {
 		return err
 	}
-	_, _, errno := syscall.Syscall6(trap, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(d.sys), uintptr(unsafe.Pointer(q)), 0, 0)
+	_, _, errno := syscall6(trap, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(d.sys), uintptr(unsafe.Pointer(q)), 0, 0)
 	return errnoOrNil(errno)
 }
 
@@ -1467,7 +1467,7 @@ func (d *folder) lchown(name string, uid, gid int) error {
 	if err != nil {
 		return err
 	}
-	_, _, errno := syscall.Syscall6(folderCalls.fchownat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(uid), uintptr(gid), atSymlinkNoFollow, 0)
+	_, _, errno := syscall6(folderCalls.fchownat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(uid), uintptr(gid), atSymlinkNoFollow, 0)
 	return errnoOrNil(errno)
 }
 
@@ -1485,7 +1485,7 @@ func (d *folder) chmod(name string, mode uint32) error {
 	if err != nil {
 		return err
 	}
-	_, _, errno := syscall.Syscall6(folderCalls.fchmodat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(mode), atSymlinkNoFollow, 0, 0)
+	_, _, errno := syscall6(folderCalls.fchmodat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(mode), atSymlinkNoFollow, 0, 0)
 	return errnoOrNil(errno)
 }
 
@@ -3099,8 +3099,8 @@ type op struct {
 }
 
 // A result is what a call returned: bytes, or the descriptor of accept, bytes of control
-// messages, and flags.
-type result struct{ n, oobn, got int }
+// messages, flags, and how many files came that nobody wanted.
+type result struct{ n, oobn, got, files int }
 
 // newFD takes ownership of sys. If the fd is dropped without Close, the garbage
 // collector closes it, as it does for os and net.
@@ -3367,6 +3367,8 @@ func (f *fd) closesAtOnce() bool {
 	switch {
 	case !f.socket || f.listen:
 		return false
+	case filesAlone: // files without data can look like the end, and more may follow them
+		return false
 	case f.ended.Load() && f.kind != messages: // an unmarked empty message looks like the end
 		return true
 	case f.shared.Load() || f.isPinned(): // another holder may still receive
@@ -3599,17 +3601,21 @@ func (f *fd) read(p []byte) (int, error) {
 	}
 	for {
 		done, err := f.run(h, &op{attempt: attempt, p: p[:min(len(p), ioMax)]})
-		if !onlyRightsLost(err) {
+		if !onlyFiles(done, err) {
 			return f.received(done.n, err)
+		}
+		if f.closing() { // Close would wait for as long as the peer sends more of them
+			return 0, net.ErrClosed
 		}
 	}
 }
 
-// onlyRightsLost reports whether a receive of data lost nothing but files, for which this
-// process has no descriptors left. The data that they came with follows.
-func onlyRightsLost(err error) bool {
+// onlyFiles reports whether a receive of data got no data, and still was not the end.
+// Either it lost files, for which this process has no descriptors left, and the data that
+// they came with follows; or it got files that came without data: see filesAlone.
+func onlyFiles(done result, err error) bool {
 	lost, _ := kern.rightsLost(err)
-	return lost
+	return lost || err == nil && done.n == 0 && done.files > 0
 }
 
 // received returns the result of a read of at least one byte.
@@ -3668,9 +3674,12 @@ func (f *fd) readBuffers(bufs [][]byte) (int64, error) {
 	}
 	for {
 		done, err := f.run(h, &op{attempt: receive, iov: h.iov})
-		if !onlyRightsLost(err) {
+		if !onlyFiles(done, err) {
 			n, err := f.received(done.n, err)
 			return int64(n), err
+		}
+		if f.closing() {
+			return 0, net.ErrClosed
 		}
 	}
 }
@@ -3768,7 +3777,7 @@ func receive(o *op, sys int) (result, error) {
 	r, err := kern.receive(sys, o)
 	o.oob = nil
 	if err == nil && r.oobn > 0 {
-		discardRights(room[:r.oobn])
+		r.files = discardRights(room[:r.oobn])
 	}
 	rightsRooms.Put(room)
 	return r, err
@@ -4299,11 +4308,14 @@ func descriptorsIn(oob []byte) []int {
 	return append(fds, extra...)
 }
 
-// discardRights closes every descriptor in control messages.
-func discardRights(oob []byte) {
-	if !kern.onlyMark(oob) {
-		discard(descriptorsIn(oob)...)
+// discardRights closes every descriptor in control messages, and tells how many there were.
+func discardRights(oob []byte) int {
+	if kern.onlyMark(oob) {
+		return 0
 	}
+	fds := descriptorsIn(oob)
+	discard(fds...)
+	return len(fds)
 }
 
 // ReadMsg reads data and control messages, as recvmsg(2) does, for what this package does
@@ -4445,10 +4457,14 @@ func (f *fd) drain() error {
 	for range drainMax {
 		var r result
 		err := control(func() (e error) { r, e = receive(&o, f.sys); return e })
-		if err != nil || r.n == 0 {
+		if err != nil {
 			break
 		}
-		discardWithin(time.Duration(giveUp-now()), descriptorsIn(room[:r.oobn])...)
+		fds := descriptorsIn(room[:r.oobn])
+		discardWithin(time.Duration(giveUp-now()), fds...)
+		if r.n == 0 && len(fds) == 0 {
+			break
+		}
 	}
 	return nil // the next read returns any error
 }
@@ -4479,7 +4495,13 @@ func (f *fd) setBuffer(d direction, n int) error {
 	n = max(n, bufferMin)
 	n = min(n, maxInt32) // package syscall would take the lower half
 	return f.control("setsockopt", func() error {
-		return syscall.SetsockoptInt(f.sys, syscall.SOL_SOCKET, opt, n)
+		if err := syscall.SetsockoptInt(f.sys, syscall.SOL_SOCKET, opt, n); err != syscall.EINVAL {
+			return err
+		}
+		// It is not about n, which is positive. OpenBSD says so of a direction that was shut
+		// down, macOS of both (sosetopt, sosetoptlock of uipc_socket.c), as they are once the
+		// peer has closed. A buffer is of no use then.
+		return nil
 	})
 }
 
@@ -5246,11 +5268,26 @@ func (r received) memory() *os.File { return r.File }
 // doorbell returns the end of a doorbell, over a duplicate of r.
 func (r received) doorbell() (*fd, error) { return adoptConn(r.File, streams) }
 
-// recvHello receives some of a hello and what came with it.
+// recvHello receives some of a hello and what came with it. An idle end waits in here, so it
+// does not hold room for rights meanwhile.
 func recvHello(f *fd, p []byte) (n int, with []received, err error) {
+	if err := f.awaitData(p[:1]); err != nil {
+		return 0, nil, err
+	}
 	n, files, err := f.recvRights(p, maxFiles)
 	for _, file := range files {
 		with = append(with, received{file})
 	}
 	return n, with, err
+}
+
+// awaitData waits until there is something to receive, or the end of that. p is room for a
+// byte.
+func (f *fd) awaitData(p []byte) error {
+	if err := f.enterRecv(); err != nil {
+		return err
+	}
+	defer f.leave(&f.r)
+	_, _, _, err := f.recvmsg(p, nil, syscall.MSG_PEEK)
+	return callError("recvmsg", err)
 }

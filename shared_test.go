@@ -272,6 +272,30 @@ var sharedWays = []struct {
 
 // overEachShared tells a story over connections however they are made.
 func overEachShared(t *testing.T, tell func(t *testing.T, a, b *ipc.SharedConn)) {
+	overEachSetUp(t, tell)
+	for _, way := range sharedWays {
+		t.Run(way.name+"Early", func(t *testing.T) {
+			story(t)
+			defer func(words string) { firstWords = words }(firstWords)
+			firstWords = "ping"
+			a, b := way.make(t)
+			tell(t, a, b)
+		})
+	}
+}
+
+// overEachReceived is overEachShared for a story in which an end may never receive what makes the
+// memory. On Windows its handles then stay in this process.
+func overEachReceived(t *testing.T, tell func(t *testing.T, a, b *ipc.SharedConn)) {
+	if runtime.GOOS == "windows" {
+		overEachSetUp(t, tell)
+	} else {
+		overEachShared(t, tell)
+	}
+}
+
+// overEachSetUp tells it over those that have set their memory up, if they have any.
+func overEachSetUp(t *testing.T, tell func(t *testing.T, a, b *ipc.SharedConn)) {
 	for _, way := range sharedWays {
 		t.Run(way.name, func(t *testing.T) {
 			story(t)
@@ -284,11 +308,17 @@ func overEachShared(t *testing.T, tell func(t *testing.T, a, b *ipc.SharedConn))
 	}
 }
 
-// meet makes the ends set their memory up.
+// large is more than an end writes before its memory is set up.
+var large = strings.Repeat("ping", 2000)
+
+// firstWords are what meet sends.
+var firstWords = large
+
+// meet makes the ends set their memory up, or not if firstWords are few.
 func meet(t *testing.T, a, b *ipc.SharedConn) {
 	t.Helper()
-	done := begin(func() error { _, err := io.WriteString(a, "ping"); return err })
-	expect(t, b, "ping")
+	done := begin(func() error { _, err := io.WriteString(a, firstWords); return err })
+	expect(t, b, firstWords)
 	must(t, <-done)
 	send(t, b, "pong")
 	expect(t, a, "pong")
@@ -444,7 +474,7 @@ func TestSharedListenerAcceptsAClientThatDoesNothing(t *testing.T) {
 func TestSharedHandshakeHeedsDeadlinesThatChange(t *testing.T) {
 	story(t)
 	a, b := sharedPair(t)
-	reading, writing := beginRead(a), begin(func() error { _, err := a.Write([]byte("x")); return err })
+	reading, writing := beginRead(a), begin(func() error { _, err := io.WriteString(a, large); return err })
 	awaitParked(t, "(*SharedConn).setUp", 2)
 	must(t, a.SetWriteDeadline(time.Now()))
 	timedOut(t, <-writing)
@@ -458,7 +488,7 @@ func TestSharedHandshakeEndsWithClose(t *testing.T) {
 	story(t)
 	leavesNothing(t, 20, func() {
 		a, b := sharedPair(t)
-		reading, writing := beginRead(a), begin(func() error { _, err := a.Write([]byte("x")); return err })
+		reading, writing := beginRead(a), begin(func() error { _, err := io.WriteString(a, large); return err })
 		awaitParked(t, "(*SharedConn).setUp", 2)
 		must(t, a.Close())
 		matches(t, <-reading, net.ErrClosed)
@@ -531,13 +561,6 @@ func TestDialSharedFindsOutThatTheServerDoesNotShare(t *testing.T) {
 	matches(t, err, syscall.EPROTO)
 	_, err = a.Write(make([]byte, 10))
 	matches(t, err, syscall.EPROTO)
-	if runtime.GOOS == "windows" { // where handles that nobody receives stay in this process
-		files, err := b.RecvFiles(2)
-		must(t, err)
-		for _, f := range files {
-			must(t, f.Close())
-		}
-	}
 }
 
 func TestShareRefusesBadSizes(t *testing.T) {
@@ -583,7 +606,7 @@ func TestSharedConnCloseIsTheEnd(t *testing.T) {
 }
 
 func TestSharedConnCloseEndsWhatWaits(t *testing.T) {
-	overEachShared(t, func(t *testing.T, a, b *ipc.SharedConn) {
+	overEachReceived(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
 		first, second := beginRead(a), beginRead(a)
 		writing := begin(func() error {
@@ -602,7 +625,7 @@ func TestSharedConnCloseEndsWhatWaits(t *testing.T) {
 }
 
 func TestSharedConnPeersCloseEndsWhatWaits(t *testing.T) {
-	overEachShared(t, func(t *testing.T, a, b *ipc.SharedConn) {
+	overEachReceived(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
 		reading := beginRead(a)
 		writing := begin(func() error {
@@ -624,7 +647,7 @@ func TestSharedConnPeersCloseEndsWhatWaits(t *testing.T) {
 func TestSharedConnHalfClose(t *testing.T) {
 	overEachShared(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
-		if !a.InMemory() && runtime.GOOS == "windows" {
+		if !a.InMemory() && runtime.GOOS == "windows" && firstWords == large {
 			matches(t, a.CloseWrite(), errors.ErrUnsupported)
 			return
 		}
@@ -636,6 +659,10 @@ func TestSharedConnHalfClose(t *testing.T) {
 		matches(t, err, syscall.EPIPE)
 		send(t, b, "answer")
 		expect(t, a, "answer")
+		if !a.InMemory() && runtime.GOOS == "windows" {
+			matches(t, a.CloseRead(), errors.ErrUnsupported)
+			return
+		}
 		must(t, a.CloseRead())
 		expectEOF(t, a)
 		if a.InMemory() {
@@ -671,7 +698,7 @@ func TestSharedConnHalfCloseEndsWhatWaits(t *testing.T) {
 }
 
 func TestSharedConnDeadlines(t *testing.T) {
-	overEachShared(t, func(t *testing.T, a, b *ipc.SharedConn) {
+	overEachReceived(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
 		must(t, a.SetReadDeadline(time.Now().Add(brief)))
 		_, err := a.Read(make([]byte, 1))
@@ -808,7 +835,7 @@ func TestSharedConnThatWasDroppedIsClosed(t *testing.T) {
 // In place
 
 func TestSharedLoans(t *testing.T) {
-	overEachShared(t, func(t *testing.T, a, b *ipc.SharedConn) {
+	overEachSetUp(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
 		p, err := a.Reserve(100)
 		must(t, err)
@@ -872,7 +899,7 @@ func TestSharedLoans(t *testing.T) {
 // Close leaves what is on loan where it is, and so does the garbage collector.
 func TestSharedLoansOutliveClose(t *testing.T) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	overEachShared(t, func(t *testing.T, a, b *ipc.SharedConn) {
+	overEachSetUp(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
 		send(t, b, "something")
 		p, err := a.Peek(9)
@@ -952,7 +979,7 @@ func TestSharedLoansAreInOnePiece(t *testing.T) {
 // Files, children, servers
 
 func TestSharedConnPassesFiles(t *testing.T) {
-	overEachShared(t, func(t *testing.T, a, b *ipc.SharedConn) {
+	overEachSetUp(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
 		r, w := pipe(t)
 		f, err := r.File()
@@ -1030,6 +1057,12 @@ func childDialsShared(p *parent, args []string) error {
 	}
 }
 
+func echoesAll(t *testing.T, c io.ReadWriter, text string) {
+	t.Helper()
+	send(t, c, text)
+	expect(t, c, text)
+}
+
 func TestSharedConnBetweenProcesses(t *testing.T) {
 	story(t)
 	addr := pathAddr(t)
@@ -1037,7 +1070,7 @@ func TestSharedConnBetweenProcesses(t *testing.T) {
 	server.mustSay("serving")
 	c, err := ipc.DialShared(addr)
 	kept(t, c, err)
-	talkToEcho(t, c)
+	echoesAll(t, c, large)
 	if c.InMemory() != hasMemory() {
 		t.Errorf("in memory: %v", c.InMemory())
 	}
@@ -1187,7 +1220,7 @@ func TestSharedConnIsInherited(t *testing.T) {
 	must(t, b.Close())
 	must(t, y.Close())
 	for _, c := range []*ipc.SharedConn{a, share(t, x, ipc.ShareConfig{})} {
-		talkToEcho(t, c)
+		echoesAll(t, c, large)
 		if c.InMemory() != hasMemory() {
 			t.Errorf("in memory: %v", c.InMemory())
 		}
@@ -1351,5 +1384,190 @@ func TestSharedConnsThatAreIdle(t *testing.T) {
 	}
 	for _, wait := range waits {
 		<-wait
+	}
+}
+
+// ---------------------------------------------------------------------------
+// Early data
+
+// What little is said at first goes through the socket, and more of it sets the memory up,
+// whoever has more to say. No byte is lost, doubled or moved on the way.
+func TestSharedConnBecomesShared(t *testing.T) {
+	for _, way := range sharedWays {
+		for _, speaker := range []string{"client", "server", "both"} {
+			for _, sizes := range [][]int{{1}, {5000}, {3000, 3000}, {4096, 1}, {100, 4097, 1}, {0, 7, 64}} {
+				t.Run(fmt.Sprint(way.name, speaker, sizes), func(t *testing.T) {
+					story(t)
+					a, b := way.make(t)
+					send(t, a, "hello")
+					expect(t, b, "hello")
+					send(t, b, "welcome")
+					expect(t, a, "welcome")
+					if a.InMemory() || b.InMemory() {
+						t.Error("little is said, and they share memory")
+					}
+					const total = 64 << 10
+					speak := func(c *ipc.SharedConn) error {
+						for n, i := 0, 0; n < total; i++ {
+							p := make([]byte, min(sizes[i%len(sizes)], total-n))
+							for j := range p {
+								p[j] = byte((n + j) * 7 / 3)
+							}
+							if _, err := c.Write(p); err != nil {
+								return err
+							}
+							n += len(p)
+						}
+						return nil
+					}
+					hear := func(c *ipc.SharedConn) error {
+						p := make([]byte, total)
+						if _, err := io.ReadFull(c, p); err != nil {
+							return err
+						}
+						for i, v := range p {
+							if v != byte(i*7/3) {
+								return fmt.Errorf("byte %d is %d", i, v)
+							}
+						}
+						return nil
+					}
+					var done []<-chan error
+					if speaker != "server" {
+						done = append(done, begin(func() error { return speak(a) }), begin(func() error { return hear(b) }))
+					}
+					if speaker != "client" {
+						done = append(done, begin(func() error { return speak(b) }), begin(func() error { return hear(a) }))
+					}
+					for _, d := range done {
+						must(t, <-d)
+					}
+					if memory := way.memory && hasMemory(); a.InMemory() != memory || b.InMemory() != memory {
+						t.Errorf("in memory: %v and %v", a.InMemory(), b.InMemory())
+					}
+				})
+			}
+		}
+	}
+}
+
+// Peek goes on from what came early to what came through memory.
+func TestSharedPeekOverEarlyData(t *testing.T) {
+	for _, way := range sharedWays {
+		t.Run(way.name, func(t *testing.T) {
+			story(t)
+			a, b := way.make(t)
+			send(t, a, "early, ")
+			p, err := b.Peek(3)
+			if must(t, err); string(p) != "ear" {
+				t.Errorf("peeked %q", p)
+			}
+			writing := begin(func() error { _, err := io.WriteString(a, large); return err })
+			p, err = b.Peek(5000)
+			if must(t, err); string(p) != ("early, " + large)[:5000] {
+				t.Errorf("peeked %.40q", p)
+			}
+			must(t, <-writing)
+			must(t, b.Discard(2))
+			p, err = b.Peek(0)
+			if must(t, err); !strings.HasPrefix("rly, "+large, string(p)) {
+				t.Errorf("peeked %.40q", p)
+			}
+			must(t, b.Discard(1))
+			expect(t, b, "ly, "+large)
+			p, err = a.Reserve(4)
+			must(t, err)
+			copy(p, "more")
+			must(t, a.Commit(4))
+			expect(t, b, "more")
+		})
+	}
+}
+
+// CloseWrite and CloseRead do not wait for a peer that calls nothing.
+func TestSharedConnHalfCloseEarly(t *testing.T) {
+	for _, way := range sharedWays {
+		t.Run(way.name, func(t *testing.T) {
+			story(t)
+			a, b := way.make(t)
+			send(t, a, "hello")
+			expect(t, b, "hello")
+			send(t, b, "to be read")
+			must(t, a.CloseWrite())
+			must(t, a.CloseWrite())
+			_, err := a.Write([]byte("x"))
+			matches(t, err, syscall.EPIPE)
+			send(t, b, " and more")
+			expect(t, a, "to be read and more")
+			expectEOF(t, b)
+			writing := begin(func() error { _, err := io.WriteString(b, large); return err })
+			expect(t, a, large)
+			must(t, <-writing)
+			must(t, b.Close())
+			expectEOF(t, a)
+
+			a, b = way.make(t)
+			send(t, a, "hello")
+			expect(t, b, "hello")
+			reading := beginRead(b)
+			awaitParked(t, "(*SharedConn).Read", 1)
+			must(t, b.CloseRead())
+			if err := <-reading; err != io.EOF {
+				t.Errorf("a read that waited: %v", err)
+			}
+			expectEOF(t, b)
+			for {
+				if _, err = a.Write(make([]byte, 1000)); err != nil {
+					break
+				}
+			}
+			matches(t, err, syscall.EPIPE)
+			writing = begin(func() error { _, err := io.WriteString(b, large); return err })
+			expect(t, a, large)
+			must(t, <-writing)
+		})
+	}
+}
+
+// What was written early is read after the peer has closed its end, also if it has left
+// something unread.
+func TestSharedConnCloseLeavesEarlyData(t *testing.T) {
+	for _, way := range sharedWays {
+		t.Run(way.name, func(t *testing.T) {
+			story(t)
+			a, b := way.make(t)
+			send(t, a, "hello")
+			expect(t, b, "hello")
+			send(t, b, "nobody reads this")
+			send(t, a, "the last words")
+			must(t, a.Close())
+			expect(t, b, "the last words")
+			expectEOF(t, b)
+			_, err := b.Write([]byte("x"))
+			matches(t, err, syscall.EPIPE)
+		})
+	}
+}
+
+// Files take the way over the socket, whoever sends them first.
+func TestSharedConnPassesFilesAtFirst(t *testing.T) {
+	for _, way := range sharedWays {
+		t.Run(way.name, func(t *testing.T) {
+			story(t)
+			a, b := way.make(t)
+			send(t, a, "hello")
+			expect(t, b, "hello")
+			r, w := pipe(t)
+			f, err := w.File()
+			kept(t, f, err)
+			sending := begin(func() error { return b.SendFiles(f) })
+			files, err := a.RecvFiles(1)
+			must(t, err)
+			must(t, <-sending)
+			_, err = files[0].WriteString("through the file")
+			must(t, err)
+			must(t, files[0].Close())
+			expect(t, r, "through the file")
+		})
 	}
 }

@@ -43,6 +43,7 @@ var flagCalls = []flagCall{
 	{"syscall.Accept4", 1, acceptFlags},
 	{"SYS_ACCEPT4", 4, acceptFlags},
 	{"SYS_SENDMSG", 3, msgFlags},
+	{"SYS_SENDTO", 4, msgFlags},
 	{"SYS_RECVMSG", 3, msgFlags},
 	{"syscall.SendmsgN", 4, msgFlags},
 	{"syscall.Recvmsg", 3, msgFlags},
@@ -74,8 +75,10 @@ var ownNumbers = map[string][]string{
 	"darwin":  {"localPeerPID", "0x80000"}, // sys/un.h; noSignal: sys/socket.h, MSG_NOSIGNAL
 }
 
-// numbers are those of the systems' headers, for what flags are put together from:
-// sys/fcntl.h and sys/socket.h, on Linux asm-generic/fcntl.h and linux/socket.h.
+// numbers are those of the systems' headers, for what flags are put together from and
+// for calls by number: sys/fcntl.h, sys/socket.h, sys/event.h and sys/syscall.h, on Linux
+// asm-generic/fcntl.h and linux/socket.h. Some are written out in the package, in a file
+// for several systems.
 var numbers = map[string]map[string]int64{
 	"linux": {
 		"O_CLOEXEC": 0x80000, "O_NONBLOCK": 0x800, "SOCK_CLOEXEC": 0x80000, "SOCK_NONBLOCK": 0x800, "SOCK_STREAM": 1, "SOCK_SEQPACKET": 5,
@@ -84,28 +87,37 @@ var numbers = map[string]map[string]int64{
 	"freebsd": {
 		"O_CLOEXEC": 0x100000, "O_NONBLOCK": 4, "SOCK_CLOEXEC": 0x10000000, "SOCK_NONBLOCK": 0x20000000, "SOCK_STREAM": 1, "SOCK_SEQPACKET": 5,
 		"MSG_DONTWAIT": 0x80, "MSG_EOR": 8, "MSG_PEEK": 2, "MSG_TRUNC": 0x10, "MSG_CTRUNC": 0x20, "MSG_CMSG_CLOEXEC": 0x40000,
+		"MSG_NOSIGNAL": 0x20000, "EVFILT_WRITE": -2, "EVFILT_PROC": -5, "EV_ADD": 1, "EV_ONESHOT": 0x10, "NOTE_LOWAT": 1, "NOTE_EXIT": 0x80000000,
+		"SYS_POLL": 209, "SYS_SHM_UNLINK": 483, "SYS_BINDAT": 538, "SYS_CONNECTAT": 539, "SYS_ACCEPT4": 541, "SYS_FSTATAT": 552, // of FreeBSD 12
 	},
 	"openbsd": {
+		"SO_PEERCRED": 0x1022, "MSG_NOSIGNAL": 0x400, "EVFILT_PROC": -5, "NOTE_EXIT": 0x80000000,
 		"O_CLOEXEC": 0x10000, "O_NONBLOCK": 4, "SOCK_CLOEXEC": 0x8000, "SOCK_NONBLOCK": 0x4000, "SOCK_STREAM": 1, "SOCK_SEQPACKET": 5,
 		"MSG_DONTWAIT": 0x80, "MSG_EOR": 8, "MSG_PEEK": 2, "MSG_TRUNC": 0x10, "MSG_CTRUNC": 0x20, "MSG_CMSG_CLOEXEC": 0x800,
 	},
 	"netbsd": {
+		"MSG_NOSIGNAL": 0x400, "EVFILT_PROC": 4, "NOTE_EXIT": 0x80000000,
 		"O_CLOEXEC": 0x400000, "O_NONBLOCK": 4, "SOCK_CLOEXEC": 0x10000000, "SOCK_NONBLOCK": 0x20000000, "SOCK_STREAM": 1, "SOCK_SEQPACKET": 5,
 		"MSG_DONTWAIT": 0x80, "MSG_EOR": 8, "MSG_PEEK": 2, "MSG_TRUNC": 0x10, "MSG_CTRUNC": 0x20, "MSG_CMSG_CLOEXEC": 0x800,
 	},
 	"dragonfly": {
+		"SYS_OPENAT": 504, "SYS_FSTATAT": 505, "SYS_FCHMODAT": 506, "SYS_FCHOWNAT": 507, "SYS_UNLINKAT": 508, "SYS_RENAMEAT": 523, "SYS_LINKAT": 531,
+		"MSG_NOSIGNAL": 0x400, "EVFILT_PROC": -5, "NOTE_EXIT": 0x80000000,
 		"O_CLOEXEC": 0x20000, "O_NONBLOCK": 4, "SOCK_CLOEXEC": 0x10000000, "SOCK_NONBLOCK": 0x20000000, "SOCK_STREAM": 1, "SOCK_SEQPACKET": 5,
 		"MSG_DONTWAIT": 0x80, "MSG_EOR": 8, "MSG_PEEK": 2, "MSG_TRUNC": 0x10, "MSG_CTRUNC": 0x20, "MSG_CMSG_CLOEXEC": 0x1000,
 	},
 	"darwin": {
+		"SYS_SHM_OPEN": 266, "SYS_SHM_UNLINK": 267, "EVFILT_PROC": -5, "NOTE_EXIT": 0x80000000,
 		"O_CLOEXEC": 0x1000000, "O_NONBLOCK": 4, "SOCK_STREAM": 1,
 		"MSG_DONTWAIT": 0x80, "MSG_EOR": 8, "MSG_PEEK": 2, "MSG_TRUNC": 0x10, "MSG_CTRUNC": 0x20,
 	},
 	"illumos": {
 		"O_CLOEXEC": 0x800000, "O_NONBLOCK": 0x80, "SOCK_STREAM": 2, "MSG_EOR": 8, "MSG_PEEK": 2, "MSG_TRUNC": 0x20, "MSG_CTRUNC": 0x10,
+		"MSG_DONTWAIT": 0x80, "SCM_RIGHTS": 0x1010,
 	},
 	"aix": {
 		"O_CLOEXEC": 0x800000, "O_NONBLOCK": 4, "SOCK_STREAM": 1, "MSG_EOR": 8, "MSG_PEEK": 2, "MSG_TRUNC": 0x10, "MSG_CTRUNC": 0x20,
+		"MSG_NONBLOCK": 0x4000,
 	},
 }
 
@@ -149,6 +161,42 @@ func TestFlagsAreThoseOfTheCallOnEverySystem(t *testing.T) {
 					} else if got, _ := constant.Int64Val(c.Val()); got != want {
 						t.Errorf("%s is %#x in package syscall, and %#x in the header", name, got, want)
 					}
+				}
+			}
+		})
+	}
+}
+
+// callsByNumber are the functions that may name a call by number of package syscall where
+// that does not reach every number: on OpenBSD it says ENOSYS to nearly all, on AIX EINVAL,
+// and on AIX, illumos and Solaris a program with any but Syscall does not link. These
+// functions are not reached there, or know the one number that works.
+var callsByNumber = map[string][]string{
+	"openbsd": {"syscall6", "unlink", "sendEmpty"},
+	"aix":     {"unlink", "peerOf"},
+	"illumos": {"unlink", "peerOf"},
+	"solaris": {"unlink", "peerOf"},
+}
+
+func TestCallsByNumberAreReachedOnEverySystem(t *testing.T) {
+	for _, name := range []string{"openbsd/amd64", "aix/ppc64", "illumos/amd64", "solaris/amd64"} {
+		t.Run(name, func(t *testing.T) {
+			p := readPort(t, name)
+			for _, file := range p.files {
+				for _, d := range file.Decls {
+					f, _ := d.(*ast.FuncDecl)
+					ast.Inspect(d, func(n ast.Node) bool {
+						e, _ := n.(ast.Expr)
+						call := p.syscallName(e)
+						switch {
+						case !strings.HasPrefix(strings.TrimPrefix(call, "Raw"), "Syscall"):
+						case f == nil || !slices.Contains(callsByNumber[p.goos], f.Name.Name):
+							t.Errorf("%s: syscall.%s does not reach every call here", p.fset.Position(n.Pos()), call)
+						case call != "Syscall" && p.goos != "openbsd":
+							t.Errorf("%s: a program with syscall.%s does not link", p.fset.Position(n.Pos()), call)
+						}
+						return true
+					})
 				}
 			}
 		})

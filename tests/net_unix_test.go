@@ -216,6 +216,7 @@ type workload struct {
 	rival   string        // "net" by default
 	pipes   bool          // two pipes instead of a connection
 	atRest  bool          // nothing is done, so that the CPU time of it says nothing
+	inUse   bool          // so much was said that shared memory was set up
 	inTurn  bool          // the server serves a client before it accepts the next
 	limit   string        // what the program of benchmarks/limit calls it
 	think   time.Duration // how long the client computes before each exchange
@@ -247,6 +248,9 @@ var workloads = []workload{
 	{name: "shared memory, stream 1 MiB", size: 1 << 20, unit: "MB/s", ours: "shared", serve: drain, client: streaming},
 	{name: "shared memory, 4 MB frames in place", size: 4 << 20, unit: "µs", ours: "shared frames", serve: lookAtFrames, client: makeFrames},
 	{name: "shared memory, memory of an idle connection", unit: "B", ours: "shared", atRest: true, serve: sit, client: idleMemory},
+	{name: "shared memory in use, memory of an idle connection", unit: "B", ours: "shared", atRest: true, inUse: true, serve: sit, client: idleMemory},
+	{name: "shared memory, CPU time of 10000 idle connections", unit: "µs per s", ours: "shared", atRest: true, serve: sit, client: idleCPU},
+	{name: "shared memory in use, CPU time of idle connections", unit: "µs per s", ours: "shared", atRest: true, inUse: true, serve: sit, client: idleCPU},
 	{name: "copy to a socket", size: 64 << 10, unit: "MB/s", serve: relay, client: relayed},
 	{name: "copy to a socket, against a plain copy", size: 64 << 10, unit: "MB/s", rival: "plain", serve: relay, client: relayed},
 	{name: "copy to TCP", size: 64 << 10, unit: "MB/s", serve: relay, client: relayedToTCP},
@@ -710,8 +714,9 @@ func makeFrames(side *contender, w *workload, path string) (float64, error) {
 				return 0, err
 			}
 		}
-		for i := range frame {
-			frame[i] = byte(frames)
+		frame[0] = byte(frames)
+		for done := 1; done < len(frame); done *= 2 { // as fast as memory can be written
+			copy(frame[done:], frame[:done])
 		}
 		if shared != nil {
 			err = shared.Commit(w.size)
@@ -969,6 +974,9 @@ func amongIdle(side *contender, w *workload, path string, look func(pid string) 
 		return look(strings.TrimSpace(pid))
 	}
 	n = idleConns(100)
+	if w.inUse {
+		n /= 3 // each end has three descriptors
+	}
 	if before, err = ask(); err != nil {
 		return n, 0, 0, err
 	}
@@ -979,8 +987,17 @@ func amongIdle(side *contender, w *workload, path string, look func(pid string) 
 	}
 	p := []byte{0}
 	for _, c := range conns {
-		if err := swap(c, p); err != nil {
-			return n, 0, 0, err
+		exchanges := 1
+		if w.inUse {
+			exchanges = 40
+		}
+		for range exchanges {
+			if err := swap(c, p); err != nil {
+				return n, 0, 0, err
+			}
+		}
+		if s, ok := c.(*ipc.SharedConn); ok && s.InMemory() != w.inUse {
+			return n, 0, 0, errors.ErrUnsupported
 		}
 	}
 	after, err = ask()

@@ -4,10 +4,12 @@
 //
 // A producer fills frames of 4 MB, 60 in a second, and a consumer looks at each of them:
 // once through shared memory, where both work on the frame in place, and once through a
-// socket, where it is copied into the kernel and out of it. Both are children of this
-// program, which gives each its end of the connection and reads from the system how much CPU
-// time it has used. With -rate 0 frames follow each other as fast as they can. -consumer
-// names another build of this program, such as one for a CPU with words of 32 bits.
+// socket, where it is copied into the kernel and out of it. In a third round nothing is sent,
+// and each does its work on frames of its own: what the others take beyond that is the cost of
+// the way. Both are children of this program, which gives each its end of the connection and
+// reads from the system how much CPU time it has used. With -rate 0 frames follow each other
+// as fast as they can. -consumer names another build of this program, such as one for a CPU
+// with words of 32 bits.
 package main
 
 import (
@@ -61,13 +63,14 @@ func main() {
 const (
 	inPlace    = "shared memory"
 	overSocket = "socket"
+	notAtAll   = "the work alone"
 )
 
 // compare sends the frames in each way and writes a table.
 func compare(w io.Writer, p plan) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(table, "way\tframes\tframes/s\tCPU per frame\tof the producer\tof the consumer\t")
-	for _, way := range []string{inPlace, overSocket} {
+	for _, way := range []string{inPlace, overSocket, notAtAll} {
 		began := time.Now()
 		producer, consumer, err := run(way, p)
 		if err != nil {
@@ -133,7 +136,8 @@ func child(command, way string, p plan) error {
 	defer conn.Close()
 	var send func(n int) error
 	var look func(n int) error
-	if way == inPlace {
+	switch way {
+	case inPlace:
 		// Twice a frame: one is filled while the other is looked at.
 		shared, err := conn.Share(ipc.ShareConfig{Buffer: 2 * p.size, MaxPeerBuffer: 4 * p.size})
 		if err != nil {
@@ -141,8 +145,10 @@ func child(command, way string, p plan) error {
 		}
 		defer shared.Close()
 		send, look = fillInPlace(shared, p.size), lookInPlace(shared, p.size)
-	} else {
+	case overSocket:
 		send, look = fillAndWrite(conn, p.size), readAndLook(conn, p.size)
+	case notAtAll:
+		send, look = fillAlone(p.size), lookAlone(p.size)
 	}
 	if command == consumeCommand {
 		for n := range p.frames {
@@ -209,6 +215,23 @@ func readAndLook(c *ipc.Conn, size int) func(n int) error {
 		}
 		return check(frame, n)
 	}
+}
+
+// fillAlone fills two frames in turn, lookAlone looks at two that stay as they are.
+func fillAlone(size int) func(n int) error {
+	frames := [2][]byte{make([]byte, size), make([]byte, size)}
+	return func(n int) error {
+		fill(frames[n%2], n)
+		return nil
+	}
+}
+
+func lookAlone(size int) func(n int) error {
+	frames := [2][]byte{make([]byte, size), make([]byte, size)}
+	for n := range frames {
+		fill(frames[n], n)
+	}
+	return func(n int) error { return check(frames[n%2], n%2) }
 }
 
 // fill draws frame number n: the number, and a colour that follows from it.

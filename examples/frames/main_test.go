@@ -44,7 +44,7 @@ func TestFramesArriveEitherWay(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Logf("\n%s", &table)
-		if lines := strings.Count(table.String(), "\n"); lines != 3 {
+		if lines := strings.Count(table.String(), "\n"); lines != 4 {
 			t.Errorf("the table has %d lines", lines)
 		}
 	}
