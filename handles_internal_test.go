@@ -184,9 +184,14 @@ func TestPeerIsKnownByItsCreation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for f, want := range map[*fd]bool{{peerBorn: born}: true, {peerBorn: born - 1}: false, {peerBorn: born + 1}: false, {}: false} {
-		if f.isPeer(currentProcess) != want {
-			t.Errorf("born %d, a process born %d is the peer: %t", f.peerBorn, born, !want)
+	for f, want := range map[*fd]error{
+		{peerBorn: born}:     nil,
+		{peerBorn: born - 1}: errProcessEnded,
+		{peerBorn: born + 1}: errProcessEnded,
+		{}:                   errPeerNotSeen, // which is not to say that it has ended
+	} {
+		if err := f.checkPeer(currentProcess); err != want {
+			t.Errorf("born %d, a process born %d: %v, want %v", f.peerBorn, born, err, want)
 		}
 	}
 }
@@ -599,6 +604,36 @@ func openNull(t *testing.T) *os.File {
 	}
 	t.Cleanup(func() { f.Close() })
 	return f
+}
+
+// A message whose deadline was over before it was sent is not withdrawn, so another one
+// may follow, however the write waits.
+func TestMessageThatWasTooLateMayBeFollowed(t *testing.T) {
+	internalStory(t)
+	a, b := messagePair(t)
+	var taken []*slot
+	for { // until writes park
+		s, err := takeSlot(false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s == nil {
+			break
+		}
+		taken = append(taken, s)
+	}
+	for range 2 {
+		a.setDeadline(time.Now().Add(-time.Second), writing)
+		if err := a.send([]byte("late")); err != os.ErrDeadlineExceeded {
+			t.Error(err)
+		}
+		a.setDeadline(time.Time{}, writing)
+		sendMessage(t, a, "next")
+		isNext(t, b, "next")
+	}
+	for _, s := range taken {
+		giveSlot(s)
+	}
 }
 
 // allWrappersAreFree checks that as many files can be received at once as before.

@@ -1630,7 +1630,9 @@ func (c *endpoint) SyscallConn() (syscall.RawConn, error) {
 // over to another process. Closing it does not affect c, nor the other way
 // round, but the connection stays open until both are closed. On Windows c is
 // used by that, and the os.File, which is not the first of its pipe end in this
-// process, has no deadlines; a Conn made of it by [FileConn] has them.
+// process, has no deadlines; a Conn made of it by [FileConn] has them. There the Close
+// of one of the two may end a call that is under way on the other in this process
+// (ERROR_OPERATION_ABORTED), but for the reads of a Conn.
 //
 // On Unix the duplicate is nonblocking, as c is: the two share that mode. Many
 // programs do not expect that of their standard input and fail with EAGAIN; for them
