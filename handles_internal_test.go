@@ -636,6 +636,34 @@ func TestMessageThatWasTooLateMayBeFollowed(t *testing.T) {
 	}
 }
 
+// What may wait for another machine, to open a pipe, ends with the Dial.
+func TestOpenFarEndsWithTheDial(t *testing.T) {
+	internalStory(t)
+	a, b := messagePair(t)
+	sendMessage(t, a, "unread")
+	waits := func() (syscall.Handle, error) { // it can be cancelled, as the call in question can
+		return a.sys, os.NewSyscallError("CreateFile", syscall.FlushFileBuffers(a.sys))
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	time.AfterFunc(20*time.Millisecond, cancel)
+	if _, err := openFar(&retryTimer{ctx: ctx}, waits); err != context.Canceled {
+		t.Errorf("%v, want that it was cancelled", err)
+	}
+	soon := time.Now().Add(20 * time.Millisecond)
+	if _, err := openFar(&retryTimer{ctx: context.Background(), deadline: soon}, waits); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%v, want that the deadline is exceeded", err)
+	}
+	go b.recv(make([]byte, 64)) // which ends the wait
+	far := time.Now().Add(time.Hour)
+	if h, err := openFar(&retryTimer{ctx: context.Background(), deadline: far}, waits); h != a.sys || err != nil {
+		t.Errorf("%d, %v", h, err)
+	}
+	fails := func() (syscall.Handle, error) { return 0, os.NewSyscallError("CreateFile", errPipeBusy) }
+	if _, err := openFar(&retryTimer{ctx: context.Background()}, fails); judge("", err) != busy {
+		t.Errorf("%v", err)
+	}
+}
+
 // allWrappersAreFree checks that as many files can be received at once as before.
 func allWrappersAreFree(t *testing.T) {
 	t.Helper()

@@ -32,7 +32,7 @@ func TestClientThatWroteAndLeftBeforeItsInstanceListensIsHeard(t *testing.T) {
 		must(err)
 		visit := func(words string) {
 			t.Helper()
-			fd, err := connect(spec.target, streams, nil)
+			fd, err := connect(nil, spec.target, streams, nil)
 			must(err)
 			_, err = fd.write([]byte(words))
 			must(err)

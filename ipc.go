@@ -116,10 +116,10 @@ var (
 
 	// An address becomes a target, which the other functions take. judge says what an
 	// error of connect means for the next attempt.
-	_ func(Addr) (target string, err error)                                   = Addr.resolve
-	_ func(target string, kind connKind, lc *ListenConfig) (*listener, error) = listen
-	_ func(target string, kind connKind, d *SysDialer) (*fd, error)           = connect
-	_ func(target string, err error) verdict                                  = judge
+	_ func(Addr) (target string, err error)                                        = Addr.resolve
+	_ func(target string, kind connKind, lc *ListenConfig) (*listener, error)      = listen
+	_ func(p *retryTimer, target string, kind connKind, d *SysDialer) (*fd, error) = connect
+	_ func(target string, err error) verdict                                       = judge
 
 	_ func(kind connKind) (a, b *fd, err error)            = pair
 	_ func() (r, w *fd, err error)                         = pipe
@@ -1253,7 +1253,7 @@ func (d *Dialer) connect(ctx context.Context, target string, kind connKind) (*fd
 		if err := p.ended(last); err != nil {
 			return nil, err
 		}
-		fd, err := connect(target, kind, d.Sys)
+		fd, err := connect(&p, target, kind, d.Sys)
 		if err == nil {
 			return fd, nil
 		}

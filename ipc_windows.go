@@ -1024,8 +1024,9 @@ func quota(n int) uint32 {
 // ---------------------------------------------------------------------------
 // Connections
 
-// connect makes one attempt to open the pipe.
-func connect(target string, kind connKind, s *SysDialer) (*fd, error) {
+// connect makes one attempt to open the pipe. What ends the attempts ends this one, if
+// it has to wait for another machine.
+func connect(p *retryTimer, target string, kind connKind, s *SysDialer) (*fd, error) {
 	if s == nil {
 		s = &SysDialer{}
 	}
@@ -1035,7 +1036,7 @@ func connect(target string, kind connKind, s *SysDialer) (*fd, error) {
 	if err := s.direction.validate(); err != nil {
 		return nil, err
 	}
-	f, err := openClient(target, kind, s.direction, s.Impersonation.flags())
+	f, err := openClient(p, target, kind, s.direction, s.Impersonation.flags())
 	if err == nil {
 		f.notePeer()
 	}
@@ -1043,10 +1044,17 @@ func connect(target string, kind connKind, s *SysDialer) (*fd, error) {
 }
 
 // openClient opens a client's end.
-func openClient(target string, kind connKind, d Direction, flags uint32) (*fd, error) {
+func openClient(p *retryTimer, target string, kind connKind, d Direction, flags uint32) (*fd, error) {
 	ends := d.ends(false)
 	readsMessages := kind.native() == messages && ends&reading != 0
-	h, err := openPipe(target, rightsOf(ends, readsMessages), flags)
+	open := func() (syscall.Handle, error) { return openPipe(target, rightsOf(ends, readsMessages), flags) }
+	var h syscall.Handle
+	var err error
+	if isRemote(target) {
+		h, err = openFar(p, open)
+	} else {
+		h, err = open()
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -1060,6 +1068,40 @@ func openClient(target string, kind connKind, d Direction, flags uint32) (*fd, e
 		}
 	}
 	return f, nil
+}
+
+// openFar makes a call that opens a pipe of another machine, which may take as long as the
+// network likes, until p ends that. The call is made in the caller's thread: that one may
+// act in somebody's name.
+func openFar(p *retryTimer, open func() (syscall.Handle, error)) (h syscall.Handle, err error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	call, err := newThreadCall()
+	if err != nil {
+		return 0, err
+	}
+	var expiry <-chan time.Time
+	if !p.deadline.IsZero() {
+		timer := time.NewTimer(time.Until(p.deadline))
+		defer timer.Stop()
+		expiry = timer.C
+	}
+	ended := make(chan error, 1)
+	go func() {
+		why := error(&timeoutError{})
+		select {
+		case <-call.done:
+		case <-p.ctx.Done():
+			why = contextError(p.ctx, nil)
+		case <-expiry:
+		}
+		ended <- call.end(why)
+	}()
+	call.run(func() (err error) {
+		h, err = open()
+		return err
+	})
+	return h, <-ended
 }
 
 // rightsOf returns the rights on a pipe that a client asks for: no more than it
@@ -1131,7 +1173,7 @@ func pairOf(d Direction, kind connKind) (server, client *fd, err error) {
 	server.dynamic = true
 	server.pipe = pipeOf(p.target)
 	const securityContextTracking = 0x40000 // winbase.h
-	client, err = openClient(p.target, kind, d, Identification.flags()|securityContextTracking)
+	client, err = openClient(nil, p.target, kind, d, Identification.flags()|securityContextTracking)
 	if err != nil {
 		server.close()
 		return nil, nil, err
@@ -1557,8 +1599,8 @@ func (c *PipeConn) ReadMessage(p []byte) (n int, more bool, err error) {
 // WriteMessage writes p as one message, which may be empty. The error matches
 // [ErrMsgTooLong] above 1 GiB, and [errors.ErrUnsupported] on an end that reads
 // bytes. If the deadline, or somebody else who has the handle, ends a WriteMessage of
-// which the peer may have read a part, that is the last message: what is written later matches [syscall.EPIPE]. See
-// WriteFile.
+// which the peer may have read a part, that is the last message: what is written later
+// matches [syscall.EPIPE]. See WriteFile.
 func (c *PipeConn) WriteMessage(p []byte) error { return c.failed("write", c.end().send(p)) }
 
 // PeekMessage copies what is there to read into p, without waiting and without
@@ -3315,78 +3357,94 @@ func (f *fd) flush(ctx context.Context) error {
 }
 
 // flushFile makes a FlushFileBuffers, in a thread of its own, since that is never
-// overlapped, and waits for its end parked. When the limits end the wait, it cancels
-// what that thread waits for and nothing else (CancelSynchronousIo). It does so
-// again and again, as the call may not have begun.
+// overlapped, and waits for its end parked.
 func (f *fd) flushFile(l limits) error {
 	for {
-		flushing, err := startFlush(f.sys)
+		call, err := startCall(func() error { return syscall.FlushFileBuffers(f.sys) })
 		if err != nil {
 			return err
 		}
 		why := error(errOverBudget)
 		if l.budget != atOnce {
-			why = f.receive(l, flushing.done)
+			why = f.receive(l, call.done)
 		}
 		if why != nil {
-			return flushing.end(why)
+			return call.end(why)
 		}
-		if flushing.err != syscall.ERROR_OPERATION_ABORTED { // by somebody else who has the handle
-			return flushing.err
+		if call.err != syscall.ERROR_OPERATION_ABORTED { // by somebody else who has the handle
+			return call.err
 		}
 	}
 }
 
-// A flushing is a FlushFileBuffers under way.
-type flushing struct {
+// A threadCall is a system call under way that is not overlapped.
+type threadCall struct {
 	thread chan syscall.Handle // of the call, while it may be cancelled
 	done   chan struct{}       // closed when the call has returned
 	err    error               // of the call, once it has
 }
 
-func startFlush(h syscall.Handle) (*flushing, error) {
-	fl := &flushing{thread: make(chan syscall.Handle, 1), done: make(chan struct{})}
-	started := make(chan error)
-	go func() {
-		defer close(fl.done)
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		thread, err := duplicate(currentThread)
-		started <- err
-		if err != nil {
-			return
-		}
-		fl.thread <- thread
-		fl.err = syscall.FlushFileBuffers(h)
-		// Once it is out of the channel nobody cancels what this thread does next.
-		syscall.CloseHandle(<-fl.thread)
-	}()
-	return fl, <-started
+// newThreadCall is for a call of this thread, to which the goroutine is locked.
+func newThreadCall() (*threadCall, error) {
+	thread, err := duplicate(currentThread)
+	if err != nil {
+		return nil, err
+	}
+	c := &threadCall{thread: make(chan syscall.Handle, 1), done: make(chan struct{})}
+	c.thread <- thread
+	return c, nil
 }
 
-// end cancels the call until it has returned, and returns why if that ended it.
-func (fl *flushing) end(why error) error {
+// run makes the call.
+func (c *threadCall) run(call func() error) {
+	c.err = call()
+	// Once it is out of the channel nobody cancels what this thread does next.
+	syscall.CloseHandle(<-c.thread)
+	close(c.done)
+}
+
+// startCall begins the call in another thread.
+func startCall(call func() error) (c *threadCall, err error) {
+	started := make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		c, err = newThreadCall()
+		running := c
+		close(started)
+		if running != nil {
+			running.run(call)
+		}
+	}()
+	<-started
+	return c, err
+}
+
+// end cancels what the thread waits for, and nothing else (CancelSynchronousIo), until the
+// call has returned, and returns why if that ended it. It does so again and again, as the
+// call may not have begun.
+func (c *threadCall) end(why error) error {
 	pauses := retryTimer{ctx: context.Background()}
 	defer pauses.stop()
 	for ; ; pauses.pause() {
-		fl.cancel()
+		c.cancel()
 		select {
-		case <-fl.done:
-			if fl.err == syscall.ERROR_OPERATION_ABORTED {
+		case <-c.done:
+			if errnoOf(c.err) == syscall.ERROR_OPERATION_ABORTED {
 				return why
 			}
-			return fl.err
+			return c.err
 		default:
 		}
 	}
 }
 
 // cancel cancels the call, if it has begun and not ended.
-func (fl *flushing) cancel() {
+func (c *threadCall) cancel() {
 	select {
-	case thread := <-fl.thread:
+	case thread := <-c.thread:
 		cancelSynchronousIO(thread)
-		fl.thread <- thread
+		c.thread <- thread
 	default: // it is ending
 	}
 }
