@@ -116,10 +116,10 @@ var (
 
 	// An address becomes a target, which the other functions take. judge says what an
 	// error of connect means for the next attempt.
-	_ func(Addr) (target string, err error)                                   = Addr.resolve
-	_ func(target string, kind connKind, lc *ListenConfig) (*listener, error) = listen
-	_ func(target string, kind connKind, d *SysDialer) (*fd, error)           = connect
-	_ func(target string, err error) verdict                                  = judge
+	_ func(Addr) (target string, err error)                                        = Addr.resolve
+	_ func(target string, kind connKind, lc *ListenConfig) (*listener, error)      = listen
+	_ func(p *retryTimer, target string, kind connKind, d *SysDialer) (*fd, error) = connect
+	_ func(target string, err error) verdict                                       = judge
 
 	_ func(kind connKind) (a, b *fd, err error)            = pair
 	_ func() (r, w *fd, err error)                         = pipe
@@ -1253,7 +1253,7 @@ func (d *Dialer) connect(ctx context.Context, target string, kind connKind) (*fd
 		if err := p.ended(last); err != nil {
 			return nil, err
 		}
-		fd, err := connect(target, kind, d.Sys)
+		fd, err := connect(&p, target, kind, d.Sys)
 		if err == nil {
 			return fd, nil
 		}
@@ -1630,7 +1630,9 @@ func (c *endpoint) SyscallConn() (syscall.RawConn, error) {
 // over to another process. Closing it does not affect c, nor the other way
 // round, but the connection stays open until both are closed. On Windows c is
 // used by that, and the os.File, which is not the first of its pipe end in this
-// process, has no deadlines; a Conn made of it by [FileConn] has them.
+// process, has no deadlines; a Conn made of it by [FileConn] has them. There the Close
+// of one of the two may end a call that is under way on the other in this process
+// (ERROR_OPERATION_ABORTED), but for the reads of a Conn.
 //
 // On Unix the duplicate is nonblocking, as c is: the two share that mode. Many
 // programs do not expect that of their standard input and fail with EAGAIN; for them
