@@ -185,9 +185,14 @@ func TestPeerIsKnownByItsCreation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for f, want := range map[*fd]bool{{peerBorn: born}: true, {peerBorn: born - 1}: false, {peerBorn: born + 1}: false, {}: false} {
-		if f.isPeer(currentProcess) != want {
-			t.Errorf("born %d, a process born %d is the peer: %t", f.peerBorn, born, !want)
+	for f, want := range map[*fd]error{
+		{peerBorn: born}:     nil,
+		{peerBorn: born - 1}: errProcessEnded,
+		{peerBorn: born + 1}: errProcessEnded,
+		{}:                   errPeerNotSeen, // which is not to say that it has ended
+	} {
+		if err := f.checkPeer(currentProcess); err != want {
+			t.Errorf("born %d, a process born %d: %v, want %v", f.peerBorn, born, err, want)
 		}
 	}
 }
@@ -602,6 +607,64 @@ func openNull(t *testing.T) *os.File {
 	return f
 }
 
+// A message whose deadline was over before it was sent is not withdrawn, so another one
+// may follow, however the write waits.
+func TestMessageThatWasTooLateMayBeFollowed(t *testing.T) {
+	internalStory(t)
+	a, b := messagePair(t)
+	var taken []*slot
+	for { // until writes park
+		s, err := takeSlot(false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s == nil {
+			break
+		}
+		taken = append(taken, s)
+	}
+	for range 2 {
+		a.setDeadline(time.Now().Add(-time.Second), writing)
+		if err := a.send([]byte("late")); err != os.ErrDeadlineExceeded {
+			t.Error(err)
+		}
+		a.setDeadline(time.Time{}, writing)
+		sendMessage(t, a, "next")
+		isNext(t, b, "next")
+	}
+	for _, s := range taken {
+		giveSlot(s)
+	}
+}
+
+// What may wait for another machine, to open a pipe, ends with the Dial.
+func TestOpenFarEndsWithTheDial(t *testing.T) {
+	internalStory(t)
+	a, b := messagePair(t)
+	sendMessage(t, a, "unread")
+	waits := func() (syscall.Handle, error) { // it can be cancelled, as the call in question can
+		return a.sys, os.NewSyscallError("CreateFile", syscall.FlushFileBuffers(a.sys))
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	time.AfterFunc(20*time.Millisecond, cancel)
+	if _, err := openFar(&retryTimer{ctx: ctx}, waits); err != context.Canceled {
+		t.Errorf("%v, want that it was cancelled", err)
+	}
+	soon := time.Now().Add(20 * time.Millisecond)
+	if _, err := openFar(&retryTimer{ctx: context.Background(), deadline: soon}, waits); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%v, want that the deadline is exceeded", err)
+	}
+	go b.recv(make([]byte, 64)) // which ends the wait
+	far := time.Now().Add(time.Hour)
+	if h, err := openFar(&retryTimer{ctx: context.Background(), deadline: far}, waits); h != a.sys || err != nil {
+		t.Errorf("%d, %v", h, err)
+	}
+	fails := func() (syscall.Handle, error) { return 0, os.NewSyscallError("CreateFile", errPipeBusy) }
+	if _, err := openFar(&retryTimer{ctx: context.Background()}, fails); judge("", err) != busy {
+		t.Errorf("%v", err)
+	}
+}
+
 // allWrappersAreFree checks that as many files can be received at once as before.
 func allWrappersAreFree(t *testing.T) {
 	t.Helper()
@@ -798,7 +861,7 @@ func TestListenerHearsAClientThatLeftBeforeItsInstanceListens(t *testing.T) {
 		must(err)
 		visit := func(words string) {
 			t.Helper()
-			fd, err := connect(spec.target, streams, nil)
+			fd, err := connect(nil, spec.target, streams, nil)
 			must(err)
 			_, err = fd.write([]byte(words))
 			must(err)

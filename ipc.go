@@ -116,10 +116,10 @@ var (
 
 	// An address becomes a target, which the other functions take. judge says what an
 	// error of connect means for the next attempt.
-	_ func(Addr) (target string, err error)                                   = Addr.resolve
-	_ func(target string, kind connKind, lc *ListenConfig) (*listener, error) = listen
-	_ func(target string, kind connKind, d *SysDialer) (*fd, error)           = connect
-	_ func(target string, err error) verdict                                  = judge
+	_ func(Addr) (target string, err error)                                        = Addr.resolve
+	_ func(target string, kind connKind, lc *ListenConfig) (*listener, error)      = listen
+	_ func(p *retryTimer, target string, kind connKind, d *SysDialer) (*fd, error) = connect
+	_ func(target string, err error) verdict                                       = judge
 
 	_ func(kind connKind) (a, b *fd, err error)            = pair
 	_ func() (r, w *fd, err error)                         = pipe
@@ -1259,7 +1259,7 @@ func (d *Dialer) connect(ctx context.Context, target string, kind connKind) (*fd
 		if err := p.ended(last); err != nil {
 			return nil, err
 		}
-		fd, err := connect(target, kind, d.Sys)
+		fd, err := connect(&p, target, kind, d.Sys)
 		if err == nil {
 			return fd, nil
 		}
@@ -1637,9 +1637,13 @@ func (c *endpoint) SyscallConn() (syscall.RawConn, error) {
 
 // File returns a duplicate of the descriptor or handle as an [os.File], to hand over to
 // another process. Closing one does not affect the other, but the connection stays open
-// until both are closed. On Windows, File is a use of c, after which c cannot be given to
-// a child: see [Inherit]. The os.File is not the first of its pipe end in this process
-// there, and therefore has no deadlines; a Conn made of it by [FileConn] has them.
+// until both are closed.
+//
+// On Windows, File is a use of c, after which c cannot be given to a child: see
+// [Inherit]. The os.File is not the first of its pipe end in this process there, and
+// therefore has no deadlines; a Conn made of it by [FileConn] has them. The Close of one
+// of the two may end a call that is under way on the other in this process
+// (ERROR_OPERATION_ABORTED), but not the reads of a Conn.
 //
 // On Unix the duplicate is nonblocking, as c is: the two share that mode. Many programs
 // do not expect that of their standard input and fail with EAGAIN. For them there is

@@ -1681,7 +1681,7 @@ func (baseKernel) shorten(path string) (short string, release func(), err error)
 // Connections
 
 // connect makes one attempt to connect to the target.
-func connect(target string, kind connKind, _ *SysDialer) (*fd, error) {
+func connect(_ *retryTimer, target string, kind connKind, _ *SysDialer) (*fd, error) {
 	f, err := connectSocket(target, socketType(kind))
 	if err == nil {
 		f.carry(kind)

@@ -1024,8 +1024,9 @@ func quota(n int) uint32 {
 // ---------------------------------------------------------------------------
 // Connections
 
-// connect makes one attempt to open the pipe.
-func connect(target string, kind connKind, s *SysDialer) (*fd, error) {
+// connect makes one attempt to open the pipe. What ends the attempts ends this one, if
+// it has to wait for another machine.
+func connect(p *retryTimer, target string, kind connKind, s *SysDialer) (*fd, error) {
 	if s == nil {
 		s = &SysDialer{}
 	}
@@ -1035,7 +1036,7 @@ func connect(target string, kind connKind, s *SysDialer) (*fd, error) {
 	if err := s.direction.validate(); err != nil {
 		return nil, err
 	}
-	f, err := openClient(target, kind, s.direction, s.Impersonation.flags())
+	f, err := openClient(p, target, kind, s.direction, s.Impersonation.flags())
 	if err == nil {
 		f.notePeer()
 	}
@@ -1043,10 +1044,17 @@ func connect(target string, kind connKind, s *SysDialer) (*fd, error) {
 }
 
 // openClient opens a client's end.
-func openClient(target string, kind connKind, d Direction, flags uint32) (*fd, error) {
+func openClient(p *retryTimer, target string, kind connKind, d Direction, flags uint32) (*fd, error) {
 	ends := d.ends(false)
 	readsMessages := kind.native() == messages && ends&reading != 0
-	h, err := openPipe(target, rightsOf(ends, readsMessages), flags)
+	open := func() (syscall.Handle, error) { return openPipe(target, rightsOf(ends, readsMessages), flags) }
+	var h syscall.Handle
+	var err error
+	if isRemote(target) {
+		h, err = openFar(p, open)
+	} else {
+		h, err = open()
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -1060,6 +1068,40 @@ func openClient(target string, kind connKind, d Direction, flags uint32) (*fd, e
 		}
 	}
 	return f, nil
+}
+
+// openFar makes a call that opens a pipe of another machine, which may take as long as the
+// network likes, until p ends that. The call is made in the caller's thread: that one may
+// act in somebody's name.
+func openFar(p *retryTimer, open func() (syscall.Handle, error)) (h syscall.Handle, err error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	call, err := newThreadCall()
+	if err != nil {
+		return 0, err
+	}
+	var expiry <-chan time.Time
+	if !p.deadline.IsZero() {
+		timer := time.NewTimer(time.Until(p.deadline))
+		defer timer.Stop()
+		expiry = timer.C
+	}
+	ended := make(chan error, 1)
+	go func() {
+		why := error(&timeoutError{})
+		select {
+		case <-call.done:
+		case <-p.ctx.Done():
+			why = contextError(p.ctx, nil)
+		case <-expiry:
+		}
+		ended <- call.end(why)
+	}()
+	call.run(func() (err error) {
+		h, err = open()
+		return err
+	})
+	return h, <-ended
 }
 
 // rightsOf returns the rights on a pipe that a client asks for: no more than it
@@ -1131,7 +1173,7 @@ func pairOf(d Direction, kind connKind) (server, client *fd, err error) {
 	server.dynamic = true
 	server.pipe = pipeOf(p.target)
 	const securityContextTracking = 0x40000 // winbase.h
-	client, err = openClient(p.target, kind, d, Identification.flags()|securityContextTracking)
+	client, err = openClient(nil, p.target, kind, d, Identification.flags()|securityContextTracking)
 	if err != nil {
 		server.close()
 		return nil, nil, err
@@ -1556,9 +1598,9 @@ func (c *PipeConn) ReadMessage(p []byte) (n int, more bool, err error) {
 
 // WriteMessage writes p as one message, which may be empty. The error matches
 // [ErrMsgTooLong] above 1 GiB, and [errors.ErrUnsupported] on an end that reads
-// bytes. If the deadline ends a WriteMessage of which the peer may have read a part,
-// that is the last message: what is written later matches [syscall.EPIPE]. See
-// WriteFile.
+// bytes. If the deadline, or somebody else who has the handle, ends a WriteMessage of
+// which the peer may have read a part, that is the last message: what is written later
+// matches [syscall.EPIPE]. See WriteFile.
 func (c *PipeConn) WriteMessage(p []byte) error { return c.failed("write", c.end().send(p)) }
 
 // PeekMessage copies what is there to read into p, without waiting and without
@@ -1577,9 +1619,10 @@ func (c *PipeConn) PeekMessage(p []byte) (n, size int, err error) {
 // (TransactNamedPipe). It returns the length of the reply; of one that does not
 // fit, reply is filled, the rest is dropped, and the error matches
 // [ErrMsgTooLong]. There must be nothing unread on this end, which must be one
-// that reads messages of a duplex pipe. It ends with ctx, and at the first of
-// the two deadlines; the peer may have the request all the same, and its reply is
-// left for the next read.
+// that reads messages of a duplex pipe. It waits for reads and writes that are under
+// way, and others go on meanwhile. It ends with ctx, and at the first of the two
+// deadlines; the peer may have the request all the same, and its reply is left for
+// the next read.
 func (c *PipeConn) Transact(ctx context.Context, request, reply []byte) (int, error) {
 	n, err := c.end().transact(ctx, request, reply)
 	return n, c.failed("transact", err)
@@ -1997,12 +2040,14 @@ func (c *PipeConn) kindOfEnd() endKind     { return kindOf(c, kindConn) }
 // completion port of a process, it cannot be used asynchronously by another.
 //
 // An operation is cancelled by its OVERLAPPED alone. CancelIoEx without one would
-// cancel what other handles of the same file object have under way, in this process
-// and, after File or Inherit, on behalf of somebody else.
+// cancel what this process has under way on other handles of the same file object, such
+// as what File returned. The Close of an os.File does that all the same, and anybody may
+// who has a handle. So an operation that was cancelled for no reason of this end is made
+// again, if it is one that took nothing: a read, a flush.
 
 // An fd is an overlapped handle of one end of a pipe.
 type fd struct {
-	refs // calls that use sys; the last one after Close tells Close
+	refs // calls that use sys; the last one after Close closes it
 
 	sys      syscall.Handle
 	kind     connKind   // what it reads
@@ -2023,7 +2068,8 @@ type fd struct {
 	used atomic.Bool  // something was read or written, or was to be
 
 	waits                   // mu guards what follows too; it keeps Close and SetDeadline apart
-	idle    chan struct{}   // made by Close; closed when it is the last user
+	gone    chan struct{}   // made by Close; closed when sys is
+	goneErr error           // of that, once gone is closed
 	file    *os.File        // owns sys since the first park; nil before
 	parks   atomic.Bool     // file is there, for good, and can park: sys belongs to no other completion port
 	cleanup runtime.Cleanup // closes sys if nobody does; stopped when file takes over
@@ -2112,12 +2158,39 @@ func (f *fd) acquire(l limits, d direction) error {
 	if f.ends&d == 0 {
 		return errDirection(f.ends)
 	}
-	turn := f.turn(d)
-	if err := f.receive(l, turn); err != nil {
+	if err := f.receive(l, f.turn(d)); err != nil {
 		return err
 	}
+	return f.useTurn(d)
+}
+
+// acquireBoth begins an operation in both directions. While it waits for one of them it
+// has neither: reads go on while a write is in its way, and writes while a read is.
+func (f *fd) acquireBoth(l limits) error {
+	if f.ends != reading|writing {
+		return errDirection(f.ends)
+	}
+	for first, second := writing, reading; ; first, second = second, first {
+		if err := f.acquire(l, first); err != nil {
+			return err
+		}
+		select {
+		case <-f.turn(second):
+			err := f.useTurn(second)
+			if err != nil {
+				f.release(first)
+			}
+			return err
+		default:
+		}
+		f.release(first)
+	}
+}
+
+// useTurn counts the caller, who has the turn in the direction, as a user.
+func (f *fd) useTurn(d direction) error {
 	if err := f.incref(); err != nil {
-		turn <- struct{}{}
+		f.turn(d) <- struct{}{}
 		return err
 	}
 	if !f.used.Load() {
@@ -2243,6 +2316,9 @@ func (f *fd) runWrite(l limits, op operation) (int, error) {
 	if s == nil && err == nil {
 		file, parks := f.join()
 		if parks {
+			if _, err := f.expired(l); err != nil {
+				return 0, err // it has not begun
+			}
 			n, err := file.Write(op.p)
 			if err = f.whyEnded(err); err == os.ErrDeadlineExceeded && l.withdrawn {
 				err = errWithdrawn // or it never began: os does not tell
@@ -2403,16 +2479,26 @@ func ended(o *syscall.Overlapped) bool { return atomic.LoadUintptr(&o.Internal) 
 // ---------------------------------------------------------------------------
 // Closing
 
-// close gives the place among the instances back, wakes whoever waits, and
-// returns when the handle is gone.
+// close marks the fd closed, wakes the calls that wait on it, and returns when the handle
+// is closed, or after closeGrace. A call that does not wait for the pipe may take long: a
+// function that is given the handle, which may be the one that calls Close.
 func (f *fd) close() error {
+	if err := f.closeLater(); err != nil {
+		return err
+	}
+	return os.NewSyscallError("CloseHandle", f.awaitGone())
+}
+
+// closeLater is close for a caller that must not wait at all. It gives the place among
+// the instances back before the handle goes.
+func (f *fd) closeLater() error {
 	f.mu.Lock()
 	if f.closed.Load() {
 		f.mu.Unlock()
 		return net.ErrClosed
 	}
 	f.closed.Store(true)
-	f.idle = make(chan struct{})
+	f.gone = make(chan struct{})
 	f.increfAndClose()
 	f.signal()
 	if f.parks.Load() {
@@ -2424,26 +2510,45 @@ func (f *fd) close() error {
 		f.place.giveBack()
 	}
 	f.decref()
-	<-f.idle
+	return nil
+}
+
+// awaitGone waits until the handle is closed, at most for closeGrace.
+func (f *fd) awaitGone() error {
+	select {
+	case <-f.gone:
+		return f.goneErr
+	default:
+	}
+	grace := time.NewTimer(closeGrace)
+	defer grace.Stop()
+	select {
+	case <-f.gone:
+		return f.goneErr
+	case <-grace.C:
+		return nil
+	}
+}
+
+// decref ends what incref began. The last user of a closed fd closes the handle.
+func (f *fd) decref() {
+	if f.refs.decref() {
+		f.dispose()
+	}
+}
+
+// dispose closes the handle, which nobody uses any more.
+func (f *fd) dispose() {
 	if f.r.arriving != nil {
 		f.r.arriving.abandon()
 	}
 	f.cleanup.Stop()
 	if f.file != nil { // nobody else is left to change it
-		return callError("CloseHandle", f.file.Close())
+		f.goneErr = errnoOf(f.file.Close())
+	} else {
+		f.goneErr = syscall.CloseHandle(f.sys)
 	}
-	return os.NewSyscallError("CloseHandle", syscall.CloseHandle(f.sys))
-}
-
-// closeLater is close for a caller that must not wait: a pipe has nothing in it whose
-// closing could take time, and nobody uses an end that was just made.
-func (f *fd) closeLater() error { return f.close() }
-
-// decref ends what incref began. The last user tells Close.
-func (f *fd) decref() {
-	if f.refs.decref() {
-		close(f.idle)
-	}
+	close(f.gone)
 }
 
 // discard closes handles that a peer chose, away from the caller: see
@@ -2833,8 +2938,13 @@ func (f *fd) writeAll(p []byte) (n int, err error) {
 	for {
 		m, err := f.run(l, operation{start: writeFile, p: p[n:min(len(p), n+ioMax)]}, writing)
 		n += m
-		if err == errWithdrawn {
-			if err = os.ErrDeadlineExceeded; f.outboundIsEmpty() {
+		withdrawn := err == errWithdrawn
+		if withdrawn {
+			err = os.ErrDeadlineExceeded
+		}
+		// It can also be cancelled by somebody else who has the handle.
+		if withdrawn || f.kind == messages && err == syscall.ERROR_OPERATION_ABORTED {
+			if f.outboundIsEmpty() {
 				f.w.torn = cutOff(err)
 			}
 		}
@@ -3200,13 +3310,10 @@ var errMsgDropped = &ruleError{"the message is longer than the buffer", ErrMsgTo
 // transact makes a TransactNamedPipe, which pends until the reply is there.
 func (f *fd) transact(ctx context.Context, request, reply []byte) (int, error) {
 	l := limits{ctx: ctx, deadlines: reading | writing}
-	if err := f.acquire(l, writing); err != nil {
+	if err := f.acquireBoth(l); err != nil {
 		return 0, err
 	}
 	defer f.release(writing)
-	if err := f.acquire(l, reading); err != nil {
-		return 0, err
-	}
 	defer f.release(reading)
 	switch {
 	case f.kind != messages:
@@ -3250,67 +3357,94 @@ func (f *fd) flush(ctx context.Context) error {
 }
 
 // flushFile makes a FlushFileBuffers, in a thread of its own, since that is never
-// overlapped, and waits for its end parked. When the limits end the wait, it cancels
-// what that thread waits for and nothing else (CancelSynchronousIo). It does so
-// again and again, as the call may not have begun.
+// overlapped, and waits for its end parked.
 func (f *fd) flushFile(l limits) error {
-	flushing, err := startFlush(f.sys)
-	if err != nil {
-		return err
-	}
-	why := error(errOverBudget)
-	if l.budget != atOnce {
-		if why = f.receive(l, flushing.done); why == nil {
-			return flushing.err
+	for {
+		call, err := startCall(func() error { return syscall.FlushFileBuffers(f.sys) })
+		if err != nil {
+			return err
 		}
-	}
-	for pauses := (retryTimer{ctx: context.Background()}); ; pauses.pause() {
-		flushing.cancel()
-		select {
-		case <-flushing.done:
-			pauses.stop()
-			if flushing.err == syscall.ERROR_OPERATION_ABORTED {
-				return why
-			}
-			return flushing.err
-		default:
+		why := error(errOverBudget)
+		if l.budget != atOnce {
+			why = f.receive(l, call.done)
+		}
+		if why != nil {
+			return call.end(why)
+		}
+		if call.err != syscall.ERROR_OPERATION_ABORTED { // by somebody else who has the handle
+			return call.err
 		}
 	}
 }
 
-// A flushing is a FlushFileBuffers under way.
-type flushing struct {
+// A threadCall is a system call under way that is not overlapped.
+type threadCall struct {
 	thread chan syscall.Handle // of the call, while it may be cancelled
 	done   chan struct{}       // closed when the call has returned
 	err    error               // of the call, once it has
 }
 
-func startFlush(h syscall.Handle) (*flushing, error) {
-	fl := &flushing{thread: make(chan syscall.Handle, 1), done: make(chan struct{})}
-	started := make(chan error)
+// newThreadCall is for a call of this thread, to which the goroutine is locked.
+func newThreadCall() (*threadCall, error) {
+	thread, err := duplicate(currentThread)
+	if err != nil {
+		return nil, err
+	}
+	c := &threadCall{thread: make(chan syscall.Handle, 1), done: make(chan struct{})}
+	c.thread <- thread
+	return c, nil
+}
+
+// run makes the call.
+func (c *threadCall) run(call func() error) {
+	c.err = call()
+	// Once it is out of the channel nobody cancels what this thread does next.
+	syscall.CloseHandle(<-c.thread)
+	close(c.done)
+}
+
+// startCall begins the call in another thread.
+func startCall(call func() error) (c *threadCall, err error) {
+	started := make(chan struct{})
 	go func() {
-		defer close(fl.done)
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		thread, err := duplicate(currentThread)
-		started <- err
-		if err != nil {
-			return
+		c, err = newThreadCall()
+		running := c
+		close(started)
+		if running != nil {
+			running.run(call)
 		}
-		fl.thread <- thread
-		fl.err = syscall.FlushFileBuffers(h)
-		// Once it is out of the channel nobody cancels what this thread does next.
-		syscall.CloseHandle(<-fl.thread)
 	}()
-	return fl, <-started
+	<-started
+	return c, err
+}
+
+// end cancels what the thread waits for, and nothing else (CancelSynchronousIo), until the
+// call has returned, and returns why if that ended it. It does so again and again, as the
+// call may not have begun.
+func (c *threadCall) end(why error) error {
+	pauses := retryTimer{ctx: context.Background()}
+	defer pauses.stop()
+	for ; ; pauses.pause() {
+		c.cancel()
+		select {
+		case <-c.done:
+			if errnoOf(c.err) == syscall.ERROR_OPERATION_ABORTED {
+				return why
+			}
+			return c.err
+		default:
+		}
+	}
 }
 
 // cancel cancels the call, if it has begun and not ended.
-func (fl *flushing) cancel() {
+func (c *threadCall) cancel() {
 	select {
-	case thread := <-fl.thread:
+	case thread := <-c.thread:
 		cancelSynchronousIO(thread)
-		fl.thread <- thread
+		c.thread <- thread
 	default: // it is ending
 	}
 }
@@ -3352,7 +3486,7 @@ func (fl *flushing) cancel() {
 //     client's own process is believed too where the client may not open it, as
 //     with a restricted token: the kernel gives every process all rights to itself.
 //     That the number is still that of the client's process is checked by its time
-//     of creation and its token (isPeer, isTokenOf).
+//     of creation and its token (checkPeer, isTokenOf).
 //   - A client knows the owner of the pipe. SYSTEM and Administrators are believed:
 //     only who acts for them can own anything in their name. If this user is the
 //     owner, the server may yet be a sandbox of the user, so the token of its process
@@ -3945,7 +4079,7 @@ func (f *fd) judgeSender(holder syscall.Handle, own bool) error {
 		return err
 	}
 	defer token.Close()
-	if mayOpen(token, holder, processDupHandle) || own && f.isPeer(holder) && isTokenOf(token, holder) {
+	if mayOpen(token, holder, processDupHandle) || own && f.checkPeer(holder) == nil && isTokenOf(token, holder) {
 		return nil
 	}
 	return errForged
@@ -4329,17 +4463,30 @@ func (f *fd) openPeer(access uint32) (process syscall.Handle, err error) {
 	if err != nil {
 		return 0, os.NewSyscallError("OpenProcess", err)
 	}
-	if pid != uint32(os.Getpid()) && !f.isPeer(process) {
-		syscall.CloseHandle(process)
-		return 0, errProcessEnded
+	if pid != uint32(os.Getpid()) {
+		if err := f.checkPeer(process); err != nil {
+			syscall.CloseHandle(process)
+			return 0, err
+		}
 	}
 	return process, nil
 }
 
-// isPeer reports whether a process with the number of the peer's is that one.
-func (f *fd) isPeer(process syscall.Handle) bool {
+// errPeerNotSeen says that nothing tells whether the process is that of the peer.
+var errPeerNotSeen = &ruleError{"the process of the peer could not be opened when it connected", os.ErrPermission}
+
+// checkPeer returns why a process with the number of the peer's is not that one, or nil.
+func (f *fd) checkPeer(process syscall.Handle) error {
 	created, err := createdAt(process)
-	return err == nil && created == f.peerBorn
+	switch {
+	case err != nil:
+		return err
+	case f.peerBorn == 0:
+		return errPeerNotSeen
+	case created != f.peerBorn:
+		return errProcessEnded
+	}
+	return nil
 }
 
 // errOtherMachine refuses what can be done with a process of this machine only.

@@ -1422,12 +1422,12 @@ func timedOutOrTorn(t *testing.T, err error) {
 func TestPipeMessageThatWasReadInPartIsTheLast(t *testing.T) {
 	story(t)
 	client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
-	must(t, client.SetWriteDeadline(time.Now().Add(10*brief)))
 	sending := begin(func() error { return client.WriteMessage(pattern(1 << 20)) })
 	n, more, err := server.ReadMessage(make([]byte, 512))
 	if n != 512 || !more || err != nil {
 		t.Fatalf("%d, %v, %v", n, more, err)
 	}
+	must(t, client.SetWriteDeadline(time.Now().Add(brief)))
 	timedOut(t, <-sending)
 	must(t, client.SetWriteDeadline(time.Time{}))
 	for range 2 {
@@ -1441,6 +1441,145 @@ func TestPipeMessageThatWasReadInPartIsTheLast(t *testing.T) {
 	must(t, client.Close())
 	if n, _, err := server.ReadMessage(make([]byte, 512)); n != 0 || err != io.EOF {
 		t.Errorf("%d, %v", n, err)
+	}
+}
+
+// cancelAll cancels everything that is under way on the handle, as anybody can who has it.
+func cancelAll(t *testing.T, c syscall.Conn) {
+	t.Helper()
+	control(t, c, func(h uintptr) {
+		if err := syscall.CancelIoEx(syscall.Handle(h), nil); err != nil && err != syscall.ERROR_NOT_FOUND {
+			t.Error(err)
+		}
+	})
+}
+
+// A write can be withdrawn by somebody else who has the handle.
+func TestPipeMessageThatOthersWithdrewIsTheLast(t *testing.T) {
+	story(t)
+	client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
+	sending := begin(func() error { return client.WriteMessage(pattern(1 << 20)) })
+	n, more, err := server.ReadMessage(make([]byte, 512))
+	if n != 512 || !more || err != nil {
+		t.Fatalf("%d, %v, %v", n, more, err)
+	}
+	cancelAll(t, client)
+	matches(t, <-sending, syscall.ERROR_OPERATION_ABORTED)
+	matches(t, client.WriteMessage([]byte("next")), syscall.EPIPE)
+	must(t, client.Close())
+	if n, _, err := server.ReadMessage(make([]byte, 512)); n != 0 || err != io.EOF {
+		t.Errorf("%d, %v", n, err)
+	}
+}
+
+// What somebody else cancels who has the handle goes on.
+func TestPipeReadAndFlushGoOnWhenOthersCancelThem(t *testing.T) {
+	story(t)
+	client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
+	reading := begin(func() error {
+		p := make([]byte, 10)
+		n, _, err := client.ReadMessage(p)
+		if string(p[:n]) != "answer" {
+			t.Errorf("%q", p[:n])
+		}
+		return err
+	})
+	send(t, client, "unread")
+	flushed := begin(func() error { return client.Flush(background()) })
+	awaitParked(t, "(*PipeConn).ReadMessage", 1)
+	awaitParked(t, "(*PipeConn).Flush", 1)
+	for range 3 {
+		cancelAll(t, client)
+		time.Sleep(brief) // they could end
+	}
+	select {
+	case err := <-reading:
+		t.Fatal(err)
+	case err := <-flushed:
+		t.Fatal(err)
+	default:
+	}
+	expectMessage(t, server, "unread")
+	must(t, <-flushed)
+	send(t, server, "answer")
+	must(t, <-reading)
+}
+
+// While Transact waits for one direction, the other is free.
+func TestPipeTransactHoldsNothingWhileItWaits(t *testing.T) {
+	for name, isIn := range map[string]func(t *testing.T, client, server *ipc.PipeConn) (ends func()){
+		"Read": func(t *testing.T, client, server *ipc.PipeConn) func() {
+			reading := beginRead(client)
+			awaitParked(t, "(*Conn).Read", 1)
+			return func() {
+				send(t, client, "ask") // what the read waits for
+				expectMessage(t, server, "ask")
+				send(t, server, "x")
+				must(t, <-reading)
+			}
+		},
+		"Write": func(t *testing.T, client, server *ipc.PipeConn) func() {
+			writing := stuckWrite(t, client)
+			return func() {
+				send(t, server, "x") // what the peer waits for before it reads
+				expect(t, client, "x")
+				n, more, err := server.ReadMessage(make([]byte, 1<<20))
+				if n != 1<<20 || more || err != nil {
+					t.Errorf("%d, %t, %v", n, more, err)
+				}
+				must(t, <-writing)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			story(t)
+			client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
+			ends := isIn(t, client, server)
+			reply := make([]byte, 10)
+			answered := begin(func() error {
+				n, err := client.Transact(background(), []byte("question"), reply)
+				reply = reply[:n]
+				return err
+			})
+			awaitParked(t, "(*PipeConn).Transact", 1)
+			ends()
+			expectMessage(t, server, "question")
+			must(t, server.WriteMessage([]byte("answer")))
+			if err := <-answered; string(reply) != "answer" || err != nil {
+				t.Errorf("%q, %v", reply, err)
+			}
+		})
+	}
+}
+
+// Close does not wait for the call that it is made in.
+func TestConnCloseWithinACall(t *testing.T) {
+	for name, within := range map[string]func(raw syscall.RawConn, f func(uintptr)) error{
+		"Control": syscall.RawConn.Control,
+		"Read": func(raw syscall.RawConn, f func(uintptr)) error {
+			return raw.Read(func(h uintptr) bool { f(h); return true })
+		},
+		"Write": func(raw syscall.RawConn, f func(uintptr)) error {
+			return raw.Write(func(h uintptr) bool { f(h); return true })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			story(t)
+			a, b := pair(t)
+			raw, err := a.SyscallConn()
+			must(t, err)
+			must(t, within(raw, func(h uintptr) {
+				must(t, a.SetDeadline(time.Now().Add(time.Hour)))
+				must(t, a.Close())
+				if kind, err := syscall.GetFileType(syscall.Handle(h)); kind != syscall.FILE_TYPE_PIPE || err != nil {
+					t.Errorf("the handle is gone: %d, %v", kind, err)
+				}
+			}))
+			if _, err := b.Read(make([]byte, 1)); err != io.EOF {
+				t.Error(err)
+			}
+			matches(t, raw.Control(func(uintptr) {}), net.ErrClosed)
+		})
 	}
 }
 
