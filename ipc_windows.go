@@ -19,7 +19,7 @@ import (
 	"unsafe"
 )
 
-// freshFolder is where Listen makes names of its own.
+// freshFolder is the folder of the names that Listen makes.
 const freshFolder = appFolder
 
 // network is what Addr.Network says: local sockets are named pipes here.
@@ -43,8 +43,8 @@ type SysListenConfig struct {
 	// [ListenConfig.Access]. It must allow this process [ServerRights].
 	Security *SecurityDescriptor
 
-	// ReadBuffer and WriteBuffer are how many bytes may be on their way from
-	// and to a client before its Write, or ours, waits. 0 is 64 KiB.
+	// ReadBuffer and WriteBuffer are how many bytes may be on their way from and to a
+	// client before its Write, or that of this end, waits. 0 is 64 KiB.
 	ReadBuffer, WriteBuffer int
 }
 
@@ -97,7 +97,7 @@ const (
 	// Impersonation lets the server act as the client on its own machine.
 	Impersonation
 
-	// Delegation lets it do so on other machines too.
+	// Delegation lets the server do so on other machines too.
 	Delegation
 )
 
@@ -122,29 +122,28 @@ func nameOf(typ string, value uint8, names ...string) string {
 	return typ + "(" + strconv.Itoa(int(value)) + ")"
 }
 
-// SessionID returns the Remote Desktop session of the peer's process, and
-// whether it is known. It is not for a peer on another machine.
+// SessionID returns the Remote Desktop session of the peer's process, and whether it is
+// known. It is not known for a peer on another machine.
 func (p Peer) SessionID() (uint32, bool) { return p.system.session, p.system.knowsSession }
 
-// PeerProcess opens the process at the other end with the access rights, as
-// OpenProcess does, and PROCESS_QUERY_LIMITED_INFORMATION: unlike its number, the
-// handle stays that of this process when it ends. The caller closes it. A process
-// that was started after the Dial or the Accept of this end, and so has only
-// inherited the number of the peer, is refused. The error matches
-// [os.ErrPermission] if this process may not open that one, and
-// [errors.ErrUnsupported] for a peer on another machine.
+// PeerProcess opens the process at the other end, as OpenProcess does, with the access
+// rights and PROCESS_QUERY_LIMITED_INFORMATION. The caller closes the handle. Unlike the
+// number of the process, the handle stays that of this process when it ends. A process
+// that was started after the Dial or the Accept of this end, and so only has the number
+// of the peer by now, is refused. The error matches [os.ErrPermission] if this process
+// may not open that one, and [errors.ErrUnsupported] for a peer on another machine.
 func (c *endpoint) PeerProcess(access uint32) (syscall.Handle, error) {
 	process, err := c.end().peerProcess(access)
 	return process, c.failed("peer", err)
 }
 
-// ShareHandle duplicates the handle h of this process into the process, with the
-// same rights, and returns its value there, for this process to tell that one by
-// any means. process must have been opened with PROCESS_DUP_HANDLE (0x40). If
-// the value never arrives, the handle stays open in the process until that ends.
+// ShareHandle duplicates the handle h of this process into the other process, with the
+// same rights, and returns its value there. The caller tells that process the value, by
+// any means. process must have been opened with PROCESS_DUP_HANDLE (0x40). If the value
+// never arrives, the handle stays open in that process until it ends.
 //
-// The handle of a Conn or a pipe end that was used already, in this process, can
-// be shared, but not read or written asynchronously there: hand on unused ones.
+// The handle of a Conn or a pipe end that was used already, in this process, can be
+// shared, but not read or written asynchronously there: share unused ones.
 func ShareHandle(h, process syscall.Handle) (syscall.Handle, error) {
 	there, err := duplicateHandle(currentProcess, h, process, syscall.DUPLICATE_SAME_ACCESS)
 	if err != nil {
@@ -157,9 +156,9 @@ func ShareHandle(h, process syscall.Handle) (syscall.Handle, error) {
 // Security descriptors
 
 // A SecurityDescriptor says who owns a pipe and who may do what with it. It is a
-// self-relative SECURITY_DESCRIPTOR, and does not change. It is made by
-// [ParseSDDL] or [NewSecurityDescriptor], or read from a pipe; the zero value says
-// nothing and no pipe can have it.
+// self-relative SECURITY_DESCRIPTOR, and does not change. It is made by [ParseSDDL] or
+// [NewSecurityDescriptor], or read from a pipe. The zero value is empty, and no pipe can
+// have it.
 type SecurityDescriptor struct{ raw []byte }
 
 // Rights on a pipe (winnt.h). A client that may also create instances
@@ -199,9 +198,9 @@ func ParseSDDL(sddl string) (*SecurityDescriptor, error) {
 	return &SecurityDescriptor{raw}, nil
 }
 
-// NewSecurityDescriptor returns a security descriptor that this user owns, with
-// a protected DACL of the entries: it inherits nothing, and what is not allowed
-// is denied. Denials belong before what they are to be excepted from.
+// NewSecurityDescriptor returns a security descriptor that this user owns, with a
+// protected DACL of the entries: it inherits nothing, and what is not allowed is denied.
+// An entry that denies must come before those that allow what it denies.
 func NewSecurityDescriptor(entries ...AccessEntry) (*SecurityDescriptor, error) {
 	user, err := currentUser()
 	if err != nil {
@@ -210,7 +209,7 @@ func NewSecurityDescriptor(entries ...AccessEntry) (*SecurityDescriptor, error) 
 	var sddl strings.Builder
 	sddl.WriteString("O:" + user + "D:P")
 	for _, e := range entries {
-		if strings.ContainsAny(e.SID, ";()") { // or it could say more than who
+		if strings.ContainsAny(e.SID, ";()") { // it would be more than a SID in the text
 			return nil, opError("security", Addr{}, Addr{}, configError("SID", strconv.Quote(e.SID), "a security identifier"))
 		}
 		what := "(A;;0x"
@@ -247,8 +246,8 @@ func (a Access) SecurityDescriptor() (*SecurityDescriptor, error) {
 	return NewSecurityDescriptor(entries...)
 }
 
-// String returns the descriptor in the language that [ParseSDDL] reads, with
-// all parts that it has; it is empty if the system cannot say it so.
+// String returns the descriptor in the language that [ParseSDDL] reads, with all parts
+// that it has. It is empty if the system cannot convert it.
 func (sd *SecurityDescriptor) String() string { return formatSDDL(sd.raw) }
 
 // Owner returns the SID of the owner, or "" if the descriptor has none.
@@ -328,8 +327,9 @@ func sidAt(raw []byte, at uint32) string {
 	return text
 }
 
-// currentUser returns the SID of the user that this process runs as, whoever a
-// thread of it may impersonate: to open the token might be denied to that one.
+// currentUser returns the SID of the user that this process runs as, even if a thread
+// impersonates another user. It does not open the token of the process, which that user
+// might not be allowed to.
 var currentUser = sync.OnceValues(func() (string, error) { return userOf(currentProcessToken) })
 
 // ownSIDs returns the SIDs that a descriptor must allow for this process to have
@@ -435,23 +435,24 @@ func cutPipePath(path string) (host, name string, ok bool) {
 // is one too, as it is reached by way of the network.
 func isRemote(target string) bool { return !strings.HasPrefix(target, localPrefix) }
 
-// appFolder is the folder of pipes in which an AppContainer may make some. To
-// everybody else it is a part of the name.
+// appFolder is the folder of pipes in which an AppContainer may make pipes. For every
+// other process it is a part of the name.
 const appFolder = `LOCAL\`
 
 // guarded reports whether the kernel itself enforces an Access: the DACL of a
 // pipe does.
 func guarded(string) bool { return true }
 
-// squattable reports whether anybody may have taken the address: any user can
-// make a pipe of any name that is free.
+// squattable reports whether any user may have taken the address: every user can make a
+// pipe of any name that is free.
 func squattable(Addr) bool { return true }
 
-// pipeOf returns what tells a pipe from others, in every spelling.
+// pipeOf returns the name of a pipe in one spelling, by which it is told from others.
 func pipeOf(target string) string { return strings.ToLower(target) }
 
-// userAddr returns a name with the SID of the process's user in it, whoever a thread may
-// impersonate. What is between backslashes cannot be a part of a SID or of the name.
+// userAddr returns a name with the SID of the process's user in it, even if a thread
+// impersonates another user. The SID and the name have no backslash, so the parts cannot
+// be taken for each other.
 func userAddr(name string) (Addr, error) {
 	user, err := currentUser()
 	if err != nil {
@@ -462,7 +463,7 @@ func userAddr(name string) (Addr, error) {
 		return Addr{}, err
 	}
 	folder := ""
-	if inContainer { // for which there is no other folder of pipes
+	if inContainer { // it has no other folder of pipes
 		folder = appFolder
 	}
 	return Name(folder + `ipc\` + user + `\` + name), nil
@@ -574,14 +575,14 @@ func (c listenerRawConn) Write(func(fd uintptr) bool) error { return errors.ErrU
 // is handed out: a burst of clients does not find the pipe busy, and its name is
 // not free for a moment.
 //
-// All of these operations signal one event, which says no more than "look again".
-// One goroutine waits for it, in a thread, from Listen to Close (watch). It wakes
-// the Accepts, which wait without a thread, and it clears the instances whose
-// client has left, also while nobody accepts. The kernel does not tell when a
-// client leaves; so while every instance has a client, watch looks now and then.
+// All of these operations signal one event, which says no more than "look again". One
+// goroutine waits for it, in a thread, from Listen to Close (watch). It wakes the
+// Accepts, which wait without a thread. It also clears the instances whose client has
+// left, even while nobody accepts. The kernel does not tell when a client leaves; so
+// while every instance has a client, watch looks now and then.
 //
-// The event has no lost signals: watch examines all instances after every wait, and
-// the kernel writes the result of an operation before it signals the event.
+// No signal is lost: watch examines all instances after every wait, and the kernel writes
+// the result of an operation before it signals the event.
 //
 // The kernel writes to the OVERLAPPED of an operation until that is done. An
 // instance is therefore reachable as long as its operation is under way: from
@@ -603,7 +604,7 @@ type instances struct {
 	out   int         // connections handed out and not closed; counted if there is a limit
 }
 
-// newInstances returns none yet: listen arms them.
+// newInstances makes no instances yet: listen does.
 func newInstances(p *pipeSpec, backlog, limit int) (s *instances, err error) {
 	s = &instances{spec: p, limit: limit, backlog: min(backlog, instancesMax)}
 	if s.backlog == 0 {
@@ -616,10 +617,10 @@ func newInstances(p *pipeSpec, backlog, limit int) (s *instances, err error) {
 	return s, err
 }
 
-// claim makes the pipe, and keeps its name with an instance that is no more than
-// that. A client can connect to an instance from its birth to when it has had
-// one, and nobody else knows of the pipe yet; so this process is its client, and
-// leaves. A real client that is faster has its place like any other.
+// claim makes the pipe, and keeps its name with an instance that no client can use. A
+// client can connect to an instance until that has had one, and nobody else knows of the
+// pipe yet. So this process is its client, and leaves. If a real client is faster, its
+// instance is one like any other, and claim tries the next.
 func (s *instances) claim() error {
 	for first := true; len(s.armed) < instancesMax; first = false {
 		h, err := s.spec.create(first)
@@ -697,8 +698,8 @@ func (s *instances) watch() {
 	}
 }
 
-// tend arms the instances again whose client has left, and returns how many listen
-// and the first one that Accept has something to do with. The caller holds mu.
+// tend arms the instances again whose client has left. It returns how many listen, and
+// the first one that is ready for Accept. The caller holds mu.
 func (s *instances) tend() (listening int, ready *instance) {
 	for _, in := range s.armed {
 		done, err := in.outcome(s.spec.ends)
@@ -760,7 +761,7 @@ func (s *instances) take() (*fd, error) {
 		return nil, nil
 	case ready.err != nil && ready.err != errNoData && ready.err != syscall.ERROR_OPERATION_ABORTED:
 		return nil, s.replace(ready, os.NewSyscallError("ConnectNamedPipe", ready.err))
-	case ready.err != nil: // it was armed again and ended so again: watch looks at it
+	case ready.err != nil: // it was armed again and ended again: watch looks at it
 		setEvent(s.event)
 		return nil, nil
 	}
@@ -800,9 +801,9 @@ func (s *instances) replace(in *instance, why error) error {
 	return os.NewSyscallError("CloseHandle", syscall.CloseHandle(in.sys))
 }
 
-// giveBack arms an instance for the connection that is about to be closed, while
-// its handle still keeps the name. That of one that was dropped without Close may
-// be gone; then it is Accept that makes the pipe again.
+// giveBack arms an instance for the connection that is about to be closed, while its
+// handle still keeps the name. If the connection was dropped without Close, its handle
+// may be gone; then Accept makes the pipe again.
 func (s *instances) giveBack() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -850,15 +851,15 @@ func (in *instance) arm(event syscall.Handle) {
 	in.overlapped = syscall.Overlapped{Internal: statusPending, HEvent: event}
 	err := connectNamedPipe(in.sys, &in.overlapped)
 	in.pending = err == syscall.ERROR_IO_PENDING
-	// The client came first, and may have left since. It is outcome that asks
-	// whether it wrote anything.
+	// The client came first, and may have left since. outcome asks whether it wrote
+	// anything.
 	if in.err = err; err == errPipeConnected || err == errNoData {
 		in.err = nil
 	}
 }
 
-// outcome reports whether arm has come to an end, and to which. A client that
-// left without a word is errNoData.
+// outcome reports whether the wait that arm began has ended, and with which error. That
+// is errNoData for a client that left without having written anything.
 func (in *instance) outcome(ends direction) (done bool, err error) {
 	if in.pending {
 		if !ended(&in.overlapped) {
@@ -947,7 +948,7 @@ func (s *instances) anyInstance() (syscall.Handle, error) {
 		return 0, &ruleError{"all instances of the pipe are connected", errors.ErrUnsupported}
 	}
 	h, err := duplicate(s.armed[0].sys)
-	if err == nil && s.spec.inherit { // it looks like the instance's own
+	if err == nil && s.spec.inherit { // the duplicate is to be like the instance's own handle
 		err = syscall.SetHandleInformation(h, syscall.HANDLE_FLAG_INHERIT, syscall.HANDLE_FLAG_INHERIT)
 		if err = os.NewSyscallError("SetHandleInformation", err); err != nil {
 			syscall.CloseHandle(h)
@@ -956,8 +957,7 @@ func (s *instances) anyInstance() (syscall.Handle, error) {
 	return h, err
 }
 
-// deserted reports whether the client of an instance has left and there is
-// nothing of it to read.
+// deserted reports whether the client of an instance has left, and left nothing to read.
 func deserted(h syscall.Handle, ends direction) bool {
 	if ends&reading != 0 {
 		_, _, _, err := peekMessage(h, nil)
@@ -1024,8 +1024,8 @@ func quota(n int) uint32 {
 // ---------------------------------------------------------------------------
 // Connections
 
-// connect makes one attempt to open the pipe. What ends the attempts ends this one, if
-// it has to wait for another machine.
+// connect makes one attempt to open the pipe. If the attempt has to wait for another
+// machine, p ends it too.
 func connect(p *retryTimer, target string, kind connKind, s *SysDialer) (*fd, error) {
 	if s == nil {
 		s = &SysDialer{}
@@ -1070,9 +1070,9 @@ func openClient(p *retryTimer, target string, kind connKind, d Direction, flags 
 	return f, nil
 }
 
-// openFar makes a call that opens a pipe of another machine, which may take as long as the
-// network likes, until p ends that. The call is made in the caller's thread: that one may
-// act in somebody's name.
+// openFar makes a call that opens a pipe of another machine. The call may take as long as
+// the network likes, until p ends it. It is made in the caller's thread, which may
+// impersonate somebody.
 func openFar(p *retryTimer, open func() (syscall.Handle, error)) (h syscall.Handle, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -1104,11 +1104,11 @@ func openFar(p *retryTimer, open func() (syscall.Handle, error)) (h syscall.Hand
 	return h, <-ended
 }
 
-// rightsOf returns the rights on a pipe that a client asks for: no more than it
-// needs, for it is refused if the pipe grants one of them less. READ_CONTROL is for
-// the look at the owner. FILE_GENERIC_READ, which is all that the default
-// descriptor of a pipe grants everybody, has what a reader of bytes asks for.
-// FILE_CREATE_PIPE_INSTANCE is never among them.
+// rightsOf returns the rights on a pipe that a client asks for. They are no more than it
+// needs: the open is refused if the pipe does not grant all of them. READ_CONTROL is for
+// reading the owner. The default descriptor of a pipe grants everybody FILE_GENERIC_READ
+// alone, which has all that a reader of bytes asks for. FILE_CREATE_PIPE_INSTANCE is
+// never among them.
 func rightsOf(ends direction, readsMessages bool) uint32 {
 	const (
 		fileReadData        = 0x1
@@ -1139,10 +1139,9 @@ func judge(_ string, err error) verdict {
 	return final
 }
 
-// trusted reports whether the peer is this process's user, SYSTEM or an
-// administrator. Of a server the owner of the pipe counts, which a user cannot
-// forge, of a client its token; and both only on this machine, where these SIDs
-// mean something.
+// trusted reports whether the peer is this process's user, SYSTEM or an administrator.
+// For a server the owner of the pipe counts, which a user cannot forge; for a client its
+// token. Both count on this machine alone, where these SIDs mean something.
 func (p Peer) trusted() bool { return p.system.trusted }
 
 // peerSystem is what a Peer holds beyond the portable facts.
@@ -1152,14 +1151,15 @@ type peerSystem struct {
 	trusted      bool // see Peer.trusted
 }
 
-// pair returns the server's and the client's end of a pipe of its own. Nobody
-// else can open the client's end: the instance is the only one, of a new pipe,
-// of this user, and has its client when pair returns.
+// pair returns the server's and the client's end of a new pipe. Nobody else can open the
+// client's end: the pipe belongs to this user and has a single instance, which has its
+// client when pair returns.
 func pair(kind connKind) (a, b *fd, err error) { return pairOf(Duplex, kind) }
 
-// pairOf makes a pair. The token by which the server knows the client follows what
-// the client sends (SECURITY_CONTEXT_TRACKING): the client's end may be given to a
-// child with other rights than this process, and what that one sends is its own.
+// pairOf makes a pair. The token by which the server knows the client follows what the
+// client sends (SECURITY_CONTEXT_TRACKING). The client's end may be given to a child with
+// other rights than this process, and then the server knows the child by what the child
+// sends.
 func pairOf(d Direction, kind connKind) (server, client *fd, err error) {
 	p, err := newPipeSpec(localPrefix+appFolder+freshName(), PipeConfig{Direction: d, Messages: kind.native() == messages})
 	if err != nil {
@@ -1254,10 +1254,10 @@ func adoptSys(h syscall.Handle, kind connKind, d direction) (*fd, error) {
 		return nil, err
 	}
 	f := newFD(h, reads, ends, server)
-	f.remote = far || server // whose client may be anywhere
+	f.remote = far || server // the client of a server may be anywhere
 	if name, err := pipeName(h); err == nil && !far {
 		f.pipe = pipeOf(localPrefix + name)
-	} // or the peer is gone, and so is the name
+	} // otherwise the peer is gone, and so is the name
 	f.notePeer()
 	return f, nil
 }
@@ -1334,24 +1334,24 @@ type PipeConfig struct {
 	// [ClientRights].
 	Security *SecurityDescriptor
 
-	// Check, if set, has a further say over each client: see
+	// Check, if set, is called for each client that the security descriptor admits: see
 	// [ListenConfig.Check].
 	Check func(Peer) error
 
-	// Refused, if set, is told of each client that Check refused: see
+	// Refused, if set, is called for each client that Check refused: see
 	// [ListenConfig.Refused].
 	Refused func(Peer, error)
 
-	// Backlog is how many clients may wait for Accept: instances that are
-	// armed at once, at most 254. 0 is 4.
+	// Backlog is how many clients may wait for Accept: the number of instances that are
+	// ready for a client at once, at most 254. 0 is 4.
 	Backlog int
 
-	// MaxInstances is how many instances the pipe has at most, 1 to 254, both
-	// armed and connected; 0 is no limit. A client beyond it waits, in Dial,
-	// until a connection is closed on this side. The listener does the
-	// counting (the limit of CreateNamedPipe counts connections that only the
-	// client still holds), so that it can make the new instance before the
-	// old one goes, and the name is never free.
+	// MaxInstances is how many instances the pipe has at most, 1 to 254, both armed and
+	// connected; 0 is no limit. A client beyond it waits, in Dial, until a connection is
+	// closed on this side. The listener does the counting itself: the limit of
+	// CreateNamedPipe counts connections that only the client still holds. So the
+	// listener can make the new instance before the old one goes, and the name is never
+	// free.
 	MaxInstances int
 
 	// AcceptRemote admits clients on other machines: see
@@ -1368,12 +1368,12 @@ type PipeConfig struct {
 	// to one child.
 	Inheritable bool
 
-	// ReadBuffer and WriteBuffer are how many bytes may be on their way from
-	// and to a client before its Write, or ours, waits. 0 is 64 KiB.
+	// ReadBuffer and WriteBuffer are how many bytes may be on their way from and to a
+	// client before its Write, or that of this end, waits. 0 is 64 KiB.
 	ReadBuffer, WriteBuffer int
 
-	// Spin bounds how long the waits of accepted connections may keep their thread
-	// before they park: see [ListenConfig.Spin].
+	// Spin is the longest time that each wait of an accepted connection keeps its thread
+	// before it parks: see [ListenConfig.Spin].
 	Spin time.Duration
 
 	// DefaultWait is how long clients that call WaitNamedPipe with the default
@@ -1475,8 +1475,8 @@ type PipeDialer struct {
 	Timeout  time.Duration
 	Deadline time.Time
 
-	// Direction is that of the pipe. With another one the server refuses:
-	// the error matches [os.ErrPermission].
+	// Direction is the direction of the pipe. With another one the server refuses: the
+	// error matches [os.ErrPermission].
 	Direction Direction
 
 	// Messages reads messages (PIPE_READMODE_MESSAGE): see
@@ -1487,14 +1487,14 @@ type PipeDialer struct {
 	// Access says who may be the server: see [Dialer.Access].
 	Access Access
 
-	// Check, if set, has a further say over the server: see [Dialer.Check].
+	// Check, if set, is called for a server that Access accepts: see [Dialer.Check].
 	Check func(Peer) error
 
 	// Wait keeps trying until the pipe exists: see [Dialer.Wait].
 	Wait bool
 
-	// Spin bounds how long the waits of the connection may keep their thread before
-	// they park: see [Dialer.Spin].
+	// Spin is the longest time that each wait of the connection keeps its thread before
+	// it parks: see [Dialer.Spin].
 	Spin time.Duration
 
 	// Impersonation says what the server may do in this process's name; the zero
@@ -1541,12 +1541,12 @@ type PipeConn struct{ endpoint }
 
 func newPipeConn(e endpoint) *PipeConn { return &PipeConn{e} }
 
-// A PipeConn is made of what a Conn is made of, and so can be used as one. It does not
+// A PipeConn has the same fields as a Conn, and so can be converted to one. It does not
 // embed a Conn: users could replace that, and its methods would not be among those that
 // the documentation of PipeConn shows.
 
-// Read reads bytes: see [Conn.Read]. Of a pipe of message type it returns the contents
-// of the messages, without their boundaries.
+// Read reads bytes: see [Conn.Read]. From a pipe of message type it reads the contents of
+// the messages, without their boundaries.
 func (c *PipeConn) Read(p []byte) (int, error) { return (*Conn)(c).Read(p) }
 
 // Write writes all of p: see [Conn.Write]. To a pipe of message type that is one
@@ -1582,12 +1582,12 @@ func (c *PipeConn) SendFiles(files ...*os.File) error { return (*Conn)(c).SendFi
 // RecvFiles receives the files of one SendFiles: see [Conn.RecvFiles].
 func (c *PipeConn) RecvFiles(max int) ([]*os.File, error) { return (*Conn)(c).RecvFiles(max) }
 
-// ReadMessage reads one message, or as much of it as fits into p, which must not
-// be empty; more says that there is a rest, which the next read gets. It waits
-// until there is a message. An empty message is 0, false and no error;
-// [io.EOF] comes when the peer has closed its end. The system does not let the
-// two be told apart in one case: an empty message that arrives while ReadMessage
-// waits, and that the peer's Close follows at once, may be io.EOF.
+// ReadMessage reads one message, or as much of it as fits into p, which must not be
+// empty; more says that there is a rest, which the next read gets. It waits until there
+// is a message. For an empty message it returns 0, false and no error. [io.EOF] means
+// that the peer has closed its end. In one case the system does not tell the two apart:
+// for an empty message that arrives while ReadMessage waits, and that the peer's Close
+// follows at once, ReadMessage may return io.EOF.
 //
 // An end that reads bytes has no messages: the error matches
 // [errors.ErrUnsupported]. See ReadFile.
@@ -1598,17 +1598,17 @@ func (c *PipeConn) ReadMessage(p []byte) (n int, more bool, err error) {
 
 // WriteMessage writes p as one message, which may be empty. The error matches
 // [ErrMsgTooLong] above 1 GiB, and [errors.ErrUnsupported] on an end that reads
-// bytes. If the deadline, or somebody else who has the handle, ends a WriteMessage of
-// which the peer may have read a part, that is the last message: what is written later
-// matches [syscall.EPIPE]. See WriteFile.
+// bytes. If the deadline, or another holder of the handle, ends a WriteMessage of which
+// the peer may have read a part, no message can follow: later writes fail with an error
+// that matches [syscall.EPIPE]. See WriteFile.
 func (c *PipeConn) WriteMessage(p []byte) error { return c.failed("write", c.end().send(p)) }
 
-// PeekMessage copies what is there to read into p, without waiting and without
-// taking it, and returns how much it copied and the length of the whole message
-// at the head, or in a stream of bytes of all that is there. Both are 0 when
-// there is nothing, or an empty message. Data whose files a RecvFiles was too late
-// for is there to read. [io.EOF] means that the peer has closed its end and all was
-// read. See PeekNamedPipe.
+// PeekMessage copies data that is there to read into p, without waiting and without
+// taking it. It returns how much it copied, and as size the length of the whole next
+// message, or in a stream of bytes of all data that is there. Both are 0 when there is
+// nothing, or an empty message. If a RecvFiles ended at its deadline before it had its
+// files, the data that came with them is there to read. [io.EOF] means that the peer has
+// closed its end and all was read. See PeekNamedPipe.
 func (c *PipeConn) PeekMessage(p []byte) (n, size int, err error) {
 	n, size, err = c.end().peek(p)
 	return n, size, c.failed("peek", err)
@@ -1616,31 +1616,30 @@ func (c *PipeConn) PeekMessage(p []byte) (n, size int, err error) {
 
 // Transact writes the request as one message and reads the reply into reply, as
 // one operation that holds an operating-system thread while it waits
-// (TransactNamedPipe). It returns the length of the reply; of one that does not
-// fit, reply is filled, the rest is dropped, and the error matches
-// [ErrMsgTooLong]. There must be nothing unread on this end, which must be one
-// that reads messages of a duplex pipe. It waits for reads and writes that are under
-// way, and others go on meanwhile. It ends with ctx, and at the first of the two
-// deadlines; the peer may have the request all the same, and its reply is left for
-// the next read.
+// (TransactNamedPipe). It returns the length of the reply. If the reply does not fit,
+// reply is filled, the rest is dropped, and the error matches [ErrMsgTooLong]. The pipe
+// must be duplex, this end must read messages, and nothing may be unread on it.
+//
+// Transact waits for reads and writes that are under way, and others go on meanwhile. It
+// ends with ctx, and at the first of the two deadlines. The peer may have the request all
+// the same; then its reply is left for the next read.
 func (c *PipeConn) Transact(ctx context.Context, request, reply []byte) (int, error) {
 	n, err := c.end().transact(ctx, request, reply)
 	return n, c.failed("transact", err)
 }
 
-// Flush waits until the peer has read everything that was written, or is gone. It
-// holds an operating-system thread while it waits, writes wait for it, and it
-// ends with ctx, at the write deadline, and with Close. On an end that cannot be
-// written it does nothing. See FlushFileBuffers.
+// Flush waits until the peer has read everything that was written, or is gone. It ends
+// with ctx, at the write deadline, and with Close. It holds an operating-system thread
+// while it waits, and writes wait for it. On an end that cannot be written it does
+// nothing. See FlushFileBuffers.
 func (c *PipeConn) Flush(ctx context.Context) error {
 	return c.failed("flush", c.end().flush(ctx))
 }
 
-// Disconnect throws the client out: both ends lose what they have not read, and
-// all that is left to do with this one is Close. What the client reads is
-// io.EOF with this package, ERROR_PIPE_NOT_CONNECTED with others. It is for the
-// server's end; on the client's the error matches [errors.ErrUnsupported]. See
-// DisconnectNamedPipe.
+// Disconnect ends the connection from the server's side. Both ends lose what they have
+// not read, and this end can only be closed then. The client reads io.EOF with this
+// package, ERROR_PIPE_NOT_CONNECTED with others. On the client's end the error matches
+// [errors.ErrUnsupported]. See DisconnectNamedPipe.
 func (c *PipeConn) Disconnect() error {
 	if !c.end().server {
 		return c.failed("disconnect", errNotServer)
@@ -1648,19 +1647,19 @@ func (c *PipeConn) Disconnect() error {
 	return c.failed("disconnect", c.end().control("DisconnectNamedPipe", disconnectNamedPipe))
 }
 
-// errNotServer refuses at a client's end what only a server's can do.
+// errNotServer refuses at a client's end what only a server's end can do.
 var errNotServer = &ruleError{"this is the client's end of the pipe", errors.ErrUnsupported}
 
 // Impersonate runs f with the identity and rights of the client, as far as its
-// [ImpersonationLevel] lets the server have them, and returns f's error. f runs
-// in a goroutine of its own on a thread of its own, and goroutines that it
-// starts do not impersonate anybody. The thread takes its own identity back when
-// f returns, panics or ends its goroutine; should that fail, which is an error
-// too, the thread is not used again. It is for the server's end; on the client's
-// the error matches [errors.ErrUnsupported]. See ImpersonateNamedPipeClient.
+// [ImpersonationLevel] lets the server have them, and returns f's error. f runs in a
+// goroutine of its own on a thread of its own, and goroutines that it starts do not
+// impersonate anybody. The thread takes its own identity back when f returns, panics or
+// ends its goroutine. If that fails, Impersonate returns an error and the thread is not
+// used again. On the client's end the error matches [errors.ErrUnsupported]. See
+// ImpersonateNamedPipeClient.
 //
-// A client that does not use this package and did not ask for static tracking
-// can be impersonated only after something of what it sent was read.
+// A client that does not use this package and did not ask for static tracking can be
+// impersonated only after something that it sent was read.
 func (c *PipeConn) Impersonate(f func() error) error {
 	var result error
 	if err := c.end().impersonate(func() { result = f() }); err != nil {
@@ -1747,8 +1746,8 @@ const (
 	tokenPair      = ":pair"
 )
 
-// A token is what finds an end in the child: its handle and, as far as the system
-// does not tell it of that, what this process knows.
+// A token describes an end to the child: its handle, and what this process knows of it
+// that the system does not tell the child.
 type token struct {
 	handle  syscall.Handle
 	id      uint64 // of the pipe and the end, see pipeIdentity; 0 if it is not known
@@ -1780,7 +1779,7 @@ func (t token) String() string {
 	return text
 }
 
-// parseToken returns the zero token for what String does not write.
+// parseToken reads what String writes. For any other text it returns the zero token.
 func parseToken(text string) (t token) {
 	rest, pair := strings.CutSuffix(text, tokenPair)
 	rest, remote := strings.CutSuffix(rest, tokenRemote)
@@ -1797,9 +1796,10 @@ func parseToken(text string) (t token) {
 	return t
 }
 
-// pipeIdentity tells the ends of pipes apart by the name of the pipe and the side.
-// It is a hash (FNV-1a, 64 bits) of both. It is 0 for an end whose peer is gone and of
-// whose pipe the kernel has forgotten the name: what there is to read is there still.
+// pipeIdentity returns a number that tells the ends of pipes apart: a hash (FNV-1a, 64
+// bits) of the name of the pipe and the side. It is 0 for an end whose peer is gone, if
+// the kernel has forgotten the name of its pipe. From such an end it may still be
+// possible to read.
 func pipeIdentity(h syscall.Handle) (uint64, error) {
 	typ, err := syscall.GetFileType(h)
 	if err != nil {
@@ -1827,7 +1827,7 @@ func pipeIdentity(h syscall.Handle) (uint64, error) {
 	return max((id^uint64(info.end))*prime, 1), nil
 }
 
-// tokenDescriptors returns the handle that a token names; nil if it is none.
+// tokenDescriptors returns the handle that a token names, or nil if the text is no token.
 func tokenDescriptors(text string) []uintptr {
 	t := parseToken(text)
 	if t == (token{}) {
@@ -1836,9 +1836,10 @@ func tokenDescriptors(text string) []uintptr {
 	return []uintptr{uintptr(t.handle)}
 }
 
-// whatWasPassed looks, when the program starts, whether the handle came from the
-// parent: what this process opened is not inheritable. It asks nothing that could
-// wait for the file behind a handle; that is checked when somebody asks for the end.
+// whatWasPassed checks, when the program starts, that the handle came from the parent:
+// handles that this process opened are not inheritable. It makes no call that could wait
+// for the file behind a handle. The file is checked when the end is asked for: see
+// whatIsThere.
 func whatWasPassed(text string) (string, error) {
 	flags, err := handleFlags(parseToken(text).handle)
 	if err == nil && flags&syscall.HANDLE_FLAG_INHERIT == 0 {
@@ -1847,7 +1848,7 @@ func whatWasPassed(text string) (string, error) {
 	return "", err
 }
 
-// whatIsThere looks whether the handle is still open, and that of the parent's end.
+// whatIsThere checks that the handle is still open, and is that of the parent's end.
 func whatIsThere(text string) (string, error) {
 	t := parseToken(text)
 	if _, err := handleFlags(t.handle); err != nil {
@@ -1863,8 +1864,8 @@ func whatIsThere(text string) (string, error) {
 	return "", err
 }
 
-// keepFromChildren makes an inherited handle one that children do not inherit. It
-// can fail only for what is no handle, and that is refused when it is asked for.
+// keepFromChildren makes an inherited handle one that children do not inherit. It can
+// fail only if there is no such handle, and that is found out when the end is asked for.
 func keepFromChildren(text string) {
 	syscall.SetHandleInformation(parseToken(text).handle, syscall.HANDLE_FLAG_INHERIT, 0)
 }
@@ -1892,7 +1893,7 @@ func inheritedFD(text string, kind connKind, d direction) (*fd, error) {
 func inheritedReader(text string) (*fd, error) { return inheritedFD(text, streams, reading) }
 func inheritedWriter(text string) (*fd, error) { return inheritedFD(text, streams, writing) }
 
-// errNotThatEnd refuses a handle that is not of the end that the variable says.
+// errNotThatEnd refuses a handle that is not that of the end in the variable.
 var errNotThatEnd = &ruleError{"the handle is not that of such an end", errors.ErrUnsupported}
 
 // inheritedListener returns the listener for such connections, on a duplex pipe.
@@ -1908,7 +1909,8 @@ func inheritedListener(text string, kind connKind) (*listener, error) {
 	return t.listen(c)
 }
 
-// config returns what the reservation of a pipe tells of it. Anything else is refused.
+// config returns the configuration of a pipe, as its reservation tells it. Any other
+// handle is refused.
 func (t token) config() (c PipeConfig, err error) {
 	typ, err := syscall.GetFileType(t.handle)
 	if err != nil {
@@ -1950,8 +1952,8 @@ func (t token) config() (c PipeConfig, err error) {
 	}, nil
 }
 
-// listen returns a listener whose instances are of the pipe of the reservation, which it
-// owns; if it cannot, the reservation stays as it was.
+// listen returns a listener for the pipe of the reservation, which the listener then
+// owns. If it fails, the reservation stays as it was.
 func (t token) listen(c PipeConfig) (*listener, error) {
 	name, err := pipeName(t.handle)
 	if err != nil {
@@ -1979,8 +1981,9 @@ func (l *server) adopted(sys *listener) {
 	l.setRules(false, nil)
 }
 
-// bequeath gives the child the instance that keeps the name. The child makes and
-// arms others: on the listener's own, operations of this process are under way.
+// bequeath gives the child the reservation, which keeps the name. The child makes and
+// arms instances of its own: on those of this listener, operations of this process are
+// under way.
 func (l *listener) bequeath(cmd *exec.Cmd) (text string, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -2020,30 +2023,29 @@ func (c *PipeConn) kindOfEnd() endKind     { return kindOf(c, kindConn) }
 // ---------------------------------------------------------------------------
 // Handles: the one way to system calls that may block
 //
-// Every read and write is an overlapped operation, and there are two ways to wait
-// for its end. In its own thread, on an event: that is fast, as nobody has to wake
-// a thread to look at a completion port and then another to run the goroutine,
-// but it holds the thread. Or parked, as an os.File, which hands the handle to
-// the runtime's completion port: that holds no thread, and one that waits long
-// should do so.
+// Every read and write is an overlapped operation, and there are two ways to wait for its
+// end. A goroutine can wait in its own thread, on an event. That is fast: no thread has
+// to be woken to look at a completion port, and no other to run the goroutine. But it
+// holds the thread. Or the goroutine parks in an os.File, which hands the handle to the
+// runtime's completion port. That holds no thread, and is for waits that take long.
 //
-// A read waits in its thread for a short time, if that paid lately, and is then
-// cancelled, which loses nothing on this machine, and parks. A read from another
-// machine parks at once: its answer may be on the way when it is cancelled. A write
-// cannot change from the one to the other, for when it is cancelled it is not known
-// what the peer has read of it. Where no read has parked yet it waits in its thread
-// until it is done, as long as few do so at once.
+// A read waits in its thread for a short time, if that paid lately. Then it is cancelled,
+// which loses nothing on this machine, and parks. A read from another machine parks at
+// once: its answer may be on the way when it is cancelled. A write cannot change from one
+// way to the other: when it is cancelled, it is not known how much of it the peer has
+// read. If no read has parked yet, a write waits in its thread until it is done, as long
+// as few do so at once.
 //
-// The handle's value must not go to somebody else while a call uses it, so each
-// operation counts as a user of the fd, and Close closes it after the last one.
-// It becomes an os.File no sooner than it parks: once it belongs to the
-// completion port of a process, it cannot be used asynchronously by another.
+// While a call uses the handle, its value must not go to another object. So each
+// operation counts as a user of the fd, and the last user after Close closes it. The
+// handle becomes an os.File no sooner than it parks: once it belongs to the completion
+// port of a process, it cannot be used asynchronously by another.
 //
-// An operation is cancelled by its OVERLAPPED alone. CancelIoEx without one would
-// cancel what this process has under way on other handles of the same file object, such
-// as what File returned. The Close of an os.File does that all the same, and anybody may
-// who has a handle. So an operation that was cancelled for no reason of this end is made
-// again, if it is one that took nothing: a read, a flush.
+// An operation is cancelled by its OVERLAPPED alone. CancelIoEx without one would also
+// cancel the operations of this process on other handles of the same file object, such as
+// the one that File returned. The Close of an os.File does that all the same, and every
+// holder of a handle may. So if an operation was cancelled for no reason of this end, and
+// took nothing (a read, a flush), it is made again.
 
 // An fd is an overlapped handle of one end of a pipe.
 type fd struct {
@@ -2069,7 +2071,7 @@ type fd struct {
 
 	waits                   // mu guards what follows too; it keeps Close and SetDeadline apart
 	gone    chan struct{}   // made by Close; closed when sys is
-	goneErr error           // of that, once gone is closed
+	goneErr error           // the error of that; set before gone is closed
 	file    *os.File        // owns sys since the first park; nil before
 	parks   atomic.Bool     // file is there, for good, and can park: sys belongs to no other completion port
 	cleanup runtime.Cleanup // closes sys if nobody does; stopped when file takes over
@@ -2080,25 +2082,26 @@ type readSide struct {
 	turn    chan struct{} // holds an element while nobody reads: see acquire
 	backoff backoff       // guarded by turn
 
-	// What follows is the next to be read. It is changed by the holder of turn, while it
-	// holds taking too; who holds either may look. Close has it when nobody else is left.
+	// The fields below hold what is to be read next. The holder of turn changes them,
+	// while it holds taking too; the holder of either may look at them. Close has them
+	// when no user is left.
 
-	// taking is held by a read that takes something of the pipe that it may not give out
-	// and by one that moves what follows, never while it waits. So PeekMessage, which
-	// does not wait for its turn, finds either where it was or where it is.
+	// taking is held by a read while it takes something from the pipe that it may not
+	// return, and while it moves what is below, but never while it waits. So PeekMessage,
+	// which does not wait for its turn, finds data either in the pipe or here.
 	taking sync.Mutex
 
 	// awaiting says that RecvFiles or RecvWithFiles waits, and may take an empty message
-	// by that. It is guarded by taking; settled tells of its end.
+	// in that way. taking guards it. settled is signalled when the wait ends.
 	awaiting bool
 	settled  sync.Cond
 
-	// arriving is the files, and their data, that the last RecvFiles or RecvWithFiles
-	// has taken and was too late for; nil is nothing.
+	// arriving has the files, and their data, that the last RecvFiles or RecvWithFiles
+	// has taken and could not return in time; nil is none.
 	arriving *arrival
 
-	// unread is what RecvFiles or RecvWithFiles has read and not given out: what is
-	// no record, or the data that came with one. It is a message if kind is messages,
+	// unread has the data that RecvFiles or RecvWithFiles has read and not returned: data
+	// that is no record, or that came with one. It is a message if kind is messages,
 	// otherwise bytes. nil is nothing, an empty slice an empty message.
 	unread []byte
 }
@@ -2165,7 +2168,8 @@ func (f *fd) acquire(l limits, d direction) error {
 }
 
 // acquireBoth begins an operation in both directions. While it waits for one of them it
-// has neither: reads go on while a write is in its way, and writes while a read is.
+// has neither, so that reads go on while it waits for a write, and writes while it waits
+// for a read.
 func (f *fd) acquireBoth(l limits) error {
 	if f.ends != reading|writing {
 		return errDirection(f.ends)
@@ -2247,7 +2251,7 @@ func (f *fd) runRead(l limits, op operation) (int, error) {
 	return f.runParked(l, op)
 }
 
-// runBriefly waits in the thread, if that paid lately. It is errOverBudget if the
+// runBriefly waits in the thread, if that paid lately. The error is errOverBudget if the
 // read should park.
 func (f *fd) runBriefly(l limits, op operation) (int, error) {
 	l.budget = f.spinBudget()
@@ -2255,7 +2259,7 @@ func (f *fd) runBriefly(l limits, op operation) (int, error) {
 		return 0, errOverBudget
 	}
 	s, _ := takeSlot(false)
-	if s == nil { // without one, it parks
+	if s == nil { // without a slot the read parks
 		return 0, errOverBudget
 	}
 	n, err := f.runInThread(l, s, op)
@@ -2279,10 +2283,10 @@ func (f *fd) runParked(l limits, op operation) (int, error) {
 	return f.runInThread(l, s, op)
 }
 
-// readParked reads as an os.File, to which an empty message and the end of the
-// stream look alike. What is in the queue of a peer that is gone does not change
-// any more: if there is something, the read gets it. If the peer is still there
-// after the read, that was a message.
+// readParked reads as an os.File, to which an empty message and the end of the stream
+// look alike. If the peer is gone before the read, its queue does not change any more: if
+// there is something, the read gets it. If the peer is still there after the read, the
+// read got an empty message.
 func (f *fd) readParked(file *os.File, p []byte) (int, error) {
 	certain := false
 	if f.kind == messages {
@@ -2304,9 +2308,9 @@ func (f *fd) readParked(file *os.File, p []byte) (int, error) {
 	return n, f.whyEnded(err)
 }
 
-// runWrite parks if a read of this end has parked before, and otherwise waits in
-// the thread. For the race detector no os.File is written, which if it is read at
-// the same time races with itself.
+// runWrite parks if a read of this end has parked before, and otherwise waits in the
+// thread. In a build with -race it does not write to an os.File, because a read of the
+// same os.File at the same time is a race there.
 func (f *fd) runWrite(l limits, op operation) (int, error) {
 	var s *slot
 	var err error
@@ -2333,8 +2337,8 @@ func (f *fd) runWrite(l limits, op operation) (int, error) {
 	return f.runInThread(l, s, op)
 }
 
-// whyEnded says why an operation of os.File ended: Close wakes those that wait by
-// a deadline in the past.
+// whyEnded returns the reason why an operation of os.File ended. Close wakes those that
+// wait by a deadline in the past, which must not be taken for their own deadline.
 func (f *fd) whyEnded(err error) error {
 	err = errnoOf(err)
 	if (err == os.ErrDeadlineExceeded || err == syscall.ERROR_OPERATION_ABORTED) && f.closing() {
@@ -2349,14 +2353,14 @@ var errOverBudget = errors.New("over budget")
 // errWithdrawn ends a write that has begun and that its deadline has cancelled.
 var errWithdrawn = errors.New("withdrawn")
 
-// atOnce is the budget of a read that does not wait: it takes what is there or nothing,
-// which is errOverBudget.
+// atOnce is the budget of a read that does not wait: it takes what is there. If there is
+// nothing, the error is errOverBudget.
 const atOnce time.Duration = 1
 
-// runInThread makes the call with the slot, which it gives back, and waits for its
-// end in the thread. When the limits end the wait it cancels the call. It returns
-// when the kernel has ended it, in any case. A read that does not wait ignores the
-// limits: it follows one that has waited, and nothing must come in between.
+// runInThread makes the call with the slot, which it gives back, and waits for its end in
+// the thread. When the limits end the wait, it cancels the call. In any case it returns
+// only when the kernel has ended the call. A read that does not wait ignores the limits:
+// it follows one that has waited, and nothing must come in between.
 func (f *fd) runInThread(l limits, s *slot, op operation) (int, error) {
 	defer giveSlot(s)
 	if _, err := f.expired(l); err != nil && l.budget != atOnce {
@@ -2403,22 +2407,22 @@ func (f *fd) spinBudget() time.Duration {
 
 func (f *fd) setSpin(d time.Duration) { f.spin.Store(int64(d)) }
 
-// A slot is what an operation needs that its own thread waits for. The kernel
-// uses overlapped and the buffers until the operation has ended, so they are in the
-// heap and reachable until then.
+// A slot has what an operation needs for which its own thread waits. The kernel uses
+// overlapped and the buffers until the operation has ended, so they are in the heap and
+// reachable until then.
 type slot struct {
 	overlapped syscall.Overlapped
 	event      syscall.Handle // auto-reset: the operation has ended, or the limits have changed
-	buffers    [2]*byte       // keeps what is read into or written where it is: in the heap, alive
+	buffers    [2]*byte       // keeps the buffers of the operation in the heap and reachable
 	done       uint32         // how many bytes were transferred, if the operation ended at once
 	next       *slot          // in the list of free slots
 }
 
-// slotsMax is how many operations wait in their threads at once, but for those
-// that cannot wait otherwise.
+// slotsMax is how many operations wait in their threads at once, apart from those that
+// have no other way to wait.
 const slotsMax = 32
 
-// slots are the slots of the process. They stay for its life, but for those made
+// slots are the slots of the process. They are kept for its life, except for those made
 // beyond slotsMax.
 var slots struct {
 	mu   sync.Mutex // guards the rest
@@ -2468,8 +2472,8 @@ func (s *slot) begin(op operation) {
 	}
 }
 
-// statusPending is where the kernel puts the result of an operation that is under
-// way: STATUS_PENDING of ntstatus.h.
+// statusPending stands in the place of the result while an operation is under way:
+// STATUS_PENDING of ntstatus.h.
 const statusPending = 0x103
 
 // ended reports whether the kernel is done with an operation that did not end at
@@ -2480,8 +2484,8 @@ func ended(o *syscall.Overlapped) bool { return atomic.LoadUintptr(&o.Internal) 
 // Closing
 
 // close marks the fd closed, wakes the calls that wait on it, and returns when the handle
-// is closed, or after closeGrace. A call that does not wait for the pipe may take long: a
-// function that is given the handle, which may be the one that calls Close.
+// is closed, or after closeGrace. A function that was given the handle may use it for long,
+// and may even be the one that calls Close.
 func (f *fd) close() error {
 	if err := f.closeLater(); err != nil {
 		return err
@@ -2551,8 +2555,7 @@ func (f *fd) dispose() {
 	close(f.gone)
 }
 
-// discard closes handles that a peer chose, away from the caller: see
-// discardFiles.
+// discard closes handles that a peer chose, on another goroutine: see discardFiles.
 func discard(handles ...syscall.Handle) {
 	if len(handles) > 0 {
 		disposal.do(len(handles), closeGrace, func(i int) { syscall.CloseHandle(handles[i]) })
@@ -2562,11 +2565,11 @@ func discard(handles ...syscall.Handle) {
 // ---------------------------------------------------------------------------
 // Waiting
 //
-// Every wait of this file ends for one of three reasons besides its own: Close, a
-// deadline, or a context. All of them ask the same type. There are two ways to
-// wait. A goroutine waits for a channel (pause): for its turn in a direction, for a
-// client, for a flush. A thread waits for a kernel event (fd.runInThread): for the
-// end of an overlapped operation.
+// Every wait of this file can end for one of three reasons besides its own: Close, a
+// deadline, or a context. The type waits has them all. There are two ways to wait. A
+// goroutine waits for a channel (pause): for its turn in a direction, for a client, for a
+// flush. A thread waits for a kernel event (fd.runInThread): for the end of an overlapped
+// operation.
 
 // waits is the state that the waits of a connection or a listener share.
 type waits struct {
@@ -2589,9 +2592,9 @@ type limits struct {
 	withdrawn bool            // a write that was cancelled is errWithdrawn, one that never began is not
 }
 
-// changes returns a channel that is closed at the next change that may end a wait: by a
-// deadline that comes sooner, by Close, or whatever else signal tells. Call it before
-// looking at the state, or a change in between is missed.
+// changes returns a channel that is closed at the next change that may end a wait: a
+// deadline that comes sooner, Close, or another reason to call signal. The caller calls
+// it before it looks at the state, or it misses a change in between.
 func (w *waits) changes() <-chan struct{} {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -2615,8 +2618,8 @@ func (w *waits) signal() {
 }
 
 // setExpiry sets the deadlines of one or both directions. It wakes the waits only if one
-// comes sooner, for they look at the state again at the deadline that they have seen. The
-// caller holds mu.
+// comes sooner: at a later one they look at the state again at the deadline that they
+// have seen. The caller holds mu.
 func (w *waits) setExpiry(t time.Time, d direction) {
 	expiry := int64(0)
 	if !t.IsZero() {
@@ -2638,8 +2641,8 @@ func (w *waits) setExpiry(t time.Time, d direction) {
 	}
 }
 
-// expired returns when the wait ends, on the clock of now, which is 0 for never, or the
-// reason to end it now.
+// expired returns the time at which the wait ends, on the clock of now, or 0 for never.
+// If it is to end now, it returns the reason.
 func (w *waits) expired(l limits) (until int64, why error) {
 	if l.deadlines&reading != 0 {
 		until = w.readExpiry.Load()
@@ -2702,8 +2705,8 @@ func (w *waits) receive(l limits, ready <-chan struct{}) error {
 	}
 }
 
-// milliseconds returns how long to wait until a time on the clock of now, which is for
-// ever if that is 0.
+// milliseconds returns how long to wait until a time on the clock of now, or INFINITE if
+// that is 0.
 func milliseconds(until int64) uint32 {
 	if until == 0 {
 		return syscall.INFINITE
@@ -2742,7 +2745,7 @@ func (f *fd) waitInThread(l limits, s *slot) (why error) {
 	return why
 }
 
-// mayWait returns how many milliseconds the thread may wait on, or why it may not.
+// mayWait returns how many more milliseconds the thread may wait, or why it may not.
 func (f *fd) mayWait(l limits, end int64) (wait uint32, why error) {
 	if l.budget == atOnce {
 		return 0, errOverBudget
@@ -2759,7 +2762,7 @@ func (f *fd) mayWait(l limits, end int64) (wait uint32, why error) {
 	return milliseconds(until), nil
 }
 
-// setInThread says which operation signal wakes; nil for none.
+// setInThread sets the operation that signal wakes; nil for none.
 func (f *fd) setInThread(l limits, s *slot) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -2771,8 +2774,8 @@ func (f *fd) setInThread(l limits, s *slot) {
 	}
 }
 
-// join makes the handle an os.File, if it is not yet, and reports whether that
-// can park. The caller is a user.
+// join makes an os.File of the handle, if it is not one yet, and reports whether that can
+// park. The caller is a user.
 func (f *fd) join() (file *os.File, parks bool) {
 	if f.parks.Load() {
 		return f.file, true
@@ -2869,7 +2872,7 @@ func (f *fd) readStream(l limits, p []byte) (n int, err error) {
 	return n, err
 }
 
-// takeUnread moves what is unread to p, and reports whether there is more of it.
+// takeUnread moves the unread data to p, and reports whether there is more of it.
 func (f *fd) takeUnread(p []byte) (n int, more bool) {
 	f.r.taking.Lock()
 	defer f.r.taking.Unlock()
@@ -2882,10 +2885,9 @@ func (f *fd) takeUnread(p []byte) (n int, more bool) {
 	return n, true
 }
 
-// readPart makes one ReadFile. more says that there is more of the message; n is 0,
-// without an error, if an empty message, or an empty write to a stream, was read.
-// With no room in p it waits for something to read and takes nothing of it, but for
-// an empty message.
+// readPart makes one ReadFile. more says that there is more of the message. n is 0,
+// without an error, if an empty message, or an empty write to a stream, was read. If p is
+// empty it waits for something to read, and takes nothing of it but an empty message.
 func (f *fd) readPart(l limits, p []byte) (n int, more bool, err error) {
 	p = p[:min(len(p), ioMax)]
 	for {
@@ -2896,7 +2898,7 @@ func (f *fd) readPart(l limits, p []byte) (n int, more bool, err error) {
 	}
 }
 
-// readResult says what came of a ReadFile into p.
+// readResult returns the result of a ReadFile into p, as readPart has it.
 func readResult(p []byte, n int, err error) (_ int, more bool, _ error) {
 	switch err {
 	case nil:
@@ -2914,22 +2916,22 @@ func (f *fd) write(p []byte) (int, error) {
 		return 0, err
 	}
 	defer f.release(writing)
-	if len(p) == 0 { // nothing to a stream, but something to a pipe
+	if len(p) == 0 { // it does nothing to a stream, but something to a pipe
 		return 0, nil
 	}
 	return f.writeAll(p)
 }
 
-// writeAll makes a WriteFile, and for a stream of bytes too long for one more of
-// them.
+// writeAll writes p by one WriteFile. For a stream of bytes that is too long for one it
+// makes several.
 //
-// On a pipe of messages it notices when one is cut off. A WriteFile that pends and
-// is cancelled withdraws what was not read of its message, and the kernel does not
-// say how much that is. A reader that takes messages in parts may have a part, and
-// would take the next message for the rest. That one was then at the head of the
+// On a pipe of messages it notices when a message is cut off. If a WriteFile that pends
+// is cancelled, it takes back what was not read of its message, and the kernel does not
+// tell how much that is. A reader that takes messages in parts may have a part, and would
+// take the next message for the rest. In that case the message was at the head of the
 // pipe, and everything before it was read. So if the pipe is empty after a cancelled
-// write, nothing may follow: the end of the stream tells the reader that the message
-// is cut off.
+// write, nothing may follow: the end of the stream tells the reader that the message is
+// cut off.
 func (f *fd) writeAll(p []byte) (n int, err error) {
 	if f.w.torn != nil {
 		return 0, f.w.torn
@@ -2942,7 +2944,7 @@ func (f *fd) writeAll(p []byte) (n int, err error) {
 		if withdrawn {
 			err = os.ErrDeadlineExceeded
 		}
-		// It can also be cancelled by somebody else who has the handle.
+		// Another holder of the handle may have cancelled it too.
 		if withdrawn || f.kind == messages && err == syscall.ERROR_OPERATION_ABORTED {
 			if f.outboundIsEmpty() {
 				f.w.torn = cutOff(err)
@@ -2954,8 +2956,8 @@ func (f *fd) writeAll(p []byte) (n int, err error) {
 	}
 }
 
-// readBuffers reads into the first buffer; what is there already goes on into
-// the next ones.
+// readBuffers reads into the first buffer. Data that is there already goes into the next
+// ones too.
 func (f *fd) readBuffers(bufs [][]byte) (total int64, err error) {
 	l := limits{deadlines: reading}
 	if err := f.acquire(l, reading); err != nil {
@@ -3004,8 +3006,9 @@ func (f *fd) writeBuffers(bufs *net.Buffers) (total int64, err error) {
 }
 
 // peek looks at what can be read, without waiting for the peer. If there is a message
-// while RecvFiles waits for one, that is about to end, and may have got an empty message
-// that was before this one and goes back.
+// while RecvFiles waits for one, that wait is about to end. RecvFiles may have taken an
+// empty message that came before this one, and puts it back. So peek looks again after
+// that.
 func (f *fd) peek(p []byte) (n, size int, err error) {
 	if f.ends&reading == 0 {
 		return 0, 0, errDirection(f.ends)
@@ -3021,7 +3024,7 @@ func (f *fd) peek(p []byte) (n, size int, err error) {
 	}
 }
 
-// head looks at what is the next to be read. The caller holds taking.
+// head looks at what is to be read next. The caller holds taking.
 func (f *fd) head(p []byte) (n, size int, err error) {
 	unread := f.r.unread
 	if f.r.arriving != nil { // see giveUpArriving
@@ -3064,14 +3067,13 @@ func writeFile(h syscall.Handle, p, _ []byte, done *uint32, o *syscall.Overlappe
 // Messages
 //
 // A message is received by one ReadFile, whole. The length is looked up before
-// (PeekNamedPipe): a reader that took a part first could not get the rest safely.
-// For a sender may cancel a WriteFile that pends, which takes back what was not read
-// of the message, and what is next in the pipe is another one.
+// (PeekNamedPipe), since a reader that took a part first could not get the rest safely. A
+// sender may cancel a WriteFile that pends, which takes back what was not read of the
+// message. Then the next data in the pipe is another message.
 //
-// A read that parks is made into the room that there is, since to park only until
-// there is something costs an allocation. If the message is longer, the rest is
-// read at once, and what is not there was withdrawn. The sender keeps to its side of
-// that: see writeAll.
+// A read that parks is made into the room that there is, since to park only until there
+// is something costs an allocation. If the message is longer, the rest is read at once; a
+// rest that is not there was withdrawn. The sender does its part for that: see writeAll.
 
 // send writes one message.
 func (f *fd) send(p []byte) error {
@@ -3089,9 +3091,9 @@ func (f *fd) send(p []byte) error {
 	return err
 }
 
-// outboundIsEmpty reports whether the peer has read all that was written, or
-// whether that cannot be known. A flush ends at once then. One that pends is
-// cancelled.
+// outboundIsEmpty reports whether the peer has read all that was written, or whether that
+// cannot be known. It makes a flush, which ends at once in these cases. A flush that
+// pends is cancelled.
 func (f *fd) outboundIsEmpty() bool {
 	return f.flushFile(limits{budget: atOnce}) != errOverBudget
 }
@@ -3102,7 +3104,7 @@ func (f *fd) sendWithFiles(p []byte, files []*os.File) error {
 	return err
 }
 
-// sendRights is sendWithFiles and tells how much of p was sent.
+// sendRights is sendWithFiles, and returns how much of p was sent.
 func (f *fd) sendRights(p []byte, files []*os.File) (sent int, err error) {
 	switch {
 	case len(files) > 0:
@@ -3183,8 +3185,7 @@ func (f *fd) skipRest() error {
 }
 
 // unreadMessage takes the message that RecvFiles or RecvWithFiles has left, if there is
-// one.
-// It is not nil then, even if it is empty.
+// one. Such a message is not nil, even if it is empty.
 func (f *fd) unreadMessage(l limits) ([]byte, error) {
 	if f.kind != messages {
 		return nil, errNoMessages
@@ -3240,9 +3241,10 @@ func (f *fd) restOfMessage() int {
 	return max(left, 1)
 }
 
-// awaitMessage waits for a message. It returns its length, or takes it and returns
-// 0: an empty one, for there is no other way to know that it is there, or n bytes
-// in room.
+// awaitMessage waits for a message. It returns the length of the message as size, and
+// does not take it. Or it takes the message, and size is 0: it takes an empty message,
+// since there is no other way to know that it is there, and it takes n bytes into room
+// when it has parked.
 func (f *fd) awaitMessage(l limits, room []byte) (size, n int, more bool, err error) {
 	for {
 		_, err = f.runBriefly(l, operation{start: readFile})
@@ -3269,7 +3271,7 @@ func (f *fd) awaitMessage(l limits, room []byte) (size, n int, more bool, err er
 	}
 }
 
-// readNow reads what is there. A message that was withdrawn is errOverBudget.
+// readNow reads what is there. If the message was withdrawn, the error is errOverBudget.
 func (f *fd) readNow(p []byte) (n int, more bool, err error) {
 	return f.readPart(limits{budget: atOnce}, p)
 }
@@ -3377,14 +3379,14 @@ func (f *fd) flushFile(l limits) error {
 	}
 }
 
-// A threadCall is a system call under way that is not overlapped.
+// A threadCall is a system call that is under way in a thread and not overlapped.
 type threadCall struct {
 	thread chan syscall.Handle // of the call, while it may be cancelled
 	done   chan struct{}       // closed when the call has returned
 	err    error               // of the call, once it has
 }
 
-// newThreadCall is for a call of this thread, to which the goroutine is locked.
+// newThreadCall prepares a call in this thread, to which the goroutine is locked.
 func newThreadCall() (*threadCall, error) {
 	thread, err := duplicate(currentThread)
 	if err != nil {
@@ -3398,7 +3400,7 @@ func newThreadCall() (*threadCall, error) {
 // run makes the call.
 func (c *threadCall) run(call func() error) {
 	c.err = call()
-	// Once it is out of the channel nobody cancels what this thread does next.
+	// Once the thread is out of the channel, nobody cancels what it does next.
 	syscall.CloseHandle(<-c.thread)
 	close(c.done)
 }
@@ -3420,9 +3422,9 @@ func startCall(call func() error) (c *threadCall, err error) {
 	return c, err
 }
 
-// end cancels what the thread waits for, and nothing else (CancelSynchronousIo), until the
-// call has returned, and returns why if that ended it. It does so again and again, as the
-// call may not have begun.
+// end cancels the call (CancelSynchronousIo), and nothing else, and waits until it has
+// returned. It cancels again and again, as the call may not have begun. It returns why if
+// the cancelling has ended the call, otherwise the error of the call.
 func (c *threadCall) end(why error) error {
 	pauses := retryTimer{ctx: context.Background()}
 	defer pauses.stop()
@@ -3470,36 +3472,37 @@ func (c *threadCall) cancel() {
 //
 // # What is believed
 //
-// Everything in the record may be a guess: handles are small multiples of 4. A
-// receiver that believed a guess would take a handle away from itself or from a
-// process that the sender has no rights to. So it believes a record only if the
-// sender could have done all of that without it: if the sender has the right to
-// duplicate handles into and out of the holder (PROCESS_DUP_HANDLE). It asks the
-// kernel, which decides as it would for OpenProcess: AccessCheck of the sender's
-// token against the security descriptor of the holder, with its mandatory label.
-// Nothing in the record, and nothing among the handles of any process, is a proof.
+// Everything in the record may be a guess: handles are small multiples of 4. A receiver
+// that believed a guess would take a handle away from itself or from a process that the
+// sender has no rights to. So it believes a record only if the sender could have done all
+// of that by itself: if the sender has the right to duplicate handles into and out of the
+// holder (PROCESS_DUP_HANDLE). It asks the kernel, which decides as it would for
+// OpenProcess: AccessCheck of the sender's token against the security descriptor of the
+// holder, with its mandatory label. Nothing in the record, and nothing among the handles
+// of any process, is a proof.
 //
-// Who the sender is, the record does not say either:
+// The record does not tell who the sender is either:
 //
 //   - A server takes the client's token from the pipe (ImpersonateNamedPipeClient).
-//     Identification is enough. A client that hides (Anonymous) is not believed. A
-//     client's own process is believed too where the client may not open it, as
-//     with a restricted token: the kernel gives every process all rights to itself.
+//     The level Identification is enough. A client that hides (Anonymous) is not
+//     believed. A client's own process is believed as a holder even where the client may
+//     not open it, as with a restricted token: the kernel gives every process all rights
+//     to itself.
 //     That the number is still that of the client's process is checked by its time
 //     of creation and its token (checkPeer, isTokenOf).
 //   - A client knows the owner of the pipe. SYSTEM and Administrators are believed:
-//     only who acts for them can own anything in their name. If this user is the
+//     only a process that acts for them can own anything in their name. If this user is the
 //     owner, the server may yet be a sandbox of the user, so the token of its process
 //     is checked as a client's is; if that may not be read, the label of the pipe
 //     decides (judgeLabel). Any other owner is not believed.
-//   - An end whose other end was opened by this very process tells nothing: its
-//     token is this process's. For what this process sent to itself there is the
-//     list of staged files, in memory that nobody else can write. The random bytes
-//     say which entry is meant. A child that was given the second end of a Pair is
-//     known by dynamic tracking: see pairOf. Of a child that was given another end
-//     it is believed only that it holds the handles itself (judgeChild), and never a
-//     handle of this process. Children that got such ends could name each other's
-//     handles, so they must trust each other; SECURITY.md says so.
+//   - If this very process opened the other end, the token tells nothing: it is this
+//     process's own. For files that this process sent to itself there is the list of
+//     staged files, in memory that nobody else can write. The random bytes say which
+//     entry is meant. A child that was given the second end of a Pair is known by dynamic
+//     tracking: see pairOf. A child that was given another end is believed only for
+//     handles that a child of this process holds (judgeChild), and never for a handle of
+//     this process. Children that got such ends could name each other's handles, so they
+//     must trust each other; SECURITY.md says so.
 //
 // # Case by case
 //
@@ -3522,12 +3525,13 @@ func (c *threadCall) cancel() {
 //
 // # The sender
 //
-// It judges as the receiver will, and takes the first of two ways that is believed:
-// to put the handles into the process that opened the other end, where they outlive
-// this process; or to hold the duplicates itself, until the receiver takes them. A
-// process that was given an end, which is not the second one of a Pair, holds them.
-// The other end may have been handed on to a process with other rights, of which
-// nothing can be known. Who hands on an end lends its name with it.
+// The sender judges as the receiver will, and takes the first of two ways that the
+// receiver will believe. The first is to put the handles into the process that opened the
+// other end, where they outlive this process. The second is to hold the duplicates
+// itself, until the receiver takes them. A process that was given its end by another one
+// takes the second way, unless that is the second end of a Pair. The other end may have
+// been handed on to a process with other rights, of which nothing can be known. A process
+// that hands on an end lends its name with it.
 
 const (
 	recordMark    = "ipcfiles"
@@ -3564,8 +3568,8 @@ func appendWord(p []byte, word uint32) []byte {
 	return append(p, byte(word), byte(word>>8), byte(word>>16), byte(word>>24))
 }
 
-// parseRecord returns the record at the head of p and its length, or none if that
-// is not a record, or not all of it.
+// parseRecord returns the record at the head of p and its length. It returns no record if
+// p does not begin with a whole one.
 func parseRecord(p []byte) (r *record, size int, err error) {
 	if len(p) < recordHead || string(p[:len(recordMark)]) != recordMark {
 		return nil, 0, nil
@@ -3594,7 +3598,8 @@ type staging struct {
 	holder syscall.Handle // currentProcess, or opened
 }
 
-// release closes the holder, which if it is this process is not a real handle.
+// release closes the handle of the holder, unless the holder is this process: then it is
+// not a real handle.
 func (s *staging) release() {
 	if s.holder != currentProcess {
 		syscall.CloseHandle(s.holder)
@@ -3634,8 +3639,8 @@ func (f *fd) stage(handles []syscall.Handle) (*staging, error) {
 			return nil, err
 		}
 	}
-	// While an end lives, so does whoever opened it, or it was handed on. So the
-	// process that chooseHolder opened by its number is the right one.
+	// While an end lives, the process that opened it lives too, or has handed it on. So
+	// the process that chooseHolder opened by its number is the right one.
 	info, err := localInfo(f.sys)
 	if err == nil && info.state != pipeConnected {
 		err = errNoData
@@ -3697,8 +3702,8 @@ func (f *fd) peerTakesFrom(process syscall.Handle) bool {
 	return f.ownerIsTrustedByPeer() && mayOpen(token, process, processDupHandle)
 }
 
-// ownerIsTrustedByPeer reports whether the peer takes the owner of the pipe for one
-// to believe. A server does not ask who owns its pipe.
+// ownerIsTrustedByPeer reports whether the peer believes the owner of the pipe. A server
+// does not ask who owns its pipe.
 func (f *fd) ownerIsTrustedByPeer() bool {
 	if !f.server {
 		return true
@@ -3723,7 +3728,7 @@ func (s *staging) put(handles []syscall.Handle) error {
 	return nil
 }
 
-// remove closes what put has put into the holder, of which nobody knows.
+// remove closes the handles that put has put into the holder, which nobody else knows.
 func (s *staging) remove() {
 	staged.mu.Lock()
 	defer staged.mu.Unlock()
@@ -3735,16 +3740,16 @@ func (s *staging) remove() {
 	}
 }
 
-// staged are the files that this process has sent to an end that it has opened
-// itself, which in most cases it still has. They are kept by handle, of which there
-// are not many, and an entry whose handle another process has taken away is
-// replaced when the number is used again.
+// staged are the files that this process has sent to an end that it has opened itself,
+// and in most cases still has. They are kept by handle; there are not many handles. When
+// another process has taken a handle away, its entry is replaced when the number is used
+// again.
 var staged struct {
 	mu    sync.Mutex // guards files
 	files map[uint32]stagedFile
 }
 
-// A stagedFile says what record it was sent in, on which end of which pipe.
+// A stagedFile says in which record a file was sent, on which end of which pipe.
 type stagedFile struct {
 	id     [16]byte
 	pipe   string
@@ -3762,10 +3767,9 @@ func (f *fd) rememberStaged(r *record) {
 	}
 }
 
-// takeStaged takes the handles of a record that this process has sent to itself,
-// on the other end of this pipe. Only such a record has them: nobody can write to
-// this end but who has the other one, who cannot read there what this process
-// wrote.
+// takeStaged takes the handles of a record that this process has sent to itself, on the
+// other end of this pipe. No other record can name them: only a holder of the other end
+// can write to this one, and it cannot read there what this process wrote.
 func (f *fd) takeStaged(r *record) (handles []syscall.Handle, ok bool) {
 	staged.mu.Lock()
 	defer staged.mu.Unlock()
@@ -3776,7 +3780,7 @@ func (f *fd) takeStaged(r *record) (handles []syscall.Handle, ok bool) {
 		}
 	}
 	for _, file := range r.files {
-		if _, once := staged.files[file]; once { // a file that stands in it twice is one
+		if _, once := staged.files[file]; once { // a file that the record names twice counts once
 			delete(staged.files, file)
 			handles = append(handles, syscall.Handle(file))
 		}
@@ -3824,8 +3828,9 @@ func (f *fd) recvRights(p []byte, max int) (int, []*os.File, error) {
 
 // takeFiles receives a record, and so many bytes of data behind it, and takes the
 // handles. If there are more than max, or they are gone, it returns the data with the
-// error. What is no record, or not to be believed, is the next to be read; so is the
-// data, if it should be the zero byte alone and is not.
+// error. Data that is no record, or a record that is not believed, is left for the next
+// read. With alone, the data behind a record is left too, unless it is the zero byte
+// alone.
 func (f *fd) takeFiles(behind, max int, alone bool) (data []byte, files []*os.File, err error) {
 	l := limits{deadlines: reading}
 	if err := f.acquire(l, reading); err != nil {
@@ -3888,8 +3893,9 @@ func (f *fd) leaveData(data []byte, alone bool) {
 	}
 }
 
-// giveUpArriving is for a read that comes after a RecvFiles which was too late for its
-// files: nobody asked for them, and the data that they came with is the next to be read.
+// giveUpArriving is for a read that follows a RecvFiles which ended before it had its
+// files. It closes the files, which nobody asked for; the data that came with them is to
+// be read next.
 func (f *fd) giveUpArriving() {
 	a := f.r.arriving
 	if a == nil {
@@ -3902,8 +3908,9 @@ func (f *fd) giveUpArriving() {
 }
 
 // takeHandles reads a record, judges it, and takes its handles. rest is the data behind
-// the record. With an error it is nil, but for errTaken: then the data is all that is left
-// of what the peer sent. The caller holds taking, which is free while this waits.
+// the record. With an error rest is nil, except with errTaken: then it is all that is
+// left of what the peer sent. The caller holds taking, which is released while this
+// waits.
 func (f *fd) takeHandles(l limits, behind int) (handles []syscall.Handle, rest []byte, err error) {
 	text, err := f.readRecord(l, behind)
 	if err != nil {
@@ -3928,8 +3935,8 @@ func (f *fd) takeHandles(l limits, behind int) (handles []syscall.Handle, rest [
 // it, or what has taken its place meanwhile. Otherwise it reads nothing but an empty
 // message, and the error is ErrNoFiles.
 //
-// A record comes by one WriteFile, so all of it is there or nothing. It is read at
-// once, whatever the deadline; what was withdrawn meanwhile is waited for again.
+// A record comes by one WriteFile, so all of it is there or nothing. It is read at once,
+// whatever the deadline. If it was withdrawn meanwhile, the wait begins again.
 func (f *fd) readRecord(l limits, behind int) ([]byte, error) {
 	if unread := f.r.unread; unread != nil {
 		if _, err := f.expired(l); err != nil {
@@ -3992,8 +3999,8 @@ func (f *fd) awaitSomething(l limits) (more bool, err error) {
 	return more, err
 }
 
-// readCandidate reads so many bytes, or the message that took the place of the one
-// of that length.
+// readCandidate reads size bytes, or the message that has taken the place of the one of
+// that size.
 func (f *fd) readCandidate(size int) ([]byte, error) {
 	text := make([]byte, size)
 	n, more, err := f.readNow(text)
@@ -4006,8 +4013,8 @@ func (f *fd) readCandidate(size int) ([]byte, error) {
 	return text, err
 }
 
-// errTaken says that handles were taken, or tried to, so that the record is none of
-// the data that the next read gets.
+// errTaken says that this end has tried to take the handles, so the next read does not
+// get the record.
 var errTaken = &ruleError{what: "the files are gone"}
 
 // collect takes the handles of a record, if it is to be believed.
@@ -4045,10 +4052,10 @@ func (f *fd) collect(r *record) ([]syscall.Handle, error) {
 	return takeFrom(holder, r.files)
 }
 
-// untrusted is the error of a record that is not believed, and so is data.
+// untrusted is the error of a record that is not believed, and therefore is data.
 func untrusted(err error) error { return &classified{&classified{err, ErrUntrusted}, ErrNoFiles} }
 
-// errForged refuses to take handles that the sender could not have put there.
+// errForged refuses handles that the sender could not have put there.
 var errForged = &ruleError{what: "the peer tells of files that it has not sent"}
 
 // takeFrom takes the handles away from the holder, all or none.
@@ -4068,8 +4075,9 @@ func takeFrom(holder syscall.Handle, files []uint32) (handles []syscall.Handle, 
 	return handles, nil
 }
 
-// judgeSender returns why the sender could not have put handles into the holder itself,
-// or nil. own says that the holder has the number of the sender's process.
+// judgeSender returns nil if the sender could have put handles into the holder by itself,
+// otherwise the reason why not. own says that the holder has the number of the sender's
+// process.
 func (f *fd) judgeSender(holder syscall.Handle, own bool) error {
 	if !f.server {
 		return f.judgeServer(holder)
@@ -4108,7 +4116,7 @@ func (f *fd) judgeServer(holder syscall.Handle) error {
 }
 
 // judgeChild is judgeSender where this process gave the other end away: the holder must
-// be a child of it.
+// be a child of this process.
 func judgeChild(holder syscall.Handle) error {
 	parent, err := parentOf(holder)
 	if err != nil {
@@ -4122,16 +4130,17 @@ func judgeChild(holder syscall.Handle) error {
 	if err != nil {
 		return err
 	}
-	if parent != uint32(os.Getpid()) || born < self { // or of one that had this number before
+	if parent != uint32(os.Getpid()) || born < self { // born earlier: a child of an earlier process with this number
 		return errForged
 	}
 	return nil
 }
 
-// judgeLabel believes a server of this user whose token cannot be read. An ordinary
-// process cannot read that of an elevated one, which may do everything to it. A
-// sandbox gives itself away by the label that its pipe got from the kernel. An
-// elevated process can read every token of its user, unless it is kept from that.
+// judgeLabel judges a server of this user whose token cannot be read. An ordinary process
+// cannot read the token of an elevated one, but believes it: that may do everything to it
+// anyway. A sandbox is recognized by the label that its pipe got from the kernel. An
+// elevated process can read every token of its user, unless it is kept from that, so it
+// believes no such server.
 func (f *fd) judgeLabel() error {
 	own, err := integrityOf(currentProcessToken)
 	if err != nil {
@@ -4148,7 +4157,7 @@ func (f *fd) judgeLabel() error {
 	return err
 }
 
-// An arrival is files that were taken and are not yet made files of os.
+// An arrival has the files that were taken and are not yet files of os.
 type arrival struct {
 	handles []syscall.Handle // until begun
 	count   int              // of the files
@@ -4178,10 +4187,10 @@ func (a *arrival) next(kind connKind) []byte {
 	return nil
 }
 
-// wrap makes files of the handles, in another goroutine. os.NewFile asks the kernel
-// of which kind each is, and the kernel lets nobody see that of a file that is not
-// overlapped while any process waits in a read of it. RecvFiles must not wait for
-// that longer than its deadline. The caller has taken one of the wrappers.
+// wrap makes files of the handles, in another goroutine. os.NewFile asks the kernel of
+// which kind each is. For a file that is not overlapped, the kernel does not answer while
+// any process waits in a read of it. RecvFiles must not wait for that longer than its
+// deadline. The caller has taken one of the wrappers.
 func (a *arrival) wrap(open func(syscall.Handle) *os.File) {
 	a.begun = true
 	a.cleanup.Stop()
@@ -4217,10 +4226,10 @@ func (a *arrival) abandon() {
 // receivedFile returns a handle that a peer chose as an os.File.
 func receivedFile(h syscall.Handle) *os.File { return os.NewFile(uintptr(h), "received") }
 
-// wrappersMax is how many calls of wrap may be under way. Each may hold a thread for
-// as long as another process likes: one at a time of each connection, but those of
-// connections that were closed go on. A Go program has 10000 threads at most. When
-// there are too many, RecvFiles waits for its turn, as long as its deadline lets it.
+// wrappersMax is how many calls of wrap may be under way. Each may hold a thread for as
+// long as another process likes. Each connection has one at a time, but those of closed
+// connections go on. A Go program has 10000 threads at most. When there are too many,
+// RecvFiles waits for its turn, as long as its deadline lets it.
 const wrappersMax = 256
 
 // wrappers holds an element for each call of wrap that may begin.
@@ -4249,8 +4258,8 @@ func (f *fd) maxMessage() (int, error) {
 	return ioMax, nil
 }
 
-// peer tells of the process at the other end what is known for certain. Its
-// number and session are recorded by the kernel when it opens or makes the pipe.
+// peer returns what is known for certain of the process at the other end. The kernel
+// records its number and session when it opens or makes the pipe.
 //
 // The user of a server is the owner of the pipe. The user of a client is that of
 // the token that the kernel took from it when it opened the pipe. A client that
@@ -4315,9 +4324,9 @@ func (f *fd) owner() (owner string, trusted bool, err error) {
 	return owner, owner == me || owner == sidSystem || owner == sidAdministrators, err
 }
 
-// clientUser returns the user of the client, and whether it is to be trusted. It is
-// not asked of the client's process: until the server accepts, the number of one that
-// has ended can go to another.
+// clientUser returns the user of the client, and whether it is to be trusted. It does not
+// ask the client's process: until the server accepts, that process may end, and its
+// number may go to another.
 func (f *fd) clientUser() (user string, trusted bool, err error) {
 	me, err := currentUser()
 	if err != nil {
@@ -4333,8 +4342,8 @@ func (f *fd) clientUser() (user string, trusted bool, err error) {
 	return user, trusted, err
 }
 
-// waitPeer waits for the end of the peer's process. Of a number that no process has
-// any more OpenProcess says ERROR_INVALID_PARAMETER.
+// waitPeer waits for the end of the peer's process. OpenProcess returns
+// ERROR_INVALID_PARAMETER for a number that no process has any more.
 func (f *fd) waitPeer(ctx context.Context) error {
 	if err := contextError(ctx, nil); err != nil {
 		return err
@@ -4350,9 +4359,9 @@ func (f *fd) waitPeer(ctx context.Context) error {
 	return awaitSignal(ctx, process)
 }
 
-// awaitSignal waits until the object is signalled, a process when it ends, or ctx ends.
-// The system's thread pool waits, so no thread of this process's goroutines does. When
-// it returns the pool has let go of the handle.
+// awaitSignal waits until the object is signalled (a process is when it ends), or ctx
+// ends. The system's thread pool waits, so that no thread of a goroutine does. When
+// awaitSignal returns, the pool does not use the handle any more.
 func awaitSignal(ctx context.Context, object syscall.Handle) error {
 	id, signalled := poolWaits.add()
 	defer poolWaits.remove(id)
@@ -4372,8 +4381,8 @@ func awaitSignal(ctx context.Context, object syscall.Handle) error {
 	return err
 }
 
-// poolWaits are the waits of the thread pool that are under way. A callback knows the
-// number of its wait alone, so that one that comes late finds nothing.
+// poolWaits are the waits of the thread pool that are under way. A callback knows only
+// the number of its wait, so one that comes late finds nothing.
 var poolWaits waitTable
 
 type waitTable struct {
@@ -4446,7 +4455,7 @@ func (f *fd) notePeer() {
 	}
 	process, err := syscall.OpenProcess(processQueryLimitedInformation, false, pid)
 	if err != nil {
-		return // nor will openPeer be let in
+		return // openPeer will not be allowed to either
 	}
 	f.peerBorn, _ = createdAt(process)
 	syscall.CloseHandle(process)
@@ -4475,7 +4484,8 @@ func (f *fd) openPeer(access uint32) (process syscall.Handle, err error) {
 // errPeerNotSeen says that nothing tells whether the process is that of the peer.
 var errPeerNotSeen = &ruleError{"the process of the peer could not be opened when it connected", os.ErrPermission}
 
-// checkPeer returns why a process with the number of the peer's is not that one, or nil.
+// checkPeer returns nil if the process, which has the number of the peer's, is the peer's,
+// otherwise the reason why not.
 func (f *fd) checkPeer(process syscall.Handle) error {
 	created, err := createdAt(process)
 	switch {
@@ -4510,9 +4520,8 @@ func (f *fd) serverToken() (syscall.Token, error) {
 	return tokenOf(process)
 }
 
-// impersonate runs f in the name of the client: see PipeConn.Impersonate. The
-// thread that could not take its own identity back ends with the goroutine,
-// which does not unlock it.
+// impersonate runs f in the name of the client: see PipeConn.Impersonate. A thread that
+// could not take its own identity back ends with the goroutine, which does not unlock it.
 func (f *fd) impersonate(run func()) error {
 	if !f.server {
 		return errNotServer
@@ -4546,7 +4555,7 @@ func (f *fd) impersonate(run func()) error {
 	return err
 }
 
-// dupFile joins first, or the duplicate would take this end's place at the
+// dupFile joins first. Otherwise the duplicate would take this end's place at the
 // completion port.
 func (f *fd) dupFile(name string) (*os.File, error) {
 	var d syscall.Handle
@@ -4582,8 +4591,8 @@ func (f *fd) pipePath() Addr {
 	return addr
 }
 
-// control makes a call on the handle that does not block. Without a name for the
-// error, call itself says which one it was.
+// control makes a call on the handle that does not block. If name is empty, the error of
+// call names the system call itself.
 func (f *fd) control(name string, call func(syscall.Handle) error) error {
 	if err := f.incref(); err != nil {
 		return err
@@ -4610,8 +4619,7 @@ const (
 	errPipeConnected    syscall.Errno = 535 // ERROR_PIPE_CONNECTED
 )
 
-// readError is the callError of a read: nothing more comes from a peer that is
-// gone.
+// readError is the callError of a read. The errors of a peer that is gone become io.EOF.
 func readError(call string, err error) error {
 	if err = errnoOf(err); isGone(err) {
 		return io.EOF
@@ -4633,7 +4641,7 @@ func isGone(err error) bool {
 	return err == syscall.ERROR_BROKEN_PIPE || err == errNoData || err == errPipeNotConnected || err == errBadPipe
 }
 
-// errnoOf returns the errno in err, or what else os.File means by it.
+// errnoOf returns the errno in err, or net.ErrClosed for a closed os.File.
 func errnoOf(err error) error {
 	switch e := err.(type) {
 	case *classified:
@@ -4736,8 +4744,8 @@ func createEvent() (syscall.Handle, error) {
 // setEvent cannot fail for an event, and the callers have one.
 func setEvent(event syscall.Handle) { syscall.SyscallN(procSetEvent.Addr(), uintptr(event)) }
 
-// waitFor waits for an event. A wait that fails, for which there is no reason, is
-// one that ended early: who waits examines everything again.
+// waitFor waits for an event. There is no reason for it to fail. If it does, it ends
+// early, and the caller examines everything again.
 func waitFor(event syscall.Handle, milliseconds uint32) {
 	syscall.WaitForSingleObject(event, milliseconds)
 }
@@ -4751,8 +4759,8 @@ func registerWait(object syscall.Handle, callback, id uintptr) (wait syscall.Han
 	return wait, os.NewSyscallError("RegisterWaitForSingleObject", failure(r, errno))
 }
 
-// unregisterWait returns when the callback does not run any more, which is at once: it
-// does not wait itself.
+// unregisterWait returns when the callback does not run any more. That is at once, as the
+// callback does not wait.
 func unregisterWait(wait syscall.Handle) error {
 	r, _, errno := syscall.SyscallN(procUnregisterWait.Addr(), uintptr(wait), uintptr(syscall.InvalidHandle))
 	return os.NewSyscallError("UnregisterWaitEx", failure(r, errno))
@@ -4772,9 +4780,9 @@ func overlappedResult(h syscall.Handle, o *syscall.Overlapped, n *uint32) error 
 	return failure(r, errno)
 }
 
-// create makes one instance: the first of a pipe that does not exist yet, or one
-// more of a pipe that does. That a pipe exists is ERROR_ACCESS_DENIED, and so is
-// much else; it may also be gone by the time it is looked for, which is to be tried
+// create makes one instance: the first of a pipe that does not exist yet, or one more of
+// a pipe that does. If a pipe exists, the error is ERROR_ACCESS_DENIED, but so are many
+// others. So create looks for the pipe. That may be gone by then; then create tries
 // again, though not for ever.
 func (p *pipeSpec) create(first bool) (syscall.Handle, error) {
 	const attempts = 100
@@ -4791,8 +4799,8 @@ func (p *pipeSpec) create(first bool) (syscall.Handle, error) {
 	}
 }
 
-// createInstance makes one attempt. CreateNamedPipe would do for the first instance,
-// but for one more it would as well make a new pipe, if the name was free.
+// createInstance makes one attempt. CreateNamedPipe would do for the first instance. But
+// asked for one more, it would make a new pipe if the name is free.
 func (p *pipeSpec) createInstance(first bool) (syscall.Handle, error) {
 	const (
 		// winnt.h, wdm.h, ntifs.h
@@ -4978,8 +4986,9 @@ func pipeName(h syscall.Handle) (string, error) {
 	return strings.TrimPrefix(name, `\`), nil
 }
 
-// readMode returns what the end reads. One whose reads and writes do not wait
-// (PIPE_NOWAIT) is refused: they look like the end of the stream, and like success.
+// readMode returns what the end reads. An end whose reads and writes do not wait
+// (PIPE_NOWAIT) is refused: such a read looks like the end of the stream, and such a
+// write like success.
 func readMode(h syscall.Handle) (connKind, error) {
 	const (
 		filePipeInformation = 23
@@ -5049,8 +5058,8 @@ func moveHandle(from, h, to syscall.Handle) (syscall.Handle, error) {
 	return duplicateHandle(from, h, to, syscall.DUPLICATE_SAME_ACCESS|syscall.DUPLICATE_CLOSE_SOURCE)
 }
 
-// closeIn closes a handle of a process. It fails only if that has ended, which
-// closed it.
+// closeIn closes a handle of a process. It fails only if that process has ended, which
+// has closed the handle.
 func closeIn(process, h syscall.Handle) {
 	syscall.DuplicateHandle(process, h, 0, nil, 0, false, syscall.DUPLICATE_CLOSE_SOURCE)
 }
@@ -5104,8 +5113,8 @@ func threadToken() (token syscall.Token, err error) {
 	return token, os.NewSyscallError("OpenThreadToken", failure(r, errno))
 }
 
-// isAdministrator reports whether the user that a thread's token stands for may act
-// as an administrator: one that the system does not answer for may not.
+// isAdministrator reports whether the user that a thread's token stands for may act as an
+// administrator. If the system does not answer, it returns false.
 func isAdministrator(token syscall.Token) bool {
 	sid, err := syscall.StringToSid(sidAdministrators)
 	if err != nil {
@@ -5208,8 +5217,8 @@ func modifiedID(token syscall.Token) ([2]uint32, error) {
 	return [2]uint32{statistics[12], statistics[13]}, os.NewSyscallError("GetTokenInformation", err)
 }
 
-// integrityMedium is SECURITY_MANDATORY_MEDIUM_RID of winnt.h, the level of what has
-// no label.
+// integrityMedium is SECURITY_MANDATORY_MEDIUM_RID of winnt.h, the level of an object
+// without a label.
 const integrityMedium = 0x2000
 
 // integrityOf returns the integrity level of a token.
@@ -5364,8 +5373,9 @@ func newMemory(size int) (memoryFiles, error) {
 // alone.
 func sealMemory(*os.File, bool) error { return nil }
 
-// checkMemory refuses every handle that is not that of a section of committed memory. Behind
-// a section with a file, reading can fail, and in one that is only reserved, it does.
+// checkMemory refuses every handle that is not that of a section of committed memory. A
+// read of a section with a file behind it can fail, and a read of one that is only
+// reserved does.
 func checkMemory(f *os.File) (memoryInfo, error) {
 	const (
 		sectionBasicInformation = 0 // ntifs.h
@@ -5399,8 +5409,8 @@ func checkMemory(f *os.File) (memoryInfo, error) {
 	return memoryInfo{size: section.size, writable: object.access&sectionMapWrite != 0}, nil
 }
 
-// mapMemory maps the first size bytes of a section, and the last of them, as many as again
-// says, a second time behind that.
+// mapMemory maps the first size bytes of a section. Behind that it maps the last again of
+// these bytes a second time.
 func mapMemory(f *os.File, size, again int, write bool) (mem []byte, err error) {
 	access := uint32(syscall.FILE_MAP_READ)
 	if write {
@@ -5422,8 +5432,8 @@ func mapMemory(f *os.File, size, again int, write bool) (mem []byte, err error) 
 	return mem, err
 }
 
-// mapTwice looks for room for both views, gives it back and maps them there. Another thread
-// may have taken it in between, which the system says; then it looks again.
+// mapTwice reserves address space for both views, frees it, and maps them there. If
+// another thread has taken it in between, the system says so, and mapTwice tries again.
 func mapTwice(section uintptr, size, again int, access uint32) (at uintptr, err error) {
 	const (
 		memReserve   = 0x2000 // MEM_RESERVE of winnt.h
@@ -5455,7 +5465,7 @@ func mapAt(section uintptr, access uint32, offset, size int, at uintptr) error {
 	return failure(r, errno)
 }
 
-// unmapMemory ends what mapMemory returned.
+// unmapMemory unmaps what mapMemory returned.
 func unmapMemory(mem []byte, again int) error {
 	at := uintptr(unsafe.Pointer(&mem[0]))
 	err := syscall.UnmapViewOfFile(at)
@@ -5467,7 +5477,7 @@ func unmapMemory(mem []byte, again int) error {
 	return os.NewSyscallError("UnmapViewOfFile", err)
 }
 
-// vacateMemory leaves the mapping where it is: nothing takes the place of a view in one step.
+// vacateMemory leaves the mapping as it is: no call replaces a view in one step.
 func vacateMemory([]byte) {}
 
 // openReadOnly returns another handle of a section, for reading alone.
@@ -5495,8 +5505,8 @@ func duplicateFile(f *os.File) (d *os.File, err error) {
 	return d, err
 }
 
-// A farBell is the peer's end of a doorbell, on its way: a handle that has joined no
-// completion port.
+// A farBell is the peer's end of a doorbell, before it is sent: a handle that has joined
+// no completion port.
 type farBell syscall.Handle
 
 func (b farBell) close() { syscall.CloseHandle(syscall.Handle(b)) }
@@ -5516,8 +5526,8 @@ func newBell() (*fd, farBell, error) {
 	return near, farBell(h), nil
 }
 
-// ringBell writes one byte. It does not wait: a write that cannot end at once is cancelled,
-// for a pipe that is full has enough of them.
+// ringBell writes one byte. It does not wait: a write that cannot end at once is
+// cancelled, since a pipe that is full holds enough of them.
 func ringBell(f *fd) error {
 	l := limits{deadlines: writing}
 	if err := f.acquire(l, writing); err != nil {
@@ -5548,7 +5558,7 @@ func sendHello(f *fd, memory *os.File, bell farBell, hello []byte) error {
 	})
 }
 
-// A received is what came with a hello: a handle that has joined no completion port yet,
+// A received is a handle that came with a hello. It has joined no completion port yet,
 // unlike an os.File of a pipe.
 type received syscall.Handle
 
