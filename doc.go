@@ -2,8 +2,8 @@
 // unnamed pipes, FIFOs, named pipes and shared memory, with files passed over
 // connections and the identity of the other end.
 //
-// The interface is the same on every system. What one system has of its own exists
-// on that system alone, so that using it elsewhere does not compile.
+// The interface is the same on every system. A feature that one system alone has
+// exists on that system alone: a program that uses it does not compile elsewhere.
 //
 // # Which one to take
 //
@@ -16,9 +16,9 @@
 //   - Two processes that exchange small messages all the time, or large blocks that
 //     should not be copied: [ListenShared], [DialShared] and [SharedPair]
 //     ([SharedConn], a [net.Conn] through shared memory).
-//   - A program of which each user runs one, or an agent: [UserAddr].
-//   - A service of systemd: [Activated], [ActivatedMsg] and [ActivatedFiles] for
-//     what the manager passes, [Notify] for what it is told.
+//   - A program or an agent that runs once for each user: [UserAddr].
+//   - A service of systemd: [Activated], [ActivatedMsg] and [ActivatedFiles] take
+//     what the service manager passes, [Notify] reports to it.
 //   - A shell and a program, on Unix: [Mkfifo], [OpenFIFOReader], [OpenFIFOWriter],
 //     and [FIFOConfig] for a reader whose writers come and go.
 //   - A program that needs all of Windows named pipes: ListenPipe and DialPipe, on
@@ -54,10 +54,10 @@
 //     before Accept returns it.
 //
 // [ListenConfig.Check] may refuse further clients, and [ListenConfig.Refused] is
-// told of each that was refused. [Listener.SetAccess] sets the rules of a listener
-// that another process made.
+// called for each client that was refused. [Listener.SetAccess] sets the rules of a
+// listener that another process made.
 //
-// Anyone can take a name that is free. So a client that dials a [Name] checks that
+// Any user can take a name that is free. So a client that dials a [Name] checks that
 // the server runs as this user or root: see [Dialer.Access] and [Dialer.Check].
 //
 // # Who is at the other end
@@ -72,11 +72,8 @@
 // [Listen] replaces a socket file that a crash left behind, and nothing else,
 // unless [ListenConfig.Takeover] says so. Close removes the socket file if it is
 // still the listener's own. While it lives, a listener holds an flock(2) on the file
-// path + ".lock" beside it, so that of many starters one gets the path. Where there
-// is no flock, a connection attempt alone tells whether a process has the socket.
-//
-// The zero value of a connection, a listener or a pipe end is not open: its methods
-// return an error that matches [syscall.EINVAL], as in package net.
+// path + ".lock" beside it, so that of many starters exactly one gets the path. Where
+// there is no flock, a connection attempt alone tells whether a process has the socket.
 //
 // # Waiting
 //
@@ -109,6 +106,9 @@
 // [ErrNoListener], [ErrNameTooLong], [ErrUntrusted], [ErrMsgTooLong], [ErrNoFiles]
 // and [errors.ErrUnsupported].
 //
+// The zero value of a connection, a listener or a pipe end is not open: its methods
+// return an error that matches [syscall.EINVAL], as in package net.
+//
 // # Files
 //
 // [Conn.SendFiles] and [Conn.RecvFiles] pass open files over a connection.
@@ -135,25 +135,25 @@
 // into one. A [Memory] is memory that is shared by other means: it is passed by
 // [Conn.SendFiles].
 //
-// Take shared memory for connections that last and carry much:
+// Shared memory is for connections that last and carry much:
 //
 //   - small requests and answers;
 //   - streams of small writes;
 //   - large blocks that both ends use in place.
 //
-// Take a socket for
+// A socket is better for
 //
-//   - connections that carry a little more than 4 KiB and end: to set the memory up
-//     costs more than they do; those that carry less do not set it up;
+//   - connections that carry a little more than 4 KiB and end: setting up the memory
+//     costs more than they do; connections that carry less do not set it up;
 //   - very many connections that are all in use: each end needs three descriptors and
 //     some pages of memory;
 //   - bulk data of 64 KiB and more on a busy machine: a socket is as good there.
 //
-// The peer is not trusted. Whatever it does to its memory, this end reads and writes
-// nothing outside of the rings, and its calls end by their deadlines. But the peer can
-// change what it has written while this end looks at it in place. Where the system or
-// the peer has no memory that is safe to share, the connection goes through the
-// socket: [SharedConn.InMemory] tells.
+// The peer is not trusted. Whatever the peer does to its memory, this end reads and
+// writes nothing outside of the rings, and its calls end by their deadlines. But the
+// peer can change what it has written while this end looks at it in place. Where the
+// system or the peer has no memory that is safe to share, the connection goes through
+// the socket: [SharedConn.InMemory] tells.
 //
 // # Systems
 //
@@ -176,8 +176,8 @@
 //
 //	(1) framed on AIX, illumos and Solaris
 //	(2) not on DragonFly, AIX and Solaris
-//	(3) not on AIX and Solaris. Nobody's identity is known there, so a Dial to a
-//	    Name needs Everyone
+//	(3) not on AIX and Solaris. The peer's user is never known there, so a Dial to
+//	    a Name needs Everyone
 //	(4) Linux 6.5 and later
 //	(5) macOS 11 and later
 //	(6) kqueue on NetBSD and OpenBSD; by its number on illumos; not on DragonFly, AIX
@@ -185,8 +185,8 @@
 //	(7) FreeBSD 13 and later; before that, through the socket
 //	(8) AIX, illumos and Solaris have no Mkfifo here
 //
-// The package is documented on every system, but can be used on Unix and Windows
-// alone: elsewhere there is nothing but this comment.
+// The package can be used on Unix and Windows. On other systems it has nothing but
+// this comment.
 //
 // # Speed
 //
@@ -194,7 +194,7 @@
 // between connections and pipes is left to the kernel on Linux (splice(2)).
 // [Conn.WriteBuffers] writes many buffers in one call.
 //
-// The cost of a round trip is mostly that of waking the thread at the other end. So
-// on Linux a wait that is likely to be short spins: [Conn.SetSpin] tells what that
+// Most of the time of a round trip is spent on waking the thread at the other end.
+// So on Linux a wait that is likely to be short spins: [Conn.SetSpin] tells what that
 // may cost. A connection that never parks is not registered with the poller.
 package ipc

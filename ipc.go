@@ -55,8 +55,8 @@ var (
 // On Unix the systems differ in a type kernel, which embeds what every one of them can
 // do (baseKernel) and has methods of its own where it can do better.
 
-// A descriptor is one end of something, whatever it carries. It is safe for concurrent
-// use. After close every method fails with net.ErrClosed.
+// A descriptor is one end of a connection or of a pipe. It is safe for concurrent use.
+// After close every method fails with net.ErrClosed.
 type descriptor interface {
 	close() error // wakes every call that waits; does not wait for the peer
 	setDeadline(t time.Time, d direction) error
@@ -139,12 +139,12 @@ var (
 // name in the namespace that the system keeps for such names ([Name]). Addrs
 // are comparable, and the zero Addr asks [Listen] for a fresh private name.
 //
-// A server on Unix sees a client that has no address, as most have none, as Name("").
-// That is written "@", as in package net; nobody can listen there or dial it.
+// Most clients on Unix have no address of their own. A server sees such a client as
+// Name(""). That is written "@", as in package net; nobody can listen there or dial it.
 //
-// An Addr is checked when it is used. One that is empty, too long, holds a NUL
-// byte where none may be or has no meaning on the system is refused before any system
-// call, with an error that names the address and the rule.
+// An Addr is checked when it is used. It is refused before any system call if it is empty
+// or too long, holds a NUL byte where none may be, or has no meaning on the system. The
+// error names the address and the rule.
 type Addr struct {
 	kind addrKind
 	text string // without the mark that String puts before a name
@@ -181,16 +181,16 @@ func Path(path string) Addr {
 //	Windows            the pipe \\.\pipe\name
 //	every other Unix   the socket file /tmp/name
 //
-// The mapping is part of the interface: it does not change within a major
-// version, so the other end need not use this package. Anyone can take a name
-// that is free; [Dialer] therefore checks whom it reached by one. Abstract names
-// belong to a network namespace (network_namespaces(7)): containers that share
-// one share the names, and root of each is root to [OwnerOnly] unless it has a
-// user namespace of its own.
+// The mapping is part of the interface: it does not change within a major version, so the
+// other end need not use this package. Any user can take a name that is free. A [Dialer]
+// therefore checks which user runs the server that it reached by a name. Abstract names
+// belong to a network namespace (network_namespaces(7)). Containers that share one share
+// the names. Root of each such container is root to [OwnerOnly], unless the container has
+// a user namespace of its own.
 //
 // An abstract name is all the bytes of the socket address behind the first one. Node.js
-// 20, and many programs in C, fill the address up with NUL bytes; those belong to the
-// name then. Give them to Name to meet such a program: 107 bytes in all.
+// 20, and many programs in C, pad the address with NUL bytes, which then belong to the
+// name. To meet such a program, give Name the padded name: 107 bytes in all.
 func Name(name string) Addr { return Addr{nameAddr, name} }
 
 // ParseAddr reads an address as [Addr.String] writes it: "@name" is
@@ -260,8 +260,8 @@ func escapeNUL(name string) string {
 	return text.String()
 }
 
-// unescapeNUL reads what escapeNUL has written: of the backslashes before a '0' each
-// two are one, and one that is left makes the '0' a NUL.
+// unescapeNUL reads what escapeNUL has written. Before a '0', two backslashes stand for
+// one, and a single one that is left makes the '0' a NUL.
 func unescapeNUL(text string) string {
 	if !strings.Contains(text, `\0`) {
 		return text
@@ -333,23 +333,28 @@ func nulError(text string) error {
 	return nil
 }
 
-// UserAddr returns an address that belongs to the user of this process alone, and is
-// the same for all processes of that user: for an agent, or a program of which each
-// user is to have one instance. The name consists of ASCII letters, digits, '_', '-'
+// UserAddr returns an address that belongs to the user of this process alone, and that is
+// the same in all processes of that user. It is for an agent, or for a program of which
+// each user is to have one instance. The name consists of ASCII letters, digits, '_', '-'
 // and '.', does not begin or end with '.', and does not end in ".lock".
 //
-// On Unix it is a path in $XDG_RUNTIME_DIR, if that is an absolute path and leads to a
-// folder, not a link to one, of the effective user which nobody else may enter; else,
-// on Linux, in such a folder /run/user/UID; else in /tmp/ipc-UID (where there is no
-// /tmp: in $TMPDIR), which is made with mode 0700 if need be. If that is not such a
-// folder, as when another user made it, the error matches [os.ErrPermission]. A folder
-// with which the path would be too long for a sockaddr_un is passed over; if all are,
-// the error matches [ErrNameTooLong]. Processes agree as long as they have the same
-// XDG_RUNTIME_DIR, or those without it run while the user is logged in.
+// On Unix it is a path in the first of these folders:
 //
-// On Windows it is a pipe whose name has the user's SID in it, in an AppContainer one
-// below LOCAL\, which that alone can reach. Another user can take the name, but a
-// [Dial] finds that out: see [Dialer.Access].
+//   - $XDG_RUNTIME_DIR, if that is an absolute path and leads to a private folder
+//   - /run/user/UID on Linux, if that is a private folder
+//   - /tmp/ipc-UID, or ipc-UID in $TMPDIR where there is no /tmp; it is made with mode
+//     0700 if need be
+//
+// A private folder belongs to the effective user, nobody else may enter it, and it is not
+// a link to a folder. If the last folder is not private, as when another user made it,
+// the error matches [os.ErrPermission]. A folder with which the path would be too long
+// for a sockaddr_un is passed over; if all are, the error matches [ErrNameTooLong].
+// Processes agree on the address as long as they have the same XDG_RUNTIME_DIR. Those
+// without the variable agree if they run while the user is logged in.
+//
+// On Windows it is a pipe with the user's SID in its name. In an AppContainer the pipe is
+// below LOCAL\, which only that container can reach. Another user can take the name, but
+// a [Dial] finds that out: see [Dialer.Access].
 //
 // In a Linux user namespace a process whose user has no mapping of its own has no such
 // address: the error matches [errors.ErrUnsupported].
@@ -367,8 +372,8 @@ func UserAddr(name string) (Addr, error) {
 	return a, nil
 }
 
-// checkUserName allows what is one element of a path on every system, is not the lock of
-// another, and cannot be a temporary name of this package.
+// checkUserName allows a name that is one element of a path on every system, is not the
+// lock file of another name, and cannot be a temporary name of this package.
 func checkUserName(name string) error {
 	if !validEndName(name) || name[0] == '.' || strings.HasSuffix(name, ".") || strings.HasSuffix(name, ".lock") {
 		return configError("the name", strconv.Quote(name),
@@ -396,8 +401,8 @@ var freshNames atomic.Uint64
 // A failed system call is an *os.SyscallError around a syscall.Errno in it.
 
 var (
-	// ErrAddrInUse is matched when a live listener, or a file that is no
-	// socket, is where a listener was to be, and with [TakeoverNever] any file.
+	// ErrAddrInUse is matched when Listen finds a live listener, or a file that is no
+	// socket, at the address. With [TakeoverNever] it is matched for any file.
 	ErrAddrInUse = errors.New("address already in use")
 
 	// ErrNoListener is matched when nobody listens at the address dialed: it
@@ -409,15 +414,15 @@ var (
 	// take. The error says the length and the limit, in bytes.
 	ErrNameTooLong = errors.New("name too long")
 
-	// ErrUntrusted is matched when the server reached by a Dial is not one
-	// that [Dialer.Access] or [Dialer.Check] accepts. Nothing was sent to it.
-	// On Windows it is also matched when a peer pretends to send files: see
+	// ErrUntrusted is matched when the server reached by a Dial is not one that
+	// [Dialer.Access] or [Dialer.Check] accepts. Nothing was sent to that server. On
+	// Windows it is also matched when a peer pretends to send files: see
 	// [Conn.RecvFiles].
 	ErrUntrusted = errors.New("the server is not trusted")
 )
 
-// A ruleError is an error that this package finds itself: an argument, or what
-// came from outside, that breaks a rule. It matches is, if set.
+// A ruleError is an error that this package finds itself: an argument, or something from
+// outside, breaks a rule. The error matches the field is, if that is set.
 type ruleError struct {
 	what string
 	is   error
@@ -439,8 +444,8 @@ func configError(field, value, rule string) error {
 	return &ruleError{what: field + " is " + value + ", it must be " + rule}
 }
 
-// A classified error is the system's error err, which also matches is: what
-// the systems say differently is the same to errors.Is.
+// A classified error is the system's error err, which also matches is. With it an error
+// that has another number on each system is the same to errors.Is.
 type classified struct {
 	err error
 	is  error
@@ -545,21 +550,21 @@ func readWord[V interface{ String() string }](v *V, text []byte, rule string, va
 	return opError("parse", Addr{}, Addr{}, configError("the text", strconv.Quote(string(text)), rule))
 }
 
-// A Peer is what the kernel recorded of the process at the other end of a
-// connection: of a client when it connected, of a server when it began to
-// listen, of both ends of a [Pair] when the pair was made. A descriptor that
-// was passed on since then still tells of the process that made it; on macOS the
-// process identifier alone is that of the process which used the other end last, and
-// absent once that is closed.
+// A Peer is what the kernel recorded of the process at the other end of a connection. The
+// kernel records a client when it connects, a server when it begins to listen, and both
+// ends of a [Pair] when the pair is made. If the other end was passed on since then, the
+// Peer is still the process that made it. On macOS the process identifier, and nothing
+// else, is that of the process which used the other end last; it is absent once that end
+// is closed.
 //
-// What the system does not tell is absent, never zero. Process identifiers are
-// used again: the process of that number may not be the peer any more.
+// A fact that the system does not tell is absent, never zero. Process identifiers are
+// used again: the process that has the number now may not be the peer.
 //
-// In a Linux user namespace (user_namespaces(7)) that does not map every id, the
-// kernel gives the same id, usually 65534, for each user and group without a mapping.
-// That id is absent too, even if the namespace has a user of its own with that
-// number: the two cannot be told apart. So such a user is nobody that [OwnerOnly]
-// admits or trusts, a process that itself runs as that user included.
+// In a Linux user namespace (user_namespaces(7)) that does not map every id, the kernel
+// gives the same id, usually 65534, for each user and group without a mapping. That id is
+// absent too, even if the namespace has a user of its own with that number: the two
+// cannot be told apart. So [OwnerOnly] neither admits nor trusts such a user, not even in
+// a process that itself runs as that user.
 type Peer struct {
 	facts  peerFacts // what is known
 	pid    int
@@ -579,9 +584,8 @@ const (
 	knowsGID
 )
 
-// PID returns the process identifier of the peer, and whether it is known. It
-// is not on DragonFly, nor for a peer in another PID namespace that this one
-// cannot see.
+// PID returns the process identifier of the peer, and whether it is known. It is not
+// known on DragonFly, nor for a peer in another PID namespace that this one cannot see.
 func (p Peer) PID() (int, bool) { return p.pid, p.facts&knowsPID != 0 }
 
 // UID returns the effective user id of the peer, and whether it is known. It
@@ -592,11 +596,12 @@ func (p Peer) UID() (int, bool) { return p.uid, p.facts&knowsUID != 0 }
 // never is on Windows, nor for a group without a mapping in a Linux user namespace.
 func (p Peer) GID() (int, bool) { return p.gid, p.facts&knowsGID != 0 }
 
-// UserID returns the identity of the peer's user in the form that
-// [os/user.LookupId] takes: a decimal user id, on Windows a SID. It is empty
-// when it is not known: on Windows of a client that dialed with the level Anonymous,
-// as those of go-winio do by default, and of one of another program before something
-// of what it sent was read, if that program did not ask for static tracking.
+// UserID returns the identity of the peer's user in the form that [os/user.LookupId]
+// takes: a decimal user id, on Windows a SID. It is empty when it is not known. On
+// Windows it is not known for a client that dialed with the impersonation level
+// Anonymous, as those of go-winio do by default. Nor is it known for a client of another
+// library that did not ask for static tracking, until something that this client sent was
+// read.
 func (p Peer) UserID() string {
 	if p.facts&knowsUID != 0 {
 		return strconv.FormatUint(uint64(uint32(p.uid)), 10) // an int of 32 bits may have become negative
@@ -604,10 +609,10 @@ func (p Peer) UserID() string {
 	return p.user
 }
 
-// Groups returns the supplementary group ids of the peer, or nil where the
-// system does not tell. FreeBSD and DragonFly tell the first 15, macOS the
-// first four, and Linux only those with a mapping in this user namespace: a group that
-// is missing here is not one the peer lacks.
+// Groups returns the supplementary group ids of the peer, or nil where the system does
+// not tell them. FreeBSD and DragonFly tell the first 15, macOS the first four, and Linux
+// only those with a mapping in this user namespace. So the peer may be in a group that is
+// missing here.
 func (p Peer) Groups() []int {
 	if p.groups == nil {
 		return nil
@@ -657,10 +662,9 @@ func (p Peer) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
 // ---------------------------------------------------------------------------
 // Listening
 
-// A Takeover says what Listen does about a socket file that is already there.
-// Whatever is not a socket is never touched. Abstract names and pipes leave
-// nothing behind, and a live one cannot be taken over: every Takeover means the
-// same for them.
+// A Takeover says what Listen does about a socket file that is already there. A file that
+// is not a socket is never touched. Abstract names and pipes leave nothing behind, and a
+// live one cannot be taken over: every Takeover means the same for them.
 type Takeover uint8
 
 const (
@@ -719,18 +723,18 @@ func (t Takeover) validate() error {
 // A ListenConfig holds the options of a listener. The zero value is the default
 // that [Listen] uses.
 type ListenConfig struct {
-	// Access says who may connect. It is enforced by the kernel, or where the
-	// kernel has no means to (abstract names) on the credentials of each
-	// client before Accept returns it:
+	// Access says who may connect. The kernel enforces it, except for abstract names,
+	// where the kernel has no means to. There the credentials of each client are checked
+	// before Accept returns it.
 	//
-	// A socket file has mode 0600 (OwnerOnly) or 0666 (Everyone) exactly,
-	// whatever the umask, before anybody can connect. A pipe has a protected
-	// DACL, and clients on other machines are rejected.
+	// A socket file has mode 0600 (OwnerOnly) or 0666 (Everyone) exactly, whatever the
+	// umask, before anybody can connect. A pipe has a protected DACL, and clients on
+	// other machines are rejected.
 	Access Access
 
-	// Group, if set, admits the members of a group too: those besides this user and
-	// root whom OwnerOnly keeps out. It is the name of the group or its number, on
-	// Windows the name of an account or a SID ("S-1-5-32-545").
+	// Group, if set, admits the members of a group besides those whom OwnerOnly admits.
+	// It is the name of the group or its number, on Windows the name of an account or a
+	// SID ("S-1-5-32-545").
 	//
 	// A socket file has mode 0660, unless Sys.Mode says otherwise, and that group; only
 	// a member of the group, or root, may give a file to it. For an abstract name the
@@ -743,27 +747,27 @@ type ListenConfig struct {
 	// depend on the language of the system, SIDs do not. A group that does not exist
 	// matches [os.ErrNotExist].
 	//
-	// A member who dials a [Name] trusts this user's server only with a [Dialer] whose
-	// Access is Everyone; its Check can tell who it is.
+	// A member who dials a [Name] needs a [Dialer] whose Access is Everyone, since the
+	// server runs as another user. The Check of that Dialer can tell who it is.
 	Group string
 
-	// Check, if set, has a further say over each client. A client for which it
-	// returns an error is closed and never seen by Accept; the listener goes
-	// on. It runs within Accept, so it should be quick. A client that left
-	// before it could be asked who it is never reaches Check, nor Accept.
+	// Check, if set, is called for each client that Access and Group admit. If it returns
+	// an error, the client is closed and Accept does not return it; the listener goes on.
+	// Check runs within Accept, so it should be quick. A client that left before it could
+	// be asked who it is reaches neither Check nor Accept.
 	Check func(Peer) error
 
-	// Refused, if set, is told of each client that was refused by Check or, where
-	// the kernel has no means to, by Access; for a log, say. The error is why: it
-	// matches that of Check, or [os.ErrPermission] for a client that Access keeps
-	// out. Of a client that left before it could be asked who it is the Peer is
-	// unknown. Clients that the kernel turns away, by the mode of a socket file or
-	// the access list of a pipe, are never heard of.
+	// Refused, if set, is called for each client that Check refused, or that Access
+	// refused where the kernel has no means to; for a log, say. The error is the reason:
+	// it matches that of Check, or [os.ErrPermission] for a client that Access keeps out.
+	// The Peer is unknown if the client left before it could be asked who it is. Refused
+	// is not called for clients that the kernel turns away, by the mode of a socket file
+	// or the access list of a pipe.
 	//
-	// Accept does not wait for Refused. It is called in a goroutine of its own, once
-	// at a time for each listener, in the order of the refusals, also when the
-	// listener is closed by then. While it is slow up to 64 refusals wait; those
-	// beyond are only counted, and one call with an unknown Peer then says how many.
+	// Accept does not wait for Refused. Each listener calls it in a goroutine of its own,
+	// one call at a time, in the order of the refusals. It goes on to do so after Close.
+	// While Refused is slow, up to 64 refusals wait. Those beyond are only counted; one
+	// call with an unknown Peer then tells how many.
 	Refused func(Peer, error)
 
 	// Takeover says what to do when the path exists already.
@@ -773,19 +777,19 @@ type ListenConfig struct {
 	// the name goes with the listener: abstract names and pipes.
 	KeepName bool
 
-	// Backlog is how many clients may wait for Accept: the backlog of
-	// listen(2), which the system may raise by half (BSD) or one (Linux) and
-	// limits (net.core.somaxconn, kern.ipc.somaxconn); on Windows the number
-	// of pipe instances that are armed at once, at most 254. 0 is the system's
+	// Backlog is how many clients may wait for Accept. On Unix it is the backlog of
+	// listen(2), which the system may raise by half (BSD) or one (Linux) and limits
+	// (net.core.somaxconn, kern.ipc.somaxconn). On Windows it is the number of pipe
+	// instances that are ready for a client at once, at most 254. 0 is the system's
 	// limit, on Windows 4.
 	Backlog int
 
-	// Spin bounds how long Accept and the waits of accepted connections may try
-	// again before they park, as [Conn.SetSpin] does: 0 is the default, a negative
-	// one never spins.
+	// Spin is the longest time that Accept, and each wait of an accepted connection,
+	// busy-polls before it parks: see [Conn.SetSpin]. 0 is the default, a negative one
+	// never spins.
 	Spin time.Duration
 
-	// Sys holds what only this system has.
+	// Sys holds the options that only this system has.
 	Sys *SysListenConfig
 }
 
@@ -793,13 +797,13 @@ type ListenConfig struct {
 // ListenConfig{}.Listen(addr).
 func Listen(addr Addr) (*Listener, error) { return ListenConfig{}.Listen(addr) }
 
-// Listen opens a server at addr. The zero Addr takes a fresh private name,
-// which [Listener.Addr] tells. Clients written with Node.js 20, and many in C, fill up
-// an abstract name with NUL bytes: see [Name] for a server that they reach.
+// Listen opens a server at addr. For the zero Addr it takes a fresh private name, which
+// [Listener.Addr] returns. Clients written with Node.js 20, and many in C, pad an
+// abstract name with NUL bytes: see [Name] for a server that they reach.
 //
-// On Unix a listener on a path holds an flock(2) on the sibling file path + ".lock"
-// until Close, so that of many starters exactly one gets a stale path. Close removes
-// both files, but no lock file that is not empty, which is another program's. The
+// On Unix a listener on a path holds an flock(2) on the sibling file path + ".lock" until
+// Close, so that of many starters exactly one gets a stale path. Close removes the socket
+// and the lock file; a lock file that is not empty is another program's and stays. The
 // folder must be writable. Listen opens it once, and everything up to Close happens in
 // the folder that was opened, wherever its path leads by then (on OpenBSD, AIX, illumos
 // and Solaris the path is checked before each step instead). Whoever else can write to
@@ -807,15 +811,15 @@ func Listen(addr Addr) (*Listener, error) { return ListenConfig{}.Listen(addr) }
 // Close by 2 seconds, with an flock(2) on the folder.
 //
 // The lock file can be opened by this user, and by those others who may both connect and
-// write to the folder, so that several users can take turns in a shared folder. A lock
-// file that this user cannot open is replaced, if he may, once nobody serves the path.
-// Where there is no flock (some network file systems and sandboxes), Listen does without
-// a lock file; of two starters at the very same moment one may then remove the socket of
-// the other.
+// write to the folder, so that several users can take turns in a shared folder. If this
+// user cannot open the lock file but may replace it, Listen does so once nobody serves
+// the path. Where there is no flock (some network file systems and sandboxes), Listen
+// does without a lock file. If two servers then start at the very same moment, one may
+// remove the socket of the other.
 //
 // On Linux the lock file has the sticky bit, and so has a socket that could not be bound
-// by its path itself: systemd-tmpfiles(8) removes old sockets from /tmp that it does not
-// find in /proc/net/unix, but no file with that bit.
+// directly at its path. The reason is systemd-tmpfiles(8): it removes old sockets from
+// /tmp that it does not find in /proc/net/unix, but no file with that bit.
 //
 // On Windows the pipe keeps its name, and Listen fails with [ErrAddrInUse], as
 // long as a listener or an end of a connection of it is open in any process.
@@ -880,19 +884,19 @@ type server struct {
 	spin  time.Duration             // ListenConfig.Spin
 	rules atomic.Pointer[admission] // replaced by SetAccess while others accept
 
-	refusals *refusals // nil if nobody is to be told
+	refusals *refusals // nil if ListenConfig.Refused is
 }
 
 // An admission decides in Accept which clients may stay, of those that the kernel
 // let connect.
 type admission struct {
-	ownerOnly bool             // by their credentials
-	group     string           // the number of the group whose members may stay all the same; "" is none
+	ownerOnly bool             // admits this user and root alone, by their credentials
+	group     string           // the number of a group that is admitted too; "" is none
 	check     func(Peer) error // ListenConfig.Check
 }
 
-// end returns the listener of the system, or for the zero value noListener, which is
-// closed; failed is as that of a connection.
+// end returns the listener of the system. For the zero value that is noListener, which is
+// closed. failed does what endpoint.failed does.
 func (l *server) end() *listener {
 	if l.sys == nil {
 		return noListener
@@ -922,16 +926,16 @@ type Listener struct{ server }
 // [Listener.AcceptConn].
 func (l *Listener) Accept() (net.Conn, error) { return asNetConn(l.AcceptConn()) }
 
-// AcceptConn waits for a client and returns its connection. Clients that
-// [ListenConfig.Access] or [ListenConfig.Check] refuse, and those that left
-// before they were accepted where the system says so, are not returned. On
-// Windows those are all that left without having written anything; the places
-// that they take in the backlog are free again at the next Accept.
+// AcceptConn waits for a client and returns its connection. It does not return clients
+// that [ListenConfig.Access] or [ListenConfig.Check] refuse. Nor does it return clients
+// that left before they were accepted, where the system says so. On Windows those are all
+// that left without having written anything; the places that they take in the backlog are
+// free again at the next Accept.
 //
-// The error matches [net.ErrClosed] after Close and [os.ErrDeadlineExceeded]
-// after the deadline. Any other (EMFILE and ENFILE, when descriptors have run
-// out) leaves the listener usable: the client waits on, and a server that
-// tries again after a pause serves it.
+// The error matches [net.ErrClosed] after Close and [os.ErrDeadlineExceeded] after the
+// deadline. Any other error (EMFILE and ENFILE, when descriptors have run out) leaves the
+// listener usable: the client still waits, and the server can serve it if it calls
+// AcceptConn again after a pause.
 func (l *Listener) AcceptConn() (*Conn, error) {
 	fd, err := l.accept()
 	if err != nil {
@@ -993,8 +997,8 @@ func (l *server) accept() (*fd, error) {
 	}
 }
 
-// admit returns why the client at the other end of fd may not stay, or nil; and who
-// that is, as far as it was asked.
+// admit returns nil if the client at the other end of fd may stay, else the reason why
+// not. The Peer is that client as far as it was asked who it is.
 func (a *admission) admit(fd *fd) (Peer, error) {
 	if !a.ownerOnly && a.check == nil {
 		return Peer{}, nil
@@ -1011,11 +1015,11 @@ func (a *admission) admit(fd *fd) (Peer, error) {
 	return p, nil
 }
 
-// errNotOwner is the reason of OwnerOnly.
+// errNotOwner is the reason why OwnerOnly refuses a client.
 var errNotOwner = &ruleError{"the client is not one that Access admits", os.ErrPermission}
 
-// A refusals tells ListenConfig.Refused of the clients that were refused. Neither a
-// slow function nor many clients delay Accept or need more than so much memory.
+// A refusals reports the clients that were refused to ListenConfig.Refused. Neither a
+// slow function nor many clients delay Accept, and both need limited memory.
 type refusals struct {
 	tell func(Peer, error)
 
@@ -1032,7 +1036,7 @@ type refusal struct {
 
 const refusalsMax = 64
 
-// tellRefusals returns nil if there is nobody to be told.
+// tellRefusals returns nil if there is no function to call.
 func tellRefusals(tell func(Peer, error)) *refusals {
 	if tell == nil {
 		return nil
@@ -1040,7 +1044,7 @@ func tellRefusals(tell func(Peer, error)) *refusals {
 	return &refusals{tell: tell}
 }
 
-// add has the refusal told.
+// add queues a refusal, and starts deliver if it does not run.
 func (r *refusals) add(p Peer, why error) {
 	if r == nil {
 		return
@@ -1058,7 +1062,7 @@ func (r *refusals) add(p Peer, why error) {
 	}
 }
 
-// deliver tells of refusals until there are no more.
+// deliver reports refusals until there are no more.
 func (r *refusals) deliver() {
 	for {
 		waiting, more := r.take()
@@ -1075,7 +1079,7 @@ func (r *refusals) deliver() {
 	}
 }
 
-// take returns what is to be told now. If that is nothing the goroutine is to end.
+// take returns the refusals to report now. If there are none, the goroutine is to end.
 func (r *refusals) take() (waiting []refusal, more int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -1087,12 +1091,12 @@ func (r *refusals) take() (waiting []refusal, more int) {
 
 // SetAccess sets which clients Accept returns from now on. It is for a listener that
 // another process or the service manager made. With [OwnerOnly] a client must be this
-// user or root (on Windows this user, SYSTEM or an administrator); one of whom the
+// user or root (on Windows this user, SYSTEM or an administrator); a client of which the
 // system tells nothing is refused. check is as [ListenConfig.Check], or nil.
 //
 // SetAccess replaces the Access and Check of the [ListenConfig], and its Group for an
 // abstract name. The permissions of a socket file and the access list of a pipe stay as
-// they are, and whom they keep out stays out.
+// they are: clients that they keep out stay out.
 func (l *server) SetAccess(access Access, check func(Peer) error) error {
 	err := l.failed("set", access.validate())
 	if err == nil {
@@ -1105,16 +1109,16 @@ func (l *server) SetAccess(access Access, check func(Peer) error) error {
 func (l *server) Addr() net.Addr { return l.addr }
 
 // Close stops listening. Every Accept that waits returns an error that matches
-// [net.ErrClosed], and clients that were not accepted are disconnected;
-// connections that were live on. A socket file is removed unless
-// [ListenConfig.KeepName] is set or it is not this listener's any more. The
-// error of the second Close matches net.ErrClosed.
+// [net.ErrClosed]. Clients that were not accepted are disconnected; accepted connections
+// stay open. A socket file is removed unless [ListenConfig.KeepName] is set or it is not
+// this listener's any more. The error of the second Close matches net.ErrClosed.
 func (l *server) Close() error {
 	return l.failed("close", l.end().close())
 }
 
 // SetDeadline sets the time after which Accept fails with an error that matches
-// [os.ErrDeadlineExceeded], also one that waits already. The zero time is none.
+// [os.ErrDeadlineExceeded], also an Accept that waits already. The zero time means no
+// deadline.
 func (l *server) SetDeadline(t time.Time) error {
 	return l.failed("set", l.end().setDeadline(t))
 }
@@ -1142,55 +1146,57 @@ type Dialer struct {
 	// Timeout, Deadline and the context's deadline the first one counts.
 	Deadline time.Time
 
-	// Wait keeps trying until a server listens, instead of failing with
-	// [ErrNoListener]. There is no event for that: the pauses between the attempts grow
-	// to 20 ms, so a new server is noticed that soon, plus what the scheduler takes. If
-	// nobody listens until the end of the time, the error matches ErrNoListener too.
+	// Wait keeps trying until a server listens, instead of failing with [ErrNoListener].
+	// There is no event for that. The pauses between the attempts grow to 20 ms, so a new
+	// server is noticed that soon, plus what the scheduler takes. If nobody listens
+	// before the time is over, the error matches ErrNoListener too.
 	Wait bool
 
-	// Access says who may be the server. With OwnerOnly, the zero value, the
-	// server reached by a [Name] must run as this user or as root, for anyone
-	// can take a name that is free; otherwise Dial fails with [ErrUntrusted]. A
-	// Unix path is trusted as the file system is: who could put a socket there
-	// is decided by the permissions of its folder. A Windows pipe must be owned
-	// by this user, SYSTEM or Administrators, whichever kind of address leads to
-	// it; that of another machine cannot be verified, and needs Everyone.
+	// Access says who may be the server. With OwnerOnly, the zero value, a server that
+	// was reached by a [Name] must run as this user or as root, since any user can take a
+	// name that is free. Otherwise Dial fails with [ErrUntrusted]. A server at a Unix
+	// path is trusted as the file system is: the permissions of its folder decide who
+	// could put a socket there. A Windows pipe must be owned by this user, SYSTEM or
+	// Administrators, whichever kind of address leads to it. A pipe on another machine
+	// cannot be verified, and needs Everyone.
 	Access Access
 
-	// Check, if set, has a further say over the server. Its error is returned,
-	// and matches [ErrUntrusted] too.
+	// Check, if set, is called for a server that Access accepts. If it returns an error,
+	// Dial fails with that error, which then matches [ErrUntrusted] too.
 	Check func(Peer) error
 
-	// Spin bounds how long the waits of the connection may try again before they
-	// park, as [Conn.SetSpin] does: 0 is the default, a negative one never spins.
+	// Spin is the longest time that each wait of the connection busy-polls before it
+	// parks: see [Conn.SetSpin]. 0 is the default, a negative one never spins.
 	Spin time.Duration
 
-	// Sys holds what only this system has.
+	// Sys holds the options that only this system has.
 	Sys *SysDialer
 }
 
-// Dial connects to the server at addr. It waits as long as the server has no
-// room for one more client, without limit. It is Dialer{}.Dial(addr).
+// Dial connects to the server at addr. While the server has no room for one more client
+// Dial waits, without limit. It is Dialer{}.Dial(addr).
 func Dial(addr Addr) (*Conn, error) { return Dialer{}.Dial(addr) }
 
 // Dial connects to the server at addr, within Timeout and Deadline: see
 // [Dialer.DialContext].
 func (d Dialer) Dial(addr Addr) (*Conn, error) { return d.DialContext(context.Background(), addr) }
 
-// DialContext connects to the server at addr, and gives up when ctx ends: the
-// error then matches [context.Canceled], or [os.ErrDeadlineExceeded] and
-// [context.DeadlineExceeded]. Once connected, ctx has no say any more. Other errors
-// match [ErrNoListener] (also for an abstract name that the server has filled up with
-// NUL bytes: see [Name]), [ErrUntrusted], or [os.ErrPermission] where the mode of the
-// socket file, of a folder on the way to it, or the access list of the pipe keeps
-// this user out.
+// DialContext connects to the server at addr, and gives up when ctx ends: the error then
+// matches [context.Canceled], or [os.ErrDeadlineExceeded] and [context.DeadlineExceeded].
+// Once the connection is made, ctx has no effect on it. Other errors match
 //
-// A full backlog is waited out: EAGAIN on Linux, ERROR_PIPE_BUSY on Windows. The
-// other Unix systems refuse a client then exactly as if nobody listened; there
-// ECONNREFUSED is tried again until ctx ends while the server's lock file shows
-// that it lives, and for a quarter of a second if another socket is bound there.
-// A pipe whose listener is closed, but not all of its connections, is busy until
-// they are.
+//   - [ErrNoListener], also if the server has padded its abstract name with NUL bytes:
+//     see [Name]
+//   - [ErrUntrusted]
+//   - [os.ErrPermission], where the mode of the socket file, of a folder on the way to
+//     it, or the access list of the pipe keeps this user out
+//
+// While the backlog is full, DialContext waits: that is EAGAIN on Linux, ERROR_PIPE_BUSY
+// on Windows. The other Unix systems refuse a client then exactly as if nobody listened.
+// There DialContext tries again after ECONNREFUSED: until ctx ends while the server's
+// lock file shows that it lives, and for a quarter of a second if a socket without such a
+// lock is bound there. On Windows it also waits while connections of a closed listener
+// are still open.
 func (d Dialer) DialContext(ctx context.Context, addr Addr) (*Conn, error) {
 	fd, err := d.reach(ctx, addr, streams)
 	if err != nil {
@@ -1238,8 +1244,8 @@ const (
 	unsure                // busy or absent: the system does not tell
 )
 
-// refusalGrace is how long refusals are tried again that may mean a full backlog
-// or a dead server.
+// refusalGrace is how long connect tries again after a refusal that may mean a full
+// backlog or a dead server.
 const refusalGrace = 250 * time.Millisecond
 
 // connect attempts to connect until it succeeds, fails for good, or ctx or the
@@ -1295,8 +1301,8 @@ const (
 	pauseMax = 20 * time.Millisecond
 )
 
-// ended returns the error that ends the attempts, the last of which failed with
-// last, or nil.
+// ended returns the error that ends the attempts, or nil. last is the error of the last
+// attempt.
 func (p *retryTimer) ended(last error) error {
 	if err := contextError(p.ctx, last); err != nil {
 		return err
@@ -1307,8 +1313,8 @@ func (p *retryTimer) ended(last error) error {
 	return nil
 }
 
-// contextError returns the error of what ctx ends, which failed with last before
-// if it was tried, or nil while ctx does not end it.
+// contextError returns the error of an operation that ctx ends, or nil while ctx does not
+// end it. last is the error of its last attempt, or nil if there was none.
 func contextError(ctx context.Context, last error) error {
 	if err := ctx.Err(); err != context.DeadlineExceeded {
 		return err
@@ -1400,9 +1406,9 @@ type endpoint struct {
 	remote Addr // zero on the server's side: the system is asked when needed
 }
 
-// end returns the descriptor. The zero value of each type has none, as nobody opened it;
-// it works on noFD, which is closed, and failed makes of every result the error that
-// package net has for it.
+// end returns the descriptor. The zero value of each type has none, as nobody opened it.
+// Its methods work on noFD, which is closed, and failed makes every result EINVAL, the
+// error that package net has for it.
 func (c *endpoint) end() *fd {
 	if c.fd == nil {
 		return noFD
@@ -1418,8 +1424,8 @@ const (
 	messages                 // messages: a MsgConn
 )
 
-// failed gives err, if it is one, the operation and the addresses. Inlined, it
-// would double the stack of every goroutine that waits in Read.
+// failed adds the operation and the addresses to err, unless that is nil or io.EOF.
+// Inlined, it would double the stack of every goroutine that waits in Read.
 //
 //go:noinline
 func (c *endpoint) failed(op string, err error) error {
@@ -1432,11 +1438,10 @@ func (c *endpoint) failed(op string, err error) error {
 	return opError(op, c.local, c.remote, err)
 }
 
-// Read reads up to len(p) bytes, and waits until there is at least one. When
-// the peer has closed its end, Read returns what it wrote before that and then
-// [io.EOF]. On Unix, a peer that closed with unread data in its own queue may
-// make that ECONNRESET. The other errors match [net.ErrClosed] and
-// [os.ErrDeadlineExceeded].
+// Read reads up to len(p) bytes, and waits until there is at least one. When the peer has
+// closed its end, Read returns what the peer wrote before that and then [io.EOF]. On
+// Unix, a peer that closed with unread data in its own queue may turn that io.EOF into
+// ECONNRESET. The other errors match [net.ErrClosed] and [os.ErrDeadlineExceeded].
 func (c *Conn) Read(p []byte) (int, error) {
 	n, err := c.end().read(p)
 	return n, c.failed("read", err)
@@ -1458,19 +1463,19 @@ func (c *Conn) ReadBuffers(bufs [][]byte) (int64, error) {
 	return n, c.failed("read", err)
 }
 
-// WriteBuffers writes the contents of the buffers in turn, with writev(2) where
-// the system has it to offer. As [net.Buffers.WriteTo] does, it takes what was
-// written out of bufs, also on an error.
+// WriteBuffers writes the contents of the buffers in turn, with writev(2) where the
+// system has it to offer. As [net.Buffers.WriteTo] does, it removes from bufs what was
+// written, also on an error.
 func (c *Conn) WriteBuffers(bufs *net.Buffers) (int64, error) {
 	n, err := c.end().writeBuffers(bufs)
 	return n, c.failed("write", err)
 }
 
-// ReadFrom copies from r to the connection until r ends, for [io.Copy]. On Linux
-// the bytes do not pass through this process where r is a Conn, a pipe end, a TCP
-// connection or a file: see splice(2). For the last two call ReadFrom itself:
-// io.Copy prefers their own WriteTo. As with any copy, what was read and cannot be
-// written is lost: up to 256 KiB here.
+// ReadFrom copies from r to the connection until r ends, for [io.Copy]. On Linux the
+// bytes do not pass through this process where r is a Conn, a pipe end, a TCP connection
+// or a file: see splice(2). For a TCP connection or a file call ReadFrom itself: io.Copy
+// prefers their own WriteTo. As with any copy, bytes that were read and cannot be written
+// are lost: up to 256 KiB here.
 func (c *Conn) ReadFrom(r io.Reader) (int64, error) { return copyIn(c, c.end(), r, c.failed) }
 
 // WriteTo copies from the connection to w until the peer closes, for [io.Copy].
@@ -1478,18 +1483,18 @@ func (c *Conn) ReadFrom(r io.Reader) (int64, error) { return copyIn(c, c.end(), 
 // end or a TCP connection: see splice(2).
 func (c *Conn) WriteTo(w io.Writer) (int64, error) { return copyOut(w, c, c.end(), c.failed) }
 
-// Close closes the connection. It does not wait for the peer and does not
-// discard what was written: the peer reads that and then gets io.EOF. Calls that
-// wait on this end return an error that matches [net.ErrClosed], and so does the
-// second Close. When Close returns, the descriptor is gone, unless what a peer has put
-// into its queue, or holds, makes that wait: after a tenth of a second Close returns
-// all the same, and the descriptor goes as soon as it can.
+// Close closes the connection. It does not wait for the peer and does not discard what
+// was written: the peer reads that and then gets io.EOF. Calls that wait on this end
+// return an error that matches [net.ErrClosed], and so does the second Close. When Close
+// returns, the descriptor is closed too. There is one exception: what a peer has put into
+// its queue, or holds, can delay that. Close then returns after a tenth of a second all
+// the same, and the descriptor is closed as soon as that is possible.
 func (c *endpoint) Close() error { return c.failed("close", c.end().close()) }
 
-// CloseRead shuts the reading side down: see shutdown(2). Reads return io.EOF. On
-// Linux and FreeBSD 15 the peer's writes fail; the other Unix systems do not tell it:
-// what it writes is lost, or waits for room until this end is closed. After the
-// peer's Close there is nothing left to shut, which is no error. Pipes have no half
+// CloseRead shuts the reading side down: see shutdown(2). Reads return io.EOF. On Linux
+// and FreeBSD 15 the peer's writes fail. The other Unix systems do not tell the peer:
+// what it writes is lost, or waits for room until this end is closed. After the peer's
+// Close there is nothing left to shut down, and CloseRead returns nil. Pipes have no half
 // close: on Windows the error matches [errors.ErrUnsupported].
 func (c *Conn) CloseRead() error { return c.failed("close", c.end().closeRead()) }
 
@@ -1499,14 +1504,15 @@ func (c *Conn) CloseRead() error { return c.failed("close", c.end().closeRead())
 // [errors.ErrUnsupported].
 func (c *Conn) CloseWrite() error { return c.failed("close", c.end().closeWrite()) }
 
-// LocalAddr returns the address of this end, an [Addr]: the listener's on the
-// server's side, and none, the zero Addr, on the client's.
+// LocalAddr returns the address of this end, an [Addr]. On the server's side it is the
+// listener's; on the client's side there is none, and it is the zero Addr.
 func (c *endpoint) LocalAddr() net.Addr { return c.local }
 
-// RemoteAddr returns the address of the other end, an [Addr]: the one dialed on
-// the client's side. A client's is, on Unix, what it bound its socket to; one that
-// bound it to nothing is "@", as in package net. On Windows it is the path of the
-// pipe. The ends of a [Pair] have none, the zero Addr.
+// RemoteAddr returns the address of the other end, an [Addr]. On the client's side it is
+// the address that was dialed. On the server's side it depends on the system: on Unix it
+// is the address to which the client bound its socket, or "@", as in package net, if the
+// client did not bind it; on Windows it is the path of the pipe. An end of a [Pair] has
+// none: it is the zero Addr.
 func (c *endpoint) RemoteAddr() net.Addr {
 	if c.remote == (Addr{}) && c.local != (Addr{}) {
 		return c.end().remoteAddr()
@@ -1520,19 +1526,19 @@ func (c *endpoint) SetDeadline(t time.Time) error {
 	return c.failed("set", c.end().setDeadline(t, reading|writing))
 }
 
-// SetReadDeadline sets the time after which reads fail with an error that
-// matches [os.ErrDeadlineExceeded], also those that wait already. The zero time
-// is none. A read that fails so has lost nothing: the connection stays usable.
+// SetReadDeadline sets the time after which reads fail with an error that matches
+// [os.ErrDeadlineExceeded], also those that wait already. The zero time means no
+// deadline. A read that fails in this way has lost nothing: the connection stays usable.
 func (c *endpoint) SetReadDeadline(t time.Time) error {
 	return c.failed("set", c.end().setDeadline(t, reading))
 }
 
-// SetWriteDeadline sets the time after which writes fail with an error that
-// matches [os.ErrDeadlineExceeded], also those that wait already. The zero time
-// is none. On Unix a Write that fails so returns how much of it the peer can read. On
-// Windows the system takes back what the peer has not read, and does not tell how much
-// that is, so the stream should be given up. A message is sent whole or not at all: see
-// [MsgConn.Send].
+// SetWriteDeadline sets the time after which writes fail with an error that matches
+// [os.ErrDeadlineExceeded], also those that wait already. The zero time means no
+// deadline. On Unix a Write that fails in this way returns how much of it the peer can
+// read. On Windows the system takes back what the peer has not read, and does not tell
+// how much that is, so the stream should be given up. A message is sent whole or not at
+// all: see [MsgConn.Send].
 func (c *endpoint) SetWriteDeadline(t time.Time) error {
 	return c.failed("set", c.end().setDeadline(t, writing))
 }
@@ -1545,12 +1551,12 @@ func (c *endpoint) SetReadBuffer(n int) error {
 	return c.failed("set", c.end().setBuffer(reading, n))
 }
 
-// SetWriteBuffer sets the size in bytes of the send buffer (SO_SNDBUF of
-// socket(7)): how much may be written that the peer has not read. Less than 4096
-// counts as 4096: some systems would else move a byte with each call. What exceeds the
-// limit of the system is cut to that on Linux (net.core.wmem_max), and an error that
-// matches [syscall.ENOBUFS] on the BSDs and macOS. On Windows the sizes of a pipe are
-// fixed when it is made: the error matches [errors.ErrUnsupported].
+// SetWriteBuffer sets the size in bytes of the send buffer (SO_SNDBUF of socket(7)): how
+// much may be written that the peer has not read. A size below 4096 counts as 4096: some
+// systems would else move a byte with each call. A size above the limit of the system is
+// cut to the limit on Linux (net.core.wmem_max). On the BSDs and macOS it is an error
+// that matches [syscall.ENOBUFS]. On Windows the sizes of a pipe are fixed when it is
+// made: the error matches [errors.ErrUnsupported].
 func (c *endpoint) SetWriteBuffer(n int) error {
 	return c.failed("set", c.end().setBuffer(writing, n))
 }
@@ -1567,9 +1573,9 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 // spin at a time, or one if that is 0. An idle connection costs nothing.
 //
 // On Linux a thread whose spin failed leaves its CPU for a moment, since the peer may be
-// waiting for that very one: sched_setaffinity(2), which is then undone. That happens only
-// in a process that may run on every CPU, and ever more rarely if it does not help. A
-// sandbox that punishes the call with the end of the process wants a negative d.
+// waiting for that very one: sched_setaffinity(2), which is then undone. That happens
+// only in a process that may run on every CPU, and less and less often if it does not
+// help. In a sandbox that ends the process for this call, use a negative d.
 //
 // Windows does not spin. There d is how long a read that waits keeps its thread
 // before it parks, by default at most 2 ms, and only while such waits succeed.
@@ -1583,12 +1589,14 @@ func (c *endpoint) Peer() (Peer, error) {
 	return p, c.failed("peer", err)
 }
 
-// WaitPeer waits until the process at the other end has ended, or ctx does; the error
-// is then as with [Dialer.DialContext]. It returns nil once the process has ended: not
-// when that only closes its end, and whether or not its parent has waited for it. The
-// process is the one of [Conn.Peer]: who made the other end, also if that was handed
-// on. Close does not end the wait, so a process can be told to end by Close; but on a
-// connection that is closed already the error matches [net.ErrClosed].
+// WaitPeer waits until the process at the other end has ended, and then returns nil. If
+// ctx ends first, the error is as with [Dialer.DialContext]. A process that only closes
+// its end has not ended. Whether its parent has waited for it does not matter, except
+// where the table below says so. The process is that of [Conn.Peer]: the one that made the
+// other end, even if that end was passed on.
+//
+// Close does not end the wait, so a caller can tell the process to end by closing the
+// connection. On a connection that is closed already the error matches [net.ErrClosed].
 //
 // No thread is held. Each wait needs one descriptor or handle:
 //
@@ -1600,14 +1608,15 @@ func (c *endpoint) Peer() (Peer, error) {
 //	every other Unix    the process is looked for, up to 50 times a second, until its
 //	                    parent has waited for it
 //
-// WaitPeer never takes a living process for one that has ended, unless the system hides
-// it from this one (security.bsd.see_other_uids of FreeBSD). But only Linux 6.5 and
-// later and Windows know the process itself; elsewhere, if it ended before WaitPeer was
-// called and its number was given to another by then, that one is waited for.
+// While the process lives WaitPeer does not return nil, unless the system hides the
+// process from this one (security.bsd.see_other_uids of FreeBSD). Only Linux 6.5 and
+// later and Windows know the process itself. On the other systems WaitPeer goes by the
+// number: if the process ended before WaitPeer was called, and its number was given to
+// another process by then, WaitPeer waits for that one.
 //
-// Where the process is not known the error matches [errors.ErrUnsupported]: on
-// DragonFly, AIX and Solaris, on macOS when the other end is closed, for a process
-// of a PID namespace out of sight before Linux 6.5, and for one on another machine. If
+// Where the process is not known the error matches [errors.ErrUnsupported]: on DragonFly,
+// AIX and Solaris, on macOS when the other end is closed, before Linux 6.5 for a process
+// of a PID namespace that this one cannot see, and for a process on another machine. If
 // Windows does not let this process wait for that one the error matches
 // [os.ErrPermission].
 func (c *endpoint) WaitPeer(ctx context.Context) error {
@@ -1626,18 +1635,20 @@ func (c *endpoint) SyscallConn() (syscall.RawConn, error) {
 	return c.fd.rawConn()
 }
 
-// File returns a duplicate of the descriptor or handle as an [os.File], to hand
-// over to another process. Closing it does not affect c, nor the other way
-// round, but the connection stays open until both are closed. On Windows c is
-// used by that, and the os.File, which is not the first of its pipe end in this
-// process, has no deadlines; a Conn made of it by [FileConn] has them. There the Close
-// of one of the two may end a call that is under way on the other in this process
-// (ERROR_OPERATION_ABORTED), but for the reads of a Conn.
+// File returns a duplicate of the descriptor or handle as an [os.File], to hand over to
+// another process. Closing one does not affect the other, but the connection stays open
+// until both are closed.
 //
-// On Unix the duplicate is nonblocking, as c is: the two share that mode. Many
-// programs do not expect that of their standard input and fail with EAGAIN; for them
-// there is BlockingFile, which gives c away. If the other process makes its duplicate
-// block, c goes on to work.
+// On Windows, File is a use of c, after which c cannot be given to a child: see
+// [Inherit]. The os.File is not the first of its pipe end in this process there, and
+// therefore has no deadlines; a Conn made of it by [FileConn] has them. The Close of one
+// of the two may end a call that is under way on the other in this process
+// (ERROR_OPERATION_ABORTED), but not the reads of a Conn.
+//
+// On Unix the duplicate is nonblocking, as c is: the two share that mode. Many programs
+// do not expect that of their standard input and fail with EAGAIN. For them there is
+// BlockingFile, which gives c away. If the other process makes its duplicate blocking, c
+// still works.
 func (c *endpoint) File() (*os.File, error) {
 	f, err := c.end().dupFile(c.local.String() + "->" + c.remote.String())
 	return f, c.failed("file", err)
@@ -1790,12 +1801,11 @@ func (c *MsgConn) Native() bool {
 }
 
 // MaxMessage returns the longest message that Send takes now, in bytes. On Unix it
-// goes with the send buffer, and so with [Conn.SetWriteBuffer]: by default it is
-// about 208 KiB on Linux (net.core.wmem_default less 32 bytes, and never more than
-// 1024 pages), 8 KiB on FreeBSD (64 KiB from FreeBSD 15 on), 32 KiB on OpenBSD, 56 KiB
-// on DragonFly and 4 KiB on NetBSD. It is 1 GiB on Windows, and 16 MiB where messages
-// are not native. What is in the queue already does not count. Once c is closed it
-// is 0.
+// depends on the send buffer, and so on [Conn.SetWriteBuffer]: by default it is about 208
+// KiB on Linux (net.core.wmem_default less 32 bytes, and never more than 1024 pages), 8
+// KiB on FreeBSD (64 KiB from FreeBSD 15 on), 32 KiB on OpenBSD, 56 KiB on DragonFly and
+// 4 KiB on NetBSD. It is 1 GiB on Windows, and 16 MiB where messages are not native.
+// Messages that are in the queue already do not reduce it. Once c is closed it is 0.
 func (c *MsgConn) MaxMessage() int {
 	n, err := c.messages().maxMessage()
 	if err != nil {
@@ -1804,20 +1814,19 @@ func (c *MsgConn) MaxMessage() int {
 	return n
 }
 
-// Send sends p as one message, whole or not at all, and waits while the peer's
-// queue is full. A message is too long, and the error matches [ErrMsgTooLong],
-// when it exceeds [MsgConn.MaxMessage]; what every system takes by default is 4 KiB.
-// FreeBSD 15, OpenBSD and DragonFly cannot send an empty message;
-// there the error matches [errors.ErrUnsupported]. After the peer has closed its end
-// it matches [syscall.EPIPE].
+// Send sends p as one message, whole or not at all, and waits while the peer's queue is
+// full. A message longer than [MsgConn.MaxMessage] is too long: the error matches
+// [ErrMsgTooLong]. Every system takes 4 KiB by default. FreeBSD 15, OpenBSD and DragonFly
+// cannot send an empty message; there the error matches [errors.ErrUnsupported]. After
+// the peer has closed its end it matches [syscall.EPIPE].
 func (c *MsgConn) Send(p []byte) error { return c.failed("send", c.messages().send(p)) }
 
-// Recv receives one message into p, waits until there is one, and returns its
-// length. One that is longer than p fills it; the rest is dropped, and the error
-// matches [ErrMsgTooLong]. An empty message is 0 and no error; [io.EOF] comes
-// only when the peer has closed its end and all its messages were received; on
-// Windows also in the place of an empty message that Recv waited for and that the
-// peer's Close followed at once.
+// Recv receives one message into p, waits until there is one, and returns its length. A
+// message that is longer than p fills it; the rest is dropped, and the error matches
+// [ErrMsgTooLong]. For an empty message Recv returns 0 and no error. [io.EOF] means that
+// the peer has closed its end and all its messages were received. On Windows, Recv may
+// also return io.EOF in the place of an empty message: if it waited for that message and
+// the peer's Close followed at once.
 func (c *MsgConn) Recv(p []byte) (int, error) {
 	n, err := c.messages().recv(p)
 	return n, c.failed("recv", err)
@@ -1845,15 +1854,16 @@ func (c *MsgConn) SendWithFiles(p []byte, files ...*os.File) error {
 	return c.failed("send", err)
 }
 
-// RecvWithFiles receives one message into p, as [MsgConn.Recv] does, and the files
-// that were sent with it, at most max of them (0 to 253). A message without files
-// has none. No child of this process inherits them. On an error no file is returned:
-// if there are more than max, or the message is longer than p, all of them are
-// closed, the error matches [ErrMsgTooLong], and n tells how much of p was filled.
+// RecvWithFiles receives one message into p, as [MsgConn.Recv] does, and the files that
+// were sent with it, at most max of them (0 to 253). For a message that was sent without
+// files, it returns none. No child of this process inherits the files. On an error no
+// file is returned. If there are more than max files, or the message is longer than p,
+// all files are closed, the error matches [ErrMsgTooLong], and n tells how much of p was
+// filled.
 //
-// On Windows a record that is not to be believed (see [Conn.RecvFiles]) is received as
-// data, a message without files. If the files are gone, the error matches
-// [ErrUntrusted], and n tells of the message.
+// On Windows a record that cannot be believed (see [Conn.RecvFiles]) is received as data:
+// as a message without files. If the record can be believed but the files are gone, the
+// error matches [ErrUntrusted], and n tells how much of p was filled.
 func (c *MsgConn) RecvWithFiles(p []byte, max int) (n int, files []*os.File, err error) {
 	if err = checkFiles(max, 0); err == nil {
 		n, files, err = c.messages().recvWithFiles(p, max)
@@ -1962,7 +1972,7 @@ func (r *messageReader) recvAppend(src messageSource, dst []byte) ([]byte, error
 }
 
 // interrupted keeps the part of a message that came before the error for the next
-// receive, and returns what to say.
+// receive, and returns the error to report.
 func (r *messageReader) interrupted(part []byte, err error) error {
 	r.keep(part, false)
 	if len(part) > 0 {
@@ -1991,7 +2001,7 @@ func within(err error) error {
 	return err
 }
 
-// roomAtLeast is the room that a message of unknown length is given at first.
+// roomAtLeast is the room in bytes that a message of unknown length is given at first.
 const roomAtLeast = 512
 
 // withRoom returns p with room for n bytes behind it.
@@ -2095,7 +2105,7 @@ func (f *framing) nextPart(p []byte) (n int, ends bool, err error) {
 		return n, false, nil
 	}
 	f.got, f.sized = 0, false
-	f.forget(f.files) // that came with it, and that nobody asked for
+	f.forget(f.files) // files that came with the message, and that nobody asked for
 	return n, true, nil
 }
 
@@ -2213,8 +2223,8 @@ func (f *framing) giveFiles(max int) ([]*os.File, error) {
 	return files, err
 }
 
-// readZero reads the byte that files travel with. Any other is somebody's message,
-// for the next receive.
+// readZero reads the byte that files travel with. Any other byte is a message, which the
+// next receive gets.
 func (f *framing) readZero() error {
 	var b [1]byte
 	if _, err := f.fd.read(b[:]); err != nil {
@@ -2233,14 +2243,14 @@ func (f *framing) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
 	if err := f.takeFiles(max); err != nil {
 		return 0, nil, err
 	}
-	if f.in.whole { // by recvFiles, which has returned its files
+	if f.in.whole { // recvFiles kept it, and has returned its files
 		n, err := f.in.recv(f, p)
 		return n, nil, err
 	}
 	if err := f.readStart(); err != nil {
 		return 0, nil, err
 	}
-	files, filesErr := f.giveFiles(max) // or the end of the message would close them
+	files, filesErr := f.giveFiles(max) // before nextPart closes them at the end of the message
 	n, err := f.in.recv(f, p)
 	switch {
 	case err == nil && filesErr == nil:
@@ -2263,21 +2273,22 @@ func (f *framing) takeFiles(max int) error {
 	}
 	n, files, err := f.fd.recvRights(f.start[:], max)
 	if n == 0 {
-		discardFiles(files) // some kernels send them without a byte: no message has them
+		discardFiles(files) // some kernels deliver them without a byte: they belong to no message
 		return err
 	}
 	f.got, f.files, f.filesErr = n, files, err
 	return nil
 }
 
-// forget ends what is known of files, and closes those given.
+// forget closes the files given, and clears files and filesErr.
 func (f *framing) forget(files []*os.File) {
 	discardFiles(files)
 	f.files, f.filesErr = nil, nil
 }
 
-// close closes the descriptor and then gives up the files that a receive has left
-// which did not get to the end. That waits for no peer: every receive has an error.
+// close closes the descriptor, and then the files of a receive that did not get to the
+// end. It waits for no peer: once the descriptor is closed every receive fails, and lets
+// the lock go.
 func (f *framing) close() error {
 	err := f.fd.close()
 	f.receiving.Lock()
@@ -2293,25 +2304,27 @@ func (f *framing) close() error {
 // fewer: see filesMax.
 const maxFiles = 253
 
-// SendFiles gives the peer the open files, 1 to 253 of them (127 on OpenBSD), which
-// it receives with one RecvFiles. More are refused before anything is sent. It does
-// not touch what is written, and the files stay this process's to close.
+// SendFiles gives the peer the open files, 1 to 253 of them (127 on OpenBSD), which it
+// receives with one RecvFiles. More are refused before anything is sent. Data that Write
+// sends is not changed. The files still belong to the caller, who closes them.
 //
 // On Unix the descriptors travel as SCM_RIGHTS with one zero byte (unix(7)), on a
 // MsgConn with a message of one zero byte; a peer that reads instead sees that
 // byte and gets no files. macOS may lose a file that its sender closes before it
 // is received, so there the sender should wait for an answer.
 //
-// On Windows the handles are duplicated into the process that opened the other end,
-// and a record of some bytes tells it of them, on a MsgConn as one message; a peer
-// that reads instead sees the record. What it never receives stays open until that
-// process ends. If this process may not open that one, or if it was given its end
-// by another process and that is not the second end of a Pair, this process holds
-// the duplicates itself, and they are lost if it ends before they are received. If
-// neither process may open the other, the error matches [os.ErrPermission]. To
-// another machine it matches [errors.ErrUnsupported].
+// On Windows the handles are duplicated into the process that opened the other end. A
+// short record tells that process of them, on a MsgConn as one message; a peer that reads
+// instead sees the record. Handles that the peer never receives stay open until that
+// process ends.
 //
-// A file that is closed already matches [os.ErrClosed], and then none is sent.
+// In two cases this process holds the duplicates itself, and they are lost if it ends
+// before they are received: if this process may not open that one, or if it was given its
+// end by another process and that is not the second end of a Pair. If neither process may
+// open the other, the error matches [os.ErrPermission]. To another machine it matches
+// [errors.ErrUnsupported].
+//
+// If a file is closed already, the error matches [os.ErrClosed] and none is sent.
 func (c *Conn) SendFiles(files ...*os.File) error {
 	err := checkFiles(len(files), 1)
 	if err == nil {
@@ -2329,24 +2342,25 @@ func (c *MsgConn) SendFiles(files ...*os.File) error {
 	return c.failed("sendfiles", err)
 }
 
-// RecvFiles receives the files of one SendFiles, at most max of them (1 to 253),
-// in the order in which they were given, and waits until there are some. No
-// child of this process inherits them. A file that was nonblocking with its
-// sender is so here. On Windows that is one opened for overlapped I/O; it belongs
-// to the completion port of the sender and has no deadlines here, but what
-// [FileConn], [FileReader] and [FileWriter] make of a pipe has them. Windows lets
-// nobody see of which kind a file is, as [os.NewFile] must, while another process
-// waits in a read of it that is not overlapped. RecvFiles waits for that too, until
-// its deadline; the next RecvFiles gets the files then.
+// RecvFiles receives the files of one SendFiles, at most max of them (1 to 253), in the
+// order in which they were given, and waits until there are some. No child of this
+// process inherits them. A file that was nonblocking with its sender is nonblocking here.
 //
-// If the peer sent more than max, or more than this process has free descriptors
-// for, all are closed and the error matches [ErrMsgTooLong]. If it sent data instead the error matches [ErrNoFiles], and
-// the data waits for the next read. [io.EOF] means that it has closed its end.
+// If the peer sent more files than max, or more than this process has free descriptors
+// for, all are closed and the error matches [ErrMsgTooLong]. If the peer sent data
+// instead, the error matches [ErrNoFiles], and the next read gets the data. [io.EOF]
+// means that the peer has closed its end.
 //
-// On Windows the record that files are received by is made of plain bytes. It is
-// believed only if its sender has the right to do by itself what the record asks
-// for. Otherwise it is data, and the error matches both ErrNoFiles and
-// [ErrUntrusted].
+// On Windows a nonblocking file is one opened for overlapped I/O. It belongs to the
+// completion port of the sender and has no deadlines here, but what [FileConn],
+// [FileReader] and [FileWriter] make of a pipe has them. RecvFiles also waits while
+// another process is in a read of the file that is not overlapped. [os.NewFile] must find
+// out of which kind a file is, and Windows tells nobody during such a read. That wait
+// ends at the deadline too; the next RecvFiles then gets the files.
+//
+// On Windows the record that files are received by is made of plain bytes. It is believed
+// only if its sender has the right to do by itself what the record asks for. Otherwise it
+// is data, and the error matches both ErrNoFiles and [ErrUntrusted].
 func (c *Conn) RecvFiles(max int) ([]*os.File, error) {
 	err := checkFiles(max, 1)
 	var files []*os.File
@@ -2413,9 +2427,9 @@ func holdFiles[H ~int | ~uintptr](files []*os.File) (sys []H, release func(), er
 	return sys, release, nil
 }
 
-// holdFile returns the descriptor or handle of f, which cannot be closed until
-// release is called. A file lends it for the time of one function alone, so that
-// function runs as a coroutine, which ends at release.
+// holdFile returns the descriptor or handle of f, which cannot be closed until release is
+// called. A file gives its descriptor for the time of one function alone
+// (RawConn.Control), so that function runs as a coroutine, which ends at release.
 func holdFile(f *os.File) (sys uintptr, release func(), err error) {
 	next, release := iter.Pull(func(yield func(uintptr) bool) {
 		err = withFile(f, func(sys uintptr) error { yield(sys); return nil })
@@ -2451,11 +2465,10 @@ func discardFiles(files []*os.File) {
 // ---------------------------------------------------------------------------
 // Unnamed pipes
 
-// Pipe returns the two ends of a pipe: what is written to the one is read from
-// the other. Unlike those of [os.Pipe] both have deadlines on every system, and
-// Close wakes whoever waits. On Unix it is pipe(2); on Windows, where the
-// unnamed pipe has no asynchronous I/O, a named pipe of one instance that nobody
-// else can open.
+// Pipe returns the two ends of a pipe: what is written to the one is read from the other.
+// Unlike those of [os.Pipe] both have deadlines on every system, and Close wakes the
+// calls that wait. On Unix it is pipe(2). On Windows, where the unnamed pipe has no
+// asynchronous I/O, it is a named pipe of one instance that nobody else can open.
 func Pipe() (*PipeReader, *PipeWriter, error) {
 	r, w, err := pipe()
 	if err != nil {
@@ -2464,7 +2477,8 @@ func Pipe() (*PipeReader, *PipeWriter, error) {
 	return &PipeReader{pipeEnd{fd: r}}, &PipeWriter{pipeEnd{fd: w}}, nil
 }
 
-// pipeError gives err, if it is one, the operation and the path of the FIFO.
+// pipeError adds the operation and the path of the FIFO to err, unless that is nil or
+// io.EOF.
 func pipeError(op string, addr Addr, err error) error {
 	if err == nil || err == io.EOF {
 		return err
@@ -2477,8 +2491,8 @@ func pipeError(op string, addr Addr, err error) error {
 	return e
 }
 
-// errPipeClosed is for a pipe end that was closed here. Who uses pipes knows os.Pipe,
-// whose ends say os.ErrClosed.
+// errPipeClosed is the error of a pipe end that was closed here. It matches os.ErrClosed
+// too, as the error of the ends of os.Pipe does.
 var errPipeClosed = &classified{net.ErrClosed, os.ErrClosed}
 
 // A pipeRawConn is the RawConn of a pipe end.
@@ -2501,7 +2515,7 @@ func closedPipe(err error) error {
 type pipeEnd struct {
 	fd     *fd
 	addr   Addr // the path of a FIFO
-	writer *fd  // of the same FIFO, so that its reader does not end: FIFOConfig.KeepOpen
+	writer *fd  // a writer of the same FIFO, which keeps reads from ending: FIFOConfig.KeepOpen
 }
 
 func (e *pipeEnd) failed(op string, err error) error {
@@ -2569,9 +2583,9 @@ func (r *PipeReader) Read(p []byte) (int, error) {
 // end or a TCP connection: see splice(2).
 func (r *PipeReader) WriteTo(w io.Writer) (int64, error) { return copyOut(w, r, r.end(), r.failed) }
 
-// SetReadDeadline sets the time after which reads fail with an error that
-// matches [os.ErrDeadlineExceeded], also those that wait already. The zero time
-// is none.
+// SetReadDeadline sets the time after which reads fail with an error that matches
+// [os.ErrDeadlineExceeded], also those that wait already. The zero time means no
+// deadline.
 func (r *PipeReader) SetReadDeadline(t time.Time) error {
 	return r.failed("set", r.end().setDeadline(t, reading))
 }
@@ -2592,9 +2606,9 @@ func (w *PipeWriter) Write(p []byte) (int, error) {
 // [Conn.ReadFrom].
 func (w *PipeWriter) ReadFrom(r io.Reader) (int64, error) { return copyIn(w, w.end(), r, w.failed) }
 
-// SetWriteDeadline sets the time after which writes fail with an error that
-// matches [os.ErrDeadlineExceeded], also those that wait already. The zero time
-// is none.
+// SetWriteDeadline sets the time after which writes fail with an error that matches
+// [os.ErrDeadlineExceeded], also those that wait already. The zero time means no
+// deadline.
 func (w *PipeWriter) SetWriteDeadline(t time.Time) error {
 	return w.failed("set", w.end().setDeadline(t, writing))
 }
@@ -2677,7 +2691,7 @@ const inheritVar = "IPC_INHERIT"
 // *PipeReader, *PipeWriter, *Listener or *MsgListener, on Windows also a
 // *PipeListener, or a *PipeConn, which the child takes by [InheritedConn].
 type Inheritable interface {
-	// kindOfEnd returns how the variable calls the end.
+	// kindOfEnd returns the kind of the end, as it stands in the variable.
 	kindOfEnd() endKind
 
 	// bequeath adds the end to what cmd's process inherits, and returns the token
@@ -2705,7 +2719,7 @@ func (w *PipeWriter) kindOfEnd() endKind  { return kindOf(w, kindWriter) }
 func (l *Listener) kindOfEnd() endKind    { return kindOf(l, kindListener) }
 func (l *MsgListener) kindOfEnd() endKind { return kindOf(l, kindMsgListener) }
 
-// kindOf is the kind of an end, and of a nil pointer none.
+// kindOf returns kind, or "" if end is nil.
 func kindOf[T any](end *T, kind endKind) endKind {
 	if end == nil {
 		return ""
@@ -2727,8 +2741,9 @@ func (c *MsgConn) bequeath(cmd *exec.Cmd) (string, error) {
 	return c.endpoint.bequeath(cmd)
 }
 
-// mayGo refuses to give the connection away if a part of what came is here, which would
-// be lost: of a framing the beginning of a frame. Who receives at the moment takes that.
+// mayGo refuses to give the connection away if a framing has read a part of what came,
+// such as the beginning of a frame: that would be lost. If a receive is under way, that
+// receive takes it.
 func (c *MsgConn) mayGo() error {
 	f, framed := c.carrier.(*framing)
 	if !framed || !f.receiving.TryLock() {
@@ -2758,7 +2773,7 @@ func (l *server) bequeath(cmd *exec.Cmd) (string, error) {
 	return l.sys.bequeath(cmd)
 }
 
-// inheritError gives err the operation, and the network of such an end.
+// inheritError adds the operation to err, and the network of an end of that kind.
 func inheritError(kind endKind, err error) error {
 	if kind == kindReader || kind == kindWriter {
 		return pipeError("inherit", Addr{}, err)
@@ -2766,40 +2781,40 @@ func inheritError(kind endKind, err error) error {
 	return opError("inherit", Addr{}, Addr{}, err)
 }
 
-// Inherit gives the process that cmd will start the end, under the name by which
-// the child asks for it with [InheritedConn] and its kin. It is called before
-// cmd.Start. It adds to cmd.Env, to cmd.ExtraFiles on Unix and to
-// cmd.SysProcAttr.AdditionalInheritedHandles on Windows. The name consists of
-// letters, digits, '_', '-' and '.', and each is given once.
+// Inherit gives the end to the process that cmd will start. The child asks for it by the
+// name, with [InheritedConn] and its kin. Inherit is called before cmd.Start. It adds to
+// cmd.Env, to cmd.ExtraFiles on Unix and to cmd.SysProcAttr.AdditionalInheritedHandles on
+// Windows. The name consists of letters, digits, '_', '-' and '.', and each is given
+// once.
 //
-// The child is told by the environment variable IPC_INHERIT in cmd.Env. If cmd.Env
-// is nil, Inherit first fills it with what Start would use (cmd.Environ), so later
-// changes must append to cmd.Env. A program that replaces cmd.Env, cmd.ExtraFiles or
-// cmd.SysProcAttr, or sets cmd.Dir, does so before Inherit: package os/exec has no
-// means to notice it afterwards. In the child InheritedConn then fails and says that
-// the variable is missing.
+// The child is told by the environment variable IPC_INHERIT in cmd.Env. If cmd.Env is
+// nil, Inherit first fills it with what Start would use (cmd.Environ), so later changes
+// must append to cmd.Env. A program that replaces cmd.Env, cmd.ExtraFiles or
+// cmd.SysProcAttr, or sets cmd.Dir, does so before Inherit. If it does so afterwards,
+// package os/exec has no means to notice it; InheritedConn in the child then fails and
+// says that the variable is missing.
 //
-// The caller closes its copy of the end after Start (not before); only then does
-// the other side see the child's exit as the end of the stream. On Windows the
-// end must not have been used yet: a handle that this process has bound to its
-// completion port cannot be used by another.
+// The caller closes its copy of the end after Start (not before); only then does the
+// other side see the child's exit as the end of the stream. On Windows the end must not
+// have been used yet: a handle that this process has bound to its completion port cannot
+// be used by another.
 //
-// A listener may have been used, and both processes may accept clients of it, so
-// that one can take over from the other without a moment in which nobody listens.
-// The child's has no [ListenConfig.Check], and on an abstract name it serves this
-// user and root alone, until [Listener.SetAccess] says otherwise; what guards a
-// socket file or a pipe guards it as before.
+// A listener may have been used, and both processes may accept clients of it, so that one
+// can take over from the other without a moment in which nobody listens. The child's
+// listener has no [ListenConfig.Check]. On an abstract name it serves this user and root
+// alone, until [Listener.SetAccess] says otherwise. The mode of a socket file and the
+// access list of a pipe guard it as before.
 //
-// On Unix both have one queue of clients. The socket file and its lock belong to
-// all processes that have the listener: the last one to Close it removes them,
-// unless [ListenConfig.KeepName] was set. A process that ends without Close removes
-// nothing; the next Listen then replaces the file. On AIX, illumos and Solaris a lock
-// belongs to one process, so that there only the first owner has it.
+// On Unix both have one queue of clients. The socket file and its lock belong to all
+// processes that have the listener: the last one to Close it removes them, unless
+// [ListenConfig.KeepName] was set. A process that ends without Close removes nothing; the
+// next Listen then replaces the file. On AIX, illumos and Solaris a lock belongs to one
+// process, so that there only the first owner has it.
 //
-// On Windows each has its own queue, of as many clients: a client that waits in the
-// parent's when that closes its listener is disconnected, and sees io.EOF, or EPIPE
-// when it writes; one that dials before the child takes its own waits. A
-// *PipeListener with [PipeConfig.MaxInstances] cannot be handed on: the instance that
+// On Windows each process has its own queue, of as many clients. A client that waits in
+// the parent's queue when the parent closes its listener is disconnected: it sees io.EOF,
+// or EPIPE when it writes. A client that dials before the child takes its listener waits.
+// A *PipeListener with [PipeConfig.MaxInstances] cannot be handed on: the instance that
 // the child would need counts as one of them.
 func Inherit(cmd *exec.Cmd, name string, end Inheritable) error {
 	if cmd == nil || end == nil || end.kindOfEnd() == "" {
@@ -2879,9 +2894,9 @@ var inherited struct {
 // child: what this process was given is not passed on, neither the ends nor the
 // variable that names them.
 //
-// It is also before the program opens anything. A descriptor that somebody closed on
-// the way here is not open now, or is something else than what the parent gave; from
-// then on its number belongs to the rest of the program, and the end is lost.
+// It is also before the program opens anything. If a descriptor was closed on the way
+// here, its number is not open now, or is something else than what the parent gave. From
+// then on the number belongs to the rest of the program, and the end is lost.
 func init() {
 	list, ok := os.LookupEnv(inheritVar)
 	if !ok {
@@ -2957,8 +2972,8 @@ func lostEnd(name, when string, why error) error {
 		" is not what the parent gave " + when + " (was it closed on the way?): " + why.Error()}, why}
 }
 
-// adoptInherited adopts the end of that name and kind. One that cannot be
-// adopted stays where it is.
+// adoptInherited adopts the end of that name and kind. If it cannot be adopted, it can be
+// asked for again.
 func adoptInherited[T any](name string, kind endKind, adopt func(token string) (T, error)) (T, error) {
 	var none T
 	end, err := takeInherited(name, kind)
@@ -2975,14 +2990,14 @@ func adoptInherited[T any](name string, kind endKind, adopt func(token string) (
 	return v, nil
 }
 
-// InheritedConn returns the connection that the parent process gave this one
-// under the name, with [Inherit]. It can be taken once. What is not taken stays
-// open but is not passed on to children of this process.
+// InheritedConn returns the connection that the parent process gave this one under the
+// name, with [Inherit]. Each end can be taken once. An end that is not taken stays open,
+// but children of this process do not inherit it.
 //
-// A descriptor that was closed before this program started, or since (by a launcher
-// that closes what it does not know, as sudo and Python's subprocess do), is an
-// error: the package remembers what it was at the start, and never takes what the
-// program opened under the same number.
+// It is an error if the descriptor was closed, before this program started or since. A
+// launcher that closes what it does not know does that: sudo and Python's subprocess are
+// two. The package remembers what the descriptor was at the start, so it never
+// takes what the program opened under the same number.
 func InheritedConn(name string) (*Conn, error) {
 	fd, err := adoptInherited(name, kindConn, inheritedStream)
 	if err != nil {
@@ -3052,9 +3067,10 @@ func inheritServer(name string, kind endKind, carries connKind, l *server) error
 // ---------------------------------------------------------------------------
 // The race detector
 //
-// It does not see that what happens before a write happens before the read that
-// returns it. Package syscall tells it for calls that end at once, and these do
-// for all. They do nothing in a build without the detector.
+// The detector does not know that what happens before a write happens before the read
+// that returns the bytes. Package syscall tells it so for calls that end at once. The
+// functions below tell it so for all calls; they do nothing in a build without the
+// detector.
 
 // raceSync is what the detector sees instead of the bytes: an atomic that every
 // operation adds to before and reads after its calls.
@@ -3072,10 +3088,10 @@ func raceAcquire() {
 	}
 }
 
-// raceBuild reports whether this is a build with -race. The package has no file that
-// only such a build takes, so this looks at what only such a build does: sync.Pool
-// drops a quarter of what is put into it. Should it be wrong, the race detector
-// reports races that are none, or an atomic is counted for nothing.
+// raceBuild reports whether this is a build with -race. The package has no file that only
+// such a build takes, so this looks at what only such a build does: sync.Pool drops a
+// quarter of what is put into it. If the result is wrong, the race detector reports races
+// that are none, or an atomic is counted for nothing.
 var raceBuild = func() bool {
 	var pool sync.Pool
 	lost := 0
@@ -3091,21 +3107,21 @@ var raceBuild = func() bool {
 // ---------------------------------------------------------------------------
 // Spinning
 //
-// A wait first retries its call for some microseconds: it spins. That costs CPU
-// time, but less than to park the goroutine and to wake a thread for it. So a spin
-// pays if it succeeds most of the time. A backoff for each direction of each end
-// finds out: a run of failed spins doubles the number of waits that do not spin, up
-// to a thousand, and each success halves it. The first few failures in a row cost
-// nothing, since one or two in a hundred waits are long on any machine; were the end
-// to stop spinning then, the peer's next wait would be long too, and each end would
-// hold the other down.
+// A wait first retries its call for some microseconds: it spins. That costs CPU time, but
+// less than to park the goroutine and to wake a thread for it. So a spin pays if it
+// succeeds most of the time. A backoff for each direction of each end finds out: a run of
+// failed spins doubles the number of waits that do not spin, up to a thousand, and each
+// success halves it. The first few failures in a row cost nothing, since one or two in a
+// hundred waits are long on any machine. If the end stopped spinning after one of those,
+// the peer's next wait would be long too, and the two ends would keep each other from
+// spinning.
 //
 // A spin cannot succeed while the peer waits for the very CPU that it spins on. Linux
-// brings that about: a write that wakes a sleeping peer queues it behind the writer
-// (a synchronous wake-up, see wake_affine of kernel/sched/fair.c), which is right for
-// a writer that sleeps next. So after a spin that failed the thread leaves its CPU,
-// where the system lets it: see leaveCPU. If that does not help, it is done ever more
-// rarely.
+// brings that about: a write that wakes a sleeping peer queues it behind the writer (a
+// synchronous wake-up, see wake_affine of kernel/sched/fair.c), which is right for a
+// writer that sleeps next. So after a spin that failed the thread leaves its CPU, where
+// the system lets it: see leaveCPU. If that does not help, threads do so less and less
+// often.
 //
 // A writer that parked is not woken by each read of its peer: Linux waits until three
 // quarters of what it queued are read (unix_writable of net/unix/af_unix.c).
@@ -3113,12 +3129,12 @@ var raceBuild = func() bool {
 const (
 	spinDefault   = 100 * time.Microsecond // about the time of two wake-ups on a slow machine
 	freeLosses    = 8                      // failed spins in a row that cost nothing
-	skipMin       = 4                      // waits that do not spin after more of them
-	skipMax       = 1024
+	skipMin       = 4                      // waits without a spin after one more failed spin; each further one doubles that
+	skipMax       = 1024                   // the most that skipMin is doubled to
 	youngWaits    = 4                      // waits after which a direction goes by its own history
-	longRunOfWins = 16                     // spins that succeeded in a row: the poller is not needed,
-	longerRuns    = 4                      // or so many times twice that, once it was needed again so many times
-	attemptMax    = 20 * time.Microsecond  // what one attempt may take of a spin; the rest was somebody else's time
+	longRunOfWins = 16                     // spins that succeeded in a row, after which an end leaves the poller
+	longerRuns    = 4                      // how many times that number doubles, once with each such run
+	attemptMax    = 20 * time.Microsecond  // the most that one attempt counts as spinning; the rest went to others
 	leaveMin      = 200 * time.Microsecond // between two times that a thread of the process leaves its CPU
 	leaveMax      = 200 * time.Millisecond // the same while that does not help
 )
@@ -3134,9 +3150,10 @@ type backoff struct {
 	last   uint16 // value of skip after the latest failed spin, halved by each success
 }
 
-// longRun reports, once for each such run, that many spins in a row have succeeded. Each
-// time it asks for more: to leave the poller and to come back costs some system calls and
-// allocations, which too few waits would share.
+// longRun reports, once for each such run, that so many spins in a row have succeeded
+// that the end should leave the poller. Each time it asks for more: to leave the poller
+// and to come back costs some system calls and allocations, which too few waits would
+// share.
 func (b *backoff) longRun() bool {
 	if b.wins < longRunOfWins<<b.runs {
 		return false
@@ -3163,7 +3180,7 @@ func (b *backoff) skipped() {
 	b.skip -= min(b.skip, 1)
 }
 
-// A spin is one that is under way.
+// A spin measures one spin that is under way.
 type spin struct {
 	last, left int64 // the time of the latest look at the clock; nanoseconds that may still be spent
 }
@@ -3199,8 +3216,8 @@ func (p *spinPolicy) allows(b *backoff) bool {
 	return b.skip == 0
 }
 
-// begin counts the caller as a spinner, unless there are enough: they leave one CPU
-// free, but one may spin in any case.
+// begin reports whether the caller may spin, and counts it as a spinner then. Spinners
+// leave one CPU free, but one may spin in any case.
 func (p *spinPolicy) begin() bool {
 	if p.asked.Add(1)%1024 == 1 { // GOMAXPROCS takes a lock
 		p.limit.Store(int32(max(1, runtime.GOMAXPROCS(0)-1)))
@@ -3272,8 +3289,8 @@ func (p *spinPolicy) shared() backoff {
 // ---------------------------------------------------------------------------
 // Closers
 
-// closers runs calls that may sleep for as long as somebody else likes, away from
-// whoever wants them done.
+// closers runs calls that another process can make sleep for as long as it likes. They
+// run in goroutines of their own, so that whoever adds one does not wait for it.
 type closers struct {
 	waiting atomic.Int32 // the length of queue; read by full without the lock
 	mu      sync.Mutex   // guards what follows
@@ -3281,8 +3298,8 @@ type closers struct {
 	running int
 }
 
-// The closers of descriptors that a peer sent, of sockets and of pipes. Each kind has
-// its own, so that whoever makes one kind sleep holds no other kind up.
+// The closers of descriptors that a peer sent, of sockets and of pipes. Each kind has its
+// own, so that calls of one kind that sleep do not delay those of another.
 var disposal, socketEnds, pipeEnds closers
 
 // full reports whether so many calls wait that no more should be added.
@@ -3292,7 +3309,7 @@ func (c *closers) full() bool { return c.waiting.Load() >= closersMax }
 // thread.
 const closersMax = 64
 
-// add has the call made soon.
+// add queues the call, which is made soon.
 func (c *closers) add(call func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -3304,8 +3321,8 @@ func (c *closers) add(call func()) {
 	}
 }
 
-// do has call made for each of 0 to n-1, and waits until that is done, but no longer
-// than the grace.
+// do makes call for each of 0 to n-1, and waits until all have returned, but no longer
+// than grace.
 func (c *closers) do(n int, grace time.Duration, call func(i int)) {
 	done := make(chan struct{}, n)
 	for i := range n {
@@ -3349,10 +3366,10 @@ func (c *closers) run() {
 // ---------------------------------------------------------------------------
 // What the systems share below this
 
-// callError names the system call in an error of it, and leaves what is none
-// (net.ErrClosed, os.ErrDeadlineExceeded) as it is.
+// callError adds the name of the system call to its error. An error that is not the
+// system's (net.ErrClosed, os.ErrDeadlineExceeded) stays as it is.
 func callError(call string, err error) error {
-	if err == nil { // of every message: it must not cost an allocation
+	if err == nil { // so it is for every message: this must not cost an allocation
 		return nil
 	}
 	err = errnoOf(err)
@@ -3362,20 +3379,20 @@ func callError(call string, err error) error {
 	return err
 }
 
-// A refs counts the calls that use a descriptor or handle. Its number must not
-// go to somebody else while one does, so the last user of a closed one lets it go.
+// A refs counts the calls that use a descriptor or handle. While one does, the number
+// must not go to another file, so the last user of a closed descriptor lets it go.
 type refs struct {
-	n atomic.Int32 // how many, and isClosing
+	n atomic.Int32 // how many, and the bits isClosing and isExclusive
 }
 
-// isClosing is the bit of refs.n that is set once, by Close; isExclusive is the one
-// that is set while the only user is to stay the only one.
+// isClosing is the bit of refs.n that is set once, by Close. isExclusive is the bit that
+// is set while the only user keeps others out.
 const (
 	isClosing   = 1 << 30
 	isExclusive = 1 << 29
 )
 
-// incref counts the caller as a user, unless it is closed.
+// incref counts the caller as a user, unless the descriptor is closed.
 func (r *refs) incref() error {
 	for {
 		n := r.n.Load()
@@ -3394,7 +3411,8 @@ func (r *refs) incref() error {
 // Close.
 func (r *refs) decref() (last bool) { return r.n.Add(-1) == isClosing }
 
-// increfAndClose marks it closed and counts the caller as a user, once.
+// increfAndClose marks the descriptor closed and counts the caller as a user. It reports
+// false if the descriptor was closed already.
 func (r *refs) increfAndClose() bool {
 	for {
 		n := r.n.Load()
@@ -3409,8 +3427,8 @@ func (r *refs) increfAndClose() bool {
 	}
 }
 
-// tryExclusive keeps others from becoming users, for the time of calls that do not block,
-// if the caller is the only one. endExclusive ends that.
+// tryExclusive keeps others from becoming users if the caller is the only one. The calls
+// made meanwhile must not block. endExclusive lets others in again.
 func (r *refs) tryExclusive() bool { return r.n.CompareAndSwap(1, 1|isExclusive) }
 func (r *refs) endExclusive()      { r.n.Store(1) }
 
@@ -3421,9 +3439,9 @@ func now() int64 { return int64(time.Since(epoch)) + 1 }
 
 var epoch = time.Now()
 
-// expiryAt returns the deadline t on the clock of now. It goes by how far away t is at
-// the moment: one without a monotonic reading must not count what the clock of the
-// wall was set forward or back since epoch, nor the time that the machine slept.
+// expiryAt returns the deadline t on the clock of now. It goes by how far t is from at:
+// if t has no monotonic reading, changes of the wall clock since epoch must not count,
+// nor the time that the machine slept.
 func expiryAt(t, at time.Time) int64 {
 	passed, left := int64(at.Sub(epoch))+1, int64(t.Sub(at))
 	if left > 1<<63-1-passed {

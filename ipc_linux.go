@@ -38,15 +38,16 @@ type kernel struct{ baseKernel }
 // ---------------------------------------------------------------------------
 // What only Linux has
 
-// PeerPidfd returns a descriptor that stands for the peer's process itself,
-// whatever becomes of its number: SO_PEERPIDFD of Linux 6.5 and later, see
-// pidfd_open(2). It becomes readable when the process ends, and signals are sent
-// to no other by pidfd_send_signal(2). It is the process that the credentials are
-// of: see [Peer]. Before 6.5 the error matches [errors.ErrUnsupported].
+// PeerPidfd returns a descriptor that stands for the peer's process itself, even if its
+// number is used again: SO_PEERPIDFD of Linux 6.5 and later, see pidfd_open(2). It
+// becomes readable when the process ends. A signal that is sent to it, by
+// pidfd_send_signal(2), reaches no other process. The process is the one that the
+// credentials belong to: see [Peer]. Before 6.5 the error matches
+// [errors.ErrUnsupported].
 //
-// The file is nonblocking and with the runtime's poller, so its SyscallConn can wait
-// for the end of the process, with a deadline, and holds no thread; the Example shows
-// it. [Conn.WaitPeer] does all that.
+// The file is nonblocking and registered with the runtime's poller. So its SyscallConn
+// can wait for the end of the process, with a deadline, and holds no thread; the Example
+// shows it. [Conn.WaitPeer] does all that.
 func (c *endpoint) PeerPidfd() (*os.File, error) {
 	var f *os.File
 	err := c.end().peerOption(func() (err error) {
@@ -94,9 +95,10 @@ func (c *endpoint) PeerLabel() (string, error) {
 	}
 }
 
-// PeerGroups returns the supplementary groups of the peer: SO_PEERGROUPS of
-// socket(7), Linux 4.13 and later. [Peer.Groups] has them too, and leaves out the
-// same ones. Before 4.13 the error matches [errors.ErrUnsupported].
+// PeerGroups returns the supplementary groups of the peer: SO_PEERGROUPS of socket(7),
+// Linux 4.13 and later. Groups without a mapping in this user namespace are left out.
+// [Peer.Groups] returns the same groups. Before 4.13 the error matches
+// [errors.ErrUnsupported].
 func (c *endpoint) PeerGroups() (groups []int, err error) {
 	err = c.end().peerOption(func() (err error) {
 		groups, err = peerGroups(c.fd.sys)
@@ -114,11 +116,11 @@ func (f *fd) peerOption(ask func() error) error {
 	return err
 }
 
-// RecvPeer is [MsgConn.Recv] and tells who sent this very message, as the kernel
-// recorded it when it was sent: SCM_CREDENTIALS of unix(7). That is more than
-// [MsgConn.Peer] when the other end is shared by several processes. A message
-// that was sent before the first RecvPeer may have no sender: nothing is known of
-// its Peer. The kernel gives a socket without a name one (unix(7), autobind).
+// RecvPeer is [MsgConn.Recv], and also returns who sent this very message, as the kernel
+// recorded it when the message was sent: SCM_CREDENTIALS of unix(7). That is more than
+// [MsgConn.Peer] when several processes share the other end. For a message that was sent
+// before the first RecvPeer, the Peer may be unknown. If the socket has no name, the
+// kernel gives it one (unix(7), autobind).
 func (c *MsgConn) RecvPeer(p []byte) (int, Peer, error) {
 	n, peer, err := c.end().recvPeer(p)
 	return n, peer, c.failed("recv", err)
@@ -167,12 +169,11 @@ const (
 	getPipeSize = 1032
 )
 
-// SetCapacity asks for room for n bytes in the pipe or FIFO: F_SETPIPE_SZ of
-// fcntl(2). The kernel rounds up to a power of two of pages; a user that is not
-// root gets at most /proc/sys/fs/pipe-max-size. EBUSY means that more is in the
-// pipe.
+// SetCapacity asks for room for n bytes in the pipe or FIFO: F_SETPIPE_SZ of fcntl(2).
+// The kernel rounds up to a power of two of pages; a user that is not root gets at most
+// /proc/sys/fs/pipe-max-size. EBUSY means that more than n bytes are in the pipe.
 func (e *pipeEnd) SetCapacity(n int) error {
-	if n < 0 || n > maxInt32 { // the kernel would take the lower half of it
+	if n < 0 || n > maxInt32 { // the kernel would take the lower 32 bits of it
 		return e.failed("set", configError("the capacity", strconv.Itoa(n), "0 to "+strconv.Itoa(maxInt32)))
 	}
 	_, err := e.end().fcntl(setPipeSize, n)
@@ -204,8 +205,8 @@ func (f *fd) fcntl(cmd, arg int) (n int, err error) {
 // splice(2) moves bytes between a pipe and anything without a copy through user
 // space. Between two sockets it takes a pipe in the middle.
 
-// spliceFrom copies from r until it ends, if it is something to splice from.
-// Unless it says done, the caller copies the rest by other means.
+// spliceFrom copies from r until r ends, if r is something to splice from. Unless done is
+// set, the caller copies the rest by other means.
 func (kernel) spliceFrom(f *fd, r io.Reader) (n int64, done bool, err error) {
 	limit := int64(noLimit)
 	if l, ok := r.(*io.LimitedReader); ok {
@@ -219,7 +220,7 @@ func (kernel) spliceFrom(f *fd, r io.Reader) (n int64, done bool, err error) {
 	return splice(rawConn{f}, src, limit)
 }
 
-// spliceTo copies to w until the peer closes, if it is something to splice to.
+// spliceTo copies to w until the peer closes, if w is something to splice to.
 func (kernel) spliceTo(f *fd, w io.Writer) (n int64, done bool, err error) {
 	dst := spliceEnd(w)
 	if _, file := w.(*os.File); dst == nil || file || f.hasAhead() {
@@ -230,10 +231,10 @@ func (kernel) spliceTo(f *fd, w io.Writer) (n int64, done bool, err error) {
 
 const noLimit = 1<<63 - 1
 
-// spliceEnd returns access to the descriptor of v if v reads and writes nothing
-// but what its descriptor does. That is known of these very types alone: a type
-// that has one inside may do more. A file is read from; to write to one may need
-// more than splice offers (O_APPEND).
+// spliceEnd returns access to the descriptor of v if v reads and writes nothing but what
+// its descriptor does. That is known of the types below alone: a type that embeds one of
+// them may do more. A file is only read from: to write to one may need more than splice
+// offers (O_APPEND).
 func spliceEnd(v any) (raw syscall.RawConn) {
 	var err error
 	switch v := v.(type) {
@@ -268,18 +269,19 @@ func ownEnd(f *fd) syscall.RawConn {
 	return rawConn{f}
 }
 
-// hasAhead reports whether something was read ahead of its reader, which has to go
-// first. It waits for the read that is under way, so only who is about to read asks:
-// a sink may be read by somebody who waits for what the copy brings.
+// hasAhead reports whether something was read ahead, which must go before what is
+// spliced. It waits for a read that is under way, so it is asked only for the end that
+// the copy reads from. The end that the copy writes to may have a reader that waits for
+// what the copy brings.
 func (f *fd) hasAhead() bool {
 	f.r.mu.Lock()
 	defer f.r.mu.Unlock()
 	return f.in.hasAhead()
 }
 
-// splice copies from src to dst until src ends. It is not done when the kernel
-// does not splice between the two, nor when src cannot be waited for or fails:
-// nothing is lost then, and a plain copy goes on from there or says what is wrong.
+// splice copies from src to dst until src ends. done is false if the kernel does not
+// splice between the two, or if src fails or cannot be waited for. Nothing is lost then:
+// a plain copy goes on from there or returns the error.
 func splice(dst, src syscall.RawConn, limit int64) (total int64, done bool, err error) {
 	if own, ok := dst.(rawConn); ok && own.f.socket && own.f.shared.Load() {
 		return 0, false, nil // SPLICE_F_NONBLOCK does not count for a socket, and O_NONBLOCK is not ours alone
@@ -306,17 +308,17 @@ func endsInPipe(raw syscall.RawConn) (yes bool) {
 // spliceRoom is the size of the pipe between two sockets.
 const spliceRoom = 256 << 10
 
-// A splicer moves bytes from src to dst; if neither is a pipe, through one whose
-// ends are in and out.
+// A splicer moves bytes from src to dst. If neither is a pipe, it moves them through a
+// pipe whose ends are in and out.
 type splicer struct {
 	dst, src syscall.RawConn
 	in, out  int
 
-	want    int // to move, and how it went
+	want    int // bytes to move; n and errno are the result
 	n       int
 	errno   syscall.Errno
 	blocked bool  // it is src that has to be waited for
-	failed  error // of src: it is closed, say, or has no poller to wait with
+	failed  error // the error of src: it is closed, say, or has no poller to wait with
 
 	side    int // the descriptor of dst
 	fromSrc func(src uintptr)
@@ -334,7 +336,7 @@ func (s *splicer) run(limit int64) (total int64, done bool, err error) {
 			}
 			runtime.Gosched() // one of the two became ready just after
 		}
-		s.errno = syscall.EINVAL // poll(2) is not to be had, or does not speak for splice(2)
+		s.errno = syscall.EINVAL // poll(2) is not allowed here, or contradicts splice(2)
 	}
 	for total < limit {
 		s.want = int(min(spliceRoom, limit-total))
@@ -370,9 +372,10 @@ func (s *splicer) run(limit int64) (total int64, done bool, err error) {
 	return total, true, nil
 }
 
-// direct moves bytes where one side is a pipe, so that one call needs both sides
-// to be ready. It moves them as a write to dst, so that no other write is torn,
-// and asks src first, whose deadline and Close count too. The error is of dst.
+// direct moves bytes where one side is a pipe, so that one call needs both sides to be
+// ready. It moves them within a write to dst, so that they do not come in the middle of
+// another write. It waits for src first, so that the deadline and Close of src count too.
+// The error is that of dst.
 func (s *splicer) direct(fill, drain func(uintptr) bool) error {
 	for {
 		if s.failed = s.src.Read(fill); s.failed != nil {
@@ -384,8 +387,8 @@ func (s *splicer) direct(fill, drain func(uintptr) bool) error {
 	}
 }
 
-// contradictionsMax is how often in a row poll(2) may say that both sides are ready
-// and splice(2) that one is not. Nobody looks at deadlines and Close meanwhile.
+// contradictionsMax is how often in a row poll(2) may say that both sides are ready and
+// splice(2) that one is not. Meanwhile deadlines and Close are not looked at.
 const contradictionsMax = 100
 
 // refused reports whether the kernel does not splice between the two (EINVAL), or a
@@ -420,7 +423,7 @@ const (
 	spliceNonblock = 2
 )
 
-// move makes the call and reports whether it did not meet an obstacle to wait for.
+// move makes the call. It returns false if the call failed because it would have to wait.
 func (s *splicer) move(from, to int) bool {
 	for {
 		n, _, errno := syscall.Syscall6(syscall.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(s.want),
@@ -455,8 +458,8 @@ func nameOfSocket(trap uintptr, sys int) (Addr, error) {
 	if errno != 0 {
 		return unnamed, errno
 	}
-	// The size is that of the whole address, also where that was too long for sa: of a
-	// path of 108 bytes, which has a NUL behind it that is not in sun_path.
+	// size is that of the whole address, even if that is longer than sa: a path of 108
+	// bytes has a NUL behind it that is not in sun_path.
 	const sunPath = unsafe.Offsetof(sa.Path)
 	n := min(max(int(size)-int(sunPath), 0), len(sa.Path))
 	return addrOfSunPath(unsafe.Slice((*byte)(unsafe.Pointer(&sa.Path)), n)), nil
@@ -475,7 +478,7 @@ func addrOfSunPath(path []byte) Addr {
 	return Path(text)
 }
 
-// runtimeDir is what systemd-logind gives as XDG_RUNTIME_DIR, to those that it starts.
+// runtimeDir is the XDG_RUNTIME_DIR that systemd-logind gives the processes it starts.
 func (kernel) runtimeDir(uid int) string { return "/run/user/" + strconv.Itoa(uid) }
 
 // oPath is O_PATH of asm-generic/fcntl.h, the same on every architecture: a
@@ -525,8 +528,9 @@ const (
 	cleanerBit        = syscall.S_ISVTX // systemd-tmpfiles leaves files with this bit alone: tmpfiles.d(5)
 )
 
-// procName returns a name that leads to the file of the descriptor and nowhere else, or
-// "" if there is none: /proc is not mounted, or another one, or shut to this process.
+// procName returns a name that leads to the file of the descriptor and nowhere else. It
+// is "" if there is none: /proc is not mounted, or it is another one, or this process may
+// not use it.
 func procName(sys int, id fileID) string {
 	name := "/proc/self/fd/" + strconv.Itoa(sys)
 	var st syscall.Stat_t
@@ -545,7 +549,7 @@ func (kernel) nameIn(d *folder, name string) (string, error) {
 	return d.named(name)
 }
 
-// lstatAt opens the file with O_PATH and asks the descriptor. If there is none to be had,
+// lstatAt opens the file with O_PATH and asks the descriptor. If no descriptor is left,
 // it asks by a name.
 func (kernel) lstatAt(d *folder, name string, st *syscall.Stat_t) error {
 	sys, err := d.open(name, oPath|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0)
@@ -580,8 +584,8 @@ func (kernel) bindAt(sys int, d *folder, name string) error {
 	return bind(sys, path)
 }
 
-// probeAt holds on to the socket, so that it asks the one whose identity it returns, and
-// no other file gets its inode before unpin.
+// probeAt keeps the socket open, so that it asks the one whose identity it returns, and
+// so that no other file gets its inode before unpin.
 func (kernel) probeAt(d *folder, name string) (at dirEntry, unpin func(), err error) {
 	sys, err := d.open(name, oPath|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0)
 	if err != nil {
@@ -609,8 +613,9 @@ func (kernel) probeAt(d *folder, name string) (at dirEntry, unpin func(), err er
 
 // isBound asks the kernel for the sockets of this network namespace that are bound to
 // files: sock_diag(7). A socket of another namespace is not found. The kernel tells 32
-// bits of the inode and not always the device that stat(2) tells, so the inode alone is
-// compared: a file is taken for bound rather than for unbound.
+// bits of the inode, and not always the device that stat(2) tells, so only the inode is
+// compared. The error of that is a safe one: an unbound file may be taken for a bound
+// one, but not the reverse.
 func (kernel) isBound(id fileID) (bool, error) {
 	sys, err := syscall.Socket(syscall.AF_NETLINK, syscall.SOCK_RAW|socketFlags, netlinkSockDiag)
 	if err != nil {
@@ -695,8 +700,8 @@ func boundInode(answer []byte) (inode uint32, ok bool) {
 	return 0, false
 }
 
-// setMode holds on to the file, so that nothing that is put in its place meanwhile is
-// changed.
+// setMode keeps the file open, so that it does not change another one that is put in its
+// place meanwhile.
 func (kernel) setMode(d *folder, name string, typ, mode uint32, uid, gid int) (fileID, error) {
 	file, err := d.open(name, oPath|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0)
 	if err != nil {
@@ -736,8 +741,8 @@ func (kernel) newPipe(p *[2]int) error {
 	return syscall.Pipe2(p[:], syscall.O_CLOEXEC|syscall.O_NONBLOCK)
 }
 
-// messageMax is what unix_dgram_sendmsg of net/unix/af_unix.c lets through, 32 bytes
-// less than the send buffer, up to pieceMax.
+// messageMax is the longest message that unix_dgram_sendmsg of net/unix/af_unix.c lets
+// through: 32 bytes less than the send buffer, up to pieceMax.
 func (kernel) messageMax(sys int) (int, error) {
 	n, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_SNDBUF)
 	return min(n-32, pieceMax), err
@@ -760,9 +765,9 @@ func (kernel) closesOnExec(sys int) bool {
 	return errno == 0 && flags&syscall.FD_CLOEXEC != 0
 }
 
-// reopen opens a pipe through /proc/self/fd, where that leads to it: proc(5). The open
-// of a pipe waits for nobody (fifo_open of fs/pipe.c, with O_NONBLOCK); a FIFO without
-// a reader refuses a writer, and a pipe of another user may refuse this one.
+// reopen opens a pipe through /proc/self/fd, where that leads to it: proc(5). The open of
+// a pipe does not wait (fifo_open of fs/pipe.c, with O_NONBLOCK). It may fail: a FIFO
+// without a reader refuses a writer, and a pipe of another user may refuse this one.
 func (kernel) reopen(sys int) (int, error) {
 	if err := isPipe(sys); err != nil {
 		return -1, err
@@ -802,12 +807,13 @@ const (
 	pollHup = 0x10
 )
 
-// poll returns what poll(2) says of the descriptor now; by ppoll(2), which every
-// architecture has. Where a process may not ask (in a sandbox, or because it may have
-// no descriptors: EINVAL) all is as if it were ready, and the call that follows says.
+// poll returns what poll(2) says of the descriptor now. It calls ppoll(2), which every
+// architecture has. Where the process may not do that (in a sandbox, or because it may
+// have no descriptors: EINVAL), poll says that the descriptor is ready, and the call that
+// follows gets the error.
 func poll(sys int, events int16) int16 {
 	p := pollFD{fd: int32(sys), events: events}
-	if _, err := ppoll(&p); err != nil && err != syscall.EINTR { // which comes only if nothing is ready
+	if _, err := ppoll(&p); err != nil && err != syscall.EINTR { // EINTR comes only if nothing is ready
 		return events
 	}
 	return p.revents
@@ -829,8 +835,8 @@ func ppoll(p *pollFD) (int, error) {
 	return int(n), nil
 }
 
-// accept looks before it asks: accept4(2) makes a socket first and then looks whether
-// there is a client for it, which in vain costs ten times what the look does.
+// accept polls first: accept4(2) makes a socket before it looks whether there is a client
+// for it. An accept4 without a client costs ten times what the poll does.
 func (kernel) accept(sys int) (int, error) {
 	if !readable(sys) {
 		return -1, syscall.EAGAIN
@@ -847,9 +853,10 @@ func (kernel) dup(sys int) (int, error) {
 	return int(d), nil
 }
 
-// readNow and writeNow are preadv2(2) and pwritev2(2) with RWF_NOWAIT, which pipes
-// know since Linux 6.4. Before that a call that poll(2) calls ready does not wait
-// unless another process gets ahead of it; of a write, that holds for a page.
+// readNow and writeNow are preadv2(2) and pwritev2(2) with RWF_NOWAIT, which pipes know
+// since Linux 6.4. Before that, poll(2) is asked first: a call that it calls ready does
+// not wait unless another process gets ahead of it. For a write that holds up to one
+// page.
 func (kernel) readNow(sys int, p []byte) (int, error) {
 	n, err := vectorNow(numbers.preadv2, sys, p)
 	if !noNowait(err) {
@@ -892,9 +899,9 @@ func vectorNow(trap uintptr, sys int, p []byte) (int, error) {
 	return int(n), nil
 }
 
-// drained shuts the reading side first: unix_stream_sendmsg and unix_dgram_sendmsg
-// of net/unix/af_unix.c look for that under the lock of the receiver, under which
-// they queue, so nothing comes any more. Then it looks whether something is there.
+// drained shuts the reading side first. unix_stream_sendmsg and unix_dgram_sendmsg of
+// net/unix/af_unix.c look for that under the lock of the receiver, under which they also
+// queue, so nothing comes any more. Then drained looks whether something is there.
 func (kernel) drained(sys int, unmarked bool) bool {
 	if syscall.Shutdown(sys, syscall.SHUT_RD) != nil {
 		return false
@@ -908,15 +915,16 @@ func (kernel) drained(sys int, unmarked bool) bool {
 	return err == nil && r.n == 0 && r.oobn == 0 && r.got&syscall.MSG_CTRUNC == 0 && !unmarked
 }
 
-// inlineUrgent: a receive skips an urgent byte otherwise, and closes the descriptors
-// that came with it right there (manage_oob of net/unix/af_unix.c, Linux 5.15).
+// inlineUrgent makes an urgent byte a part of the stream. Otherwise a receive skips the
+// byte, and itself closes the descriptors that came with it (manage_oob of
+// net/unix/af_unix.c, Linux 5.15).
 func (kernel) inlineUrgent(sys int) {
 	syscall.SetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_OOBINLINE, 1) // fails for a pipe
 }
 
-// hurry sends its thread SIGURG, which the runtime of Go ignores when it did not send
-// it itself, until the call ends: a TCP socket that lingers in close(2) gives up at a
-// signal (sk_stream_wait_close of net/core/stream.c).
+// hurry makes the call, and sends its thread SIGURG until the call ends: a TCP socket
+// that lingers in close(2) gives up at a signal (sk_stream_wait_close of
+// net/core/stream.c). The runtime of Go ignores a SIGURG that it did not send itself.
 func (kernel) hurry(call func()) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -935,11 +943,11 @@ func (kernel) hurry(call func()) {
 
 func init() { leaveCPU = kern.leaveCPU }
 
-// leaveCPU makes the calling thread leave its CPU, by sched_setaffinity(2) without it,
-// and gives it back all of them at once. It does so only where the thread may run on
-// every CPU that is online: whoever has chosen CPUs for this process, by taskset(1) or
-// a cpuset, keeps what was chosen. The thread belongs to this goroutine meanwhile, so
-// that the runtime starts no thread from it, which would inherit the mask.
+// leaveCPU makes the calling thread leave its CPU: it calls sched_setaffinity(2) without
+// that CPU, and at once again with all CPUs. It does so only where the thread may run on
+// every CPU that is online: if CPUs were chosen for this process, by taskset(1) or a
+// cpuset, that choice stays. The thread belongs to this goroutine meanwhile, so that the
+// runtime starts no thread from it, which would inherit the mask.
 func (kernel) leaveCPU() {
 	n := onlineCPUs()
 	if n < 2 {
@@ -959,7 +967,7 @@ func (kernel) leaveCPU() {
 	}
 	*others = *all
 	others.remove(int(cpu))
-	if others.set() && now.get() && *now == *others { // or somebody else has set it meanwhile
+	if others.set() && now.get() && *now == *others { // otherwise somebody else has set it meanwhile
 		every := now
 		for i := range every {
 			every[i] = ^uintptr(0) // also those that come online later
@@ -1021,10 +1029,11 @@ var onlineCPUs = sync.OnceValue(func() (n int) {
 	return n
 })
 
-// polls asks for what only a socket or a pipe answers: SO_TYPE, and an offset for
-// splice(2), which is ESPIPE for a pipe and EINVAL or EBADF between two descriptors
-// that are none (__do_splice of fs/splice.c). Neither asks a file system, nor takes
-// the mutex of the pipe, as F_GETPIPE_SZ does.
+// polls makes two calls that succeed, or fail in a certain way, only for a socket or a
+// pipe. One asks for SO_TYPE. The other is splice(2) with an offset, which fails with
+// ESPIPE for a pipe, and with EINVAL or EBADF between two descriptors that are none
+// (__do_splice of fs/splice.c). Neither asks a file system, nor takes the mutex of the
+// pipe, as F_GETPIPE_SZ does.
 func (kernel) polls(sys int) bool {
 	if _, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_TYPE); err == nil {
 		return true
@@ -1044,8 +1053,8 @@ func (kernel) neverBlocks(fd int) bool {
 	return errno != 0 || flags&syscall.O_NONBLOCK != 0
 }
 
-// blockingFile puts the descriptor in the place of one that os.NewFile saw block, so
-// that an eventfd(2), say, keeps its mode.
+// blockingFile returns a file whose descriptor keeps its mode, that of an eventfd(2),
+// say. It gives os.NewFile a pipe that blocks, and then puts the descriptor in its place.
 func (kernel) blockingFile(fd int, name string) (*os.File, error) {
 	var p [2]int
 	if err := syscall.Pipe2(p[:], syscall.O_CLOEXEC); err != nil { // no descriptors are left
@@ -1057,7 +1066,7 @@ func (kernel) blockingFile(fd int, name string) (*os.File, error) {
 		file.Close()
 		return nil, os.NewSyscallError("dup3", err)
 	}
-	discardWithin(0, fd) // even that asks the file's system: fuse_flush of fs/fuse/file.c
+	discardWithin(0, fd) // even a close asks the file's file system: fuse_flush of fs/fuse/file.c
 	return file, nil
 }
 
@@ -1072,10 +1081,10 @@ func (kernel) extraDescriptor(m syscall.SocketControlMessage) (int, bool) {
 	return fd, fd >= 0
 }
 
-// markMessages makes the kernel set a time stamp on every message. There is no
-// room for it in a plain receive, which MSG_CTRUNC tells; so an empty message
-// differs from the end, where nothing was received and nothing cut off. Should
-// the kernel refuse, an empty message is taken for the end.
+// markMessages makes the kernel set a time stamp on every message. A plain receive has no
+// room for the stamp, and MSG_CTRUNC tells that. So an empty message differs from the
+// end, where nothing was received and nothing was cut off. If the kernel refuses, an
+// empty message is taken for the end.
 func (kernel) markMessages(sys int) {
 	syscall.SetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_TIMESTAMP, 1)
 }
@@ -1138,7 +1147,7 @@ func sendmsg(sys int, iov []iovec, oob []byte, flags int) (int, error) {
 	return int(n), nil
 }
 
-// inVector returns p as the only buffer of a vector, for which one is room.
+// inVector returns a vector with p as its only buffer. one is its memory.
 func inVector(one *[1]iovec, p []byte) []iovec {
 	one[0] = iovec{unsafe.SliceData(p), uintptr(len(p))}
 	return one[:]
@@ -1170,8 +1179,8 @@ func (kernel) peerOf(sys int) (Peer, error) {
 	return p, nil
 }
 
-// watchPeer asks for the process itself. Of one that was waited for the kernel says
-// ESRCH, before 6.15 EINVAL: see pidfd_prepare of kernel/fork.c.
+// watchPeer asks for the process itself. For a process that was waited for the kernel
+// returns ESRCH, before 6.15 EINVAL: see pidfd_prepare of kernel/fork.c.
 func (kernel) watchPeer(sys int) (processWatch, error) {
 	f, err := peerPidfd(sys)
 	switch err {
@@ -1185,8 +1194,8 @@ func (kernel) watchPeer(sys int) (processWatch, error) {
 	return baseKernel{}.watchPeer(sys) // before 6.5, or in a sandbox
 }
 
-// watchProcess watches the process of the number by pidfd_open(2). EINVAL, later
-// ENOENT, is for a number that a thread has by now.
+// watchProcess watches the process of that number by pidfd_open(2). That fails with
+// EINVAL, in later kernels ENOENT, if a thread has the number by now.
 func (kernel) watchProcess(pid int) (processWatch, error) {
 	const pidfdOpen = 434 // SYS_pidfd_open, the same on every architecture
 	pidfd, _, errno := syscall.Syscall(pidfdOpen, uintptr(pid), 0, 0)
@@ -1202,8 +1211,9 @@ func (kernel) watchProcess(pid int) (processWatch, error) {
 	return processNumber(pid), nil // before 5.3, or in a sandbox
 }
 
-// hasEnded looks at the state too: a process that its parent has not waited for has its
-// number still, and is Z or X behind the name of its program, see proc_pid_stat(5).
+// hasEnded looks at the state too. A process that its parent has not waited for still has
+// its number. Its state, which stands behind the name of its program, is Z or X then: see
+// proc_pid_stat(5).
 func (kernel) hasEnded(pid int) bool {
 	if (baseKernel{}).hasEnded(pid) {
 		return true
@@ -1281,8 +1291,8 @@ var (
 	groupIDs = idMap{mapFile: "/proc/self/gid_map", overflowFile: "/proc/sys/kernel/overflowgid"}
 )
 
-// overflow returns the id that stands for all that have no mapping, unless every id
-// has one. It is asked for each time: the map may be written after the process has
+// overflow returns the id that stands for all that have no mapping, unless every id has
+// one. It reads the files each time: the map may be written after the process has
 // started, and root may change the id.
 func (m *idMap) overflow() (id uint32, exists bool) {
 	if m.full.Load() {
@@ -1309,8 +1319,8 @@ func hasProc() bool {
 	return control(func() error { return syscall.Stat("/proc/self/stat", &st) }) == nil
 }
 
-// isFullMap reports whether the text of a uid_map or gid_map gives every id a
-// mapping: all but the last one, which is none. Each line is the first id inside, the
+// isFullMap reports whether the text of a uid_map or gid_map gives every id a mapping.
+// The last number is not counted: it is no id. Each line is the first id inside, the
 // first outside, and how many. The kernel lets no line overlap another.
 func isFullMap(text string) bool {
 	const all = 1<<32 - 1
@@ -1329,7 +1339,7 @@ func isFullMap(text string) bool {
 	return mapped == all
 }
 
-// overflowID reads the text of overflowuid or overflowgid. One that cannot be read
+// overflowID reads the text of overflowuid or overflowgid. If it cannot be read, the id
 // is DEFAULT_OVERFLOWUID of linux/highuid.h, the same for groups.
 func overflowID(text string, err error) uint32 {
 	if id, e := strconv.ParseUint(strings.TrimSpace(text), 10, 32); e == nil && err == nil {
@@ -1425,8 +1435,9 @@ const (
 	tmpfsMagic = 0x01021994 // TMPFS_MAGIC of linux/magic.h
 )
 
-// newMemory makes a memfd_create(2). Without MFD_NOEXEC_SEAL a system may refuse it (sysctl
-// vm.memfd_noexec), and with it an older kernel does.
+// newMemory makes memory by memfd_create(2). It tries MFD_NOEXEC_SEAL first: without that
+// flag a system may refuse the call (sysctl vm.memfd_noexec), and with it an older kernel
+// does.
 func (kernel) newMemory(size int) (memoryFiles, error) {
 	name := [...]byte{'i', 'p', 'c', 0}
 	var sys uintptr
@@ -1465,8 +1476,9 @@ func (kernel) sealMemory(sys int, ownerWrites bool) error {
 	return os.NewSyscallError("fcntl", err)
 }
 
-// checkMemory refuses, of the two kinds of file that know seals, the one of huge pages
-// (hugetlbfs), whose pages may turn out not to be there when they are touched.
+// checkMemory accepts memory of tmpfs alone. One other kind of file knows seals, that of
+// huge pages (hugetlbfs). It is refused: its pages may turn out not to be there when they
+// are touched.
 func (kernel) checkMemory(sys int) (memoryInfo, error) {
 	info, err := sealedMemory(sys, fcntl, getSeals, sealShrink, sealWrite|sealFutureWrite)
 	if err != nil {
@@ -1482,12 +1494,13 @@ func (kernel) checkMemory(sys int) (memoryInfo, error) {
 	return info, nil
 }
 
-// openReadOnly keeps the processes of other users from doing the same for writing: who has a
-// descriptor of the file can open it anew through /proc if its mode allows that.
+// openReadOnly opens the file anew through /proc, for reading. First it sets the mode, so
+// that processes of other users cannot do the same for writing: whoever has a descriptor
+// of the file can open it anew if its mode allows that.
 func (kernel) openReadOnly(sys int) (*os.File, error) {
 	if err := control(func() error { return syscall.Fchmod(sys, 0o600) }); err != nil && err != syscall.EPERM {
 		return nil, os.NewSyscallError("fchmod", err)
-	} // EPERM: it is another user's, who says
+	} // EPERM: the file is another user's, who decides on its mode
 	path := "/proc/self/fd/" + strconv.Itoa(sys)
 	fd, err := open(path, syscall.O_RDONLY|syscall.O_CLOEXEC)
 	if err == syscall.ENOENT { // /proc is not mounted
@@ -1498,8 +1511,8 @@ func (kernel) openReadOnly(sys int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "memory"), nil
 }
 
-// mapTwice maps beyond the end of the file, which Linux allows, and puts the second mapping
-// there before anybody looks: one call less.
+// mapTwice maps beyond the end of the file, which Linux allows, and puts the second
+// mapping there before anybody looks. That takes one call less.
 func (kernel) mapTwice(sys, size, again, prot int) ([]byte, error) {
 	mem, err := syscall.Mmap(sys, 0, size+again, prot, syscall.MAP_SHARED)
 	if err != nil {

@@ -28,10 +28,10 @@ var (
 // ---------------------------------------------------------------------------
 // Memory
 
-// A Memory is memory that several processes can map. Its size is fixed: no
-// process that has a descriptor or handle of it can make it shorter, so an access
-// to [Memory.Bytes] never fails. All methods may be called concurrently; what is
-// in the memory is for the processes to synchronize.
+// A Memory is memory that several processes can map. Its size is fixed: no process that
+// has a descriptor or handle of it can make it shorter, so an access to [Memory.Bytes]
+// never fails. All methods may be called concurrently. The processes must synchronize
+// their accesses to the bytes themselves.
 type Memory struct {
 	mu       sync.Mutex // guards the rest
 	data     []byte     // the mapping; nil after Close
@@ -89,14 +89,14 @@ func createMemory(size int) (*Memory, error) {
 	return m, nil
 }
 
-// FileMemory maps the memory whose descriptor or handle f is, as [Memory.File]
-// and [Memory.ReadOnlyFile] return them and [Conn.RecvFiles] receives them. It
-// refuses what is not memory, what somebody could still make shorter, and what is
-// larger than max bytes; on Linux and FreeBSD F_SEAL_SHRINK must be set, on Windows
-// the section must be committed memory that no file stands behind. f stays the
-// caller's to close, whatever the result.
+// FileMemory maps the memory whose descriptor or handle f is, as [Memory.File] and
+// [Memory.ReadOnlyFile] return them and [Conn.RecvFiles] receives them. It refuses a file
+// that is not memory, memory that some process could still make shorter, and memory
+// larger than max bytes: that error matches [ErrMsgTooLong]. On Linux and FreeBSD
+// F_SEAL_SHRINK must be set. On Windows the section must be committed memory that no file
+// stands behind. f stays the caller's to close, whatever the result.
 //
-// [Memory.Writable] tells whether the memory may be written: that depends on what
+// [Memory.Writable] tells whether this process may write the memory: that depends on what
 // the peer has sent.
 func FileMemory(f *os.File, max int) (*Memory, error) {
 	m, err := adoptMemory(f, max)
@@ -137,9 +137,10 @@ type memoryInfo struct {
 	writable bool // through this descriptor or handle
 }
 
-// Bytes returns the memory itself. It is valid until Close, and nil after it. The
-// other processes that have it may change it at any time: what comes from there is
-// copied before it is checked. The slice must not be written unless [Memory.Writable].
+// Bytes returns the memory itself. It is valid until Close, and nil after it. The other
+// processes that have the memory may change it at any time, so data from there must be
+// copied before it is checked. The slice must not be written unless [Memory.Writable]
+// reports true.
 func (m *Memory) Bytes() []byte {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -147,7 +148,7 @@ func (m *Memory) Bytes() []byte {
 }
 
 // Writable reports whether this process may write to [Memory.Bytes]. Memory that
-// NewMemory made is writable; of memory from [FileMemory] the descriptor or handle
+// NewMemory made is writable; for memory from [FileMemory] the descriptor or handle
 // decides.
 func (m *Memory) Writable() bool { return m.writable }
 
@@ -157,12 +158,11 @@ func (m *Memory) File() (*os.File, error) {
 	return m.duplicate(func() (*os.File, error) { return duplicateFile(m.files.object) })
 }
 
-// ReadOnlyFile returns a descriptor or handle of the memory by which it can be
-// mapped for reading alone, to be passed by [Conn.SendFiles]. On Linux a process of
-// the same user, and root, can open a file of memory again for writing
-// (/proc/self/fd), as they can change this process by other means too. For memory from
-// FileMemory on FreeBSD and macOS the error matches [errors.ErrUnsupported] unless
-// the memory is read-only here.
+// ReadOnlyFile returns a descriptor or handle by which the memory can be mapped for
+// reading alone, to be passed by [Conn.SendFiles]. On Linux a process of the same user,
+// and root, can open that file again for writing (/proc/self/fd); they can change this
+// process by other means too. For memory from FileMemory on FreeBSD and macOS the error
+// matches [errors.ErrUnsupported] unless the memory is read-only here.
 func (m *Memory) ReadOnlyFile() (*os.File, error) {
 	return m.duplicate(func() (*os.File, error) {
 		switch {
@@ -188,9 +188,9 @@ func (m *Memory) duplicate(dup func() (*os.File, error)) (*os.File, error) {
 	return f, nil
 }
 
-// Close unmaps the memory and closes its descriptor or handle. What [Memory.Bytes]
-// returned must not be used any more: an access to it ends the process. The memory
-// itself lives as long as some process has it. Without Close it stays mapped.
+// Close unmaps the memory and closes its descriptor or handle. The slice that
+// [Memory.Bytes] returned must not be used any more: an access to it ends the process.
+// The memory itself lives as long as some process has it. Without Close it stays mapped.
 func (m *Memory) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -216,21 +216,21 @@ func (m *Memory) Close() error {
 
 // A ShareConfig holds the options of a connection through shared memory.
 type ShareConfig struct {
-	// Buffer is how many bytes this end can have written that the peer has not
-	// read: the size of the ring in shared memory, rounded up to a power of two of
-	// at least 64 KiB and at most 1 GiB. 0 is 256 KiB. Memory is used as far as the
-	// ring has been written. Rings larger than the processor's caches are slower
-	// for small messages.
+	// Buffer is how many bytes this end can have written that the peer has not read: the
+	// size of the ring in shared memory, rounded up to a power of two of at least 64 KiB
+	// and at most 1 GiB. 0 is 256 KiB. Only the part of the ring that has been written
+	// takes memory. Rings larger than the processor's caches are slower for small
+	// messages.
 	Buffer int
 
-	// MaxPeerBuffer is the largest Buffer that is accepted of the peer, at least 64 KiB.
-	// 0 is 64 MiB.
-	// A peer that has a larger one is served over the socket where that can still
-	// be agreed on, and otherwise refused.
+	// MaxPeerBuffer is the largest Buffer of the peer that this end accepts, at least 64
+	// KiB. 0 is 64 MiB. If the peer has a larger one, the connection goes through the
+	// socket where that can still be agreed on. Otherwise it is refused: the error
+	// matches [ErrMsgTooLong].
 	MaxPeerBuffer int
 
-	// Spin bounds how long a wait may look again before its goroutine parks, as
-	// [SharedConn.SetSpin] does: 0 is the default, less never spins.
+	// Spin is the longest time that a wait spins before its goroutine parks: see
+	// [SharedConn.SetSpin]. 0 is the default, a negative one never spins.
 	Spin time.Duration
 }
 
@@ -265,14 +265,14 @@ func (cfg ShareConfig) complete() (ShareConfig, error) {
 	return cfg, nil
 }
 
-// Share makes a connection through shared memory of c, which the SharedConn then
-// owns: c must not be used any more, but its Close closes both. Both ends call it,
-// at the same point of what they say to each other, after each has checked with
-// [Conn.Peer] whom it shares memory with. Nothing is sent until the first Read or
+// Share makes a connection through shared memory out of c. The SharedConn then owns c,
+// which must not be used any more; the Close of the SharedConn closes both. Both ends
+// call Share, at the same point of what they say to each other, after each has checked
+// with [Conn.Peer] whom it shares memory with. Nothing is sent until the first Read or
 // Write.
 //
-// Where the system has no memory that is safe to share, or one of the two processes
-// gets none, the connection goes on through the socket: see [SharedConn.InMemory].
+// Where the system has no memory that is safe to share, or one of the two processes gets
+// none, the connection goes on through the socket: see [SharedConn.InMemory].
 func (c *Conn) Share(cfg ShareConfig) (*SharedConn, error) {
 	full, err := cfg.complete()
 	if err == nil && c.fd == nil {
@@ -300,11 +300,10 @@ func DialShared(addr Addr) (*SharedConn, error) {
 	return Dialer{}.DialShared(context.Background(), addr)
 }
 
-// DialShared connects to a [SharedListener] at addr, as [Dialer.DialContext]
-// connects to a Listener. A server that is none gets bytes that it does not
-// understand; then reads and writes fail with an error that matches
-// [syscall.EPROTO]. For other sizes than those of the zero [ShareConfig] both ends
-// call [Conn.Share].
+// DialShared connects to a [SharedListener] at addr, as [Dialer.DialContext] connects to
+// a Listener. A server that does not share memory gets bytes that it does not understand;
+// then reads and writes fail with an error that matches [syscall.EPROTO]. For other sizes
+// than those of the zero [ShareConfig] both ends call [Conn.Share].
 func (d Dialer) DialShared(ctx context.Context, addr Addr) (*SharedConn, error) {
 	fd, err := d.reach(ctx, addr, streams)
 	if err != nil {
@@ -319,8 +318,8 @@ func (d Dialer) DialShared(ctx context.Context, addr Addr) (*SharedConn, error) 
 // serves a net.Listener serves it unchanged. All its methods may be called
 // concurrently.
 //
-// A client that knows nothing of shared memory is served as well, through the
-// socket, provided that it speaks first.
+// A client that does not share memory is served as well, through the socket, if it writes
+// first.
 type SharedListener struct{ server }
 
 // ListenShared opens a server at addr, for the user of this process alone. It is
@@ -340,9 +339,8 @@ func (lc ListenConfig) ListenShared(addr Addr) (*SharedListener, error) {
 // Accept waits for a client and returns its connection, a *SharedConn.
 func (l *SharedListener) Accept() (net.Conn, error) { return asNetConn(l.AcceptShared()) }
 
-// AcceptShared waits for a client and returns its connection: see
-// [Listener.AcceptConn]. It does not wait for the client to say anything. The first Read
-// or Write does that.
+// AcceptShared waits for a client and returns its connection: see [Listener.AcceptConn].
+// It does not wait for the client to say anything. The first Read or Write does that.
 func (l *SharedListener) AcceptShared() (*SharedConn, error) {
 	fd, err := l.accept()
 	if err != nil {
@@ -359,32 +357,33 @@ func (l *SharedListener) Conns() iter.Seq2[*SharedConn, error] { return untilClo
 // ---------------------------------------------------------------------------
 // SharedConn
 //
-// Each end owns one memory object that it alone writes: a control page and the ring
-// of the bytes it sends. The peer maps it for reading. So the bytes of each
-// direction are copied once into the ring and once out of it, and while both ends
-// are awake no system call is made.
+// Each end owns one memory object that it alone writes: a control page and the ring of
+// the bytes it sends. The peer maps it for reading. So the bytes of each direction are
+// copied once into the ring and once out of it, and while both ends are awake no system
+// call is made.
 //
-// A goroutine that finds nothing to do parks in a read of a doorbell, a socket of
-// its own for each direction of bytes. It says so on its control page before it
-// looks for the last time, and the peer rings by one byte when it sees that after
-// it has written or read. The doorbell also ends when the peer's process does.
+// A goroutine that finds nothing to do parks in a read of a doorbell. A doorbell is a
+// socket; each direction of bytes has one of its own. Before the goroutine looks for the
+// last time, it says on its control page that it is about to park. The peer looks at that
+// after it has written or read, and rings: it writes one byte. The doorbell also ends
+// when the peer's process does.
 
-// A SharedConn is one end of a connection through shared memory: a full-duplex
-// stream of bytes, as a [Conn] is. It is a [net.Conn]. All its methods may be called
-// concurrently, but for what belongs together: [SharedConn.Peek] and
-// [SharedConn.Discard], [SharedConn.Reserve] and [SharedConn.Commit]. Reads queue
+// A SharedConn is one end of a connection through shared memory: a full-duplex stream of
+// bytes, as a [Conn] is. It is a [net.Conn]. All its methods may be called concurrently,
+// with two exceptions: [SharedConn.Peek] and the [SharedConn.Discard] that follows it
+// belong together, and so do [SharedConn.Reserve] and [SharedConn.Commit]. Reads queue
 // behind reads and writes behind writes.
 //
-// A connection begins in the socket, so a short one costs hardly more than a [Conn], and
-// one that has hardly been used no memory. The first 4 KiB that an end writes, in up to
-// 32 writes, go that way. The two ends set their memory up for the write that is too
-// much, for a Reserve or Peek of more than that, and for SendFiles and RecvFiles. These
-// therefore wait, until their deadline, for the peer to read or to make such a call
-// itself.
+// A connection begins in the socket. So a short one costs hardly more than a [Conn], and
+// one that has hardly been used takes no memory. The first 4 KiB that an end writes, in
+// up to 32 writes, go that way. The two ends set their memory up for the write that goes
+// beyond that, for a Reserve or Peek of more than that, and for SendFiles and RecvFiles.
+// These calls therefore wait, until their deadline, for the peer to read or to make such
+// a call itself.
 //
-// A peer that crashes ends the connection as Close does; what it had written before
-// is still read. A write that follows a crash may still succeed while there is room
-// in the ring.
+// A peer that crashes ends the connection as Close does; what the peer had written before
+// is still read. A write that follows a crash may still succeed while there is room in
+// the ring.
 type SharedConn struct {
 	base    endpoint // base.fd carries the handshake and files, and everything if not in memory
 	cfg     ShareConfig
@@ -435,7 +434,7 @@ type sharedHalf struct {
 	epoch  uint32         // odd: parked, or about to be
 	lent   bool           // what Peek or Reserve returned was not given back
 	loan   int            // how many bytes that is
-	apart  []byte         // they are in here and not in the ring itself, of the reading half in ahead; nil otherwise
+	apart  []byte         // those bytes, where they are not in the ring itself, of the reading half in ahead; nil otherwise
 	gauges [2]sharedSpin  // for waits that begin while the peer is awake, and while it is parked
 	rings  [64]byte       // room for the bytes of the doorbell
 
@@ -450,19 +449,19 @@ func newSharedConn(base endpoint, cfg ShareConfig, passive bool) *SharedConn {
 	return c
 }
 
-// failed gives err, if it is one, the operation and the addresses.
+// failed adds the operation and the addresses to err: see endpoint.failed.
 func (c *SharedConn) failed(op string, err error) error { return c.base.failed(op, err) }
 
-// InMemory reports whether the connection goes through shared memory. It is false
-// until the two ends have had so much to say that they have set it up, and for good where
-// one of the two cannot or will not, or has called CloseRead or CloseWrite before: then
-// the connection goes through the socket, and everything else about it is the same.
+// InMemory reports whether the connection goes through shared memory. It is false until
+// the two ends have had so much to say that they have set the memory up. It stays false
+// if one of the two cannot or will not, or has called CloseRead or CloseWrite before:
+// then the connection goes through the socket, and everything else about it is the same.
 func (c *SharedConn) InMemory() bool { return c.mode.Load() == inMemory }
 
-// Read reads up to len(p) bytes, and waits until there is at least one. When the
-// peer has closed its end, or its process has ended, Read returns what it wrote
-// before that and then [io.EOF]. The other errors match [net.ErrClosed],
-// [os.ErrDeadlineExceeded], and [syscall.EPROTO] if the peer broke the protocol.
+// Read reads up to len(p) bytes, and waits until there is at least one. When the peer has
+// closed its end, or its process has ended, Read returns what the peer wrote before that
+// and then [io.EOF]. The other errors match [net.ErrClosed], [os.ErrDeadlineExceeded],
+// and [syscall.EPROTO] if the peer broke the protocol.
 func (c *SharedConn) Read(p []byte) (int, error) {
 	c.r.mu.Lock()
 	defer c.r.mu.Unlock()
@@ -498,9 +497,9 @@ func (c *SharedConn) read(p []byte) (n int, err error) {
 	return 0, err
 }
 
-// Write writes all of p, and waits while the peer has as much unread as its ring
-// holds. A write that fails returns how many bytes were written before. After the
-// peer has closed its end the error matches [syscall.EPIPE].
+// Write writes all of p, and waits while the ring is full of bytes that the peer has not
+// read. A write that fails returns how many bytes were written before. After the peer has
+// closed its end the error matches [syscall.EPIPE].
 func (c *SharedConn) Write(p []byte) (int, error) {
 	c.w.mu.Lock()
 	defer c.w.mu.Unlock()
@@ -543,17 +542,17 @@ func (c *SharedConn) write(p []byte) (n int, err error) {
 // errReserved refuses a write into what Reserve has lent.
 var errReserved = &ruleError{what: "what Reserve returned was not given back by Commit"}
 
-// Peek returns the next n bytes without reading them, and waits until there are as
-// many. They are in the ring itself, so nothing is copied: memory that must not be
-// written and that the peer can still change, so what is checked must be copied
-// first. With n 0 it returns what there is, at least one byte. n is at most half of
-// the peer's [ShareConfig.Buffer], so that the two ends cannot wait for each other;
-// otherwise the error matches [ErrMsgTooLong]. If the connection ends before there
-// are n bytes, Peek returns what there is with [io.EOF].
+// Peek returns the next n bytes without reading them, and waits until there are as many.
+// With n 0 it returns what there is, at least one byte. The bytes are in the ring itself,
+// so nothing is copied. They must not be written. The peer can still change them, so they
+// must be copied before they are checked. n is at most half of the peer's
+// [ShareConfig.Buffer], so that the two ends cannot wait for each other; otherwise the
+// error matches [ErrMsgTooLong]. If the connection ends before there are n bytes, Peek
+// returns what there is with [io.EOF].
 //
-// The bytes are on loan until Discard, or the next Read or Peek. Every loan must be
-// given back, also after Close, or the memory of the connection stays mapped.
-// An access to it never fails: Close leaves what is on loan where it is.
+// The bytes are on loan until Discard, or the next Read or Peek. Every loan must be given
+// back, also after Close, or the memory of the connection stays mapped. An access to
+// bytes on loan never fails: Close leaves them where they are.
 func (c *SharedConn) Peek(n int) ([]byte, error) {
 	c.r.mu.Lock()
 	defer c.r.mu.Unlock()
@@ -651,15 +650,15 @@ func (c *SharedConn) discard(n int) error {
 	return nil
 }
 
-// Reserve returns n bytes of the ring itself to write into, and waits until there is
-// room for as many; Commit sends them, so nothing is copied. n is at most half of
-// [ShareConfig.Buffer], so that the two ends cannot wait for each other; otherwise
-// the error matches [ErrMsgTooLong]. What is in the bytes at first is anything.
+// Reserve returns n bytes of the ring itself to write into, and waits until there is room
+// for as many. Commit sends them, so nothing is copied. n is at most half of
+// [ShareConfig.Buffer], so that the two ends cannot wait for each other; otherwise the
+// error matches [ErrMsgTooLong]. The bytes are not cleared: they hold anything at first.
 //
-// The bytes are on loan until Commit. Meanwhile Write fails, and another Reserve
-// returns the same bytes. Every loan must be given back, also after Close, or the
-// memory of the connection stays mapped. An access to it never fails: Close leaves
-// what is on loan where it is.
+// The bytes are on loan until Commit. Meanwhile Write fails, and another Reserve returns
+// the same bytes. Every loan must be given back, also after Close, or the memory of the
+// connection stays mapped. An access to bytes on loan never fails: Close leaves them
+// where they are.
 func (c *SharedConn) Reserve(n int) ([]byte, error) {
 	c.w.mu.Lock()
 	defer c.w.mu.Unlock()
@@ -755,7 +754,7 @@ func (c *SharedConn) endLoan(h *sharedHalf) {
 	}
 }
 
-// lender returns the mapping that what a half lends is in.
+// lender returns the mapping that has the bytes which a half lends.
 func (c *SharedConn) lender(h *sharedHalf) *mapping {
 	if h == &c.r {
 		return c.peerMem
@@ -809,8 +808,9 @@ func (c *SharedConn) Close() error {
 	return c.failed("close", err)
 }
 
-// tellEnd tells the peer that nothing more is written or read. The end of the doorbells would
-// bring it to look, but somebody else may have a duplicate of one. The caller holds c.mu.
+// tellEnd tells the peer that nothing more is written or read. The end of the doorbells
+// would make the peer look too, but another process may have a duplicate of one. The
+// caller holds c.mu.
 func (c *SharedConn) tellEnd() {
 	if c.ownMem == nil {
 		return
@@ -826,8 +826,8 @@ func (c *SharedConn) tellEnd() {
 	}
 }
 
-// unmap unmaps what is not on loan, once no call uses it: the caller holds c.mu, and
-// c.released is set.
+// unmap unmaps the memory that is not on loan. No call uses that any more: c.released is
+// set. The caller holds c.mu.
 func (c *SharedConn) unmap() {
 	for _, m := range [...]**mapping{&c.ownMem, &c.peerMem} {
 		if *m != nil && !(*m).lent.Load() {
@@ -933,17 +933,17 @@ func (c *SharedConn) SetDeadline(t time.Time) error {
 	return c.failed("set", c.setDeadline(t, reading|writing))
 }
 
-// SetReadDeadline sets the time after which reads, and RecvFiles, fail with an error
-// that matches [os.ErrDeadlineExceeded], also those that wait already. The zero time
-// is none. A read that fails so has lost nothing.
+// SetReadDeadline sets the time after which reads, and RecvFiles, fail with an error that
+// matches [os.ErrDeadlineExceeded], also those that wait already. The zero time means no
+// deadline. A read that fails in this way has lost nothing.
 func (c *SharedConn) SetReadDeadline(t time.Time) error {
 	return c.failed("set", c.setDeadline(t, reading))
 }
 
-// SetWriteDeadline sets the time after which writes, and SendFiles, fail with an
-// error that matches [os.ErrDeadlineExceeded], also those that wait already. The zero
-// time is none. A write that fails so says how much of it the peer can read; over a
-// socket on Windows see [Conn.SetWriteDeadline].
+// SetWriteDeadline sets the time after which writes, and SendFiles, fail with an error
+// that matches [os.ErrDeadlineExceeded], also those that wait already. The zero time
+// means no deadline. A write that fails in this way returns how much of it the peer can
+// read; over a socket on Windows see [Conn.SetWriteDeadline].
 func (c *SharedConn) SetWriteDeadline(t time.Time) error {
 	return c.failed("set", c.setDeadline(t, writing))
 }
@@ -1006,18 +1006,19 @@ func (c *SharedConn) applyDeadline(h *sharedHalf, half direction) error {
 	return err
 }
 
-// SetSpin sets the longest time that a wait of this end looks at the memory again and
-// again before its goroutine parks, which costs no system call. 0 restores the default,
-// and a negative d never spins. By default a wait spins for up to 50 µs, or 200 µs while
-// the peer is being woken, as long as that pays. On Linux a thread whose spin failed leaves
-// its CPU for a moment: see [Conn.SetSpin], which is what this is over a socket.
+// SetSpin sets the longest time that a wait of this end spins before its goroutine parks.
+// A spin looks at the memory again and again, which costs no system call. 0 restores the
+// default, and a negative d never spins. By default a wait spins for up to 50 µs, or 200
+// µs while the peer is being woken, as long as that pays. On Linux a thread whose spin
+// failed leaves its CPU for a moment: see [Conn.SetSpin]. Over a socket SetSpin is the
+// same as Conn.SetSpin.
 func (c *SharedConn) SetSpin(d time.Duration) {
 	c.spin.Store(int64(d))
 	c.base.end().setSpin(d)
 }
 
 // SendFiles gives the peer the open files, which it receives with one RecvFiles: see
-// [Conn.SendFiles]. Files travel beside the bytes and in no order with them.
+// [Conn.SendFiles]. Files travel beside the bytes, and have no order with them.
 func (c *SharedConn) SendFiles(files ...*os.File) error {
 	err := checkFiles(len(files), 1)
 	if err == nil {
@@ -1101,7 +1102,7 @@ func InheritedSharedConn(name string) (*SharedConn, error) {
 // ---------------------------------------------------------------------------
 // Over the socket
 
-// readSocket reads what was not read ahead.
+// readSocket reads from the socket what was not read ahead.
 func (c *SharedConn) readSocket(p []byte) (int, error) {
 	if c.ended.Load() || c.rshut.Load() {
 		return 0, io.EOF
@@ -1184,14 +1185,14 @@ const roomToPeek = 4 << 10
 // ---------------------------------------------------------------------------
 // Waiting
 //
-// The words of the control pages are written and read as sync/atomic does it, in one
-// order that both ends agree on. A half that is about to park makes its epoch odd and
-// then looks at the peer's index; the peer stores its index and then looks at the
-// epoch. So at least one of the two sees what the other did, and no wake-up is lost.
+// The words of the control pages are written and read with sync/atomic, in one order that
+// both ends agree on. A half that is about to park makes its epoch odd and then looks at
+// the peer's index; the peer stores its index and then looks at the epoch. So at least
+// one of the two sees what the other did, and no wake-up is lost.
 //
-// The peer rings once for an epoch. A doorbell may be late: it was rung for bytes that
-// were there before the wait began. It has used up the ring of this epoch, so whoever
-// takes a doorbell in vain begins a new epoch before it looks again.
+// The peer rings once for an epoch. A ring may come late: for bytes that were there
+// before the wait began. Then the ring of this epoch is used up. So a half that was rung
+// and finds nothing begins a new epoch before it looks again.
 
 // begin begins an operation of the half that the caller has locked. It fails if the
 // connection is closed or the deadline has passed, and sets the connection up as far as is
@@ -1258,7 +1259,7 @@ func (c *SharedConn) writeEnded() bool {
 	return c.wshut.Load() || c.gone.Load() || c.out.peer.rclosed.Load() != 0
 }
 
-// ready reports whether the half has something to do, or to say.
+// ready reports whether the half has something to do or to report.
 func (c *SharedConn) ready(h *sharedHalf, need uint32) bool {
 	if c.closed.Load() || c.gone.Load() {
 		return true
@@ -1298,7 +1299,8 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 	return c.waited(h)
 }
 
-// waited returns why the wait that is over must not be followed by another.
+// waited returns the error with which an operation ends after a wait, or nil if it goes
+// on.
 func (c *SharedConn) waited(h *sharedHalf) error {
 	switch {
 	case c.closed.Load():
@@ -1412,19 +1414,21 @@ const (
 	spinShared      = 50 * time.Microsecond  // about the time of two wake-ups
 	spinSharedGain  = 10 * time.Microsecond  // about the CPU time that a spin saves if it is enough
 	spinSharedAhead = 2 * time.Millisecond   // CPU time that spins of all connections may lose at once
-	spinSharedShare = 16                     // and one part in so many of the time that passes
+	spinSharedShare = 16                     // besides, one part in so many of the time that passes
 	spinSharedFree  = 8                      // losses in a row that are normal on a busy machine
 	spinSharedMax   = 128                    // waits that skip spinning after a loss, at most
 	spinSharedShort = 400 * time.Microsecond // a longer wait is no reason to spin at the next one
-	spinSharedTaken = 100 * time.Microsecond // a gap in a spin that long: somebody else had the CPU
+	spinSharedTaken = 100 * time.Microsecond // a gap of that length in a spin means that the CPU was taken away
 )
 
-// A sharedSpin decides whether a wait spins. A half has two, one for waits that begin while the
-// peer is awake and one for those that begin while it is parked and has just been rung: the
-// first are answered soon unless the peer loses its CPU, and the others not before the peer has
-// been woken. A few losses in a row cost nothing, so that they do not make the two ends hold
-// each other down. After more, each loss doubles the number of waits that do not spin, and each
-// success halves it. A long wait does not count among these, so a connection that is mostly
+// A sharedSpin decides whether a wait spins. A half has two. One is for waits that begin
+// while the peer is awake: they end soon unless the peer loses its CPU. The other is for
+// waits that begin while the peer is parked and has just been rung: they do not end
+// before the peer has been woken.
+//
+// A few losses in a row cost nothing, so that the two ends do not keep each other from
+// spinning. After more, each loss doubles the number of waits that do not spin, and each
+// success halves it. Only short waits use that number up, so a connection that is mostly
 // idle does not spin at all.
 type sharedSpin struct {
 	losses  uint8
@@ -1470,9 +1474,9 @@ func (s *sharedSpin) outcome(spun int64, won, asleep bool, length int64) {
 // spinAccount is what all connections of the process may lose together.
 var spinAccount lossAccount
 
-// A lossAccount has the CPU time that may be lost in spins: some to begin with, what spins have
-// saved, and a small part of the time that passes. Concurrent updates may be lost, which is
-// harmless.
+// A lossAccount has the CPU time that may be lost in spins. It grows by what spins have
+// saved, and by a small part of the time that passes. Concurrent updates may be lost,
+// which is harmless.
 type lossAccount struct {
 	balance  atomic.Int64 // nanoseconds, at most spinSharedAhead
 	refilled atomic.Int64 // when it was last given its part of the time
@@ -1525,8 +1529,8 @@ func (c *SharedConn) spinFor(h *sharedHalf, need uint32, budget int64) bool {
 //
 // The indices count bytes since the beginning, modulo 2^32; their difference is how many
 // bytes are in the ring, and at most its size. What an end writes and reads, and where,
-// depends on its private copies alone. Of the peer's index it takes one thing: how far it
-// may go, loaded once and checked against the size.
+// depends on its private copies alone. From the peer's index it takes one thing: how far
+// it may go. It loads that once and checks it against the size.
 
 // A controlPage is the beginning of a memory object. Words that are written at different
 // times are on different cache lines, and on different pairs of them.
@@ -1583,7 +1587,8 @@ func (w *ringWriter) ready(need uint32) bool {
 	return used > w.size || w.size-used >= need || w.peer.rclosed.Load() != 0
 }
 
-// put copies as much of p as there is room for, and at most copyMax. It is not sent yet.
+// put copies as much of p as there is room for, and at most copyMax. publish then sends
+// it.
 func (w *ringWriter) put(p []byte, room uint32) uint32 {
 	n := uint32(min(uint64(len(p)), uint64(room), copyMax))
 	at := w.head & (w.size - 1)
@@ -1639,7 +1644,8 @@ func (r *ringReader) ready(need uint32) bool {
 	return avail >= need || r.peer.wclosed.Load() != 0
 }
 
-// take copies up to avail bytes to p, and at most copyMax. They are not given back yet.
+// take copies up to avail bytes to p, and at most copyMax. consume then gives their room
+// back.
 func (r *ringReader) take(p []byte, avail uint32) uint32 {
 	n := uint32(min(uint64(len(p)), uint64(avail), copyMax))
 	r.look(p[:n])
@@ -1659,8 +1665,8 @@ func (r *ringReader) span(n uint32) (p []byte, whole bool) {
 }
 
 // consume stores the index behind n bytes that were taken, and returns the epoch of the
-// peer's writing half if it should write on: it is woken when half of the ring is free, so
-// that it does not wake for every few bytes.
+// peer's writing half. If that half is parked but should not be woken yet, it returns 0:
+// the half is woken when half of the ring is free, and not for every few bytes.
 func (r *ringReader) consume(n uint32) (epoch uint32) {
 	r.tail += n
 	r.own.tail.Store(r.tail)
@@ -1671,7 +1677,7 @@ func (r *ringReader) consume(n uint32) (epoch uint32) {
 	return epoch
 }
 
-// spanOf returns n bytes of data from at on, if it reaches so far.
+// spanOf returns the n bytes of data from at on, if data reaches so far.
 func spanOf(data []byte, at, n uint32) (p []byte, whole bool) {
 	if uint64(at)+uint64(n) > uint64(len(data)) {
 		return nil, false
@@ -1698,8 +1704,9 @@ func (m *mapping) unmap() {
 	m.mem = nil
 }
 
-// abandon is for a connection that was dropped without Close. What is still on loan then,
-// though nobody can give it back, must stay readable; its memory need not.
+// abandon is for a connection that was dropped without Close. Bytes that are still on
+// loan then must stay readable, though nobody can give them back. Their memory
+// need not stay: see vacateMemory.
 func (m *mapping) abandon() {
 	switch {
 	case m.mem == nil: // Close did it
@@ -1725,8 +1732,8 @@ func mapRing(f *os.File, ring int, write bool) (*mapping, error) {
 	return &mapping{mem: mem}, nil
 }
 
-// mapsOnce is set by tests alone, which so see what happens where a ring cannot be mapped
-// twice.
+// mapsOnce is set by tests alone. It makes mapRing do what it does where a ring cannot be
+// mapped twice.
 var mapsOnce bool
 
 // ---------------------------------------------------------------------------
@@ -1815,8 +1822,8 @@ func newHandshake() *handshake {
 		over: make(chan struct{}), changed: make(chan struct{})}
 }
 
-// stir makes whoever waits for the handshake look at its deadline, and whether the
-// connection is closed. The caller holds SharedConn.mu.
+// stir makes every call that waits for the handshake look at its deadline again, and
+// whether the connection is closed. The caller holds SharedConn.mu.
 func (hs *handshake) stir() {
 	close(hs.changed)
 	hs.changed = make(chan struct{})
@@ -2166,8 +2173,8 @@ func (c *SharedConn) sendMemory(hs *handshake) error {
 }
 
 // makeRing makes a memory object with a ring of that size, which this process alone can
-// write where the system can enforce that. Where it cannot, a peer that does hurts nobody
-// but itself: nothing is read from there.
+// write where the system can enforce that. Where the system cannot, a peer that writes
+// there hurts nobody but itself: this process reads nothing from its own ring.
 func makeRing(size int) (*mapping, memoryFiles, error) {
 	files, err := newMemory(controlSize + size)
 	if err != nil {
@@ -2322,7 +2329,7 @@ func (c *SharedConn) takeMemory(hs *handshake, ring uint32) error {
 	return nil
 }
 
-// mapPeer maps the peer's memory, if it is such as it says.
+// mapPeer maps the peer's memory, if it is what the hello says.
 func mapPeer(memory *os.File, ring int) (*mapping, error) {
 	info, err := checkMemory(memory)
 	switch {
@@ -2355,7 +2362,7 @@ func parseHello(b []byte) (what byte, size uint32, err error) {
 	return byte(flags), size, nil
 }
 
-// settle ends the handshake with what came of it. The caller holds c.mu.
+// settle ends the handshake with its result. The caller holds c.mu.
 func (c *SharedConn) settle(hs *handshake, err error) {
 	mode := overSocket
 	switch {
@@ -2382,7 +2389,7 @@ func (c *SharedConn) settle(hs *handshake, err error) {
 	close(hs.over)
 }
 
-// join puts the halves together.
+// join makes the ring reader and the ring writer out of the two memory objects.
 func (c *SharedConn) join(hs *handshake) {
 	own, peer := hs.own, hs.peer
 	c.ownMem, c.peerMem = own, peer

@@ -20,7 +20,7 @@ import (
 	"unsafe"
 )
 
-// freshFolder begins the names that Listen makes of its own.
+// freshFolder is the beginning of the names that Listen makes.
 const freshFolder = ""
 
 // network is what Addr.Network says: local sockets are AF_UNIX sockets here.
@@ -32,9 +32,8 @@ const nulInNames = abstractNames
 // ---------------------------------------------------------------------------
 // What only Unix has
 
-// A SysListenConfig holds the options of a listener that only Unix has. They
-// concern the socket file; with an abstract name, which has none, they are an
-// error.
+// A SysListenConfig holds the options of a listener that only Unix has. They are about
+// the socket file. With an abstract name, which has no file, they are an error.
 type SysListenConfig struct {
 	// Mode is the exact permission bits of the socket file, instead of those
 	// that [ListenConfig.Access] stands for. A client needs permission to
@@ -42,9 +41,9 @@ type SysListenConfig struct {
 	// too: see [ListenConfig.Listen].
 	Mode fs.FileMode
 
-	// UID and GID are the owner and the group that the socket file is given
-	// before anybody can connect, as by chown(2), which limits who may say so. 0
-	// leaves them as they are.
+	// UID and GID are the owner and the group that the socket file is given before
+	// anybody can connect, as by chown(2), which limits who may do that. 0 leaves them as
+	// they are.
 	UID, GID int
 }
 
@@ -64,8 +63,9 @@ func (s *SysListenConfig) check(abstract bool) error {
 	return nil
 }
 
-// resolveGroup returns the number of a group that is given by number or by name, as
-// text. Package os/user would know more groups with cgo, and be larger without.
+// resolveGroup returns the number of a group that is given by number or by name, as text.
+// Package os/user would know more groups with cgo; without cgo it would only make
+// programs larger.
 func resolveGroup(group string) (number string, err error) {
 	if n, err := strconv.Atoi(group); err == nil {
 		if !validID(n) {
@@ -105,8 +105,8 @@ func groupNumber(text, name string) (number int, ok bool) {
 	return 0, false
 }
 
-// validID reports whether chown(2) takes the id for what it is: of a greater one the
-// kernel sees the low 32 bits, which may be root's, and the last one of those is none.
+// validID reports whether chown(2) takes the id as it is. Of a greater one the kernel
+// sees the low 32 bits, which may be those of root. The last number of 32 bits is no id.
 func validID(id int) bool { return id >= 0 && uint64(id) < 1<<32-1 }
 
 const idRule = "0 to 4294967294"
@@ -119,14 +119,13 @@ func modeError(field string, mode fs.FileMode) error {
 // are none on Unix.
 type SysDialer struct{}
 
-// File returns a duplicate of the listening descriptor, to hand the listener
-// over to another process, which adopts it with [FileListener] or
-// [FileMsgListener]. The socket listens until both are closed. The socket file and
-// its lock stay with l: to leave the file behind, set [ListenConfig.KeepName]; to
-// hand it over with its lock, use [Inherit].
+// File returns a duplicate of the listening descriptor, to hand the listener over to
+// another process, which adopts it with [FileListener] or [FileMsgListener]. The socket
+// listens until both are closed. The socket file and its lock stay with l: to leave the
+// file behind, set [ListenConfig.KeepName]; to hand it over with its lock, use [Inherit].
 //
-// The duplicate is nonblocking, as l is: the two share that mode. A program in
-// another language whose accept(2) then fails with EAGAIN wants
+// The duplicate is nonblocking, as l is: the two share that mode. For a program in
+// another language whose accept(2) then fails with EAGAIN there is
 // [Listener.BlockingFile].
 func (l *server) File() (*os.File, error) {
 	f, err := l.end().dupFile(l.addr.String())
@@ -134,10 +133,9 @@ func (l *server) File() (*os.File, error) {
 }
 
 // BlockingFile gives the listener away: it closes l and returns its descriptor in
-// blocking mode, for a program in another language. The socket goes on listening,
-// and the socket file stays, which nobody removes; its lock is given up. If another
-// process got the listener by [Inherit], it goes on to own both. See
-// [Conn.BlockingFile].
+// blocking mode, for a program in another language. The socket still listens. Its lock is
+// given up; the socket file stays, and nobody removes it. If another process got the
+// listener by [Inherit], that process still owns both. See [Conn.BlockingFile].
 func (l *server) BlockingFile() (*os.File, error) {
 	f, err := l.end().blockingFile(l.addr.String(), func() error { return l.sys.giveUp(true) })
 	return f, l.failed("file", err)
@@ -149,11 +147,11 @@ func (l *server) BlockingFile() (*os.File, error) {
 //
 //	cmd.Stdin, err = conn.BlockingFile() // and close it after cmd.Start
 //
-// The mode belongs to the open file description and not to the descriptor, so an end
-// that goes on to be used here cannot have a blocking duplicate. Whoever got a
-// duplicate before, by File or Inherit, has a blocking one too from now on. The error
-// matches [net.ErrClosed] after Close; if something was read ahead of the caller, which
-// would be lost, it says so and c stays as it is. Calls under way return as after Close.
+// The mode belongs to the open file description and not to the descriptor, so an end that
+// is still used here cannot have a blocking duplicate. A duplicate that was made before,
+// by File or Inherit, becomes blocking too. The error matches [net.ErrClosed] after
+// Close. If something was read ahead of the caller, which would be lost, the error says
+// so and c stays as it is. Calls under way return as after Close.
 func (c *endpoint) BlockingFile() (*os.File, error) {
 	f, err := c.end().blockingFile(c.local.String()+"->"+c.remote.String(), c.end().close)
 	return f, c.failed("file", err)
@@ -175,7 +173,7 @@ func (e *pipeEnd) BlockingFile() (*os.File, error) {
 }
 
 // mayGo refuses to give an end away if something was read ahead of the caller, which
-// would stay here. Who reads at the moment takes that.
+// would stay here. If a read is under way, that read takes it.
 func (f *fd) mayGo() error {
 	if !f.r.mu.TryLock() {
 		return nil
@@ -206,17 +204,17 @@ func (f *fd) blockingFile(name string, end func() error) (*os.File, error) {
 	return os.NewFile(uintptr(sys), name), nil
 }
 
-// FileListener returns a listener over a duplicate of f, which must be a
-// listening stream socket of the local family (AF_UNIX); anything else is
-// refused. f stays the caller's to close, whatever the result, and becomes
-// nonblocking, as the two share that mode. Who may connect is up to the socket
-// file as it is, which the listener never removes; an abstract name, which no
-// permission guards, serves this user and root alone until [Listener.SetAccess]
-// says otherwise. Its Addr is what the
-// socket was bound to (getsockname(2)). A [Listener] uses another name than its path
-// where [TakeoverAlways] replaces a socket, where the path is too long for a socket
-// address, and where somebody else could make the path lead to another folder; that
-// name leads nowhere.
+// FileListener returns a listener over a duplicate of f, which must be a listening stream
+// socket of the local family (AF_UNIX); anything else is refused. f stays the caller's to
+// close, whatever the result, and becomes nonblocking, as the two share that mode. The
+// mode of the socket file decides who may connect; the listener never removes that file.
+// On an abstract name, which no permission guards, the listener serves this user and root
+// alone until [Listener.SetAccess] says otherwise.
+//
+// Its Addr is the name that the socket was bound to (getsockname(2)). A [Listener] binds
+// to another name than its path where [TakeoverAlways] replaces a socket, where the path
+// is too long for a socket address, and where somebody else could make the path lead to
+// another folder. That other name leads nowhere.
 func FileListener(f *os.File) (*Listener, error) {
 	l := new(Listener)
 	if err := l.adoptFile(f, streams); err != nil {
@@ -246,9 +244,9 @@ func (l *server) adoptFile(f *os.File, kind connKind) error {
 	return nil
 }
 
-// adopted makes l the server of a socket that no ListenConfig of this process made.
-// If that has no file for the kernel to guard, it is for this user, until SetAccess
-// says otherwise.
+// adopted makes l the server of a socket that no ListenConfig of this process made. If
+// the socket has no file for the kernel to guard, it serves this user and root alone,
+// until SetAccess says otherwise.
 func (l *server) adopted(sys *listener) {
 	sys.fd.listen = true
 	l.sys, l.addr = sys, sys.localAddr()
@@ -309,13 +307,14 @@ func isAbstract(target string) bool { return target[0] == 0 }
 // file's mode does, an abstract name has no permissions.
 func guarded(target string) bool { return !isAbstract(target) }
 
-// squattable reports whether anybody may have taken the address. Nobody can
-// where the folder's permissions forbid it, and the user chose the folder.
+// squattable reports whether any user may have taken the address. That cannot be where
+// the permissions of a folder forbid it, and the folder of a path was chosen by this
+// user.
 func squattable(a Addr) bool { return a.kind == nameAddr }
 
 // sockAddr returns the socket address of a target that fits into one. Package syscall
-// takes an '@' at the start for the NUL byte of an abstract name, which so may be as
-// long as the kernel takes it.
+// takes an '@' at the start for the NUL byte of an abstract name. So an abstract name may
+// be as long as the kernel allows.
 func sockAddr(target string) *syscall.SockaddrUnix {
 	if isAbstract(target) {
 		target = "@" + target[1:]
@@ -327,8 +326,8 @@ func sockAddr(target string) *syscall.SockaddrUnix {
 // takes.
 const sunPathMax = len(syscall.RawSockaddrUnix{}.Path) - 1
 
-// addrOf returns the Addr of a socket address where all that have one are paths. A
-// path that begins with '@' is none of package syscall's abstract names there.
+// addrOf returns the Addr of a socket address, on systems where every address is a path.
+// There package syscall does not take a path that begins with '@' for an abstract name.
 func addrOf(sa syscall.Sockaddr) Addr {
 	un, ok := sa.(*syscall.SockaddrUnix)
 	if !ok || un.Name == "" {
@@ -374,8 +373,9 @@ func userAddr(name string) (Addr, error) {
 // runtimeDir returns where the service manager keeps the runtime folder of a user, or "".
 func (baseKernel) runtimeDir(uid int) string { return "" }
 
-// privateDir is a folder that every process of the user finds, whatever its environment:
-// $TMPDIR differs between them on macOS, and counts where there is no /tmp, as on Android.
+// privateDir is a folder that every process of the user finds, whatever its environment.
+// $TMPDIR differs between processes on macOS. It is used where there is no /tmp, as on
+// Android.
 func privateDir(uid int) string {
 	tmp := "/tmp"
 	if _, err := os.Stat(tmp); err != nil {
@@ -385,8 +385,8 @@ func privateDir(uid int) string {
 }
 
 // makePrivate makes the folder, unless it is there, and checks that it is this user's
-// own. In a folder that others can write to, they could put theirs in its place unless
-// the sticky bit forbids it.
+// own. If others can write to the parent folder, they could replace the folder unless the
+// sticky bit of the parent forbids it.
 func makePrivate(dir string, uid int) error {
 	var parent syscall.Stat_t
 	above, _ := splitPath(dir)
@@ -451,9 +451,9 @@ func joinPath(dir, base string) string {
 // A listener is a listening socket, and the file that leads to it.
 type listener struct {
 	*fd
-	file    *socketFile // nil: an abstract name, or the file is somebody else's
+	file    *socketFile // nil for an abstract name, or if the file is not this listener's
 	givenUp atomic.Bool // set by the one Close that gives the file up
-	fdName  string      // what the service manager calls it
+	fdName  string      // the name that the service manager gave it
 	served  bool        // a client was accepted; guarded by r.mu
 	kind    connKind    // of its connections
 }
@@ -486,15 +486,16 @@ func listen(target string, kind connKind, lc *ListenConfig) (*listener, error) {
 }
 
 func startListening(sys, backlog int) error {
-	// The kernel lowers it to its own limit, but takes no more than 32 bits, and some
-	// add a half first.
+	// The kernel lowers it to its own limit. It takes no more than 32 bits, and some
+	// kernels add a half first.
 	if backlog = min(backlog, 1<<30); backlog == 0 {
 		backlog = 1<<16 - 1
 	}
 	return os.NewSyscallError("listen", control(func() error { return syscall.Listen(sys, backlog) }))
 }
 
-// accept waits for a client. One that gave up meanwhile (ECONNABORTED) is none.
+// accept waits for a client. A client that gave up meanwhile (ECONNABORTED) does not
+// count.
 func (l *listener) accept() (*fd, error) {
 	h := &l.r
 	if err := l.enter(h); err != nil {
@@ -524,9 +525,8 @@ func (l *listener) setDeadline(t time.Time) error { return l.fd.setDeadline(t, r
 
 func (l *listener) close() error { return l.giveUp(false) }
 
-// giveUp removes the file first, unless it is to be left behind, so that the path
-// does not lead to a socket that refuses, and nobody who finds it refusing takes it
-// for stale.
+// giveUp removes the file first, unless it is to be left behind. So the path never leads
+// to a socket that refuses clients, which another process would take for stale.
 func (l *listener) giveUp(leaveFile bool) error {
 	if !l.givenUp.CompareAndSwap(false, true) {
 		return net.ErrClosed
@@ -544,23 +544,23 @@ func (l *listener) giveUp(leaveFile bool) error {
 // ---------------------------------------------------------------------------
 // Socket files
 //
-// A socket file outlives its server, and the names in a folder can be changed
-// by anyone who may write to it. Listen opens the folder once, and works in the
-// opened folder until Close: its path may lead to another one later (see folder).
-// Three things keep listeners from removing each other's sockets:
+// A socket file outlives its server, and the names in a folder can be changed by anyone
+// who may write to it. Listen opens the folder once, and works in the opened folder until
+// Close: its path may lead to another one later (see folder). Three things keep listeners
+// from removing each other's sockets:
 //
-// The lock is an flock(2) on path.lock for the life of the listener. Its holder
-// decides about the path. Only the file that is at that name now counts: a lock
-// file that was removed or replaced since it was opened says nothing.
+// The lock is an flock(2) on path.lock for the life of the listener. Its holder decides
+// about the path. Only the file that has that name now counts. A lock file that was
+// removed or replaced after it was opened means nothing.
 //
-// The guard is an flock on the folder for the moment of a change. "Is it still
-// mine? Then remove it" takes two system calls. TakeoverAlways cannot wait for the
-// lock of the live listener that it displaces. Everybody changes lock and socket
-// under the guard, so nobody comes between those two calls.
+// The guard is an flock on the folder for the moment of a change. "Is it still mine? Then
+// remove it" takes two system calls. TakeoverAlways cannot wait for the lock of the live
+// listener that it displaces. Every listener changes lock and socket under the guard, so
+// no other comes between those two calls.
 //
-// The identity is device and inode of the socket file as recorded after bind. It
-// protects the sockets of programs that know nothing of lock and guard, and does
-// alone where there is no flock.
+// The identity is device and inode of the socket file as recorded after bind. It protects
+// the sockets of programs that do not know lock and guard. Where there is no flock, it is
+// the only protection.
 
 // A socketFile is the claim of a listener on a path.
 type socketFile struct {
@@ -572,9 +572,9 @@ type socketFile struct {
 	keep    bool            // ListenConfig.KeepName; never changed
 	dropped runtime.Cleanup // closes the descriptors if nobody closes the listener
 
-	sharing sync.Mutex // guards owners, and keeps handing on and release apart
+	sharing sync.Mutex // guards owners; bequeath and release exclude each other
 	owners  *owners    // set once the listener was handed on, or came from another process
-	given   bool       // released: it can be handed on no more
+	given   bool       // released: it cannot be handed on any more
 }
 
 // A fileID tells whether two names, or a name and a descriptor, are one file.
@@ -593,7 +593,7 @@ func claim(sys int, path string, lc *ListenConfig) (_ *socketFile, err error) {
 	}
 	defer func() {
 		if err != nil {
-			f.release(false) // what it gives up is not worth a second error
+			f.release(false) // an error of release would hide the first one
 		}
 	}()
 
@@ -636,9 +636,9 @@ func (f *socketFile) lockName() string { return f.base + lockSuffix }
 
 // A takeover is a policy for what is at the path.
 type takeover struct {
-	// judge decides, before the guard is taken, whether a socket may be put at
-	// the path. It returns the identity of the one that is in the way, if any,
-	// which no other file has until unpin is called.
+	// judge decides, before the guard is taken, whether a socket may be put at the path.
+	// It returns the identity of the socket that is in the way, if there is one. No other
+	// file gets that identity until unpin is called.
 	judge func(f *socketFile) (found fileID, unpin func(), err error)
 
 	// confirm checks under the guard that what judge found still holds, and makes
@@ -658,7 +658,7 @@ func policyOf(t Takeover) takeover {
 	return takeover{judgeStale, confirmVacant, false}
 }
 
-// judgeStale lets a socket go that no process serves.
+// judgeStale lets Listen replace a socket that no process serves.
 func judgeStale(f *socketFile) (found fileID, unpin func(), err error) {
 	at, err := f.occupant()
 	if err != nil || at.id == (fileID{}) {
@@ -685,11 +685,11 @@ func judgeStale(f *socketFile) (found fileID, unpin func(), err error) {
 	case nil, syscall.EPROTOTYPE:
 		err = inUse()
 	}
-	unpin() // any other error: it cannot be told whether it lives
+	unpin() // any other error: whether it is live is not known
 	return fileID{}, nil, err
 }
 
-// judgeNever lets no socket go.
+// judgeNever lets Listen replace nothing.
 func judgeNever(f *socketFile) (found fileID, unpin func(), err error) {
 	at, err := f.occupant()
 	if err == nil && at.id != (fileID{}) {
@@ -698,7 +698,7 @@ func judgeNever(f *socketFile) (found fileID, unpin func(), err error) {
 	return fileID{}, noUnpin, err
 }
 
-// judgeAlways lets every socket go.
+// judgeAlways lets Listen replace every socket.
 func judgeAlways(f *socketFile) (found fileID, unpin func(), err error) {
 	at, err := f.occupant()
 	return at.id, noUnpin, err
@@ -706,8 +706,8 @@ func judgeAlways(f *socketFile) (found fileID, unpin func(), err error) {
 
 func noUnpin() {}
 
-// occupant returns what is at the path: a socket, or nothing, which has no identity.
-// Anything else is an error.
+// occupant returns what is at the path: a socket, or nothing, which has the zero
+// identity. Any other file is an error.
 func (f *socketFile) occupant() (dirEntry, error) {
 	at, err := f.folder.lstat(f.base)
 	switch {
@@ -721,7 +721,7 @@ func (f *socketFile) occupant() (dirEntry, error) {
 	return at, nil
 }
 
-// errNoSocket protects whatever else is at the path.
+// errNoSocket is the error for a file that is not a socket, and is not to be replaced.
 var errNoSocket = &ruleError{"a file that is not a socket is there", ErrAddrInUse}
 
 // confirmVacant makes sure of the lock and removes the stale socket.
@@ -747,9 +747,9 @@ func confirmVacant(f *socketFile, found fileID) error {
 	return nil
 }
 
-// confirmAlways finds out whether another TakeoverAlways was faster, and is to be
-// displaced in turn. The lock of a listener that is displaced is replaced with its
-// socket, in place.
+// confirmAlways finds out whether another TakeoverAlways was faster, whose listener is
+// then displaced in turn. The lock of a displaced listener is replaced together with its
+// socket, later: see place.
 func confirmAlways(f *socketFile, _ fileID) error {
 	if f.lock.state == lockOurs && !f.holdsLock() {
 		f.lock.drop()
@@ -759,10 +759,10 @@ func confirmAlways(f *socketFile, _ fileID) error {
 	return err
 }
 
-// probe asks whether a socket of any process is bound to the path, by connecting
-// one for datagrams. Where a stream server is, that fails with EPROTOTYPE, also if
-// its backlog is full or it does not listen yet, and the server does not notice.
-// Where no process has the socket any more, it fails with ECONNREFUSED.
+// probe asks whether a socket of any process is bound to the path, by connecting a
+// datagram socket to it. If a stream server is there, that fails with EPROTOTYPE, also if
+// its backlog is full or it does not listen yet, and the server does not notice. If no
+// process has the socket any more, it fails with ECONNREFUSED.
 func probe(path string) error {
 	f, err := connectSocket(path, syscall.SOCK_DGRAM)
 	if err != nil {
@@ -771,9 +771,9 @@ func probe(path string) error {
 	return f.close()
 }
 
-// place binds the socket in the folder, gives the file its exact mode and owner,
-// listens, and puts it at the path if it was bound to another name. Nobody can
-// connect before listen, so nobody ever meets the file with other permissions.
+// place binds the socket in the folder, gives the file its exact mode and owner, and
+// listens. If the socket was bound to another name, place then puts it at the path.
+// Nobody can connect before listen, so nobody ever meets the file with other permissions.
 func (f *socketFile) place(sys int, lc *ListenConfig, policy takeover) (err error) {
 	name, exempt, err := f.bind(sys, policy.replace)
 	if err != nil {
@@ -803,10 +803,11 @@ func (f *socketFile) place(sys int, lc *ListenConfig, policy takeover) (err erro
 	return f.publish(name, policy.replace)
 }
 
-// bind binds the socket to the path, if that is free and fits into a sockaddr_un,
-// or else to a temporary name in the same folder. It returns the name, and the mode
-// bit that the file needs against cleaners of temporary folders if the name that
-// the kernel keeps for it is not its path.
+// bind binds the socket to the path, if that is free and fits into a sockaddr_un.
+// Otherwise it binds the socket to a temporary name in the same folder. It returns the
+// name. If that is not the path, the kernel keeps another name than the path for the
+// socket, and bind also returns the mode bit that then protects the file from cleaners of
+// temporary folders.
 func (f *socketFile) bind(sys int, replace bool) (name string, exempt uint32, err error) {
 	at, err := f.occupant()
 	if err != nil {
@@ -890,10 +891,10 @@ func (lc *ListenConfig) fileMode() (mode uint32, uid, gid int) {
 	return mode, uid, gid
 }
 
-// release gives the path up: the socket file is removed if it is still this
-// listener's, unless it is to be left behind, and then the lock. The identity tells,
-// also where the lock file is gone. It is not another file's meanwhile, as the socket
-// that is still open keeps its inode in use.
+// release gives the path up. First it removes the socket file, unless that is to be left
+// behind or is not this listener's any more, and then the lock. The identity tells whose
+// the socket file is, even where the lock file is gone: no other file can have it
+// meanwhile, as the socket that is still open keeps its inode in use.
 func (f *socketFile) release(leaveFile bool) error {
 	if !f.isLastOwner() {
 		f.leave()
@@ -916,9 +917,9 @@ func (f *socketFile) release(leaveFile bool) error {
 	return err
 }
 
-// closeWhenDropped gives up lock and folder if the listener is dropped without Close,
-// as the garbage collector closes the socket then: else the path would be in use
-// until the process ends, with nobody there.
+// closeWhenDropped gives up lock and folder if the listener is dropped without Close. The
+// garbage collector closes the socket then. With the lock still held, the path would be
+// in use until the process ends, although nobody listens there.
 func (f *socketFile) closeWhenDropped() {
 	type descriptors struct {
 		lock   lockFile
@@ -950,10 +951,10 @@ const (
 	lockBarred                  // the file is another user's, and cannot be opened
 )
 
-// lockRights says who may open a new lock file: those who may connect, as far as
-// they may write to the folder too. Any of them can replace the socket, so a lock that
-// a crash left behind must not keep them out. Nobody else may open the lock, as
-// whoever can also can keep a server from starting.
+// lockRights says who may open a new lock file: those who may connect and may also write
+// to the folder. Any of them can replace the socket, so a lock that a crash left behind
+// must not keep them out. Nobody else may open the lock, since whoever can open it can
+// keep a server from starting.
 type lockRights struct {
 	mode uint32 // of the socket file
 	gid  int    // -1: as the system chooses
@@ -965,8 +966,7 @@ func (lc *ListenConfig) lockRights() lockRights {
 }
 
 // modeIn returns the mode of a lock file of that group in the folder. Where the sticky
-// bit of the folder keeps others from removing the socket, they have no use for its
-// lock either.
+// bit of the folder keeps others from removing the socket, its lock is of no use to them.
 func (r lockRights) modeIn(folder *syscall.Stat_t, gid uint32) uint32 {
 	mode, dir := uint32(0o600), uint32(folder.Mode)
 	if dir&syscall.S_ISVTX != 0 {
@@ -1000,17 +1000,17 @@ func (d *folder) takeLock(name string, rights lockRights) (lockFile, error) {
 		if at, err := d.lstat(name); err == nil && at.id == lock.id {
 			return lock, nil
 		}
-		lock.drop() // the last holder removed it as we opened it
+		lock.drop() // the last holder removed it while it was opened here
 	}
 	return lockFile{sys: -1, state: lockTaken}, nil // somebody replaces it all the time
 }
 
-// lockTries bounds how often an attempt to open or take a lock begins anew because the
-// file at the name is another one by now.
+// lockTries is how often an attempt to open or take a lock is repeated because the name
+// leads to another file by now.
 const lockTries = 100
 
-// withoutFlock returns the lock whose flock failed with that error. A file that was
-// made for the lock is removed unless another one has it.
+// withoutFlock returns what takes the place of a lock whose flock failed with that error.
+// A file that was made for the lock is removed, unless another listener has locked it.
 func (d *folder) withoutFlock(name string, lock lockFile, made bool, err error) (lockFile, error) {
 	defer syscall.Close(lock.sys)
 	if err == syscall.EWOULDBLOCK {
@@ -1028,9 +1028,9 @@ func (d *folder) withoutFlock(name string, lock lockFile, made bool, err error) 
 }
 
 // openLock opens the lock file, or creates it. It never does both in one call: Linux
-// refuses O_CREAT on another user's file in a sticky folder (fs.protected_regular),
-// even to root. Nothing but a regular file is opened, as that may wait (a FIFO) or have
-// effects (a device).
+// refuses O_CREAT on another user's file in a sticky folder (fs.protected_regular), even
+// to root. It opens nothing but a regular file: to open a FIFO may wait, and to open a
+// device may have effects.
 func (d *folder) openLock(name string, rights lockRights) (lock lockFile, made bool, err error) {
 	const flags = syscall.O_RDWR | syscall.O_CLOEXEC | syscall.O_NOFOLLOW | syscall.O_NONBLOCK
 	none, path := lockFile{sys: -1}, joinPath(d.path, name)
@@ -1092,8 +1092,8 @@ func (d *folder) share(lock lockFile, rights lockRights) error {
 	return exactMode(mode|cleanerBit, func(mode uint32) error { return syscall.Fchmod(lock.sys, mode) })
 }
 
-// exactMode sets the mode of a file by chmod. A file system that refuses the bit
-// against cleaners is asked to do without.
+// exactMode sets the mode of a file by chmod. If the file system refuses the bit against
+// cleaners, exactMode does without that bit.
 func exactMode(mode uint32, chmod func(mode uint32) error) error {
 	err := control(func() error { return chmod(mode) })
 	if err != nil && mode&cleanerBit != 0 {
@@ -1102,8 +1102,9 @@ func exactMode(mode uint32, chmod func(mode uint32) error) error {
 	return os.NewSyscallError("chmod", err)
 }
 
-// replaceLock puts a lock of this listener in the place of one that somebody holds, or
-// that cannot be opened. A lock file of another program, which is not empty, stays.
+// replaceLock puts a lock of this listener in the place of one that another holds or that
+// cannot be opened. It leaves a lock file of another program, which is not empty, where
+// it is.
 func (f *socketFile) replaceLock() error {
 	if at, err := f.folder.lstat(f.lockName()); err == nil && !at.isLock() {
 		return f.lock.failure()
@@ -1112,7 +1113,7 @@ func (f *socketFile) replaceLock() error {
 	lock, err := f.folder.takeLock(temporary, f.rights)
 	if err != nil || lock.state != lockOurs {
 		if err == nil && lock.state == lockNone {
-			f.lock = lock // nor can the one that is there be held
+			f.lock = lock // the lock that is there cannot be held either
 		}
 		return err
 	}
@@ -1128,7 +1129,7 @@ func (f *socketFile) replaceLock() error {
 	return nil
 }
 
-// failure explains why the lock is not to be had.
+// failure returns the reason why the lock cannot be had.
 func (l *lockFile) failure() error {
 	if l.state == lockBarred {
 		return l.reason
@@ -1145,8 +1146,8 @@ func (f *socketFile) holdsLock() bool {
 	return err == nil && at.id == f.lock.id
 }
 
-// drop gives up the flock, also for a copy of the descriptor that a child has
-// between fork and exec, and closes it.
+// drop gives up the flock and closes the descriptor. The flock is given up also if a
+// child has a copy of the descriptor between fork and exec.
 func (l *lockFile) drop() {
 	if l.sys >= 0 {
 		flock(l.sys, false)
@@ -1158,9 +1159,9 @@ func (l *lockFile) drop() {
 // inUse is EADDRINUSE, as bind(2) says it.
 func inUse() error { return classify("bind", syscall.EADDRINUSE) }
 
-// lockHeld reports whether a listener of this package lives at the path, by
-// asking for its lock without taking it: see F_GETLK of fcntl(2), which tells of
-// an flock(2) too where the two are one thing (BSD, macOS).
+// lockHeld reports whether a listener of this package lives at the path. It asks for the
+// lock without taking it: F_GETLK of fcntl(2) also reports an flock(2) where the two are
+// one thing (BSD, macOS).
 func lockHeld(path string) bool {
 	held, letGo := kern.holdsLock(path + lockSuffix)
 	defer letGo()
@@ -1180,27 +1181,26 @@ func lockHeld(path string) bool {
 // ---------------------------------------------------------------------------
 // Folders
 //
-// The path of a folder may lead to another one at any time, if anybody else owns a
-// part of it. So the folder is opened once. All that follows is done in the opened
-// folder, by the calls that take its descriptor (openat(2) and the like). Where
-// package syscall does not reach these calls (OpenBSD, AIX, illumos, Solaris), the path
-// is compared with the opened folder before each step; somebody who changes it between
-// the two is not noticed there.
+// The path of a folder may lead to another one at any time, if anybody else owns a part
+// of it. So the folder is opened once. All that follows is done in the opened folder, by
+// the calls that take its descriptor (openat(2) and the like). Package syscall does not
+// reach these calls on OpenBSD, AIX, illumos and Solaris. There the path is compared with
+// the opened folder before each step; a change between the two is not noticed.
 
-// folderNumbers are the numbers of these calls; 0 for one that is not reached.
+// folderNumbers are the numbers of these calls; 0 for a call that is not reached.
 type folderNumbers struct {
 	openat, fstatat, unlinkat, renameat, linkat, fchmodat, fchownat uintptr
 }
 
 // A folder is an opened directory.
 type folder struct {
-	sys  int    // -1: the system lets nobody open a directory that he may not read
-	path string // absolute, if it leads to the folder as such
+	sys  int    // -1 if the system does not let this user open the directory
+	path string // absolute, if an absolute path leads to the folder
 	id   fileID
 }
 
-// openFolder opens the directory at the path. It cannot wait: anything else that was
-// put there is refused.
+// openFolder opens the directory at the path. It never waits: a file of another kind is
+// refused.
 func openFolder(path string) (*folder, error) {
 	d := &folder{sys: -1, path: path}
 	sys, err := open(path, folderFlags|syscall.O_DIRECTORY|syscall.O_CLOEXEC)
@@ -1333,8 +1333,8 @@ func errnoOrNil(errno syscall.Errno) error {
 	return nil
 }
 
-// remove removes the socket of that name and identity. If the name is another file's,
-// or nobody's, it does nothing.
+// remove removes the socket of that name and identity. It does nothing if there is no
+// file of that name, or another one.
 func (d *folder) remove(name string, id fileID) error {
 	at, err := d.lstat(name)
 	if err == syscall.ENOENT || err == nil && (!at.socket || at.id != id) {
@@ -1346,8 +1346,8 @@ func (d *folder) remove(name string, id fileID) error {
 	return d.unlink(name)
 }
 
-// undo removes the file of that type that was just made, if the call that made it fails.
-// Its identity is not known if the failure came so early.
+// undo removes the file of that type that was just made, after the call that made it has
+// failed. id is zero if the failure came before the identity was known.
 func (d *folder) undo(name string, typ uint32, id fileID) {
 	at, err := d.lstat(name)
 	if err == nil && at.typ == typ && at.madeHere() && (id == fileID{} || at.id == id) {
@@ -1355,8 +1355,8 @@ func (d *folder) undo(name string, typ uint32, id fileID) {
 	}
 }
 
-// removeLock removes the lock file of that name and identity, unless there is something
-// in it, which another program keeps there.
+// removeLock removes the lock file of that name and identity, unless it is not empty:
+// then it is another program's.
 func (d *folder) removeLock(name string, id fileID) error {
 	at, err := d.lstat(name)
 	if err != nil || !at.isLock() || at.id != id {
@@ -1431,8 +1431,8 @@ func (d *folder) twoNames(trap uintptr, from, to string) error {
 }
 
 // setMode sets owner, group and permissions of the file of that type that was just made
-// in the folder, and returns its identity; an owner or a group of -1 stays. What was put
-// in its place since then is not touched, as far as type and owner tell.
+// in the folder, and returns its identity. An owner or a group of -1 stays. A file that
+// was put in its place since then is not changed, as far as type and owner show that.
 func (baseKernel) setMode(d *folder, name string, typ, mode uint32, uid, gid int) (fileID, error) {
 	made, err := d.lstat(name)
 	if err != nil {
@@ -1471,8 +1471,8 @@ func (d *folder) lchown(name string, uid, gid int) error {
 	return errnoOrNil(errno)
 }
 
-// chmod follows a symbolic link where the system cannot do without (by the path, and on
-// Linux).
+// chmod follows a symbolic link on Linux, and wherever it goes by the path: there is no
+// call that does not.
 func (d *folder) chmod(name string, mode uint32) error {
 	if !d.reachesCalls() {
 		path, err := d.named(name)
@@ -1489,14 +1489,14 @@ func (d *folder) chmod(name string, mode uint32) error {
 	return errnoOrNil(errno)
 }
 
-// errReplaced is for a file that somebody replaces as it is being made.
+// errReplaced is the error for a file that was replaced while it was being made.
 var errReplaced = &ruleError{"the file was replaced by another", ErrAddrInUse}
 
-// bind binds the socket to a name in the folder and reports whether it did so by the
-// path of the folder. The kernel keeps the name as it was given (/proc/net/unix,
-// getsockname(2)), and cleaners of temporary folders remove the sockets that they do
-// not find under their path; so the path is used if nobody else can make it lead to
-// another folder. The error is errNoRoom if the name does not fit into a sockaddr_un.
+// bind binds the socket to a name in the folder and reports whether it did so by the path
+// of the folder. The kernel keeps the name as it was given (/proc/net/unix,
+// getsockname(2)). Cleaners of temporary folders remove sockets that they do not find
+// under their path. So the path is used if nobody else can make it lead to another
+// folder. The error is errNoRoom if the name does not fit into a sockaddr_un.
 func (d *folder) bind(sys int, name string) (byPath bool, err error) {
 	path := joinPath(d.path, name)
 	if len(path) <= sunPathMax && path[0] == '/' && d.isSettled() {
@@ -1505,7 +1505,8 @@ func (d *folder) bind(sys int, name string) (byPath bool, err error) {
 	return false, kern.bindAt(sys, d, name)
 }
 
-// bindAt has no other way than by the path, or by a private symbolic link to it.
+// bindAt binds by the path, or by a private symbolic link to the folder: there is no
+// other way.
 func (baseKernel) bindAt(sys int, d *folder, name string) error {
 	path, err := d.named(name)
 	if err != nil {
@@ -1529,9 +1530,9 @@ func (baseKernel) bindAt(sys int, d *folder, name string) error {
 	return os.NewSyscallError("bind", err)
 }
 
-// probeAt asks as probe does about the socket of that name in the folder. It returns the
-// identity of the socket that it asked, which no other file has until unpin is called,
-// as far as the system can hold it.
+// probeAt does what probe does, for the socket of that name in the folder. It returns the
+// identity of the socket that it asked. Until unpin is called no other file gets that
+// identity, as far as the system can ensure it.
 func (baseKernel) probeAt(d *folder, name string) (at dirEntry, unpin func(), err error) {
 	if at, err = d.lstat(name); err != nil {
 		return dirEntry{}, noUnpin, err
@@ -1552,12 +1553,13 @@ func (baseKernel) probeAt(d *folder, name string) (at dirEntry, unpin func(), er
 }
 
 // isBound reports whether any process has a socket that is bound to the file, where the
-// system tells. It is asked about sockets that this user may not connect to.
+// system can tell. It is called for sockets that this user may not connect to.
 func (baseKernel) isBound(fileID) (bool, error) { return false, errors.ErrUnsupported }
 
-// isSettled reports whether the path leads to the folder and nobody but this user and
-// root can make it lead to another one: each folder on the way is theirs, and others
-// cannot write there or the sticky bit keeps them from replacing what they do not own.
+// isSettled reports whether the path leads to the folder, and nobody but this user and
+// root can make it lead to another one. That is so if each folder on the way is theirs,
+// and others cannot write there, or the sticky bit keeps them from replacing files of
+// other owners.
 func (d *folder) isSettled() bool {
 	links := 0
 	at, rest := "/", d.path
@@ -1611,18 +1613,18 @@ func protects(dir, file *syscall.Stat_t) bool {
 // isOurs reports whether the file is this user's or root's.
 func isOurs(st *syscall.Stat_t) bool { return st.Uid == 0 || int(st.Uid) == os.Geteuid() }
 
-// How long a change waits for the guard of its folder. Nobody of this package holds
-// it for longer than a few system calls, but anybody who may read the folder can.
+// How long a change waits for the guard of its folder. Listeners hold it for no longer
+// than a few system calls, but anybody who may read the folder can hold it longer.
 const (
 	guardPatience = 2 * time.Second
 	guardPause    = time.Millisecond
 )
 
-// takeGuard takes the guard of the folder and returns how to give it back. A
-// folder that may be searched but not read, or lies on a file system without
-// flock, has no guard. If somebody keeps the guard, the change goes on without it:
-// no other user may say whether a server can start. The identity of the file must
-// do then.
+// takeGuard takes the guard of the folder and returns how to give it back. A folder that
+// may be searched but not read, or that lies on a file system without flock, has no
+// guard. If somebody holds the guard for too long, the change goes on without it: no
+// other user may decide whether a server can start. Then only the identity of the file
+// protects it.
 func takeGuard(d *folder) (release func()) {
 	fd, err := d.open(".", syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
 	if err != nil {
@@ -1733,10 +1735,10 @@ func (f *fd) finishConnect() error {
 	return result
 }
 
-// judge tells what the failure of connect means. The BSDs and macOS refuse a
-// client when the backlog is full as they do when nobody listens. There a probe
-// tells whether anybody is left, and the lock whether it is a listener of this
-// package, which is worth waiting for.
+// judge tells what the failure of connect means. When the backlog is full, the BSDs and
+// macOS refuse a client exactly as if nobody listened. There a probe tells whether any
+// process has the socket. The lock tells whether that is a listener of this package,
+// which is worth waiting for.
 func judge(target string, err error) verdict {
 	switch errnoOf(err) {
 	case syscall.EAGAIN:
@@ -1778,9 +1780,9 @@ func (p *Peer) add(fact peerFacts, field *int, value int) {
 	}
 }
 
-// xucredPeer returns the Peer of a struct xucred (sys/ucred.h of FreeBSD, macOS
-// and DragonFly), given as 32-bit words, as many as the system told: version,
-// user id, number of groups in 16 bits, and the groups, the effective one first.
+// xucredPeer returns the Peer of a struct xucred (sys/ucred.h of FreeBSD, macOS and
+// DragonFly). cred has as many 32-bit words of it as the system returned: version, user
+// id, number of groups in 16 bits, and the groups, the effective one first.
 func xucredPeer(cred []uint32) (Peer, error) {
 	if cred[0] != 0 { // XUCRED_VERSION
 		return Peer{}, syscall.EINVAL
@@ -1855,8 +1857,9 @@ func adopt(f *os.File, kind connKind, check func(sys int) error) (*fd, error) {
 	return fd, nil
 }
 
-// adoptSys returns an fd that owns sys, if that passes the check; if not, sys
-// stays as it was. Whoever gave it may have a duplicate, and make both of them block.
+// adoptSys returns an fd that owns sys, if sys passes the check; if not, sys stays as it
+// was. The process or caller that sys came from may have a duplicate, and may make both
+// blocking.
 func adoptSys(sys int, kind connKind, check func(sys int) error) (*fd, error) {
 	if err := check(sys); err != nil {
 		return nil, err
@@ -1902,9 +1905,9 @@ func isConnected(sys int, kind connKind) error {
 	return os.NewSyscallError("getpeername", err) // ENOTCONN
 }
 
-// wasConnected reports whether the socket has had a peer, also if that is gone,
-// which only Linux tells by its name: by looking whether there is something to
-// receive, be it the end.
+// wasConnected reports whether the socket has had a peer, even if that is gone. Only
+// Linux still tells the name of a peer that is gone, so this looks whether there is
+// something to receive; the end of the stream counts too.
 func wasConnected(sys int) bool {
 	var b [1]byte
 	err := control(func() error {
@@ -1964,10 +1967,10 @@ func adoptPipe(f *os.File, d direction) (*fd, error) {
 	return fd, err
 }
 
-// adoptPipeSys returns an fd that owns sys, if that is such an end of a pipe or
-// FIFO; if not, sys stays as it was. Where the system can open the pipe anew, the fd
-// is a description of its own, so that nobody else can make it block, and it makes
-// nobody else's nonblocking.
+// adoptPipeSys returns an fd that owns sys, if sys is such an end of a pipe or FIFO; if
+// not, sys stays as it was. Where the system can open the pipe anew, the fd gets an open
+// file description of its own. Then no other holder can make it blocking, and it makes no
+// other holder's nonblocking.
 func adoptPipeSys(sys int, d direction) (f *fd, err error) {
 	if err := isPipeEnd(sys, d); err != nil {
 		return nil, err
@@ -1983,9 +1986,9 @@ func adoptPipeSys(sys int, d direction) (f *fd, err error) {
 	return f, nil
 }
 
-// isPipeEnd refuses every descriptor that is not a pipe or FIFO opened in that
-// direction. The open mode has no call in package syscall; an empty transfer in the
-// wrong direction is EBADF and otherwise nothing, but perhaps the word that the
+// isPipeEnd refuses every descriptor that is not a pipe or FIFO opened in that direction.
+// Package syscall has no call for the open mode. So this makes an empty transfer: in the
+// wrong direction it fails with EBADF, otherwise it does nothing, or fails because the
 // other side is gone.
 func isPipeEnd(sys int, d direction) error {
 	if err := isPipe(sys); err != nil {
@@ -2013,10 +2016,9 @@ func isPipe(sys int) error {
 	return nil
 }
 
-// Mkfifo makes a FIFO, see mkfifo(3), with exactly the permission bits of perm,
-// whatever the umask. Like every reader and writer of a FIFO it exists on Unix
-// alone; AIX, illumos and Solaris offer no call for it, there the error matches
-// [errors.ErrUnsupported].
+// Mkfifo makes a FIFO, see mkfifo(3), with exactly the permission bits of perm, whatever
+// the umask. Like every reader and writer of a FIFO it exists on Unix alone. AIX, illumos
+// and Solaris offer no call for it: there the error matches [errors.ErrUnsupported].
 func Mkfifo(path string, perm fs.FileMode) error {
 	addr := Path(path)
 	if err := mkfifoExact(addr, perm); err != nil {
@@ -2058,19 +2060,19 @@ func mkfifoExact(addr Addr, perm fs.FileMode) error {
 	return err
 }
 
-// OpenFIFOReader opens the FIFO at the path for reading and waits for a writer,
-// until ctx ends: see fifo(7). Anything but a FIFO is refused, also a symbolic
-// link to one. The waiting holds no thread.
+// OpenFIFOReader opens the FIFO at the path for reading and waits for a writer, until ctx
+// ends: see fifo(7). Anything but a FIFO is refused, also a symbolic link to one. The
+// wait holds no thread.
 //
-// FreeBSD does not tell a reader of a writer that has not written yet. Where this
-// process may write to the FIFO too, OpenFIFOReader opens it for writing for a
-// moment, after which the kernel does tell; other readers that wait for a writer see
-// one come and go. Where it may not, OpenFIFOReader waits for the first byte. Two
-// processes with a FIFO each way then wait for each other if each opens its reader
-// first and writes only afterwards: let one of them write before it opens its reader.
+// FreeBSD does not tell a reader of a writer that has not written yet. If this process
+// may write to the FIFO too, OpenFIFOReader opens it for writing for a moment, after
+// which the kernel does tell; other readers that wait for a writer see one come and go.
+// If it may not, OpenFIFOReader waits for the first byte. Two processes with a FIFO each
+// way then wait for each other if each opens its reader first and writes only afterwards:
+// let one of them write before it opens its reader.
 //
-// When the last writer has closed the FIFO, Read returns io.EOF. A service that is
-// written to now and then wants [FIFOConfig.KeepOpen].
+// When the last writer has closed the FIFO, Read returns io.EOF. [FIFOConfig.KeepOpen] is
+// for a service whose writers come and go.
 func OpenFIFOReader(ctx context.Context, path string) (*PipeReader, error) {
 	return FIFOConfig{}.OpenReader(ctx, path)
 }
@@ -2078,17 +2080,17 @@ func OpenFIFOReader(ctx context.Context, path string) (*PipeReader, error) {
 // A FIFOConfig holds the options of the reader of a FIFO. The zero value is what
 // [OpenFIFOReader] uses.
 type FIFOConfig struct {
-	// KeepOpen keeps a writing end of the reader's own, until it is closed. So the
-	// reader does not wait for a first writer, writers may come and go, and Read
-	// never returns io.EOF: between two writers it waits. A shell can then talk to
-	// a service one line at a time:
+	// KeepOpen makes the reader keep a writing end of its own until it is closed. So the
+	// reader does not wait for a first writer, writers may come and go, and Read never
+	// returns io.EOF: between two writers it waits. A shell can then talk to a service
+	// one line at a time:
 	//
 	//	echo reload >/run/service/control
 	//
-	// A line that is written by one write(2) of at most PIPE_BUF bytes (4096 on
-	// Linux, 512 or more elsewhere) is not mixed with those of other writers: see
-	// pipe(7). This process must be allowed to write to the FIFO. The writing end
-	// goes along with neither File nor Inherit.
+	// A line that is written by one write(2) of at most PIPE_BUF bytes (4096 on Linux,
+	// 512 or more elsewhere) is not mixed with those of other writers: see pipe(7). This
+	// process must be allowed to write to the FIFO. Neither File nor Inherit passes the
+	// writing end along.
 	KeepOpen bool
 }
 
@@ -2108,8 +2110,8 @@ func (c FIFOConfig) OpenReader(ctx context.Context, path string) (*PipeReader, e
 	return &PipeReader{pipeEnd{fd: r, addr: addr, writer: w}}, nil
 }
 
-// openOwnFIFO opens both ends of the FIFO, neither of which waits: the reader is let
-// in at once, and then there is one for the writer.
+// openOwnFIFO opens both ends of the FIFO. Neither open waits: that of a reader never
+// does, and the writer finds a reader.
 func openOwnFIFO(ctx context.Context, addr Addr) (r, w *fd, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, nil, contextError(ctx, nil)
@@ -2143,9 +2145,10 @@ func OpenFIFOWriter(ctx context.Context, path string) (*PipeWriter, error) {
 	return &PipeWriter{pipeEnd{fd: f, addr: addr}}, nil
 }
 
-// openFIFO opens the FIFO without blocking and then waits for the other side in
-// steps: there is no event for its arrival. A reader is let in at once and asks
-// whether there is a writer; a writer is ENXIO until there is a reader.
+// openFIFO opens the FIFO without blocking, and then waits for the other side by asking
+// again and again: there is no event for its arrival. The open of a reader succeeds at
+// once; then the reader asks whether there is a writer. The open of a writer fails with
+// ENXIO until there is a reader.
 func openFIFO(ctx context.Context, addr Addr, d direction) (*fd, error) {
 	path, err := addr.resolve()
 	if err != nil {
@@ -2176,9 +2179,8 @@ func openFIFO(ctx context.Context, addr Addr, d direction) (*fd, error) {
 	}
 }
 
-// tryFIFO opens the FIFO if it is one. Opening has effects on other kinds of
-// files (a tape rewinds), so the kind is looked at before, and once more on
-// what was opened.
+// tryFIFO opens the file if it is a FIFO. To open a file of another kind may have effects
+// (a tape rewinds). So it checks the kind before the open, and again on the opened file.
 func tryFIFO(path string, d direction) (*fd, error) {
 	var st syscall.Stat_t
 	if err := control(func() error { return syscall.Lstat(path, &st) }); err != nil {
@@ -2205,9 +2207,10 @@ func tryFIFO(path string, d direction) (*fd, error) {
 }
 
 // awaitWriter waits until the FIFO has a writer, or had one, and returns its reader,
-// which may be another one than f. Without a writer a read says end of file; with one
-// it says EAGAIN or returns data, which is kept for the first Read. Where fifoQuiet,
-// it says EAGAIN without a writer too, until one has left or the reader was primed.
+// which may be another one than f. Without a writer a read returns the end of the file.
+// With a writer it returns EAGAIN, or data, which is kept for the first Read. With
+// fifoQuiet, a read returns EAGAIN without a writer too, until a writer has left or the
+// reader was primed.
 func awaitWriter(f *fd, path string, p *retryTimer) (*fd, error) {
 	tells, primed := !fifoQuiet, false
 	for {
@@ -2244,10 +2247,10 @@ func awaitWriter(f *fd, path string, p *retryTimer) (*fd, error) {
 // ---------------------------------------------------------------------------
 // Children
 
-// bequeath adds the descriptor to the files that cmd's process gets, and returns its
-// number there and what it is. It is the file of fd itself, so that Close of the end
-// is all there is to close; Start asks it for the descriptor, which for a file that
-// was nonblocking when it was made changes nothing.
+// bequeath adds the descriptor to the files that cmd's process gets, and returns the
+// token: the number there, and the identity of the file. It passes the file of fd itself,
+// so that Close of the end is all there is to close. Start asks the file for the
+// descriptor, which changes nothing for a file that was nonblocking when it was made.
 func (f *fd) bequeath(cmd *exec.Cmd) (token string, err error) {
 	if err := f.incref(); err != nil {
 		return "", err
@@ -2271,9 +2274,9 @@ func (f *fd) bequeath(cmd *exec.Cmd) (token string, err error) {
 	return strconv.Itoa(2+len(cmd.ExtraFiles)) + tokenIdentity + id, nil // after 0, 1 and 2
 }
 
-// A token of an end is the number of a descriptor, "@" and what it is. That of a
-// listener with a socket file goes on with fields, separated by ":", which make the
-// child an owner of the file: see fileToken.
+// A token of an end is the number of a descriptor, "@" and the identity of its file. The
+// token of a listener with a socket file goes on with fields, separated by ":", which
+// make the child an owner of the socket file: see fileToken.
 const (
 	tokenIdentity  = "@"
 	tokenSeparator = ":"
@@ -2282,7 +2285,7 @@ const (
 // A passedFD is a descriptor that this process got when it was started.
 type passedFD struct {
 	sys int
-	id  string // what it should be; "" if nobody said
+	id  string // the identity that it should have; "" if that is not given
 }
 
 // parsePassedFD reads "7" or "7@id".
@@ -2295,9 +2298,9 @@ func parsePassedFD(text string) (d passedFD, ok bool) {
 	return passedFD{n, id}, true
 }
 
-// identityOf tells descriptors apart: the type of the file, its device and its inode
-// number. The kernel gives sockets and pipes inode numbers too, the same in every
-// process that has a descriptor of one.
+// identityOf returns a text that tells the files of descriptors apart: the type of the
+// file, its device and its inode number. The kernel gives sockets and pipes inode numbers
+// too, the same in every process that has a descriptor of one.
 func identityOf(sys int) (string, error) {
 	var st syscall.Stat_t
 	if err := control(func() error { return syscall.Fstat(sys, &st) }); err != nil {
@@ -2318,8 +2321,8 @@ func validIdentity(id string) bool {
 	return id != ""
 }
 
-// tokenDescriptors returns the numbers of the descriptors that a token names; nil if
-// it is none.
+// tokenDescriptors returns the numbers of the descriptors that a token names, or nil if
+// the text is no token.
 func tokenDescriptors(token string) []uintptr {
 	passed, _, ok := parseToken(token)
 	if !ok {
@@ -2332,8 +2335,9 @@ func tokenDescriptors(token string) []uintptr {
 	return numbers
 }
 
-// passedIdentity is identityOf when the program starts. What is close-on-exec then did
-// not come through exec(2): the runtime of Go has opened it, or another package, since.
+// passedIdentity is identityOf when the program starts. A descriptor that is
+// close-on-exec then did not come through exec(2): the runtime of Go or another package
+// has opened it since.
 func passedIdentity(sys int) (string, error) {
 	if kern.closesOnExec(sys) {
 		return "", errNotPassed
@@ -2343,8 +2347,8 @@ func passedIdentity(sys int) (string, error) {
 
 var errNotPassed = &ruleError{what: "it was closed, and this process has opened another file under its number"}
 
-// identify returns what the descriptors of a valid token are. The error says that one
-// is closed, or is not what the token says.
+// identify returns the identities of the descriptors of a valid token. It is an error if
+// a descriptor is closed, or is not what the token says.
 func identify(token string, ask func(sys int) (string, error)) (string, error) {
 	passed, _, _ := parseToken(token)
 	var ids []string
@@ -2361,8 +2365,8 @@ func identify(token string, ask func(sys int) (string, error)) (string, error) {
 	return strings.Join(ids, " "), nil
 }
 
-// whatWasPassed says what the descriptors of a valid token are when the program starts,
-// and whatIsThere what they are later.
+// whatWasPassed returns the identities of the descriptors of a valid token when the
+// program starts, whatIsThere those that they have later.
 func whatWasPassed(token string) (string, error) { return identify(token, passedIdentity) }
 func whatIsThere(token string) (string, error)   { return identify(token, identityOf) }
 
@@ -2411,34 +2415,37 @@ func ownListener(sys int, kind connKind) (*listener, error) {
 // ---------------------------------------------------------------------------
 // Socket files with several owners
 //
-// A listener that is handed on takes its lock along: an flock(2) belongs to the open
-// file description, so it is held until the last process that has the descriptor
-// closes it. Whoever Closes the listener last also removes socket file and lock.
-// Nobody can count the descriptors of a description, but the kernel tells when those
-// of a pipe's writing end are gone. So the owners share a pipe that nobody writes to:
-// each has both its ends, closes the writing one to leave, and was the last if the
-// reading one is at its end then. Two that leave at once may both find that; they
-// remove under the guard and while the lock is held, and the second finds nothing.
+// A listener that is handed on takes its lock along: an flock(2) belongs to the open file
+// description, so it is held until the last process that has the descriptor closes it.
+// The last process to Close the listener also removes socket file and lock.
 //
-// A process that ends without Close is no owner any more, as its descriptors are
-// closed. One that was given the listener and never takes it is one.
+// Nobody can count the descriptors of a description, but the kernel tells when those of a
+// pipe's writing end are gone. So the owners share a pipe that nobody writes to. Each
+// owner has both its ends. To leave, it closes the writing end. If the reading end then
+// returns the end of the stream, it was the last. Two owners that leave at once may both
+// find that. They remove under the guard and while the lock is held, and the second finds
+// nothing.
+//
+// A process that ends without Close is no owner any more, as its descriptors are closed.
+// A process that was given the listener and never takes it is an owner.
 
-// The owners are what this process has of the common pipe, and duplicates of lock and
-// folder for its children.
+// The owners are the ends of the common pipe that this process has, and duplicates of
+// lock and folder for its children.
 type owners struct {
 	r, w, lock, folder *fd
 }
 
-// close closes what is left of them.
+// close closes those that are still open.
 func (o *owners) close() {
 	for _, f := range []*fd{o.r, o.w, o.lock, o.folder} {
 		if f != nil {
-			f.close() // what was given up is not worth an error; the second Close is none
+			f.close() // an error here has no consequence; a second Close does nothing
 		}
 	}
 }
 
-// bequeath gives the child the listener, and what makes it an owner of the file.
+// bequeath gives the child the listener, and the descriptors that make it an owner of the
+// file.
 func (l *listener) bequeath(cmd *exec.Cmd) (token string, err error) {
 	before := cmd.ExtraFiles
 	token, err = l.fd.bequeath(cmd)
@@ -2478,8 +2485,8 @@ func (f *socketFile) bequeath(cmd *exec.Cmd) (string, error) {
 	return b.String(), nil
 }
 
-// canBeShared reports whether the file can have several owners: it takes a lock and
-// an opened folder. If not, the file stays with this process.
+// canBeShared reports whether the file can have several owners, which needs a lock and an
+// opened folder. If not, the file stays with this process.
 func (f *socketFile) canBeShared() bool { return f.lock.state == lockOurs && f.folder.sys >= 0 }
 
 // share makes this process the first of several owners.
@@ -2503,8 +2510,8 @@ func (f *socketFile) share() error {
 	return nil
 }
 
-// setOwners makes this process one of several owners. If the listener is dropped
-// without Close, the lock is closed and not given up, for it is that of the others too.
+// setOwners makes this process one of several owners. If the listener is dropped without
+// Close, the lock is closed but not unlocked, since the others hold it too.
 func (f *socketFile) setOwners(o *owners) {
 	f.owners = o
 	f.dropped.Stop()
@@ -2514,10 +2521,10 @@ func (f *socketFile) setOwners(o *owners) {
 	}, [2]int{f.lock.sys, f.folder.sys})
 }
 
-// isLastOwner ends this process's share in the file, and reports whether nobody else
-// has one. No fork may be under way meanwhile, since the child has the pipe until it
-// runs its program. (Only Linux keeps the lock until then; elsewhere such a child
-// can make the file stay behind, as a crash does.)
+// isLastOwner ends this process's share in the file, and reports whether no other process
+// has one. No fork may be under way meanwhile, since the child has the pipe until it runs
+// its program. (Only Linux keeps the lock until then. On other systems such a child can
+// make the file stay behind, as a crash does.)
 func (f *socketFile) isLastOwner() bool {
 	f.sharing.Lock()
 	defer f.sharing.Unlock()
@@ -2540,7 +2547,7 @@ func (f *socketFile) isLastOwner() bool {
 	return err == nil && n == 0
 }
 
-// leave closes the lock, which the other owners go on to hold, and the folder.
+// leave closes the lock, which the other owners still hold, and the folder.
 func (f *socketFile) leave() {
 	f.dropped.Stop()
 	syscall.Close(f.lock.sys)
@@ -2551,9 +2558,8 @@ func (f *socketFile) leave() {
 // path returns the path of the socket, as far as it is known.
 func (f *socketFile) path() string { return joinPath(f.folder.path, f.base) }
 
-// A fileToken is what a child is told of a socket file that it becomes an owner of.
-// In a token it follows the listener, the folder, the lock and the two ends of the
-// common pipe.
+// A fileToken is what a child needs to become an owner of a socket file. In a token it
+// follows the listener, the folder, the lock and the two ends of the common pipe.
 type fileToken struct {
 	path string
 	id   fileID
@@ -2562,8 +2568,8 @@ type fileToken struct {
 
 const tokenKeeps, tokenRemoves = "keep", "remove"
 
-// String writes device and inode of the socket, what becomes of its file, and the
-// path in hexadecimal digits, which no separator is among.
+// String writes device and inode of the socket, whether its file is kept or removed, and
+// the path in hexadecimal digits, none of which is a separator.
 func (t fileToken) String() string {
 	fate := tokenRemoves
 	if t.keep {
@@ -2596,8 +2602,8 @@ func parseFileToken(fields []string) (t fileToken, ok bool) {
 	return t, base != "" && !strings.Contains(t.path, "\x00") && t.String() == written
 }
 
-// parseToken returns the descriptors that a token names, that of the end first, and
-// what it tells of a socket file.
+// parseToken returns the descriptors that a token names, that of the end first, and the
+// part about a socket file.
 func parseToken(token string) (passed []passedFD, file *fileToken, ok bool) {
 	fields := strings.Split(token, tokenSeparator)
 	const descriptors = 5 // of a listener with a file
@@ -2621,7 +2627,8 @@ func parseToken(token string) (passed []passedFD, file *fileToken, ok bool) {
 	return passed, file, true
 }
 
-// own returns the claim of a new owner of the file, which owns the descriptors.
+// own makes this process an owner of the file. The claim that it returns owns the
+// descriptors.
 func (t *fileToken) own(dir, lock, r, w int) *socketFile {
 	path, base := splitPath(t.path)
 	f := &socketFile{
@@ -2647,18 +2654,19 @@ func (t *fileToken) own(dir, lock, r, w int) *socketFile {
 
 // Activated returns the listeners for streams among the descriptors that the service
 // manager passed to this process, in its order: see sd_listen_fds(3). There are none
-// unless LISTEN_PID is this process. [Listener.FDName] tells which is which, and who
-// may connect is as with [FileListener]. Close does not remove a socket file: it is
-// the service manager's.
+// unless LISTEN_PID is this process. [Listener.FDName] tells which is which. Who may
+// connect is as with [FileListener]. Close does not remove a socket file: it is the
+// service manager's.
 //
 // The first successful call of Activated, [ActivatedMsg] or [ActivatedFiles] unsets
-// LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES, so that no child takes them for its own,
-// and makes all the descriptors close-on-exec. Each descriptor belongs to one of the
-// three functions, according to its type, and is returned once. What nobody asks for
-// stays open.
+// LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES, so that no child takes them for its own, and
+// makes all the descriptors close-on-exec. Each descriptor belongs to one of the three
+// functions, according to its type, and is returned once. What nobody asks for stays
+// open.
 //
-// If the variables are garbled, or a descriptor was not open when the program
-// started, or is another one now, the error says which, and nothing is taken or unset.
+// It is an error if the variables are malformed, or if a descriptor was not open when the
+// program started, or is another one now. The error says which, and nothing is taken or
+// unset.
 func Activated() ([]*Listener, error) {
 	return activated[Listener](passedListener, streams)
 }
@@ -2673,8 +2681,9 @@ func ActivatedMsg() ([]*MsgListener, error) {
 
 // ActivatedFiles returns every other descriptor that the service manager passed, as it
 // is: listeners of other families (for [net.FileListener]), datagram sockets,
-// connections, FIFOs, and what the process put into the fd store with [Notify]. Name
-// of a file is the name that the manager gave it ("unknown" if none): see [Activated].
+// connections, FIFOs, and files that the process put into the fd store with [Notify]. The
+// Name of a file is the name that the manager gave it ("unknown" if none): see
+// [Activated].
 func ActivatedFiles() ([]*os.File, error) {
 	var files []*os.File
 	err := takePassed(passedOther, func(p passedFile) error {
@@ -2747,9 +2756,9 @@ var activation struct {
 	opened bool // the variables were read, checked and unset
 }
 
-// What the service manager passed is looked at when the program starts, before it
-// opens anything: see the init of inherited ends. LISTEN_PID may yet be set by the
-// program itself, if who started it could not know the number.
+// The descriptors that the service manager passed are looked at when the program starts,
+// before it opens anything: see the init of inherited ends. The program itself may set
+// LISTEN_PID later, if the process that started it could not know the number.
 func init() {
 	activation.number, _ = passedNumber(os.Getenv(listenFDs)) // Activated says what is wrong with it
 	for i := range activation.number {
@@ -2819,8 +2828,8 @@ func passedFiles(v listenVars) ([]passedFile, error) {
 	return files, nil
 }
 
-// takePassed calls take for each file of the kind that was passed, until one fails.
-// What was taken is not there any more.
+// takePassed calls take for each file of the kind that was passed, until one call fails.
+// A file that was taken is removed from the list.
 func takePassed(kind passedKind, take func(passedFile) error) error {
 	activation.mu.Lock()
 	defer activation.mu.Unlock()
@@ -2846,8 +2855,8 @@ func takePassed(kind passedKind, take func(passedFile) error) error {
 	return nil
 }
 
-// openActivation reads and unsets the variables, if they are for this process, and
-// checks that the descriptors are those of the start. It does so once.
+// openActivation reads and unsets the variables, if they are for this process, and checks
+// that the descriptors are still those of the start. It does so once.
 func openActivation() error {
 	if activation.opened {
 		return nil
@@ -2908,24 +2917,26 @@ const notifySocket = "NOTIFY_SOCKET"
 // notifyPatience bounds how long Notify waits for room in the manager's queue.
 const notifyPatience = 5 * time.Second
 
-// Notify tells the service manager about this process: see sd_notify(3). The state
-// holds assignments, one a line: READY=1, STATUS=..., STOPPING=1, MAINPID=... for a
-// successor that takes over. With FDSTORE=1 the manager keeps duplicates of the files
-// and passes them to the next process of the service, where [ActivatedFiles], or
-// [Activated] for listeners, returns them under the name of FDNAME=...; FDSTOREREMOVE=1
-// takes those of a name out. The files stay the caller's to close.
+// Notify tells the service manager about this process: see sd_notify(3). The state holds
+// assignments, one a line: READY=1, STATUS=..., STOPPING=1, MAINPID=... for a successor
+// that takes over. With FDSTORE=1 the manager keeps duplicates of the files and passes
+// them to the next process of the service. There [ActivatedFiles], or [Activated] for
+// listeners, returns them under the name of FDNAME=...; FDSTOREREMOVE=1 removes the files
+// of a name from the store. The files stay the caller's to close.
 //
 // sent is false, and err nil, where NOTIFY_SOCKET is not set: no manager wants to know.
-// That it was sent does not mean that the manager did as it was told, which says so in
-// its journal alone: NotifyAccess= and FileDescriptorStoreMax= of systemd.service(5)
-// must allow it. The kernel tells the manager which process has sent it.
+// That the state was sent does not mean that the manager acted on it: NotifyAccess= and
+// FileDescriptorStoreMax= of systemd.service(5) must allow that. The manager reports a
+// refusal in its journal alone. The kernel tells the manager which process has sent the
+// state.
 //
 // Notify waits up to 5 seconds for room in the manager's queue; the error then matches
-// [os.ErrDeadlineExceeded]. It matches [ErrNoListener] if the manager is gone,
-// [ErrMsgTooLong] for a state that no datagram takes, and [errors.ErrUnsupported] for a NOTIFY_SOCKET that is neither a path nor the
-// name of an abstract socket (vsock). Notify exists on Unix alone. Children inherit
-// NOTIFY_SOCKET, as they do with sd_notify: remove it from the environment of those
-// that are not to speak for the service.
+// [os.ErrDeadlineExceeded]. Other errors match [ErrNoListener] if the manager is gone,
+// [ErrMsgTooLong] for a state that no datagram takes, and [errors.ErrUnsupported] for a
+// NOTIFY_SOCKET that is neither a path nor the name of an abstract socket (vsock).
+//
+// Notify exists on Unix alone. Children inherit NOTIFY_SOCKET, as they do with sd_notify:
+// remove it from the environment of those that are not to speak for the service.
 func Notify(state string, files ...*os.File) (sent bool, err error) {
 	text := os.Getenv(notifySocket)
 	if text == "" {
@@ -2974,8 +2985,8 @@ func notify(addr Addr, state string, files []*os.File) error {
 	return f.sendDatagram([]byte(state), rights)
 }
 
-// sendDatagram sends one datagram, for which it waits until there is room at the
-// receiver, which not every system tells of.
+// sendDatagram sends one datagram. It waits until the receiver has room, by trying again:
+// not every system has an event for that.
 func (f *fd) sendDatagram(p, rights []byte) error {
 	wait := retryTimer{ctx: context.Background(), deadline: time.Now().Add(notifyPatience)}
 	defer wait.stop()
@@ -3003,32 +3014,32 @@ func (f *fd) sendDatagram(p, rights []byte) error {
 // ---------------------------------------------------------------------------
 // Descriptors: the one way to system calls that may block
 //
-// An operation tries its system call at once. When the kernel says EAGAIN it
-// retries for some microseconds if recent waits were that short, because waking a
-// thread costs several times what the call itself does. Only then does the
-// descriptor join the runtime's poller, by becoming an os.File, and the goroutine
-// parks there until the kernel has news. No thread is held. A connection that
-// never parks is never registered, so no thread wakes for what it receives; one
-// that has not had to park for a while leaves the poller again.
+// An operation tries its system call at once. When the kernel returns EAGAIN it tries
+// again for some microseconds, if recent waits were that short: to wake a thread costs
+// several times what the call itself does. Only then does the descriptor join the
+// runtime's poller, by becoming an os.File, and the goroutine parks there until the
+// kernel reports an event. No thread is held. A connection that never parks is never
+// registered, so no thread wakes for data that it receives. A connection that has not had
+// to park for a while leaves the poller again.
 //
-// Every system call here is made through the scheduler ([syscall.Syscall]). A raw
-// call that sleeps stops the process at its next garbage collection, and the peer
-// decides how long many calls sleep: read(2) closes the descriptors that it has no
-// room for (__fput of fs/file_table.c), and pipe_read and pipe_write of fs/pipe.c
-// hold a mutex while the other end's page fault is served.
+// Every system call here is made through the scheduler ([syscall.Syscall]). A raw call
+// that sleeps stops the process at its next garbage collection. The peer decides how long
+// many calls sleep: read(2) closes the descriptors that it has no room for (__fput of
+// fs/file_table.c), and pipe_read and pipe_write of fs/pipe.c hold a mutex while a page
+// fault of the other end is served.
 //
-// The descriptor's number must not go to somebody else while a call uses it, so
-// each operation counts as a user of the fd, and the last user closes it.
+// While a call uses the descriptor, its number must not go to another file. So each
+// operation counts as a user of the fd, and the last user closes it.
 
 // An fd is a close-on-exec descriptor of a socket, pipe or FIFO that this package
 // owns. It is nonblocking, as far as that is up to this process: see share.
 type fd struct {
-	refs // calls that use sys; the last one after Close disposes of it
+	refs // calls that use sys; the last one after Close closes it
 
 	sys    int      // changed by leavePoller alone, while nobody else is a user
 	kind   connKind // messages: the kernel keeps their boundaries
 	socket bool     // not a pipe or FIFO
-	listen bool     // clients wait in its queue
+	listen bool     // it listens: clients wait in its queue
 
 	r, w   ioState
 	in     messageReader // guarded by r.mu
@@ -3044,14 +3055,14 @@ type fd struct {
 
 	mu           sync.Mutex      // guards what follows, and keeps join, leavePoller, Close and SetDeadline apart
 	pollsByTimer bool            // the poller cannot serve it: see pollByTimer; settled before polled is
-	pinned       bool            // somebody may know the number, so it stays
-	isGone       bool            // the descriptor is closed
-	goneErr      error           // the error of that
-	gone         chan struct{}   // closed then; nil until Close waits for it
+	pinned       bool            // somebody may know the number, so it must not change
+	isGone       bool            // the descriptor was closed
+	goneErr      error           // the error of that close
+	gone         chan struct{}   // closed with it; nil until Close waits for it
 	cleanup      runtime.Cleanup // closes sys if nobody does; stopped when a pollFile takes over
 }
 
-// A pollFile is what a descriptor is while it is with the runtime's poller.
+// A pollFile is the os.File of a descriptor that is with the runtime's poller.
 type pollFile struct {
 	file *os.File // owns the descriptor
 	raw  syscall.RawConn
@@ -3073,10 +3084,10 @@ type ioState struct {
 	tries   uint8   // attempts of the operation under way that the poller made, up to 2
 }
 
-// An op is a system call with its arguments. Goroutines wait while it is on their
-// stacks, thousands of them maybe, and a stack that outgrows its first 2 KiB doubles. So
-// this struct and the functions between an exported method and the call stay small; what
-// an attempt returns is apart.
+// An op is a system call with its arguments. It is on the stack of each goroutine that
+// waits, maybe thousands of them, and a stack that outgrows its first 2 KiB doubles. So
+// this struct, and the functions between an exported method and the call, stay small. The
+// result of an attempt is in a struct of its own.
 type op struct {
 	attempt func(o *op, sys int) (result, error) // makes the call once, without waiting
 
@@ -3128,7 +3139,7 @@ func (f *fd) own() {
 	}, f.sys)
 }
 
-// closers returns who closes the descriptor if that may sleep.
+// closers returns the closers for the descriptor, for a close that may sleep.
 func (f *fd) closers() *closers {
 	if f.socket {
 		return &socketEnds
@@ -3136,10 +3147,10 @@ func (f *fd) closers() *closers {
 	return &pipeEnds
 }
 
-// share notes that somebody else has the same open file description: a process
-// that it came from or goes to, or an os.File of this one. Such a holder can make
-// it blocking, as [os.File.Fd] does and many programs do to their standard input,
-// so from then on no call relies on O_NONBLOCK.
+// share notes that another holder has the same open file description: a process that it
+// came from or goes to, or an os.File of this one. Such a holder can make it blocking, as
+// [os.File.Fd] does and many programs do to their standard input. So from then on no call
+// relies on O_NONBLOCK.
 func (f *fd) share() { f.shared.Store(true) }
 
 // enter begins an operation in one direction, leave ends it.
@@ -3157,9 +3168,9 @@ func (f *fd) leave(h *ioState) {
 	h.mu.Unlock()
 }
 
-// run makes the call until it succeeds or fails for good, and returns what the
-// last attempt said. This is where EINTR, EAGAIN, the deadline and Close are dealt
-// with, and nowhere else. The caller has entered h.
+// run makes the call until it succeeds or fails for good, and returns the result of the
+// last attempt. EINTR, EAGAIN, the deadline and Close are dealt with here, and nowhere
+// else. The caller has entered h.
 func (f *fd) run(h *ioState, o *op) (result, error) {
 	h.op = *o // a copy, so that the caller's stays on its stack
 	raceRelease()
@@ -3174,8 +3185,8 @@ func (f *fd) untilDone(h *ioState) error {
 		return os.ErrDeadlineExceeded
 	}
 	spins := f.spinLimit() > 0 && spinning.allows(&h.backoff)
-	// The poller makes an attempt before it parks. One that is likely to fail is not
-	// made twice.
+	// The poller makes an attempt before it parks. If an attempt is likely to fail, that
+	// one is enough.
 	if !h.parked || spins {
 		if h.attempt(f.sys) {
 			h.parked = false
@@ -3221,7 +3232,7 @@ func (f *fd) spinFor(h *ioState) bool {
 	return done
 }
 
-// attempt makes the call once and reports whether that was the end of it.
+// attempt makes the call once and reports whether the operation has ended.
 func (h *ioState) attempt(sys int) bool {
 	for {
 		h.done, h.err = h.op.attempt(&h.op, sys)
@@ -3265,13 +3276,13 @@ func (f *fd) setSpin(d time.Duration) { f.spin.Store(int64(d)) }
 // ---------------------------------------------------------------------------
 // Closing
 //
-// close(2) can sleep for as long as somebody else likes. The last close of a socket
-// closes the descriptors in its queue: a TCP socket with SO_LINGER waits for its
-// peer, a file of FUSE for its server, and so do the clients in a listener's
-// backlog. The last close of a pipe waits for a mutex that the other end may hold
-// in a page fault (pipe_release of Linux' fs/pipe.c). So only a close that nobody
-// can make sleep is made in place; the others are made by closers, and Close waits
-// for them no longer than closeGrace.
+// close(2) can sleep for as long as another process likes. The last close of a socket
+// closes the descriptors in its queue: a TCP socket with SO_LINGER waits for its peer, a
+// file of FUSE for its server. The clients in a listener's backlog are closed in the same
+// way. The last close of a pipe waits for a mutex that the other end may hold in a page
+// fault (pipe_release of Linux' fs/pipe.c). So only a close that nobody can make sleep is
+// made by the caller. The others are made by closers, and Close waits for them no longer
+// than closeGrace.
 
 // close marks the fd closed, wakes the calls that wait on it, and returns when the
 // descriptor is closed, or after closeGrace.
@@ -3350,23 +3361,23 @@ func (f *fd) dispose() {
 	}
 }
 
-// closesAtOnce reports whether close(2) cannot sleep: it is a connection with
-// nothing in its queue, where nothing can come any more.
+// closesAtOnce reports whether close(2) cannot sleep. That is so for a connection with
+// nothing in its queue, if nothing can come any more.
 func (f *fd) closesAtOnce() bool {
 	switch {
 	case !f.socket || f.listen:
 		return false
 	case filesAlone: // files without data can look like the end, and more may follow them
 		return false
-	case f.ended.Load() && f.kind != messages: // of which an unmarked empty one looks like the end
+	case f.ended.Load() && f.kind != messages: // an unmarked empty message looks like the end
 		return true
-	case f.shared.Load() || f.isPinned(): // others may go on to receive
+	case f.shared.Load() || f.isPinned(): // another holder may still receive
 		return false
 	}
 	return kern.drained(f.sys, f.kind == messages && !f.marked)
 }
 
-// discard closes descriptors that a peer chose, away from the caller, who waits no
+// discard closes descriptors that a peer chose, on another goroutine. The caller waits no
 // longer than closeGrace.
 func discard(sys ...int) { discardWithin(closeGrace, sys...) }
 
@@ -3405,9 +3416,10 @@ func (f *fd) await(h *ioState, try func(sysfd uintptr) bool) error {
 	return err
 }
 
-// pollByTimer stands in for the poller where it has no event to wait for: FIFOs on macOS,
-// where the end of the last writer is none, and on OpenBSD, which cannot register
-// one; and a limit of the kernel that others use up. It holds no thread.
+// pollByTimer takes the place of the poller where the poller has no event: for FIFOs on
+// macOS, where the end of the last writer is no event, and on OpenBSD, which cannot
+// register FIFOs. It is also for a limit of the kernel that others use up. It holds no
+// thread.
 func (f *fd) pollByTimer(h *ioState, try func(sysfd uintptr) bool) error {
 	p := retryTimer{ctx: context.Background()}
 	defer p.stop()
@@ -3424,12 +3436,12 @@ func (f *fd) pollByTimer(h *ioState, try func(sysfd uintptr) bool) error {
 	}
 }
 
-// join registers the descriptor with the runtime's poller, if it is not yet. It does that
-// on another goroutine: os.NewFile takes more stack than all the rest of a wait, and a
-// stack that grew does not shrink while its goroutine waits.
+// join registers the descriptor with the runtime's poller, if it is not registered yet.
+// It does that on another goroutine: os.NewFile takes more stack than all the rest of a
+// wait, and a stack that grew does not shrink while its goroutine waits.
 func (f *fd) join() (*pollFile, error) {
 	if p := f.polled.Load(); p != nil {
-		return p, nil // should Close come now, its deadline ends the wait
+		return p, nil // if Close comes now, its deadline ends the wait
 	}
 	err := make(chan error, 1)
 	go func() { err <- f.register() }()
@@ -3439,7 +3451,7 @@ func (f *fd) join() (*pollFile, error) {
 	return f.polled.Load(), nil
 }
 
-// register is join where that is not done yet.
+// register does the work of join.
 func (f *fd) register() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -3469,9 +3481,9 @@ func (f *fd) register() error {
 	return nil
 }
 
-// leavePoller closes the pollFile, if the caller is the only user. That takes a
-// new number for the descriptor, since to end it is to close the old one; if there
-// is none to be had, or somebody knows the old one, all stays as it is.
+// leavePoller closes the pollFile, if the caller is the only user. To leave the poller
+// the old descriptor must be closed, so the fd gets a duplicate with a new number. If no
+// descriptor is left, or somebody may know the old number, nothing changes.
 func (f *fd) leavePoller() {
 	p := f.polled.Load()
 	if p == nil || f.pollsByTimer || !f.tryExclusive() {
@@ -3488,7 +3500,7 @@ func (f *fd) leavePoller() {
 		return
 	}
 	f.polled.Store(nil)
-	p.file.Close() // not the last of its description, so nothing is let go
+	p.file.Close() // not the last descriptor of its description, so nothing is released
 	f.sys = sys
 	f.own()
 }
@@ -3519,7 +3531,7 @@ func (f *fd) setDeadline(t time.Time, d direction) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closing() {
-		return net.ErrClosed // or the wake-up of Close would be undone
+		return net.ErrClosed // otherwise the wake-up of Close would be undone
 	}
 	var err error
 	p := f.polled.Load()
@@ -3598,9 +3610,9 @@ func (f *fd) read(p []byte) (int, error) {
 	}
 }
 
-// onlyFiles reports whether a receive of data alone got none of it, and still was not the
-// end: it lost files, for which this process has no descriptors, and the data that they
-// came with follows; or it got files that came without data: see filesAlone.
+// onlyFiles reports whether a receive of data got no data, and still was not the end.
+// Either it lost files, for which this process has no descriptors left, and the data that
+// they came with follows; or it got files that came without data: see filesAlone.
 func onlyFiles(done result, err error) bool {
 	lost, _ := kern.rightsLost(err)
 	return lost || err == nil && done.n == 0 && done.files > 0
@@ -3640,7 +3652,7 @@ func (f *fd) write(p []byte) (n int, err error) {
 		if n += done.n; n == len(p) {
 			return n, nil
 		}
-		if f.closing() { // Close would wait for as long as the peer makes room in time
+		if f.closing() { // else Close would wait as long as the peer makes room in time
 			return n, net.ErrClosed
 		}
 	}
@@ -3708,8 +3720,8 @@ type iovec struct {
 // iovMax is how many buffers go into one call: IOV_MAX of sys/uio.h.
 const iovMax = 1024
 
-// gather returns the buffers that are not empty, as many as one call takes, in the
-// place of those that iov had.
+// gather fills iov with the buffers that are not empty, as many as one call takes, and
+// returns it.
 func gather(iov []iovec, bufs [][]byte) []iovec {
 	clear(iov) // or fewer than before would keep the others alive
 	iov = iov[:0]
@@ -3728,7 +3740,7 @@ func gather(iov []iovec, bufs [][]byte) []iovec {
 	return iov
 }
 
-// consume takes n bytes, and every empty buffer before the next one, out of bufs.
+// consume removes n bytes from bufs, and every empty buffer before the next one.
 func consume(bufs *net.Buffers, n int) {
 	for len(*bufs) > 0 && n >= len((*bufs)[0]) {
 		n -= len((*bufs)[0])
@@ -3752,9 +3764,9 @@ func writePipe(o *op, sys int) (r result, err error) { r.n, err = syscall.Write(
 func readShared(o *op, sys int) (r result, err error)  { r.n, err = kern.readNow(sys, o.p); return }
 func writeShared(o *op, sys int) (r result, err error) { r.n, err = kern.writeNow(sys, o.p); return }
 
-// receive receives data, and control messages if there is room for them, from a socket.
-// For who wants data alone a read(2) would do, but it closes the descriptors that came
-// along right here, which may sleep; so there is room for them, and they are closed
+// receive receives data from a socket, and control messages if there is room for them.
+// For data alone a read(2) would do. But read(2) itself closes the descriptors that came
+// along, which may sleep. So there is always room for them, and they are closed
 // elsewhere.
 func receive(o *op, sys int) (result, error) {
 	if !discards(o) {
@@ -3772,8 +3784,9 @@ func receive(o *op, sys int) (result, error) {
 }
 
 // discards reports whether descriptors that come are to be closed elsewhere. If too many
-// wait for that already, the kernel closes them: this peer alone is held up then, and this
-// process keeps its descriptors. A look (MSG_PEEK) takes nothing from the queue.
+// wait for that already, the kernel closes them in the call: that delays calls for this
+// peer alone, and this process does not run out of descriptors. A look (MSG_PEEK) takes
+// nothing from the queue.
 func discards(o *op) bool {
 	return len(o.oob) == 0 && o.flags&syscall.MSG_PEEK == 0 && !disposal.full()
 }
@@ -3789,7 +3802,7 @@ func sendData(o *op, sys int) (r result, err error) {
 	return r, err
 }
 
-// An opMode says what an attempt has to look out for.
+// An opMode has flags for an attempt.
 type opMode uint8
 
 const (
@@ -3797,9 +3810,9 @@ const (
 	acceptServing                    // a connection was accepted before, and may not be served yet
 )
 
-// acceptClient accepts a client. It lets the connection that was accepted last be
-// served before it looks a second time: to spin meanwhile would take the CPU from the
-// very goroutine that the next client waits for.
+// acceptClient accepts a client. If there is none, it lets the goroutine of the
+// connection that was accepted last run before it looks a second time. A spin would take
+// the CPU from the very goroutine that the next client waits for.
 func acceptClient(o *op, sys int) (r result, err error) {
 	if o.mode&acceptShared != 0 {
 		if err := syscall.SetNonblock(sys, true); err != nil {
@@ -3818,8 +3831,8 @@ func acceptClient(o *op, sys int) (r result, err error) {
 // ---------------------------------------------------------------------------
 // Messages
 
-// recvmsg receives some data, and control messages if there is room for them; if
-// not, it closes the descriptors among them elsewhere. The caller has entered f.r.
+// recvmsg receives some data, and control messages if there is room for them. If there is
+// none, the descriptors among them are closed elsewhere. The caller has entered f.r.
 func (f *fd) recvmsg(p, oob []byte, flags int) (n, oobn, got int, err error) {
 	done, err := f.run(&f.r, &op{attempt: receive, p: p, oob: oob, flags: int32(flags)})
 	if err == nil && f.readShut.Load() && kern.readsAfterShutdown() {
@@ -3852,14 +3865,14 @@ func (f *fd) sendmsg(p, oob []byte, flags int) (int, error) {
 	}
 }
 
-// once returns a function for pollByTimer that lets one pause go by.
+// once returns a function for pollByTimer that makes it pause once.
 func (f *fd) once() func(uintptr) bool {
 	again := false
 	return func(uintptr) bool { done := again; again = true; return done }
 }
 
-// inFlightGrace is how long SendFiles waits while this user has as many files under
-// way as the system allows: whoever does not receive them holds the others up.
+// inFlightGrace is how long SendFiles waits while this user has as many files in flight
+// as the system allows: a receiver that does not receive them delays the others.
 const inFlightGrace = 250 * time.Millisecond
 
 func (f *fd) send(p []byte) error {
@@ -3878,7 +3891,7 @@ func (f *fd) sendWithFiles(p []byte, files []*os.File) error {
 	return err
 }
 
-// sendRights is sendWithFiles and tells how much of p was sent.
+// sendRights is sendWithFiles, and returns how much of p was sent.
 func (f *fd) sendRights(p []byte, files []*os.File) (sent int, err error) {
 	h := &f.w
 	if err := f.enter(h); err != nil {
@@ -3891,7 +3904,7 @@ func (f *fd) sendRights(p []byte, files []*os.File) (sent int, err error) {
 	if limit := kern.filesMax(); len(files) > limit {
 		return 0, configError("the number of files", strconv.Itoa(len(files)), "at most "+strconv.Itoa(limit)+" on this system")
 	}
-	if len(files) == 1 && files[0] != nil { // most are: no coroutine is needed
+	if len(files) == 1 && files[0] != nil { // the usual case, for which no coroutine is needed
 		e := withFile(files[0], func(fd uintptr) error {
 			sent, err = f.sendWhole(p, syscall.UnixRights(int(fd)))
 			return err
@@ -3906,9 +3919,9 @@ func (f *fd) sendRights(p []byte, files []*os.File) (sent int, err error) {
 	return f.sendWhole(p, syscall.UnixRights(fds...))
 }
 
-// sendWhole sends all of p as one message, or in a stream, and tells how much was
-// sent. The control messages go with the first byte. MSG_EOR ends a message: without
-// it, FreeBSD 15 joins it with the next one.
+// sendWhole sends all of p as one message, or in a stream, and returns how much was sent.
+// The control messages go with the first byte. MSG_EOR ends a message: without it,
+// FreeBSD 15 joins it with the next one.
 func (f *fd) sendWhole(p, oob []byte) (sent int, err error) {
 	flags := 0
 	if f.kind == messages {
@@ -3955,8 +3968,9 @@ func sendError(err error) error {
 	return writeError("sendmsg", err)
 }
 
-// enterRecv begins a receive. The first one of messages makes the kernel mark
-// them; before, the socket may yet go to a program that knows nothing of that.
+// enterRecv begins a receive. The first receive of messages makes the kernel mark them.
+// It is not done earlier, since the socket may yet go to a program that does not know the
+// mark.
 func (f *fd) enterRecv() error {
 	if err := f.enter(&f.r); err != nil {
 		return err
@@ -3997,9 +4011,9 @@ func (f *fd) nextPart(p []byte) (n int, ends bool, err error) {
 	return n, ends, err
 }
 
-// ends says what a receive of n bytes and oobn bytes of control messages was: a
-// message or its end, a part of one, the end of the connection (io.EOF), or a
-// message that the kernel cut off (ErrMsgTooLong).
+// ends tells what a receive of n bytes and oobn bytes of control messages was: a message
+// or its end (true), a part of a message (false), the end of the connection (io.EOF), or
+// a message that the kernel cut off (ErrMsgTooLong).
 func (f *fd) ends(n, oobn, got int) (bool, error) {
 	switch {
 	case kern.looseRecords():
@@ -4016,9 +4030,9 @@ func (f *fd) ends(n, oobn, got int) (bool, error) {
 	return true, nil
 }
 
-// nextRoom tells how much room the next part of a message wants. A kernel that does
-// not tell the length of a message that is only looked at (MSG_PEEK) tells whether
-// that was all of it.
+// nextRoom returns how much room the next part of a message needs. Some kernels do not
+// tell the length of a message that is only looked at (MSG_PEEK). They tell whether that
+// was all of it.
 func (f *fd) nextRoom(have int, spare []byte) (int, error) {
 	switch {
 	case kern.looseRecords():
@@ -4068,7 +4082,7 @@ func (f *fd) recvFiles(max int) ([]*os.File, error) {
 		f.in.keep(p[:got.n], got.whole)
 		return nil, ErrNoFiles
 	case got.n != len(zeroByte) || p[0] != zeroByte[0] || got.whole != (f.kind == messages):
-		f.in.keep(p[:got.n], got.whole) // somebody's data, for the next read
+		f.in.keep(p[:got.n], got.whole) // it is data, for the next read
 	}
 	if err != nil {
 		return nil, err
@@ -4076,8 +4090,8 @@ func (f *fd) recvFiles(max int) ([]*os.File, error) {
 	return asFiles(got.fds, max)
 }
 
-// roomForFiles returns room for what files travel with: a byte, or a message, for
-// which it waits.
+// roomForFiles returns room for the data that files travel with: a byte, or a message,
+// for which it waits.
 func (f *fd) roomForFiles() ([]byte, error) {
 	n := 1
 	if f.kind == messages {
@@ -4127,8 +4141,8 @@ func (f *fd) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
 	return n, files, err
 }
 
-// recvRights receives some data, and the files that came with it. It tells of the
-// data also when there is something wrong with the files.
+// recvRights receives some data, and the files that came with it. It returns the data
+// also when there is something wrong with the files.
 func (f *fd) recvRights(p []byte, max int) (int, []*os.File, error) {
 	if err := f.enterRecv(); err != nil {
 		return 0, nil, err
@@ -4149,8 +4163,8 @@ type parcel struct {
 	fds   []int
 }
 
-// recvWithRights receives some data with the descriptors that come with it. If
-// something is wrong with those, it tells of the data all the same.
+// recvWithRights receives some data with the descriptors that come with it. If something
+// is wrong with the descriptors, it still returns the data.
 func (f *fd) recvWithRights(p []byte) (got parcel, err error) {
 	room := rightsRooms.Get().(*[rightsRoom]byte)
 	defer rightsRooms.Put(room)
@@ -4184,8 +4198,8 @@ func (f *fd) recvWithRights(p []byte) (got parcel, err error) {
 	return got, nil
 }
 
-// lostRights is the error of descriptors that this process could not be given,
-// though there was room for as many as a message can carry: it has reached its
+// lostRights returns the error for descriptors that this process could not be given,
+// though there was room for as many as a message can carry. Either it has reached its
 // limit, or a security module forbids one.
 func lostRights(sys int) error {
 	spare, err := kern.dup(sys)
@@ -4197,15 +4211,15 @@ func lostRights(sys int) error {
 }
 
 // withoutRights is for files that the kernel dropped because this process had no
-// descriptors left for them: see rightsLost. Where the data of a stream is still in
-// the queue it is received now, as it would have been with the files: left there,
+// descriptors left for them: see rightsLost. If the data of a stream is still in the
+// queue, it is received now, as it would have been with the files. If it were left there,
 // the byte that files travel with would be taken for data.
 func (f *fd) withoutRights(p []byte, err error, dataStays bool) (got parcel, _ error) {
 	err = &classified{os.NewSyscallError("recvmsg", err), ErrMsgTooLong}
 	switch {
 	case f.kind == messages && !kern.looseRecords():
 		return got, err // the message went with its files
-	case !dataStays: // it went with the files; this is what they travel with
+	case !dataStays: // the data was lost with the files; this is what files travel with
 		frame := frameOf(len(zeroByte))
 		got.n = copy(p, frame[:])
 		return got, err
@@ -4237,9 +4251,9 @@ func asFiles(fds []int, max int) (files []*os.File, err error) {
 	return files, nil
 }
 
-// receivedFile returns a descriptor that a peer chose as an os.File. os.NewFile
-// registers a nonblocking one with the poller, which asks the file what is ready; a
-// file system in user space answers when it likes. So only a socket, pipe or FIFO is
+// receivedFile returns a descriptor that a peer chose as an os.File. os.NewFile registers
+// a nonblocking descriptor with the poller, which asks the file what is ready. A file
+// system in user space answers that when it likes. So only a socket, pipe or FIFO is
 // registered.
 func receivedFile(fd int) (*os.File, error) {
 	const name = "received"
@@ -4249,9 +4263,9 @@ func receivedFile(fd int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// rightsMax is the most descriptors that one message carries on any system
-// (macOS and NetBSD: 512); rightsRoom is room for as many, so that the kernel never
-// has to cut the list, and for what else it adds.
+// rightsMax is the most descriptors that one message carries on any system (macOS and
+// NetBSD: 512). rightsRoom is room in bytes for as many, so that the kernel never has to
+// cut the list, and for the control messages that the kernel adds.
 const (
 	rightsMax  = 512
 	rightsRoom = 4*rightsMax + 280
@@ -4260,8 +4274,8 @@ const (
 // rightsRooms holds buffers for control messages.
 var rightsRooms = sync.Pool{New: func() any { return new([rightsRoom]byte) }}
 
-// passedIn returns the descriptors of SCM_RIGHTS in control messages, and the others
-// that the kernel puts into them.
+// passedIn returns the descriptors of SCM_RIGHTS in control messages, and separately the
+// descriptors in other control messages.
 func passedIn(oob []byte) (fds, extra []int, err error) {
 	if len(oob) == 0 {
 		return nil, nil, nil
@@ -4274,7 +4288,7 @@ func passedIn(oob []byte) (fds, extra []int, err error) {
 		if m.Header.Level != syscall.SOL_SOCKET || m.Header.Type != syscall.SCM_RIGHTS {
 			continue
 		}
-		m.Data = m.Data[:len(m.Data)&^3] // whole descriptors, or ParseUnixRights panics
+		m.Data = m.Data[:len(m.Data)&^3] // ParseUnixRights panics unless the descriptors are whole
 		some, e := syscall.ParseUnixRights(&m)
 		if e != nil {
 			err = e
@@ -4304,22 +4318,21 @@ func discardRights(oob []byte) int {
 	return len(fds)
 }
 
-// ReadMsg reads data and control messages, as recvmsg(2) does, for what this
-// package does not wrap: it returns how much of p and of oob was filled, and the
-// flags (MSG_CTRUNC and the like). It waits until there is something. Descriptors
-// among the control messages are close-on-exec and the caller's to close;
-// [syscall.ParseSocketControlMessage] takes oob apart. Of control messages that do
-// not fit into oob, only descriptors that do are returned; the others are closed.
-// Where there is room in p for no byte, one may be lost with them. ReadMsg and
-// WriteMsg know nothing of the frames of a MsgConn that is not native.
+// ReadMsg reads data and control messages, as recvmsg(2) does, for what this package does
+// not wrap. It returns how much of p and of oob was filled, and the flags (MSG_CTRUNC and
+// the like). It waits until there is something. Descriptors among the control messages
+// are close-on-exec and the caller's to close; [syscall.ParseSocketControlMessage] takes
+// oob apart. If the control messages do not fit into oob, only descriptors that fit are
+// returned; the others are closed. If p is empty, one byte may be lost with them. ReadMsg
+// and WriteMsg do not know the frames of a MsgConn that is not native.
 func (c *endpoint) ReadMsg(p, oob []byte) (n, oobn, flags int, err error) {
 	n, oobn, flags, err = c.end().readMsg(p, oob)
 	return n, oobn, flags, c.failed("readmsg", err)
 }
 
-// WriteMsg writes data with control messages, as one sendmsg(2) does, and returns
-// how much of p was written: on a stream perhaps not all. The control messages
-// went with the first byte; Linux sends none without a byte.
+// WriteMsg writes data with control messages, as one sendmsg(2) does, and returns how
+// much of p was written, which on a stream may be less than all. The control messages go
+// with the first byte; Linux sends none without a byte.
 func (c *endpoint) WriteMsg(p, oob []byte) (n int, err error) {
 	n, err = c.end().writeMsg(p, oob)
 	return n, c.failed("writemsg", err)
@@ -4360,7 +4373,7 @@ func (f *fd) readMsg(p, oob []byte) (n, oobn, flags int, err error) {
 	return n, oobn, flags, nil
 }
 
-// readHeld is readMsg of what was received before anybody asked for it.
+// readHeld is readMsg for data that was received ahead.
 func (f *fd) readHeld(p []byte) (n, flags int) {
 	whole := f.in.whole
 	n = f.in.takeAhead(p)
@@ -4373,8 +4386,8 @@ func (f *fd) readHeld(p []byte) (n, flags int) {
 	return n, flags
 }
 
-// fitRights copies control messages into oob, or of too many only the descriptors
-// that fit, and reports whether any were cut off. It closes the other descriptors.
+// fitRights copies control messages into oob. If they do not fit, it copies only the
+// descriptors that fit, closes the others, and reports true.
 func fitRights(oob, got []byte) (n int, cut bool) {
 	if len(got) <= len(oob) {
 		return copy(oob, got), false
@@ -4410,20 +4423,20 @@ func (f *fd) writeMsg(p, oob []byte) (int, error) {
 
 func (f *fd) closeWrite() error { return f.shutdown(syscall.SHUT_WR) }
 
-// closeRead throws away what was not read yet, as the BSDs do by themselves: on
-// Linux reads would go on to return it, and a peer that waits for room to write
-// would not learn that nobody makes any. On the BSDs it does not learn of it at all,
-// and what it goes on to send must not be read, as it follows a gap.
+// closeRead throws away what was not read yet. The BSDs do that by themselves. On Linux,
+// reads would still return it, and a peer that waits for room to write would not learn
+// that nobody makes any. On the BSDs the peer does not learn that at all. What it still
+// sends there must not be read, as it follows a gap.
 func (f *fd) closeRead() error {
 	f.readShut.Store(true) // before there is a gap
 	if kern.readsAfterShutdown() {
-		f.control("recvmsg", f.drain) // or the shutdown closes the descriptors in the queue right here
+		f.control("recvmsg", f.drain) // otherwise the shutdown itself closes the descriptors in the queue
 	}
 	if err := f.shutdown(syscall.SHUT_RD); err != nil {
 		return err
 	}
-	// The reads that the shutdown woke come first, and those that wait for them: what
-	// they return must have no gap.
+	// The reads that the shutdown woke come first, and then those that wait for them.
+	// What they return must have no gap.
 	if f.enter(&f.r) != nil {
 		return nil // closed meanwhile, both ways
 	}
@@ -4453,15 +4466,15 @@ func (f *fd) drain() error {
 			break
 		}
 	}
-	return nil // the next read says what there is to say
+	return nil // the next read returns any error
 }
 
 // drainMax is how many receives drain makes. A queue holds a few hundred at most.
 const drainMax = 4096
 
-// shutdown is shutdown(2). Once the peer has closed, or shut the same direction from
-// its side, the BSDs and macOS say ENOTCONN (soshutdown of uipc_socket.c), Linux
-// nothing: what was asked for is so already.
+// shutdown is shutdown(2). If the peer has closed, or has shut down the same direction
+// from its side, the BSDs and macOS return ENOTCONN (soshutdown of uipc_socket.c). Linux
+// does not. It is no error here: the direction is shut down already.
 func (f *fd) shutdown(how int) error {
 	return f.control("shutdown", func() error {
 		if err := syscall.Shutdown(f.sys, how); err != syscall.ENOTCONN {
@@ -4492,8 +4505,9 @@ func (f *fd) setBuffer(d direction, n int) error {
 	})
 }
 
-// bufferMin is the least size of a buffer: about what Linux makes of less, too. The
-// BSDs and macOS refuse 0 (EINVAL) and take 1 at its word: one byte for each call.
+// bufferMin is the least size of a buffer in bytes, about what Linux makes of a smaller
+// one too. The BSDs and macOS refuse 0 (EINVAL) and accept 1: then each call moves one
+// byte.
 const bufferMin = 4096
 
 // maxInt32 is the largest int of C, on every system.
@@ -4541,7 +4555,8 @@ type processWatch interface {
 	close()
 }
 
-// watchPeer returns a watch of the peer's process by its number, or errProcessEnded.
+// watchPeer watches the peer's process by its number. The error is errProcessEnded if
+// that process has ended.
 func (baseKernel) watchPeer(sys int) (processWatch, error) {
 	p, err := kern.peerOf(sys)
 	if err != nil {
@@ -4556,7 +4571,7 @@ func (baseKernel) watchPeer(sys int) (processWatch, error) {
 
 var errNoPID = &ruleError{"the system does not tell the process of the peer", errors.ErrUnsupported}
 
-// A processNumber watches a process by looking for its number.
+// A processNumber watches a process by asking whether its number exists.
 type processNumber int
 
 func (baseKernel) watchProcess(pid int) (processWatch, error) { return processNumber(pid), nil }
@@ -4585,19 +4600,20 @@ func pollUntil(ctx context.Context, ask func() (bool, error)) error {
 	}
 }
 
-// A kqueueWatch watches a process by a kqueue(2) of its own, whose type of event E each
-// system has in package syscall. The runtime's poller does not take a kqueue: it asks
-// for EVFILT_WRITE too, which a kqueue has none of (kqueue_kqfilter of kern_event.c). A
-// child does not inherit it.
+// A kqueueWatch watches a process by a kqueue(2) of its own. E is the type of event that
+// package syscall has on the system. The runtime's poller does not take a kqueue: it asks
+// for EVFILT_WRITE too, which a kqueue does not have (kqueue_kqfilter of kern_event.c). A
+// child does not inherit the kqueue.
 type kqueueWatch[E any] struct {
 	pid, kq int
 	kqueue  func() (int, error)
 	kevent  func(kq int, changes, events []E, timeout *syscall.Timespec) (int, error)
 }
 
-// begin adds the event, which is to be the end of the process. ESRCH is the
-// kernel's word for one that has ended, be it waited for or not. Where it does not let
-// this process ask (NetBSD and OpenBSD: EACCES) the number is looked for.
+// begin adds the event, which is to be the end of the process. The kernel returns ESRCH
+// for a process that has ended, whether or not its parent has waited for it. If the
+// kernel does not let this process ask (NetBSD and OpenBSD: EACCES), it watches the
+// number instead.
 func (w kqueueWatch[E]) begin(end E) (processWatch, error) {
 	var err error
 	if w.kq, err = w.kqueue(); err != nil {
@@ -4617,8 +4633,8 @@ func (w kqueueWatch[E]) begin(end E) (processWatch, error) {
 	return processNumber(w.pid), nil
 }
 
-// wait asks for the number too: macOS tells of what happens after the event was added,
-// and the process may just have been ending.
+// wait asks for the number too: macOS reports only events after the event was added, and
+// the process may have been ending just then.
 func (w kqueueWatch[E]) wait(ctx context.Context) error {
 	return pollUntil(ctx, func() (ended bool, err error) {
 		err = control(func() error {
@@ -4642,8 +4658,8 @@ func (f *fd) dupFile(name string) (*os.File, error) {
 	return os.NewFile(uintptr(sys), name), nil
 }
 
-// dupSys duplicates the descriptor. A pipe is opened anew where that can be, so that
-// what becomes of the duplicate's mode does not concern f.
+// dupSys duplicates the descriptor. It opens a pipe anew where that is possible, so that
+// the duplicate has a mode of its own.
 func (f *fd) dupSys() (sys int, err error) {
 	err = f.control("dup", func() (err error) {
 		if sys, err = kern.reopen(f.sys); err == nil {
@@ -4659,8 +4675,8 @@ func (f *fd) dupSys() (sys int, err error) {
 func (f *fd) localAddr() Addr  { return f.name(kern.sockName) }
 func (f *fd) remoteAddr() Addr { return f.name(kern.peerName) }
 
-// name returns the address that the kernel tells. An end of which it tells nothing,
-// such as one that is closed, has none.
+// name returns the address that the kernel tells. If the kernel tells nothing, as for a
+// closed end, it is unnamed.
 func (f *fd) name(get func(sys int) (Addr, error)) Addr {
 	addr := unnamed
 	f.control("", func() error {
@@ -4685,8 +4701,8 @@ func (f *fd) control(name string, call func() error) error {
 // ---------------------------------------------------------------------------
 // Errors
 
-// writeError is the callError of a write: what the systems say of a peer that is
-// gone all matches EPIPE. macOS says EPROTOTYPE while the peer is closing.
+// writeError is the callError of a write. The errors that the systems have for a peer
+// that is gone all match EPIPE. macOS returns EPROTOTYPE while the peer is closing.
 func writeError(call string, err error) error {
 	switch err {
 	case syscall.EPROTOTYPE:
@@ -4710,8 +4726,8 @@ func classify(call string, err error) error {
 	}
 }
 
-// errnoOf returns the errno in err, or err itself if there is none. errors.As says
-// the same, but brings reflection into programs that have no other use for it.
+// errnoOf returns the errno in err, or err itself if there is none. errors.As would do
+// too, but it brings reflection into programs that have no other use for it.
 func errnoOf(err error) error {
 	for inner := err; inner != nil; {
 		switch e := inner.(type) {
@@ -4729,16 +4745,16 @@ func errnoOf(err error) error {
 // ---------------------------------------------------------------------------
 // System calls
 
-// A baseKernel does what differs between the systems as every one of them can. The
-// type kernel of each system has it inside, and methods of its own where it can do
-// better.
+// A baseKernel has a method for each thing that differs between the systems, in the form
+// that works on all of them. The type kernel of each system embeds it, and has methods of
+// its own where the system can do better.
 type baseKernel struct{}
 
-// kern is what this package knows of the kernel.
+// kern is the kernel of this system.
 var kern kernel
 
-// holdsLock is for systems where a lock of this process must be known before its
-// file is opened.
+// holdsLock reports whether this process holds the lock at the path. It is for systems
+// where that must be known before the file is opened.
 func (baseKernel) holdsLock(string) (held bool, letGo func()) { return false, func() {} }
 
 func (baseKernel) newPipe(p *[2]int) error { return syscall.Pipe(p[:]) }
@@ -4752,7 +4768,7 @@ func (baseKernel) writeNow(sys int, p []byte) (int, error) { return syscall.Writ
 // before another goroutine can start a child.
 func (baseKernel) receive(sys int, o *op) (r result, err error) {
 	if cmsgCloexec == 0 {
-		syscall.ForkLock.RLock() // no call here waits, so neither does a fork
+		syscall.ForkLock.RLock() // no call here waits, so no fork waits long for the lock
 		defer syscall.ForkLock.RUnlock()
 	}
 	flags := int(o.flags) | dontWait | cmsgCloexec
@@ -4769,8 +4785,8 @@ func (baseKernel) receive(sys int, o *op) (r result, err error) {
 	return r, err
 }
 
-// recvv and sendv work on the first buffer where package syscall does not reach
-// readv(2): short transfers are in their contract.
+// recvv and sendv use only the first buffer where package syscall does not reach
+// readv(2). That is allowed: a transfer may be short.
 func (baseKernel) recvv(sys int, iov []iovec, oob []byte, flags int) (n, oobn, got int, err error) {
 	return kern.recvmsg(sys, first(iov), oob, flags)
 }
@@ -4779,41 +4795,40 @@ func (baseKernel) sendv(sys int, iov []iovec, flags int) (int, error) {
 	return kern.sendmsg(sys, first(iov), nil, flags)
 }
 
-// hidesUser is for systems on which one id is that of many users. Linux alone has
-// user namespaces.
+// hidesUser reports whether the id stands for many users. Only Linux has user namespaces.
 func (baseKernel) hidesUser(int) bool { return false }
 
-// drained reports whether nothing is in the queue of a connection that nobody else
-// has, and nothing can come any more; where that is not known, it is false. An empty
-// message does not show if it is unmarked.
+// drained reports whether nothing is in the queue of a connection that no other process
+// has, and nothing can come any more. It is false where that is not known. An empty
+// message is not seen if it is unmarked.
 func (baseKernel) drained(sys int, unmarked bool) bool { return false }
 
-// inlineUrgent has a stream deliver urgent data (MSG_OOB) like any other, where a local
-// socket has such.
+// inlineUrgent makes a stream deliver urgent data (MSG_OOB) like any other data, where
+// local sockets have urgent data.
 func (baseKernel) inlineUrgent(int) {}
 
-// hurry makes a call that may sleep, and interrupts it now and then where that ends
-// a sleep.
+// hurry makes a call that may sleep. Where a signal ends such a sleep, it sends signals
+// meanwhile.
 func (baseKernel) hurry(call func()) { call() }
 
-// leaveCPU moves the calling thread to another CPU, where the system can: see the one
-// for Linux.
+// leaveCPU moves the calling thread to another CPU, where the system can do that: see the
+// method for Linux.
 func (baseKernel) leaveCPU() {}
 
 // polls reports whether the descriptor may be given to the poller: a socket, pipe or
-// FIFO. It does not ask a file system. lseek(2) fails on these alone, and on
+// FIFO. It does not ask a file system. lseek(2) fails with ESPIPE on these alone, and on
 // terminals, which no peer serves.
 func (baseKernel) polls(sys int) bool {
 	_, err := syscall.Seek(sys, 0, io.SeekCurrent)
 	return err == syscall.ESPIPE
 }
 
-// neverBlocks reports whether the descriptor may be nonblocking, which os.NewFile looks
-// at.
+// neverBlocks reports whether the descriptor may be nonblocking. os.NewFile asks the
+// same.
 func (baseKernel) neverBlocks(int) bool { return true }
 
-// blockingFile returns the descriptor as an os.File that does not use the poller. It
-// is that of a file or folder, for which nonblocking mode has no meaning.
+// blockingFile returns the descriptor as an os.File that does not use the poller. The
+// descriptor is that of a file or folder, for which nonblocking mode has no meaning.
 func (baseKernel) blockingFile(fd int, name string) (*os.File, error) {
 	if err := syscall.SetNonblock(fd, false); err != nil {
 		return nil, os.NewSyscallError("fcntl", err)
@@ -4824,21 +4839,22 @@ func (baseKernel) blockingFile(fd int, name string) (*os.File, error) {
 // extraDescriptor returns the descriptor in a control message that is not SCM_RIGHTS.
 func (baseKernel) extraDescriptor(syscall.SocketControlMessage) (int, bool) { return 0, false }
 
-// onlyMark reports whether the control messages are the one of markMessages alone.
+// onlyMark reports whether there is no control message but that of markMessages.
 func (baseKernel) onlyMark([]byte) bool { return false }
 
-// readsAfterShutdown reports whether what the peer sends may go on to arrive after a shutdown of
-// the reading side, of which nobody tells it.
+// readsAfterShutdown reports whether data of the peer may still arrive after a shutdown
+// of the reading side, since the peer is not told of it.
 func (baseKernel) readsAfterShutdown() bool { return true }
 
 // hungUp reports whether a FIFO had a writer that left, where the kernel tells.
 func (baseKernel) hungUp(int) bool { return false }
 
-// primedFIFO is for fifoQuiet: see the one for FreeBSD.
+// primedFIFO is for fifoQuiet: see the method for FreeBSD.
 func (baseKernel) primedFIFO(*fd, string) *fd { return nil }
 
-// markMessages makes empty messages differ from the end, if they do not anyway;
-// isMessage tells by the result of a receive of no bytes whether it was one.
+// markMessages makes the kernel mark messages where an empty message would look like the
+// end. isMessage tells for a receive of no bytes whether it was a message. unmarked
+// returns the control messages without the mark.
 func (baseKernel) markMessages(int)           {}
 func (baseKernel) isMessage(int, int) bool    { return true }
 func (baseKernel) unmarked(oob []byte) []byte { return oob }
@@ -4846,24 +4862,25 @@ func (baseKernel) unmarked(oob []byte) []byte { return oob }
 // filesMax is the most descriptors that the kernel takes in one message.
 func (baseKernel) filesMax() int { return maxFiles }
 
-// rightsLost reports whether err of a receive that had room for control messages
-// means that the kernel dropped the files which came, and whether the data they came
-// with is still in the queue of a stream. Linux cuts the list of files off instead.
+// rightsLost reports whether err means that the kernel dropped the files that came, in a
+// receive that had room for control messages. dataStays tells whether the data that they
+// came with is still in the queue of a stream. Linux cuts the list of files off instead.
 func (baseKernel) rightsLost(err error) (lost, dataStays bool) { return false, false }
 
 // messageMax returns the longest message that goes in one call. On FreeBSD that is
 // SO_SNDBUF, net.local.seqpacket.maxseqpacket by default: sosend_generic of
-// sys/kern/uipc_socket.c refuses what is longer. FreeBSD 15 does not, and ends a
-// record wherever it has copied as much; tooLong holds to the limit there.
+// sys/kern/uipc_socket.c refuses a longer one. FreeBSD 15 does not refuse it, and ends a
+// record wherever it has copied that much; there tooLong keeps to the limit.
 func (baseKernel) messageMax(sys int) (int, error) {
 	return syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_SNDBUF)
 }
 
-// tooLong is for messages that the kernel does not refuse as it should.
+// tooLong reports whether a message is too long that the kernel does not refuse as it
+// should.
 func (baseKernel) tooLong(sys, n int) bool { return false }
 
-// looseRecords reports whether messages are no more than records in a stream: see
-// the one for FreeBSD. carriesEmpty reports whether a message may be empty.
+// looseRecords reports whether messages are only records in a stream: see the method for
+// FreeBSD. carriesEmpty reports whether a message may be empty.
 func (baseKernel) looseRecords() bool { return false }
 func (baseKernel) carriesEmpty() bool { return true }
 
@@ -4871,7 +4888,8 @@ func (baseKernel) carriesEmpty() bool { return true }
 func (baseKernel) spliceFrom(*fd, io.Reader) (int64, bool, error) { return 0, false, nil }
 func (baseKernel) spliceTo(*fd, io.Writer) (int64, bool, error)   { return 0, false, nil }
 
-// control makes a call that does not block, again if a signal interrupted it.
+// control makes a call that does not block, and makes it again if a signal interrupted
+// it.
 func control(call func() error) error {
 	for {
 		if err := call(); err != syscall.EINTR {
@@ -4880,9 +4898,9 @@ func control(call func() error) error {
 	}
 }
 
-// atBirth makes descriptors close-on-exec and nonblocking before another
-// goroutine can start a child: by socketFlags, where make's call takes them, or
-// else under the lock that every fork of this process waits for.
+// atBirth makes descriptors close-on-exec and nonblocking before another goroutine can
+// start a child. Where the call of make takes socketFlags, they do that. Elsewhere it is
+// done under the lock that every fork of this process waits for.
 func atBirth(make func() error, made ...*int) error {
 	if socketFlags != 0 {
 		return control(make)
@@ -4922,8 +4940,8 @@ func (baseKernel) accept(sys int) (conn int, err error) {
 	return conn, acceptError(sys, err)
 }
 
-// acceptError takes a client for one that gave up if package syscall turned it away:
-// it does with EINVAL if the client is bound to a path too long for its sockaddr_un.
+// acceptError treats a client as one that gave up if package syscall refused it: that
+// returns EINVAL if the client is bound to a path too long for its sockaddr_un.
 func acceptError(sys int, err error) error {
 	if err == syscall.EINVAL && (isListening(sys, streams) == nil || isListening(sys, messages) == nil) {
 		return syscall.ECONNABORTED
@@ -4961,10 +4979,10 @@ func (baseKernel) recvmsg(sys int, p, oob []byte, flags int) (n, oobn, got int, 
 	return min(n, len(p)), oobn, got, err // it asks for a byte that p has no room for
 }
 
-// fullOrTooLong is the error of a send that needs so much room in a queue: EAGAIN
-// if it fits once the queue is empty, EMSGSIZE if it never does. Some kernels say
-// the one for the other. They tell how much a queue holds as the block size of the
-// socket: see the function behind stat of uipc_usrreq.c.
+// fullOrTooLong is the error of a send that needs so much room in a queue: EAGAIN if it
+// fits once the queue is empty, EMSGSIZE if it never does. Some kernels return one for
+// the other. The size of the queue is the block size that they report for the socket: see
+// the function behind stat of uipc_usrreq.c.
 func fullOrTooLong(sys, need int) error {
 	size, err := queueSize(sys)
 	switch {
@@ -4976,7 +4994,7 @@ func fullOrTooLong(sys, need int) error {
 	return syscall.EAGAIN
 }
 
-// queueSize returns how many bytes the queue holds that the socket sends to.
+// queueSize returns the size in bytes of the queue that the socket sends to.
 func queueSize(sys int) (int, error) {
 	var st syscall.Stat_t
 	err := control(func() error { return syscall.Fstat(sys, &st) })
@@ -5001,8 +5019,8 @@ func unlink(path string) error {
 	return os.NewSyscallError("unlink", control(func() error { return syscall.Unlink(path) }))
 }
 
-// flock takes or gives up the flock(2) of an open file, without waiting: the
-// error is EWOULDBLOCK if somebody else has it.
+// flock takes or gives up the flock(2) of an open file, without waiting: the error is
+// EWOULDBLOCK if another has it.
 func flock(fd int, take bool) error {
 	how := lockUN
 	if take {
@@ -5043,12 +5061,12 @@ func entryOf(st *syscall.Stat_t) dirEntry {
 	}
 }
 
-// isLock reports whether the file is a lock such as openLock makes. One with something
-// in it is another program's. It serves as the lock, but is neither removed nor replaced.
+// isLock reports whether the file is a lock such as openLock makes. A file that is not
+// empty is another program's. It serves as the lock, but is neither removed nor replaced.
 func (e dirEntry) isLock() bool { return e.regular && e.empty }
 
-// madeHere reports whether this process can have made the file. Only root could change
-// another user's file, so it alone need ask.
+// madeHere reports whether this process can have made the file. It matters for root
+// alone: only root could change another user's file.
 func (e dirEntry) madeHere() bool { return e.uid == 0 || os.Geteuid() != 0 }
 
 func fstatID(fd int) fileID {
@@ -5067,8 +5085,8 @@ func idOf(st *syscall.Stat_t) fileID { return fileID{uint64(st.Dev), uint64(st.I
 // newMemory makes a memory object of that size, close-on-exec and without a name.
 func newMemory(size int) (memoryFiles, error) { return kern.newMemory(size) }
 
-// sealMemory keeps the object from shrinking and growing, and if nobody but the mappings
-// that there are is to write to it, from being written by any other.
+// sealMemory keeps the object from shrinking and growing. With ownerWrites it also keeps
+// every mapping but those that exist from writing to it.
 func sealMemory(f *os.File, ownerWrites bool) error {
 	return withFile(f, func(sys uintptr) error { return kern.sealMemory(int(sys), ownerWrites) })
 }
@@ -5082,17 +5100,18 @@ func checkMemory(f *os.File) (info memoryInfo, err error) {
 	return info, err
 }
 
-// The defaults are for systems that cannot keep memory from shrinking: an access to a page
-// that somebody cut off ends the process (SIGBUS), unless runtime/debug.SetPanicOnFault
-// has taken precautions, which belongs to another package than this one uses.
+// The methods below are for systems that cannot keep memory from shrinking. There an
+// access to a page that was cut off ends the process (SIGBUS).
+// runtime/debug.SetPanicOnFault could prevent that, but belongs to a package that this
+// one does not use.
 var errNoMemory = &ruleError{"this system has no memory that cannot shrink", errors.ErrUnsupported}
 
 func (baseKernel) newMemory(int) (memoryFiles, error) { return memoryFiles{}, errNoMemory }
 func (baseKernel) sealMemory(int, bool) error         { return errNoMemory }
 
-// sealedMemory describes memory after a look at its seals: what the seal shrink is on keeps
-// every page that it has, and what one of the seals write is on cannot be written. get is
-// the number of F_GET_SEALS, which answers EINVAL for what is not memory. Not every system
+// sealedMemory describes memory by its seals. With the seal shrink it keeps every page
+// that it has; with one of the seals write it cannot be written. get is the number of
+// F_GET_SEALS, which fails with EINVAL for a file that is not memory. Not every system
 // has fcntl(2) by number, so the kernels that know seals pass theirs.
 func sealedMemory(sys int, fcntl func(sys, cmd, arg int) (int, error), get, shrink, write int) (memoryInfo, error) {
 	seals, err := fcntl(sys, get, 0)
@@ -5121,8 +5140,8 @@ func (baseKernel) mapAt(mem []byte, prot, flags, sys, offset int) error {
 	return errNoMemory
 }
 
-// mapMemory maps the first size bytes of a memory object, and the last of them, as many as
-// again says, a second time behind that.
+// mapMemory maps the first size bytes of a memory object. Behind that it maps the last
+// again of these bytes a second time.
 func mapMemory(f *os.File, size, again int, write bool) (mem []byte, err error) {
 	prot := syscall.PROT_READ
 	if write {
@@ -5139,8 +5158,8 @@ func mapMemory(f *os.File, size, again int, write bool) (mem []byte, err error) 
 	return mem, err
 }
 
-// mapTwice takes room for both mappings first, and then puts them into it, so that nothing
-// else can get in between.
+// mapTwice reserves address space for both mappings first, and then puts them there, so
+// that nothing else can get in between.
 func (baseKernel) mapTwice(sys, size, again, prot int) ([]byte, error) {
 	mem, err := syscall.Mmap(-1, 0, size+again, syscall.PROT_NONE, syscall.MAP_PRIVATE|syscall.MAP_ANON)
 	if err != nil {
@@ -5157,13 +5176,13 @@ func (baseKernel) mapTwice(sys, size, again, prot int) ([]byte, error) {
 	return mem, nil
 }
 
-// unmapMemory ends what mapMemory returned.
+// unmapMemory unmaps what mapMemory returned.
 func unmapMemory(mem []byte, again int) error {
 	return os.NewSyscallError("munmap", syscall.Munmap(mem))
 }
 
-// vacateMemory puts empty memory in the place of a mapping, which then stays readable for
-// ever and holds on to nothing.
+// vacateMemory puts empty memory in the place of a mapping. The addresses stay readable
+// for ever, and the object is released.
 func vacateMemory(mem []byte) {
 	kern.mapAt(mem, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANON|syscall.MAP_FIXED, -1, 0)
 }
@@ -5189,15 +5208,15 @@ func duplicateFile(f *os.File) (d *os.File, err error) {
 	return d, err
 }
 
-// A farBell is the peer's end of a doorbell, on its way.
+// A farBell is the peer's end of a doorbell, before it is sent.
 type farBell struct{ *os.File }
 
 func (b farBell) close() { b.Close() }
 
-// newBell makes a doorbell: a pair of sockets. A pipe would be cheaper, but who writes to a
-// pipe can hold its lock for as long as he likes (a page that userfaultfd(2) or FUSE serves),
-// and then a read of it waits as long. The far end may block, so that os.NewFile leaves the
-// poller alone; the peer changes that.
+// newBell makes a doorbell: a pair of sockets. A pipe would be cheaper. But a writer of a
+// pipe can hold its lock for as long as it likes (in a page that userfaultfd(2) or FUSE
+// serves), and a read of the pipe then waits as long. The far end is blocking, so that
+// os.NewFile does not register it with the poller; the peer changes that.
 func newBell() (*fd, farBell, error) {
 	var s [2]int
 	err := atBirth(func() (err error) {
@@ -5216,7 +5235,7 @@ func newBell() (*fd, farBell, error) {
 	return near, farBell{os.NewFile(uintptr(s[1]), "doorbell")}, nil
 }
 
-// ringBell sends one byte. It does not wait: a socket that is full has enough of them.
+// ringBell sends one byte. It does not wait: a socket that is full holds enough of them.
 func ringBell(f *fd) error {
 	if err := f.incref(); err != nil {
 		return err
@@ -5239,8 +5258,8 @@ func sendHello(f *fd, memory *os.File, bell farBell, hello []byte) error {
 	return f.sendWithFiles(hello, []*os.File{memory, bell.File})
 }
 
-// A received is what came with a hello. The peer chose it, so it is closed as every file is
-// that nobody asked for.
+// A received is a file that came with a hello. The peer chose it, so it is closed as
+// every file is that came unasked.
 type received struct{ *os.File }
 
 func (r received) close()           { discardFiles([]*os.File{r.File}) }
