@@ -489,7 +489,7 @@ func TestPeerOfAnotherUser(t *testing.T) {
 		if id := p.UserID(); id != strconv.Itoa(nobody) {
 			t.Errorf("UserID is %q", id)
 		}
-		if groups := p.Groups(); groups != nil && len(groups) > 0 && !slices.Equal(groups, []int{nobody}) {
+		if groups := p.Groups(); len(groups) > 0 && !slices.Equal(groups, []int{nobody}) {
 			t.Errorf("groups are %v", groups)
 		}
 		if pid, ok := p.PID(); ok && pid != stranger.pid() {

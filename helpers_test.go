@@ -1123,19 +1123,25 @@ func inAHurry(t *testing.T, r interface{ SetReadDeadline(time.Time) error }, tak
 	}
 }
 
-// allocatesNothing fails the test if a thing done many times allocates.
+// allocatesNothing fails the test if a thing done many times allocates each time that it
+// is tried: the runtime, and waits on a busy machine, may do so now and then.
 func allocatesNothing(t *testing.T, what string, do func() error) {
 	t.Helper()
 	if underRace() {
 		t.Skip("the race detector allocates")
 	}
-	if n := testing.AllocsPerRun(500, func() {
-		if err := do(); err != nil {
-			t.Error(err)
+	var n float64
+	for range 5 {
+		n = testing.AllocsPerRun(500, func() {
+			if err := do(); err != nil {
+				t.Error(err)
+			}
+		})
+		if n == 0 || t.Failed() {
+			return
 		}
-	}); n != 0 {
-		t.Errorf("%s: %v allocations", what, n)
 	}
+	t.Errorf("%s: %v allocations", what, n)
 }
 
 // ---------------------------------------------------------------------------

@@ -403,6 +403,8 @@ type SharedConn struct {
 	in  ringReader // guarded by r.mu, once the mode is inMemory
 	out ringWriter // guarded by w.mu, once the mode is inMemory
 
+	written uint32 // the head of out when asked was called last; guarded by r.mu
+
 	ahead []byte // read from the socket and not yet taken; guarded by r.mu, and by mu while setting up
 
 	mu       sync.Mutex  // guards what follows and the deadlines
@@ -1287,7 +1289,7 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 			return c.waited(h)
 		}
 		spun = budget
-		if spinning.shouldLeave(now()) {
+		if h == &c.r && c.asked(asleep) && spinning.shouldLeave(now()) {
 			leaveCPU()
 		}
 	}
@@ -1297,6 +1299,17 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 		return err
 	}
 	return c.waited(h)
+}
+
+// asked reports whether the reading half, which has spun in vain, waits for the answer to a
+// request: a little that was written since it was last asked, for which a peer that was asleep
+// was rung. Such a peer is likely to wait for the very CPU that rang it. In a stream that does
+// no harm, and where other work waits for the other CPUs, this one is as good.
+func (c *SharedConn) asked(asleep bool) bool {
+	head := c.out.own.head.Load()
+	n := head - c.written
+	c.written = head
+	return asleep && n > 0 && n <= copyMax
 }
 
 // waited returns the error with which an operation ends after a wait, or nil if it goes

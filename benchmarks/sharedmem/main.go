@@ -2,12 +2,15 @@
 
 // Command sharedmem compares the connections of package ipc through shared memory with
 // package net, with the sockets of package ipc and with shmipc-go, and prints a table in
-// Markdown.
+// Markdown: medians, and in bold their ratios to package net, of time, so that less is better.
+// The ratio behind that is of the CPU time that both processes take for the same work, which
+// depends less on what else the machine does.
 //
-//	go run ./sharedmem [-rounds N] [-roundtime D] [-limit PROGRAM]
+//	go run ./sharedmem [-rounds N] [-roundtime D] [-only REGEXP] [-split] [-limit PROGRAM]
 //
 // Client and server are two processes. Each round measures every side, in an order that is
-// drawn anew. -limit names a program in C to compare with as well: it is called as
+// drawn anew. -only chooses the rows. -split has the client on the first CPU and the server on
+// the second, by taskset(1). -limit names a program in C to compare with as well: it is called as
 // "PROGRAM server impl=shmfutex w=pp|tp addr=PATH size=BYTES" and says READY, and as "PROGRAM
 // client …" with dur_ms=MILLISECONDS and says "RESULT mean=NANOSECONDS" or "RESULT MBps=RATE".
 package main
@@ -23,9 +26,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/cloudwego/shmipc-go"
@@ -129,6 +134,8 @@ var workloads = []workload{
 func main() {
 	rounds := flag.Int("rounds", 7, "how often everything is measured")
 	roundTime := flag.Duration("roundtime", 200*time.Millisecond, "about how long one measurement takes")
+	only := flag.String("only", "", "measure the rows that match this `regexp`")
+	split := flag.Bool("split", false, "keep client and server on two CPUs, with taskset")
 	limit := flag.String("limit", "", "a `program` in C that does the same through shared memory")
 	flag.Parse()
 	shmipc.SetLogLevel(5) // nothing
@@ -137,7 +144,7 @@ func main() {
 	case len(args) == 4 && args[0] == "server":
 		err = serve(find(args[1]), args[2], args[3])
 	case len(args) == 0:
-		err = compare(*rounds, *roundTime, *limit)
+		err = compareRows(*rounds, *roundTime, *only, *split, *limit)
 	default:
 		err = errors.New("unexpected arguments")
 	}
@@ -192,37 +199,59 @@ func serve(s *side, kind, spec string) error {
 
 const block = 8 << 20 // of a stream, between two acknowledgements
 
-// measure returns the time of a round trip in microseconds, or the rate in MB/s.
-func measure(s *side, w workload, d time.Duration) (float64, error) {
+// A result is the time of a round trip in microseconds, or the rate in MB/s, and the CPU
+// time of both processes for each round trip or megabyte, in microseconds; 0 if not known.
+type result struct{ v, cpu float64 }
+
+// measure measures a side once.
+func measure(s *side, w workload, d time.Duration) (r result, err error) {
 	dir, err := os.MkdirTemp("", "sharedmem")
 	if err != nil {
-		return 0, err
+		return r, err
 	}
 	defer os.RemoveAll(dir)
 	path := filepath.Join(dir, "s")
 	self, err := os.Executable()
 	if err != nil {
-		return 0, err
+		return r, err
 	}
 	stop, err := start(self, "server", s.name, w.kind, strconv.Itoa(w.size)+","+path)
 	if err != nil {
-		return 0, err
+		return r, err
 	}
-	defer stop()
+	before := cpuTime()
 	c, err := s.dial(path)
 	if err != nil {
-		return 0, err
+		stop()
+		return r, err
 	}
-	defer c.Close()
+	work := 0.0
 	if w.kind == "pp" {
-		return pingPong(c, w.size, d)
+		r.v, work, err = pingPong(c, w.size, d)
+	} else {
+		r.v, work, err = stream(c, w.size, d)
 	}
-	return stream(c, w.size, d)
+	c.Close()
+	used := cpuTime() - before
+	used += stop()
+	r.cpu = float64(used.Nanoseconds()) / 1e3 / work
+	return r, err
 }
 
-// start starts a server and waits until it is ready.
-func start(program string, args ...string) (stop func(), err error) {
-	cmd := exec.Command(program, args...)
+// cpuTime is what this process has used.
+func cpuTime() time.Duration {
+	var u syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// onServerCPU is what a server is started with.
+var onServerCPU []string
+
+// start starts a server and waits until it is ready. stop tells how much CPU time it has used.
+func start(program string, args ...string) (stop func() time.Duration, err error) {
+	args = append(append(onServerCPU, program), args...)
+	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -231,7 +260,11 @@ func start(program string, args ...string) (stop func(), err error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	stop = func() { cmd.Process.Kill(); cmd.Wait() }
+	stop = func() time.Duration {
+		cmd.Process.Kill()
+		cmd.Wait()
+		return cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	}
 	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 		stop()
 		return nil, err
@@ -239,41 +272,42 @@ func start(program string, args ...string) (stop func(), err error) {
 	return stop, nil
 }
 
-func pingPong(c io.ReadWriter, size int, d time.Duration) (float64, error) {
+func pingPong(c io.ReadWriter, size int, d time.Duration) (v, trips float64, err error) {
 	buf := make([]byte, size)
-	n, began := 0, time.Now()
+	n, all, began := 0, 0, time.Now()
 	for warm := false; ; n++ {
 		switch passed := time.Since(began); {
 		case !warm && passed > d/8:
 			warm, n, began = true, 0, time.Now()
 		case warm && passed > d:
-			return float64(passed.Nanoseconds()) / 1e3 / float64(n), nil
+			return float64(passed.Nanoseconds()) / 1e3 / float64(n), float64(all), nil
 		}
 		if _, err := c.Write(buf); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 		if _, err := io.ReadFull(c, buf); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
+		all++
 	}
 }
 
-func stream(c io.ReadWriter, size int, d time.Duration) (float64, error) {
+func stream(c io.ReadWriter, size int, d time.Duration) (rate, megabytes float64, err error) {
 	buf := make([]byte, size)
 	blocks, began := -1, time.Now() // the first one does not count
 	for {
 		for sent := 0; sent < block; sent += size {
 			if _, err := c.Write(buf); err != nil {
-				return 0, err
+				return 0, 0, err
 			}
 		}
 		if _, err := io.ReadFull(c, buf[:1]); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 		if blocks++; blocks == 0 {
 			began = time.Now()
 		} else if passed := time.Since(began); passed > d {
-			return float64(blocks) * block / passed.Seconds() / 1e6, nil
+			return float64(blocks) * block / passed.Seconds() / 1e6, float64(blocks+1) * block / 1e6, nil
 		}
 	}
 }
@@ -307,6 +341,22 @@ func measureLimit(program string, w workload, d time.Duration) (float64, error) 
 	return 0, fmt.Errorf("%s says %q", program, out)
 }
 
+func compareRows(rounds int, d time.Duration, only string, split bool, limit string) error {
+	rows, err := regexp.Compile(only)
+	if err != nil {
+		return err
+	}
+	workloads = slices.DeleteFunc(workloads, func(w workload) bool { return !rows.MatchString(w.name) })
+	if split {
+		onServerCPU = []string{"taskset", "-c", "1"}
+		out, err := exec.Command("taskset", "-a", "-p", "-c", "0", strconv.Itoa(os.Getpid())).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("taskset: %w: %s", err, out)
+		}
+	}
+	return compare(rounds, d, limit)
+}
+
 func compare(rounds int, d time.Duration, limit string) error {
 	names := make([]string, 0, len(sides)+1)
 	for _, s := range sides {
@@ -317,25 +367,30 @@ func compare(rounds int, d time.Duration, limit string) error {
 	}
 	fmt.Printf("| | %s |\n|---%s|\n", strings.Join(names, " | "), strings.Repeat("|---", len(names)))
 	for _, w := range workloads {
-		results, failed := map[string][]float64{}, map[string]error{}
+		results, cpu, failed := map[string][]float64{}, map[string][]float64{}, map[string]error{}
 		for range rounds {
 			for _, i := range rand.Perm(len(names)) {
-				v, err := 0.0, error(nil)
+				var r result
+				var err error
 				if names[i] == "C" {
-					v, err = measureLimit(limit, w, d)
+					r.v, err = measureLimit(limit, w, d)
 				} else {
-					v, err = measure(&sides[i], w, d)
+					r, err = measure(&sides[i], w, d)
 				}
 				if err != nil {
 					failed[names[i]] = err
 					continue
 				}
-				results[names[i]] = append(results[names[i]], v)
+				results[names[i]] = append(results[names[i]], r.v)
+				cpu[names[i]] = append(cpu[names[i]], r.cpu)
 			}
 		}
 		fmt.Print("| ", w.name)
 		for _, name := range names {
 			fmt.Print(" | ", cell(w, results[name], results["net"], failed[name]))
+			if v := median(cpu[name]); v > 0 {
+				fmt.Printf(", %.2f", v/median(cpu["net"]))
+			}
 		}
 		fmt.Println(" |")
 	}
@@ -348,14 +403,18 @@ func cell(w workload, own, net []float64, failed error) string {
 	if len(own) == 0 {
 		return fmt.Sprintf("fails: %v", failed)
 	}
-	slices.Sort(own)
-	v, base := own[len(own)/2], 0.0
-	if len(net) > 0 {
-		base = slices.Sorted(slices.Values(net))[len(net)/2]
-	}
-	text, ratio := fmt.Sprintf("%.3g µs", v), v/base
+	v := median(own)
+	text, ratio := fmt.Sprintf("%.3g µs", v), v/median(net)
 	if w.kind == "tp" {
-		text, ratio = fmt.Sprintf("%.0f MB/s", v), base/v
+		text, ratio = fmt.Sprintf("%.0f MB/s", v), median(net)/v
 	}
 	return fmt.Sprintf("%s, **%.2f**", text, ratio)
+}
+
+// median is 0 of nothing.
+func median(v []float64) float64 {
+	if len(v) == 0 {
+		return 0
+	}
+	return slices.Sorted(slices.Values(v))[len(v)/2]
 }
