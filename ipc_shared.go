@@ -389,7 +389,7 @@ type SharedConn struct {
 	cfg     ShareConfig
 	passive bool // waits for the peer's hello before it sends its own
 
-	mode   atomic.Uint32 // of sharedMode; changed once, by the handshake
+	mode   atomic.Uint32 // of sharedMode; set by the handshake, and by fail
 	closed atomic.Bool   // Close was called
 	gone   atomic.Bool   // the peer's end of a doorbell is closed
 	rshut  atomic.Bool   // CloseRead was called
@@ -436,7 +436,7 @@ type sharedHalf struct {
 	epoch  uint32         // odd: parked, or about to be
 	lent   bool           // what Peek or Reserve returned was not given back
 	loan   int            // how many bytes that is
-	apart  []byte         // those bytes, where they are not in the ring itself, of the reading half in ahead; nil otherwise
+	apart  []byte         // those bytes, where they are not in the ring; for the reading half they are in ahead then
 	gauges [2]sharedSpin  // for waits that begin while the peer is awake, and while it is parked
 	rings  [64]byte       // room for the bytes of the doorbell
 
@@ -1112,8 +1112,8 @@ func (c *SharedConn) readSocket(p []byte) (int, error) {
 	return c.base.end().read(p)
 }
 
-// peekSocket reads ahead until there are n bytes. Behind bytes that came in the handshake it
-// does so in memory, too.
+// peekSocket reads ahead until there are n bytes. It does so in memory too, if bytes that
+// came in the handshake are still to be read before those in the ring.
 func (c *SharedConn) peekSocket(n int) ([]byte, error) {
 	for len(c.ahead) < max(n, 1) {
 		room := max(n, roomToPeek) - len(c.ahead)
@@ -1127,7 +1127,7 @@ func (c *SharedConn) peekSocket(n int) ([]byte, error) {
 	return c.lookAhead(n), nil
 }
 
-// readMore reads what comes behind what was read ahead.
+// readMore reads the bytes that follow those that were read ahead.
 func (c *SharedConn) readMore(p []byte) (int, error) {
 	if c.mode.Load() == overSocket {
 		return c.readSocket(p)
@@ -1141,7 +1141,7 @@ func (c *SharedConn) readMore(p []byte) (int, error) {
 	return int(n), nil
 }
 
-// Others may add to what was read ahead until the handshake is over.
+// Until the handshake is over, other calls may add to the bytes that were read ahead.
 
 func (c *SharedConn) hasAhead(n int) bool {
 	if c.mode.Load() == settingUp {
@@ -1151,7 +1151,7 @@ func (c *SharedConn) hasAhead(n int) bool {
 	return len(c.ahead) >= n
 }
 
-// lookAhead returns the first n bytes that were read ahead, or for 0 all of them.
+// lookAhead returns the first n bytes that were read ahead, or all of them if n is 0.
 func (c *SharedConn) lookAhead(n int) []byte {
 	if c.mode.Load() == settingUp {
 		c.mu.Lock()
@@ -1301,10 +1301,11 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 	return c.waited(h)
 }
 
-// asked reports whether the reading half, which has spun in vain, waits for the answer to a
-// request: a little that was written since it was last asked, for which a peer that was asleep
-// was rung. Such a peer is likely to wait for the very CPU that rang it. In a stream that does
-// no harm, and where other work waits for the other CPUs, this one is as good.
+// asked reports whether the reading half, whose spin has failed, waits for the answer to a
+// request. A request is a few bytes that were written since the last call of asked, and
+// for which a peer that was asleep was rung. Such a peer is likely to wait for the very
+// CPU that rang it. In a stream it does no harm to leave the CPU. Where other work waits
+// for the other CPUs, this one is as good.
 func (c *SharedConn) asked(asleep bool) bool {
 	head := c.out.own.head.Load()
 	n := head - c.written
@@ -1752,14 +1753,14 @@ var mapsOnce bool
 // ---------------------------------------------------------------------------
 // The handshake
 //
-// To set memory up costs many times what a small exchange through the socket does, and takes
-// memory. So what an end writes at first goes through the socket, and its memory is made when
-// that becomes too much, or when something is called for that needs it.
+// To set memory up costs many times what a small exchange through the socket does, and
+// takes memory. So an end first writes through the socket: that is early data. It makes
+// its memory when there is too much early data, or when a call needs the memory.
 //
-// Each end sends hellos over the socket, of 32 bytes, and early data behind some of them. The
-// last one says whether it has memory to share. With it come its memory object and one end of
-// a doorbell. Of that doorbell it keeps the other end, on which its reading half parks and the
-// peer's writing half.
+// Each end sends hellos of 32 bytes over the socket. Early data follows some of them. The
+// last hello says whether the end has memory to share. If so, its memory object and one
+// end of a doorbell come with that hello. It keeps the other end of the doorbell, in which
+// its reading half parks. The peer's writing half parks in the end that was sent.
 //
 //	 0  8 bytes  ff "ipcshm" 01
 //	 8  4 bytes  0x01020304 in the order of bytes in which the words of the control page are
@@ -1768,11 +1769,13 @@ var mapsOnce bool
 //	             or how many bytes of early data follow
 //	20 12 bytes  zero
 //
-// If both have sent memory it is used, and otherwise the socket, from the last hello on. An
-// end that has got the last hello answers by its own. A server waits for the client's first
-// hello before it sends one, since what does not begin like one is data of a client that knows
-// nothing of all this; and for the client's last one before it sends its last, unless that says
-// that there is no memory.
+// If both have sent memory it is used from the last hello on, and otherwise the socket. An
+// end that has got the peer's last hello sends its own last one as the answer.
+//
+// A server waits for the client's first hello before it sends one: what does not begin
+// like a hello is data of a client that does not share memory. It also waits for the
+// client's last hello before it sends its own last one, unless its own says that there is
+// no memory.
 
 const (
 	helloMark  = "\xffipcshm\x01"
@@ -1780,16 +1783,17 @@ const (
 	helloOrder = 0x01020304
 	helloFiles = 2 // the memory and the doorbell
 
-	// What a hello says. The last one says nothing if there is no memory.
-	helloMemory    = 1  // the last one: memory is with it
-	helloEarly     = 2  // not the last one: early data follows
-	helloAsk       = 4  // with helloEarly: the sender waits for the last one
-	helloWriteShut = 8  // the last one: there is no memory, and nothing more is written
-	helloReadShut  = 16 // the last one: there is no memory, and nothing more is read
+	// What a hello says. 0 is a last hello of an end that has no memory to share.
+	helloMemory    = 1  // a last hello: memory comes with it
+	helloEarly     = 2  // not a last hello: early data follows
+	helloAsk       = 4  // with helloEarly: the sender waits for the peer's last hello
+	helloWriteShut = 8  // a last hello: there is no memory, and nothing more is written
+	helloReadShut  = 16 // a last hello: there is no memory, and nothing more is read
 )
 
-// How much early data an end sends, and how many hellos with it. All of it fits the buffers of
-// a socket. The many writes of a connection that lasts are worth the memory.
+// The most early data that an end sends, in bytes, and the most hellos with it. All of it
+// fits the buffers of a socket. If there are more writes, the connection lasts, and is
+// worth the memory.
 const (
 	earlyMax   = 4 << 10
 	earlyTimes = 32
@@ -1797,37 +1801,37 @@ const (
 
 // A handshake is the state of a handshake that is not over.
 type handshake struct {
-	turn    chan struct{} // holds a value while somebody receives
-	pen     chan struct{} // holds a value while somebody sends; who waits for both takes the turn first
+	turn    chan struct{} // holds a value while a call receives
+	pen     chan struct{} // holds a value while a call sends; a call that needs both takes the turn first
 	over    chan struct{} // closed when it is over
 	changed chan struct{} // closed and made anew when a deadline or met has changed, and by Close; guarded by SharedConn.mu
 
 	begun bool        // something may have been sent or received; guarded by SharedConn.mu
-	met   atomic.Bool // the peer knows of shared memory, or is to know
+	met   atomic.Bool // the peer shares memory, or must: this end is not passive
 	spoke atomic.Bool // a hello was sent
-	asked atomic.Bool // one with helloAsk was
-	last  atomic.Bool // the last one was
+	asked atomic.Bool // a hello with helloAsk was sent
+	last  atomic.Bool // our last hello was sent
 
-	// What follows belongs to whoever has the pen. Once last is true it does not change any more,
-	// but by settle, and by whoever releases it after that.
+	// The holder of the pen has what follows. Once last is true, it is changed only by
+	// settle, and by the call that releases it after that.
 	early int             // bytes of early data that were sent
 	times int             // hellos that were sent with them
-	own   *mapping        // that was sent
+	own   *mapping        // our memory, which was sent
 	drop  runtime.Cleanup // unmaps own if nobody calls Close
-	bell  *fd             // of our reading half
+	bell  *fd             // the doorbell of our reading half
 
-	// What follows belongs to whoever has the turn.
+	// The holder of the turn has what follows.
 	buf      [helloSize]byte
 	got      int        // bytes of buf that were received
 	files    []received // that came with them
 	due      int        // bytes of early data that follow
 	received int        // bytes of early data that were announced
-	hellos   int        // that announced some
+	hellos   int        // hellos that announced early data
 	wanted   bool       // the peer waits for our last hello
 	done     bool       // the peer's last hello is complete
 	peer     *mapping   // nil: it sent none, or it is not to be used
-	theirs   *fd        // of our writing half
-	plain    bool       // the peer knows nothing of shared memory, or is gone
+	theirs   *fd        // the doorbell of our writing half
+	plain    bool       // the peer does not share memory, or is gone
 }
 
 func newHandshake() *handshake {
@@ -1842,17 +1846,17 @@ func (hs *handshake) stir() {
 	hs.changed = make(chan struct{})
 }
 
-// An aim says how far the handshake is carried on: until so many bytes were read ahead, or
-// one of those below. It is always far enough when it is over.
+// An aim says how far a call needs the handshake to go: until so many bytes were read
+// ahead, or to one of the points below. The end of the handshake is enough for every aim.
 type aim int
 
 const (
-	toMeet  aim = 0  // until the peer is known to know of shared memory
-	toShare aim = -1 // to its end
+	toMeet  aim = 0  // until it is known that the peer shares memory
+	toShare aim = -1 // to the end of the handshake
 )
 
-// setUp carries the handshake on, or waits until somebody else has, until the deadline of the
-// half.
+// setUp carries the handshake on as far as enough says, or waits until another call has
+// done so. It ends at the deadline of the half.
 func (c *SharedConn) setUp(h *sharedHalf, enough aim) error {
 	for {
 		c.mu.Lock()
@@ -1890,8 +1894,8 @@ func (c *SharedConn) setUp(h *sharedHalf, enough aim) error {
 // errAgain says that the handshake has to be looked at again.
 var errAgain = errors.New("look again")
 
-// hold takes the turn or the pen. It returns errAgain if something has changed while it waited
-// for that.
+// hold takes the turn or the pen. It returns errAgain if something has changed while it
+// waited.
 func (c *SharedConn) hold(h *sharedHalf, hs *handshake, token chan struct{}) error {
 	select {
 	case token <- struct{}{}:
@@ -1923,8 +1927,9 @@ func until(t time.Time) <-chan time.Time {
 	return time.After(time.Until(t))
 }
 
-// hearOut receives, within the deadline of the half, until it is enough. What was received when
-// it ends early is kept. The caller has the turn.
+// hearOut receives until the handshake has gone as far as enough says, within the deadline
+// of the half. If that ends it early, the part that was received is kept. The caller has
+// the turn.
 func (c *SharedConn) hearOut(h *sharedHalf, hs *handshake, enough aim) error {
 	c.mu.Lock()
 	if c.hello != hs {
@@ -1944,7 +1949,7 @@ func (c *SharedConn) hearOut(h *sharedHalf, hs *handshake, enough aim) error {
 	switch {
 	case c.closed.Load():
 		return net.ErrClosed // Close releases what there is
-	case c.hello != hs: // somebody who sent has ended it
+	case c.hello != hs: // a call that sends has ended it
 		hs.releasePeer()
 		return errAgain
 	case err == errAgain || errors.Is(err, os.ErrDeadlineExceeded):
@@ -1958,12 +1963,13 @@ func (c *SharedConn) hearOut(h *sharedHalf, hs *handshake, enough aim) error {
 	case hs.pen <- struct{}{}:
 		hs.releaseOwn()
 		<-hs.pen
-	default: // who has it does that
+	default: // the holder does that
 	}
 	return errAgain
 }
 
-// exchange sends and receives what was not yet, until it is enough or everything is done.
+// exchange sends and receives until the handshake has gone as far as enough says, or is
+// over.
 func (c *SharedConn) exchange(h *sharedHalf, hs *handshake, enough aim) (over bool, err error) {
 	for {
 		switch {
@@ -1994,7 +2000,8 @@ func (c *SharedConn) exchange(h *sharedHalf, hs *handshake, enough aim) (over bo
 	}
 }
 
-// propose sends what a wait for the peer's hello needs to be sent before.
+// propose sends the hello, if any, without which the peer would not send the hello that
+// the caller is about to wait for.
 func (c *SharedConn) propose(h *sharedHalf, hs *handshake, enough aim) error {
 	switch {
 	case enough == toShare && !c.passive:
@@ -2007,8 +2014,8 @@ func (c *SharedConn) propose(h *sharedHalf, hs *handshake, enough aim) error {
 	return nil
 }
 
-// sendWord sends a hello with nothing behind it, and notes that in sent. If the peer has gone,
-// it may still have sent its own hellos, and early data. The socket says the rest.
+// sendWord sends a hello without data behind it, and sets sent. It is no error if the peer
+// is gone: the peer may still have sent hellos and early data, which are received first.
 func (c *SharedConn) sendWord(hs *handshake, what byte, sent *atomic.Bool) error {
 	hello := helloOf(what, 0)
 	_, err := c.base.end().write(hello[:])
@@ -2019,7 +2026,8 @@ func (c *SharedConn) sendWord(hs *handshake, what byte, sent *atomic.Bool) error
 	return err
 }
 
-// withPen has something sent, within the deadline of the half, unless the last hello was.
+// withPen calls send with the pen, within the deadline of the half, unless our last hello
+// was sent.
 func (c *SharedConn) withPen(h *sharedHalf, hs *handshake, send func() error) error {
 	if hs.last.Load() {
 		return nil
@@ -2042,7 +2050,7 @@ func (c *SharedConn) withPen(h *sharedHalf, hs *handshake, send func() error) er
 	c.mu.Lock()
 	c.sender = nil
 	if c.hello != hs {
-		hs.releaseOwn() // somebody who received has ended it
+		hs.releaseOwn() // a call that receives has ended it
 	}
 	c.mu.Unlock()
 	<-hs.pen
@@ -2052,9 +2060,9 @@ func (c *SharedConn) withPen(h *sharedHalf, hs *handshake, send func() error) er
 	return err
 }
 
-// sendEarly sends early data. The caller has the pen. It is sent whole or not at all, unless
-// somebody has made the socket's buffer tiny: then nothing can be sent behind it, and the
-// connection fails.
+// sendEarly sends early data. The caller has the pen. The data is sent whole or not at
+// all. Only if the socket's buffer was made tiny may a part be sent: then nothing can be
+// sent behind it, and the connection fails.
 func (c *SharedConn) sendEarly(hs *handshake, p []byte) error {
 	hello := helloOf(helloEarly, len(p))
 	n, err := c.base.end().write(append(hello[:], p...))
@@ -2073,13 +2081,14 @@ func (c *SharedConn) sendEarly(hs *handshake, p []byte) error {
 		case hs.turn <- struct{}{}:
 			hs.releasePeer()
 			<-hs.turn
-		default: // who has it does that
+		default: // the holder does that
 		}
 	}
 	return err
 }
 
-// writeEarly writes p as early data, unless there is too much of it.
+// writeEarly writes p as early data, and reports true. It does nothing if that would be
+// too much early data, or if the handshake is over.
 func (c *SharedConn) writeEarly(p []byte) (done bool, err error) {
 	for c.mode.Load() == settingUp {
 		if err := c.setUp(&c.w, toMeet); err != nil {
@@ -2106,7 +2115,8 @@ func (c *SharedConn) writeEarly(p []byte) (done bool, err error) {
 	return false, nil
 }
 
-// endEarly tells the peer that a half is shut, if no memory was set up. Then none is.
+// endEarly tells the peer that a half is shut, if the handshake is not over. Then no
+// memory is set up.
 func (c *SharedConn) endEarly(h *sharedHalf, shut *atomic.Bool, what byte) (told bool, err error) {
 	if shut.Load() && c.mode.Load() != inMemory {
 		return true, nil
@@ -2138,8 +2148,8 @@ func (c *SharedConn) endEarly(h *sharedHalf, shut *atomic.Bool, what byte) (told
 	return false, nil
 }
 
-// sendLast sends our last hello, unless it was sent: with memory, if the peer has not refused
-// it and there is some.
+// sendLast sends our last hello, unless it was sent before. Memory comes with it, if the
+// peer has not refused that and this end gets some.
 func (c *SharedConn) sendLast(h *sharedHalf, hs *handshake, refused bool) error {
 	return c.withPen(h, hs, func() error {
 		if !refused {
@@ -2147,8 +2157,8 @@ func (c *SharedConn) sendLast(h *sharedHalf, hs *handshake, refused bool) error 
 			if err == nil || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed) {
 				return err
 			}
-			// This system, or this process at the moment, has none; or the peer is not one
-			// that it can be handed to, or is gone.
+			// This system has no such memory, or this process gets none at the moment, or it
+			// cannot be handed to this peer, or the peer is gone.
 			hs.releaseOwn()
 		}
 		return c.sendWord(hs, 0, &hs.last)
@@ -2181,7 +2191,7 @@ func (c *SharedConn) sendMemory(hs *handshake) error {
 	}
 	hs.own, hs.bell = own, bell
 	hs.drop = runtime.AddCleanup(c, (*mapping).abandon, own)
-	hs.last.Store(true) // now whoever has the turn may use them
+	hs.last.Store(true) // now the holder of the turn may use them
 	return nil
 }
 
@@ -2206,10 +2216,11 @@ func makeRing(size int) (*mapping, memoryFiles, error) {
 	return own, files, nil
 }
 
-// helloOf returns a hello that says that, with the size of the ring or of what follows.
+// helloOf returns a hello that says what, with the size of the ring or of the data that
+// follows.
 func helloOf(what byte, size int) (b [helloSize]byte) {
 	copy(b[:], helloMark)
-	*(*uint32)(unsafe.Pointer(&b[8])) = helloOrder // of an array that begins at a word, or where any address will do
+	*(*uint32)(unsafe.Pointer(&b[8])) = helloOrder // b begins at a word, or the processor takes any address
 	b[12] = what
 	putWord(b[16:], uint32(size))
 	return b
@@ -2223,7 +2234,8 @@ func getWord(b []byte) uint32 {
 	return uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24
 }
 
-// receive receives some of a hello, or of the early data behind one, and takes what is complete.
+// receive receives some of a hello, or of the early data behind one. It takes a hello that
+// is complete then.
 func (c *SharedConn) receive(hs *handshake) error {
 	if hs.due > 0 {
 		return c.receiveEarly(hs)
@@ -2258,7 +2270,8 @@ func (c *SharedConn) receive(hs *handshake) error {
 // isEnd reports whether an error of receiving says that the peer has gone.
 func isEnd(err error) bool { return err == io.EOF || errors.Is(err, syscall.ECONNRESET) }
 
-// receiveEarly receives early data. Of a peer that is gone that may be less than it has said.
+// receiveEarly receives early data. From a peer that is gone it may be less than the hello
+// said.
 func (c *SharedConn) receiveEarly(hs *handshake) error {
 	p := make([]byte, hs.due)
 	n, err := c.base.end().read(p)
@@ -2287,7 +2300,7 @@ func (c *SharedConn) takeHello(hs *handshake) error {
 		return protocolError("it sent files with no memory")
 	}
 	if what&helloEarly != 0 {
-		// One more has none, and one asks.
+		// Besides those with data, one may have no data and one may ask.
 		if hs.hellos++; hs.hellos > earlyTimes+2 || int64(size) > int64(earlyMax-hs.received) {
 			return protocolError("it sent too much before its memory")
 		}
@@ -2314,7 +2327,7 @@ func (c *SharedConn) takeMemory(hs *handshake, ring uint32) error {
 	switch {
 	case len(hs.files) != helloFiles:
 		return protocolError("it sent " + strconv.Itoa(len(hs.files)) + " files")
-	case hs.last.Load() && hs.own == nil: // we have none, or said that a half is shut
+	case hs.last.Load() && hs.own == nil: // our last hello said that we have no memory, or that a half is shut
 		return nil
 	case int64(ring) > int64(c.cfg.MaxPeerBuffer) && c.passive:
 		return nil
@@ -2354,7 +2367,8 @@ func mapPeer(memory *os.File, ring int) (*mapping, error) {
 	return mapRing(memory, ring, false)
 }
 
-// parseHello returns what a hello says, and the size in it.
+// parseHello returns what a hello says, and the size in it: of the ring, or of the early
+// data that follows.
 func parseHello(b []byte) (what byte, size uint32, err error) {
 	order := helloOf(0, 0)
 	flags := getWord(b[12:])
@@ -2423,8 +2437,8 @@ func (c *SharedConn) join(hs *handshake) {
 
 func ringSize(m *mapping) uint32 { return uint32(len(m.mem) - m.again - controlSize) }
 
-// releasePeer lets go of what came from the peer, for whoever has the turn; releaseOwn of
-// what was made for it, for whoever has the pen.
+// releasePeer closes and unmaps what came from the peer; the caller has the turn.
+// releaseOwn does so with what was made for the peer; the caller has the pen.
 func (hs *handshake) releasePeer() {
 	hs.releaseFiles()
 	if hs.peer != nil {
