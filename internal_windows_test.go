@@ -427,7 +427,7 @@ func TestRecvFilesThatMissesItsTurnLeavesTheData(t *testing.T) {
 }
 
 // A connection that nobody closes does not keep the files that it was too late for.
-func TestFilesOfADroppedConnectionAreClosed(t *testing.T) {
+func TestRecvFilesOfADroppedConnectionAreClosed(t *testing.T) {
 	internalStory(t)
 	a, b, err := pair(streams)
 	if err != nil {
@@ -454,7 +454,7 @@ func TestFilesOfADroppedConnectionAreClosed(t *testing.T) {
 }
 
 // The RecvFiles that gets the files may ask for fewer than the one that was too late.
-func TestFilesOfAnEarlierCallAreNotTooMany(t *testing.T) {
+func TestRecvFilesOfAnEarlierCallAreNotTooMany(t *testing.T) {
 	internalStory(t)
 	a, b := messagePair(t)
 	takeAllWrappers(t)
@@ -473,7 +473,7 @@ func TestFilesOfAnEarlierCallAreNotTooMany(t *testing.T) {
 
 // While RecvFiles has a message, and may give it back, PeekMessage shows it and not the
 // next one.
-func TestPeekMessageWhileFilesArrive(t *testing.T) {
+func TestPipePeekMessageWhileFilesArrive(t *testing.T) {
 	internalStory(t)
 	for name, kind := range map[string]connKind{"stream": streams, "messages": messages} {
 		t.Run(name, func(t *testing.T) {
@@ -530,7 +530,7 @@ func TestPeekMessageWhileFilesArrive(t *testing.T) {
 
 // RecvFiles takes an empty message by waiting for something, and leaves it to the next
 // receive. PeekMessage sees no message that comes after it.
-func TestPeekMessageWhileRecvFilesTakesAnEmptyMessage(t *testing.T) {
+func TestPipePeekMessageWhileRecvFilesTakesAnEmptyMessage(t *testing.T) {
 	internalStory(t)
 	a, b := messagePair(t)
 	for range 200 {
