@@ -1142,8 +1142,8 @@ type Dialer struct {
 	// while the server is there but has no room for one more client.
 	Timeout time.Duration
 
-	// Deadline is the moment at which Dial gives up; the zero time is none. Of
-	// Timeout, Deadline and the context's deadline the first one counts.
+	// Deadline is the moment at which Dial gives up; the zero time means no deadline.
+	// Of Timeout, Deadline and the context's deadline the first one counts.
 	Deadline time.Time
 
 	// Wait keeps trying until a server listens, instead of failing with [ErrNoListener].
@@ -1880,9 +1880,9 @@ type messageSource interface {
 	// source has dropped the rest.
 	nextPart(p []byte) (n int, ends bool, err error)
 
-	// nextRoom tells how much room nextPart should be given for a message of which
-	// so many bytes are there already. It may wait for the message, and look at it
-	// in the spare memory.
+	// nextRoom returns how much room nextPart should be given. have is how many bytes
+	// of the message were received already. nextRoom may wait for the message, and
+	// look at it in the spare memory.
 	nextRoom(have int, spare []byte) (int, error)
 }
 
@@ -3090,8 +3090,8 @@ func raceAcquire() {
 
 // raceBuild reports whether this is a build with -race. The package has no file that only
 // such a build takes, so this looks at what only such a build does: sync.Pool drops a
-// quarter of what is put into it. If the result is wrong, the race detector reports races
-// that are none, or an atomic is counted for nothing.
+// quarter of what is put into it. If the result is wrong, the race detector reports false
+// races, or an atomic is counted for nothing.
 var raceBuild = func() bool {
 	var pool sync.Pool
 	lost := 0

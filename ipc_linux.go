@@ -1031,8 +1031,8 @@ var onlineCPUs = sync.OnceValue(func() (n int) {
 
 // polls makes two calls that succeed, or fail in a certain way, only for a socket or a
 // pipe. One asks for SO_TYPE. The other is splice(2) with an offset, which fails with
-// ESPIPE for a pipe, and with EINVAL or EBADF between two descriptors that are none
-// (__do_splice of fs/splice.c). Neither asks a file system, nor takes the mutex of the
+// ESPIPE for a pipe, and with EINVAL or EBADF between two descriptors that are no
+// pipes (__do_splice of fs/splice.c). Neither asks a file system, nor takes the mutex of the
 // pipe, as F_GETPIPE_SZ does.
 func (kernel) polls(sys int) bool {
 	if _, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_TYPE); err == nil {

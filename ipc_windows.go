@@ -346,8 +346,8 @@ var ownSIDs = sync.OnceValues(func() ([]string, error) {
 	return accessSIDs(user, packages, restricting), nil
 })
 
-// accessSIDs returns the user, the package, and of the restricting SIDs those that
-// stand for nobody else: a logon session, a service. One that stands for many, such
+// accessSIDs returns the user, the package, and those restricting SIDs that stand for
+// this process alone: a logon session, a service. A SID that stands for many users, such
 // as Everyone, would let them in.
 func accessSIDs(user string, packages, restricting []string) []string {
 	const (
@@ -596,7 +596,7 @@ type instances struct {
 	limit       int            // how many may exist, connected ones included; 0 is no limit
 	event       syscall.Handle // auto-reset: an operation ended, or close wants watch to end
 	reservation syscall.Handle // an instance that nobody can connect to, for Inherit; 0 if there is none
-	reserveErr  error          // why there is none
+	reserveErr  error          // why there is no reservation
 	watched     chan struct{}  // closed when watch has ended; nil before it begins
 
 	waits             // mu is never held while waiting; it guards what follows too
@@ -618,9 +618,9 @@ func newInstances(p *pipeSpec, backlog, limit int) (s *instances, err error) {
 }
 
 // claim makes the pipe, and keeps its name with an instance that no client can use. A
-// client can connect to an instance until that has had one, and nobody else knows of the
-// pipe yet. So this process is its client, and leaves. If a real client is faster, its
-// instance is one like any other, and claim tries the next.
+// client can connect to a new instance until the instance has had a client. Nobody else
+// knows of the pipe yet, so this process connects as that client, and leaves. If a real
+// client is faster, its instance is one like any other, and claim tries the next.
 func (s *instances) claim() error {
 	for first := true; len(s.armed) < instancesMax; first = false {
 		h, err := s.spec.create(first)
@@ -2387,8 +2387,8 @@ func (f *fd) runInThread(l limits, s *slot, op operation) (int, error) {
 // How long a read waits in its thread
 
 // threadWait is how long a read waits in its thread before it parks, if SetSpin does
-// not say otherwise. A read that waited in its thread in vain costs the calls to
-// cancel it and to begin it again, so a backoff makes such reads rare.
+// not say otherwise. If nothing comes in that time, the read costs the calls to cancel
+// it and to begin it again, so a backoff makes such reads rare.
 const threadWait = 2 * time.Millisecond
 
 // spinBudget returns how long the next read should wait in its thread.
@@ -2892,7 +2892,7 @@ func (f *fd) readPart(l limits, p []byte) (n int, more bool, err error) {
 	p = p[:min(len(p), ioMax)]
 	for {
 		n, err = f.run(l, operation{start: readFile, p: p}, reading)
-		if err != syscall.ERROR_OPERATION_ABORTED { // by somebody else who has the handle
+		if err != syscall.ERROR_OPERATION_ABORTED { // by another holder of the handle
 			return readResult(p, n, err)
 		}
 	}
@@ -3259,7 +3259,7 @@ func (f *fd) awaitMessage(l limits, room []byte) (size, n int, more bool, err er
 		}
 		switch err {
 		case syscall.ERROR_MORE_DATA:
-		case syscall.ERROR_OPERATION_ABORTED: // by somebody else who has the handle
+		case syscall.ERROR_OPERATION_ABORTED: // by another holder of the handle
 			continue
 		default:
 			return 0, 0, false, readError("ReadFile", err)
@@ -3373,7 +3373,7 @@ func (f *fd) flushFile(l limits) error {
 		if why != nil {
 			return call.end(why)
 		}
-		if call.err != syscall.ERROR_OPERATION_ABORTED { // by somebody else who has the handle
+		if call.err != syscall.ERROR_OPERATION_ABORTED { // by another holder of the handle
 			return call.err
 		}
 	}
@@ -5155,7 +5155,7 @@ func readSecurity(h syscall.Handle, parts uintptr) (*SecurityDescriptor, error) 
 	}
 }
 
-// mayOpen reports whether the kernel would let somebody with the token open the
+// mayOpen reports whether the kernel would let a process with the token open the other
 // process with the rights. The process must have been opened with READ_CONTROL. It
 // asks for the label along with the rest, so that the integrity levels count too.
 func mayOpen(token syscall.Token, process syscall.Handle, rights uint32) bool {
