@@ -404,6 +404,8 @@ type SharedConn struct {
 	in  ringReader // guarded by r.mu, once the mode is inMemory
 	out ringWriter // guarded by w.mu, once the mode is inMemory
 
+	spokeTo, heardTo uint32 // the head of out, and the tail of in, when crowded was called last; guarded by r.mu
+
 	ahead []byte // read from the socket and not yet taken; guarded by r.mu, and by mu while setting up
 
 	mu       sync.Mutex  // guards what follows and the deadlines
@@ -1286,7 +1288,7 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 			return c.waited(h)
 		}
 		spun = budget
-		if spinning.shouldLeave(now()) {
+		if h == &c.r && c.crowded(asleep) && spinning.shouldLeave(now()) {
 			leaveCPU()
 		}
 	}
@@ -1296,6 +1298,18 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 		return err
 	}
 	return c.waited(h)
+}
+
+// crowded reports whether the reading half, which has spun in vain, should leave its CPU: it
+// waits for the answer to a request, for which a peer that was asleep was rung, and little was
+// written and read since the last time. Such a peer is likely to wait for the very CPU that
+// rang it. In a stream that does no harm, and where other work waits for the other CPUs, this
+// one is as good.
+func (c *SharedConn) crowded(asleep bool) bool {
+	head := c.out.own.head.Load()
+	written, read := head-c.spokeTo, c.in.tail-c.heardTo
+	c.spokeTo, c.heardTo = head, c.in.tail
+	return asleep && written > 0 && written <= copyMax && read <= copyMax
 }
 
 // waited returns why the wait that is over must not be followed by another.

@@ -785,8 +785,8 @@ func TestSharedSpinBacksOff(t *testing.T) {
 	}
 }
 
-// A wait whose spin was in vain leaves its CPU, which the peer may be waiting for, and does so
-// ever more rarely until a spin succeeds.
+// A wait for an answer whose spin was in vain leaves its CPU, which the peer may be waiting
+// for, and does so ever more rarely until a spin succeeds. A wait in a stream does not.
 func TestSharedSpinLeavesItsCPU(t *testing.T) {
 	a, b := sharedInMemory(t)
 	defer func(leave func(), left, gap int64) {
@@ -794,28 +794,39 @@ func TestSharedSpinLeavesItsCPU(t *testing.T) {
 		spinning.left.Store(left)
 		spinning.leaveGap.Store(gap)
 	}(leaveCPU, spinning.left.Load(), spinning.leaveGap.Load())
-	var times atomic.Int32
-	leaveCPU = func() { times.Add(1) }
+	times := 0
+	leaveCPU = func() { times++ }
 	var p [1]byte
-	wait := func() {
+	wait := func(written int) {
+		t.Helper()
 		spinAccount.balance.Store(int64(spinSharedAhead))
 		a.r.gauges = [2]sharedSpin{}
+		spinning.left.Store(0)
+		b.ownMem.control().rwait.Store(1) // as if it were parked
+		if _, err := a.Write(make([]byte, written)); err != nil {
+			t.Fatal(err)
+		}
 		a.SetReadDeadline(time.Now().Add(time.Millisecond))
 		if _, err := a.Read(p[:]); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Fatal(err)
 		}
 	}
-	spinning.left.Store(0)
+	wait(1) // what was written before counts, too
+	times = 0
 	spinning.leaveGap.Store(0)
-	wait()
-	if times.Load() != 1 {
-		t.Fatalf("it left its CPU %d times", times.Load())
+	for _, written := range [...]int{0, copyMax + 1} {
+		if wait(written); times != 0 {
+			t.Errorf("it left its CPU after writing %d bytes", written)
+		}
 	}
-	spinning.leaveGap.Store(int64(time.Hour))
-	wait()
-	if times.Load() != 1 {
+	if wait(64); times != 1 {
+		t.Fatalf("it left its CPU %d times", times)
+	}
+	spinning.leaveGap.Store(int64(time.Hour) * 1000000)
+	if wait(64); times != 1 {
 		t.Error("it left its CPU again at once")
 	}
+	b.ownMem.control().rwait.Store(0)
 	a.SetReadDeadline(time.Time{})
 	a.SetSpin(time.Hour)
 	spinAccount.balance.Store(int64(spinSharedAhead))

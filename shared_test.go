@@ -1314,6 +1314,7 @@ func TestSharedConnDoesNotAllocate(t *testing.T) {
 			a, b := sharedPair(t)
 			a.SetSpin(spin)
 			b.SetSpin(spin)
+			meet(t, a, b)
 			echo := begin(func() error {
 				buf := make([]byte, 100)
 				for {
