@@ -403,7 +403,7 @@ type SharedConn struct {
 	in  ringReader // guarded by r.mu, once the mode is inMemory
 	out ringWriter // guarded by w.mu, once the mode is inMemory
 
-	written uint32 // the head of out when asked was called last; guarded by r.mu
+	spokeTo, heardTo uint32 // the head of out, and the tail of in, when crowded was called last; guarded by r.mu
 
 	ahead []byte // read from the socket and not yet taken; guarded by r.mu, and by mu while setting up
 
@@ -1289,7 +1289,7 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 			return c.waited(h)
 		}
 		spun = budget
-		if h == &c.r && c.asked(asleep) && spinning.shouldLeave(now()) {
+		if h == &c.r && c.crowded(asleep) && spinning.shouldLeave(now()) {
 			leaveCPU()
 		}
 	}
@@ -1301,16 +1301,16 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 	return c.waited(h)
 }
 
-// asked reports whether the reading half, whose spin has failed, waits for the answer to a
-// request. A request is a few bytes that were written since the last call of asked, and
-// for which a peer that was asleep was rung. Such a peer is likely to wait for the very
-// CPU that rang it. In a stream it does no harm to leave the CPU. Where other work waits
-// for the other CPUs, this one is as good.
-func (c *SharedConn) asked(asleep bool) bool {
+// crowded reports whether the reading half, whose spin has failed, should leave its CPU. It
+// should if it waits for the answer to a request: a few bytes that were written since the
+// last call of crowded, for which a peer that was asleep was rung, while little was read.
+// Such a peer is likely to wait for the very CPU that rang it. In a stream it does no harm
+// to share a CPU. Where other work waits for the other CPUs, this one is as good.
+func (c *SharedConn) crowded(asleep bool) bool {
 	head := c.out.own.head.Load()
-	n := head - c.written
-	c.written = head
-	return asleep && n > 0 && n <= copyMax
+	written, read := head-c.spokeTo, c.in.tail-c.heardTo
+	c.spokeTo, c.heardTo = head, c.in.tail
+	return asleep && written > 0 && written <= copyMax && read <= copyMax
 }
 
 // waited returns the error with which an operation ends after a wait, or nil if it goes
