@@ -1137,3 +1137,30 @@ func TestPipeSpinIsPassedOn(t *testing.T) {
 		t.Errorf("the server's end has %d, the client's %d", s, c)
 	}
 }
+
+// A client is not lost if an instance is armed before anybody looks.
+func TestPipeListenerArmingAnInstanceHidesNoClient(t *testing.T) {
+	internalStory(t)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 3 {
+		spec, err := newPipeSpec(localPrefix+freshName(), PipeConfig{})
+		must(err)
+		s, err := newInstances(spec, 2, 0)
+		must(err)
+		must(s.add(true))
+		waitFor(s.event, 0) // whatever that told
+		client, err := connect(nil, spec.target, streams, nil)
+		must(err)
+		must(s.add(false))
+		if e, err := syscall.WaitForSingleObject(s.event, 0); e != syscall.WAIT_OBJECT_0 {
+			t.Errorf("nothing tells of the client: %d, %v", e, err)
+		}
+		must(client.close())
+		must(s.close())
+	}
+}

@@ -581,8 +581,10 @@ func (c listenerRawConn) Write(func(fd uintptr) bool) error { return errors.ErrU
 // left, even while nobody accepts. The kernel does not tell when a client leaves; so
 // while every instance has a client, watch looks now and then.
 //
-// No signal is lost: watch examines all instances after every wait, and the kernel writes
-// the result of an operation before it signals the event.
+// No signal is lost: watch examines all instances after every wait, and the kernel
+// writes the result of an operation before it signals the event. But a ConnectNamedPipe
+// that begins resets the event, which another one may just have signalled. So each one
+// that has begun is followed by a signal of ours.
 //
 // The kernel writes to the OVERLAPPED of an operation until that is done. An
 // instance is therefore reachable as long as its operation is under way: from
@@ -832,9 +834,6 @@ func (s *instances) arm(h syscall.Handle) {
 	in := &instance{sys: h}
 	s.armed = append(s.armed, in)
 	in.arm(s.event)
-	if !in.pending {
-		setEvent(s.event)
-	}
 }
 
 func (s *instances) remove(in *instance) {
@@ -850,6 +849,7 @@ func (s *instances) remove(in *instance) {
 func (in *instance) arm(event syscall.Handle) {
 	in.overlapped = syscall.Overlapped{Internal: statusPending, HEvent: event}
 	err := connectNamedPipe(in.sys, &in.overlapped)
+	setEvent(event)
 	in.pending = err == syscall.ERROR_IO_PENDING
 	// The client came first, and may have left since. outcome asks whether it wrote
 	// anything.
