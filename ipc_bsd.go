@@ -21,6 +21,7 @@ const (
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
 	noSignal      = syscall.MSG_NOSIGNAL
 	filesAlone    = true  // sosend of uipc_socket.c: files may come without a byte of data
+	sharesMemory  = false // no memory here cannot shrink
 	spinByDefault = 0     // whether it pays is not known
 	fifoPolls     = false // OpenBSD's poller refuses FIFOs, NetBSD's before 10 loses a writer
 	fifoQuiet     = false // fifo_vnops.c: a FIFO without a writer reads as ended, not as empty

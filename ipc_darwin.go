@@ -21,6 +21,7 @@ const (
 	cmsgCloexec   = 0       // received under syscall.ForkLock
 	noSignal      = 0x80000 // MSG_NOSIGNAL of sys/socket.h since macOS 11 (xnu-7195)
 	filesAlone    = true    // bsd/kern/uipc_socket.c, sosend: files may come without a byte of data
+	sharesMemory  = true    // see newMemory
 	spinByDefault = 0       // whether it pays is not known
 	fifoPolls     = false   // the poller does not hear of the last writer's end
 	fifoQuiet     = false   // bsd/miscfs/fifofs/fifo_vnops.c, fifo_read: a FIFO without a writer reads as ended

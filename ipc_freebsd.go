@@ -22,6 +22,7 @@ const (
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
 	noSignal      = syscall.MSG_NOSIGNAL
 	filesAlone    = true // sosend_generic of sys/kern/uipc_socket.c: files may come without a byte of data
+	sharesMemory  = true // see newMemory
 	spinByDefault = 0    // whether it pays is not known
 	fifoPolls     = true // the poller serves FIFOs
 	fifoQuiet     = true // a FIFO without a writer reads as empty: see primedFIFO

@@ -28,6 +28,7 @@ const (
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
 	noSignal      = syscall.MSG_NOSIGNAL
 	filesAlone    = false // net/unix/af_unix.c, unix_stream_sendmsg: no control message goes without data
+	sharesMemory  = true  // see newMemory
 	spinByDefault = int64(spinDefault)
 	fifoPolls     = true  // the poller serves FIFOs
 	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty

@@ -21,10 +21,11 @@ const (
 	framedHere    = true // SOCK_SEQPACKET is not known to work on each of them
 	markRoom      = 0    // nothing marks messages
 	peekTells     = false
-	noSignal      = 0    // older releases of illumos have none
-	cmsgCloexec   = 0    // received under syscall.ForkLock
-	filesAlone    = true // that files cannot come without a byte of data is not known
-	spinByDefault = 0    // whether it pays is not known
+	noSignal      = 0     // older releases of illumos have none
+	cmsgCloexec   = 0     // received under syscall.ForkLock
+	filesAlone    = true  // that files cannot come without a byte of data is not known
+	sharesMemory  = false // no memory here cannot shrink
+	spinByDefault = 0     // whether it pays is not known
 	fifoPolls     = true
 	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty
 )

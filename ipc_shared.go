@@ -454,11 +454,23 @@ func newSharedConn(base endpoint, cfg ShareConfig, passive bool) *SharedConn {
 // failed adds the operation and the addresses to err: see endpoint.failed.
 func (c *SharedConn) failed(op string, err error) error { return c.base.failed(op, err) }
 
-// InMemory reports whether the connection goes through shared memory. It is false until
-// the two ends have had so much to say that they have set the memory up. It stays false
-// if one of the two cannot or will not, or has called CloseRead or CloseWrite before:
-// then the connection goes through the socket, and everything else about it is the same.
-func (c *SharedConn) InMemory() bool { return c.mode.Load() == inMemory }
+// InMemory reports whether the connection goes through shared memory, or will as soon as
+// there is so much to say that it pays. It is false before the first Read or Write. It is
+// false for good once it is known that one of the two ends cannot or will not share, or
+// has called CloseRead or CloseWrite before: then the connection goes through the socket,
+// and everything else about it is the same.
+func (c *SharedConn) InMemory() bool {
+	switch c.mode.Load() {
+	case inMemory:
+		return true
+	case settingUp:
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		shut := c.rshut.Load() || c.wshut.Load() || c.ended.Load() || c.deaf.Load()
+		return sharesMemory && c.hello != nil && c.hello.begun && c.hello.met.Load() && !shut
+	}
+	return false
+}
 
 // Read reads up to len(p) bytes, and waits until there is at least one. When the peer has
 // closed its end, or its process has ended, Read returns what the peer wrote before that
@@ -1767,7 +1779,8 @@ var mapsOnce bool
 //	12  4 bytes  what it says, see helloMemory; least significant byte first, as what follows
 //	16  4 bytes  the size of the ring, which with the control page is the size of the memory,
 //	             or how many bytes of early data follow
-//	20 12 bytes  zero
+//	20  4 bytes  with early data: the size of the ring that is to come
+//	24  8 bytes  zero
 //
 // If both have sent memory it is used from the last hello on, and otherwise the socket. An
 // end that has got the peer's last hello sends its own last one as the answer.
@@ -1781,7 +1794,8 @@ const (
 	helloMark  = "\xffipcshm\x01"
 	helloSize  = 32
 	helloOrder = 0x01020304
-	helloFiles = 2 // the memory and the doorbell
+	helloFiles = 2  // the memory and the doorbell
+	ringAt     = 20 // where a hello with early data has the size of the ring that is to come
 
 	// What a hello says. 0 is a last hello of an end that has no memory to share.
 	helloMemory    = 1  // a last hello: memory comes with it
@@ -2017,7 +2031,7 @@ func (c *SharedConn) propose(h *sharedHalf, hs *handshake, enough aim) error {
 // sendWord sends a hello without data behind it, and sets sent. It is no error if the peer
 // is gone: the peer may still have sent hellos and early data, which are received first.
 func (c *SharedConn) sendWord(hs *handshake, what byte, sent *atomic.Bool) error {
-	hello := helloOf(what, 0)
+	hello := c.helloOf(what, 0)
 	_, err := c.base.end().write(hello[:])
 	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
 		err = nil
@@ -2064,7 +2078,7 @@ func (c *SharedConn) withPen(h *sharedHalf, hs *handshake, send func() error) er
 // all. Only if the socket's buffer was made tiny may a part be sent: then nothing can be
 // sent behind it, and the connection fails.
 func (c *SharedConn) sendEarly(hs *handshake, p []byte) error {
-	hello := helloOf(helloEarly, len(p))
+	hello := c.helloOf(helloEarly, len(p))
 	n, err := c.base.end().write(append(hello[:], p...))
 	switch {
 	case err == nil:
@@ -2216,6 +2230,15 @@ func makeRing(size int) (*mapping, memoryFiles, error) {
 	return own, files, nil
 }
 
+// helloOf returns a hello of this end, with how many bytes of early data follow.
+func (c *SharedConn) helloOf(what byte, early int) [helloSize]byte {
+	b := helloOf(what, early)
+	if what&helloEarly != 0 {
+		putWord(b[ringAt:], uint32(c.cfg.Buffer))
+	}
+	return b
+}
+
 // helloOf returns a hello that says what, with the size of the ring or of the data that
 // follows.
 func helloOf(what byte, size int) (b [helloSize]byte) {
@@ -2307,7 +2330,7 @@ func (c *SharedConn) takeHello(hs *handshake) error {
 		hs.received += int(size)
 		hs.due = int(size)
 		hs.wanted = hs.wanted || what&helloAsk != 0
-		return nil
+		return c.acceptsRing(getWord(hs.buf[ringAt:]))
 	}
 	hs.done = true
 	switch what {
@@ -2321,6 +2344,16 @@ func (c *SharedConn) takeHello(hs *handshake) error {
 	return nil
 }
 
+// acceptsRing returns the error of an end that must not have a peer with a ring of that
+// size. A passive end has the time to say that it does without memory instead.
+func (c *SharedConn) acceptsRing(size uint32) error {
+	if c.passive || int64(size) <= int64(c.cfg.MaxPeerBuffer) {
+		return nil
+	}
+	return &ruleError{"the peer's buffer has " + strconv.FormatUint(uint64(size), 10) + " bytes, the limit is " +
+		strconv.Itoa(c.cfg.MaxPeerBuffer), ErrMsgTooLong}
+}
+
 // takeMemory takes the memory that came with the peer's hello, unless it is too large and
 // there is still time to say so.
 func (c *SharedConn) takeMemory(hs *handshake, ring uint32) error {
@@ -2331,9 +2364,9 @@ func (c *SharedConn) takeMemory(hs *handshake, ring uint32) error {
 		return nil
 	case int64(ring) > int64(c.cfg.MaxPeerBuffer) && c.passive:
 		return nil
-	case int64(ring) > int64(c.cfg.MaxPeerBuffer):
-		return &ruleError{"the peer's buffer has " + strconv.Itoa(int(ring)) + " bytes, the limit is " +
-			strconv.Itoa(c.cfg.MaxPeerBuffer), ErrMsgTooLong}
+	}
+	if err := c.acceptsRing(ring); err != nil {
+		return err
 	}
 	memory := hs.files[0].memory()
 	defer discardFiles([]*os.File{memory})

@@ -27,7 +27,10 @@ const network = "pipe"
 
 const nulInNames = false // a Name is the name of a pipe
 
-const framedHere = false // a pipe of message type keeps messages apart
+const (
+	framedHere   = false // a pipe of message type keeps messages apart
+	sharesMemory = true  // a section cannot shrink
+)
 
 // ---------------------------------------------------------------------------
 // What only Windows has

@@ -301,8 +301,8 @@ func overEachSetUp(t *testing.T, tell func(t *testing.T, a, b *ipc.SharedConn)) 
 			story(t)
 			a, b := way.make(t)
 			tell(t, a, b)
-			if way.memory && hasMemory() != a.InMemory() || a.InMemory() != b.InMemory() {
-				t.Errorf("in memory: %v and %v", a.InMemory(), b.InMemory())
+			if way.memory && hasMemory() != ipc.UsesMemory(a) || ipc.UsesMemory(a) != ipc.UsesMemory(b) {
+				t.Errorf("in memory: %v and %v", ipc.UsesMemory(a), ipc.UsesMemory(b))
 			}
 		})
 	}
@@ -647,7 +647,7 @@ func TestSharedConnPeersCloseEndsWhatWaits(t *testing.T) {
 func TestSharedConnHalfClose(t *testing.T) {
 	overEachShared(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
-		if !a.InMemory() && runtime.GOOS == "windows" && firstWords == large {
+		if !ipc.UsesMemory(a) && runtime.GOOS == "windows" && firstWords == large {
 			matches(t, a.CloseWrite(), errors.ErrUnsupported)
 			return
 		}
@@ -659,13 +659,13 @@ func TestSharedConnHalfClose(t *testing.T) {
 		matches(t, err, syscall.EPIPE)
 		send(t, b, "answer")
 		expect(t, a, "answer")
-		if !a.InMemory() && runtime.GOOS == "windows" {
+		if !ipc.UsesMemory(a) && runtime.GOOS == "windows" {
 			matches(t, a.CloseRead(), errors.ErrUnsupported)
 			return
 		}
 		must(t, a.CloseRead())
 		expectEOF(t, a)
-		if a.InMemory() {
+		if ipc.UsesMemory(a) {
 			_, err = b.Write([]byte("more"))
 			matches(t, err, syscall.EPIPE)
 		}
@@ -725,7 +725,7 @@ func TestSharedConnDeadlines(t *testing.T) {
 		timedOut(t, err)
 		_, err = a.Write([]byte("x"))
 		timedOut(t, err)
-		if a.InMemory() {
+		if ipc.UsesMemory(a) {
 			_, err = a.Reserve(1000)
 			timedOut(t, err)
 			must(t, a.SetDeadline(time.Time{}))
@@ -756,7 +756,7 @@ func TestSharedConnDeadlineEndsASpin(t *testing.T) {
 func TestSharedConnNothingWorksAfterClose(t *testing.T) {
 	overEachShared(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
-		memory := a.InMemory()
+		memory := ipc.UsesMemory(a)
 		must(t, a.Close())
 		saysClosed(t, map[string]func() error{
 			"Close":       a.Close,
@@ -773,7 +773,7 @@ func TestSharedConnNothingWorksAfterClose(t *testing.T) {
 			"RecvFiles":   func() error { _, err := a.RecvFiles(1); return err },
 			"SendFiles":   func() error { return a.SendFiles(os.Stdin) },
 		})
-		if a.InMemory() != memory {
+		if ipc.UsesMemory(a) != memory {
 			t.Error("InMemory has changed")
 		}
 	})
@@ -985,7 +985,7 @@ func TestSharedConnPassesFiles(t *testing.T) {
 		f, err := r.File()
 		kept(t, f, err)
 		must(t, a.SendFiles(f))
-		if a.InMemory() {
+		if ipc.UsesMemory(a) {
 			send(t, a, "bytes go their own way")
 			expect(t, b, "bytes go their own way")
 		}
@@ -1404,8 +1404,11 @@ func TestSharedConnBecomesShared(t *testing.T) {
 					expect(t, b, "hello")
 					send(t, b, "welcome")
 					expect(t, a, "welcome")
-					if a.InMemory() || b.InMemory() {
+					if ipc.UsesMemory(a) || ipc.UsesMemory(b) {
 						t.Error("little is said, and they share memory")
+					}
+					if way.memory && (a.InMemory() != hasMemory() || b.InMemory() != hasMemory()) {
+						t.Errorf("in memory once there is more to say: %v and %v", a.InMemory(), b.InMemory())
 					}
 					const total = 64 << 10
 					speak := func(c *ipc.SharedConn) error {
@@ -1443,8 +1446,8 @@ func TestSharedConnBecomesShared(t *testing.T) {
 					for _, d := range done {
 						must(t, <-d)
 					}
-					if memory := way.memory && hasMemory(); a.InMemory() != memory || b.InMemory() != memory {
-						t.Errorf("in memory: %v and %v", a.InMemory(), b.InMemory())
+					if memory := way.memory && hasMemory(); ipc.UsesMemory(a) != memory || ipc.UsesMemory(b) != memory {
+						t.Errorf("in memory: %v and %v", ipc.UsesMemory(a), ipc.UsesMemory(b))
 					}
 				})
 			}

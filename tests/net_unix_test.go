@@ -996,7 +996,7 @@ func amongIdle(side *contender, w *workload, path string, look func(pid string) 
 				return n, 0, 0, err
 			}
 		}
-		if s, ok := c.(*ipc.SharedConn); ok && s.InMemory() != w.inUse {
+		if s, ok := c.(*ipc.SharedConn); ok && !s.InMemory() {
 			return n, 0, 0, errors.ErrUnsupported
 		}
 	}
