@@ -924,14 +924,14 @@ func (kernel) hurry(call func()) {
 	kick.Stop()
 }
 
-func init() { leaveCPU = kern.leaveCPU }
+func init() { leaveCPU = leaveThisCPU }
 
-// leaveCPU makes the calling thread leave its CPU, by sched_setaffinity(2) without it,
+// leaveThisCPU makes the calling thread leave its CPU, by sched_setaffinity(2) without it,
 // and gives it back all of them at once. It does so only where the thread may run on
 // every CPU that is online: whoever has chosen CPUs for this process, by taskset(1) or
 // a cpuset, keeps what was chosen. The thread belongs to this goroutine meanwhile, so
 // that the runtime starts no thread from it, which would inherit the mask.
-func (kernel) leaveCPU() {
+func leaveThisCPU() {
 	n := onlineCPUs()
 	if n < 2 {
 		return

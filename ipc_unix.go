@@ -3210,7 +3210,7 @@ func (f *fd) spinFor(h *ioState) bool {
 	}
 	spinning.end(&h.backoff, done)
 	if !done && spinning.shouldLeave(now()) {
-		kern.leaveCPU()
+		leaveCPU()
 	}
 	if done {
 		h.parked = false
@@ -4767,10 +4767,6 @@ func (baseKernel) inlineUrgent(int) {}
 // hurry makes a call that may sleep, and interrupts it now and then where that ends
 // a sleep.
 func (baseKernel) hurry(call func()) { call() }
-
-// leaveCPU moves the calling thread to another CPU, where the system can: see the one
-// for Linux.
-func (baseKernel) leaveCPU() {}
 
 // polls reports whether the descriptor may be given to the poller: a socket, pipe or
 // FIFO. It does not ask a file system. lseek(2) fails on these alone, and on
