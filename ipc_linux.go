@@ -942,14 +942,14 @@ func (kernel) hurry(call func()) {
 	kick.Stop()
 }
 
-func init() { leaveCPU = kern.leaveCPU }
+func init() { leaveCPU = leaveThisCPU }
 
-// leaveCPU makes the calling thread leave its CPU: it calls sched_setaffinity(2) without
+// leaveThisCPU makes the calling thread leave its CPU: it calls sched_setaffinity(2) without
 // that CPU, and at once again with all CPUs. It does so only where the thread may run on
 // every CPU that is online: if CPUs were chosen for this process, by taskset(1) or a
 // cpuset, that choice stays. The thread belongs to this goroutine meanwhile, so that the
 // runtime starts no thread from it, which would inherit the mask.
-func (kernel) leaveCPU() {
+func leaveThisCPU() {
 	n := onlineCPUs()
 	if n < 2 {
 		return

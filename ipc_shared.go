@@ -604,10 +604,10 @@ func (c *SharedConn) peek(n int) ([]byte, error) {
 	if err != nil && err != io.EOF {
 		return nil, err
 	}
-	c.lend(&c.r, len(p))
 	if apart {
 		c.r.apart = p
 	}
+	c.lend(&c.r, len(p))
 	return p, err
 }
 
@@ -741,9 +741,13 @@ func (c *SharedConn) commit(n int) error {
 // errBrokenPipe is the error of a write that nobody will read.
 var errBrokenPipe = os.NewSyscallError("write", syscall.EPIPE)
 
-// lend notes what Peek or Reserve returned: memory that stays mapped until endLoan.
+// lend notes what Peek or Reserve returned: memory that stays mapped until endLoan, unless it
+// is apart.
 func (c *SharedConn) lend(h *sharedHalf, n int) {
 	h.lent, h.loan = true, n
+	if h.apart != nil {
+		return
+	}
 	if m := c.lender(h); m != nil {
 		m.lent.Store(true)
 	}
@@ -755,7 +759,11 @@ func (c *SharedConn) endLoan(h *sharedHalf) {
 	if !h.lent {
 		return
 	}
+	apart := h.apart != nil
 	h.lent, h.loan, h.apart = false, 0, nil
+	if apart {
+		return
+	}
 	m := c.lender(h)
 	if m == nil {
 		return

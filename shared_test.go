@@ -1575,3 +1575,49 @@ func TestSharedConnPassesFilesAtFirst(t *testing.T) {
 		})
 	}
 }
+
+// What is looked at or reserved early stays as it is while the other half sets the memory up.
+func TestSharedLoansWhileMemoryIsSetUp(t *testing.T) {
+	story(t)
+	for range 20 {
+		a, b := sharedPair(t)
+		send(t, b, "1234")
+		written := make(chan struct{})
+		writing := begin(func() error {
+			defer close(written)
+			_, err := io.WriteString(a, large)
+			return err
+		})
+		reading := begin(func() error {
+			for i := range 4 {
+				p, err := a.Peek(1)
+				if err != nil {
+					return err
+				}
+				<-written
+				if p[0] != '1'+byte(i) {
+					return fmt.Errorf("peeked %q", p)
+				}
+				if err := a.Discard(1); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		reserving := begin(func() error {
+			p, err := b.Reserve(4)
+			if err == nil {
+				copy(p, "more")
+				err = b.Commit(4)
+			}
+			return err
+		})
+		expect(t, b, large)
+		must(t, <-writing)
+		must(t, <-reading)
+		must(t, <-reserving)
+		expect(t, a, "more")
+		must(t, a.Close())
+		must(t, b.Close())
+	}
+}
