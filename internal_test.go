@@ -1269,6 +1269,28 @@ func TestSharedSpinLeavesItsCPU(t *testing.T) {
 	}
 }
 
+// A server's write that waits to hear of the client goes on when its read has heard of it, though
+// that waits on: a client that reads first says hello and no more.
+func TestSharedServerSpeaksFirst(t *testing.T) {
+	dog := time.AfterFunc(time.Minute, func() { panic(t.Name() + " hangs") })
+	defer dog.Stop()
+	for range 200 {
+		x, y, err := Pair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg, _ := ShareConfig{}.complete()
+		client, server := newSharedConn(x.endpoint, cfg, false), newSharedConn(y.endpoint, cfg, true)
+		go server.Read(make([]byte, 1))
+		go server.Write([]byte("220 welcome"))
+		if n, err := client.Read(make([]byte, 100)); n != len("220 welcome") || err != nil {
+			t.Fatalf("%d bytes, %v", n, err)
+		}
+		server.Close()
+		client.Close()
+	}
+}
+
 // ---------------------------------------------------------------------------
 // Model
 

@@ -1883,6 +1883,10 @@ func (c *SharedConn) setUp(h *sharedHalf, enough aim) error {
 	for {
 		c.mu.Lock()
 		hs, failure := c.hello, c.failure
+		var changed chan struct{} // of before the look at what may change
+		if hs != nil {
+			changed = hs.changed
+		}
 		reached := enough > 0 && len(c.ahead) >= int(enough) || enough == toMeet && hs != nil && hs.met.Load()
 		c.mu.Unlock()
 		switch {
@@ -1901,7 +1905,7 @@ func (c *SharedConn) setUp(h *sharedHalf, enough aim) error {
 		}
 		err := c.propose(h, hs, enough)
 		if err == nil {
-			err = c.hold(h, hs, hs.turn)
+			err = c.hold(h, hs, hs.turn, changed)
 		}
 		if err == nil {
 			err = c.hearOut(h, hs, enough)
@@ -1918,15 +1922,15 @@ var errAgain = errors.New("look again")
 
 // hold takes the turn or the pen. It returns errAgain if something has changed while it
 // waited.
-func (c *SharedConn) hold(h *sharedHalf, hs *handshake, token chan struct{}) error {
+func (c *SharedConn) hold(h *sharedHalf, hs *handshake, token, changed chan struct{}) error {
 	select {
 	case token <- struct{}{}:
 		return nil
 	default:
 	}
 	c.mu.Lock()
-	changed, deadline := hs.changed, h.deadline
-	late := c.hello != hs || c.closed.Load() || h.expired() || c.isShut(h)
+	deadline := h.deadline
+	late := c.hello != hs || hs.changed != changed || c.closed.Load() || h.expired() || c.isShut(h)
 	c.mu.Unlock()
 	if late {
 		return errAgain
@@ -2054,7 +2058,10 @@ func (c *SharedConn) withPen(h *sharedHalf, hs *handshake, send func() error) er
 	if hs.last.Load() {
 		return nil
 	}
-	if err := c.hold(h, hs, hs.pen); err != nil {
+	c.mu.Lock()
+	changed := hs.changed
+	c.mu.Unlock()
+	if err := c.hold(h, hs, hs.pen, changed); err != nil {
 		return err
 	}
 	c.mu.Lock()
