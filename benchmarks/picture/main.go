@@ -34,18 +34,19 @@ func main() {
 	}
 }
 
-// A bar is a row of the table.
+// A bar is a row of the table. limit is the ratio that the program in C has, or 0 if the
+// row does not tell.
 type bar struct {
-	name  string
-	ratio float64
+	name         string
+	ratio, limit float64
 }
 
-var errNoTable = errors.New("no table with the columns ipc, net and ratio")
+var errNoTable = errors.New("no table with the columns ipc, net and to net")
 
 // readTable returns the rows, which have a ratio, of the first table with columns
-// ipc, net and ratio.
+// ipc, net and to net.
 func readTable(r io.Reader) (bars []bar, err error) {
-	ratio := -1
+	ratio, limit := -1, -1
 	for lines := bufio.NewScanner(r); lines.Scan(); {
 		cells := strings.Split(lines.Text(), "|")
 		for i := range cells {
@@ -54,7 +55,7 @@ func readTable(r io.Reader) (bars []bar, err error) {
 		switch {
 		case ratio < 0:
 			if slices.Contains(cells, "ipc") && slices.Contains(cells, "net") {
-				ratio = slices.Index(cells, "ratio")
+				ratio, limit = slices.Index(cells, "to net"), slices.Index(cells, "to the limit")
 			}
 		case len(cells) <= ratio: // the table is over
 			return bars, nil
@@ -63,7 +64,15 @@ func readTable(r io.Reader) (bars []bar, err error) {
 			if err != nil {
 				return nil, err
 			}
-			bars = append(bars, bar{cells[1], v})
+			b := bar{name: cells[1], ratio: v}
+			if limit >= 0 && limit < len(cells) && cells[limit] != "" {
+				toLimit, err := strconv.ParseFloat(cells[limit], 64)
+				if err != nil {
+					return nil, err
+				}
+				b.limit = v / toLimit
+			}
+			bars = append(bars, b)
 		}
 	}
 	if len(bars) == 0 {
@@ -84,13 +93,14 @@ func drawBars(w io.Writer, bars []bar) error {
 	plotter.DefaultFont = plot.DefaultFont
 	p := plot.New()
 	p.BackgroundColor = nil // see below
-	p.Title.Text = "ipc against package net: time or cost, net = 1, shorter is better"
+	p.Title.Text = "ipc against package net: time or cost, net = 1, shorter is better; | is a program in C"
 	p.X.Min = 0
 	p.X.Tick.Marker = plot.ConstantTicks{{Value: 0, Label: "0"}, {Value: 0.5, Label: "0.5"}, {Value: 1, Label: "net"}}
 
 	names := make([]string, len(bars))
 	values := [2]plotter.Values{make(plotter.Values, len(bars)), make(plotter.Values, len(bars))}
-	labels := plotter.XYLabels{}
+	var labels plotter.XYLabels
+	var limits plotter.XYLabels
 	for i, b := range bars {
 		at := len(bars) - 1 - i // the first row is at the top
 		names[at] = b.name
@@ -101,6 +111,10 @@ func drawBars(w io.Writer, bars []bar) error {
 		values[kind][at] = b.ratio
 		labels.XYs = append(labels.XYs, plotter.XY{X: b.ratio, Y: float64(at)})
 		labels.Labels = append(labels.Labels, strconv.FormatFloat(b.ratio, 'f', 2, 64))
+		if b.limit > 0 {
+			limits.XYs = append(limits.XYs, plotter.XY{X: b.limit, Y: float64(at)})
+			limits.Labels = append(limits.Labels, "|")
+		}
 	}
 	for i, fill := range []color.Color{less, more} {
 		chart, err := plotter.NewBarChart(values[i], vg.Points(11))
@@ -121,6 +135,14 @@ func drawBars(w io.Writer, bars []bar) error {
 	}
 	one.Color, one.Dashes = ink, []vg.Length{vg.Points(3), vg.Points(3)}
 	p.Add(one, figures)
+	if len(limits.XYs) > 0 {
+		marks, err := plotter.NewLabels(limits)
+		if err != nil {
+			return err
+		}
+		marks.Offset = vg.Point{Y: -vg.Points(4)}
+		p.Add(marks)
+	}
 	p.NominalY(names...)
 	p.X.Max *= 1.1              // room for the last figure
 	p.Y.Padding = vg.Points(24) // and for names in a wider font

@@ -10,11 +10,11 @@ import (
 
 func TestPictureShowsTheRatiosOfTheTable(t *testing.T) {
 	const table = `text
-| | ipc | net | ratio | from, to |
-|---|---|---|---|---|
-| first | 1 µs | 2 µs | **0.50** | 0.4, 0.6 |
-| without a ratio | 1 µs | 1 µs |  |  |
-| second | 3 µs | 2 µs | **1.50** | 1.4, 1.6 |
+| | ipc | net | to net | from, to | to the limit |
+|---|---|---|---|---|---|
+| first | 1 µs | 2 µs | **0.50** | 0.4, 0.6 | 2.00 |
+| without a ratio | 1 µs | 1 µs |  |  |  |
+| second | 3 µs | 2 µs | **1.50** | 1.4, 1.6 |  |
 
 | another | ratio |
 |---|---|
@@ -24,14 +24,14 @@ func TestPictureShowsTheRatiosOfTheTable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(bars) != 2 || bars[0] != (bar{"first", 0.5}) || bars[1] != (bar{"second", 1.5}) {
+	if len(bars) != 2 || bars[0] != (bar{"first", 0.5, 0.25}) || bars[1] != (bar{"second", 1.5, 0}) {
 		t.Fatalf("read %v", bars)
 	}
 	var drawn bytes.Buffer
 	if err := drawBars(&drawn, bars); err != nil {
 		t.Fatal(err)
 	}
-	for _, text := range []string{"<svg", "first", "second", "0.50", "1.50"} {
+	for _, text := range []string{"<svg", "first", "second", "0.50", "1.50", ">|<"} {
 		if !strings.Contains(drawn.String(), text) {
 			t.Errorf("the picture has no %q", text)
 		}
