@@ -58,15 +58,17 @@ var byteType = ipc.PipeConfig{AcceptRemote: isWine()}
 
 func isWine() bool { return ntdll.NewProc("wine_get_version").Find() == nil }
 
-// countHandles counts the handles of this process that counts accepts. Wine does
-// not tell their number, but handles are small numbers, and free ones are used
-// again.
-func countHandles(counts func(h uintptr) bool) (n int) {
-	next, _, _ := createEvent.Call(0, 0, 0, 0)
-	syscall.CloseHandle(syscall.Handle(next))
-	const more = 128 // may be in use beyond the next free one
-	for h := uintptr(4); h < next+4*more; h += 4 {
-		if counts(h) {
+// countHandles counts the handles of this process that look accepts. Wine does not tell
+// their number, but handles are small numbers, and free ones are used again, so there is
+// no handle far beyond the others.
+func countHandles(look func(h uintptr) (open, accepted bool)) (n int) {
+	const far = 256
+	for h, free := uintptr(4), 0; free < far; h += 4 {
+		open, accepted := look(h)
+		if free++; open {
+			free = 0
+		}
+		if accepted {
 			n++
 		}
 	}
@@ -74,10 +76,10 @@ func countHandles(counts func(h uintptr) bool) (n int) {
 }
 
 func allHandles() int {
-	return countHandles(func(h uintptr) bool {
+	return countHandles(func(h uintptr) (open, accepted bool) {
 		var flags uint32
 		r, _, _ := getHandleInformation.Call(h, uintptr(unsafe.Pointer(&flags)))
-		return r != 0
+		return r != 0, r != 0
 	})
 }
 
@@ -87,7 +89,7 @@ func fileHandles() int { return handlesOf("File") }
 
 // handlesOf counts the handles of objects of these types.
 func handlesOf(types ...string) int {
-	return countHandles(func(h uintptr) bool {
+	return countHandles(func(h uintptr) (open, accepted bool) {
 		var info struct {
 			length, capacity uint16
 			name             *uint16
@@ -95,7 +97,10 @@ func handlesOf(types ...string) int {
 		}
 		const objectTypeInformation = 2
 		status, _, _ := ntQueryObject.Call(h, objectTypeInformation, uintptr(unsafe.Pointer(&info)), unsafe.Sizeof(info), 0)
-		return int32(status) >= 0 && slices.Contains(types, syscall.UTF16ToString(unsafe.Slice(info.name, info.length/2)))
+		if int32(status) < 0 {
+			return false, false
+		}
+		return true, slices.Contains(types, syscall.UTF16ToString(unsafe.Slice(info.name, info.length/2)))
 	})
 }
 
