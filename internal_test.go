@@ -1214,12 +1214,12 @@ func TestSharedSpinBacksOff(t *testing.T) {
 func TestSharedSpinLeavesItsCPU(t *testing.T) {
 	a, b := sharedInMemory(t)
 	defer func(leave func(), left, gap int64) {
-		leaveCPU = leave
+		spinning.leave = leave
 		spinning.left.Store(left)
 		spinning.leaveGap.Store(gap)
-	}(leaveCPU, spinning.left.Load(), spinning.leaveGap.Load())
+	}(spinning.leave, spinning.left.Load(), spinning.leaveGap.Load())
 	times := 0
-	leaveCPU = func() { times++ }
+	spinning.leave = func() { times++ }
 	var p [1]byte
 	wait := func(written int) {
 		t.Helper()

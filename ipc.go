@@ -3203,10 +3203,11 @@ type spinPolicy struct {
 	young    atomic.Uint64 // the backoff of the directions that have hardly waited, packed; a lost update does no harm
 	left     atomic.Int64  // when a thread left its CPU last
 	leaveGap atomic.Int64  // how long it is until the next time; 0 for leaveMin
+	leave    func()        // makes the calling thread go on on another CPU, where the system can do that
 }
 
 // spinning is the policy of this process.
-var spinning spinPolicy
+var spinning = spinPolicy{leave: leaveCPU}
 
 // allows reports whether the next wait is one to spin in.
 func (p *spinPolicy) allows(b *backoff) bool {
@@ -3250,10 +3251,6 @@ func (p *spinPolicy) stays() {
 		p.leaveGap.Store(0)
 	}
 }
-
-// leaveCPU makes the calling thread go on on another CPU. It is set where the system can do
-// that.
-var leaveCPU = func() {}
 
 // shouldLeave reports whether the caller, whose spin failed, should leave its CPU.
 func (p *spinPolicy) shouldLeave(now int64) bool {

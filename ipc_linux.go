@@ -942,14 +942,12 @@ func (kernel) hurry(call func()) {
 	kick.Stop()
 }
 
-func init() { leaveCPU = leaveThisCPU }
-
-// leaveThisCPU makes the calling thread leave its CPU: it calls sched_setaffinity(2) without
+// leaveCPU makes the calling thread leave its CPU: it calls sched_setaffinity(2) without
 // that CPU, and at once again with all CPUs. It does so only where the thread may run on
 // every CPU that is online: if CPUs were chosen for this process, by taskset(1) or a
 // cpuset, that choice stays. The thread belongs to this goroutine meanwhile, so that the
 // runtime starts no thread from it, which would inherit the mask.
-func leaveThisCPU() {
+func (kernel) leaveCPU() {
 	n := onlineCPUs()
 	if n < 2 {
 		return

@@ -1310,7 +1310,7 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 		}
 		spun = budget
 		if h == &c.r && c.crowded(asleep) && spinning.shouldLeave(now()) {
-			leaveCPU()
+			spinning.leave()
 		}
 	}
 	err := c.park(h, need)

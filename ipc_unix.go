@@ -3221,7 +3221,7 @@ func (f *fd) spinFor(h *ioState) bool {
 	}
 	spinning.end(&h.backoff, done)
 	if !done && spinning.shouldLeave(now()) {
-		leaveCPU()
+		spinning.leave()
 	}
 	if done {
 		h.parked = false
@@ -4810,6 +4810,12 @@ func (baseKernel) inlineUrgent(int) {}
 // hurry makes a call that may sleep. Where a signal ends such a sleep, it sends signals
 // meanwhile.
 func (baseKernel) hurry(call func()) { call() }
+
+// leaveCPU moves the calling thread to another CPU, where the system can do that: see the
+// method for Linux.
+func (baseKernel) leaveCPU() {}
+
+func leaveCPU() { kern.leaveCPU() }
 
 // polls reports whether the descriptor may be given to the poller: a socket, pipe or
 // FIFO. It does not ask a file system. lseek(2) fails with ESPIPE on these alone, and on

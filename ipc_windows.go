@@ -2410,6 +2410,9 @@ func (f *fd) spinBudget() time.Duration {
 
 func (f *fd) setSpin(d time.Duration) { f.spin.Store(int64(d)) }
 
+// leaveCPU does nothing: a read that waits here stays in the kernel, and does not spin.
+func leaveCPU() {}
+
 // A slot has what an operation needs for which its own thread waits. The kernel uses
 // overlapped and the buffers until the operation has ended, so they are in the heap and
 // reachable until then.
@@ -3666,7 +3669,7 @@ func (f *fd) stage(handles []syscall.Handle) (*staging, error) {
 // duplicated. Its handle is the caller's to close, unless it is currentProcess.
 func (f *fd) chooseHolder(maker uint32) (pid uint32, holder syscall.Handle, err error) {
 	process, err := f.openPeer(processDupHandle | readControl)
-	unknown := f.handedOn && (f.server || !f.dynamic) // to the one who gave this end away
+	unknown := f.handedOn && (f.server || !f.dynamic) // the peer knows the process that handed this end on, not this one
 	if err == nil {
 		if f.peerBelieves(process) && !unknown {
 			return maker, process, nil
@@ -3690,8 +3693,8 @@ func (f *fd) peerBelieves(process syscall.Handle) bool {
 }
 
 // peerTakesFrom predicts whether the peer may take handles out of this process.
-// A server knows that of its client. A client knows only whose server it is: one of
-// this user, SYSTEM or administrators, or one that anybody may open this process for.
+// A server knows that of its client. A client knows only who owns the pipe. It believes
+// that a server of this user, of SYSTEM or of administrators may.
 func (f *fd) peerTakesFrom(process syscall.Handle) bool {
 	if !f.server {
 		_, trusted, err := f.owner()
