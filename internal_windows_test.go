@@ -1117,7 +1117,7 @@ func FuzzDescriptor(f *testing.F) {
 
 // TestPipeSpinIsPassedOn checks that both ends of a pipe have the Spin of their options.
 func TestPipeSpinIsPassedOn(t *testing.T) {
-	path := `\\.\pipe\` + t.Name()
+	path := localPrefix + freshName()
 	l, err := ListenPipe(path, PipeConfig{Spin: -1})
 	if err != nil {
 		t.Fatal(err)
