@@ -438,6 +438,29 @@ func TestReadMsgAndWriteMsgWait(t *testing.T) {
 	})
 }
 
+func TestReadMsgAndWriteMsgReturnNothingAfterTheDeadline(t *testing.T) {
+	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
+		p, oob := make([]byte, 10), oobRoom(1)
+		_, err := a.WriteMsg([]byte("news"), nil)
+		must(t, err)
+		_, _, _, err = b.ReadMsg(p, oob)
+		must(t, err)
+		past := time.Now().Add(-time.Second)
+		must(t, a.SetWriteDeadline(past))
+		must(t, b.SetReadDeadline(past))
+		n, err := a.WriteMsg([]byte("more news"), nil)
+		timedOut(t, err)
+		if n != 0 {
+			t.Errorf("WriteMsg has written %d bytes after the deadline", n)
+		}
+		n, oobn, flags, err := b.ReadMsg(p, oob)
+		timedOut(t, err)
+		if n != 0 || oobn != 0 || flags != 0 {
+			t.Errorf("ReadMsg returned %d bytes, %d of control messages and flags %#x after the deadline", n, oobn, flags)
+		}
+	})
+}
+
 func TestReadMsgFlagsAMessageTooLong(t *testing.T) {
 	if ipc.FramedHere {
 		t.Skip("no messages but in frames")

@@ -3177,7 +3177,10 @@ func (f *fd) run(h *ioState, o *op) (result, error) {
 	err := f.untilDone(h)
 	raceAcquire()
 	h.op = op{} // the buffers are the caller's again
-	return h.done, err
+	if err != nil {
+		return result{}, err // done may be of an earlier attempt
+	}
+	return h.done, nil
 }
 
 func (f *fd) untilDone(h *ioState) error {

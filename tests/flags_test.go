@@ -56,7 +56,9 @@ var flagCalls = []flagCall{
 	{"SYS_FCNTL", 1, []string{"F_"}},
 	{"open", 1, openFlags},
 	{"newSocket", 0, socketFlags},
-	{"sendmsg", 3, msgFlags},
+	{"sendmsg", 2, msgFlags}, // of an fd
+	{"recvmsg", 2, msgFlags},
+	{"sendmsg", 3, msgFlags}, // of a kernel
 	{"recvmsg", 3, msgFlags},
 	{"shutdown", 0, []string{"SHUT_"}},
 }
@@ -137,18 +139,16 @@ func TestFlagsAreThoseOfTheCallOnEverySystem(t *testing.T) {
 								p.check(t, c.name, n.Args[c.arg], c.family)
 							}
 						}
-					case *ast.AssignStmt:
-						for i, left := range n.Lhs {
-							field, ok := left.(*ast.SelectorExpr)
-							if ok && flagFields[field.Sel.Name] != nil && len(n.Lhs) == len(n.Rhs) {
-								p.check(t, field.Sel.Name, n.Rhs[i], flagFields[field.Sel.Name])
-							}
+					case *ast.KeyValueExpr: // of an op, which the attempt takes them from
+						if field, ok := n.Key.(*ast.Ident); ok && flagFields[field.Name] != nil {
+							calls[field.Name]++
+							p.check(t, field.Name, n.Value, flagFields[field.Name])
 						}
 					}
 					return true
 				})
 			}
-			for _, name := range []string{"syscall.Socket", "syscall.Socketpair", "syscall.Open"} {
+			for _, name := range []string{"syscall.Socket", "syscall.Socketpair", "syscall.Open", "flags"} {
 				if calls[name] == 0 {
 					t.Errorf("no call of %s was found", name) // this test has to follow where it went
 				}

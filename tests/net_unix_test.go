@@ -291,8 +291,9 @@ type comparison struct {
 	Ratio, Min, Max, ToLimit, CPU float64
 }
 
-// An outcome is what a round measured: its value in the workload's unit, and the CPU
-// seconds that both processes used for a unit of work.
+// An outcome is what a round measured: its value in the workload's unit, and a figure for
+// the CPU time that both processes used for a unit of work. Only rounds of the same length
+// have figures that can be compared.
 type outcome struct{ value, cpu float64 }
 
 func against(b *testing.B, w *workload, ours, rival *contender) {
@@ -469,7 +470,7 @@ func round(w *workload, side *contender) (outcome, error) {
 	in.Close()
 	cmd.Wait()
 	used += cmd.ProcessState.UserTime().Seconds() + cmd.ProcessState.SystemTime().Seconds()
-	work := v // as much per second, all rounds equally long
+	work := v // so much per second; all rounds are equally long
 	if !w.isRate() {
 		work = 1 / v
 	}

@@ -5,8 +5,9 @@
  *
  *	limit WORKLOAD SIZE MILLISECONDS
  *
- * prints the median time of one unit of work in microseconds, or MB/s for stream, and
- * the CPU time in seconds that both processes used for one.
+ * prints the median time of one unit of work in microseconds, or MB/s for stream, and a
+ * figure for the CPU time of one: the seconds that both processes used, times that time,
+ * or divided by that rate. It compares runs that are equally long.
  *
  *	limit slow PROGRAM ARGUMENT ...
  *
