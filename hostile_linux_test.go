@@ -11,6 +11,7 @@ package ipc_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -32,16 +33,17 @@ import (
 
 func init() {
 	for role, play := range map[string]func(*parent, []string) error{
-		"sends a dirty file":  childSendsADirtyFile,
-		"meets a dirty file":  childMeetsADirtyFile,
-		"faults in a pipe":    childFaultsInAPipe,
-		"has a stuck pipe":    childHasAStuckPipe,
-		"takes a stuck pipe":  childTakesAStuckPipe,
-		"is flooded":          childIsFlooded,
-		"is given slow files": childIsGivenSlowFiles,
-		"lacks descriptors":   childLacksDescriptors,
-		"fills the flight":    childFillsTheFlight,
-		"shares its ends":     childSharesItsEnds,
+		"sends a dirty file":       childSendsADirtyFile,
+		"meets a dirty file":       childMeetsADirtyFile,
+		"faults in a pipe":         childFaultsInAPipe,
+		"has a stuck pipe":         childHasAStuckPipe,
+		"takes a stuck pipe":       childTakesAStuckPipe,
+		"is flooded":               childIsFlooded,
+		"is given slow files":      childIsGivenSlowFiles,
+		"is given a slow doorbell": childIsGivenASlowDoorbell,
+		"lacks descriptors":        childLacksDescriptors,
+		"fills the flight":         childFillsTheFlight,
+		"shares its ends":          childSharesItsEnds,
 	} {
 		roles[role] = play
 	}
@@ -460,6 +462,57 @@ func childIsGivenSlowFiles(p *parent, args []string) error {
 		}
 	}
 	return c.Close()
+}
+
+// A doorbell that is no socket is refused without asking its file system.
+func TestSharedConnRefusesASlowDoorbell(t *testing.T) {
+	together(t)
+	story(t)
+	needsMemory(t)
+	fs := mountSlow(t, "flush")
+	defer fs.open()
+	a, b := pair(t)
+	h := newHeir(t)
+	h.gets("line", b)
+	victim := h.start("is given a slow doorbell", fs.gate)
+	must(t, b.Close())
+	victim.mustSay("ready")
+	f, err := syscall.Open(fs.file, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	must(t, err)
+	defer func() { fs.open(); syscall.Close(f) }()
+	m := newMemory(t, 2<<16) // the control page and the smallest ring
+	memory := memoryFile(t, m, false)
+	hello := "\xffipcshm\x01" + string(binary.NativeEndian.AppendUint32(nil, 0x01020304)) +
+		"\x01\x00\x00\x00" + "\x00\x00\x01\x00" + strings.Repeat("\x00", 12)
+	must(t, withSys(memory, func(sys int) error {
+		_, err := a.WriteMsg([]byte(hello), syscall.UnixRights(sys, f))
+		return err
+	}))
+	victim.mustSay("while the gate is closed")
+	fs.open()
+	victim.end()
+}
+
+func childIsGivenASlowDoorbell(p *parent, args []string) error {
+	c := sure(sure(ipc.InheritedConn("line")).Share(ipc.ShareConfig{}))
+	p.say("ready")
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.EPROTO) {
+		return fmt.Errorf("read: %v", err)
+	}
+	p.tellsGate(args[0])
+	return c.Close()
+}
+
+// withSys calls do with the descriptor of f.
+func withSys(f *os.File, do func(sys int) error) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if e := raw.Control(func(sys uintptr) { err = do(int(sys)) }); e != nil {
+		return e
+	}
+	return err
 }
 
 // TestRecvFilesOfAFloodHoldsNobodyElseUp has a peer send more files whose closing

@@ -1839,10 +1839,15 @@ func adoptConn(f *os.File, kind connKind) (*fd, error) {
 	return adopt(f, kind, func(sys int) error { return isConnected(sys, kind) })
 }
 
-// adopt returns an fd over a duplicate of f, if that passes the check.
+// adopt returns an fd over a duplicate of f, if that passes the check. f is checked before
+// it is duplicated: to close a duplicate of a file can take as long as its server likes
+// (flush of FUSE).
 func adopt(f *os.File, kind connKind, check func(sys int) error) (*fd, error) {
 	var sys int
 	err := withFile(f, func(fd uintptr) (err error) {
+		if err = check(int(fd)); err != nil {
+			return err
+		}
 		sys, err = kern.dup(int(fd))
 		return os.NewSyscallError("dup", err)
 	})
