@@ -3168,8 +3168,8 @@ func (f *fd) leave(h *ioState) {
 	h.mu.Unlock()
 }
 
-// run makes the call until it succeeds or fails for good, and returns the result of the
-// last attempt. EINTR, EAGAIN, the deadline and Close are dealt with here, and nowhere
+// run makes the call until it succeeds or fails for good, and returns its result, which is
+// zero with an error. EINTR, EAGAIN, the deadline and Close are dealt with here, and nowhere
 // else. The caller has entered h.
 func (f *fd) run(h *ioState, o *op) (result, error) {
 	h.op = *o // a copy, so that the caller's stays on its stack
