@@ -5099,15 +5099,6 @@ func checkMemory(f *os.File) (info memoryInfo, err error) {
 	return info, err
 }
 
-// The methods below are for systems that cannot keep memory from shrinking. There an
-// access to a page that was cut off ends the process (SIGBUS).
-// runtime/debug.SetPanicOnFault could prevent that, but belongs to a package that this
-// one does not use.
-var errNoMemory = &ruleError{"this system has no memory that cannot shrink", errors.ErrUnsupported}
-
-func (baseKernel) newMemory(int) (memoryFiles, error) { return memoryFiles{}, errNoMemory }
-func (baseKernel) sealMemory(int, bool) error         { return errNoMemory }
-
 // sealedMemory describes memory by its seals. With the seal shrink it keeps every page
 // that it has; with one of the seals write it cannot be written. get is the number of
 // F_GET_SEALS, which fails with EINVAL for a file that is not memory. Not every system
@@ -5133,6 +5124,14 @@ func sealedMemory(sys int, fcntl func(sys, cmd, arg int) (int, error), get, shri
 	return memoryInfo{size: st.Size, writable: mode&syscall.O_ACCMODE == syscall.O_RDWR && seals&write == 0}, nil
 }
 
+// The methods below are for systems that cannot keep memory from shrinking. There an
+// access to a page that was cut off ends the process (SIGBUS).
+// runtime/debug.SetPanicOnFault could prevent that, but belongs to a package that this
+// one does not use.
+var errNoMemory = &ruleError{"this system has no memory that cannot shrink", errors.ErrUnsupported}
+
+func (baseKernel) newMemory(int) (memoryFiles, error)  { return memoryFiles{}, errNoMemory }
+func (baseKernel) sealMemory(int, bool) error          { return errNoMemory }
 func (baseKernel) checkMemory(int) (memoryInfo, error) { return memoryInfo{}, errNoMemory }
 func (baseKernel) openReadOnly(int) (*os.File, error)  { return nil, errNoMemory }
 func (baseKernel) mapAt(mem []byte, prot, flags, sys, offset int) error {
