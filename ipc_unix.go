@@ -3173,8 +3173,8 @@ func (f *fd) leave(h *ioState) {
 	h.mu.Unlock()
 }
 
-// run makes the call until it succeeds or fails for good, and returns the result of the
-// last attempt. EINTR, EAGAIN, the deadline and Close are dealt with here, and nowhere
+// run makes the call until it succeeds or fails for good, and returns its result, which is
+// zero with an error. EINTR, EAGAIN, the deadline and Close are dealt with here, and nowhere
 // else. The caller has entered h.
 func (f *fd) run(h *ioState, o *op) (result, error) {
 	h.op = *o // a copy, so that the caller's stays on its stack
@@ -5110,15 +5110,6 @@ func checkMemory(f *os.File) (info memoryInfo, err error) {
 	return info, err
 }
 
-// The methods below are for systems that cannot keep memory from shrinking. There an
-// access to a page that was cut off ends the process (SIGBUS).
-// runtime/debug.SetPanicOnFault could prevent that, but belongs to a package that this
-// one does not use.
-var errNoMemory = &ruleError{"this system has no memory that cannot shrink", errors.ErrUnsupported}
-
-func (baseKernel) newMemory(int) (memoryFiles, error) { return memoryFiles{}, errNoMemory }
-func (baseKernel) sealMemory(int, bool) error         { return errNoMemory }
-
 // sealedMemory describes memory by its seals. With the seal shrink it keeps every page
 // that it has; with one of the seals write it cannot be written. get is the number of
 // F_GET_SEALS, which fails with EINVAL for a file that is not memory. Not every system
@@ -5144,6 +5135,14 @@ func sealedMemory(sys int, fcntl func(sys, cmd, arg int) (int, error), get, shri
 	return memoryInfo{size: st.Size, writable: mode&syscall.O_ACCMODE == syscall.O_RDWR && seals&write == 0}, nil
 }
 
+// The methods below are for systems that cannot keep memory from shrinking. There an
+// access to a page that was cut off ends the process (SIGBUS).
+// runtime/debug.SetPanicOnFault could prevent that, but belongs to a package that this
+// one does not use.
+var errNoMemory = &ruleError{"this system has no memory that cannot shrink", errors.ErrUnsupported}
+
+func (baseKernel) newMemory(int) (memoryFiles, error)  { return memoryFiles{}, errNoMemory }
+func (baseKernel) sealMemory(int, bool) error          { return errNoMemory }
 func (baseKernel) checkMemory(int) (memoryInfo, error) { return memoryInfo{}, errNoMemory }
 func (baseKernel) openReadOnly(int) (*os.File, error)  { return nil, errNoMemory }
 func (baseKernel) mapAt(mem []byte, prot, flags, sys, offset int) error {
