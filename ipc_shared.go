@@ -522,14 +522,15 @@ func (c *SharedConn) Write(p []byte) (int, error) {
 }
 
 func (c *SharedConn) write(p []byte) (n int, err error) {
-	if c.mode.Load() == settingUp && len(p) > 0 && !c.w.lent {
+	use := len(p) > 0 && !c.w.lent
+	if use && c.mode.Load() == settingUp {
 		if done, err := c.writeEarly(p); err != nil {
 			return 0, err
 		} else if done {
 			return len(p), nil
 		}
 	}
-	if err := c.begin(&c.w, len(p) > 0, toShare); err != nil || len(p) == 0 {
+	if err := c.begin(&c.w, use, toShare); err != nil || len(p) == 0 {
 		return 0, err
 	}
 	if c.w.lent {
@@ -699,10 +700,15 @@ func (c *SharedConn) reserve(n int) ([]byte, error) {
 		}
 		p, whole = c.out.span(uint32(n))
 	}
-	if !whole {
+	before := c.w.apart // what is on loan may have to move, as it is
+	if before == nil && c.w.lent {
+		before, _ = c.out.span(uint32(c.w.loan))
+	}
+	if c.w.apart = nil; !whole {
 		p = make([]byte, n)
 		c.w.apart = p
 	}
+	copy(p, before)
 	c.lend(&c.w, n)
 	return p, nil
 }

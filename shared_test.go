@@ -1621,3 +1621,40 @@ func TestSharedLoansWhileMemoryIsSetUp(t *testing.T) {
 		must(t, b.Close())
 	}
 }
+
+// What was reserved early may be reserved again when the memory is there, and stays as it was.
+func TestSharedReserveAgain(t *testing.T) {
+	for _, way := range sharedWays {
+		t.Run(way.name, func(t *testing.T) {
+			story(t)
+			a, b := way.make(t)
+			send(t, a, "hello")
+			expect(t, b, "hello")
+			p, err := a.Reserve(4)
+			must(t, err)
+			copy(p, "long")
+			writing := begin(func() error { _, err := io.WriteString(b, large); return err })
+			expect(t, a, large)
+			must(t, <-writing)
+			p, err = a.Reserve(100)
+			must(t, err)
+			copy(p[4:], "er than that")
+			must(t, a.Commit(16))
+			expect(t, b, "longer than that")
+		})
+	}
+}
+
+// A write into what Reserve has lent fails at once, though it is more than early data.
+func TestSharedWriteWhileReservedEarly(t *testing.T) {
+	story(t)
+	a, b := sharedPair(t)
+	send(t, a, "hello")
+	expect(t, b, "hello")
+	_, err := a.Reserve(4)
+	must(t, err)
+	if _, err := io.WriteString(a, large); err == nil {
+		t.Error("a write goes beside what is reserved")
+	}
+	must(t, a.Commit(0))
+}
