@@ -1832,7 +1832,7 @@ type handshake struct {
 	turn    chan struct{} // holds a value while a call receives
 	pen     chan struct{} // holds a value while a call sends; a call that needs both takes the turn first
 	over    chan struct{} // closed when it is over
-	changed chan struct{} // closed and made anew when a deadline or met has changed, and by Close; guarded by SharedConn.mu
+	changed chan struct{} // closed and made anew when a deadline or met has changed, when early data has come, and by Close; guarded by SharedConn.mu
 
 	begun bool        // something may have been sent or received; guarded by SharedConn.mu
 	met   atomic.Bool // the peer shares memory, or must: this end is not passive
@@ -2321,6 +2321,7 @@ func (c *SharedConn) receiveEarly(hs *handshake) error {
 	n, err := c.base.end().read(p)
 	c.mu.Lock()
 	c.ahead = append(c.ahead, p[:n]...)
+	hs.stir() // a read may wait for no more than that
 	c.mu.Unlock()
 	if hs.due -= n; isEnd(err) {
 		hs.plain = true

@@ -1658,3 +1658,27 @@ func TestSharedWriteWhileReservedEarly(t *testing.T) {
 	}
 	must(t, a.Commit(0))
 }
+
+// A read gets early data also while a write of the same end waits for the memory.
+func TestSharedReadWhileMemoryIsSetUp(t *testing.T) {
+	for _, way := range sharedWays {
+		t.Run(way.name, func(t *testing.T) {
+			story(t)
+			a, b := way.make(t)
+			send(t, a, "hello")
+			expect(t, b, "hello")
+			writing := begin(func() error { _, err := io.WriteString(a, large); return err })
+			awaitParked(t, "(*SharedConn).Write", 1)
+			reading := begin(func() error {
+				p := make([]byte, len("an event"))
+				_, err := io.ReadFull(a, p)
+				return err
+			})
+			awaitParked(t, "(*SharedConn).Read", 1)
+			send(t, b, "an event")
+			must(t, <-reading)
+			expect(t, b, large)
+			must(t, <-writing)
+		})
+	}
+}
