@@ -1025,6 +1025,9 @@ func (c *SharedConn) applyDeadline(h *sharedHalf, half direction) error {
 		}
 		return c.base.end().setDeadline(h.deadline, d)
 	}
+	if c.mode.Load() == inFailure {
+		return nil // what ends the waits stays
+	}
 	err := c.base.end().setDeadline(h.deadline, half)
 	if h.bell != nil && !c.isShut(h) {
 		if e := h.bell.setDeadline(h.deadline, reading); err == nil {
@@ -1915,7 +1918,7 @@ func (c *SharedConn) setUp(h *sharedHalf, enough aim) error {
 		}
 		if err == nil {
 			err = c.hearOut(h, hs, enough)
-			<-hs.turn
+			hs.giveBack(hs.turn)
 		}
 		if err != nil && err != errAgain {
 			return err
@@ -1982,7 +1985,6 @@ func (c *SharedConn) hearOut(h *sharedHalf, hs *handshake, enough aim) error {
 	case c.closed.Load():
 		return net.ErrClosed // Close releases what there is
 	case c.hello != hs: // a call that sends has ended it
-		hs.releasePeer()
 		return errAgain
 	case err == errAgain || errors.Is(err, os.ErrDeadlineExceeded):
 		return errAgain // the deadline may have been changed since
@@ -1990,13 +1992,6 @@ func (c *SharedConn) hearOut(h *sharedHalf, hs *handshake, enough aim) error {
 		return nil
 	}
 	c.settle(hs, err)
-	hs.releasePeer() // if it was not used
-	select {
-	case hs.pen <- struct{}{}:
-		hs.releaseOwn()
-		<-hs.pen
-	default: // the holder does that
-	}
 	return errAgain
 }
 
@@ -2073,7 +2068,7 @@ func (c *SharedConn) withPen(h *sharedHalf, hs *handshake, send func() error) er
 	c.mu.Lock()
 	if c.hello != hs || c.closed.Load() {
 		c.mu.Unlock()
-		<-hs.pen
+		hs.giveBack(hs.pen)
 		return errAgain
 	}
 	hs.begun, c.sender = true, h
@@ -2084,11 +2079,8 @@ func (c *SharedConn) withPen(h *sharedHalf, hs *handshake, send func() error) er
 	}
 	c.mu.Lock()
 	c.sender = nil
-	if c.hello != hs {
-		hs.releaseOwn() // a call that receives has ended it
-	}
 	c.mu.Unlock()
-	<-hs.pen
+	hs.giveBack(hs.pen)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return errAgain // it may have been changed since
 	}
@@ -2109,15 +2101,9 @@ func (c *SharedConn) sendEarly(hs *handshake, p []byte) error {
 	case n > 0 && !errors.Is(err, net.ErrClosed):
 		c.mu.Lock()
 		if c.hello == hs {
-			c.settle(hs, err)
+			c.settle(hs, &classified{&ruleError{what: "an early write was cut off: " + err.Error()}, syscall.EPIPE})
 		}
 		c.mu.Unlock()
-		select {
-		case hs.turn <- struct{}{}:
-			hs.releasePeer()
-			<-hs.turn
-		default: // the holder does that
-		}
 	}
 	return err
 }
@@ -2450,7 +2436,7 @@ func (c *SharedConn) settle(hs *handshake, err error) {
 	switch {
 	case err != nil:
 		mode, c.failure = inFailure, err
-	case hs.own != nil && hs.peer != nil:
+	case hs.peer != nil && hs.own != nil: // if there is a peer's, our last hello was sent
 		mode = inMemory
 		c.join(hs)
 	}
@@ -2468,6 +2454,9 @@ func (c *SharedConn) settle(hs *handshake, err error) {
 		}
 	}
 	c.mode.Store(mode)
+	if mode == inFailure {
+		c.base.end().setDeadline(time.Unix(1, 0), reading|writing) // ends what waits in the socket
+	}
 	close(hs.over)
 }
 
@@ -2491,6 +2480,29 @@ func (c *SharedConn) join(hs *handshake) {
 }
 
 func ringSize(m *mapping) uint32 { return uint32(len(m.mem) - m.again - controlSize) }
+
+// giveBack gives the turn or the pen back. If the handshake is over, it then releases what
+// was not used, unless others have the turn or the pen: they look when they give it back.
+func (hs *handshake) giveBack(token chan struct{}) {
+	<-token
+	select {
+	case <-hs.over:
+	default:
+		return
+	}
+	select {
+	case hs.turn <- struct{}{}:
+		hs.releasePeer()
+		<-hs.turn
+	default:
+	}
+	select {
+	case hs.pen <- struct{}{}:
+		hs.releaseOwn()
+		<-hs.pen
+	default:
+	}
+}
 
 // releasePeer closes and unmaps what came from the peer; the caller has the turn.
 // releaseOwn does so with what was made for the peer; the caller has the pen.
