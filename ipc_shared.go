@@ -488,6 +488,9 @@ func (c *SharedConn) read(p []byte) (n int, err error) {
 		return 0, err
 	}
 	c.endLoan(&c.r)
+	if c.rshut.Load() {
+		return 0, io.EOF // also if there are bytes that were read ahead
+	}
 	if n := c.takeAhead(p); n > 0 {
 		return n, nil
 	}
@@ -589,6 +592,9 @@ func (c *SharedConn) peek(n int) ([]byte, error) {
 	}
 	if err := checkLoan(n, limit); err != nil {
 		return nil, err
+	}
+	if c.rshut.Load() {
+		return nil, io.EOF
 	}
 	var p []byte
 	var err error
@@ -876,11 +882,14 @@ func (c *SharedConn) unmap() {
 
 // CloseRead shuts the reading side down: reads return io.EOF, and the peer's writes
 // fail with an error that matches [syscall.EPIPE]. Over a socket it is [Conn.CloseRead],
-// but before the memory is set up it works on every system.
+// but before the memory is set up it works on every system, unless CloseWrite was called.
 func (c *SharedConn) CloseRead() error { return c.failed("close", c.closeRead()) }
 
 func (c *SharedConn) closeRead() error {
 	if told, err := c.endEarly(&c.r, &c.rshut, helloReadShut); told || err != nil {
+		return err
+	}
+	if done, err := c.shutSocket(&c.r, &c.rshut, (*fd).closeRead); done {
 		return err
 	}
 	if err := c.setUp(&c.r, toShare); err != nil {
@@ -903,11 +912,14 @@ func (c *SharedConn) closeRead() error {
 
 // CloseWrite shuts the writing side down: the peer reads what was written and then
 // gets io.EOF; the other direction stays open. Over a socket it is [Conn.CloseWrite], but
-// before the memory is set up it works on every system.
+// before the memory is set up it works on every system, unless CloseRead was called.
 func (c *SharedConn) CloseWrite() error { return c.failed("close", c.closeWrite()) }
 
 func (c *SharedConn) closeWrite() error {
 	if told, err := c.endEarly(&c.w, &c.wshut, helloWriteShut); told || err != nil {
+		return err
+	}
+	if done, err := c.shutSocket(&c.w, &c.wshut, (*fd).closeWrite); done {
 		return err
 	}
 	if err := c.setUp(&c.w, toShare); err != nil {
@@ -1138,7 +1150,11 @@ func (c *SharedConn) readSocket(p []byte) (int, error) {
 	if c.ended.Load() || c.rshut.Load() {
 		return 0, io.EOF
 	}
-	return c.base.end().read(p)
+	n, err := c.base.end().read(p)
+	if n == 0 && isEnd(err) { // ECONNRESET if something was left unread, which may be a hello
+		err = io.EOF
+	}
+	return n, err
 }
 
 // peekSocket reads ahead until there are n bytes. It does so in memory too, if bytes that
@@ -2136,14 +2152,30 @@ func (c *SharedConn) writeEarly(p []byte) (done bool, err error) {
 	return false, nil
 }
 
+// endGrace is how long CloseRead and CloseWrite may wait after a deadline that has passed.
+const endGrace = time.Second
+
 // endEarly tells the peer that a half is shut, if the handshake is not over. Then no
 // memory is set up.
-func (c *SharedConn) endEarly(h *sharedHalf, shut *atomic.Bool, what byte) (told bool, err error) {
-	if shut.Load() && c.mode.Load() != inMemory {
-		return true, nil
+func (c *SharedConn) endEarly(half *sharedHalf, shut *atomic.Bool, what byte) (told bool, err error) {
+	h := half
+	if h.expired() { // that is the deadline of reads or writes, and this is neither
+		h = &sharedHalf{deadline: time.Now().Add(endGrace)}
+		h.expiry.Store(sharedExpiry(h.deadline))
 	}
-	for c.mode.Load() == settingUp {
+	for {
+		switch mode := c.mode.Load(); {
+		case c.closed.Load():
+			return false, net.ErrClosed
+		case mode != inMemory && shut.Load():
+			return true, nil // a call did it before
+		case mode != settingUp:
+			return false, nil
+		}
 		if err := c.setUp(h, toMeet); err != nil {
+			if shut.Load() && !c.closed.Load() {
+				continue // another call has just done it
+			}
 			return false, err
 		}
 		c.mu.Lock()
@@ -2153,20 +2185,39 @@ func (c *SharedConn) endEarly(h *sharedHalf, shut *atomic.Bool, what byte) (told
 			return false, nil
 		}
 		err := c.withPen(h, hs, func() error {
-			err := c.sendWord(hs, what, &hs.last)
+			var sent atomic.Bool
+			err := c.sendWord(hs, what, &sent)
 			if told = err == nil; told {
-				shut.Store(true)
+				shut.Store(true) // before other calls go by it that our last hello was sent
+				hs.last.Store(true)
 			}
 			return err
 		})
 		if told {
-			c.endWaits(h)
+			c.endWaits(half)
 		}
 		if err != errAgain {
 			return told, err
 		}
 	}
-	return false, nil
+}
+
+// shutSocket shuts a half down, and reports true, if our last hello has said already that
+// there is no memory. Then the peer sees the end of the socket behind that hello.
+func (c *SharedConn) shutSocket(h *sharedHalf, shut *atomic.Bool, end func(*fd) error) (done bool, err error) {
+	c.mu.Lock()
+	hs := c.hello
+	done = hs != nil && !c.closed.Load() && hs.last.Load() && hs.own == nil
+	c.mu.Unlock()
+	if !done {
+		return false, nil
+	}
+	if err := end(c.base.end()); err != nil {
+		return true, err
+	}
+	shut.Store(true)
+	c.endWaits(h)
+	return true, nil
 }
 
 // sendLast sends our last hello, unless it was sent before. Memory comes with it, if the
