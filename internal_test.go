@@ -1291,6 +1291,66 @@ func TestSharedServerSpeaksFirst(t *testing.T) {
 	}
 }
 
+// A handshake that is over leaves nothing, whichever of the calls that take part is the last.
+func TestSharedHandshakeLeavesNothing(t *testing.T) {
+	for _, last := range []string{"turn", "pen"} {
+		x, y, err := Pair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg, _ := ShareConfig{}.complete()
+		c := newSharedConn(x.endpoint, cfg, false)
+		hs := c.hello
+		hs.turn <- struct{}{}
+		hs.pen <- struct{}{}
+		if err := c.sendMemory(hs); err != nil {
+			t.Skip(err)
+		}
+		own := hs.own
+		c.mu.Lock()
+		c.settle(hs, protocolError("it is made up"))
+		c.mu.Unlock()
+		first, second := hs.turn, hs.pen
+		if last == "turn" {
+			first, second = second, first
+		}
+		hs.giveBack(first)
+		hs.giveBack(second)
+		if own.mem != nil || hs.own != nil || hs.bell != nil {
+			t.Errorf("the last had the %s: the memory stays", last)
+		}
+		c.Close()
+		y.Close()
+	}
+}
+
+// A call that waits in the socket ends when the handshake fails in another one, and a deadline
+// that is set later changes nothing.
+func TestSharedHandshakeFailureEndsWhatWaits(t *testing.T) {
+	x, y, err := Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer y.Close()
+	cfg, _ := ShareConfig{}.complete()
+	c := newSharedConn(x.endpoint, cfg, false)
+	defer c.Close()
+	dog := time.AfterFunc(time.Minute, func() { panic(t.Name() + " hangs") })
+	defer dog.Stop()
+	read := make(chan error, 1)
+	go func() { _, err := c.Read(make([]byte, 1)); read <- err }()
+	if _, err := io.ReadFull(y, make([]byte, helloSize)); err != nil { // the read has the turn
+		t.Fatal(err)
+	}
+	c.mu.Lock()
+	c.settle(c.hello, protocolError("it is made up"))
+	c.mu.Unlock()
+	c.SetDeadline(time.Now().Add(time.Hour))
+	if err := <-read; !errors.Is(err, syscall.EPROTO) {
+		t.Errorf("read: %v", err)
+	}
+}
+
 // ---------------------------------------------------------------------------
 // Model
 

@@ -488,6 +488,9 @@ func (c *SharedConn) read(p []byte) (n int, err error) {
 		return 0, err
 	}
 	c.endLoan(&c.r)
+	if c.rshut.Load() {
+		return 0, io.EOF // also if there are bytes that were read ahead
+	}
 	if n := c.takeAhead(p); n > 0 {
 		return n, nil
 	}
@@ -522,14 +525,15 @@ func (c *SharedConn) Write(p []byte) (int, error) {
 }
 
 func (c *SharedConn) write(p []byte) (n int, err error) {
-	if c.mode.Load() == settingUp && len(p) > 0 && !c.w.lent {
+	use := len(p) > 0 && !c.w.lent
+	if use && c.mode.Load() == settingUp {
 		if done, err := c.writeEarly(p); err != nil {
 			return 0, err
 		} else if done {
 			return len(p), nil
 		}
 	}
-	if err := c.begin(&c.w, len(p) > 0, toShare); err != nil || len(p) == 0 {
+	if err := c.begin(&c.w, use, toShare); err != nil || len(p) == 0 {
 		return 0, err
 	}
 	if c.w.lent {
@@ -588,6 +592,9 @@ func (c *SharedConn) peek(n int) ([]byte, error) {
 	}
 	if err := checkLoan(n, limit); err != nil {
 		return nil, err
+	}
+	if c.rshut.Load() {
+		return nil, io.EOF
 	}
 	var p []byte
 	var err error
@@ -699,10 +706,15 @@ func (c *SharedConn) reserve(n int) ([]byte, error) {
 		}
 		p, whole = c.out.span(uint32(n))
 	}
-	if !whole {
+	before := c.w.apart // what is on loan may have to move, as it is
+	if before == nil && c.w.lent {
+		before, _ = c.out.span(uint32(c.w.loan))
+	}
+	if c.w.apart = nil; !whole {
 		p = make([]byte, n)
 		c.w.apart = p
 	}
+	copy(p, before)
 	c.lend(&c.w, n)
 	return p, nil
 }
@@ -870,11 +882,14 @@ func (c *SharedConn) unmap() {
 
 // CloseRead shuts the reading side down: reads return io.EOF, and the peer's writes
 // fail with an error that matches [syscall.EPIPE]. Over a socket it is [Conn.CloseRead],
-// but before the memory is set up it works on every system.
+// but before the memory is set up it works on every system, unless CloseWrite was called.
 func (c *SharedConn) CloseRead() error { return c.failed("close", c.closeRead()) }
 
 func (c *SharedConn) closeRead() error {
 	if told, err := c.endEarly(&c.r, &c.rshut, helloReadShut); told || err != nil {
+		return err
+	}
+	if done, err := c.shutSocket(&c.r, &c.rshut, (*fd).closeRead); done {
 		return err
 	}
 	if err := c.setUp(&c.r, toShare); err != nil {
@@ -897,11 +912,14 @@ func (c *SharedConn) closeRead() error {
 
 // CloseWrite shuts the writing side down: the peer reads what was written and then
 // gets io.EOF; the other direction stays open. Over a socket it is [Conn.CloseWrite], but
-// before the memory is set up it works on every system.
+// before the memory is set up it works on every system, unless CloseRead was called.
 func (c *SharedConn) CloseWrite() error { return c.failed("close", c.closeWrite()) }
 
 func (c *SharedConn) closeWrite() error {
 	if told, err := c.endEarly(&c.w, &c.wshut, helloWriteShut); told || err != nil {
+		return err
+	}
+	if done, err := c.shutSocket(&c.w, &c.wshut, (*fd).closeWrite); done {
 		return err
 	}
 	if err := c.setUp(&c.w, toShare); err != nil {
@@ -1019,6 +1037,9 @@ func (c *SharedConn) applyDeadline(h *sharedHalf, half direction) error {
 		}
 		return c.base.end().setDeadline(h.deadline, d)
 	}
+	if c.mode.Load() == inFailure {
+		return nil // what ends the waits stays
+	}
 	err := c.base.end().setDeadline(h.deadline, half)
 	if h.bell != nil && !c.isShut(h) {
 		if e := h.bell.setDeadline(h.deadline, reading); err == nil {
@@ -1129,7 +1150,11 @@ func (c *SharedConn) readSocket(p []byte) (int, error) {
 	if c.ended.Load() || c.rshut.Load() {
 		return 0, io.EOF
 	}
-	return c.base.end().read(p)
+	n, err := c.base.end().read(p)
+	if n == 0 && isEnd(err) { // ECONNRESET if something was left unread, which may be a hello
+		err = io.EOF
+	}
+	return n, err
 }
 
 // peekSocket reads ahead until there are n bytes. It does so in memory too, if bytes that
@@ -1826,7 +1851,7 @@ type handshake struct {
 	turn    chan struct{} // holds a value while a call receives
 	pen     chan struct{} // holds a value while a call sends; a call that needs both takes the turn first
 	over    chan struct{} // closed when it is over
-	changed chan struct{} // closed and made anew when a deadline or met has changed, and by Close; guarded by SharedConn.mu
+	changed chan struct{} // closed and made anew when a deadline or met has changed, when early data has come, and by Close; guarded by SharedConn.mu
 
 	begun bool        // something may have been sent or received; guarded by SharedConn.mu
 	met   atomic.Bool // the peer shares memory, or must: this end is not passive
@@ -1909,7 +1934,7 @@ func (c *SharedConn) setUp(h *sharedHalf, enough aim) error {
 		}
 		if err == nil {
 			err = c.hearOut(h, hs, enough)
-			<-hs.turn
+			hs.giveBack(hs.turn)
 		}
 		if err != nil && err != errAgain {
 			return err
@@ -1976,7 +2001,6 @@ func (c *SharedConn) hearOut(h *sharedHalf, hs *handshake, enough aim) error {
 	case c.closed.Load():
 		return net.ErrClosed // Close releases what there is
 	case c.hello != hs: // a call that sends has ended it
-		hs.releasePeer()
 		return errAgain
 	case err == errAgain || errors.Is(err, os.ErrDeadlineExceeded):
 		return errAgain // the deadline may have been changed since
@@ -1984,13 +2008,6 @@ func (c *SharedConn) hearOut(h *sharedHalf, hs *handshake, enough aim) error {
 		return nil
 	}
 	c.settle(hs, err)
-	hs.releasePeer() // if it was not used
-	select {
-	case hs.pen <- struct{}{}:
-		hs.releaseOwn()
-		<-hs.pen
-	default: // the holder does that
-	}
 	return errAgain
 }
 
@@ -2067,7 +2084,7 @@ func (c *SharedConn) withPen(h *sharedHalf, hs *handshake, send func() error) er
 	c.mu.Lock()
 	if c.hello != hs || c.closed.Load() {
 		c.mu.Unlock()
-		<-hs.pen
+		hs.giveBack(hs.pen)
 		return errAgain
 	}
 	hs.begun, c.sender = true, h
@@ -2078,11 +2095,8 @@ func (c *SharedConn) withPen(h *sharedHalf, hs *handshake, send func() error) er
 	}
 	c.mu.Lock()
 	c.sender = nil
-	if c.hello != hs {
-		hs.releaseOwn() // a call that receives has ended it
-	}
 	c.mu.Unlock()
-	<-hs.pen
+	hs.giveBack(hs.pen)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return errAgain // it may have been changed since
 	}
@@ -2103,15 +2117,9 @@ func (c *SharedConn) sendEarly(hs *handshake, p []byte) error {
 	case n > 0 && !errors.Is(err, net.ErrClosed):
 		c.mu.Lock()
 		if c.hello == hs {
-			c.settle(hs, err)
+			c.settle(hs, &classified{&ruleError{what: "an early write was cut off: " + err.Error()}, syscall.EPIPE})
 		}
 		c.mu.Unlock()
-		select {
-		case hs.turn <- struct{}{}:
-			hs.releasePeer()
-			<-hs.turn
-		default: // the holder does that
-		}
 	}
 	return err
 }
@@ -2144,14 +2152,30 @@ func (c *SharedConn) writeEarly(p []byte) (done bool, err error) {
 	return false, nil
 }
 
+// endGrace is how long CloseRead and CloseWrite may wait after a deadline that has passed.
+const endGrace = time.Second
+
 // endEarly tells the peer that a half is shut, if the handshake is not over. Then no
 // memory is set up.
-func (c *SharedConn) endEarly(h *sharedHalf, shut *atomic.Bool, what byte) (told bool, err error) {
-	if shut.Load() && c.mode.Load() != inMemory {
-		return true, nil
+func (c *SharedConn) endEarly(half *sharedHalf, shut *atomic.Bool, what byte) (told bool, err error) {
+	h := half
+	if h.expired() { // that is the deadline of reads or writes, and this is neither
+		h = &sharedHalf{deadline: time.Now().Add(endGrace)}
+		h.expiry.Store(sharedExpiry(h.deadline))
 	}
-	for c.mode.Load() == settingUp {
+	for {
+		switch mode := c.mode.Load(); {
+		case c.closed.Load():
+			return false, net.ErrClosed
+		case mode != inMemory && shut.Load():
+			return true, nil // a call did it before
+		case mode != settingUp:
+			return false, nil
+		}
 		if err := c.setUp(h, toMeet); err != nil {
+			if shut.Load() && !c.closed.Load() {
+				continue // another call has just done it
+			}
 			return false, err
 		}
 		c.mu.Lock()
@@ -2161,20 +2185,39 @@ func (c *SharedConn) endEarly(h *sharedHalf, shut *atomic.Bool, what byte) (told
 			return false, nil
 		}
 		err := c.withPen(h, hs, func() error {
-			err := c.sendWord(hs, what, &hs.last)
+			var sent atomic.Bool
+			err := c.sendWord(hs, what, &sent)
 			if told = err == nil; told {
-				shut.Store(true)
+				shut.Store(true) // before other calls go by it that our last hello was sent
+				hs.last.Store(true)
 			}
 			return err
 		})
 		if told {
-			c.endWaits(h)
+			c.endWaits(half)
 		}
 		if err != errAgain {
 			return told, err
 		}
 	}
-	return false, nil
+}
+
+// shutSocket shuts a half down, and reports true, if our last hello has said already that
+// there is no memory. Then the peer sees the end of the socket behind that hello.
+func (c *SharedConn) shutSocket(h *sharedHalf, shut *atomic.Bool, end func(*fd) error) (done bool, err error) {
+	c.mu.Lock()
+	hs := c.hello
+	done = hs != nil && !c.closed.Load() && hs.last.Load() && hs.own == nil
+	c.mu.Unlock()
+	if !done {
+		return false, nil
+	}
+	if err := end(c.base.end()); err != nil {
+		return true, err
+	}
+	shut.Store(true)
+	c.endWaits(h)
+	return true, nil
 }
 
 // sendLast sends our last hello, unless it was sent before. Memory comes with it, if the
@@ -2315,6 +2358,7 @@ func (c *SharedConn) receiveEarly(hs *handshake) error {
 	n, err := c.base.end().read(p)
 	c.mu.Lock()
 	c.ahead = append(c.ahead, p[:n]...)
+	hs.stir() // a read may wait for no more than that
 	c.mu.Unlock()
 	if hs.due -= n; isEnd(err) {
 		hs.plain = true
@@ -2443,7 +2487,7 @@ func (c *SharedConn) settle(hs *handshake, err error) {
 	switch {
 	case err != nil:
 		mode, c.failure = inFailure, err
-	case hs.own != nil && hs.peer != nil:
+	case hs.peer != nil && hs.own != nil: // if there is a peer's, our last hello was sent
 		mode = inMemory
 		c.join(hs)
 	}
@@ -2461,6 +2505,9 @@ func (c *SharedConn) settle(hs *handshake, err error) {
 		}
 	}
 	c.mode.Store(mode)
+	if mode == inFailure {
+		c.base.end().setDeadline(time.Unix(1, 0), reading|writing) // ends what waits in the socket
+	}
 	close(hs.over)
 }
 
@@ -2484,6 +2531,29 @@ func (c *SharedConn) join(hs *handshake) {
 }
 
 func ringSize(m *mapping) uint32 { return uint32(len(m.mem) - m.again - controlSize) }
+
+// giveBack gives the turn or the pen back. If the handshake is over, it then releases what
+// was not used, unless others have the turn or the pen: they look when they give it back.
+func (hs *handshake) giveBack(token chan struct{}) {
+	<-token
+	select {
+	case <-hs.over:
+	default:
+		return
+	}
+	select {
+	case hs.turn <- struct{}{}:
+		hs.releasePeer()
+		<-hs.turn
+	default:
+	}
+	select {
+	case hs.pen <- struct{}{}:
+		hs.releaseOwn()
+		<-hs.pen
+	default:
+	}
+}
 
 // releasePeer closes and unmaps what came from the peer; the caller has the turn.
 // releaseOwn does so with what was made for the peer; the caller has the pen.

@@ -1624,3 +1624,152 @@ func TestSharedLoansWhileMemoryIsSetUp(t *testing.T) {
 		must(t, b.Close())
 	}
 }
+
+// What was reserved early may be reserved again when the memory is there, and stays as it was.
+func TestSharedReserveAgain(t *testing.T) {
+	for _, way := range sharedWays {
+		t.Run(way.name, func(t *testing.T) {
+			story(t)
+			a, b := way.make(t)
+			send(t, a, "hello")
+			expect(t, b, "hello")
+			p, err := a.Reserve(4)
+			must(t, err)
+			copy(p, "long")
+			writing := begin(func() error { _, err := io.WriteString(b, large); return err })
+			expect(t, a, large)
+			must(t, <-writing)
+			p, err = a.Reserve(100)
+			must(t, err)
+			copy(p[4:], "er than that")
+			must(t, a.Commit(16))
+			expect(t, b, "longer than that")
+		})
+	}
+}
+
+// A write into what Reserve has lent fails at once, though it is more than early data.
+func TestSharedWriteWhileReservedEarly(t *testing.T) {
+	story(t)
+	a, b := sharedPair(t)
+	send(t, a, "hello")
+	expect(t, b, "hello")
+	_, err := a.Reserve(4)
+	must(t, err)
+	if _, err := io.WriteString(a, large); err == nil {
+		t.Error("a write goes beside what is reserved")
+	}
+	must(t, a.Commit(0))
+}
+
+// A read gets early data also while a write of the same end waits for the memory.
+func TestSharedReadWhileMemoryIsSetUp(t *testing.T) {
+	for _, way := range sharedWays {
+		t.Run(way.name, func(t *testing.T) {
+			story(t)
+			a, b := way.make(t)
+			send(t, a, "hello")
+			expect(t, b, "hello")
+			writing := begin(func() error { _, err := io.WriteString(a, large); return err })
+			awaitParked(t, "(*SharedConn).Write", 1)
+			reading := begin(func() error {
+				p := make([]byte, len("an event"))
+				_, err := io.ReadFull(a, p)
+				return err
+			})
+			awaitParked(t, "(*SharedConn).Read", 1)
+			send(t, b, "an event")
+			must(t, <-reading)
+			expect(t, b, large)
+			must(t, <-writing)
+		})
+	}
+}
+
+// Both halves can be closed early, in any order, and no matter what the deadlines are.
+func TestSharedConnClosesBothHalvesEarly(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("a named pipe has no half-close, which the second half needs")
+	}
+	for _, way := range sharedWays {
+		for _, order := range []string{"read, write", "write, read", "at once"} {
+			t.Run(way.name+" "+order, func(t *testing.T) {
+				story(t)
+				a, b := way.make(t)
+				send(t, a, "hello")
+				expect(t, b, "hello")
+				send(t, b, "abcd")
+				expect(t, a, "ab")
+				must(t, a.SetDeadline(time.Unix(1, 0)))
+				closes := []func() error{a.CloseRead, a.CloseWrite}
+				switch order {
+				case "write, read":
+					closes[0], closes[1] = closes[1], closes[0]
+				case "at once":
+					var done []<-chan error
+					for _, end := range append(closes, closes...) {
+						done = append(done, begin(end))
+					}
+					for _, d := range done {
+						must(t, <-d)
+					}
+				}
+				for _, end := range append(closes, closes...) {
+					must(t, end())
+				}
+				must(t, a.SetDeadline(time.Time{}))
+				expectEOF(t, a)
+				if _, err := a.Peek(1); err != io.EOF {
+					t.Errorf("peek: %v", err)
+				}
+				_, err := a.Write([]byte("x"))
+				matches(t, err, syscall.EPIPE)
+				expectEOF(t, b)
+				for err = nil; err == nil; {
+					_, err = b.Write(make([]byte, 1000))
+				}
+				matches(t, err, syscall.EPIPE)
+			})
+		}
+	}
+}
+
+// After CloseRead nothing is read, also not what had come with other data before.
+func TestSharedConnCloseReadKeepsNothing(t *testing.T) {
+	for _, way := range sharedWays {
+		t.Run(way.name, func(t *testing.T) {
+			story(t)
+			a, b := way.make(t)
+			send(t, a, "hello")
+			expect(t, b, "hello")
+			send(t, b, "abcd")
+			expect(t, a, "ab")
+			must(t, a.CloseRead())
+			expectEOF(t, a)
+			writing := begin(func() error { _, err := io.WriteString(a, large); return err })
+			expect(t, b, large)
+			must(t, <-writing)
+			expectEOF(t, a)
+		})
+	}
+}
+
+// The end of a peer that has left a hello unread is io.EOF.
+func TestSharedConnEndsBehindAnUnreadHello(t *testing.T) {
+	story(t)
+	for range 100 {
+		a, b := sharedPair(t)
+		send(t, a, "hello")
+		expect(t, b, "hello")
+		here, there := beginRead(a), beginRead(b)
+		must(t, a.CloseRead())
+		if err := <-here; err != io.EOF {
+			t.Errorf("a read that waited: %v", err)
+		}
+		must(t, a.Close())
+		if err := <-there; err != io.EOF {
+			t.Errorf("the peer's read: %v", err)
+		}
+		must(t, b.Close())
+	}
+}
