@@ -404,7 +404,7 @@ func childMakesDescriptors(p *parent, args []string) error {
 	}
 
 	// These make no descriptor, but bequeath some.
-	cmd := exec.Command("never started")
+	cmd := exec.Command("never-started")
 	if err := ipc.Inherit(cmd, "end", d); err != nil {
 		return err
 	}

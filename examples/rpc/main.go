@@ -69,7 +69,7 @@ func main() {
 	}
 }
 
-var errUsage = errors.New("usage: rpc -serve ADDR, or rpc ADDR COMMAND ARGUMENT...")
+var errUsage = errors.New("usage: rpc -serve ADDR, or rpc ADDR COMMAND [ARGUMENT ...]")
 
 // ---------------------------------------------------------------------------
 // The service
