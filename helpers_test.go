@@ -52,11 +52,9 @@ func TestMain(m *testing.M) {
 	if role := os.Getenv(childRole); role != "" {
 		os.Exit(childMain(role, os.Args[1:]))
 	}
-	warmUp()
-	goroutines, descriptors := runtime.NumGoroutine(), openDescriptors()
 	code := m.Run()
 	if code == 0 && anyTogether {
-		if err := nothingLeft(goroutines, descriptors); err != nil {
+		if err := nothingLeft(atFirst.goroutines, atFirst.descriptors); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			code = 1
 		}
@@ -112,13 +110,18 @@ func longStory(t *testing.T, patience time.Duration) {
 func together(t *testing.T) {
 	t.Helper()
 	sideBySide.Store(t.Name(), true)
-	anyTogether = true // before any of them goes on
+	if !anyTogether { // before any of them goes on
+		anyTogether = true
+		warmUp()
+		atFirst.goroutines, atFirst.descriptors = runtime.NumGoroutine(), openDescriptors()
+	}
 	t.Parallel()
 }
 
 var (
 	sideBySide  sync.Map // the names of those tests
 	anyTogether bool
+	atFirst     struct{ goroutines, descriptors int } // when the first of them began
 )
 
 // nothingLeft waits until there are no more goroutines and descriptors than that.

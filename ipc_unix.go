@@ -3233,7 +3233,7 @@ func (f *fd) spinFor(h *ioState) bool {
 	}
 	if done {
 		h.parked = false
-		if h.backoff.longRun() {
+		if f.polled.Load() != nil && h.backoff.longRun() {
 			f.leavePoller()
 		}
 	}
