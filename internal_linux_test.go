@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -122,4 +123,20 @@ func openUnpolled(pid int) (processWatch, error) {
 		return kern.watchProcess(pid)
 	}
 	return nil, errProcessEnded
+}
+
+// A thread that leaves its CPU may run on all of them again, however often it does so.
+func TestSpinLeavingTheCPUGivesItBack(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var before, after cpuMask
+	if !before.get() {
+		t.Skip("the kernel does not tell")
+	}
+	for range 3 {
+		kern.leaveCPU()
+		if after = (cpuMask{}); !after.get() || after != before {
+			t.Fatalf("the thread may run on %x, before on %x", after, before)
+		}
+	}
 }

@@ -956,6 +956,7 @@ func (kernel) leaveCPU() {
 	defer runtime.UnlockOSThread()
 	masks := cpuMasks.Get().(*[3]cpuMask) // not on the stack of the goroutine, which waits
 	defer cpuMasks.Put(masks)
+	*masks = [3]cpuMask{} // the kernel fills in no more than it has CPUs
 	all, others, now := &masks[0], &masks[1], &masks[2]
 	var cpu uint32
 	if !all.get() || all.count() != n {
