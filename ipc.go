@@ -3342,6 +3342,23 @@ func (c *closers) do(n int, grace time.Duration, call func(i int)) {
 // closeGrace is how long a caller waits for calls that may sleep.
 const closeGrace = 100 * time.Millisecond
 
+// closedSoon reports whether the channel is closed within closeGrace.
+func closedSoon(done <-chan struct{}) bool {
+	select {
+	case <-done: // most are: it takes no timer
+		return true
+	default:
+	}
+	grace := time.NewTimer(closeGrace)
+	defer grace.Stop()
+	select {
+	case <-done:
+		return true
+	case <-grace.C:
+		return false
+	}
+}
+
 // run makes calls until there are none left.
 func (c *closers) run() {
 	for {

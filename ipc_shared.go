@@ -2124,20 +2124,26 @@ func (c *SharedConn) sendEarly(hs *handshake, p []byte) error {
 	return err
 }
 
+// meet waits until it is known that the peer shares memory, and returns the handshake. It
+// is nil if it is over, or with an error.
+func (c *SharedConn) meet(h *sharedHalf) (*handshake, error) {
+	if err := c.setUp(h, toMeet); err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.hello, nil
+}
+
 // writeEarly writes p as early data, and reports true. It does nothing if that would be
 // too much early data, or if the handshake is over.
 func (c *SharedConn) writeEarly(p []byte) (done bool, err error) {
 	for c.mode.Load() == settingUp {
-		if err := c.setUp(&c.w, toMeet); err != nil {
+		hs, err := c.meet(&c.w)
+		if hs == nil {
 			return false, err
 		}
-		c.mu.Lock()
-		hs := c.hello
-		c.mu.Unlock()
-		if hs == nil {
-			return false, nil
-		}
-		err := c.withPen(&c.w, hs, func() error {
+		err = c.withPen(&c.w, hs, func() error {
 			if hs.times == earlyTimes || len(p) > earlyMax-hs.early {
 				return nil
 			}
@@ -2172,19 +2178,14 @@ func (c *SharedConn) endEarly(half *sharedHalf, shut *atomic.Bool, what byte) (t
 		case mode != settingUp:
 			return false, nil
 		}
-		if err := c.setUp(h, toMeet); err != nil {
-			if shut.Load() && !c.closed.Load() {
-				continue // another call has just done it
-			}
+		hs, err := c.meet(h)
+		switch {
+		case err != nil && shut.Load() && !c.closed.Load():
+			continue // another call has just done it
+		case hs == nil:
 			return false, err
 		}
-		c.mu.Lock()
-		hs := c.hello
-		c.mu.Unlock()
-		if hs == nil {
-			return false, nil
-		}
-		err := c.withPen(h, hs, func() error {
+		err = c.withPen(h, hs, func() error {
 			var sent atomic.Bool
 			err := c.sendWord(hs, what, &sent)
 			if told = err == nil; told {

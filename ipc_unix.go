@@ -3325,14 +3325,10 @@ func (f *fd) awaitGone() error {
 	}
 	f.gone = make(chan struct{})
 	f.mu.Unlock()
-	grace := time.NewTimer(closeGrace)
-	defer grace.Stop()
-	select {
-	case <-f.gone:
-		return f.goneErr
-	case <-grace.C:
+	if !closedSoon(f.gone) {
 		return nil
 	}
+	return f.goneErr
 }
 
 // decref ends what incref began. The last user of a closed fd closes the descriptor.

@@ -2525,19 +2525,10 @@ func (f *fd) closeLater() error {
 
 // awaitGone waits until the handle is closed, at most for closeGrace.
 func (f *fd) awaitGone() error {
-	select {
-	case <-f.gone:
-		return f.goneErr
-	default:
-	}
-	grace := time.NewTimer(closeGrace)
-	defer grace.Stop()
-	select {
-	case <-f.gone:
-		return f.goneErr
-	case <-grace.C:
+	if !closedSoon(f.gone) {
 		return nil
 	}
+	return f.goneErr
 }
 
 // decref ends what incref began. The last user of a closed fd closes the handle.
