@@ -392,9 +392,8 @@ func missesItsTurn(t *testing.T, b *fd, max int, data string) {
 	b.setDeadline(time.Time{}, reading)
 }
 
-// A RecvFiles that was too late for its turn leaves the data to the next read, and not
-// the record, as one does that was too late for its files. Nobody has the files then.
-func TestRecvFilesThatMissesItsTurnLeavesTheData(t *testing.T) {
+// overEachKind tells a story over a pair of each kind, while nobody gets a wrapper.
+func overEachKind(t *testing.T, tell func(t *testing.T, a, b *fd, kind connKind)) {
 	internalStory(t)
 	for name, kind := range map[string]connKind{"stream": streams, "messages": messages} {
 		t.Run(name, func(t *testing.T) {
@@ -405,25 +404,33 @@ func TestRecvFilesThatMissesItsTurnLeavesTheData(t *testing.T) {
 			defer a.close()
 			defer b.close()
 			takeAllWrappers(t)
-			zero := string(zeroByte[:])
-			for range 2 {
-				closed := sendsEnd(t, a, zero)
-				sendMessage(t, a, "next")
-				missesItsTurn(t, b, 1, zero)
-				for _, want := range []string{zero, "next"} {
-					p := make([]byte, 64)
-					if n, err := b.read(p); string(p[:n]) != want || err != nil {
-						t.Fatalf("%q, %v, want %q", p[:n], err, want)
-					}
-				}
-				closed()
-			}
-			closed := sendsEnd(t, a, zero)
-			missesItsTurn(t, b, 1, zero)
-			b.close()
-			closed()
+			tell(t, a, b, kind)
 		})
 	}
+}
+
+// A RecvFiles that was too late for its turn leaves the data to the next read, and not
+// the record, as one does that was too late for its files. Nobody has the files then.
+func TestRecvFilesThatMissesItsTurnLeavesTheData(t *testing.T) {
+	overEachKind(t, func(t *testing.T, a, b *fd, _ connKind) {
+		zero := string(zeroByte[:])
+		for range 2 {
+			closed := sendsEnd(t, a, zero)
+			sendMessage(t, a, "next")
+			missesItsTurn(t, b, 1, zero)
+			for _, want := range []string{zero, "next"} {
+				p := make([]byte, 64)
+				if n, err := b.read(p); string(p[:n]) != want || err != nil {
+					t.Fatalf("%q, %v, want %q", p[:n], err, want)
+				}
+			}
+			closed()
+		}
+		closed := sendsEnd(t, a, zero)
+		missesItsTurn(t, b, 1, zero)
+		b.close()
+		closed()
+	})
 }
 
 // A connection that nobody closes does not keep the files that it was too late for.
@@ -474,58 +481,50 @@ func TestRecvFilesOfAnEarlierCallAreNotTooMany(t *testing.T) {
 // While RecvFiles has a message, and may give it back, PeekMessage shows it and not the
 // next one.
 func TestPipePeekMessageWhileFilesArrive(t *testing.T) {
-	internalStory(t)
-	for name, kind := range map[string]connKind{"stream": streams, "messages": messages} {
-		t.Run(name, func(t *testing.T) {
-			a, b, err := pair(kind)
-			if err != nil {
-				t.Fatal(err)
+	overEachKind(t, func(t *testing.T, a, b *fd, kind connKind) {
+		null := openNull(t)
+		for range 50 {
+			sendMessage(t, a, "\x00", null)
+			sendMessage(t, a, "next")
+			b.setDeadline(time.Time{}, reading)
+			received := make(chan error, 1)
+			go func() {
+				files, err := b.recvFiles(1)
+				if files != nil {
+					err = errors.New("there are files")
+				}
+				received <- err
+			}()
+			before, after := recordHead+4+1, 1 // the record is there, or is taken
+			if kind == streams {
+				before, after = before+len("next"), after+len("next")
 			}
-			defer a.close()
-			defer b.close()
-			takeAllWrappers(t)
-			null := openNull(t)
-			for range 50 {
-				sendMessage(t, a, "\x00", null)
-				sendMessage(t, a, "next")
-				b.setDeadline(time.Time{}, reading)
-				received := make(chan error, 1)
-				go func() {
-					files, err := b.recvFiles(1)
-					if files != nil {
-						err = errors.New("there are files")
-					}
-					received <- err
-				}()
-				before, after := recordHead+4+1, 1 // the record is there, or is taken
-				if kind == streams {
-					before, after = before+len("next"), after+len("next")
-				}
-				p := make([]byte, 64)
-				for n, size := 0, before; size == before; {
-					if n, size, err = b.peek(p); err != nil {
-						t.Fatal(err)
-					}
-					if size != before && (size != after || n != after || p[0] != 0 || string(p[1:n]) != "next"[:n-1]) {
-						t.Fatalf("the next are %q of %d bytes", p[:n], size)
-					}
-				}
-				b.setDeadline(time.Now().Add(-time.Second), reading)
-				if err := <-received; err != os.ErrDeadlineExceeded {
+			p := make([]byte, 64)
+			for size := before; size == before; {
+				var n int
+				var err error
+				if n, size, err = b.peek(p); err != nil {
 					t.Fatal(err)
 				}
-				if n, size, err := b.peek(p); n != after || size != after || err != nil {
-					t.Fatalf("the next are %q of %d bytes, %v", p[:n], size, err)
-				}
-				b.setDeadline(time.Time{}, reading)
-				for _, want := range []string{"\x00", "next"} {
-					if n, err := b.read(p); string(p[:n]) != want || err != nil {
-						t.Fatalf("%q, %v, want %q", p[:n], err, want)
-					}
+				if size != before && (size != after || n != after || p[0] != 0 || string(p[1:n]) != "next"[:n-1]) {
+					t.Fatalf("the next are %q of %d bytes", p[:n], size)
 				}
 			}
-		})
-	}
+			b.setDeadline(time.Now().Add(-time.Second), reading)
+			if err := <-received; err != os.ErrDeadlineExceeded {
+				t.Fatal(err)
+			}
+			if n, size, err := b.peek(p); n != after || size != after || err != nil {
+				t.Fatalf("the next are %q of %d bytes, %v", p[:n], size, err)
+			}
+			b.setDeadline(time.Time{}, reading)
+			for _, want := range []string{"\x00", "next"} {
+				if n, err := b.read(p); string(p[:n]) != want || err != nil {
+					t.Fatalf("%q, %v, want %q", p[:n], err, want)
+				}
+			}
+		}
+	})
 }
 
 // RecvFiles takes an empty message by waiting for something, and leaves it to the next

@@ -294,18 +294,26 @@ func overEachReceived(t *testing.T, tell func(t *testing.T, a, b *ipc.SharedConn
 	}
 }
 
-// overEachSetUp tells it over those that have set their memory up, if they have any.
-func overEachSetUp(t *testing.T, tell func(t *testing.T, a, b *ipc.SharedConn)) {
+// overEachWay tells a story over connections however they are made, over which nothing was
+// said yet, and whether they will set memory up where this system has any.
+func overEachWay(t *testing.T, tell func(t *testing.T, a, b *ipc.SharedConn, memory bool)) {
 	for _, way := range sharedWays {
 		t.Run(way.name, func(t *testing.T) {
 			story(t)
 			a, b := way.make(t)
-			tell(t, a, b)
-			if way.memory && hasMemory() != ipc.UsesMemory(a) || ipc.UsesMemory(a) != ipc.UsesMemory(b) {
-				t.Errorf("in memory: %v and %v", ipc.UsesMemory(a), ipc.UsesMemory(b))
-			}
+			tell(t, a, b, way.memory)
 		})
 	}
+}
+
+// overEachSetUp tells it over those that have set their memory up, if they have any.
+func overEachSetUp(t *testing.T, tell func(t *testing.T, a, b *ipc.SharedConn)) {
+	overEachWay(t, func(t *testing.T, a, b *ipc.SharedConn, memory bool) {
+		tell(t, a, b)
+		if memory && hasMemory() != ipc.UsesMemory(a) || ipc.UsesMemory(a) != ipc.UsesMemory(b) {
+			t.Errorf("in memory: %v and %v", ipc.UsesMemory(a), ipc.UsesMemory(b))
+		}
+	})
 }
 
 // large is more than an end writes before its memory is set up.
@@ -1460,35 +1468,31 @@ func TestSharedConnBecomesShared(t *testing.T) {
 
 // Peek goes on from what came early to what came through memory.
 func TestSharedPeekOverEarlyData(t *testing.T) {
-	for _, way := range sharedWays {
-		t.Run(way.name, func(t *testing.T) {
-			story(t)
-			a, b := way.make(t)
-			send(t, a, "early, ")
-			p, err := b.Peek(3)
-			if must(t, err); string(p) != "ear" {
-				t.Errorf("peeked %q", p)
-			}
-			writing := begin(func() error { _, err := io.WriteString(a, large); return err })
-			p, err = b.Peek(5000)
-			if must(t, err); string(p) != ("early, " + large)[:5000] {
-				t.Errorf("peeked %.40q", p)
-			}
-			must(t, <-writing)
-			must(t, b.Discard(2))
-			p, err = b.Peek(0)
-			if must(t, err); !strings.HasPrefix("rly, "+large, string(p)) {
-				t.Errorf("peeked %.40q", p)
-			}
-			must(t, b.Discard(1))
-			expect(t, b, "ly, "+large)
-			p, err = a.Reserve(4)
-			must(t, err)
-			copy(p, "more")
-			must(t, a.Commit(4))
-			expect(t, b, "more")
-		})
-	}
+	overEachWay(t, func(t *testing.T, a, b *ipc.SharedConn, _ bool) {
+		send(t, a, "early, ")
+		p, err := b.Peek(3)
+		if must(t, err); string(p) != "ear" {
+			t.Errorf("peeked %q", p)
+		}
+		writing := begin(func() error { _, err := io.WriteString(a, large); return err })
+		p, err = b.Peek(5000)
+		if must(t, err); string(p) != ("early, " + large)[:5000] {
+			t.Errorf("peeked %.40q", p)
+		}
+		must(t, <-writing)
+		must(t, b.Discard(2))
+		p, err = b.Peek(0)
+		if must(t, err); !strings.HasPrefix("rly, "+large, string(p)) {
+			t.Errorf("peeked %.40q", p)
+		}
+		must(t, b.Discard(1))
+		expect(t, b, "ly, "+large)
+		p, err = a.Reserve(4)
+		must(t, err)
+		copy(p, "more")
+		must(t, a.Commit(4))
+		expect(t, b, "more")
+	})
 }
 
 // CloseWrite and CloseRead do not wait for a peer that calls nothing.
@@ -1539,44 +1543,36 @@ func TestSharedConnHalfCloseEarly(t *testing.T) {
 // What was written early is read after the peer has closed its end, also if it has left
 // something unread.
 func TestSharedConnCloseLeavesEarlyData(t *testing.T) {
-	for _, way := range sharedWays {
-		t.Run(way.name, func(t *testing.T) {
-			story(t)
-			a, b := way.make(t)
-			send(t, a, "hello")
-			expect(t, b, "hello")
-			send(t, b, "nobody reads this")
-			send(t, a, "the last words")
-			must(t, a.Close())
-			expect(t, b, "the last words")
-			expectEOF(t, b)
-			_, err := b.Write([]byte("x"))
-			matches(t, err, syscall.EPIPE)
-		})
-	}
+	overEachWay(t, func(t *testing.T, a, b *ipc.SharedConn, _ bool) {
+		send(t, a, "hello")
+		expect(t, b, "hello")
+		send(t, b, "nobody reads this")
+		send(t, a, "the last words")
+		must(t, a.Close())
+		expect(t, b, "the last words")
+		expectEOF(t, b)
+		_, err := b.Write([]byte("x"))
+		matches(t, err, syscall.EPIPE)
+	})
 }
 
 // Files take the way over the socket, whoever sends them first.
 func TestSharedConnPassesFilesAtFirst(t *testing.T) {
-	for _, way := range sharedWays {
-		t.Run(way.name, func(t *testing.T) {
-			story(t)
-			a, b := way.make(t)
-			send(t, a, "hello")
-			expect(t, b, "hello")
-			r, w := pipe(t)
-			f, err := w.File()
-			kept(t, f, err)
-			sending := begin(func() error { return b.SendFiles(f) })
-			files, err := a.RecvFiles(1)
-			must(t, err)
-			must(t, <-sending)
-			_, err = files[0].WriteString("through the file")
-			must(t, err)
-			must(t, files[0].Close())
-			expect(t, r, "through the file")
-		})
-	}
+	overEachWay(t, func(t *testing.T, a, b *ipc.SharedConn, _ bool) {
+		send(t, a, "hello")
+		expect(t, b, "hello")
+		r, w := pipe(t)
+		f, err := w.File()
+		kept(t, f, err)
+		sending := begin(func() error { return b.SendFiles(f) })
+		files, err := a.RecvFiles(1)
+		must(t, err)
+		must(t, <-sending)
+		_, err = files[0].WriteString("through the file")
+		must(t, err)
+		must(t, files[0].Close())
+		expect(t, r, "through the file")
+	})
 }
 
 // What is looked at or reserved early stays as it is while the other half sets the memory up.
@@ -1627,25 +1623,21 @@ func TestSharedLoansWhileMemoryIsSetUp(t *testing.T) {
 
 // What was reserved early may be reserved again when the memory is there, and stays as it was.
 func TestSharedReserveAgain(t *testing.T) {
-	for _, way := range sharedWays {
-		t.Run(way.name, func(t *testing.T) {
-			story(t)
-			a, b := way.make(t)
-			send(t, a, "hello")
-			expect(t, b, "hello")
-			p, err := a.Reserve(4)
-			must(t, err)
-			copy(p, "long")
-			writing := begin(func() error { _, err := io.WriteString(b, large); return err })
-			expect(t, a, large)
-			must(t, <-writing)
-			p, err = a.Reserve(100)
-			must(t, err)
-			copy(p[4:], "er than that")
-			must(t, a.Commit(16))
-			expect(t, b, "longer than that")
-		})
-	}
+	overEachWay(t, func(t *testing.T, a, b *ipc.SharedConn, _ bool) {
+		send(t, a, "hello")
+		expect(t, b, "hello")
+		p, err := a.Reserve(4)
+		must(t, err)
+		copy(p, "long")
+		writing := begin(func() error { _, err := io.WriteString(b, large); return err })
+		expect(t, a, large)
+		must(t, <-writing)
+		p, err = a.Reserve(100)
+		must(t, err)
+		copy(p[4:], "er than that")
+		must(t, a.Commit(16))
+		expect(t, b, "longer than that")
+	})
 }
 
 // A write into what Reserve has lent fails at once, though it is more than early data.
@@ -1664,26 +1656,22 @@ func TestSharedWriteWhileReservedEarly(t *testing.T) {
 
 // A read gets early data also while a write of the same end waits for the memory.
 func TestSharedReadWhileMemoryIsSetUp(t *testing.T) {
-	for _, way := range sharedWays {
-		t.Run(way.name, func(t *testing.T) {
-			story(t)
-			a, b := way.make(t)
-			send(t, a, "hello")
-			expect(t, b, "hello")
-			writing := begin(func() error { _, err := io.WriteString(a, large); return err })
-			awaitParked(t, "(*SharedConn).Write", 1)
-			reading := begin(func() error {
-				p := make([]byte, len("an event"))
-				_, err := io.ReadFull(a, p)
-				return err
-			})
-			awaitParked(t, "(*SharedConn).Read", 1)
-			send(t, b, "an event")
-			must(t, <-reading)
-			expect(t, b, large)
-			must(t, <-writing)
+	overEachWay(t, func(t *testing.T, a, b *ipc.SharedConn, _ bool) {
+		send(t, a, "hello")
+		expect(t, b, "hello")
+		writing := begin(func() error { _, err := io.WriteString(a, large); return err })
+		awaitParked(t, "(*SharedConn).Write", 1)
+		reading := begin(func() error {
+			p := make([]byte, len("an event"))
+			_, err := io.ReadFull(a, p)
+			return err
 		})
-	}
+		awaitParked(t, "(*SharedConn).Read", 1)
+		send(t, b, "an event")
+		must(t, <-reading)
+		expect(t, b, large)
+		must(t, <-writing)
+	})
 }
 
 // Both halves can be closed early, in any order, and no matter what the deadlines are.
@@ -1736,22 +1724,18 @@ func TestSharedConnClosesBothHalvesEarly(t *testing.T) {
 
 // After CloseRead nothing is read, also not what had come with other data before.
 func TestSharedConnCloseReadKeepsNothing(t *testing.T) {
-	for _, way := range sharedWays {
-		t.Run(way.name, func(t *testing.T) {
-			story(t)
-			a, b := way.make(t)
-			send(t, a, "hello")
-			expect(t, b, "hello")
-			send(t, b, "abcd")
-			expect(t, a, "ab")
-			must(t, a.CloseRead())
-			expectEOF(t, a)
-			writing := begin(func() error { _, err := io.WriteString(a, large); return err })
-			expect(t, b, large)
-			must(t, <-writing)
-			expectEOF(t, a)
-		})
-	}
+	overEachWay(t, func(t *testing.T, a, b *ipc.SharedConn, _ bool) {
+		send(t, a, "hello")
+		expect(t, b, "hello")
+		send(t, b, "abcd")
+		expect(t, a, "ab")
+		must(t, a.CloseRead())
+		expectEOF(t, a)
+		writing := begin(func() error { _, err := io.WriteString(a, large); return err })
+		expect(t, b, large)
+		must(t, <-writing)
+		expectEOF(t, a)
+	})
 }
 
 // The end of a peer that has left a hello unread is io.EOF.
