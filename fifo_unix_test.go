@@ -667,9 +667,7 @@ func TestOpenFIFOLeavesNothing(t *testing.T) {
 		for range 50 {
 			round()
 		}
-		if now := openDescriptors(); now > before {
-			t.Errorf("%d descriptors became %d", before, now)
-		}
+		must(t, noMoreDescriptors(before))
 	})
 }
 

@@ -185,9 +185,7 @@ func TestRecvFilesClosesMoreThanAskedFor(t *testing.T) {
 		if got != nil {
 			t.Errorf("%d files are returned with the error", len(got))
 		}
-		if now := openDescriptors(); now != before {
-			t.Fatalf("%d descriptors became %d", before, now)
-		}
+		must(t, noMoreDescriptors(before))
 		must(t, w.Close())
 		expectEOF(t, r) // nobody has the other end any more
 		filesStillPass(t, a, b)
@@ -488,9 +486,7 @@ func TestSendFilesThatNobodyAskedForAreClosed(t *testing.T) {
 			if string(p) != "\x00" || err != nil {
 				t.Errorf("read %q, %v", p, err)
 			}
-			if now := openDescriptors(); now != before {
-				t.Fatalf("%d descriptors became %d", before, now)
-			}
+			must(t, noMoreDescriptors(before))
 			must(t, w.Close())
 			expectEOF(t, r) // nobody has the other end any more
 			say(t, a, "and on")
@@ -556,9 +552,7 @@ func TestSendFilesRefusesWhatIsNoOpenFile(t *testing.T) {
 				matches(t, err, os.ErrClosed)
 			}
 		}
-		if now := openDescriptors(); now != before {
-			t.Errorf("%d descriptors became %d", before, now)
-		}
+		must(t, noMoreDescriptors(before))
 		say(t, a, "the first that arrives")
 		hear(t, b, "the first that arrives")
 		filesStillPass(t, a, b)

@@ -144,8 +144,8 @@ func childReceivesMoreThanItCan(_ *parent, args []string) error {
 		if files != nil {
 			return fmt.Errorf("%d files are returned with the error %w", len(files), err)
 		}
-		if now := openDescriptors(); now != before {
-			return fmt.Errorf("%d descriptors became %d", before, now)
+		if err := noMoreDescriptors(before); err != nil {
+			return err
 		}
 		if err := reaches(a, b, "data in between"); err != nil {
 			return err
@@ -201,9 +201,7 @@ func TestRecvFilesOfTooManyLeavesTheData(t *testing.T) {
 		must(t, err)
 		_, err = b.RecvFiles(2)
 		matches(t, err, ipc.ErrMsgTooLong)
-		if now := openDescriptors(); now != before {
-			t.Errorf("%d descriptors became %d", before, now)
-		}
+		must(t, noMoreDescriptors(before))
 		hear(t, b, "data")
 		filesStillPass(t, a, b)
 	})
@@ -283,9 +281,7 @@ func TestRecvFilesOfAFrameThatComesInPieces(t *testing.T) {
 			r, before := begun(cut) // and somebody receives it as a message
 			send(t, stream, frame[cut:])
 			expectMsg(t, c, "\x00")
-			if now := openDescriptors(); now != before {
-				t.Errorf("%d descriptors became %d", before, now)
-			}
+			must(t, noMoreDescriptors(before))
 			expectEOF(t, r)
 		}
 
@@ -293,9 +289,7 @@ func TestRecvFilesOfAFrameThatComesInPieces(t *testing.T) {
 		must(t, stream.Close())
 		_, err := c.RecvFiles(1)
 		matches(t, err, io.ErrUnexpectedEOF)
-		if now := openDescriptors(); now != before-1 { // less the stream's
-			t.Errorf("%d descriptors became %d", before, now)
-		}
+		must(t, noMoreDescriptors(before-1)) // less the stream's
 	})
 }
 
@@ -538,8 +532,8 @@ func TestReadMsgClosesControlWithoutRoom(t *testing.T) {
 			if len(files) > 5 {
 				t.Errorf("%d files arrive", len(files))
 			}
-			if now := openDescriptors(); now != before {
-				t.Errorf("with room for %d files, %d descriptors became %d", room, before, now)
+			if err := noMoreDescriptors(before); err != nil {
+				t.Errorf("with room for %d files: %v", room, err)
 			}
 		}
 		must(t, w.Close())
@@ -685,8 +679,8 @@ func TestFileConnRefusesForeignDescriptors(t *testing.T) {
 		if sharedModeIsNonblocking(t, f) != mode {
 			t.Errorf("the mode of %s was changed", what)
 		}
-		if now := openDescriptors(); now != before {
-			t.Errorf("%s: %d descriptors became %d", what, before, now)
+		if err := noMoreDescriptors(before); err != nil {
+			t.Errorf("%s: %v", what, err)
 		}
 	}
 	closed := textFile(t, "x")
@@ -887,9 +881,7 @@ func TestRecvFilesOfAnInterruptedMessageAreBounded(t *testing.T) {
 		matches(t, err, ipc.ErrMsgTooLong)
 		begun()
 		expectMsg(t, c, "abcd")
-		if now := openDescriptors(); now != before {
-			t.Errorf("%d descriptors became %d", before, now)
-		}
+		must(t, noMoreDescriptors(before))
 	})
 }
 

@@ -129,10 +129,7 @@ func nothingLeft(goroutines, descriptors int) error {
 	if !holdsSoon(func() bool { return runtime.NumGoroutine() <= goroutines }) {
 		return fmt.Errorf("%d goroutines at the start, %d at the end\n\n%s", goroutines, runtime.NumGoroutine(), stacks())
 	}
-	if !holdsSoon(func() bool { return openDescriptors() <= descriptors }) {
-		return fmt.Errorf("%d descriptors at the start, %d at the end", descriptors, openDescriptors())
-	}
-	return nil
+	return noMoreDescriptors(descriptors)
 }
 
 // warmUp lets the runtime open the descriptors and begin the goroutines that it keeps for good.
@@ -262,9 +259,16 @@ func leavesNothing(t *testing.T, rounds int, round func()) {
 		round()
 	}
 	eventually(t, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= goroutines })
-	if now := openDescriptors(); now > descriptors {
-		t.Errorf("%d descriptors became %d in %d rounds", descriptors, now, rounds)
+	must(t, noMoreDescriptors(descriptors))
+}
+
+// noMoreDescriptors waits until no more are open than before: those that are thrown away may
+// be closed a little later, on another goroutine.
+func noMoreDescriptors(before int) error {
+	if !holdsSoon(func() bool { return openDescriptors() <= before }) {
+		return fmt.Errorf("%d descriptors became %d", before, openDescriptors())
 	}
+	return nil
 }
 
 // ---------------------------------------------------------------------------

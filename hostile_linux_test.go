@@ -1249,8 +1249,8 @@ func TestReadMsgWithoutTheMarkIsWhole(t *testing.T) {
 			for _, f := range files {
 				must(t, f.Close())
 			}
-			if now := openDescriptors(); now != before {
-				t.Errorf("%d files, room of %d bytes: %d descriptors became %d", sent, room, before, now)
+			if err := noMoreDescriptors(before); err != nil {
+				t.Errorf("%d files, room of %d bytes: %v", sent, room, err)
 			}
 		}
 	}
@@ -1303,8 +1303,8 @@ func childLacksDescriptors(_ *parent, args []string) error {
 		if files != nil || !errors.Is(err, syscall.EMFILE) || !errors.Is(err, ipc.ErrMsgTooLong) {
 			return fmt.Errorf("with %d descriptors to spare: %d files, %w", spare, len(files), err)
 		}
-		if now := openDescriptors(); now != before {
-			return fmt.Errorf("%d descriptors became %d", before, now)
+		if err := noMoreDescriptors(before); err != nil {
+			return err
 		}
 		if err := reaches(a, b, "data behind the files"); err != nil {
 			return err

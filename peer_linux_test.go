@@ -556,9 +556,7 @@ func TestRecvPeerClosesFiles(t *testing.T) {
 		before := openDescriptors()
 		sendFiles(t, b, files...)
 		isProcess(t, recvFrom(t, a, "\x00"), os.Getpid())
-		if now := openDescriptors(); now != before {
-			t.Fatalf("of %d files %d are left", n, now-before)
-		}
+		must(t, noMoreDescriptors(before))
 	}
 	must(t, w.Close())
 	expectEOF(t, r)

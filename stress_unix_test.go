@@ -201,9 +201,7 @@ func childRunsShortOfDescriptors(_ *parent, args []string) error {
 		err = errors.Join(err, <-done)
 	}
 	err = errors.Join(err, syscall.Setrlimit(syscall.RLIMIT_NOFILE, limit))
-	if !holdsSoon(func() bool { return openDescriptors() <= before }) {
-		err = errors.Join(err, fmt.Errorf("%d descriptors became %d", before, openDescriptors()))
-	}
+	err = errors.Join(err, noMoreDescriptors(before))
 	return err
 }
 
