@@ -416,39 +416,89 @@ func connected(t *testing.T) (a, b *Conn) {
 
 func forget() { spinning.young.Store(0) }
 
-// attempts counts how often a read is tried that never succeeds.
-func attempts(t *testing.T, c *Conn) (n int) {
+// spins reports whether a wait in that direction spins before it parks.
+func spins(t *testing.T, f *fd, h *ioState) (spun bool) {
 	t.Helper()
 	forget()
-	if err := c.SetReadDeadline(time.Now().Add(20 * time.Millisecond)); err != nil {
+	tries := 0
+	for limit := 10 * time.Millisecond; tries == 0; limit *= 2 { // a slow machine may not begin before the deadline
+		if err := f.setDeadline(time.Now().Add(limit), reading|writing); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.enter(h); err != nil {
+			t.Fatal(err)
+		}
+		asked := spinning.asked.Load()
+		_, err := f.run(h, &op{attempt: func(*op, int) (result, error) {
+			tries++
+			if spinning.asked.Load() != asked {
+				return result{}, nil
+			}
+			return result{}, syscall.EAGAIN
+		}})
+		f.leave(h)
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal(err)
+		}
+		if spun = err == nil; spun {
+			break
+		}
+	}
+	if err := f.setDeadline(time.Time{}, reading|writing); err != nil {
 		t.Fatal(err)
 	}
-	f := c.fd
-	if err := f.enter(&f.r); err != nil {
-		t.Fatal(err)
-	}
-	defer f.leave(&f.r)
-	_, err := f.run(&f.r, &op{attempt: func(*op, int) (result, error) { n++; return result{}, syscall.EAGAIN }})
-	if !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Fatal(err)
-	}
-	return n
+	return spun
 }
 
 func TestSetSpinZeroParksAtOnce(t *testing.T) {
 	a, _ := connected(t)
 	a.SetSpin(-1)
-	if n := attempts(t, a); n > 2 { // one before the poller's own
-		t.Errorf("%d attempts with SetSpin(-1)", n)
+	if spins(t, a.fd, &a.fd.r) {
+		t.Error("it spins after SetSpin(-1)")
 	}
 	a, _ = connected(t)
-	a.SetSpin(10 * time.Millisecond)
-	if n := attempts(t, a); n <= 2 {
-		t.Errorf("%d attempts with SetSpin(10ms)", n)
+	a.SetSpin(time.Minute)
+	if !spins(t, a.fd, &a.fd.r) {
+		t.Error("it does not spin after SetSpin")
 	}
 	a.SetSpin(0)
 	if got := a.fd.spinLimit(); got != spinByDefault {
 		t.Errorf("SetSpin(0) sets a limit of %d ns, want the default", got)
+	}
+}
+
+func TestSpinDoesNotDisturbAStream(t *testing.T) {
+	a, b := connected(t)
+	a.SetSpin(time.Minute)
+	pass := func(from, to *Conn, n int) {
+		t.Helper()
+		if _, err := from.Write(make([]byte, n)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(to, make([]byte, n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pass(b, a, streamMin-1)
+	if !spins(t, a.fd, &a.fd.r) {
+		t.Error("a wait after little does not spin")
+	}
+	pass(b, a, streamMin-1)
+	pass(b, a, 1)
+	if spins(t, a.fd, &a.fd.r) {
+		t.Error("a wait in a stream spins")
+	}
+	pass(b, a, 1)
+	if !spins(t, a.fd, &a.fd.r) {
+		t.Error("a wait that follows such a one, and little, does not spin")
+	}
+	pass(b, a, streamMin)
+	pass(a, b, 1)
+	if !spins(t, a.fd, &a.fd.r) {
+		t.Error("a wait for an answer does not spin")
+	}
+	if spins(t, a.fd, &a.fd.w) {
+		t.Error("a wait for room spins")
 	}
 }
 

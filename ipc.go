@@ -3123,7 +3123,10 @@ var raceBuild = func() bool {
 // the system lets it: see leaveCPU. If that does not help, threads do so less and less
 // often.
 //
-// A writer that parked is not woken by each read of its peer: Linux waits until three
+// In a stream no wait spins. Its two ends are fastest one after the other on one CPU,
+// whose cache still has what the other end wrote, and a spin takes the time that the other
+// end needs. A wait for room is always one of a stream; see streaming for the others. A
+// writer that parked is not woken by each read of its peer: Linux waits until three
 // quarters of what it queued are read (unix_writable of net/unix/af_unix.c).
 
 const (
@@ -3134,6 +3137,7 @@ const (
 	youngWaits    = 4                      // waits after which a direction goes by its own history
 	longRunOfWins = 16                     // spins that succeeded in a row, after which an end leaves the poller
 	longerRuns    = 4                      // how many times that number doubles, once with each such run
+	streamMin     = 4 << 10                // bytes read from one wait to the next that are a stream, if nothing was written
 	attemptMax    = 20 * time.Microsecond  // the most that one attempt counts as spinning; the rest went to others
 	leaveMin      = 200 * time.Microsecond // between two times that a thread of the process leaves its CPU
 	leaveMax      = 200 * time.Millisecond // the same while that does not help
@@ -3162,6 +3166,11 @@ func (b *backoff) longRun() bool {
 	b.runs = min(b.runs+1, longerRuns)
 	return true
 }
+
+// streaming reports whether a wait for something to read is one of a stream, given how
+// many bytes were read since the wait before it and whether anything was written: if so,
+// the wait is for an answer.
+func streaming(heard int, spoke bool) bool { return heard >= streamMin && !spoke }
 
 func (b *backoff) won() { b.losses, b.skip, b.last, b.wins = 0, 0, b.last/2, b.wins+1 }
 

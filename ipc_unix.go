@@ -3055,6 +3055,8 @@ type fd struct {
 	shared   atomic.Bool  // set by share, never cleared
 	readShut atomic.Bool  // set by closeRead, never cleared: see readsAfterShutdown
 	ended    atomic.Bool  // a read met the end of the stream, so that nothing is in the queue
+	spoke    atomic.Bool  // something was written since the reader last waited; a lost update does no harm
+	heard    int          // bytes read since then, beyond streamMin not all; guarded by r.mu
 
 	polled atomic.Pointer[pollFile] // nil unless it is with the poller; stored under mu, loaded by every wait
 
@@ -3185,14 +3187,32 @@ func (f *fd) run(h *ioState, o *op) (result, error) {
 	if err != nil {
 		return result{}, err // done may be of an earlier attempt
 	}
+	if h == &f.r {
+		f.heard = min(f.heard, streamMin) + h.done.n
+	} else if !f.spoke.Load() {
+		f.spoke.Store(true)
+	}
 	return h.done, nil
+}
+
+// inStream reports whether a wait in that direction is one of a stream: see streaming.
+func (f *fd) inStream(h *ioState) bool {
+	return h == &f.w || streaming(f.heard, f.spoke.Load())
+}
+
+// waited notes that the operation waits or has waited.
+func (f *fd) waited(h *ioState) {
+	if h == &f.r {
+		f.heard = 0
+		f.spoke.Store(false)
+	}
 }
 
 func (f *fd) untilDone(h *ioState) error {
 	if h.expired() {
 		return os.ErrDeadlineExceeded
 	}
-	spins := f.spinLimit() > 0 && spinning.allows(&h.backoff)
+	spins := f.spinLimit() > 0 && !f.inStream(h) && spinning.allows(&h.backoff)
 	// The poller makes an attempt before it parks. If an attempt is likely to fail, that
 	// one is enough.
 	if !h.parked || spins {
@@ -3205,11 +3225,17 @@ func (f *fd) untilDone(h *ioState) error {
 		}
 	}
 	h.tries = 0
-	if err := f.await(h, nil); err != nil {
+	err := f.await(h, nil)
+	if err == nil && h.tries < 2 {
+		h.parked = false
+		return h.err
+	}
+	f.waited(h)
+	if err != nil {
 		return err
 	}
-	h.parked = h.tries > 1
-	if h.parked && !spins {
+	h.parked = true
+	if !spins {
 		spinning.skipped(&h.backoff)
 	}
 	return h.err
@@ -3221,6 +3247,7 @@ func (f *fd) spinFor(h *ioState) bool {
 	if !spinning.begin() {
 		return false
 	}
+	f.waited(h)
 	var s spin
 	s.begin(now(), f.spinLimit())
 	done := false
