@@ -357,6 +357,61 @@ func TestBackoffAsksForLongerAndLongerRuns(t *testing.T) {
 	}
 }
 
+// tooMany has so many directions wait in turn, a wait each gap, and reports what the crowd
+// makes of that. Before each of those, the first direction waits that many times more.
+func tooMany(directions, more, cpus int, gap time.Duration) bool {
+	var c crowd
+	all := make([]turnout, directions)
+	var at int64
+	for i := range 10 * crowdRound * cpus {
+		for n := range more + 1 {
+			t := &all[0]
+			if n == more {
+				t = &all[i%directions]
+			}
+			at += int64(gap)
+			c.add(t, uint32(cpus), func() int64 { return at })
+		}
+	}
+	return c.tooMany.Load()
+}
+
+func TestCrowdIsMoreThanTwoForEachCPU(t *testing.T) {
+	const gap = 5 * time.Microsecond
+	for _, cpus := range []int{2, 4, 64} {
+		for _, n := range []int{1, 2, cpus, 2 * cpus} {
+			if tooMany(n, 0, cpus, gap) {
+				t.Errorf("%d directions are too many for %d CPUs", n, cpus)
+			}
+		}
+		for _, n := range []int{2*cpus + 1, 10 * cpus, 1000 * cpus} {
+			if !tooMany(n, 0, cpus, gap) {
+				t.Errorf("%d directions are not too many for %d CPUs", n, cpus)
+			}
+			if tooMany(n, 0, cpus, 2*spinDefault) {
+				t.Errorf("%d directions that are idle most of the time are too many for %d CPUs", n, cpus)
+			}
+		}
+	}
+	if tooMany(100, 20, 2, gap) {
+		t.Error("one direction that waits most of the time shares its CPUs with too many")
+	}
+	if !tooMany(100, 1, 2, gap) {
+		t.Error("one direction that waits half of the time does not share its CPUs with too many")
+	}
+}
+
+func TestCrowdDoesNotSpin(t *testing.T) {
+	var p spinPolicy
+	b := backoff{waits: youngWaits}
+	for _, crowded := range []bool{true, false} {
+		p.crowd.tooMany.Store(crowded)
+		if p.allows(&b) == crowded {
+			t.Errorf("a wait spins: %t, in a crowd: %t", !crowded, crowded)
+		}
+	}
+}
+
 func TestSpinCountsItsOwnTime(t *testing.T) {
 	const limit = int64(spinDefault)
 	var s spin
@@ -1242,7 +1297,7 @@ func TestSharedSpinLeavesItsCPU(t *testing.T) {
 	wait(1) // what was written before counts, too
 	times = 0
 	spinning.leaveGap.Store(0)
-	for _, written := range [...]int{0, copyMax + 1} {
+	for _, written := range [...]int{0, 128<<10 + 1} {
 		if wait(written); times != 0 {
 			t.Errorf("it left its CPU after writing %d bytes", written)
 		}

@@ -414,7 +414,12 @@ func connected(t *testing.T) (a, b *Conn) {
 	return a, b
 }
 
-func forget() { spinning.young.Store(0) }
+// forget makes a wait spin that goes by what all learned.
+func forget() {
+	spinning.young.Store(0)
+	spinning.crowd.counted.Store(0)
+	spinning.crowd.tooMany.Store(false)
+}
 
 // spins reports whether a wait in that direction spins before it parks.
 func spins(t *testing.T, f *fd, h *ioState) (spun bool) {
@@ -499,6 +504,38 @@ func TestSpinDoesNotDisturbAStream(t *testing.T) {
 	}
 	if spins(t, a.fd, &a.fd.w) {
 		t.Error("a wait for room spins")
+	}
+}
+
+func TestCrowdCountsEachWait(t *testing.T) {
+	a, b := connected(t)
+	for _, limit := range []time.Duration{-1, time.Minute} {
+		a.SetSpin(limit)
+		forget()
+		before := spinning.crowd.ended.Load()
+		if err := a.fd.enter(&a.fd.r); err != nil {
+			t.Fatal(err)
+		}
+		tries := 0
+		_, err := a.fd.run(&a.fd.r, &op{attempt: func(*op, int) (result, error) {
+			switch tries++; {
+			case tries == 1:
+				return result{}, syscall.EAGAIN
+			case tries == 2 && limit < 0: // the poller's first: what comes now wakes it
+				if _, err := b.Write([]byte{1}); err != nil {
+					return result{}, err
+				}
+				return result{}, syscall.EAGAIN
+			}
+			return result{}, nil
+		}})
+		a.fd.leave(&a.fd.r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := spinning.crowd.ended.Load() - before; n != 1 {
+			t.Errorf("with SetSpin(%v) %d waits are counted, want 1", limit, n)
+		}
 	}
 }
 
@@ -634,6 +671,7 @@ func winning(f *fd) { f.r.backoff = backoff{waits: youngWaits, wins: longRunOfWi
 func spinOnce(t *testing.T, f *fd) {
 	t.Helper()
 	f.setSpin(10 * time.Second)
+	forget()
 	winning(f)
 	if err := f.enter(&f.r); err != nil {
 		t.Fatal(err)

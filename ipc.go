@@ -1570,7 +1570,10 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 // spin that succeeds saves time. Whatever the limit, spins stop while they fail: after
 // a few in a row the next waits park at once, and their number doubles with each
 // further failure, up to a thousand. At most GOMAXPROCS-1 goroutines of a process
-// spin at a time, or one if that is 0. An idle connection costs nothing.
+// spin at a time, or one if that is 0. None does while more than two directions of
+// connections for each CPU are busy. A wait to write does not spin, nor does one to read in
+// a stream: after 4 KiB or more to which nothing was written. An idle connection costs
+// nothing.
 //
 // On Linux a thread whose spin failed leaves its CPU for a moment, since the peer may be
 // waiting for that very one: sched_setaffinity(2), which is then undone. That happens
@@ -3128,6 +3131,8 @@ var raceBuild = func() bool {
 // end needs. A wait for room is always one of a stream; see streaming for the others. A
 // writer that parked is not woken by each read of its peer: Linux waits until three
 // quarters of what it queued are read (unix_writable of net/unix/af_unix.c).
+//
+// Where more than two directions for each CPU wait all the time, none spins: see crowd.
 
 const (
 	spinDefault   = 100 * time.Microsecond // about the time of two wake-ups on a slow machine
@@ -3212,7 +3217,52 @@ type spinPolicy struct {
 	young    atomic.Uint64 // the backoff of the directions that have hardly waited, packed; a lost update does no harm
 	left     atomic.Int64  // when a thread left its CPU last
 	leaveGap atomic.Int64  // how long it is until the next time; 0 for leaveMin
-	leave    func()        // makes the calling thread go on on another CPU, where the system can do that
+	crowd    crowd
+	leave    func() // makes the calling thread go on on another CPU, where the system can do that
+}
+
+// A crowd finds out whether too many directions wait at a time. Then some of them are
+// ready at any moment, and a spin, though it succeeds, takes the CPU that they need. It
+// counts the waits that end, in rounds of crowdRound for each CPU. Of each direction it
+// counts no more than a direction has in a round to which two for each CPU contribute alike;
+// so more than half of the round is counted only if there are more of them, and they are
+// not idle most of the time.
+type crowd struct {
+	ended   atomic.Uint32 // waits that ended
+	counted atomic.Uint32 // those of this round
+	begun   atomic.Int64  // when this round began
+	tooMany atomic.Bool   // what the last round told
+}
+
+const (
+	crowdRound = 32             // waits for each CPU
+	crowdShare = crowdRound / 4 // the most that is counted of one direction
+)
+
+// A turnout is what one direction contributed to a round. It is guarded by the lock of
+// the direction.
+type turnout struct {
+	round uint32
+	waits uint8 // up to crowdShare
+}
+
+// add counts a wait that ended, on a machine with so many CPUs. A lost update at the turn of
+// a round does no harm.
+func (c *crowd) add(t *turnout, cpus uint32, clock func() int64) {
+	n, size := c.ended.Add(1), crowdRound*cpus
+	if round := n / size; t.round != round {
+		*t = turnout{round: round}
+	}
+	if t.waits < crowdShare {
+		t.waits++
+		c.counted.Add(1)
+	}
+	if n%size != 0 {
+		return
+	}
+	now := clock()
+	took := now - c.begun.Swap(now)
+	c.tooMany.Store(c.counted.Swap(0) > size/2 && took < int64(size)*int64(spinDefault))
 }
 
 // spinning is the policy of this process.
@@ -3220,6 +3270,9 @@ var spinning = spinPolicy{leave: leaveCPU}
 
 // allows reports whether the next wait is one to spin in.
 func (p *spinPolicy) allows(b *backoff) bool {
+	if p.crowd.tooMany.Load() {
+		return false
+	}
 	if b.waits < youngWaits {
 		return p.shared().skip == 0
 	}
@@ -3270,6 +3323,9 @@ func (p *spinPolicy) shouldLeave(now int64) bool {
 	p.leaveGap.Store(min(2*gap, int64(leaveMax)))
 	return true
 }
+
+// waited counts a wait of that direction, which has ended.
+func (p *spinPolicy) waited(t *turnout) { p.crowd.add(t, uint32(p.limit.Load())+1, now) }
 
 func (p *spinPolicy) skipped(b *backoff) { p.note(b, (*backoff).skipped) }
 

@@ -1129,7 +1129,16 @@ func (kernel) receive(sys int, o *op) (result, error) {
 	return result{n: int(n), oobn: int(hdr.Controllen), got: int(hdr.Flags)}, nil
 }
 
+// sendmsg sends data alone by sendto(2), for which the kernel copies no msghdr.
 func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
+	if len(oob) == 0 {
+		n, _, errno := syscall.Syscall6(numbers.sendto, uintptr(sys), uintptr(unsafe.Pointer(unsafe.SliceData(p))),
+			uintptr(len(p)), uintptr(flags), 0, 0)
+		if errno != 0 {
+			return 0, errno
+		}
+		return int(n), nil
+	}
 	var one [1]iovec
 	return sendmsg(sys, inVector(&one, p), oob, flags)
 }
@@ -1392,27 +1401,27 @@ func getsockopt(sys, opt int, buf []byte, n *int) error {
 // callNumbers are numbers of asm/unistd.h for calls that package syscall lacks: those
 // of sockets on 386, where they came with Linux 4.3 (before, socketcall(2) was the only
 // way), preadv2 of Linux 4.6, which pwritev2 follows, and getcpu.
-type callNumbers struct{ getsockname, getpeername, getsockopt, sendmsg, recvmsg, preadv2, getcpu uintptr }
+type callNumbers struct{ getsockname, getpeername, getsockopt, sendto, sendmsg, recvmsg, preadv2, getcpu uintptr }
 
 // numbers are those of this architecture.
 var numbers = func() callNumbers {
 	switch runtime.GOARCH {
 	case "amd64":
-		return callNumbers{51, 52, 55, 46, 47, 327, 309}
+		return callNumbers{51, 52, 55, 44, 46, 47, 327, 309}
 	case "386":
-		return callNumbers{367, 368, 365, 370, 372, 378, 318}
+		return callNumbers{367, 368, 365, 369, 370, 372, 378, 318}
 	case "s390x":
-		return callNumbers{367, 368, 365, 370, 372, 376, 311}
+		return callNumbers{367, 368, 365, 369, 370, 372, 376, 311}
 	case "arm":
-		return callNumbers{286, 287, 295, 296, 297, 392, 345}
+		return callNumbers{286, 287, 295, 290, 296, 297, 392, 345}
 	case "ppc64", "ppc64le":
-		return callNumbers{331, 332, 340, 341, 342, 380, 302}
+		return callNumbers{331, 332, 340, 335, 341, 342, 380, 302}
 	case "mips", "mipsle":
-		return callNumbers{4172, 4171, 4173, 4179, 4177, 4361, 4312}
+		return callNumbers{4172, 4171, 4173, 4180, 4179, 4177, 4361, 4312}
 	case "mips64", "mips64le":
-		return callNumbers{5050, 5051, 5054, 5045, 5046, 5321, 5271}
+		return callNumbers{5050, 5051, 5054, 5043, 5045, 5046, 5321, 5271}
 	}
-	return callNumbers{204, 205, 209, 211, 212, 286, 168} // arm64, riscv64, loong64: asm-generic/unistd.h
+	return callNumbers{204, 205, 209, 206, 211, 212, 286, 168} // arm64, riscv64, loong64: asm-generic/unistd.h
 }()
 
 // ---------------------------------------------------------------------------

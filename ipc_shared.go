@@ -1347,15 +1347,16 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 }
 
 // crowded reports whether the reading half, whose spin has failed, should leave its CPU. It
-// should if it waits for the answer to a request: a few bytes that were written since the
-// last call of crowded, for which a peer that was asleep was rung, while little was read.
+// should if it waits for the answer to a request: at most answerMax bytes were written since
+// the last call of crowded, for which a peer that was asleep was rung, and no more were read.
 // Such a peer is likely to wait for the very CPU that rang it. In a stream it does no harm
 // to share a CPU. Where other work waits for the other CPUs, this one is as good.
 func (c *SharedConn) crowded(asleep bool) bool {
+	const answerMax = 128 << 10
 	head := c.out.own.head.Load()
 	written, read := head-c.spokeTo, c.in.tail-c.heardTo
 	c.spokeTo, c.heardTo = head, c.in.tail
-	return asleep && written > 0 && written <= copyMax && read <= copyMax
+	return asleep && written > 0 && written <= answerMax && read <= answerMax
 }
 
 // waited returns the error with which an operation ends after a wait, or nil if it goes

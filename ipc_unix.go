@@ -3087,6 +3087,7 @@ type ioState struct {
 	expiry atomic.Int64 // the deadline on the clock of now, 0 for none; set while an operation has mu
 
 	backoff backoff // whether the next wait spins
+	turnout turnout // how often this direction waits, among all
 	parked  bool    // the last operation had to park, so the next one is likely to
 	tries   uint8   // attempts of the operation under way that the poller made, up to 2
 }
@@ -3235,6 +3236,7 @@ func (f *fd) untilDone(h *ioState) error {
 		return err
 	}
 	h.parked = true
+	spinning.waited(&h.turnout)
 	if !spins {
 		spinning.skipped(&h.backoff)
 	}
@@ -3259,6 +3261,7 @@ func (f *fd) spinFor(h *ioState) bool {
 		spinning.leave()
 	}
 	if done {
+		spinning.waited(&h.turnout)
 		h.parked = false
 		if f.polled.Load() != nil && h.backoff.longRun() {
 			f.leavePoller()

@@ -451,7 +451,7 @@ func childMakesDescriptors(p *parent, args []string) error {
 // signals shows it.
 func TestInterruptedCallsAreMadeAgain(t *testing.T) {
 	story(t)
-	const calls = "accept4,connect,flock,openat,read,recvmsg,sendmsg,splice,write"
+	const calls = "accept4,connect,flock,openat,read,recvmsg,sendmsg,sendto,splice,write"
 	file := traceChildren(t, "-f", "-e", "signal=none", "-e", "trace="+calls, "-e", "inject="+calls+":error=EINTR:when=2+2")
 	interrupted := func(calls ...string) {
 		t.Helper()
@@ -483,7 +483,7 @@ func TestInterruptedCallsAreMadeAgain(t *testing.T) {
 		must(t, errors.Join(chat(c, true, 128<<10, d)))
 	}
 	server.end()
-	interrupted("accept4", "recvmsg", "sendmsg")
+	interrupted("accept4", "recvmsg", "sendto")
 }
 
 // ---------------------------------------------------------------------------
