@@ -902,8 +902,10 @@ func vectorNow(trap uintptr, sys int, p []byte) (int, error) {
 
 // drained shuts the reading side first. unix_stream_sendmsg and unix_dgram_sendmsg of
 // net/unix/af_unix.c look for that under the lock of the receiver, under which they also
-// queue, so nothing comes any more. Then drained looks whether something is there.
-func (kernel) drained(sys int, unmarked bool) bool {
+// queue, so nothing comes any more. Then drained looks whether something is there. In a
+// stream files come with at least one byte, so it is enough to count bytes. A message may
+// be empty.
+func (kernel) drained(sys int, messages, marked bool) bool {
 	if syscall.Shutdown(sys, syscall.SHUT_RD) != nil {
 		return false
 	}
@@ -912,8 +914,11 @@ func (kernel) drained(sys int, unmarked bool) bool {
 	if errno != 0 || queued != 0 {
 		return false
 	}
+	if !messages {
+		return true
+	}
 	r, err := kern.receive(sys, &op{flags: syscall.MSG_PEEK | syscall.MSG_TRUNC})
-	return err == nil && r.n == 0 && r.oobn == 0 && r.got&syscall.MSG_CTRUNC == 0 && !unmarked
+	return err == nil && r.n == 0 && r.oobn == 0 && r.got&syscall.MSG_CTRUNC == 0 && marked
 }
 
 // inlineUrgent makes an urgent byte a part of the stream. Otherwise a receive skips the

@@ -3408,7 +3408,7 @@ func (f *fd) closesAtOnce() bool {
 	case f.shared.Load() || f.isPinned(): // another holder may still receive
 		return false
 	}
-	return kern.drained(f.sys, f.kind == messages && !f.marked)
+	return kern.drained(f.sys, f.kind == messages, f.marked)
 }
 
 // discard closes descriptors that a peer chose, on another goroutine. The caller waits no
@@ -4835,7 +4835,7 @@ func (baseKernel) hidesUser(int) bool { return false }
 // drained reports whether nothing is in the queue of a connection that no other process
 // has, and nothing can come any more. It is false where that is not known. An empty
 // message is not seen if it is unmarked.
-func (baseKernel) drained(sys int, unmarked bool) bool { return false }
+func (baseKernel) drained(sys int, messages, marked bool) bool { return false }
 
 // inlineUrgent makes a stream deliver urgent data (MSG_OOB) like any other data, where
 // local sockets have urgent data.
