@@ -170,7 +170,7 @@
 //	unnamed pipes       pipe           named pipe     pipe             pipe           pipe
 //	FIFOs               yes            no             yes              yes            yes (8)
 //	activation, Notify  yes            no             yes              yes            yes
-//	spins by default    yes            no             no               no             no
+//	spins by default    yes            no (9)         no (9)           no (9)         no (9)
 //
 // Linux includes Android, and macOS includes iOS.
 //
@@ -184,6 +184,7 @@
 //	    and Solaris: see [Conn.WaitPeer]
 //	(7) FreeBSD 13 and later; before that, through the socket
 //	(8) AIX, illumos and Solaris have no Mkfifo here
+//	(9) but a [SharedConn] does
 //
 // The package can be used on Unix and Windows. On other systems it has nothing but
 // this comment.

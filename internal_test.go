@@ -357,27 +357,32 @@ func TestBackoffAsksForLongerAndLongerRuns(t *testing.T) {
 	}
 }
 
-// tooMany has so many directions wait in turn, a wait each gap, and reports what the crowd
-// makes of that. Before each of those, the first direction waits that many times more.
-func tooMany(directions, more, cpus int, gap time.Duration) bool {
-	var c crowd
+// aCrowd has so many directions wait in turn, on CPUs of which each ends a wait after each
+// gap. Before each of those waits the first direction waits that many times more.
+func aCrowd(directions, more, cpus int, gap time.Duration) (c *crowd, clock func() int64) {
+	c = new(crowd)
 	all := make([]turnout, directions)
 	var at int64
+	clock = func() int64 { return at }
 	for i := range 10 * crowdRound * cpus {
 		for n := range more + 1 {
 			t := &all[0]
 			if n == more {
 				t = &all[i%directions]
 			}
-			at += int64(gap)
-			c.add(t, uint32(cpus), func() int64 { return at })
+			at += int64(gap) / int64(cpus)
+			c.add(t, uint32(cpus), clock)
 		}
 	}
-	return c.tooMany.Load()
+	return c, clock
 }
 
 func TestCrowdIsMoreThanTwoForEachCPU(t *testing.T) {
-	const gap = 5 * time.Microsecond
+	const gap, rest = 20 * time.Microsecond, 3 * spinDefault
+	tooMany := func(directions, more, cpus int, gap time.Duration) bool {
+		c, clock := aCrowd(directions, more, cpus, gap)
+		return c.is(clock)
+	}
 	for _, cpus := range []int{2, 4, 64} {
 		for _, n := range []int{1, 2, cpus, 2 * cpus} {
 			if tooMany(n, 0, cpus, gap) {
@@ -388,7 +393,7 @@ func TestCrowdIsMoreThanTwoForEachCPU(t *testing.T) {
 			if !tooMany(n, 0, cpus, gap) {
 				t.Errorf("%d directions are not too many for %d CPUs", n, cpus)
 			}
-			if tooMany(n, 0, cpus, 2*spinDefault) {
+			if tooMany(n, 0, cpus, rest) {
 				t.Errorf("%d directions that are idle most of the time are too many for %d CPUs", n, cpus)
 			}
 		}
@@ -401,14 +406,22 @@ func TestCrowdIsMoreThanTwoForEachCPU(t *testing.T) {
 	}
 }
 
-func TestCrowdDoesNotSpin(t *testing.T) {
-	var p spinPolicy
-	b := backoff{waits: youngWaits}
-	for _, crowded := range []bool{true, false} {
-		p.crowd.tooMany.Store(crowded)
-		if p.allows(&b) == crowded {
-			t.Errorf("a wait spins: %t, in a crowd: %t", !crowded, crowded)
+// A direction has the waits of its share in each round, the last of the round included.
+func TestCrowdCountsNoDirectionTwiceInARound(t *testing.T) {
+	c := new(crowd)
+	all := make([]turnout, 4)
+	for i := range 10 * 2 * crowdRound {
+		if c.add(&all[i/crowdShare%4], 2, func() int64 { return 0 }); c.tooMany.Load() {
+			t.Fatalf("two directions for each CPU are too many after %d waits", i+1)
 		}
+	}
+}
+
+func TestCrowdIsForgottenWhenItHasGone(t *testing.T) {
+	c, clock := aCrowd(100, 0, 2, 20*time.Microsecond)
+	later := func() int64 { return clock() + crowdTime }
+	if !c.is(clock) || c.is(later) {
+		t.Errorf("now there is a crowd: %t, later: %t", c.is(clock), c.is(later))
 	}
 }
 
@@ -1270,9 +1283,9 @@ func TestSharedSpinLeavesItsCPU(t *testing.T) {
 	a, b := sharedInMemory(t)
 	defer func(leave func(), left, gap int64) {
 		spinning.leave = leave
-		spinning.left.Store(left)
+		spinning.leftAt.Store(left)
 		spinning.leaveGap.Store(gap)
-	}(spinning.leave, spinning.left.Load(), spinning.leaveGap.Load())
+	}(spinning.leave, spinning.leftAt.Load(), spinning.leaveGap.Load())
 	times := 0
 	spinning.leave = func() { times++ }
 	var p [1]byte
@@ -1280,7 +1293,7 @@ func TestSharedSpinLeavesItsCPU(t *testing.T) {
 		t.Helper()
 		spinAccount.balance.Store(int64(spinSharedAhead))
 		a.r.gauges = [2]sharedSpin{}
-		spinning.left.Store(0)
+		spinning.leftAt.Store(0)
 		b.ownMem.control().rwait.Store(1) // as if it were parked
 		if _, err := a.Write(make([]byte, written)); err != nil {
 			t.Fatal(err)

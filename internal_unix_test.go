@@ -507,6 +507,46 @@ func TestSpinDoesNotDisturbAStream(t *testing.T) {
 	}
 }
 
+func TestSpinNotInACrowd(t *testing.T) {
+	a, _ := connected(t)
+	a.SetSpin(time.Minute)
+	spinning.crowd.begun.Store(now() + int64(time.Hour)) // so that the verdict holds
+	defer spinning.crowd.begun.Store(now())
+	spinning.crowd.tooMany.Store(true)
+	if a.fd.maySpin(&a.fd.r) {
+		t.Error("a wait spins in a crowd")
+	}
+	forget()
+	if !a.fd.maySpin(&a.fd.r) {
+		t.Error("a wait does not spin without a crowd")
+	}
+}
+
+// Neither the descriptors that a listener returns nor what is only looked at are bytes of
+// a stream.
+func TestSpinTellsAStreamByBytes(t *testing.T) {
+	l, err := Listen(Path(t.TempDir() + "/s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, _ := connected(t)
+	for what, f := range map[string]*fd{"accepted": l.sys.fd, "looked": c.fd} {
+		if err := f.enter(&f.r); err != nil {
+			t.Fatal(err)
+		}
+		o := op{attempt: func(*op, int) (result, error) { return result{n: streamMin}, nil }}
+		if f == c.fd {
+			o.flags = syscall.MSG_PEEK
+		}
+		_, err := f.run(&f.r, &o)
+		f.leave(&f.r)
+		if err != nil || f.heard != 0 {
+			t.Errorf("%s: %d bytes were heard, %v", what, f.heard, err)
+		}
+	}
+}
+
 func TestCrowdCountsEachWait(t *testing.T) {
 	a, b := connected(t)
 	for _, limit := range []time.Duration{-1, time.Minute} {
@@ -535,6 +575,9 @@ func TestCrowdCountsEachWait(t *testing.T) {
 		}
 		if n := spinning.crowd.ended.Load() - before; n != 1 {
 			t.Errorf("with SetSpin(%v) %d waits are counted, want 1", limit, n)
+		}
+		if limit < 0 && a.fd.r.backoff != (backoff{}) {
+			t.Error("a wait that cannot spin is one that others learn from")
 		}
 	}
 }

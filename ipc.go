@@ -1570,10 +1570,15 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 // spin that succeeds saves time. Whatever the limit, spins stop while they fail: after
 // a few in a row the next waits park at once, and their number doubles with each
 // further failure, up to a thousand. At most GOMAXPROCS-1 goroutines of a process
-// spin at a time, or one if that is 0. None does while more than two directions of
-// connections for each CPU are busy. A wait to write does not spin, nor does one to read in
-// a stream: after 4 KiB or more to which nothing was written. An idle connection costs
-// nothing.
+// spin at a time, or one if that is 0. An idle connection costs nothing.
+//
+// A spin takes the CPU from others, so some waits never spin:
+//
+//   - a wait to write;
+//   - a wait to read in a stream: 4 KiB or more were read since the wait before it, and
+//     nothing was written to this end. Nothing ever is to a [PipeReader];
+//   - any wait while the process has more busy ends than two for each CPU. A direction of a
+//     connection, a pipe end and a listener are an end each.
 //
 // On Linux a thread whose spin failed leaves its CPU for a moment, since the peer may be
 // waiting for that very one: sched_setaffinity(2), which is then undone. That happens
@@ -2617,7 +2622,8 @@ func (w *PipeWriter) SetWriteDeadline(t time.Time) error {
 }
 
 // SetSpin sets the longest time that a wait of this end spins before its goroutine
-// parks: see [Conn.SetSpin].
+// parks: see [Conn.SetSpin]. It makes no difference to a PipeWriter: a wait to write does
+// not spin.
 func (e *pipeEnd) SetSpin(d time.Duration) { e.end().setSpin(d) }
 
 // FileReader returns a PipeReader over a duplicate of f, which must be a pipe or
@@ -3128,7 +3134,7 @@ var raceBuild = func() bool {
 //
 // In a stream no wait spins. Its two ends are fastest one after the other on one CPU,
 // whose cache still has what the other end wrote, and a spin takes the time that the other
-// end needs. A wait for room is always one of a stream; see streaming for the others. A
+// end needs. A wait to write is always one of a stream; see streaming for the others. A
 // writer that parked is not woken by each read of its peer: Linux waits until three
 // quarters of what it queued are read (unix_writable of net/unix/af_unix.c).
 //
@@ -3215,7 +3221,7 @@ type spinPolicy struct {
 	limit    atomic.Int32  // the most of them, read from the scheduler now and then
 	asked    atomic.Uint32 // counts the looks at limit
 	young    atomic.Uint64 // the backoff of the directions that have hardly waited, packed; a lost update does no harm
-	left     atomic.Int64  // when a thread left its CPU last
+	leftAt   atomic.Int64  // when a thread left its CPU last
 	leaveGap atomic.Int64  // how long it is until the next time; 0 for leaveMin
 	crowd    crowd
 	leave    func() // makes the calling thread go on on another CPU, where the system can do that
@@ -3224,9 +3230,9 @@ type spinPolicy struct {
 // A crowd finds out whether too many directions wait at a time. Then some of them are
 // ready at any moment, and a spin, though it succeeds, takes the CPU that they need. It
 // counts the waits that end, in rounds of crowdRound for each CPU. Of each direction it
-// counts no more than a direction has in a round to which two for each CPU contribute alike;
-// so more than half of the round is counted only if there are more of them, and they are
-// not idle most of the time.
+// counts no more than half of what a direction has in a round to which two for each CPU
+// contribute alike. So more than half of the round is counted only if there are more of
+// them. Where they are idle most of the time a round takes long, and they are not too many.
 type crowd struct {
 	ended   atomic.Uint32 // waits that ended
 	counted atomic.Uint32 // those of this round
@@ -3235,8 +3241,9 @@ type crowd struct {
 }
 
 const (
-	crowdRound = 32             // waits for each CPU
-	crowdShare = crowdRound / 4 // the most that is counted of one direction
+	crowdRound = 32                                  // waits for each CPU
+	crowdShare = crowdRound / 4                      // the most that is counted of one direction
+	crowdTime  = 2 * crowdRound * int64(spinDefault) // a round that takes longer is not one of a crowd
 )
 
 // A turnout is what one direction contributed to a round. It is guarded by the lock of
@@ -3246,11 +3253,11 @@ type turnout struct {
 	waits uint8 // up to crowdShare
 }
 
-// add counts a wait that ended, on a machine with so many CPUs. A lost update at the turn of
-// a round does no harm.
-func (c *crowd) add(t *turnout, cpus uint32, clock func() int64) {
+// add counts a wait that ended, where so many goroutines run at a time. It reports whether
+// that was the last wait of a round. A lost update at the turn of a round does no harm.
+func (c *crowd) add(t *turnout, cpus uint32, clock func() int64) (last bool) {
 	n, size := c.ended.Add(1), crowdRound*cpus
-	if round := n / size; t.round != round {
+	if round := (n - 1) / size; t.round != round {
 		*t = turnout{round: round}
 	}
 	if t.waits < crowdShare {
@@ -3258,21 +3265,25 @@ func (c *crowd) add(t *turnout, cpus uint32, clock func() int64) {
 		c.counted.Add(1)
 	}
 	if n%size != 0 {
-		return
+		return false
 	}
 	now := clock()
 	took := now - c.begun.Swap(now)
-	c.tooMany.Store(c.counted.Swap(0) > size/2 && took < int64(size)*int64(spinDefault))
+	c.tooMany.Store(c.counted.Swap(0) > size/2 && took < crowdTime)
+	return true
+}
+
+// is reports whether too many wait now: the last round told so, and this one is not
+// already longer than one of a crowd.
+func (c *crowd) is(clock func() int64) bool {
+	return c.tooMany.Load() && clock()-c.begun.Load() < crowdTime
 }
 
 // spinning is the policy of this process.
 var spinning = spinPolicy{leave: leaveCPU}
 
-// allows reports whether the next wait is one to spin in.
+// allows reports whether the history of the direction lets the next wait spin.
 func (p *spinPolicy) allows(b *backoff) bool {
-	if p.crowd.tooMany.Load() {
-		return false
-	}
 	if b.waits < youngWaits {
 		return p.shared().skip == 0
 	}
@@ -3283,7 +3294,7 @@ func (p *spinPolicy) allows(b *backoff) bool {
 // leave one CPU free, but one may spin in any case.
 func (p *spinPolicy) begin() bool {
 	if p.asked.Add(1)%1024 == 1 { // GOMAXPROCS takes a lock
-		p.limit.Store(int32(max(1, runtime.GOMAXPROCS(0)-1)))
+		p.measure()
 	}
 	if p.spinners.Add(1) > p.limit.Load() {
 		p.spinners.Add(-1)
@@ -3291,6 +3302,9 @@ func (p *spinPolicy) begin() bool {
 	}
 	return true
 }
+
+// measure finds out how many goroutines run at a time.
+func (p *spinPolicy) measure() { p.limit.Store(int32(max(1, runtime.GOMAXPROCS(0)-1))) }
 
 // end is called after a spin that begin allowed, skipped after a wait that did not
 // spin.
@@ -3316,16 +3330,23 @@ func (p *spinPolicy) stays() {
 
 // shouldLeave reports whether the caller, whose spin failed, should leave its CPU.
 func (p *spinPolicy) shouldLeave(now int64) bool {
-	last, gap := p.left.Load(), max(p.leaveGap.Load(), int64(leaveMin))
-	if now-last < gap || !p.left.CompareAndSwap(last, now) {
+	last, gap := p.leftAt.Load(), max(p.leaveGap.Load(), int64(leaveMin))
+	if now-last < gap || !p.leftAt.CompareAndSwap(last, now) {
 		return false
 	}
 	p.leaveGap.Store(min(2*gap, int64(leaveMax)))
 	return true
 }
 
-// waited counts a wait of that direction, which has ended.
-func (p *spinPolicy) waited(t *turnout) { p.crowd.add(t, uint32(p.limit.Load())+1, now) }
+// count counts a wait of that direction, which has ended.
+func (p *spinPolicy) count(t *turnout) {
+	if p.limit.Load() == 0 {
+		p.measure()
+	}
+	if p.crowd.add(t, uint32(p.limit.Load())+1, now) {
+		p.measure()
+	}
+}
 
 func (p *spinPolicy) skipped(b *backoff) { p.note(b, (*backoff).skipped) }
 

@@ -1404,8 +1404,8 @@ func getsockopt(sys, opt int, buf []byte, n *int) error {
 }
 
 // callNumbers are numbers of asm/unistd.h for calls that package syscall lacks: those
-// of sockets on 386, where they came with Linux 4.3 (before, socketcall(2) was the only
-// way), preadv2 of Linux 4.6, which pwritev2 follows, and getcpu.
+// of sockets on 386 and s390x, where they came with Linux 4.3 (before, socketcall(2) was
+// the only way), preadv2 of Linux 4.6, which pwritev2 follows, and getcpu.
 type callNumbers struct{ getsockname, getpeername, getsockopt, sendto, sendmsg, recvmsg, preadv2, getcpu uintptr }
 
 // numbers are those of this architecture.

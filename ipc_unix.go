@@ -3019,9 +3019,9 @@ func (f *fd) sendDatagram(p, rights []byte) error {
 // ---------------------------------------------------------------------------
 // Descriptors: the one way to system calls that may block
 //
-// An operation tries its system call at once. When the kernel returns EAGAIN it tries
-// again for some microseconds, if recent waits were that short: to wake a thread costs
-// several times what the call itself does. Only then does the descriptor join the
+// An operation tries its system call at once. When the kernel returns EAGAIN it may try
+// again for some microseconds, since to wake a thread costs several times what the call
+// itself does: see Spinning in ipc.go. Only then does the descriptor join the
 // runtime's poller, by becoming an os.File, and the goroutine parks there until the
 // kernel reports an event. No thread is held. A connection that never parks is never
 // registered, so no thread wakes for data that it receives. A connection that has not had
@@ -3055,7 +3055,7 @@ type fd struct {
 	shared   atomic.Bool  // set by share, never cleared
 	readShut atomic.Bool  // set by closeRead, never cleared: see readsAfterShutdown
 	ended    atomic.Bool  // a read met the end of the stream, so that nothing is in the queue
-	spoke    atomic.Bool  // something was written since the reader last waited; a lost update does no harm
+	spoke    atomic.Bool  // something was written since the last wait to read began; a lost update does no harm
 	heard    int          // bytes read since then, beyond streamMin not all; guarded by r.mu
 
 	polled atomic.Pointer[pollFile] // nil unless it is with the poller; stored under mu, loaded by every wait
@@ -3188,32 +3188,29 @@ func (f *fd) run(h *ioState, o *op) (result, error) {
 	if err != nil {
 		return result{}, err // done may be of an earlier attempt
 	}
-	if h == &f.r {
+	switch {
+	case h == &f.w:
+		if !f.spoke.Load() {
+			f.spoke.Store(true)
+		}
+	case !f.listen && o.flags&syscall.MSG_PEEK == 0:
 		f.heard = min(f.heard, streamMin) + h.done.n
-	} else if !f.spoke.Load() {
-		f.spoke.Store(true)
 	}
 	return h.done, nil
 }
 
-// inStream reports whether a wait in that direction is one of a stream: see streaming.
-func (f *fd) inStream(h *ioState) bool {
-	return h == &f.w || streaming(f.heard, f.spoke.Load())
-}
-
-// waited notes that the operation waits or has waited.
-func (f *fd) waited(h *ioState) {
-	if h == &f.r {
-		f.heard = 0
-		f.spoke.Store(false)
-	}
+// maySpin reports whether a wait in that direction is one to spin in, whatever the waits
+// before it were like. A wait to write is always one of a stream.
+func (f *fd) maySpin(h *ioState) bool {
+	return h == &f.r && f.spinLimit() > 0 && !streaming(f.heard, f.spoke.Load()) && !spinning.crowd.is(now)
 }
 
 func (f *fd) untilDone(h *ioState) error {
 	if h.expired() {
 		return os.ErrDeadlineExceeded
 	}
-	spins := f.spinLimit() > 0 && !f.inStream(h) && spinning.allows(&h.backoff)
+	may := f.maySpin(h)
+	spins := may && spinning.allows(&h.backoff)
 	// The poller makes an attempt before it parks. If an attempt is likely to fail, that
 	// one is enough.
 	if !h.parked || spins {
@@ -3221,23 +3218,24 @@ func (f *fd) untilDone(h *ioState) error {
 			h.parked = false
 			return h.err
 		}
-		if spins && f.spinFor(h) {
-			return h.err
-		}
 	}
-	h.tries = 0
-	err := f.await(h, nil)
-	if err == nil && h.tries < 2 {
-		h.parked = false
+	if h == &f.r { // the next wait goes by what comes from here on
+		f.heard = 0
+		f.spoke.Store(false)
+	}
+	if spins && f.spinFor(h) {
 		return h.err
 	}
-	f.waited(h)
-	if err != nil {
+	h.tries = 0
+	if err := f.await(h, nil); err != nil {
 		return err
 	}
-	h.parked = true
-	spinning.waited(&h.turnout)
-	if !spins {
+	h.parked = h.tries > 1
+	if !h.parked {
+		return h.err
+	}
+	spinning.count(&h.turnout)
+	if may && !spins {
 		spinning.skipped(&h.backoff)
 	}
 	return h.err
@@ -3249,7 +3247,6 @@ func (f *fd) spinFor(h *ioState) bool {
 	if !spinning.begin() {
 		return false
 	}
-	f.waited(h)
 	var s spin
 	s.begin(now(), f.spinLimit())
 	done := false
@@ -3261,7 +3258,7 @@ func (f *fd) spinFor(h *ioState) bool {
 		spinning.leave()
 	}
 	if done {
-		spinning.waited(&h.turnout)
+		spinning.count(&h.turnout)
 		h.parked = false
 		if f.polled.Load() != nil && h.backoff.longRun() {
 			f.leavePoller()
