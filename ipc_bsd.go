@@ -122,8 +122,10 @@ func (kernel) accept(sys int) (int, error) {
 	return conn, acceptError(sys, err)
 }
 
-// isMessage tells an empty message from the end: only a message ends a record.
-func (kernel) isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 0 }
+// isMessage tells an empty message from the end: only a message ends a record or brings
+// control messages (soreceive of uipc_socket.c). Files without a byte of data may come
+// without MSG_EOR.
+func (kernel) isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 0 || oobn > 0 }
 
 // carriesEmpty reports whether an empty message can be sent: a receiver that waits
 // is woken for bytes alone. On NetBSD those of a control message do; package

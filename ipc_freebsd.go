@@ -113,8 +113,11 @@ func (kernel) hungUp(sys int) bool {
 	return errno == 0 && n == 1 && p.revents&pollHup != 0
 }
 
-// isMessage tells an empty message from the end: only a message ends a record.
-func (kernel) isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 0 }
+// isMessage tells an empty message from the end: only a message ends a record or brings
+// control messages. On FreeBSD 15 files without a byte of data do not end a record: MSG_EOR
+// goes with a buffer of data, and there is none (mc_uiotomc of sys/kern/uipc_mbuf.c). They
+// are the first part of the message that follows.
+func (kernel) isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 0 || oobn > 0 }
 
 // looseRecords reports whether this is FreeBSD 15 or later, whose messages are
 // records in a stream: an empty one does not exist, what does not fit a buffer
