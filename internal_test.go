@@ -200,6 +200,58 @@ func TestMessageReaderEndWithinAMessage(t *testing.T) {
 	}
 }
 
+// A part of a message may be empty: it was sent as files alone, or had no more.
+func TestMessageReaderPassesOverEmptyParts(t *testing.T) {
+	for _, first := range []func(r *messageReader, src *pausingSource) (string, error){
+		func(r *messageReader, src *pausingSource) (string, error) {
+			p := make([]byte, 10)
+			n, err := r.recv(src, p)
+			return string(p[:n]), err
+		},
+		func(r *messageReader, src *pausingSource) (string, error) {
+			p, err := r.recvAppend(src, nil)
+			return string(p), err
+		},
+		func(r *messageReader, src *pausingSource) (string, error) {
+			src.left = "skipped.whole."
+			if _, err := r.recv(src, make([]byte, 1)); err != ErrMsgTooLong {
+				return "", err
+			}
+			p, err := r.recvAppend(src, nil)
+			return string(p), err
+		},
+	} {
+		var r messageReader
+		src := &pausingSource{left: "whole."}
+		if m, err := first(&r, src); m != "whole." || err != nil {
+			t.Errorf("%q is received, %v", m, err)
+		}
+		if _, err := r.recv(src, make([]byte, 10)); err != io.EOF {
+			t.Errorf("at the end: %v", err)
+		}
+	}
+}
+
+// A pausingSource has messages that end with a full stop, a byte at a time, and an empty
+// part before each byte.
+type pausingSource struct {
+	left string
+	turn int
+}
+
+func (s *pausingSource) nextPart(p []byte) (int, bool, error) {
+	if s.turn++; s.left != "" && s.turn%2 == 1 {
+		return 0, false, nil
+	}
+	if s.left == "" {
+		return 0, false, io.EOF
+	}
+	p[0], s.left = s.left[0], s.left[1:]
+	return 1, p[0] == '.', nil
+}
+
+func (s *pausingSource) nextRoom(int, []byte) (int, error) { return 4, nil }
+
 // A halfSource has a part of a message, a byte at a time, and then ends.
 type halfSource struct{ left []byte }
 

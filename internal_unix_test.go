@@ -125,6 +125,78 @@ func TestRecvFilesThatAreLostTakeNoOther(t *testing.T) {
 	}
 }
 
+// Many descriptors that wait to be closed, in whatever file system, hold up no read.
+func TestReadBesideManyFilesThatAreBeingClosed(t *testing.T) {
+	a, b := connected(t)
+	defer a.Close()
+	defer b.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if err := a.SendFiles(w); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	disposal.waiting.Add(closersMax)
+	p := make([]byte, 10)
+	n, err := b.Read(p)
+	disposal.waiting.Add(-closersMax)
+	if string(p[:n]) != "\x00" || err != nil {
+		t.Errorf("%q is read, %v", p[:n], err)
+	}
+	r.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := r.Read(p); err != io.EOF {
+		t.Errorf("the file that nobody asked for is not closed: %v", err)
+	}
+}
+
+// Some kernels deliver files that were sent without a byte before the message that they
+// belong to.
+func TestRecvFilesGetsWhatCameBeforeTheFrame(t *testing.T) {
+	defer FrameMessages(FrameMessages(true))
+	a, b, err := MsgPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	defer b.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	for _, limit := range []int{2, 1} {
+		d, err := syscall.Dup(int(w.Fd()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.carrier.(*framing).files = []*os.File{os.NewFile(uintptr(d), "before")}
+		if err := a.SendFiles(w); err != nil {
+			t.Fatal(err)
+		}
+		files, err := b.RecvFiles(limit)
+		if limit == 2 && (len(files) != 2 || err != nil) || limit == 1 && (files != nil || !errors.Is(err, ErrMsgTooLong)) {
+			t.Errorf("%d files are received of 2, %d were asked for: %v", len(files), limit, err)
+		}
+		discardFiles(files)
+	}
+	if err := a.Send([]byte("next")); err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, 10)
+	if n, err := b.Recv(p); string(p[:n]) != "next" || err != nil {
+		t.Errorf("then %q is received, %v", p[:n], err)
+	}
+	w.Close()
+	r.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := r.Read(p); err != io.EOF {
+		t.Errorf("the files are not closed: %v", err)
+	}
+}
+
 // Nothing but what the kernel says of dropped files may be taken for that: after
 // another error nothing must be received that nobody asked for.
 func TestRecvFilesErrorsThatAreNotOfFiles(t *testing.T) {

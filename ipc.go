@@ -2036,7 +2036,7 @@ type framing struct {
 	got       int        // bytes of start that were read
 	sized     bool       // left is known
 	left      int        // bytes of the message that were not read
-	files     []*os.File // that came with start
+	files     []*os.File // that came with start, or before it
 	filesErr  error      // what was wrong with them
 }
 
@@ -2273,18 +2273,24 @@ func (f *framing) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
 	return n, nil, err
 }
 
-// takeFiles begins to receive a message, and keeps the files that come with its
-// first byte, at most max.
-func (f *framing) takeFiles(max int) error {
-	if err := f.in.skipRest(f); err != nil || f.got > 0 || f.in.holds() {
+// takeFiles begins to receive a message, and keeps the files that come with its first
+// byte, at most limit. Some kernels deliver files without a byte: those that come before
+// the first byte belong to the message, too.
+func (f *framing) takeFiles(limit int) error {
+	if err := f.in.skipRest(f); err != nil || f.in.holds() {
 		return err
 	}
-	n, files, err := f.fd.recvRights(f.start[:], max)
-	if n == 0 {
-		discardFiles(files) // some kernels deliver them without a byte: they belong to no message
-		return err
+	for f.got == 0 {
+		n, files, err := f.fd.recvRights(f.start[:], max(limit-len(f.files), 0))
+		if n == 0 && err != nil {
+			return err
+		}
+		if err != nil { // all or none
+			discardFiles(f.files)
+			f.files = nil
+		}
+		f.got, f.files, f.filesErr = n, append(f.files, files...), err
 	}
-	f.got, f.files, f.filesErr = n, files, err
 	return nil
 }
 

@@ -21,7 +21,7 @@ const (
 	cmsgCloexec   = syscall.MSG_CMSG_CLOEXEC
 	noSignal      = syscall.MSG_NOSIGNAL
 	filesAlone    = true  // sosend of uipc_socket.c: files may come without a byte of data
-	sharesMemory  = false // no memory here cannot shrink
+	sharesMemory  = false // all memory here can shrink
 	spinByDefault = 0     // whether it pays is not known
 	fifoPolls     = false // OpenBSD's poller refuses FIFOs, NetBSD's before 10 loses a writer
 	fifoQuiet     = false // fifo_vnops.c: a FIFO without a writer reads as ended, not as empty
@@ -35,13 +35,14 @@ type bsd struct {
 	filesMax int
 
 	// queueShrinks: what is in the queue is taken off SO_SNDBUF, which is the
-	// room that is left (unp_usrreq of uipc_usrreq.c).
+	// room that is left (unp_send of uipc_usrreq.c).
 	queueShrinks bool
 
-	// rightsGrow: room for descriptors is asked for by their size in the call, and
-	// then needed by that of the kernel's entries, up to four times as much (sosend
-	// of uipc_socket.c, sbappendcontrol of uipc_socket2.c). ENOBUFS says that the
-	// queue has none now; memory is waited for (M_WAIT).
+	// rightsGrow: sosend of uipc_socket.c asks whether the queue has room for the
+	// descriptors as they are in the call. sbappendcontrol of uipc_socket2.c needs room
+	// for the kernel's entries, up to four times as much, and says ENOBUFS if the queue
+	// does not have it now. It never says that for want of memory, which sosend waits
+	// for (M_WAIT).
 	rightsGrow bool
 
 	// carriesEmpty: an empty message wakes a receiver that waits.
@@ -61,13 +62,13 @@ type peerOption struct {
 const (
 	clusterBytes = 2048                           // MCLBYTES of sys/param.h on all three
 	pointerBytes = int(unsafe.Sizeof(uintptr(0))) // struct file *
-	solLocal     = 0                              // uipc_usrreq.c, uipc_ctloutput: the level of NetBSD; DragonFly takes any
+	solLocal     = 0                              // uipc_usrreq.c, uipc_ctloutput: NetBSD wants this level, DragonFly takes any
 )
 
-// system is the one that this is.
+// system is what holds on this one.
 var system = map[string]bsd{
 	"dragonfly": {
-		// Of a pointer each: 254. If the peer's receive buffer was made smaller than this
+		// An entry is a pointer: 254 fit. If the peer's receive buffer was made smaller than this
 		// send buffer, uipc_send can lose what does not fit, files and data, and take it for
 		// sent (ssb_appendcontrol of sys/socketvar.h). The sender cannot ask how large the
 		// other buffer is.
@@ -76,10 +77,10 @@ var system = map[string]bsd{
 		peer: peerOption{level: solLocal, option: 1, xucred: true},
 	},
 	"netbsd": {
-		filesMax:     maxFiles, // of a pointer each; 500 were seen to go
+		filesMax:     maxFiles, // an entry is a pointer; 500 were seen to go
 		queueShrinks: true,
 		carriesEmpty: true, // the bytes of its control message do: see sendEmpty
-		// sys/un.h: LOCAL_PEEREID is 3; struct unpcbid {pid, euid, egid}. A client is told of
+		// sys/un.h: LOCAL_PEEREID is 3; struct unpcbid {pid, euid, egid}. A client is told
 		// who bound the socket (unp_bind), as on OpenBSD.
 		peer: peerOption{level: solLocal, option: 3, pid: 0, uid: 1, gid: 2},
 	},
@@ -122,12 +123,13 @@ func (kernel) accept(sys int) (int, error) {
 	return conn, acceptError(sys, err)
 }
 
-// isMessage tells an empty message from the end: only a message ends a record.
-func (kernel) isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 0 }
+// isMessage tells an empty message from the end: only a message ends a record or brings
+// control messages (soreceive of uipc_socket.c). Files without a byte of data may come
+// without MSG_EOR.
+func (kernel) isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 0 || oobn > 0 }
 
-// carriesEmpty reports whether an empty message can be sent: a receiver that waits
-// is woken for bytes alone. On NetBSD those of a control message do; package
-// syscall would send none without a byte of data.
+// carriesEmpty reports whether an empty message can be sent. Only bytes wake a receiver
+// that waits. On NetBSD the bytes of a control message do, too: see sendEmpty.
 func (kernel) carriesEmpty() bool { return system.carriesEmpty }
 
 func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
@@ -144,7 +146,7 @@ func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
 	}
 	grown := system.rightsGrow && len(oob) > 0
 	if grown && !record {
-		p = p[:min(len(p), 1024)] // or it fills the room that they grow into
+		p = p[:min(len(p), 1024)] // more could fill the room that the entries need
 	}
 	n, err := baseKernel{}.sendmsg(sys, p, oob, flags)
 	if grown && err == syscall.ENOBUFS {
@@ -156,10 +158,11 @@ func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
 	return n, err
 }
 
-// sendRights sends with control messages on NetBSD. A descriptor is a pointer in
-// the queue there, and what does not fit then is thrown away and taken for sent; the
-// room that is left is SO_SNDBUF. A message must do without MSG_EOR, which would end
-// it with the first mbuf; it is a record all the same.
+// sendRights sends with control messages on NetBSD. What does not fit into the queue is
+// thrown away there, and taken for sent (unp_send of uipc_usrreq.c). So this asks how much
+// room is left, which is SO_SNDBUF. A descriptor is a pointer in the queue: at most twice
+// its size in the call. A message goes without MSG_EOR, which would end it with the first
+// mbuf. It is a record all the same.
 func sendRights(sys int, p, oob []byte, record bool) (int, error) {
 	free, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_SNDBUF)
 	if err != nil {
@@ -178,7 +181,8 @@ func sendRights(sys int, p, oob []byte, record bool) (int, error) {
 	return baseKernel{}.sendmsg(sys, p[:min(len(p), free-2*len(oob))], oob, 0)
 }
 
-// sendEmpty sends an empty message on NetBSD, with an empty list of descriptors.
+// sendEmpty sends an empty message on NetBSD, with an empty list of descriptors. Package
+// syscall would add a byte of data.
 func sendEmpty(sys int) error {
 	hdr := syscall.Msghdr{Iov: new(syscall.Iovec), Iovlen: 1, Control: &noRights[0]}
 	hdr.SetControllen(len(noRights))
@@ -187,7 +191,7 @@ func sendEmpty(sys int) error {
 	case 0:
 		return nil
 	case syscall.EMSGSIZE:
-		return syscall.EAGAIN // it is full, however small
+		return syscall.EAGAIN // the queue is full: an empty list fits into any other
 	}
 	return errno
 }

@@ -11,12 +11,12 @@ import (
 // Traits of macOS and iOS that ipc_unix.go builds on.
 const (
 	abstractNames = false
-	fullRefuses   = true // bsd/kern/uipc_usrreq.c, unp_connect: a full backlog is ECONNREFUSED
-	pathMax       = 1023 // PATH_MAX of sys/syslimits.h, less the NUL
-	socketFlags   = 0    // no SOCK_CLOEXEC: descriptors are made under syscall.ForkLock
-	framedHere    = true // bsd/kern/uipc_proto.c, localsw: no SOCK_SEQPACKET
-	markRoom      = 0    // nothing marks messages
-	peekTells     = false
+	fullRefuses   = true  // bsd/kern/uipc_usrreq.c, unp_connect: a full backlog is ECONNREFUSED
+	pathMax       = 1023  // PATH_MAX of sys/syslimits.h, less the NUL
+	socketFlags   = 0     // no SOCK_CLOEXEC: descriptors are made under syscall.ForkLock
+	framedHere    = true  // bsd/kern/uipc_proto.c, localsw: no SOCK_SEQPACKET
+	markRoom      = 0     // nothing marks messages
+	peekTells     = false // no messages to look at
 	dontWait      = syscall.MSG_DONTWAIT
 	cmsgCloexec   = 0       // received under syscall.ForkLock
 	noSignal      = 0x80000 // MSG_NOSIGNAL of sys/socket.h since macOS 11 (xnu-7195)
@@ -38,8 +38,8 @@ func (kernel) closesOnExec(sys int) bool {
 	return errno == 0 && flags&syscall.FD_CLOEXEC != 0
 }
 
-// accept looks for a free descriptor first. Without one the kernel takes the client
-// out of the queue all the same, and drops it.
+// accept looks for a free descriptor first. Without one the kernel takes the client out of
+// the queue all the same, and drops it (accept_nocancel of bsd/kern/uipc_syscalls.c).
 func (kernel) accept(sys int) (int, error) {
 	syscall.ForkLock.RLock() // the duplicate is not close-on-exec
 	spare, err := syscall.Dup(sys)
@@ -63,7 +63,9 @@ func (kernel) rightsLost(err error) (lost, dataStays bool) {
 }
 
 // sendmsg tells apart a queue that has no room for the control messages now and one
-// that never has: the kernel says EMSGSIZE for both.
+// that never has. The kernel says EMSGSIZE for both: it compares with SO_SNDBUF, which what
+// is in the queue is taken off (sosendcheck of bsd/kern/uipc_socket.c, uipc_send of
+// uipc_usrreq.c).
 func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
 	n, err := baseKernel{}.sendmsg(sys, p, oob, flags)
 	if err == syscall.EMSGSIZE && len(oob) > 0 {
@@ -115,7 +117,7 @@ func (kernel) watchProcess(pid int) (processWatch, error) {
 func (c *endpoint) PeerAuditToken() (token [8]uint32, err error) {
 	const (
 		solLocal       = 0 // sys/un.h
-		localPeerToken = 6
+		localPeerToken = 6 // LOCAL_PEERTOKEN
 	)
 	err = c.end().control("getsockopt", func() error {
 		t, err := syscall.GetsockoptICMPv6Filter(c.fd.sys, solLocal, localPeerToken)

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"sync"
 	"syscall"
+	"time"
 	"unsafe"
 )
 
@@ -113,8 +114,11 @@ func (kernel) hungUp(sys int) bool {
 	return errno == 0 && n == 1 && p.revents&pollHup != 0
 }
 
-// isMessage tells an empty message from the end: only a message ends a record.
-func (kernel) isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 0 }
+// isMessage tells an empty message from the end: only a message ends a record or brings
+// control messages. On FreeBSD 15 files without a byte of data do not end a record: MSG_EOR
+// goes with a buffer of data, and there is none (mc_uiotomc of sys/kern/uipc_mbuf.c). They
+// are the first part of the message that follows.
+func (kernel) isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 0 || oobn > 0 }
 
 // looseRecords reports whether this is FreeBSD 15 or later, whose messages are
 // records in a stream: an empty one does not exist, what does not fit a buffer
@@ -165,7 +169,7 @@ func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
 		}
 		return int(n), nil
 	}
-	if kern.looseRecords() && !rightsFit(sys, oob) {
+	if kern.looseRecords() && !rightsMayGo(sys, oob) {
 		return 0, syscall.EAGAIN
 	}
 	n, err := baseKernel{}.sendmsg(sys, p, oob, flags)
@@ -175,32 +179,52 @@ func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
 	return n, err
 }
 
-// rightsFit reports whether the peer's queue has room for the control messages and a byte
-// of data, on FreeBSD 15. With room for the control messages alone sendmsg(2) queues them,
+// rightsMayGo reports whether sendmsg(2) may be called with the control messages now, on
+// FreeBSD 15. If the peer's queue has room for them and for nothing else, that queues them,
 // and says EAGAIN because of the data (uipc_sosend_stream_or_seqpacket of
-// sys/kern/uipc_usrreq.c). To try again then would send the files twice. After this call
-// the room can only grow, as long as nobody else sends through the socket.
+// sys/kern/uipc_usrreq.c). To try again then would send the files twice. With room for a
+// byte more that cannot happen: the room only grows, as long as nobody else sends through
+// the socket.
 //
 // A descriptor is a pointer in the queue (unp_internalize): at most twice its size in the
-// call. If the peer has asked for credentials they go along (unp_addsockcred): 104 bytes at
-// most, a header and a struct sockcred2 with CMGROUP_MAX groups. EVFILT_WRITE with
-// NOTE_LOWAT tells of a queue with so much room, and of the end of the connection, for
-// which sendmsg(2) has the error (uipc_filt_sowrite).
-func rightsFit(sys int, oob []byte) bool {
+// call. If the peer has asked for credentials they go along (unp_addsockcred): a struct
+// sockcred2 with CMGROUP_MAX groups, 92 bytes, at most.
+//
+// A queue can be too small for that at any time. Nothing tells its size, but sendmsg(2)
+// says EMSGSIZE of what never fits. So it may be called with less room, too, if that is not
+// exactly what the control messages take, and does not grow for a moment, since nobody
+// receives. What credentials take is not known here.
+func rightsMayGo(sys int, oob []byte) bool {
 	kq, err := syscall.Kqueue()
 	if err != nil { // without a descriptor to spare the files are sent as they would be
 		return true
 	}
 	defer syscall.Close(kq)
-	room := newKevent(sys, syscall.EVFILT_WRITE, syscall.NOTE_LOWAT, 2*len(oob)+104+1)
+	if _, fits := roomOver(kq, sys, 2*len(oob)+syscall.CmsgSpace(92), 0); fits {
+		return true
+	}
+	room, some := roomOver(kq, sys, 0, 0)
+	if !some || room == syscall.CmsgSpace(len(descriptorsIn(oob))*int(unsafe.Sizeof(uintptr(0)))) {
+		return false
+	}
+	_, grows := roomOver(kq, sys, room, 5*time.Millisecond)
+	return !grows
+}
+
+// roomOver reports whether the queue that the socket sends to has more room than so many
+// bytes, or gets it within the time, and how much it has then. EVFILT_WRITE with NOTE_LOWAT
+// tells that. It tells the end of the connection, too, for which sendmsg(2) has the error
+// (uipc_filt_sowrite).
+func roomOver(kq, sys, least int, within time.Duration) (room int, yes bool) {
+	change := newKevent(sys, syscall.EVFILT_WRITE, syscall.NOTE_LOWAT, least+1)
+	var got [1]kevent
+	timeout := syscall.NsecToTimespec(int64(within))
 	n := 0
-	err = control(func() (err error) {
-		var got [1]kevent
-		var now syscall.Timespec
-		n, err = callKevent(kq, []kevent{room}, got[:], &now)
+	err := control(func() (err error) {
+		n, err = callKevent(kq, []kevent{change}, got[:], &timeout)
 		return err
 	})
-	return err != nil || n > 0
+	return int(got[0][keventData]), err != nil || n > 0
 }
 
 // recvmsg leaves the peer's address out, which package syscall would allocate for
@@ -345,17 +369,22 @@ type kevent [16]uint32
 
 const sysKevent = 560 // sys/syscall.h: SYS_kevent
 
+// keventData is the place of data, of which the lower word is enough here.
+var keventData = func() int {
+	at := int(unsafe.Sizeof(uintptr(0)))/4 + 2
+	if runtime.GOARCH == "arm" {
+		at++
+	}
+	return at
+}()
+
 // newKevent returns an event to be added for once.
 func newKevent(ident, filter int, fflags uint32, data int) (e kevent) {
 	at := int(unsafe.Sizeof(uintptr(0))) / 4
 	e[0] = uint32(ident)
 	e[at] = uint32(uint16(filter)) | (syscall.EV_ADD|syscall.EV_ONESHOT)<<16
 	e[at+1] = fflags
-	at += 2
-	if runtime.GOARCH == "arm" {
-		at++
-	}
-	e[at] = uint32(data)
+	e[keventData] = uint32(data)
 	return e
 }
 

@@ -15,16 +15,16 @@ import (
 // they hold on each of them.
 const (
 	abstractNames = false
-	fullRefuses   = true
-	pathMax       = 1022 // PATH_MAX of limits.h, less the NUL, and AIX's sun_path
-	socketFlags   = 0    // AIX has no SOCK_CLOEXEC: descriptors are made under syscall.ForkLock
-	framedHere    = true // SOCK_SEQPACKET is not known to work on each of them
-	markRoom      = 0    // nothing marks messages
-	peekTells     = false
+	fullRefuses   = true  // a full backlog may be ECONNREFUSED
+	pathMax       = 1022  // PATH_MAX of limits.h, less the NUL, and AIX's sun_path
+	socketFlags   = 0     // AIX has no SOCK_CLOEXEC: descriptors are made under syscall.ForkLock
+	framedHere    = true  // SOCK_SEQPACKET is not known to work on each of them
+	markRoom      = 0     // nothing marks messages
+	peekTells     = false // no messages to look at
 	noSignal      = 0     // older releases of illumos have none
 	cmsgCloexec   = 0     // received under syscall.ForkLock
-	filesAlone    = true  // that files cannot come without a byte of data is not known
-	sharesMemory  = false // no memory here cannot shrink
+	filesAlone    = true  // files may come without a byte of data: it is not known
+	sharesMemory  = false // all memory here can shrink
 	spinByDefault = 0     // whether it pays is not known
 	fifoPolls     = true
 	fifoQuiet     = false // a FIFO without a writer reads as ended, not as empty

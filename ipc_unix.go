@@ -3797,29 +3797,36 @@ func writeShared(o *op, sys int) (r result, err error) { r.n, err = kern.writeNo
 
 // receive receives data from a socket, and control messages if there is room for them.
 // For data alone a read(2) would do. But read(2) itself closes the descriptors that came
-// along, which may sleep. So there is always room for them, and they are closed
-// elsewhere.
+// along, which may sleep. So there is room for them, and they are closed elsewhere. A look
+// (MSG_PEEK) takes nothing from the queue.
+//
+// If too many wait to be closed already, they are closed in this call: that delays calls
+// for this peer alone, and this process does not run out of descriptors. The kernel does it
+// if there is no room for them. Where files come without data (filesAlone), there is room
+// all the same: otherwise such files would look like the end of the stream, and macOS would
+// leave them open in this process (soreceive_ctl of bsd/kern/uipc_socket.c).
 func receive(o *op, sys int) (result, error) {
-	if !discards(o) {
+	full := disposal.full()
+	if len(o.oob) > 0 || o.flags&syscall.MSG_PEEK != 0 || full && !filesAlone {
 		return kern.receive(sys, o)
 	}
 	room := rightsRooms.Get().(*[rightsRoom]byte)
 	o.oob = room[:]
 	r, err := kern.receive(sys, o)
 	o.oob = nil
-	if err == nil && r.oobn > 0 {
+	switch {
+	case err != nil || r.oobn == 0:
+	case full:
+		fds := descriptorsIn(room[:r.oobn])
+		for _, fd := range fds {
+			syscall.Close(fd)
+		}
+		r.files = len(fds)
+	default:
 		r.files = discardRights(room[:r.oobn])
 	}
 	rightsRooms.Put(room)
 	return r, err
-}
-
-// discards reports whether descriptors that come are to be closed elsewhere. If too many
-// wait for that already, the kernel closes them in the call: that delays calls for this
-// peer alone, and this process does not run out of descriptors. A look (MSG_PEEK) takes
-// nothing from the queue.
-func discards(o *op) bool {
-	return len(o.oob) == 0 && o.flags&syscall.MSG_PEEK == 0 && !disposal.full()
 }
 
 // sendData sends data, and control messages if there are any, to a socket.
@@ -4039,6 +4046,9 @@ func (f *fd) nextPart(p []byte) (n int, ends bool, err error) {
 		return 0, false, callError("recvmsg", err)
 	}
 	ends, err = f.ends(n, oobn, got)
+	if err == nil && !ends && f.closing() { // else Close would wait as long as the peer sends parts
+		err = net.ErrClosed
+	}
 	return n, ends, err
 }
 
@@ -4047,14 +4057,11 @@ func (f *fd) nextPart(p []byte) (n int, ends bool, err error) {
 // a message that the kernel cut off (ErrMsgTooLong).
 func (f *fd) ends(n, oobn, got int) (bool, error) {
 	switch {
-	case kern.looseRecords():
-		if n == 0 && got&syscall.MSG_EOR == 0 {
-			return false, io.EOF
-		}
-		return got&syscall.MSG_EOR != 0, nil
 	case n == 0 && !kern.isMessage(got, oobn):
 		f.ended.Store(true)
 		return false, io.EOF
+	case kern.looseRecords():
+		return got&syscall.MSG_EOR != 0, nil
 	case got&syscall.MSG_TRUNC != 0:
 		return true, ErrMsgTooLong
 	}
@@ -4387,7 +4394,7 @@ func (f *fd) readMsg(p, oob []byte) (n, oobn, flags int, err error) {
 		return 0, 0, 0, callError("recvmsg", err)
 	}
 	got := room[:oobn]
-	ended := oobn == 0 && !kern.isMessage(flags, oobn)
+	ended := !kern.isMessage(flags, oobn)
 	if f.kind != messages {
 		ended = len(descriptorsIn(got)) == 0 // credentials may come with the end
 	}
@@ -4886,8 +4893,8 @@ func (baseKernel) hungUp(int) bool { return false }
 func (baseKernel) primedFIFO(*fd, string) *fd { return nil }
 
 // markMessages makes the kernel mark messages where an empty message would look like the
-// end. isMessage tells for a receive of no bytes whether it was a message. unmarked
-// returns the control messages without the mark.
+// end. isMessage tells for a receive of no bytes whether it was a message, or a part of
+// one. unmarked returns the control messages without the mark.
 func (baseKernel) markMessages(int)           {}
 func (baseKernel) isMessage(int, int) bool    { return true }
 func (baseKernel) unmarked(oob []byte) []byte { return oob }
