@@ -248,6 +248,11 @@ func TestWaitEndsWhenThereIsAValue(t *testing.T) {
 func TestWaitEndsWithItsClient(t *testing.T) {
 	addr := address(t)
 	stop := serveHere(t, addr)
+	// A first client has been served, so the server has begun all that it keeps.
+	ctx, first := open(t, addr)
+	if err := first.call(ctx, "List", "", new([]Entry)); err != nil {
+		t.Fatal(err)
+	}
 	idle := runtime.NumGoroutine()
 	for range 3 {
 		_, c := open(t, addr)
@@ -264,6 +269,7 @@ func TestWaitEndsWithItsClient(t *testing.T) {
 		c.Close()
 	}
 	fewer(t, idle+1)
+	first.Close()
 	if err := stop(); err != nil {
 		t.Error(err)
 	}
