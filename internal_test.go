@@ -1344,7 +1344,7 @@ func TestSharedSpinLeavesItsCPU(t *testing.T) {
 	wait := func(written int) {
 		t.Helper()
 		spinAccount.balance.Store(int64(spinSharedAhead))
-		a.r.gauges = [2]sharedSpin{}
+		a.r.spins = [2]sharedSpin{}
 		spinning.leftAt.Store(0)
 		b.ownMem.control().rwait.Store(1) // as if it were parked
 		if _, err := a.Write(make([]byte, written)); err != nil {
@@ -1378,7 +1378,7 @@ func TestSharedSpinLeavesItsCPU(t *testing.T) {
 	a.SetReadDeadline(time.Time{})
 	a.SetSpin(time.Hour)
 	spinAccount.balance.Store(int64(spinSharedAhead))
-	a.r.gauges = [2]sharedSpin{}
+	a.r.spins = [2]sharedSpin{}
 	go func() {
 		for spinning.spinners.Load() == 0 {
 			runtime.Gosched()

@@ -389,21 +389,21 @@ type SharedConn struct {
 	cfg     ShareConfig
 	passive bool // waits for the peer's hello before it sends its own
 
-	mode   atomic.Uint32 // of sharedMode; set by the handshake, and by fail
-	closed atomic.Bool   // Close was called
-	gone   atomic.Bool   // the peer's end of a doorbell is closed
-	rshut  atomic.Bool   // CloseRead was called
-	wshut  atomic.Bool   // CloseWrite was called
-	ended  atomic.Bool   // not in memory: the peer's CloseWrite came in the handshake
-	deaf   atomic.Bool   // not in memory: the peer's CloseRead came in the handshake
-	spin   atomic.Int64  // SetSpin, in nanoseconds
+	mode      atomic.Uint32 // of sharedMode; set by the handshake, and by fail
+	closed    atomic.Bool   // Close was called
+	gone      atomic.Bool   // the peer's end of a doorbell is closed
+	rshut     atomic.Bool   // CloseRead was called
+	wshut     atomic.Bool   // CloseWrite was called
+	peerWShut atomic.Bool   // not in memory: the peer's CloseWrite came in the handshake
+	peerRShut atomic.Bool   // not in memory: the peer's CloseRead came in the handshake
+	spin      atomic.Int64  // SetSpin, in nanoseconds
 
 	r, w sharedHalf // the operations of each direction
 
 	in  ringReader // guarded by r.mu, once the mode is inMemory
 	out ringWriter // guarded by w.mu, once the mode is inMemory
 
-	spokeTo, heardTo uint32 // the head of out, and the tail of in, when crowded was called last; guarded by r.mu
+	spokeTo, heardTo uint32 // the head of out, and the tail of in, when sharesCPU was called last; guarded by r.mu
 
 	ahead []byte // read from the socket and not yet taken; guarded by r.mu, and by mu while setting up
 
@@ -430,15 +430,15 @@ const (
 // A sharedHalf is one direction of a SharedConn, and what belongs to the operation that is
 // under way in it. bell and word are set by the handshake, before the mode is inMemory.
 type sharedHalf struct {
-	mu     sync.Mutex     // one operation at a time; guards all but expiry and deadline
-	bell   *fd            // this half parks in a read of it, and rings the peer's other half by a write
-	word   *atomic.Uint32 // the epoch, on the own control page
-	epoch  uint32         // odd: parked, or about to be
-	lent   bool           // what Peek or Reserve returned was not given back
-	loan   int            // how many bytes that is
-	apart  []byte         // those bytes, where they are not in the ring; for the reading half they are in ahead then
-	gauges [2]sharedSpin  // for waits that begin while the peer is awake, and while it is parked
-	rings  [64]byte       // room for the bytes of the doorbell
+	mu    sync.Mutex     // one operation at a time; guards all but expiry and deadline
+	bell  *fd            // this half parks in a read of it, and rings the peer's other half by a write
+	word  *atomic.Uint32 // the epoch, on the own control page
+	epoch uint32         // odd: parked, or about to be
+	lent  bool           // what Peek or Reserve returned was not given back
+	loan  int            // how many bytes that is
+	apart []byte         // those bytes, where they are not in the ring; for the reading half they are in ahead then
+	spins [2]sharedSpin  // for waits that begin while the peer is awake, and while it is parked
+	rings [64]byte       // room for the bytes of the doorbell
 
 	expiry   atomic.Int64 // the deadline on the clock of sharedNow, 0 for none
 	deadline time.Time    // guarded by SharedConn.mu
@@ -466,7 +466,7 @@ func (c *SharedConn) InMemory() bool {
 	case settingUp:
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		shut := c.rshut.Load() || c.wshut.Load() || c.ended.Load() || c.deaf.Load()
+		shut := c.rshut.Load() || c.wshut.Load() || c.peerWShut.Load() || c.peerRShut.Load()
 		return sharesMemory && c.hello != nil && c.hello.begun && c.hello.met.Load() && !shut
 	}
 	return false
@@ -540,7 +540,7 @@ func (c *SharedConn) write(p []byte) (n int, err error) {
 		return 0, errReserved
 	}
 	if c.mode.Load() == overSocket {
-		if c.wshut.Load() || c.deaf.Load() {
+		if c.wshut.Load() || c.peerRShut.Load() {
 			return 0, errBrokenPipe
 		}
 		return c.base.end().write(p)
@@ -1147,7 +1147,7 @@ func InheritedSharedConn(name string) (*SharedConn, error) {
 
 // readSocket reads from the socket what was not read ahead.
 func (c *SharedConn) readSocket(p []byte) (int, error) {
-	if c.ended.Load() || c.rshut.Load() {
+	if c.peerWShut.Load() || c.rshut.Load() {
 		return 0, io.EOF
 	}
 	n, err := c.base.end().read(p)
@@ -1321,37 +1321,38 @@ func (c *SharedConn) ready(h *sharedHalf, need uint32) bool {
 func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 	begun, spun := sharedNow(), int64(0)
 	asleep := (c.in.peer.rwait.Load()|c.in.peer.wwait.Load())&1 != 0
-	gauge := &h.gauges[0]
+	spin := &h.spins[0]
 	if asleep {
-		gauge = &h.gauges[1]
+		spin = &h.spins[1]
 	}
-	if budget := gauge.budget(c.spinLimit(), asleep); budget > 0 && spinning.begin() {
+	if budget := spin.budget(c.spinLimit(), asleep); budget > 0 && spinning.begin() {
 		won := c.spinFor(h, need, budget)
 		spinning.stop()
 		if won {
 			spinning.stays()
-			gauge.outcome(0, true, asleep, 0)
+			spin.outcome(0, true, asleep, 0)
 			return c.waited(h)
 		}
 		spun = budget
-		if h == &c.r && c.crowded(asleep) && spinning.shouldLeave(now()) {
+		if h == &c.r && c.sharesCPU(asleep) && spinning.shouldLeave(now()) {
 			spinning.leave()
 		}
 	}
 	err := c.park(h, need)
-	gauge.outcome(spun, false, asleep, sharedNow()-begun)
+	spin.outcome(spun, false, asleep, sharedNow()-begun)
 	if err != nil && err != os.ErrDeadlineExceeded {
 		return err
 	}
 	return c.waited(h)
 }
 
-// crowded reports whether the reading half, whose spin has failed, should leave its CPU. It
-// should if it waits for the answer to a request: at most answerMax bytes were written since
-// the last call of crowded, for which a peer that was asleep was rung, and no more were read.
-// Such a peer is likely to wait for the very CPU that rang it. In a stream it does no harm
+// sharesCPU reports whether the peer is likely to wait for the CPU of the reading half, whose
+// spin has failed: then that half should leave it. So it is in a wait for the answer to a
+// request: at most answerMax bytes were written since the last call of sharesCPU, for which a
+// peer that was asleep was rung, and no more were read. The peer is queued on the CPU that
+// rang it. In a stream it does no harm
 // to share a CPU. Where other work waits for the other CPUs, this one is as good.
-func (c *SharedConn) crowded(asleep bool) bool {
+func (c *SharedConn) sharesCPU(asleep bool) bool {
 	const answerMax = 128 << 10
 	head := c.out.own.head.Load()
 	written, read := head-c.spokeTo, c.in.tail-c.heardTo
@@ -2398,9 +2399,9 @@ func (c *SharedConn) takeHello(hs *handshake) error {
 	case helloMemory:
 		return c.takeMemory(hs, size)
 	case helloWriteShut:
-		c.ended.Store(true)
+		c.peerWShut.Store(true)
 	case helloReadShut:
-		c.deaf.Store(true)
+		c.peerRShut.Store(true)
 	}
 	return nil
 }
