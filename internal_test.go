@@ -1298,7 +1298,7 @@ func TestSharedSpinBacksOff(t *testing.T) {
 		spins := 0
 		for range 10000 {
 			spinAccount.balance.Store(int64(spinSharedAhead))
-			spun := s.budget(limit, asleep)
+			spun := s.budget(limit, 4*limit, asleep)
 			if spun > 0 {
 				spins++
 			}
@@ -1314,7 +1314,7 @@ func TestSharedSpinBacksOff(t *testing.T) {
 	var s sharedSpin
 	skipped := 0
 	for i := range 10000 {
-		spun := s.budget(limit, false)
+		spun := s.budget(limit, 4*limit, false)
 		if spun == 0 {
 			skipped++
 		}
@@ -1324,8 +1324,57 @@ func TestSharedSpinBacksOff(t *testing.T) {
 		t.Errorf("%d of 10000 waits do not spin, though 98 of 100 spins are enough", skipped)
 	}
 	spinAccount.balance.Store(-1)
-	if s.budget(limit, false) != 0 && spinAccount.balance.Load() <= 0 {
+	if s.budget(limit, 4*limit, false) != 0 && spinAccount.balance.Load() <= 0 {
 		t.Error("a wait spins though all together have lost too much")
+	}
+}
+
+// No wait spins for longer than SetSpin says, also if a peer that is asleep needs longer.
+// Without SetSpin a wait for such a peer may spin for longer than others.
+func TestSharedSpinKeepsToItsLimit(t *testing.T) {
+	a, b, err := SharedPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	defer b.Close()
+	spinAccount.balance.Store(int64(spinSharedAhead))
+	defer func() { spinAccount.balance.Store(int64(spinSharedAhead)) }()
+	s := sharedSpin{cost: int64(time.Second)} // what the peer has needed lately
+	for set, want := range map[time.Duration][2]time.Duration{
+		0:                     {spinShared, spinSharedAsleep},
+		-1:                    {0, 0},
+		time.Microsecond:      {time.Microsecond, time.Microsecond},
+		10 * time.Millisecond: {10 * time.Millisecond, 10 * time.Millisecond},
+	} {
+		a.SetSpin(set)
+		limit, most := a.spinLimits()
+		if awake, asleep := s.budget(limit, most, false), s.budget(limit, most, true); awake != int64(want[0]) || asleep != int64(want[1]) {
+			t.Errorf("SetSpin(%v): a wait spins for %v, for a peer that is asleep %v; want %v",
+				set, time.Duration(awake), time.Duration(asleep), want)
+		}
+	}
+}
+
+// Share keeps the limit of the connection, unless it is given another.
+func TestSharedConnKeepsTheSpinOfItsConn(t *testing.T) {
+	for _, test := range []struct{ conn, share, want time.Duration }{
+		{0, 0, 0}, {-1, 0, -1}, {time.Millisecond, 0, time.Millisecond}, {-1, time.Second, time.Second}, {time.Second, -1, -1},
+	} {
+		x, y, err := Pair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		x.SetSpin(test.conn)
+		c, err := x.Share(ShareConfig{Spin: test.share})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := time.Duration(c.spin.Load()); got != test.want || c.base.fd.spin.Load() != int64(test.want) {
+			t.Errorf("SetSpin(%v), Spin %v: the limit is %v, want %v", test.conn, test.share, got, test.want)
+		}
+		c.Close()
+		y.Close()
 	}
 }
 

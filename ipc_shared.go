@@ -230,7 +230,8 @@ type ShareConfig struct {
 	MaxPeerBuffer int
 
 	// Spin is the longest time that a wait spins before its goroutine parks: see
-	// [SharedConn.SetSpin]. 0 is the default, a negative one never spins.
+	// [SharedConn.SetSpin]. 0 keeps the limit that the connection has, by [Conn.SetSpin] or
+	// [Dialer.Spin] for instance; without one it is the default. A negative one never spins.
 	Spin time.Duration
 }
 
@@ -280,6 +281,9 @@ func (c *Conn) Share(cfg ShareConfig) (*SharedConn, error) {
 	}
 	if err != nil {
 		return nil, c.failed("share", err)
+	}
+	if full.Spin == 0 {
+		full.Spin = time.Duration(c.fd.spin.Load())
 	}
 	return newSharedConn(c.endpoint, full, false), nil
 }
@@ -1325,7 +1329,8 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 	if asleep {
 		spin = &h.spins[1]
 	}
-	if budget := spin.budget(c.spinLimit(), asleep); budget > 0 && spinning.begin() {
+	limit, most := c.spinLimits()
+	if budget := spin.budget(limit, most, asleep); budget > 0 && spinning.begin() {
 		won := c.spinFor(h, need, budget)
 		spinning.stop()
 		if won {
@@ -1472,14 +1477,15 @@ func (h *sharedHalf) expired() bool {
 // Spinning in shared memory
 
 const (
-	spinShared      = 50 * time.Microsecond  // about the time of two wake-ups
-	spinSharedGain  = 10 * time.Microsecond  // about the CPU time that a spin saves if it is enough
-	spinSharedAhead = 2 * time.Millisecond   // CPU time that spins of all connections may lose at once
-	spinSharedShare = 16                     // besides, one part in so many of the time that passes
-	spinSharedFree  = 8                      // losses in a row that are normal on a busy machine
-	spinSharedMax   = 128                    // waits that skip spinning after a loss, at most
-	spinSharedShort = 400 * time.Microsecond // a longer wait is no reason to spin at the next one
-	spinSharedTaken = 100 * time.Microsecond // a gap of that length in a spin means that the CPU was taken away
+	spinShared       = 50 * time.Microsecond  // about the time of two wake-ups
+	spinSharedAsleep = 200 * time.Microsecond // the most while the peer is being woken
+	spinSharedGain   = 10 * time.Microsecond  // about the CPU time that a spin saves if it is enough
+	spinSharedAhead  = 2 * time.Millisecond   // CPU time that spins of all connections may lose at once
+	spinSharedShare  = 16                     // besides, one part in so many of the time that passes
+	spinSharedFree   = 8                      // losses in a row that are normal on a busy machine
+	spinSharedMax    = 128                    // waits that skip spinning after a loss, at most
+	spinSharedShort  = 400 * time.Microsecond // a longer wait is no reason to spin at the next one
+	spinSharedTaken  = 100 * time.Microsecond // a gap of that length in a spin means that the CPU was taken away
 )
 
 // A sharedSpin decides whether a wait spins. A half has two. One is for waits that begin
@@ -1498,14 +1504,14 @@ type sharedSpin struct {
 	cost    int64 // how long short waits take that park, on average; 0 before the first
 }
 
-// budget returns how many nanoseconds the next wait may spin. limit is the most for a peer
-// that is awake; one that is asleep is given the time that it has needed lately.
-func (s *sharedSpin) budget(limit int64, asleep bool) int64 {
+// budget returns how many nanoseconds the next wait may spin: limit for a peer that is
+// awake. One that is asleep is given the time that it has needed lately, up to most.
+func (s *sharedSpin) budget(limit, most int64, asleep bool) int64 {
 	if s.skip > 0 || limit == 0 || !spinAccount.mayLose(sharedNow()) {
 		return 0
 	}
 	if asleep {
-		return min(max(limit/2, s.cost+s.cost/2), 4*limit)
+		return min(max(limit/2, s.cost+s.cost/2), most)
 	}
 	return limit
 }
@@ -1556,12 +1562,13 @@ func (a *lossAccount) add(n int64) {
 	}
 }
 
-// spinLimit returns the most nanoseconds that a wait may spin.
-func (c *SharedConn) spinLimit() int64 {
-	if limit := c.spin.Load(); limit != 0 {
-		return max(limit, 0)
+// spinLimits returns the limits of sharedSpin.budget. What SetSpin has set holds for every
+// wait.
+func (c *SharedConn) spinLimits() (limit, most int64) {
+	if set := c.spin.Load(); set != 0 {
+		return max(set, 0), max(set, 0)
 	}
-	return int64(spinShared)
+	return int64(spinShared), int64(spinSharedAsleep)
 }
 
 // spinFor looks for up to budget nanoseconds of CPU time whether the half is ready.
