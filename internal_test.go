@@ -1497,6 +1497,37 @@ func TestSharedHandshakeLeavesNothing(t *testing.T) {
 	}
 }
 
+// Close does not wait for calls that take part in the handshake. What they have is released when
+// they are done.
+func TestSharedConnCloseLeavesTheHandshakeAlone(t *testing.T) {
+	dog := time.AfterFunc(time.Minute, func() { panic(t.Name() + " hangs") })
+	defer dog.Stop()
+	x, y, err := Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer y.Close()
+	cfg, _ := ShareConfig{}.complete()
+	c := newSharedConn(x.endpoint, cfg, false)
+	hs := c.hello
+	hs.turn <- struct{}{}
+	hs.pen <- struct{}{}
+	err = c.sendMemory(hs)
+	own := hs.own
+	c.Close()
+	if err != nil {
+		t.Skip(err)
+	}
+	if own.mem == nil {
+		t.Error("the memory was unmapped while a call had it")
+	}
+	hs.giveBack(hs.pen)
+	hs.giveBack(hs.turn)
+	if own.mem != nil || hs.own != nil || hs.bell != nil {
+		t.Error("the memory stays")
+	}
+}
+
 // A call that waits in the socket ends when the handshake fails in another one, and a deadline
 // that is set later changes nothing.
 func TestSharedHandshakeFailureEndsWhatWaits(t *testing.T) {

@@ -31,6 +31,31 @@ func (e *pipeEnd) Nap() {
 // ---------------------------------------------------------------------------
 // System calls
 
+// While the kernel closes none of its descriptors, Close waits for all of them no longer than
+// for one.
+func TestSharedConnCloseWaitsOnce(t *testing.T) {
+	least := time.Duration(1 << 62)
+	for range 5 { // the machine may be slow, but not each time
+		a, _ := sharedInMemory(t)
+		for _, f := range [...]*fd{a.base.fd, a.r.bell, a.w.bell} {
+			f.share() // its close may sleep
+		}
+		asleep := make(chan struct{})
+		for range closersMax {
+			socketEnds.add(func() { <-asleep })
+		}
+		begun := time.Now()
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+		least = min(least, time.Since(begun))
+		close(asleep)
+	}
+	if least < closeGrace || least >= 2*closeGrace {
+		t.Errorf("Close took %v, want %v", least, closeGrace)
+	}
+}
+
 // The BSDs and macOS say ENOTCONN of a connection whose peer has closed. Linux says
 // it of a socket that was never connected, if it is not a local one.
 func TestConnShutdownOfWhatIsNotConnected(t *testing.T) {

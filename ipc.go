@@ -3434,19 +3434,19 @@ func (c *closers) do(n int, grace time.Duration, call func(i int)) {
 // closeGrace is how long a caller waits for calls that may sleep.
 const closeGrace = 100 * time.Millisecond
 
-// closedSoon reports whether the channel is closed within closeGrace.
-func closedSoon(done <-chan struct{}) bool {
+// closedSoon reports whether the channel is closed within the grace.
+func closedSoon(done <-chan struct{}, grace time.Duration) bool {
 	select {
 	case <-done: // most are: it takes no timer
 		return true
 	default:
 	}
-	grace := time.NewTimer(closeGrace)
-	defer grace.Stop()
+	over := time.NewTimer(grace)
+	defer over.Stop()
 	select {
 	case <-done:
 		return true
-	case <-grace.C:
+	case <-over.C:
 		return false
 	}
 }

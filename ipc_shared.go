@@ -811,38 +811,42 @@ func (c *SharedConn) Close() error {
 		return c.failed("close", net.ErrClosed)
 	}
 	c.mu.Lock()
-	if c.hello != nil {
-		c.hello.stir()
-	}
+	hs, memory := c.hello, c.ownMem != nil
+	c.hello = nil
 	c.tellEnd()
-	bells, hs := [...]*fd{c.r.bell, c.w.bell}, c.hello
+	ends := [...]*fd{c.base.end(), c.r.bell, c.w.bell}
 	c.mu.Unlock()
-	err := c.base.end().close()
-	if hs != nil {
-		hs.turn <- struct{}{} // whoever makes the handshake gives up
-		hs.pen <- struct{}{}
-		hs.releasePeer()
-		hs.releaseOwn()
-		<-hs.pen
-		<-hs.turn
-	}
-	for _, bell := range bells {
-		if bell == nil {
+	begun, err := time.Now(), error(nil)
+	for i, end := range ends {
+		if end == nil {
 			continue
 		}
-		if e := bell.close(); err == nil {
+		if e := end.closeLater(); e != nil { // it is the zero value
+			ends[i], err = nil, e
+		}
+	}
+	if hs != nil {
+		close(hs.over) // whoever makes the handshake gives up
+		hs.release()
+	}
+	for _, end := range ends {
+		if end == nil {
+			continue
+		}
+		if e := end.awaitGone(closeGrace - time.Since(begun)); err == nil { // one grace for all
 			err = e
 		}
 	}
-	// No call waits any more, so each half is free soon.
-	c.r.mu.Lock()
-	c.w.mu.Lock()
-	c.mu.Lock()
-	c.released = true
-	c.unmap()
-	c.mu.Unlock()
-	c.w.mu.Unlock()
-	c.r.mu.Unlock()
+	if memory { // no call waits there any more, so each half is free soon
+		c.r.mu.Lock()
+		c.w.mu.Lock()
+		c.mu.Lock()
+		c.released = true
+		c.unmap()
+		c.mu.Unlock()
+		c.w.mu.Unlock()
+		c.r.mu.Unlock()
+	}
 	return c.failed("close", err)
 }
 
@@ -1859,8 +1863,8 @@ const (
 type handshake struct {
 	turn    chan struct{} // holds a value while a call receives
 	pen     chan struct{} // holds a value while a call sends; a call that needs both takes the turn first
-	over    chan struct{} // closed when it is over
-	changed chan struct{} // closed and made anew when a deadline or met has changed, when early data has come, and by Close; guarded by SharedConn.mu
+	over    chan struct{} // closed when it is over, and by Close
+	changed chan struct{} // closed and made anew when a deadline or met has changed, when early data has come; guarded by SharedConn.mu
 
 	begun bool        // something may have been sent or received; guarded by SharedConn.mu
 	met   atomic.Bool // the peer shares memory, or must: this end is not passive
@@ -2542,15 +2546,19 @@ func (c *SharedConn) join(hs *handshake) {
 
 func ringSize(m *mapping) uint32 { return uint32(len(m.mem) - m.again - controlSize) }
 
-// giveBack gives the turn or the pen back. If the handshake is over, it then releases what
-// was not used, unless others have the turn or the pen: they look when they give it back.
+// giveBack gives the turn or the pen back.
 func (hs *handshake) giveBack(token chan struct{}) {
 	<-token
 	select {
 	case <-hs.over:
+		hs.release()
 	default:
-		return
 	}
+}
+
+// release releases what was not used. What belongs to the turn or the pen is released by
+// the call that has it, when it gives it back.
+func (hs *handshake) release() {
 	select {
 	case hs.turn <- struct{}{}:
 		hs.releasePeer()
@@ -2571,15 +2579,13 @@ func (hs *handshake) releasePeer() {
 	hs.releaseFiles()
 	if hs.peer != nil {
 		hs.peer.unmap()
-		hs.theirs.close()
+		hs.theirs.closeLater()
 		hs.peer, hs.theirs = nil, nil
 	}
 }
 
 func (hs *handshake) releaseFiles() {
-	for _, f := range hs.files {
-		f.close()
-	}
+	discardReceived(hs.files)
 	hs.files = nil
 }
 
@@ -2587,7 +2593,7 @@ func (hs *handshake) releaseOwn() {
 	if hs.own != nil {
 		hs.drop.Stop()
 		hs.own.unmap()
-		hs.bell.close()
+		hs.bell.closeLater()
 		hs.own, hs.bell = nil, nil
 	}
 }

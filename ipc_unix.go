@@ -3325,7 +3325,7 @@ func (f *fd) close() error {
 	if err := f.closeLater(); err != nil {
 		return err
 	}
-	return os.NewSyscallError("close", f.awaitGone())
+	return f.awaitGone(closeGrace)
 }
 
 // closeLater is close for a caller that must not wait at all.
@@ -3343,19 +3343,18 @@ func (f *fd) closeLater() error {
 	return nil
 }
 
-// awaitGone waits until the descriptor is closed, at most for closeGrace.
-func (f *fd) awaitGone() error {
+// awaitGone waits until the descriptor is closed, no longer than the grace.
+func (f *fd) awaitGone(grace time.Duration) error {
 	f.mu.Lock()
-	if f.isGone {
-		defer f.mu.Unlock()
-		return f.goneErr
+	done := f.isGone
+	if !done {
+		f.gone = make(chan struct{})
 	}
-	f.gone = make(chan struct{})
 	f.mu.Unlock()
-	if !closedSoon(f.gone) {
+	if !done && !closedSoon(f.gone, grace) {
 		return nil
 	}
-	return f.goneErr
+	return os.NewSyscallError("close", f.goneErr)
 }
 
 // decref ends what incref began. The last user of a closed fd closes the descriptor.
@@ -5301,7 +5300,14 @@ func sendHello(f *fd, memory *os.File, bell farBell, hello []byte) error {
 // every file is that came unasked.
 type received struct{ *os.File }
 
-func (r received) close()           { discardFiles([]*os.File{r.File}) }
+func discardReceived(with []received) {
+	files := make([]*os.File, len(with))
+	for i, r := range with {
+		files[i] = r.File
+	}
+	discardFiles(files)
+}
+
 func (r received) memory() *os.File { return r.File }
 
 // doorbell returns the end of a doorbell, over a duplicate of r.

@@ -2496,7 +2496,7 @@ func (f *fd) close() error {
 	if err := f.closeLater(); err != nil {
 		return err
 	}
-	return os.NewSyscallError("CloseHandle", f.awaitGone())
+	return f.awaitGone(closeGrace)
 }
 
 // closeLater is close for a caller that must not wait at all. It gives the place among
@@ -2523,12 +2523,12 @@ func (f *fd) closeLater() error {
 	return nil
 }
 
-// awaitGone waits until the handle is closed, at most for closeGrace.
-func (f *fd) awaitGone() error {
-	if !closedSoon(f.gone) {
+// awaitGone waits until the handle is closed, no longer than the grace.
+func (f *fd) awaitGone(grace time.Duration) error {
+	if !closedSoon(f.gone, grace) {
 		return nil
 	}
-	return f.goneErr
+	return os.NewSyscallError("CloseHandle", f.goneErr)
 }
 
 // decref ends what incref began. The last user of a closed fd closes the handle.
@@ -5559,7 +5559,13 @@ func sendHello(f *fd, memory *os.File, bell farBell, hello []byte) error {
 // unlike an os.File of a pipe.
 type received syscall.Handle
 
-func (r received) close() { discard(syscall.Handle(r)) }
+func discardReceived(with []received) {
+	handles := make([]syscall.Handle, len(with))
+	for i, r := range with {
+		handles[i] = syscall.Handle(r)
+	}
+	discard(handles...)
+}
 
 // memory returns a file of the handle, which it owns from then on.
 func (r received) memory() *os.File { return os.NewFile(uintptr(r), "memory") }
