@@ -525,7 +525,9 @@ var inheritors = map[string]func(name string) (io.Closer, error){
 	"writer":   func(name string) (io.Closer, error) { return errOrNil(ipc.InheritedWriter(name)) },
 	"listener": func(name string) (io.Closer, error) { return errOrNil(ipc.InheritedListener(name)) },
 
-	"msglistener": func(name string) (io.Closer, error) { return errOrNil(ipc.InheritedMsgListener(name)) },
+	"msglistener":    func(name string) (io.Closer, error) { return errOrNil(ipc.InheritedMsgListener(name)) },
+	"shared":         func(name string) (io.Closer, error) { return errOrNil(ipc.InheritedSharedConn(name)) },
+	"sharedlistener": func(name string) (io.Closer, error) { return errOrNil(ipc.InheritedSharedListener(name)) },
 }
 
 // errOrNil keeps a nil pointer from becoming an interface that is not nil.

@@ -2703,8 +2703,8 @@ func copyOut(w io.Writer, src io.Reader, fd *fd, failed func(string, error) erro
 const inheritVar = "IPC_INHERIT"
 
 // An Inheritable is an end that a child can be given: a *Conn, *SharedConn, *MsgConn,
-// *PipeReader, *PipeWriter, *Listener or *MsgListener, on Windows also a
-// *PipeListener, or a *PipeConn, which the child takes by [InheritedConn].
+// *PipeReader, *PipeWriter, *Listener, *SharedListener or *MsgListener, on Windows also
+// a *PipeListener, or a *PipeConn, which the child takes by [InheritedConn].
 type Inheritable interface {
 	// kindOfEnd returns the kind of the end, as it stands in the variable.
 	kindOfEnd() endKind

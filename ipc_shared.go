@@ -23,6 +23,7 @@ var (
 	_ net.Conn     = (*SharedConn)(nil)
 	_ net.Listener = (*SharedListener)(nil)
 	_ Inheritable  = (*SharedConn)(nil)
+	_ Inheritable  = (*SharedListener)(nil)
 )
 
 // ---------------------------------------------------------------------------
@@ -357,6 +358,19 @@ func (l *SharedListener) AcceptShared() (*SharedConn, error) {
 // Conns returns an iterator over the clients, which ends at Close: see
 // [Listener.Conns].
 func (l *SharedListener) Conns() iter.Seq2[*SharedConn, error] { return untilClosed(l.AcceptShared) }
+
+const kindSharedListener endKind = "sharedlistener"
+
+func (l *SharedListener) kindOfEnd() endKind { return kindOf(l, kindSharedListener) }
+
+// InheritedSharedListener returns the inherited listener: see [InheritedListener].
+func InheritedSharedListener(name string) (*SharedListener, error) {
+	l := new(SharedListener)
+	if err := inheritServer(name, kindSharedListener, streams, &l.server); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
 
 // ---------------------------------------------------------------------------
 // SharedConn

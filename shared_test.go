@@ -33,6 +33,8 @@ func init() {
 		"shared dial":    childDialsShared,
 		"shared inherit": childInheritsShared,
 		"shared dies":    childDiesInTheHandshake,
+
+		"shared listener inherit": childInheritsSharedListener,
 	} {
 		roles[role] = play
 	}
@@ -1237,6 +1239,37 @@ func TestSharedConnIsInherited(t *testing.T) {
 	matches(t, err, errors.ErrUnsupported)
 	c.end()
 	expectEOF(t, a)
+}
+
+func childInheritsSharedListener(p *parent, args []string) error {
+	if _, err := ipc.InheritedListener("l"); err == nil {
+		return errors.New("the listener is taken as another kind")
+	}
+	l := sure(ipc.InheritedSharedListener("l"))
+	p.say("serving")
+	c := sure(l.AcceptShared())
+	io.Copy(struct{ io.Writer }{c}, c)
+	return errors.Join(c.Close(), l.Close())
+}
+
+func TestSharedListenerIsInherited(t *testing.T) {
+	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := listenShared(t, addr)
+		h := newHeir(t)
+		h.gets("l", l)
+		child := h.start("shared listener inherit")
+		child.mustSay("serving")
+		must(t, l.Close())
+		c, err := ipc.DialShared(addr)
+		kept(t, c, err)
+		echoesAll(t, c, large)
+		if ipc.UsesMemory(c) != hasMemory() {
+			t.Errorf("in memory: %v", ipc.UsesMemory(c))
+		}
+		must(t, c.Close())
+		child.end()
+		serves(t, listen(t, addr), addr) // the name went with the child
+	})
 }
 
 // What serves a net.Listener serves a SharedListener unchanged.
