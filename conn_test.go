@@ -980,6 +980,7 @@ func TestInheritZeroValueFails(t *testing.T) {
 	for _, end := range []ipc.Inheritable{
 		new(ipc.Conn), new(ipc.MsgConn), new(ipc.Listener), new(ipc.MsgListener), new(ipc.PipeReader), new(ipc.PipeWriter),
 		(*ipc.Conn)(nil), (*ipc.MsgConn)(nil), (*ipc.Listener)(nil), (*ipc.MsgListener)(nil), (*ipc.PipeReader)(nil), (*ipc.PipeWriter)(nil),
+		new(ipc.SharedConn), new(ipc.SharedListener), (*ipc.SharedConn)(nil), (*ipc.SharedListener)(nil),
 		nil,
 	} {
 		cmd := exec.Command("true")

@@ -1126,6 +1126,8 @@ func (c *SharedConn) bequeath(cmd *exec.Cmd) (token string, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
+	case c.base.fd == nil:
+		return "", syscall.EINVAL
 	case c.closed.Load():
 		return "", net.ErrClosed
 	case c.hello == nil || c.hello.begun:
@@ -1136,10 +1138,10 @@ func (c *SharedConn) bequeath(cmd *exec.Cmd) (token string, err error) {
 
 // kindOfEnd tells the child which of the two ends it gets.
 func (c *SharedConn) kindOfEnd() endKind {
-	if c.passive {
+	if c != nil && c.passive {
 		return kindSharedServer
 	}
-	return kindShared
+	return kindOf(c, kindShared)
 }
 
 const (
