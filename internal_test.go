@@ -1464,6 +1464,34 @@ func TestSharedServerSpeaksFirst(t *testing.T) {
 	}
 }
 
+// What a hello has said of both halves is not said again by the socket, which may have no
+// half-close.
+func TestSharedConnTellsOnceThatHalvesAreShut(t *testing.T) {
+	x, y, err := Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer y.Close()
+	cfg, _ := ShareConfig{}.complete()
+	c := newSharedConn(x.endpoint, cfg, false)
+	defer c.Close()
+	c.r.shut.Store(true)
+	c.w.shut.Store(true)
+	for _, h := range [...]*sharedHalf{&c.r, &c.w} {
+		if done, err := c.tellShut(h, false); !done || err != nil {
+			t.Errorf("%t, %v", done, err)
+		}
+	}
+	if _, err := c.base.fd.write([]byte("x")); err != nil {
+		t.Errorf("the socket: %v", err)
+	}
+	var b [helloSize + 2]byte
+	n, err := io.ReadAtLeast(y, b[:], helloSize+1)
+	if what, _, e := parseHello(b[:helloSize]); n != helloSize+1 || what != helloReadShut|helloWriteShut {
+		t.Errorf("%d bytes, %v, which say %d, %v", n, err, what, e)
+	}
+}
+
 // A handshake that is over leaves nothing, whichever of the calls that take part is the last.
 func TestSharedHandshakeLeavesNothing(t *testing.T) {
 	for _, last := range []string{"turn", "pen"} {

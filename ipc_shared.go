@@ -345,7 +345,7 @@ func (lc ListenConfig) ListenShared(addr Addr) (*SharedListener, error) {
 func (l *SharedListener) Accept() (net.Conn, error) { return asNetConn(l.AcceptShared()) }
 
 // AcceptShared waits for a client and returns its connection: see [Listener.AcceptConn].
-// It does not wait for the client to say anything. The first Read or Write does that.
+// It does not wait for the client to say anything: the first Read or Write does.
 func (l *SharedListener) AcceptShared() (*SharedConn, error) {
 	fd, err := l.accept()
 	if err != nil {
@@ -397,7 +397,8 @@ func InheritedSharedListener(name string) (*SharedListener, error) {
 // up to 32 writes, go that way. The two ends set their memory up for the write that goes
 // beyond that, for a Reserve or Peek of more than that, and for SendFiles and RecvFiles.
 // These calls therefore wait, until their deadline, for the peer to read or to make such
-// a call itself.
+// a call itself. Before that, each Write and Reserve of an end that a [SharedListener] has
+// accepted waits for the client to say something: the client's first Read or Write does.
 //
 // A peer that crashes ends the connection as Close does; what the peer had written before
 // is still read. A write that follows a crash may still succeed while there is room in
@@ -410,8 +411,7 @@ type SharedConn struct {
 	mode      atomic.Uint32 // of sharedMode; set by the handshake, and by fail
 	closed    atomic.Bool   // Close was called
 	gone      atomic.Bool   // the peer's end of a doorbell is closed
-	rshut     atomic.Bool   // CloseRead was called
-	wshut     atomic.Bool   // CloseWrite was called
+	said      atomic.Uint32 // what our last hello says of halves that are shut, once it was sent
 	peerWShut atomic.Bool   // not in memory: the peer's CloseWrite came in the handshake
 	peerRShut atomic.Bool   // not in memory: the peer's CloseRead came in the handshake
 	spin      atomic.Int64  // SetSpin, in nanoseconds
@@ -448,7 +448,7 @@ const (
 // A sharedHalf is one direction of a SharedConn, and what belongs to the operation that is
 // under way in it. bell and word are set by the handshake, before the mode is inMemory.
 type sharedHalf struct {
-	mu    sync.Mutex     // one operation at a time; guards all but expiry and deadline
+	mu    sync.Mutex     // one operation at a time; guards all but shut, expiry and deadline
 	bell  *fd            // this half parks in a read of it, and rings the peer's other half by a write
 	word  *atomic.Uint32 // the epoch, on the own control page
 	epoch uint32         // odd: parked, or about to be
@@ -458,6 +458,7 @@ type sharedHalf struct {
 	spins [2]sharedSpin  // for waits that begin while the peer is awake, and while it is parked
 	rings [64]byte       // room for the bytes of the doorbell
 
+	shut     atomic.Bool  // by CloseRead or CloseWrite
 	expiry   atomic.Int64 // the deadline on the clock of sharedNow, 0 for none
 	deadline time.Time    // guarded by SharedConn.mu
 }
@@ -484,8 +485,14 @@ func (c *SharedConn) InMemory() bool {
 	case settingUp:
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		shut := c.rshut.Load() || c.wshut.Load() || c.peerWShut.Load() || c.peerRShut.Load()
-		return sharesMemory && c.hello != nil && c.hello.begun && c.hello.met.Load() && !shut
+		hs := c.hello
+		if hs == nil || !hs.begun || !hs.met.Load() || c.peerWShut.Load() || c.peerRShut.Load() {
+			return false
+		}
+		if hs.last.Load() {
+			return hs.own != nil
+		}
+		return sharesMemory && !c.r.shut.Load() && !c.w.shut.Load()
 	}
 	return false
 }
@@ -506,7 +513,7 @@ func (c *SharedConn) read(p []byte) (n int, err error) {
 		return 0, err
 	}
 	c.endLoan(&c.r)
-	if c.rshut.Load() {
+	if c.r.shut.Load() {
 		return 0, io.EOF // also if there are bytes that were read ahead
 	}
 	if n := c.takeAhead(p); n > 0 {
@@ -558,7 +565,7 @@ func (c *SharedConn) write(p []byte) (n int, err error) {
 		return 0, errReserved
 	}
 	if c.mode.Load() == overSocket {
-		if c.wshut.Load() || c.peerRShut.Load() {
+		if c.w.shut.Load() || c.peerRShut.Load() {
 			return 0, errBrokenPipe
 		}
 		return c.base.end().write(p)
@@ -611,7 +618,7 @@ func (c *SharedConn) peek(n int) ([]byte, error) {
 	if err := checkLoan(n, limit); err != nil {
 		return nil, err
 	}
-	if c.rshut.Load() {
+	if c.r.shut.Load() {
 		return nil, io.EOF
 	}
 	var p []byte
@@ -738,7 +745,8 @@ func (c *SharedConn) reserve(n int) ([]byte, error) {
 }
 
 // Commit sends the first n bytes of what Reserve returned, and ends the loan. With
-// n 0 nothing is sent.
+// n 0 nothing is sent. If those bytes are not in the ring, because the memory was not set
+// up or there is none, Commit waits as Write does.
 func (c *SharedConn) Commit(n int) error {
 	c.w.mu.Lock()
 	defer c.w.mu.Unlock()
@@ -905,61 +913,132 @@ func (c *SharedConn) unmap() {
 // CloseRead shuts the reading side down: reads return io.EOF, and the peer's writes
 // fail with an error that matches [syscall.EPIPE]. Over a socket it is [Conn.CloseRead],
 // but before the memory is set up it works on every system, unless CloseWrite was called.
-func (c *SharedConn) CloseRead() error { return c.failed("close", c.closeRead()) }
-
-func (c *SharedConn) closeRead() error {
-	if told, err := c.endEarly(&c.r, &c.rshut, helloReadShut); told || err != nil {
-		return err
-	}
-	if done, err := c.shutSocket(&c.r, &c.rshut, (*fd).closeRead); done {
-		return err
-	}
-	if err := c.setUp(&c.r, toShare); err != nil {
-		return err
-	}
-	if c.mode.Load() == overSocket {
-		return c.base.end().closeRead()
-	}
-	c.rshut.Store(true)
-	c.endWaits(&c.r)
-	c.r.mu.Lock()
-	defer c.r.mu.Unlock()
-	if c.closed.Load() {
-		return net.ErrClosed
-	}
-	c.in.own.rclosed.Store(1)
-	c.ring(&c.r, c.in.peer.wwait.Load(), &c.in.rung)
-	return nil
-}
+// Writes after such an early CloseRead wait for the peer to read.
+//
+// CloseRead does not wait for the peer, and reads of this end return at once. Some peers
+// must speak before they can be told: a client that has said nothing yet, and a peer that
+// has not answered since this end has sent its memory. A goroutine waits for that, until
+// Close at the latest. If such a peer then does not share memory, it is told through the
+// socket, but on Windows not before Close.
+func (c *SharedConn) CloseRead() error { return c.failed("close", c.closeHalf(&c.r)) }
 
 // CloseWrite shuts the writing side down: the peer reads what was written and then
 // gets io.EOF; the other direction stays open. Over a socket it is [Conn.CloseWrite], but
-// before the memory is set up it works on every system, unless CloseRead was called.
-func (c *SharedConn) CloseWrite() error { return c.failed("close", c.closeWrite()) }
+// before the memory is set up it works on every system, unless CloseRead was called. It
+// waits for the peer as little as CloseRead does, and writes of this end fail at once.
+func (c *SharedConn) CloseWrite() error { return c.failed("close", c.closeHalf(&c.w)) }
 
-func (c *SharedConn) closeWrite() error {
-	if told, err := c.endEarly(&c.w, &c.wshut, helloWriteShut); told || err != nil {
+// closeHalf shuts a half down. Its calls end at once. The peer is told at once if that
+// needs nothing of the peer.
+func (c *SharedConn) closeHalf(h *sharedHalf) error {
+	c.mu.Lock()
+	switch {
+	case c.closed.Load():
+		c.mu.Unlock()
+		return net.ErrClosed
+	case h.shut.Load(): // a call did it before
+		c.mu.Unlock()
+		return nil
+	case c.socketOnly(): // which may be impossible, so that the half stays open
+		c.mu.Unlock()
+		err := c.shutSocket(h)
+		if err == nil {
+			h.shut.Store(true)
+			c.endWaits(h)
+		}
 		return err
 	}
-	if done, err := c.shutSocket(&c.w, &c.wshut, (*fd).closeWrite); done {
-		return err
+	h.shut.Store(true)
+	if c.hello != nil {
+		c.hello.begun = true
 	}
-	if err := c.setUp(&c.w, toShare); err != nil {
-		return err
+	c.mu.Unlock()
+	c.endWaits(h)
+	done, err := c.tellShut(h, false)
+	if !done {
+		go c.tellShut(h, true) // until the peer speaks or leaves, or Close
 	}
-	if c.mode.Load() == overSocket {
-		return c.base.end().closeWrite()
+	return err
+}
+
+// tellShut tells the peer that a half is shut, and reports whether it is done with that.
+// Only if it is patient it waits for the peer, where the peer must speak first.
+func (c *SharedConn) tellShut(h *sharedHalf, patient bool) (done bool, err error) {
+	waits := new(sharedHalf) // unlike h it is not shut, and its deadline is another
+	if !patient {
+		waits.deadline = time.Now().Add(closeGrace)
+		waits.expiry.Store(sharedExpiry(waits.deadline))
 	}
-	c.wshut.Store(true)
-	c.endWaits(&c.w)
-	c.w.mu.Lock()
-	defer c.w.mu.Unlock()
+	for err == nil || err == errAgain {
+		c.mu.Lock()
+		hs, mode, socket := c.hello, c.mode.Load(), c.socketOnly()
+		sent := hs == nil || hs.last.Load()
+		c.mu.Unlock()
+		switch {
+		case c.closed.Load():
+			return true, net.ErrClosed
+		case mode == inFailure:
+			return true, c.why()
+		case mode == inMemory:
+			return true, c.shutRing(h)
+		case sent && byte(c.said.Load())&c.wordOf(h) != 0:
+			return true, nil
+		case socket:
+			return true, c.shutSocket(h)
+		case waits.expired() || !patient && (sent || !hs.met.Load()):
+			return false, nil
+		case sent: // and memory with it, so the peer's answer decides where the bytes go
+			err = c.setUp(waits, toShare)
+		case !hs.met.Load():
+			err = c.setUp(waits, toMeet)
+		default:
+			err = c.sendLast(waits, hs, true)
+		}
+	}
+	return true, err
+}
+
+// wordOf returns what a last hello says of a half that is shut.
+func (c *SharedConn) wordOf(h *sharedHalf) byte {
+	if h == &c.r {
+		return helloReadShut
+	}
+	return helloWriteShut
+}
+
+// shutRing tells the peer in memory that the half is shut.
+func (c *SharedConn) shutRing(h *sharedHalf) error {
+	h.mu.Lock() // its calls have ended
+	defer h.mu.Unlock()
 	if c.closed.Load() {
 		return net.ErrClosed
 	}
-	c.out.own.wclosed.Store(1)
-	c.ring(&c.w, c.out.peer.rwait.Load(), &c.out.rung)
+	if h == &c.r {
+		c.in.own.rclosed.Store(1)
+		c.ring(h, c.in.peer.wwait.Load(), &c.in.rung)
+	} else {
+		c.out.own.wclosed.Store(1)
+		c.ring(h, c.out.peer.rwait.Load(), &c.out.rung)
+	}
 	return nil
+}
+
+// shutSocket shuts that direction of the socket down.
+func (c *SharedConn) shutSocket(h *sharedHalf) error {
+	if h == &c.r {
+		return c.base.end().closeRead()
+	}
+	return c.base.end().closeWrite()
+}
+
+// socketOnly reports whether all that this end has still to say goes through the socket:
+// the handshake is over, or our last hello has said that there is no memory. The caller
+// holds c.mu.
+func (c *SharedConn) socketOnly() bool {
+	if hs := c.hello; hs != nil {
+		return hs.last.Load() && hs.own == nil
+	}
+	return c.mode.Load() != inMemory && c.mode.Load() != inFailure
 }
 
 // endWaits ends the wait of a half that was shut down: by a deadline in the past,
@@ -974,11 +1053,6 @@ func (c *SharedConn) endWaits(h *sharedHalf) {
 		c.applyDeadline(h, 0)
 		c.hello.stir()
 	}
-}
-
-// isShut reports whether the half was shut down.
-func (c *SharedConn) isShut(h *sharedHalf) bool {
-	return h == &c.r && c.rshut.Load() || h == &c.w && c.wshut.Load()
 }
 
 // LocalAddr returns the address of this end: see [Conn.LocalAddr].
@@ -1054,7 +1128,7 @@ func (c *SharedConn) applyDeadline(h *sharedHalf, half direction) error {
 		switch {
 		case d == 0:
 			return nil
-		case c.isShut(h):
+		case h.shut.Load():
 			return c.base.end().setDeadline(time.Unix(1, 0), d)
 		}
 		return c.base.end().setDeadline(h.deadline, d)
@@ -1063,7 +1137,7 @@ func (c *SharedConn) applyDeadline(h *sharedHalf, half direction) error {
 		return nil // what ends the waits stays
 	}
 	err := c.base.end().setDeadline(h.deadline, half)
-	if h.bell != nil && !c.isShut(h) {
+	if h.bell != nil && !h.shut.Load() {
 		if e := h.bell.setDeadline(h.deadline, reading); err == nil {
 			err = e
 		}
@@ -1171,7 +1245,7 @@ func InheritedSharedConn(name string) (*SharedConn, error) {
 
 // readSocket reads from the socket what was not read ahead.
 func (c *SharedConn) readSocket(p []byte) (int, error) {
-	if c.peerWShut.Load() || c.rshut.Load() {
+	if c.peerWShut.Load() || c.r.shut.Load() {
 		return 0, io.EOF
 	}
 	n, err := c.base.end().read(p)
@@ -1284,7 +1358,7 @@ func (c *SharedConn) begin(h *sharedHalf, use bool, enough aim) error {
 // and io.EOF if there will be no more.
 func (c *SharedConn) awaitData(need uint32) (uint32, error) {
 	for {
-		if c.rshut.Load() {
+		if c.r.shut.Load() {
 			return 0, io.EOF
 		}
 		over := c.in.peer.wclosed.Load() != 0 || c.gone.Load() // before the look at the ring
@@ -1327,7 +1401,7 @@ func (c *SharedConn) awaitRoom(need uint32) (uint32, error) {
 
 // writeEnded reports whether nobody will read what is written.
 func (c *SharedConn) writeEnded() bool {
-	return c.wshut.Load() || c.gone.Load() || c.out.peer.rclosed.Load() != 0
+	return c.w.shut.Load() || c.gone.Load() || c.out.peer.rclosed.Load() != 0
 }
 
 // ready reports whether the half has something to do or to report.
@@ -1336,9 +1410,9 @@ func (c *SharedConn) ready(h *sharedHalf, need uint32) bool {
 		return true
 	}
 	if h == &c.r {
-		return c.in.ready(need) || c.rshut.Load()
+		return c.in.ready(need) || c.r.shut.Load()
 	}
-	return c.out.ready(need) || c.wshut.Load()
+	return c.out.ready(need) || c.w.shut.Load()
 }
 
 // wait returns when the half may be ready.
@@ -1864,7 +1938,7 @@ const (
 	helloEarly     = 2  // not a last hello: early data follows
 	helloAsk       = 4  // with helloEarly: the sender waits for the peer's last hello
 	helloWriteShut = 8  // a last hello: there is no memory, and nothing more is written
-	helloReadShut  = 16 // a last hello: there is no memory, and nothing more is read
+	helloReadShut  = 16 // a last hello: there is no memory, and nothing more is read; both can be said at once
 )
 
 // The most early data that an end sends, in bytes, and the most hellos with it. All of it
@@ -1948,9 +2022,9 @@ func (c *SharedConn) setUp(h *sharedHalf, enough aim) error {
 			return net.ErrClosed
 		case hs == nil:
 			return failure
-		case h == &c.r && c.rshut.Load():
+		case h.shut.Load() && h == &c.r:
 			return io.EOF
-		case h == &c.w && c.wshut.Load():
+		case h.shut.Load():
 			return errBrokenPipe
 		case h.expired():
 			return os.ErrDeadlineExceeded
@@ -1984,7 +2058,7 @@ func (c *SharedConn) hold(h *sharedHalf, hs *handshake, token, changed chan stru
 	}
 	c.mu.Lock()
 	deadline := h.deadline
-	late := c.hello != hs || hs.changed != changed || c.closed.Load() || h.expired() || c.isShut(h)
+	late := c.hello != hs || hs.changed != changed || c.closed.Load() || h.expired() || h.shut.Load()
 	c.mu.Unlock()
 	if late {
 		return errAgain
@@ -2187,74 +2261,17 @@ func (c *SharedConn) writeEarly(p []byte) (done bool, err error) {
 	return false, nil
 }
 
-// endGrace is how long CloseRead and CloseWrite may wait after a deadline that has passed.
-const endGrace = time.Second
-
-// endEarly tells the peer that a half is shut, if the handshake is not over. Then no
-// memory is set up.
-func (c *SharedConn) endEarly(half *sharedHalf, shut *atomic.Bool, what byte) (told bool, err error) {
-	h := half
-	if h.expired() { // that is the deadline of reads or writes, and this is neither
-		h = &sharedHalf{deadline: time.Now().Add(endGrace)}
-		h.expiry.Store(sharedExpiry(h.deadline))
-	}
-	for {
-		switch mode := c.mode.Load(); {
-		case c.closed.Load():
-			return false, net.ErrClosed
-		case mode != inMemory && shut.Load():
-			return true, nil // a call did it before
-		case mode != settingUp:
-			return false, nil
-		}
-		hs, err := c.meet(h)
-		switch {
-		case err != nil && shut.Load() && !c.closed.Load():
-			continue // another call has just done it
-		case hs == nil:
-			return false, err
-		}
-		err = c.withPen(h, hs, func() error {
-			var sent atomic.Bool
-			err := c.sendWord(hs, what, &sent)
-			if told = err == nil; told {
-				shut.Store(true) // before other calls go by it that our last hello was sent
-				hs.last.Store(true)
-			}
-			return err
-		})
-		if told {
-			c.endWaits(half)
-		}
-		if err != errAgain {
-			return told, err
-		}
-	}
-}
-
-// shutSocket shuts a half down, and reports true, if our last hello has said already that
-// there is no memory. Then the peer sees the end of the socket behind that hello.
-func (c *SharedConn) shutSocket(h *sharedHalf, shut *atomic.Bool, end func(*fd) error) (done bool, err error) {
-	c.mu.Lock()
-	hs := c.hello
-	done = hs != nil && !c.closed.Load() && hs.last.Load() && hs.own == nil
-	c.mu.Unlock()
-	if !done {
-		return false, nil
-	}
-	if err := end(c.base.end()); err != nil {
-		return true, err
-	}
-	shut.Store(true)
-	c.endWaits(h)
-	return true, nil
-}
-
 // sendLast sends our last hello, unless it was sent before. Memory comes with it, if the
-// peer has not refused that and this end gets some.
+// peer has not refused that, no half is shut, and this end gets some.
 func (c *SharedConn) sendLast(h *sharedHalf, hs *handshake, refused bool) error {
 	return c.withPen(h, hs, func() error {
-		if !refused {
+		said := byte(0)
+		for _, h := range [...]*sharedHalf{&c.r, &c.w} {
+			if h.shut.Load() {
+				said |= c.wordOf(h)
+			}
+		}
+		if !refused && said == 0 {
 			err := c.sendMemory(hs)
 			if err == nil || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed) {
 				return err
@@ -2263,7 +2280,8 @@ func (c *SharedConn) sendLast(h *sharedHalf, hs *handshake, refused bool) error 
 			// cannot be handed to this peer, or the peer is gone.
 			hs.releaseOwn()
 		}
-		return c.sendWord(hs, 0, &hs.last)
+		c.said.Store(uint32(said)) // before others go by it that our last hello was sent
+		return c.sendWord(hs, said, &hs.last)
 	})
 }
 
@@ -2422,14 +2440,11 @@ func (c *SharedConn) takeHello(hs *handshake) error {
 		return c.acceptsRing(getWord(hs.buf[ringAt:]))
 	}
 	hs.done = true
-	switch what {
-	case helloMemory:
+	if what == helloMemory {
 		return c.takeMemory(hs, size)
-	case helloWriteShut:
-		c.peerWShut.Store(true)
-	case helloReadShut:
-		c.peerRShut.Store(true)
 	}
+	c.peerWShut.Store(what&helloWriteShut != 0)
+	c.peerRShut.Store(what&helloReadShut != 0)
 	return nil
 }
 
@@ -2496,7 +2511,7 @@ func parseHello(b []byte) (what byte, size uint32, err error) {
 	flags := getWord(b[12:])
 	size = getWord(b[16:])
 	switch flags {
-	case 0, helloWriteShut, helloReadShut:
+	case 0, helloWriteShut, helloReadShut, helloWriteShut | helloReadShut:
 		return byte(flags), 0, nil
 	case helloMemory, helloEarly, helloEarly | helloAsk:
 	default:

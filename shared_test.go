@@ -1755,6 +1755,175 @@ func TestSharedConnClosesBothHalvesEarly(t *testing.T) {
 	}
 }
 
+// halvesToClose are ways to close halves before the memory is set up.
+var halvesToClose = []string{"read", "write", "read, write", "write, read", "at once"}
+
+// closesHalves closes halves of c, which waits for nobody. It ends the calls that wait there.
+func closesHalves(t *testing.T, c *ipc.SharedConn, how string, reading, writing <-chan error) (read, write bool) {
+	t.Helper()
+	read, write = how != "write", how != "read"
+	ends := map[string]func() error{"read": c.CloseRead, "write": c.CloseWrite}
+	if how == "at once" {
+		var done []<-chan error
+		for range 2 {
+			done = append(done, begin(c.CloseRead), begin(c.CloseWrite))
+		}
+		for _, d := range done {
+			must(t, <-d)
+		}
+	} else {
+		for range 2 {
+			for half := range strings.SplitSeq(how, ", ") {
+				must(t, ends[half]())
+			}
+		}
+	}
+	if read {
+		if err := <-reading; err != io.EOF {
+			t.Errorf("a read that waited: %v", err)
+		}
+		expectEOF(t, c)
+		if _, err := c.Peek(1); err != io.EOF {
+			t.Errorf("peek: %v", err)
+		}
+	}
+	if write {
+		matches(t, <-writing, syscall.EPIPE)
+		_, err := c.Write([]byte("x"))
+		matches(t, err, syscall.EPIPE)
+	}
+	return read, write
+}
+
+// writesEnd proves that the peer of c reads no more, and that c gets to know.
+func writesEnd(t *testing.T, c io.Writer) {
+	t.Helper()
+	for {
+		if _, err := c.Write(make([]byte, 1000)); err != nil {
+			matches(t, err, syscall.EPIPE)
+			return
+		}
+	}
+}
+
+// A server closes halves before its client has said anything. The client gets to know when it
+// says something, whatever that is.
+func TestSharedListenerClosesHalvesOfASilentClient(t *testing.T) {
+	for _, how := range halvesToClose {
+		for _, client := range []string{"writes little", "writes much", "reads", "is plain", "says nothing", "leaves"} {
+			t.Run(how+", it "+client, func(t *testing.T) {
+				story(t)
+				l := listenShared(t, pathAddr(t))
+				raw := dial(t, l.Addr())
+				b, err := l.AcceptShared()
+				kept(t, b, err)
+				reading, writing := beginRead(b), begin(func() error { _, err := io.WriteString(b, "answer"); return err })
+				awaitParked(t, "(*SharedConn).setUp", 2)
+				read, write := closesHalves(t, b, how, reading, writing)
+				if b.InMemory() {
+					t.Error("in memory")
+				}
+				a, told := net.Conn(raw), true
+				switch client {
+				case "says nothing":
+					must(t, b.Close())
+					expectEOF(t, a)
+					return
+				case "leaves":
+					must(t, a.Close())
+					return
+				case "is plain":
+					told = runtime.GOOS == "linux" // of both by the socket
+				default:
+					a = share(t, raw, ipc.ShareConfig{})
+				}
+				said := map[string]string{"writes little": "hello", "is plain": "hello", "writes much": large}[client]
+				speaking := begin(func() error { _, err := io.WriteString(a, said); return err })
+				if !read && said != "" {
+					must(t, <-reading)
+					expect(t, b, said[1:])
+				}
+				if err := <-speaking; !read || client != "writes much" {
+					must(t, err)
+				} else {
+					matches(t, err, syscall.EPIPE)
+				}
+				if !write {
+					expect(t, a, "answer")
+					must(t, <-writing)
+				} else if told {
+					expectEOF(t, a)
+				}
+				if read && told {
+					writesEnd(t, a)
+				}
+				if ipc.UsesMemory(b) {
+					t.Error("in memory after a half was closed")
+				}
+			})
+		}
+	}
+}
+
+// An end closes halves while it waits for the peer to answer to its memory. The peer gets to know
+// when it does so.
+func TestSharedConnClosesHalvesBeforeThePeerAnswers(t *testing.T) {
+	for _, how := range halvesToClose {
+		t.Run(how, func(t *testing.T) {
+			overEachWay(t, func(t *testing.T, a, b *ipc.SharedConn, memory bool) {
+				if !memory && runtime.GOOS != "linux" {
+					t.Skip("a socket of this system does not tell the peer of both halves")
+				}
+				writing := begin(func() error { _, err := io.WriteString(a, large); return err })
+				awaitParked(t, "(*SharedConn).Write", 1)
+				reading := beginRead(a)
+				awaitParked(t, "(*SharedConn).Read", 1)
+				read, write := closesHalves(t, a, how, reading, writing)
+				if a.InMemory() != hasMemory() {
+					t.Errorf("in memory as soon as the peer has answered: %v", a.InMemory())
+				}
+				if write {
+					expectEOF(t, b)
+				} else {
+					expect(t, b, large)
+					must(t, <-writing)
+				}
+				if read {
+					writesEnd(t, b)
+				} else {
+					send(t, b, "x")
+					must(t, <-reading)
+				}
+				if ipc.UsesMemory(b) != (memory && hasMemory()) {
+					t.Errorf("in memory: %v", ipc.UsesMemory(b))
+				}
+			})
+		})
+	}
+}
+
+// A server that has closed a half leaves nothing, whether its client has said anything or not.
+func TestSharedListenerHalfCloseLeavesNothing(t *testing.T) {
+	story(t)
+	l := listenShared(t, pathAddr(t))
+	for _, says := range []string{"", "hello"} {
+		leavesNothing(t, 20, func() {
+			a, err := ipc.DialShared(l.Addr().(ipc.Addr))
+			must(t, err)
+			b, err := l.AcceptShared()
+			must(t, err)
+			must(t, b.CloseWrite())
+			if says != "" {
+				send(t, a, says)
+				expect(t, b, says)
+			}
+			must(t, b.Close())
+			expectEOF(t, a)
+			must(t, a.Close())
+		})
+	}
+}
+
 // After CloseRead nothing is read, also not what had come with other data before.
 func TestSharedConnCloseReadKeepsNothing(t *testing.T) {
 	overEachWay(t, func(t *testing.T, a, b *ipc.SharedConn, _ bool) {
