@@ -604,6 +604,21 @@ func TestSpinDoesNotDisturbAStream(t *testing.T) {
 	}
 }
 
+func TestSpinNotAfterAPause(t *testing.T) {
+	a, _ := connected(t)
+	const limit = 10 * time.Second
+	a.SetSpin(limit)
+	for ago, want := range map[time.Duration]bool{limit / 2: true, 2 * limit: false} {
+		a.fd.waited = now() - int64(ago)
+		if got := spins(t, a.fd, &a.fd.r); got != want {
+			t.Errorf("a wait %v after the one before it spins: %t, with a limit of %v", ago, got, limit)
+		}
+		if since := time.Duration(now() - a.fd.waited); since > limit/2 {
+			t.Errorf("the wait is remembered as one that ended %v ago", since)
+		}
+	}
+}
+
 func TestSpinNotInACrowd(t *testing.T) {
 	a, _ := connected(t)
 	a.SetSpin(time.Minute)

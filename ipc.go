@@ -1577,6 +1577,7 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 //   - a wait to write;
 //   - a wait to read in a stream: 4 KiB or more were read since the wait before it, and
 //     nothing was written to this end. Nothing ever is to a [PipeReader];
+//   - a wait to read after a pause: the wait before it ended longer ago than the limit;
 //   - any wait while the process has more busy ends than two for each CPU. A direction of a
 //     connection, a pipe end and a listener are an end each.
 //
@@ -3138,6 +3139,9 @@ var raceBuild = func() bool {
 // the system lets it: see leaveCPU. If that does not help, threads do so less and less
 // often.
 //
+// No wait spins after a pause: see paused. The peer sleeps then, and is woken on this very
+// CPU, where it can run as soon as this end sleeps, too.
+//
 // In a stream no wait spins. Its two ends are fastest one after the other on one CPU,
 // whose cache still has what the other end wrote, and a spin takes the time that the other
 // end needs. A wait to write is always one of a stream; see streaming for the others. A
@@ -3183,6 +3187,10 @@ func (b *backoff) longRun() bool {
 	b.runs = min(b.runs+1, longerRuns)
 	return true
 }
+
+// paused reports whether a wait begins so long after the one before it that the peer has
+// spun in vain meanwhile, if its limit is the same.
+func paused(gap, limit int64) bool { return gap > limit }
 
 // streaming reports whether a wait for something to read is one of a stream, given how
 // many bytes were read since the wait before it and whether anything was written: if so,

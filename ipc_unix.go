@@ -3057,6 +3057,7 @@ type fd struct {
 	ended    atomic.Bool  // a read met the end of the stream, so that nothing is in the queue
 	spoke    atomic.Bool  // something was written since the last wait to read began; a lost update does no harm
 	heard    int          // bytes read since then, beyond streamMin not all; guarded by r.mu
+	waited   int64        // when that wait ended, or the descriptor was made; guarded by r.mu
 
 	polled atomic.Pointer[pollFile] // nil unless it is with the poller; stored under mu, loaded by every wait
 
@@ -3127,6 +3128,7 @@ func closedFD() *fd {
 }
 
 func (f *fd) begin() *fd {
+	f.waited = now()
 	f.own()
 	return f
 }
@@ -3227,7 +3229,11 @@ func (f *fd) untilDone(h *ioState) error {
 		return h.err
 	}
 	h.tries = 0
-	if err := f.await(h, nil); err != nil {
+	err := f.await(h, nil)
+	if h == &f.r {
+		f.waited = now()
+	}
+	if err != nil {
 		return err
 	}
 	h.parked = h.tries > 1
@@ -3244,11 +3250,11 @@ func (f *fd) untilDone(h *ioState) error {
 // spinFor makes attempts until one succeeds or fails for good, and reports whether
 // one did before the limit.
 func (f *fd) spinFor(h *ioState) bool {
-	if !spinning.begin() {
-		return false
-	}
 	var s spin
 	s.begin(now(), f.spinLimit())
+	if paused(s.last-f.waited, s.left) || !spinning.begin() {
+		return false
+	}
 	done := false
 	for !done && !s.over(now()) && !f.closing() && !h.expired() {
 		done = h.attempt(f.sys)
@@ -3258,6 +3264,7 @@ func (f *fd) spinFor(h *ioState) bool {
 		spinning.leave()
 	}
 	if done {
+		f.waited = s.last
 		spinning.count(&h.turnout)
 		h.parked = false
 		if f.polled.Load() != nil && h.backoff.longRun() {
