@@ -3263,15 +3263,15 @@ const (
 // A turnout is what one direction contributed to a round. It is guarded by the lock of
 // the direction.
 type turnout struct {
-	round uint32
-	waits uint8 // up to crowdShare
+	round uint16 // the lower half of its number
+	waits uint8  // up to crowdShare
 }
 
 // add counts a wait that ended, where so many goroutines run at a time. It reports whether
 // that was the last wait of a round. A lost update at the turn of a round does no harm.
 func (c *crowd) add(t *turnout, cpus uint32, clock func() int64) (last bool) {
 	n, size := c.ended.Add(1), crowdRound*cpus
-	if round := (n - 1) / size; t.round != round {
+	if round := uint16((n - 1) / size); t.round != round {
 		*t = turnout{round: round}
 	}
 	if t.waits < crowdShare {

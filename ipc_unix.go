@@ -3045,18 +3045,18 @@ type fd struct {
 	kind   connKind // messages: the kernel keeps their boundaries
 	socket bool     // not a pipe or FIFO
 	listen bool     // it listens: clients wait in its queue
+	marked bool     // markMessages was called; guarded by r.mu
 
-	r, w   ioState
-	in     messageReader // guarded by r.mu
-	marked bool          // markMessages was called; guarded by r.mu
-	torn   error         // why no message can be sent any more; guarded by w.mu
+	r, w ioState
+	in   messageReader // guarded by r.mu
+	torn error         // why no message can be sent any more; guarded by w.mu
 
 	spin     atomic.Int64 // SetSpin, in nanoseconds
 	shared   atomic.Bool  // set by share, never cleared
 	readShut atomic.Bool  // set by closeRead, never cleared: see readsAfterShutdown
 	ended    atomic.Bool  // a read met the end of the stream, so that nothing is in the queue
 	spoke    atomic.Bool  // something was written since the last wait to read began; a lost update does no harm
-	heard    int          // bytes read since then, beyond streamMin not all; guarded by r.mu
+	heard    int32        // bytes read since then, up to streamMin; guarded by r.mu
 	waited   int64        // when that wait ended, or the descriptor was made; guarded by r.mu
 
 	polled atomic.Pointer[pollFile] // nil unless it is with the poller; stored under mu, loaded by every wait
@@ -3196,7 +3196,7 @@ func (f *fd) run(h *ioState, o *op) (result, error) {
 			f.spoke.Store(true)
 		}
 	case !f.listen && o.flags&syscall.MSG_PEEK == 0:
-		f.heard = min(f.heard, streamMin) + h.done.n
+		f.heard = int32(min(int(f.heard)+h.done.n, streamMin))
 	}
 	return h.done, nil
 }
@@ -3204,7 +3204,7 @@ func (f *fd) run(h *ioState, o *op) (result, error) {
 // maySpin reports whether a wait in that direction is one to spin in, whatever the waits
 // before it were like. A wait to write is always one of a stream.
 func (f *fd) maySpin(h *ioState) bool {
-	return h == &f.r && f.spinLimit() > 0 && !streaming(f.heard, f.spoke.Load()) && !spinning.crowd.is(now)
+	return h == &f.r && f.spinLimit() > 0 && !streaming(int(f.heard), f.spoke.Load()) && !spinning.crowd.is(now)
 }
 
 func (f *fd) untilDone(h *ioState) error {
