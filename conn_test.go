@@ -898,7 +898,7 @@ func everyMethodFails(t *testing.T, zero any) {
 	}
 	for i := range v.NumMethod() {
 		t.Run(v.Type().Elem().Name()+"/"+v.Type().Method(i).Name, func(t *testing.T) {
-			callZero(t, v.Method(i))
+			callZero(t, reflect.New(v.Type().Elem()).Method(i)) // a value that nobody has closed
 		})
 	}
 }

@@ -1378,6 +1378,96 @@ func TestSharedConnKeepsTheSpinOfItsConn(t *testing.T) {
 	}
 }
 
+// A peer that breaks the protocol ends calls that wait for files, too.
+func TestSharedFailureEndsRecvFiles(t *testing.T) {
+	a, b := sharedInMemory(t)
+	got := make(chan error, 1)
+	go func() { _, err := a.RecvFiles(1); got <- err }()
+	b.out.own.head.Store(b.out.head + 1<<31)
+	if _, err := a.Read(make([]byte, 1)); !errors.Is(err, syscall.EPROTO) {
+		t.Errorf("Read returns %v", err)
+	}
+	if err := <-got; !errors.Is(err, syscall.EPROTO) {
+		t.Errorf("RecvFiles returns %v", err)
+	}
+}
+
+// Both ends shut their reading half while one of them has said that it has no memory.
+func TestSharedCloseReadOfBothWithoutMemory(t *testing.T) {
+	a, b, err := SharedPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	defer b.Close()
+	hs := a.hello
+	if err := a.withPen(&a.w, hs, func() error { return a.sendWord(hs, 0, &hs.last) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(b.CloseRead(), a.CloseRead()); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []*SharedConn{a, b} {
+		c.SetWriteDeadline(time.Now().Add(time.Minute))
+		if n, err := c.Write(make([]byte, 1<<20)); !errors.Is(err, syscall.EPIPE) {
+			t.Errorf("%d bytes are written, %v", n, err)
+		}
+	}
+}
+
+// Files go the way of the bytes where there is no memory.
+func TestSharedFilesHeedHalvesThatAreShut(t *testing.T) {
+	a, b, err := SharedPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	defer b.Close()
+	if err := a.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // before the handshake is over, and after
+		if _, err := b.RecvFiles(1); !errors.Is(err, io.EOF) {
+			t.Errorf("RecvFiles behind the end returns %v", err)
+		}
+		if n, err := b.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Errorf("Read returns %d, %v", n, err)
+		}
+	}
+	if _, err := b.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(a, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := a.SendFiles(f); !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("SendFiles after CloseWrite returns %v", err)
+	}
+}
+
+// Close comes at any moment of the handshake that two calls make; for the race detector.
+func TestSharedCloseDuringTheHandshake(t *testing.T) {
+	for i := range 50 {
+		a, b, err := SharedPair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var calls sync.WaitGroup
+		for _, c := range []*SharedConn{a, b} {
+			calls.Go(func() { c.RecvFiles(1) })
+		}
+		time.Sleep(time.Duration(20*i) * time.Microsecond)
+		a.Close()
+		b.Close()
+		calls.Wait()
+	}
+}
+
 // A wait for an answer whose spin was in vain leaves its CPU, which the peer may be waiting
 // for, and does so ever more rarely until a spin succeeds. A wait in a stream does not.
 func TestSharedSpinLeavesItsCPU(t *testing.T) {

@@ -939,7 +939,7 @@ func (c *SharedConn) closeHalf(h *sharedHalf) error {
 	case h.shut.Load(): // a call did it before
 		c.mu.Unlock()
 		return nil
-	case c.socketOnly(): // which may be impossible, so that the half stays open
+	case c.socketOnly() && (h == &c.w || c.hello == nil): // which may be impossible, so that the half stays open
 		c.mu.Unlock()
 		err := c.shutSocket(h)
 		if err == nil {
@@ -983,7 +983,7 @@ func (c *SharedConn) tellShut(h *sharedHalf, patient bool) (done bool, err error
 			return true, c.shutRing(h)
 		case sent && byte(c.said.Load())&c.wordOf(h) != 0:
 			return true, nil
-		case socket:
+		case socket && (h == &c.w || hs == nil):
 			return true, c.shutSocket(h)
 		case waits.expired() || !patient && (sent || !hs.met.Load()):
 			return false, nil
@@ -1163,14 +1163,20 @@ func (c *SharedConn) SendFiles(files ...*os.File) error {
 	if err == nil {
 		err = c.setUp(&c.w, toShare)
 	}
-	if err == nil {
+	switch {
+	case err != nil:
+	case c.w.shut.Load() || c.peerRShut.Load():
+		err = errBrokenPipe
+	default:
 		err = c.base.end().sendWithFiles(zeroByte[:], files)
 	}
-	return c.failed("sendfiles", err)
+	return c.failed("sendfiles", c.failureOr(err))
 }
 
 // RecvFiles receives the files of one SendFiles, at most max of them, and waits until
-// there are some: see [Conn.RecvFiles].
+// there are some: see [Conn.RecvFiles]. In memory the files go beside the bytes: what ends
+// the wait is the deadline, Close, or the peer's Close, not CloseRead or the peer's
+// CloseWrite.
 func (c *SharedConn) RecvFiles(max int) ([]*os.File, error) {
 	err := checkFiles(max, 1)
 	if err == nil {
@@ -1180,19 +1186,33 @@ func (c *SharedConn) RecvFiles(max int) ([]*os.File, error) {
 	if err == nil {
 		files, err = c.recvFiles(max)
 	}
-	return files, c.failed("recvfiles", err)
+	return files, c.failed("recvfiles", c.failureOr(err))
 }
 
 func (c *SharedConn) recvFiles(max int) ([]*os.File, error) {
+	if c.r.shut.Load() {
+		return nil, io.EOF
+	}
 	if c.mode.Load() == overSocket {
 		c.r.mu.Lock()
 		held := len(c.ahead) > 0
 		c.r.mu.Unlock()
-		if held {
+		switch {
+		case held:
 			return nil, ErrNoFiles
+		case c.peerWShut.Load():
+			return nil, io.EOF
 		}
 	}
 	return c.base.end().recvFiles(max)
+}
+
+// failureOr returns why the connection has failed, if it has and err is an error, or err.
+func (c *SharedConn) failureOr(err error) error {
+	if err != nil && c.mode.Load() == inFailure && !c.closed.Load() {
+		return c.why()
+	}
+	return err
 }
 
 // bequeath gives a child the connection, before its first use.
@@ -1528,6 +1548,7 @@ func (c *SharedConn) fail(err error) error {
 		c.failure = err
 		c.mode.Store(inFailure)
 		c.tellEnd()
+		c.base.end().setDeadline(time.Unix(1, 0), reading|writing) // ends RecvFiles and SendFiles
 		for _, h := range [...]*sharedHalf{&c.r, &c.w} {
 			if h.bell != nil {
 				h.bell.setDeadline(time.Unix(1, 0), reading)
@@ -2018,7 +2039,7 @@ func (c *SharedConn) setUp(h *sharedHalf, enough aim) error {
 		reached := enough > 0 && len(c.ahead) >= int(enough) || enough == toMeet && hs != nil && hs.met.Load()
 		c.mu.Unlock()
 		switch {
-		case c.closed.Load():
+		case c.closed.Load() || c.base.fd == nil: // failed makes another error of that of the zero value
 			return net.ErrClosed
 		case hs == nil:
 			return failure
@@ -2461,10 +2482,13 @@ func (c *SharedConn) acceptsRing(size uint32) error {
 // takeMemory takes the memory that came with the peer's hello, unless it is too large and
 // there is still time to say so.
 func (c *SharedConn) takeMemory(hs *handshake, ring uint32) error {
+	c.mu.Lock()
+	socket := c.socketOnly()
+	c.mu.Unlock()
 	switch {
 	case len(hs.files) != helloFiles:
 		return protocolError("it sent " + strconv.Itoa(len(hs.files)) + " files")
-	case hs.last.Load() && hs.own == nil: // our last hello said that we have no memory, or that a half is shut
+	case socket: // our last hello said that we have no memory, or that a half is shut
 		return nil
 	case int64(ring) > int64(c.cfg.MaxPeerBuffer) && c.passive:
 		return nil
@@ -2536,7 +2560,7 @@ func (c *SharedConn) settle(hs *handshake, err error) {
 		mode = inMemory
 		c.join(hs)
 	}
-	if hs.plain {
+	if err == nil && hs.plain {
 		c.ahead = append(c.ahead, hs.buf[:hs.got]...)
 	}
 	c.hello = nil
