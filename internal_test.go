@@ -22,6 +22,13 @@ import (
 	"time"
 )
 
+// SentMemory reports whether c has sent its memory to the peer.
+func SentMemory(c *SharedConn) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.hello == nil || c.hello.last.Load()
+}
+
 // UsesMemory reports whether the connection goes through shared memory already.
 func UsesMemory(c *SharedConn) bool { return c.mode.Load() == inMemory }
 

@@ -1878,6 +1878,7 @@ func TestSharedConnClosesHalvesBeforeThePeerAnswers(t *testing.T) {
 				awaitParked(t, "(*SharedConn).Write", 1)
 				reading := beginRead(a)
 				awaitParked(t, "(*SharedConn).Read", 1)
+				eventually(t, "the memory is sent", func() bool { return ipc.SentMemory(a) })
 				read, write := closesHalves(t, a, how, reading, writing)
 				if a.InMemory() != hasMemory() {
 					t.Errorf("in memory as soon as the peer has answered: %v", a.InMemory())
