@@ -1415,6 +1415,9 @@ func TestSharedCloseReadOfBothWithoutMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []*SharedConn{a, b} {
+		if c == b && runtime.GOOS == "windows" {
+			continue // a pipe cannot tell it before Close
+		}
 		c.SetWriteDeadline(time.Now().Add(time.Minute))
 		if n, err := c.Write(make([]byte, 1<<20)); !errors.Is(err, syscall.EPIPE) {
 			t.Errorf("%d bytes are written, %v", n, err)
