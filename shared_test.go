@@ -1854,7 +1854,9 @@ func TestSharedListenerClosesHalvesOfASilentClient(t *testing.T) {
 				} else if told {
 					expectEOF(t, a)
 				}
-				if read && told {
+				// On Windows the handles of a hello that nobody receives stay open in the process
+				// that they were made for, which is this one.
+				if read && told && runtime.GOOS != "windows" {
 					writesEnd(t, a)
 				}
 				if ipc.UsesMemory(b) {
