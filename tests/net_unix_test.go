@@ -860,6 +860,7 @@ func manyBusy(side *contender, w *workload, path string) (float64, error) {
 	if err := swap(busy[len(busy)-1], p); err != nil { // now the server has accepted them all
 		return 0, err
 	}
+	time.Sleep(100 * time.Millisecond) // now it waits for all of them, too
 	var done sync.WaitGroup
 	var ops atomic.Int64
 	start := time.Now()
