@@ -5,7 +5,6 @@ package ipc
 import (
 	"errors"
 	"io"
-	"os"
 	"syscall"
 	"testing"
 	"time"
@@ -21,33 +20,6 @@ func sendFilesAlone(t *testing.T, f *fd, flags int, fds ...int) {
 	_, _, errno := syscall.Syscall(syscall.SYS_SENDMSG, uintptr(f.sys), uintptr(unsafe.Pointer(&hdr)), uintptr(flags))
 	if errno != 0 {
 		t.Skip("sendmsg: ", errno)
-	}
-}
-
-// A filesProbe is a pipe of which one end is sent. The other end tells when nobody has it
-// any more.
-type filesProbe struct {
-	t    *testing.T
-	r, w *os.File
-}
-
-func newFilesProbe(t *testing.T) *filesProbe {
-	t.Helper()
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { r.Close(); w.Close() })
-	return &filesProbe{t, r, w}
-}
-
-// allClosed fails the test if somebody still has an end that was sent.
-func (p *filesProbe) allClosed() {
-	p.t.Helper()
-	p.w.Close()
-	p.r.SetReadDeadline(time.Now().Add(10 * time.Second))
-	if _, err := p.r.Read(make([]byte, 1)); err != io.EOF {
-		p.t.Errorf("the files are not closed: %v", err)
 	}
 }
 

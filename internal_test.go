@@ -567,16 +567,37 @@ func TestSpinPolicyLeavesTheCPUEverMoreRarely(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Shared memory
 
-// sharedInMemory returns two ends that have set their memory up, or skips the test.
-func sharedInMemory(t *testing.T) (a, b *SharedConn) {
+// sharedPair returns two connected ends, which are closed when the test ends.
+func sharedPair(t *testing.T) (a, b *SharedConn) {
 	t.Helper()
-	dog := time.AfterFunc(5*time.Minute, func() { panic(t.Name() + " hangs") })
-	t.Cleanup(func() { dog.Stop() })
 	a, b, err := SharedPair()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { a.Close(); b.Close() })
+	return a, b
+}
+
+// halfShared returns an end that is to share memory, and its peer, which speaks for itself.
+// Both are closed when the test ends.
+func halfShared(t *testing.T, passive bool) (c *SharedConn, peer *Conn) {
+	t.Helper()
+	peer, y, err := Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, _ := ShareConfig{}.complete()
+	c = newSharedConn(y.endpoint, cfg, passive)
+	t.Cleanup(func() { c.Close(); peer.Close() })
+	return c, peer
+}
+
+// sharedInMemory returns two ends that have set their memory up, or skips the test.
+func sharedInMemory(t *testing.T) (a, b *SharedConn) {
+	t.Helper()
+	dog := time.AfterFunc(5*time.Minute, func() { panic(t.Name() + " hangs") })
+	t.Cleanup(func() { dog.Stop() })
+	a, b = sharedPair(t)
 	done := make(chan error, 1)
 	go func() { _, err := a.Write(make([]byte, earlyMax+1)); done <- err }()
 	if _, err := io.ReadFull(b, make([]byte, earlyMax+1)); err != nil {
@@ -1158,12 +1179,8 @@ func TestSharedHelloWithWrongFiles(t *testing.T) {
 		"another order":     {other, nil},
 	} {
 		for _, passive := range []bool{false, true} {
-			x, y, err := Pair()
-			if err != nil {
-				t.Fatal(err)
-			}
-			cfg, _ := ShareConfig{}.complete()
-			c := newSharedConn(y.endpoint, cfg, passive)
+			c, x := halfShared(t, passive)
+			var err error
 			if len(peer.files) > 0 {
 				err = x.fd.sendWithFiles(peer.hello, peer.files)
 			} else {
@@ -1199,12 +1216,7 @@ func TestSharedHostileEarlyData(t *testing.T) {
 		"no hello behind data": hello(helloEarly, 1) + "xGET / HTTP/1.1\r\n",
 	} {
 		for _, passive := range []bool{false, true} {
-			x, y, err := Pair()
-			if err != nil {
-				t.Fatal(err)
-			}
-			cfg, _ := ShareConfig{}.complete()
-			c := newSharedConn(y.endpoint, cfg, passive)
+			c, x := halfShared(t, passive)
 			c.SetDeadline(time.Now().Add(time.Minute))
 			go func() { io.WriteString(x, said) }()
 			go io.Copy(io.Discard, struct{ io.Reader }{x})
@@ -1226,12 +1238,7 @@ func TestSharedHostileEarlyData(t *testing.T) {
 // A peer that has no memory to share says so, and the connection goes through the socket.
 func TestSharedPeerWithoutMemory(t *testing.T) {
 	for _, passive := range []bool{false, true} {
-		x, y, err := Pair()
-		if err != nil {
-			t.Fatal(err)
-		}
-		cfg, _ := ShareConfig{}.complete()
-		c := newSharedConn(y.endpoint, cfg, passive)
+		c, x := halfShared(t, passive)
 		hello := helloOf(0, 0)
 		if _, err := x.Write(append(hello[:], "text"...)); err != nil {
 			t.Fatal(err)
@@ -1339,12 +1346,7 @@ func TestSharedSpinBacksOff(t *testing.T) {
 // No wait spins for longer than SetSpin says, also if a peer that is asleep needs longer.
 // Without SetSpin a wait for such a peer may spin for longer than others.
 func TestSharedSpinKeepsToItsLimit(t *testing.T) {
-	a, b, err := SharedPair()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer a.Close()
-	defer b.Close()
+	a, _ := sharedPair(t)
 	spinAccount.balance.Store(int64(spinSharedAhead))
 	defer func() { spinAccount.balance.Store(int64(spinSharedAhead)) }()
 	s := sharedSpin{cost: int64(time.Second)} // what the peer has needed lately
@@ -1401,12 +1403,7 @@ func TestSharedFailureEndsRecvFiles(t *testing.T) {
 
 // Both ends shut their reading half while one of them has said that it has no memory.
 func TestSharedCloseReadOfBothWithoutMemory(t *testing.T) {
-	a, b, err := SharedPair()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer a.Close()
-	defer b.Close()
+	a, b := sharedPair(t)
 	hs := a.hello
 	if err := a.withPen(&a.w, hs, func() error { return a.sendWord(hs, 0, &hs.last) }); err != nil {
 		t.Fatal(err)
@@ -1427,12 +1424,7 @@ func TestSharedCloseReadOfBothWithoutMemory(t *testing.T) {
 
 // Files go the way of the bytes where there is no memory.
 func TestSharedFilesHeedHalvesThatAreShut(t *testing.T) {
-	a, b, err := SharedPair()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer a.Close()
-	defer b.Close()
+	a, b := sharedPair(t)
 	if err := a.CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
@@ -1463,10 +1455,7 @@ func TestSharedFilesHeedHalvesThatAreShut(t *testing.T) {
 // Close comes at any moment of the handshake that two calls make; for the race detector.
 func TestSharedCloseDuringTheHandshake(t *testing.T) {
 	for i := range 50 {
-		a, b, err := SharedPair()
-		if err != nil {
-			t.Fatal(err)
-		}
+		a, b := sharedPair(t)
 		var calls sync.WaitGroup
 		for _, c := range []*SharedConn{a, b} {
 			calls.Go(func() { c.RecvFiles(1) })
@@ -1567,14 +1556,7 @@ func TestSharedServerSpeaksFirst(t *testing.T) {
 // What a hello has said of both halves is not said again by the socket, which may have no
 // half-close.
 func TestSharedConnTellsOnceThatHalvesAreShut(t *testing.T) {
-	x, y, err := Pair()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer y.Close()
-	cfg, _ := ShareConfig{}.complete()
-	c := newSharedConn(x.endpoint, cfg, false)
-	defer c.Close()
+	c, y := halfShared(t, false)
 	c.r.shut.Store(true)
 	c.w.shut.Store(true)
 	for _, h := range [...]*sharedHalf{&c.r, &c.w} {
@@ -1595,12 +1577,7 @@ func TestSharedConnTellsOnceThatHalvesAreShut(t *testing.T) {
 // A handshake that is over leaves nothing, whichever of the calls that take part is the last.
 func TestSharedHandshakeLeavesNothing(t *testing.T) {
 	for _, last := range []string{"turn", "pen"} {
-		x, y, err := Pair()
-		if err != nil {
-			t.Fatal(err)
-		}
-		cfg, _ := ShareConfig{}.complete()
-		c := newSharedConn(x.endpoint, cfg, false)
+		c, y := halfShared(t, false)
 		hs := c.hello
 		hs.turn <- struct{}{}
 		hs.pen <- struct{}{}
@@ -1630,17 +1607,11 @@ func TestSharedHandshakeLeavesNothing(t *testing.T) {
 func TestSharedConnCloseLeavesTheHandshakeAlone(t *testing.T) {
 	dog := time.AfterFunc(time.Minute, func() { panic(t.Name() + " hangs") })
 	defer dog.Stop()
-	x, y, err := Pair()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer y.Close()
-	cfg, _ := ShareConfig{}.complete()
-	c := newSharedConn(x.endpoint, cfg, false)
+	c, _ := halfShared(t, false)
 	hs := c.hello
 	hs.turn <- struct{}{}
 	hs.pen <- struct{}{}
-	err = c.sendMemory(hs)
+	err := c.sendMemory(hs)
 	own := hs.own
 	c.Close()
 	if err != nil {
@@ -1659,14 +1630,7 @@ func TestSharedConnCloseLeavesTheHandshakeAlone(t *testing.T) {
 // A call that waits in the socket ends when the handshake fails in another one, and a deadline
 // that is set later changes nothing.
 func TestSharedHandshakeFailureEndsWhatWaits(t *testing.T) {
-	x, y, err := Pair()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer y.Close()
-	cfg, _ := ShareConfig{}.complete()
-	c := newSharedConn(x.endpoint, cfg, false)
-	defer c.Close()
+	c, y := halfShared(t, false)
 	dog := time.AfterFunc(time.Minute, func() { panic(t.Name() + " hangs") })
 	defer dog.Stop()
 	read := make(chan error, 1)

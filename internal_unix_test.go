@@ -150,20 +150,40 @@ func TestRecvFilesThatAreLostTakeNoOther(t *testing.T) {
 	}
 }
 
-// Many descriptors that wait to be closed, in whatever file system, hold up no read.
-func TestReadBesideManyFilesThatAreBeingClosed(t *testing.T) {
-	a, b := connected(t)
-	defer a.Close()
-	defer b.Close()
+// A filesProbe is a pipe of which one end is sent. The other end tells when nobody has it
+// any more.
+type filesProbe struct {
+	t    *testing.T
+	r, w *os.File
+}
+
+func newFilesProbe(t *testing.T) *filesProbe {
+	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
-	if err := a.SendFiles(w); err != nil {
+	t.Cleanup(func() { r.Close(); w.Close() })
+	return &filesProbe{t, r, w}
+}
+
+// allClosed fails the test if somebody still has an end that was sent.
+func (p *filesProbe) allClosed() {
+	p.t.Helper()
+	p.w.Close()
+	p.r.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := p.r.Read(make([]byte, 1)); err != io.EOF {
+		p.t.Errorf("the files are not closed: %v", err)
+	}
+}
+
+// Many descriptors that wait to be closed, in whatever file system, hold up no read.
+func TestReadBesideManyFilesThatAreBeingClosed(t *testing.T) {
+	a, b := connected(t)
+	sent := newFilesProbe(t)
+	if err := a.SendFiles(sent.w); err != nil {
 		t.Fatal(err)
 	}
-	w.Close()
 	disposal.waiting.Add(closersMax)
 	p := make([]byte, 10)
 	n, err := b.Read(p)
@@ -171,10 +191,7 @@ func TestReadBesideManyFilesThatAreBeingClosed(t *testing.T) {
 	if string(p[:n]) != "\x00" || err != nil {
 		t.Errorf("%q is read, %v", p[:n], err)
 	}
-	r.SetReadDeadline(time.Now().Add(10 * time.Second))
-	if _, err := r.Read(p); err != io.EOF {
-		t.Errorf("the file that nobody asked for is not closed: %v", err)
-	}
+	sent.allClosed() // the file that nobody asked for, too
 }
 
 // Some kernels deliver files that were sent without a byte before the message that they
@@ -187,19 +204,14 @@ func TestRecvFilesGetsWhatCameBeforeTheFrame(t *testing.T) {
 	}
 	defer a.Close()
 	defer b.Close()
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	defer w.Close()
+	sent := newFilesProbe(t)
 	for _, limit := range []int{2, 1} {
-		d, err := syscall.Dup(int(w.Fd()))
+		d, err := syscall.Dup(int(sent.w.Fd()))
 		if err != nil {
 			t.Fatal(err)
 		}
 		b.carrier.(*framing).files = []*os.File{os.NewFile(uintptr(d), "before")}
-		if err := a.SendFiles(w); err != nil {
+		if err := a.SendFiles(sent.w); err != nil {
 			t.Fatal(err)
 		}
 		files, err := b.RecvFiles(limit)
@@ -215,11 +227,7 @@ func TestRecvFilesGetsWhatCameBeforeTheFrame(t *testing.T) {
 	if n, err := b.Recv(p); string(p[:n]) != "next" || err != nil {
 		t.Errorf("then %q is received, %v", p[:n], err)
 	}
-	w.Close()
-	r.SetReadDeadline(time.Now().Add(10 * time.Second))
-	if _, err := r.Read(p); err != io.EOF {
-		t.Errorf("the files are not closed: %v", err)
-	}
+	sent.allClosed()
 }
 
 // Nothing but what the kernel says of dropped files may be taken for that: after

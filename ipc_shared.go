@@ -359,8 +359,6 @@ func (l *SharedListener) AcceptShared() (*SharedConn, error) {
 // [Listener.Conns].
 func (l *SharedListener) Conns() iter.Seq2[*SharedConn, error] { return untilClosed(l.AcceptShared) }
 
-const kindSharedListener endKind = "sharedlistener"
-
 func (l *SharedListener) kindOfEnd() endKind { return kindOf(l, kindSharedListener) }
 
 // InheritedSharedListener returns the inherited listener: see [InheritedListener].
@@ -939,7 +937,7 @@ func (c *SharedConn) closeHalf(h *sharedHalf) error {
 	case h.shut.Load(): // a call did it before
 		c.mu.Unlock()
 		return nil
-	case c.socketOnly() && (h == &c.w || c.hello == nil): // which may be impossible, so that the half stays open
+	case c.shutsBySocket(h): // which may be impossible, so that the half stays open
 		c.mu.Unlock()
 		err := c.shutSocket(h)
 		if err == nil {
@@ -971,7 +969,7 @@ func (c *SharedConn) tellShut(h *sharedHalf, patient bool) (done bool, err error
 	}
 	for err == nil || err == errAgain {
 		c.mu.Lock()
-		hs, mode, socket := c.hello, c.mode.Load(), c.socketOnly()
+		hs, mode, socket := c.hello, c.mode.Load(), c.shutsBySocket(h)
 		sent := hs == nil || hs.last.Load()
 		c.mu.Unlock()
 		switch {
@@ -983,7 +981,7 @@ func (c *SharedConn) tellShut(h *sharedHalf, patient bool) (done bool, err error
 			return true, c.shutRing(h)
 		case sent && byte(c.said.Load())&c.wordOf(h) != 0:
 			return true, nil
-		case socket && (h == &c.w || hs == nil):
+		case socket:
 			return true, c.shutSocket(h)
 		case waits.expired() || !patient && (sent || !hs.met.Load()):
 			return false, nil
@@ -1029,6 +1027,13 @@ func (c *SharedConn) shutSocket(h *sharedHalf) error {
 		return c.base.end().closeRead()
 	}
 	return c.base.end().closeWrite()
+}
+
+// shutsBySocket reports whether the half is shut down by the socket alone. To shut the
+// reading half down empties the socket, which may still hold the peer's last hello until the
+// handshake is over. The caller holds c.mu.
+func (c *SharedConn) shutsBySocket(h *sharedHalf) bool {
+	return c.socketOnly() && (h == &c.w || c.hello == nil)
 }
 
 // socketOnly reports whether all that this end has still to say goes through the socket:
@@ -1239,8 +1244,9 @@ func (c *SharedConn) kindOfEnd() endKind {
 }
 
 const (
-	kindShared       endKind = "shared"
-	kindSharedServer endKind = "sharedserver" // one that waits for the client's hello
+	kindShared         endKind = "shared"
+	kindSharedServer   endKind = "sharedserver" // one that waits for the client's hello
+	kindSharedListener endKind = "sharedlistener"
 )
 
 // InheritedSharedConn returns the inherited connection: see [InheritedConn]. The
@@ -1469,8 +1475,8 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 // spin has failed: then that half should leave it. So it is in a wait for the answer to a
 // request: at most answerMax bytes were written since the last call of sharesCPU, for which a
 // peer that was asleep was rung, and no more were read. The peer is queued on the CPU that
-// rang it. In a stream it does no harm
-// to share a CPU. Where other work waits for the other CPUs, this one is as good.
+// rang it. In a stream it does no harm to share a CPU. Where other work waits for the other
+// CPUs, this one is as good.
 func (c *SharedConn) sharesCPU(asleep bool) bool {
 	const answerMax = 128 << 10
 	head := c.out.own.head.Load()
@@ -2248,26 +2254,20 @@ func (c *SharedConn) sendEarly(hs *handshake, p []byte) error {
 	return err
 }
 
-// meet waits until it is known that the peer shares memory, and returns the handshake. It
-// is nil if it is over, or with an error.
-func (c *SharedConn) meet(h *sharedHalf) (*handshake, error) {
-	if err := c.setUp(h, toMeet); err != nil {
-		return nil, err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.hello, nil
-}
-
 // writeEarly writes p as early data, and reports true. It does nothing if that would be
 // too much early data, or if the handshake is over.
 func (c *SharedConn) writeEarly(p []byte) (done bool, err error) {
 	for c.mode.Load() == settingUp {
-		hs, err := c.meet(&c.w)
-		if hs == nil {
+		if err := c.setUp(&c.w, toMeet); err != nil {
 			return false, err
 		}
-		err = c.withPen(&c.w, hs, func() error {
+		c.mu.Lock()
+		hs := c.hello
+		c.mu.Unlock()
+		if hs == nil {
+			return false, nil
+		}
+		err := c.withPen(&c.w, hs, func() error {
 			if hs.times == earlyTimes || len(p) > earlyMax-hs.early {
 				return nil
 			}
