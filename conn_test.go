@@ -790,6 +790,20 @@ func TestConnReadAndWriteAllocateNothing(t *testing.T) {
 		must(t, a.SetDeadline(time.Now().Add(time.Hour)))
 		must(t, b.SetDeadline(time.Now().Add(time.Hour)))
 		allocatesNothing(t, "a round trip with deadlines", roundTrip)
+		a.SetSpin(time.Nanosecond)
+		b.SetSpin(time.Nanosecond)
+		// Of two answers the first is waited for in vain before the read parks, and the
+		// second is there, so that the next read tries again.
+		allocatesNothing(t, "two answers, and waits in vain", func() error {
+			if _, err := a.Write(out); err != nil {
+				return err
+			}
+			if err := exchange(a); err != nil {
+				return err
+			}
+			_, err := io.ReadFull(a, in)
+			return err
+		})
 		must(t, a.Close())
 		if err := <-echoing; err != io.EOF {
 			t.Error(err)

@@ -511,6 +511,7 @@ type end interface {
 	SetDeadline(time.Time) error
 	SetReadDeadline(time.Time) error
 	SetWriteDeadline(time.Time) error
+	SetSpin(time.Duration)
 }
 
 // A msgEnd is a MsgConn as an end: each write sends a message, each read receives
@@ -550,6 +551,11 @@ func (e pipeEnd) Close() error { return errors.Join(e.PipeReader.Close(), e.Pipe
 
 func (e pipeEnd) SetDeadline(t time.Time) error {
 	return errors.Join(e.SetReadDeadline(t), e.SetWriteDeadline(t))
+}
+
+func (e pipeEnd) SetSpin(d time.Duration) {
+	e.PipeReader.SetSpin(d)
+	e.PipeWriter.SetSpin(d)
 }
 
 func pipePair(t *testing.T) (a, b pipeEnd) {

@@ -4712,13 +4712,17 @@ const (
 	currentProcessToken = ^syscall.Token(0) - 3  // GetCurrentProcessToken() is -4
 )
 
-// failure returns the error of a call that returns 0 when it fails.
+// failure returns the error of a call that returns 0 when it fails. It is often
+// ERROR_OPERATION_ABORTED, at the end of every wait in vain: as a constant that costs no
+// allocation.
 func failure(result uintptr, errno syscall.Errno) error {
 	switch {
 	case result != 0:
 		return nil
 	case errno == 0:
 		return syscall.EINVAL
+	case errno == syscall.ERROR_OPERATION_ABORTED:
+		return syscall.ERROR_OPERATION_ABORTED
 	}
 	return errno
 }
