@@ -188,6 +188,41 @@ func childReadsAnEndThatBlocks(*parent, []string) error {
 	return errors.Join(<-reading, r.Close(), w.Close())
 }
 
+// On a 32-bit system the position of what is left, and the most that one call takes, are
+// more than an int together.
+func TestConnWritesMoreThanOneCallTakes(t *testing.T) {
+	if underRace() {
+		t.Skip("the race detector needs four times the memory")
+	}
+	const length = 1<<30 + 1<<20
+	p := make([]byte, length) // never written to, so it takes no memory
+	writes := func(w io.Writer, r io.Reader) {
+		t.Helper()
+		writing := begin(func() error {
+			n, err := w.Write(p)
+			if n != len(p) {
+				return fmt.Errorf("Write writes %d bytes: %w", n, err)
+			}
+			return err
+		})
+		n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{io.LimitReader(r, length)}, make([]byte, 1<<20))
+		if n != length || err != nil {
+			t.Fatal(n, err)
+		}
+		must(t, <-writing)
+	}
+	t.Run("Conn", func(t *testing.T) {
+		story(t)
+		a, b := pair(t)
+		writes(a, b)
+	})
+	t.Run("Pipe", func(t *testing.T) {
+		story(t)
+		r, w := pipe(t)
+		writes(w, r)
+	})
+}
+
 func TestConnSetBufferOfMoreThanAnIntIsTheLargest(t *testing.T) {
 	story(t)
 	a, _ := pair(t)

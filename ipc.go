@@ -3570,6 +3570,9 @@ func expiryAt(t, at time.Time) int64 {
 // above INT_MAX, and os.File on Windows stops there.
 const ioMax = 1 << 30
 
+// oneCall returns as much of p, from its start, as one call takes.
+func oneCall(p []byte) []byte { return p[:min(len(p), ioMax)] }
+
 // A direction is one or both of the two halves of a descriptor.
 type direction uint8
 

@@ -3637,7 +3637,7 @@ func (f *fd) read(p []byte) (int, error) {
 		attempt = readShared
 	}
 	for {
-		done, err := f.run(h, &op{attempt: attempt, p: p[:min(len(p), ioMax)]})
+		done, err := f.run(h, &op{attempt: attempt, p: oneCall(p)})
 		if !onlyFiles(done, err) {
 			return f.received(done.n, err)
 		}
@@ -3682,7 +3682,7 @@ func (f *fd) write(p []byte) (n int, err error) {
 		attempt = writeShared
 	}
 	for {
-		done, err := f.run(h, &op{attempt: attempt, p: p[n:min(len(p), n+ioMax)]})
+		done, err := f.run(h, &op{attempt: attempt, p: oneCall(p[n:])})
 		if err != nil {
 			return n, writeError("write", err)
 		}
@@ -3878,7 +3878,7 @@ func acceptClient(o *op, sys int) (r result, err error) {
 // recvmsg receives some data, and control messages if there is room for them. If there is
 // none, the descriptors among them are closed elsewhere. The caller has entered f.r.
 func (f *fd) recvmsg(p, oob []byte, flags int) (n, oobn, got int, err error) {
-	done, err := f.run(&f.r, &op{attempt: receive, p: p, oob: oob, flags: int32(flags)})
+	done, err := f.run(&f.r, &op{attempt: receive, p: oneCall(p), oob: oob, flags: int32(flags)})
 	if err == nil && f.readShut.Load() && kern.readsAfterShutdown() {
 		if len(oob) > 0 {
 			discardRights(oob[:done.oobn])
@@ -3891,6 +3891,9 @@ func (f *fd) recvmsg(p, oob []byte, flags int) (n, oobn, got int, err error) {
 // sendmsg sends some of the data, with the control messages. The caller has entered
 // f.w.
 func (f *fd) sendmsg(p, oob []byte, flags int) (int, error) {
+	if f.kind == streams { // a message that is too long is for the kernel to refuse
+		p = oneCall(p)
+	}
 	var giveUp int64 // when to stop waiting for others to receive their files
 	for {
 		done, err := f.run(&f.w, &op{attempt: sendData, p: p, oob: oob, flags: int32(flags)})

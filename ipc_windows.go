@@ -2886,7 +2886,7 @@ func (f *fd) takeUnread(p []byte) (n int, more bool) {
 // without an error, if an empty message, or an empty write to a stream, was read. If p is
 // empty it waits for something to read, and takes nothing of it but an empty message.
 func (f *fd) readPart(l limits, p []byte) (n int, more bool, err error) {
-	p = p[:min(len(p), ioMax)]
+	p = oneCall(p)
 	for {
 		n, err = f.run(l, operation{start: readFile, p: p}, reading)
 		if err != syscall.ERROR_OPERATION_ABORTED { // by another holder of the handle
@@ -2935,7 +2935,7 @@ func (f *fd) writeAll(p []byte) (n int, err error) {
 	}
 	l := limits{deadlines: writing, withdrawn: f.kind == messages}
 	for {
-		m, err := f.run(l, operation{start: writeFile, p: p[n:min(len(p), n+ioMax)]}, writing)
+		m, err := f.run(l, operation{start: writeFile, p: oneCall(p[n:])}, writing)
 		n += m
 		withdrawn := err == errWithdrawn
 		if withdrawn {
@@ -4913,7 +4913,7 @@ func disconnectNamedPipe(h syscall.Handle) error {
 // much of the message at the head was not copied.
 func peekMessage(h syscall.Handle, p []byte) (n, avail, left int, err error) {
 	var read, total, rest uint32
-	p = p[:min(len(p), ioMax)]
+	p = oneCall(p)
 	r, _, errno := syscall.SyscallN(procPeekNamedPipe.Addr(), uintptr(h),
 		uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),
 		uintptr(unsafe.Pointer(&read)), uintptr(unsafe.Pointer(&total)), uintptr(unsafe.Pointer(&rest)))
