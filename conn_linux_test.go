@@ -1042,7 +1042,7 @@ func TestSharedConnPeerCannotWriteItsMemory(t *testing.T) {
 			syscall.Close(fd)
 		}
 	}()
-	if n != 32 || len(fds) != 2 {
+	if n != 32 || len(fds) != 3 {
 		t.Fatalf("a hello of %d bytes and %d descriptors", n, len(fds))
 	}
 	var st syscall.Stat_t

@@ -493,7 +493,7 @@ func TestSharedConnRefusesASlowDoorbell(t *testing.T) {
 	hello := "\xffipcshm\x01" + string(binary.NativeEndian.AppendUint32(nil, 0x01020304)) +
 		"\x01\x00\x00\x00" + "\x00\x00\x01\x00" + strings.Repeat("\x00", 12)
 	must(t, withSys(memory, func(sys int) error {
-		_, err := a.WriteMsg([]byte(hello), syscall.UnixRights(sys, f))
+		_, err := a.WriteMsg([]byte(hello), syscall.UnixRights(sys, f, f))
 		return err
 	}))
 	victim.mustSay("while the gate is closed")

@@ -567,13 +567,15 @@ func TestSpinPolicyLeavesTheCPUEverMoreRarely(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Shared memory
 
-// sharedPair returns two connected ends, which are closed when the test ends.
+// sharedPair returns two connected ends, which are closed when the test ends. They do nothing
+// for each other, unlike those of SharedPair.
 func sharedPair(t *testing.T) (a, b *SharedConn) {
 	t.Helper()
 	a, b, err := SharedPair()
 	if err != nil {
 		t.Fatal(err)
 	}
+	a.twins.part()
 	t.Cleanup(func() { a.Close(); b.Close() })
 	return a, b
 }
@@ -785,8 +787,8 @@ func TestSharedSurplusDoorbells(t *testing.T) {
 			case <-quit:
 				return
 			default:
-				ringBell(b.r.bell)
-				ringBell(b.w.bell)
+				ringBell(b.r.far)
+				ringBell(b.w.far)
 			}
 		}
 	}()
@@ -988,7 +990,7 @@ func TestSharedLateDoorbell(t *testing.T) {
 		a.out.put([]byte{i}, 1)
 		a.out.head++
 		a.out.own.head.Store(a.out.head)
-		ringBell(a.w.bell) // so that the reader sees it, parked or not
+		ringBell(a.w.far) // so that the reader sees it, parked or not
 		if v := <-got; v != i {
 			t.Fatalf("read %d, want %d", v, i)
 		}
@@ -1166,15 +1168,15 @@ func TestSharedHelloWithWrongFiles(t *testing.T) {
 		files []*os.File
 	}{
 		"no files":          {hello(ringMin), nil},
-		"one file":          {hello(ringMin), []*os.File{memory(controlSize + ringMin)}},
-		"no memory":         {hello(ringMin), []*os.File{null(), null()}},
-		"no doorbell":       {hello(ringMin), []*os.File{memory(controlSize + ringMin), null()}},
-		"memory too small":  {hello(ringMin), []*os.File{memory(controlSize + ringMin - 1<<12), null()}},
-		"memory too large":  {hello(ringMin), []*os.File{memory(controlSize + 2*ringMin), null()}},
-		"control page only": {hello(ringMin), []*os.File{memory(4096), null()}},
-		"three files":       {hello(ringMin), []*os.File{null(), null(), null()}},
-		"files and no use":  {hello(0), []*os.File{null(), null()}},
-		"odd size":          {odd, []*os.File{null(), null()}},
+		"two files":         {hello(ringMin), []*os.File{memory(controlSize + ringMin), null()}},
+		"no memory":         {hello(ringMin), []*os.File{null(), null(), null()}},
+		"no doorbell":       {hello(ringMin), []*os.File{memory(controlSize + ringMin), null(), null()}},
+		"memory too small":  {hello(ringMin), []*os.File{memory(controlSize + ringMin - 1<<12), null(), null()}},
+		"memory too large":  {hello(ringMin), []*os.File{memory(controlSize + 2*ringMin), null(), null()}},
+		"control page only": {hello(ringMin), []*os.File{memory(4096), null(), null()}},
+		"four files":        {hello(ringMin), []*os.File{null(), null(), null(), null()}},
+		"files and no use":  {hello(0), []*os.File{null(), null(), null()}},
+		"odd size":          {odd, []*os.File{null(), null(), null()}},
 		"unknown flags":     {flags, nil},
 		"another order":     {other, nil},
 	} {
@@ -1280,7 +1282,7 @@ func TestSharedPeerWithoutMemory(t *testing.T) {
 func TestSharedCloseRings(t *testing.T) {
 	a, b := sharedInMemory(t)
 	b.SetSpin(-1)
-	for _, bell := range [...]*fd{a.r.bell, a.w.bell} {
+	for _, bell := range [...]*fd{a.r.far, a.w.far} {
 		f, err := bell.dupFile("duplicate")
 		if err != nil {
 			t.Fatal(err)
@@ -1312,7 +1314,7 @@ func TestSharedSpinBacksOff(t *testing.T) {
 		spins := 0
 		for range 10000 {
 			spinAccount.balance.Store(int64(spinSharedAhead))
-			spun := s.budget(limit, 4*limit, asleep)
+			spun := s.budget(now(), limit, 4*limit, asleep)
 			if spun > 0 {
 				spins++
 			}
@@ -1328,7 +1330,7 @@ func TestSharedSpinBacksOff(t *testing.T) {
 	var s sharedSpin
 	skipped := 0
 	for i := range 10000 {
-		spun := s.budget(limit, 4*limit, false)
+		spun := s.budget(now(), limit, 4*limit, false)
 		if spun == 0 {
 			skipped++
 		}
@@ -1338,7 +1340,7 @@ func TestSharedSpinBacksOff(t *testing.T) {
 		t.Errorf("%d of 10000 waits do not spin, though 98 of 100 spins are enough", skipped)
 	}
 	spinAccount.balance.Store(-1)
-	if s.budget(limit, 4*limit, false) != 0 && spinAccount.balance.Load() <= 0 {
+	if s.budget(now(), limit, 4*limit, false) != 0 && spinAccount.balance.Load() <= 0 {
 		t.Error("a wait spins though all together have lost too much")
 	}
 }
@@ -1358,7 +1360,7 @@ func TestSharedSpinKeepsToItsLimit(t *testing.T) {
 	} {
 		a.SetSpin(set)
 		limit, most := a.spinLimits()
-		if awake, asleep := s.budget(limit, most, false), s.budget(limit, most, true); awake != int64(want[0]) || asleep != int64(want[1]) {
+		if awake, asleep := s.budget(now(), limit, most, false), s.budget(now(), limit, most, true); awake != int64(want[0]) || asleep != int64(want[1]) {
 			t.Errorf("SetSpin(%v): a wait spins for %v, for a peer that is asleep %v; want %v",
 				set, time.Duration(awake), time.Duration(asleep), want)
 		}
@@ -1594,7 +1596,7 @@ func TestSharedHandshakeLeavesNothing(t *testing.T) {
 		}
 		hs.giveBack(first)
 		hs.giveBack(second)
-		if own.mem != nil || hs.own != nil || hs.bell != nil {
+		if own.mem != nil || hs.own != nil || hs.bells != (doorbells{}) {
 			t.Errorf("the last had the %s: the memory stays", last)
 		}
 		c.Close()
@@ -1622,7 +1624,7 @@ func TestSharedConnCloseLeavesTheHandshakeAlone(t *testing.T) {
 	}
 	hs.giveBack(hs.pen)
 	hs.giveBack(hs.turn)
-	if own.mem != nil || hs.own != nil || hs.bell != nil {
+	if own.mem != nil || hs.own != nil || hs.bells != (doorbells{}) {
 		t.Error("the memory stays")
 	}
 }

@@ -37,7 +37,7 @@ func TestSharedConnCloseWaitsOnce(t *testing.T) {
 	least := time.Duration(1 << 62)
 	for range 5 { // the machine may be slow, but not each time
 		a, _ := sharedInMemory(t)
-		for _, f := range [...]*fd{a.base.fd, a.r.bell, a.w.bell} {
+		for _, f := range [...]*fd{a.base.fd, a.r.bell, a.w.bell, a.r.far, a.w.far} {
 			f.share() // its close may sleep
 		}
 		asleep := make(chan struct{})

@@ -289,14 +289,43 @@ func (c *Conn) Share(cfg ShareConfig) (*SharedConn, error) {
 	return newSharedConn(c.endpoint, full, false), nil
 }
 
-// SharedPair returns two connected ends, for a child process or a test: see [Pair].
+// SharedPair returns two connected ends, for a child process or a test: see [Pair]. As long
+// as this process has both, no call waits until the other end is used to set the memory up.
 func SharedPair() (*SharedConn, *SharedConn, error) {
-	a, b, err := pair(streams)
+	f, g, err := pair(streams)
 	if err != nil {
 		return nil, nil, opError("pair", Addr{}, Addr{}, err)
 	}
 	cfg, _ := ShareConfig{}.complete()
-	return newSharedConn(endpoint{fd: a}, cfg, false), newSharedConn(endpoint{fd: b}, cfg, false), nil
+	a := newSharedConn(endpoint{fd: f}, cfg, false)
+	b := newSharedConn(endpoint{fd: g}, cfg, false)
+	a.twins = &twins{ends: [2]*SharedConn{a, b}}
+	b.twins = a.twins
+	return a, b, nil
+}
+
+// twins are the two ends of a SharedPair, until their handshake is begun or one of them is
+// given to a child.
+type twins struct {
+	ends  [2]*SharedConn // for whoever sets apart
+	apart atomic.Bool
+}
+
+// part returns the ends to the first caller.
+func (t *twins) part() (ends [2]*SharedConn) {
+	if t != nil && !t.apart.Swap(true) {
+		ends, t.ends = t.ends, ends
+	}
+	return ends
+}
+
+// meet makes the handshake at both ends, though nobody may be in a call of the other one.
+func (t *twins) meet() {
+	for _, c := range t.part() {
+		if c != nil {
+			go c.setUp(new(sharedHalf), toShare) // it ends with the handshake
+		}
+	}
 }
 
 // DialShared connects to a [SharedListener] at addr. It is
@@ -378,11 +407,11 @@ func InheritedSharedListener(name string) (*SharedListener, error) {
 // copied once into the ring and once out of it, and while both ends are awake no system
 // call is made.
 //
-// A goroutine that finds nothing to do parks in a read of a doorbell. A doorbell is a
-// socket; each direction of bytes has one of its own. Before the goroutine looks for the
+// A goroutine that finds nothing to do parks in a read of a doorbell. A doorbell is a pair
+// of sockets; each half of each end has one of its own. Before the goroutine looks for the
 // last time, it says on its control page that it is about to park. The peer looks at that
-// after it has written or read, and rings: it writes one byte. The doorbell also ends
-// when the peer's process does.
+// after it has written or read, and rings: it writes one byte to the far end, which is all
+// that it has of the doorbell. The doorbell also ends when the peer's process does.
 
 // A SharedConn is one end of a connection through shared memory: a full-duplex stream of
 // bytes, as a [Conn] is. It is a [net.Conn]. All its methods may be called concurrently,
@@ -397,6 +426,7 @@ func InheritedSharedListener(name string) (*SharedListener, error) {
 // These calls therefore wait, until their deadline, for the peer to read or to make such
 // a call itself. Before that, each Write and Reserve of an end that a [SharedListener] has
 // accepted waits for the client to say something: the client's first Read or Write does.
+// See [SharedPair] for two ends in one process.
 //
 // A peer that crashes ends the connection as Close does; what the peer had written before
 // is still read. A write that follows a crash may still succeed while there is room in
@@ -405,6 +435,7 @@ type SharedConn struct {
 	base    endpoint // base.fd carries the handshake and files, and everything if not in memory
 	cfg     ShareConfig
 	passive bool // waits for the peer's hello before it sends its own
+	twins   *twins
 
 	mode      atomic.Uint32 // of sharedMode; set by the handshake, and by fail
 	closed    atomic.Bool   // Close was called
@@ -444,20 +475,22 @@ const (
 )
 
 // A sharedHalf is one direction of a SharedConn, and what belongs to the operation that is
-// under way in it. bell and word are set by the handshake, before the mode is inMemory.
+// under way in it. bell, far and word are set by the handshake, before the mode is inMemory.
 type sharedHalf struct {
 	mu    sync.Mutex     // one operation at a time; guards all but shut, expiry and deadline
-	bell  *fd            // this half parks in a read of it, and rings the peer's other half by a write
+	bell  *fd            // this half parks in a read of it
+	far   *fd            // the far end of the bell of the peer's other half
 	word  *atomic.Uint32 // the epoch, on the own control page
 	epoch uint32         // odd: parked, or about to be
 	lent  bool           // what Peek or Reserve returned was not given back
 	loan  int            // how many bytes that is
+	from  *mapping       // the mapping that they are in, or nil
 	apart []byte         // those bytes, where they are not in the ring; for the reading half they are in ahead then
 	spins [2]sharedSpin  // for waits that begin while the peer is awake, and while it is parked
 	rings [64]byte       // room for the bytes of the doorbell
 
 	shut     atomic.Bool  // by CloseRead or CloseWrite
-	expiry   atomic.Int64 // the deadline on the clock of sharedNow, 0 for none
+	expiry   atomic.Int64 // the deadline on the clock of now, 0 for none
 	deadline time.Time    // guarded by SharedConn.mu
 }
 
@@ -507,10 +540,10 @@ func (c *SharedConn) Read(p []byte) (int, error) {
 }
 
 func (c *SharedConn) read(p []byte) (n int, err error) {
+	c.endLoan(&c.r)
 	if err := c.begin(&c.r, len(p) > 0, 1); err != nil || len(p) == 0 {
 		return 0, err
 	}
-	c.endLoan(&c.r)
 	if c.r.shut.Load() {
 		return 0, io.EOF // also if there are bytes that were read ahead
 	}
@@ -570,12 +603,14 @@ func (c *SharedConn) write(p []byte) (n int, err error) {
 	}
 	for n < len(p) {
 		room, err := c.awaitRoom(1)
-		if err != nil {
+		if room > 0 {
+			m := c.out.put(p[n:], room)
+			c.publish(m)
+			n += int(m)
+		}
+		if err != nil && n < len(p) {
 			return n, err
 		}
-		m := c.out.put(p[n:], room)
-		c.publish(m)
-		n += int(m)
 	}
 	return n, nil
 }
@@ -602,6 +637,10 @@ func (c *SharedConn) Peek(n int) ([]byte, error) {
 }
 
 func (c *SharedConn) peek(n int) ([]byte, error) {
+	c.endLoan(&c.r)
+	if err := checkLoan(n, max(c.cfg.MaxPeerBuffer, c.cfg.Buffer)/2); err != nil {
+		return nil, err
+	}
 	enough := aim(max(n, 1))
 	if n > earlyMax {
 		enough = toShare
@@ -620,13 +659,14 @@ func (c *SharedConn) peek(n int) ([]byte, error) {
 		return nil, io.EOF
 	}
 	var p []byte
+	var from *mapping
 	var err error
 	apart := true
 	switch mode := c.mode.Load(); {
 	case mode == settingUp || c.hasAhead(max(n, 1)):
 		p = c.lookAhead(n)
 	case mode == inMemory && !c.hasAhead(1):
-		p, err = c.peekRing(n)
+		p, from, err = c.peekRing(n)
 		apart = false
 	default:
 		p, err = c.peekSocket(n)
@@ -637,7 +677,7 @@ func (c *SharedConn) peek(n int) ([]byte, error) {
 	if apart {
 		c.r.apart = p
 	}
-	c.lend(&c.r, len(p))
+	c.r.lend(len(p), from)
 	return p, err
 }
 
@@ -651,21 +691,24 @@ func checkLoan(n, limit int) error {
 	return nil
 }
 
-func (c *SharedConn) peekRing(n int) ([]byte, error) {
+// peekRing returns the next bytes of the ring and the mapping that they are in, or a copy
+// of them. With io.EOF they are copied, since hardly anybody gives back what comes with an
+// error.
+func (c *SharedConn) peekRing(n int) (p []byte, from *mapping, err error) {
 	avail, err := c.awaitData(uint32(max(n, 1)))
 	if err != nil && err != io.EOF {
-		return nil, err
+		return nil, nil, err
 	}
 	if n == 0 || int(avail) < n {
 		n = int(avail)
 	}
-	p, whole := c.in.span(uint32(n))
-	if !whole {
-		p = make([]byte, n)
-		c.in.look(p)
-	}
 	raceAcquire()
-	return p, err
+	if p, whole := c.in.span(uint32(n)); whole && err == nil {
+		return p, c.peerMem, nil
+	}
+	p = make([]byte, n)
+	c.in.look(p)
+	return p, nil, err
 }
 
 // Discard reads the first n bytes of what Peek returned, and ends the loan.
@@ -711,6 +754,9 @@ func (c *SharedConn) Reserve(n int) ([]byte, error) {
 }
 
 func (c *SharedConn) reserve(n int) ([]byte, error) {
+	if err := checkLoan(n, c.cfg.Buffer/2); err != nil {
+		return nil, err
+	}
 	enough := toMeet // Commit sees whether it is early data
 	if n > earlyMax {
 		enough = toShare
@@ -718,13 +764,10 @@ func (c *SharedConn) reserve(n int) ([]byte, error) {
 	if err := c.begin(&c.w, true, enough); err != nil {
 		return nil, err
 	}
-	if err := checkLoan(n, c.cfg.Buffer/2); err != nil {
-		return nil, err
-	}
 	var p []byte
 	whole := false
 	if c.mode.Load() == inMemory {
-		if _, err := c.awaitRoom(uint32(max(n, 1))); err != nil {
+		if room, err := c.awaitRoom(uint32(max(n, 1))); int(room) < max(n, 1) {
 			return nil, err
 		}
 		p, whole = c.out.span(uint32(n))
@@ -733,12 +776,15 @@ func (c *SharedConn) reserve(n int) ([]byte, error) {
 	if before == nil && c.w.lent {
 		before, _ = c.out.span(uint32(c.w.loan))
 	}
-	if c.w.apart = nil; !whole {
+	var from *mapping
+	if whole {
+		from, c.w.apart = c.ownMem, nil
+	} else {
 		p = make([]byte, n)
 		c.w.apart = p
 	}
 	copy(p, before)
-	c.lend(&c.w, n)
+	c.w.lend(n, from)
 	return p, nil
 }
 
@@ -767,7 +813,10 @@ func (c *SharedConn) commit(n int) error {
 		_, err := c.write(apart[:n])
 		return err
 	}
-	if c.writeEnded() {
+	switch {
+	case c.mode.Load() == inFailure:
+		return c.why()
+	case c.writeEnded():
 		return errBrokenPipe
 	}
 	c.publish(uint32(n))
@@ -777,47 +826,32 @@ func (c *SharedConn) commit(n int) error {
 // errBrokenPipe is the error of a write that nobody will read.
 var errBrokenPipe = os.NewSyscallError("write", syscall.EPIPE)
 
-// lend notes what Peek or Reserve returned: memory that stays mapped until endLoan, unless it
-// is apart.
-func (c *SharedConn) lend(h *sharedHalf, n int) {
-	h.lent, h.loan = true, n
-	if h.apart != nil {
-		return
+// lend notes what Peek or Reserve returned. The mapping that it is in, if any, stays mapped
+// until endLoan.
+func (h *sharedHalf) lend(n int, from *mapping) {
+	if h.from != nil { // another Reserve
+		h.from.lent.Store(false)
 	}
-	if m := c.lender(h); m != nil {
-		m.lent.Store(true)
+	h.lent, h.loan, h.from = true, n, from
+	if from != nil {
+		from.lent.Store(true)
 	}
 }
 
 // endLoan ends the loan of a half, if there is one. After Close that unmaps the
 // memory.
 func (c *SharedConn) endLoan(h *sharedHalf) {
-	if !h.lent {
+	from := h.from
+	h.lent, h.loan, h.from, h.apart = false, 0, nil, nil
+	if from == nil {
 		return
 	}
-	apart := h.apart != nil
-	h.lent, h.loan, h.apart = false, 0, nil
-	if apart {
-		return
-	}
-	m := c.lender(h)
-	if m == nil {
-		return
-	}
-	m.lent.Store(false)
+	from.lent.Store(false)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.released {
 		c.unmap()
 	}
-}
-
-// lender returns the mapping that has the bytes which a half lends.
-func (c *SharedConn) lender(h *sharedHalf) *mapping {
-	if h == &c.r {
-		return c.peerMem
-	}
-	return c.ownMem
 }
 
 // ---------------------------------------------------------------------------
@@ -834,7 +868,7 @@ func (c *SharedConn) Close() error {
 	hs, memory := c.hello, c.ownMem != nil
 	c.hello = nil
 	c.tellEnd()
-	ends := [...]*fd{c.base.end(), c.r.bell, c.w.bell}
+	ends := [...]*fd{c.base.end(), c.r.bell, c.w.bell, c.r.far, c.w.far}
 	c.mu.Unlock()
 	begun, err := time.Now(), error(nil)
 	for i, end := range ends {
@@ -881,10 +915,10 @@ func (c *SharedConn) tellEnd() {
 	own.wclosed.Store(1)
 	own.rclosed.Store(1)
 	if peer.rwait.Load()&1 != 0 {
-		ringBell(c.w.bell)
+		ringBell(c.w.far)
 	}
 	if peer.wwait.Load()&1 != 0 {
-		ringBell(c.r.bell)
+		ringBell(c.r.far)
 	}
 }
 
@@ -965,7 +999,7 @@ func (c *SharedConn) tellShut(h *sharedHalf, patient bool) (done bool, err error
 	waits := new(sharedHalf) // unlike h it is not shut, and its deadline is another
 	if !patient {
 		waits.deadline = time.Now().Add(closeGrace)
-		waits.expiry.Store(sharedExpiry(waits.deadline))
+		waits.expiry.Store(expiryAt(waits.deadline, time.Now()))
 	}
 	for err == nil || err == errAgain {
 		c.mu.Lock()
@@ -1051,11 +1085,8 @@ func (c *SharedConn) socketOnly() bool {
 func (c *SharedConn) endWaits(h *sharedHalf) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if h.bell != nil {
-		h.bell.setDeadline(time.Unix(1, 0), reading)
-	}
+	c.applyDeadline(h)
 	if c.hello != nil {
-		c.applyDeadline(h, 0)
 		c.hello.stir()
 	}
 }
@@ -1068,6 +1099,9 @@ func (c *SharedConn) RemoteAddr() net.Addr { return c.base.RemoteAddr() }
 
 // Peer tells who is at the other end: see [Conn.Peer].
 func (c *SharedConn) Peer() (Peer, error) { return c.base.Peer() }
+
+// WaitPeer waits until the process at the other end has ended: see [Conn.WaitPeer].
+func (c *SharedConn) WaitPeer(ctx context.Context) error { return c.base.WaitPeer(ctx) }
 
 // SetDeadline sets the read and the write deadline.
 func (c *SharedConn) SetDeadline(t time.Time) error {
@@ -1097,20 +1131,16 @@ func (c *SharedConn) setDeadline(t time.Time, d direction) error {
 	}
 	expiry := int64(0)
 	if !t.IsZero() {
-		expiry = sharedExpiry(t)
+		expiry = expiryAt(t, time.Now())
 	}
 	var err error
 	for _, h := range [...]*sharedHalf{&c.r, &c.w} {
-		half := reading
-		if h == &c.w {
-			half = writing
-		}
-		if d&half == 0 {
+		if d&c.directionOf(h) == 0 {
 			continue
 		}
 		h.deadline = t
 		h.expiry.Store(expiry)
-		if e := c.applyDeadline(h, half); err == nil {
+		if e := c.applyDeadline(h); err == nil {
 			err = e
 		}
 	}
@@ -1120,34 +1150,43 @@ func (c *SharedConn) setDeadline(t time.Time, d direction) error {
 	return err
 }
 
-// applyDeadline sets the deadline of a half where it waits. The caller holds c.mu.
-func (c *SharedConn) applyDeadline(h *sharedHalf, half direction) error {
+// applyDeadline sets the deadline of a half where it waits. For a half that was shut down,
+// and waits in memory or in the handshake, it is in the past. The caller holds c.mu.
+func (c *SharedConn) applyDeadline(h *sharedHalf) error {
+	if c.mode.Load() == inFailure {
+		return nil // what ends the waits stays
+	}
+	d := c.directionOf(h) // in which the half waits in the socket
 	if c.hello != nil {
-		var d direction // the half waits for another one in all others
+		d = 0
 		if c.receiver == h {
 			d |= reading
 		}
 		if c.sender == h {
 			d |= writing
 		}
-		switch {
-		case d == 0:
-			return nil
-		case h.shut.Load():
-			return c.base.end().setDeadline(time.Unix(1, 0), d)
-		}
-		return c.base.end().setDeadline(h.deadline, d)
 	}
-	if c.mode.Load() == inFailure {
-		return nil // what ends the waits stays
+	t := h.deadline
+	if h.shut.Load() && (c.hello != nil || h.bell != nil) {
+		t = time.Unix(1, 0)
 	}
-	err := c.base.end().setDeadline(h.deadline, half)
-	if h.bell != nil && !h.shut.Load() {
-		if e := h.bell.setDeadline(h.deadline, reading); err == nil {
+	var err error
+	if d != 0 {
+		err = c.base.end().setDeadline(t, d)
+	}
+	if h.bell != nil {
+		if e := h.bell.setDeadline(t, reading); err == nil {
 			err = e
 		}
 	}
 	return err
+}
+
+func (c *SharedConn) directionOf(h *sharedHalf) direction {
+	if h == &c.w {
+		return writing
+	}
+	return reading
 }
 
 // SetSpin sets the longest time that a wait of this end spins before its goroutine parks.
@@ -1173,14 +1212,16 @@ func (c *SharedConn) SendFiles(files ...*os.File) error {
 	case c.w.shut.Load() || c.peerRShut.Load():
 		err = errBrokenPipe
 	default:
-		err = c.base.end().sendWithFiles(zeroByte[:], files)
+		if err = c.base.end().sendWithFiles(zeroByte[:], files); err != nil && c.w.shut.Load() {
+			err = errBrokenPipe // CloseWrite ended the wait
+		}
 	}
 	return c.failed("sendfiles", c.failureOr(err))
 }
 
 // RecvFiles receives the files of one SendFiles, at most max of them, and waits until
 // there are some: see [Conn.RecvFiles]. In memory the files go beside the bytes: what ends
-// the wait is the deadline, Close, or the peer's Close, not CloseRead or the peer's
+// the wait is the deadline, CloseRead, Close, or the peer's Close, not the peer's
 // CloseWrite.
 func (c *SharedConn) RecvFiles(max int) ([]*os.File, error) {
 	err := checkFiles(max, 1)
@@ -1209,7 +1250,15 @@ func (c *SharedConn) recvFiles(max int) ([]*os.File, error) {
 			return nil, io.EOF
 		}
 	}
-	return c.base.end().recvFiles(max)
+	files, err := c.base.end().recvFiles(max)
+	switch {
+	case err == nil || c.closed.Load():
+	case c.r.shut.Load() || isEnd(err): // by CloseRead, or a peer that left files of ours unread
+		return nil, io.EOF
+	case errors.Is(err, ErrNoFiles) && c.mode.Load() == inMemory:
+		return nil, c.fail(&classified{err, syscall.EPROTO}) // nobody would ever read what is there instead
+	}
+	return files, err
 }
 
 // failureOr returns why the connection has failed, if it has and err is an error, or err.
@@ -1232,6 +1281,7 @@ func (c *SharedConn) bequeath(cmd *exec.Cmd) (token string, err error) {
 	case c.hello == nil || c.hello.begun:
 		return "", &ruleError{"the connection was used, and its memory is this process's", errors.ErrUnsupported}
 	}
+	c.twins.part()
 	return c.base.end().bequeath(cmd)
 }
 
@@ -1403,7 +1453,8 @@ func (c *SharedConn) awaitData(need uint32) (uint32, error) {
 	}
 }
 
-// awaitRoom waits until there is room for need bytes and returns how much there is.
+// awaitRoom waits until there is room for need bytes and returns how much there is, with
+// os.ErrDeadlineExceeded maybe less.
 func (c *SharedConn) awaitRoom(need uint32) (uint32, error) {
 	for {
 		if c.writeEnded() {
@@ -1419,7 +1470,13 @@ func (c *SharedConn) awaitRoom(need uint32) (uint32, error) {
 			}
 			return room, nil
 		}
-		if err := c.wait(&c.w, need); err != nil {
+		if err := c.wait(&c.w, need); err == os.ErrDeadlineExceeded {
+			room, failed := c.out.room(c.out.size) // there may be some for which nobody wakes
+			if failed != nil {
+				return 0, c.fail(failed)
+			}
+			return room, err
+		} else if err != nil {
 			return 0, err
 		}
 	}
@@ -1432,7 +1489,7 @@ func (c *SharedConn) writeEnded() bool {
 
 // ready reports whether the half has something to do or to report.
 func (c *SharedConn) ready(h *sharedHalf, need uint32) bool {
-	if c.closed.Load() || c.gone.Load() {
+	if c.closed.Load() || c.gone.Load() || c.mode.Load() != inMemory {
 		return true
 	}
 	if h == &c.r {
@@ -1443,15 +1500,15 @@ func (c *SharedConn) ready(h *sharedHalf, need uint32) bool {
 
 // wait returns when the half may be ready.
 func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
-	begun, spun := sharedNow(), int64(0)
+	begun, spun := now(), int64(0)
 	asleep := (c.in.peer.rwait.Load()|c.in.peer.wwait.Load())&1 != 0
 	spin := &h.spins[0]
 	if asleep {
 		spin = &h.spins[1]
 	}
 	limit, most := c.spinLimits()
-	if budget := spin.budget(limit, most, asleep); budget > 0 && spinning.begin() {
-		won := c.spinFor(h, need, budget)
+	if budget := spin.budget(begun, limit, most, asleep); budget > 0 && spinning.begin() {
+		won := c.spinFor(h, need, begun, budget)
 		spinning.stop()
 		if won {
 			spinning.stays()
@@ -1464,7 +1521,7 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 		}
 	}
 	err := c.park(h, need)
-	spin.outcome(spun, false, asleep, sharedNow()-begun)
+	spin.outcome(spun, false, asleep, now()-begun)
 	if err != nil && err != os.ErrDeadlineExceeded {
 		return err
 	}
@@ -1530,7 +1587,7 @@ func (c *SharedConn) ring(h *sharedHalf, epoch uint32, rung *uint32) {
 		return
 	}
 	*rung = epoch
-	if ringBell(h.bell) != nil {
+	if ringBell(h.far) != nil {
 		c.gone.Store(true)
 	}
 }
@@ -1574,24 +1631,9 @@ func protocolError(what string) error {
 	return &ruleError{"the peer broke the protocol of shared memory: " + what, syscall.EPROTO}
 }
 
-// sharedNow is the time in nanoseconds on a clock that only goes forward, never 0.
-func sharedNow() int64 { return int64(time.Since(sharedEpoch)) + 1 }
-
-var sharedEpoch = time.Now()
-
-// sharedExpiry returns the deadline t on the clock of sharedNow. It goes by how far away
-// t is, so that a step of the wall clock does not count.
-func sharedExpiry(t time.Time) int64 {
-	left, passed := int64(time.Until(t)), sharedNow()
-	if left > 1<<63-1-passed {
-		return 1<<63 - 1
-	}
-	return max(passed+left, 1)
-}
-
 func (h *sharedHalf) expired() bool {
 	e := h.expiry.Load()
-	return e != 0 && sharedNow() >= e
+	return e != 0 && now() >= e
 }
 
 // ---------------------------------------------------------------------------
@@ -1606,7 +1648,6 @@ const (
 	spinSharedFree   = 8                      // losses in a row that are normal on a busy machine
 	spinSharedMax    = 128                    // waits that skip spinning after a loss, at most
 	spinSharedShort  = 400 * time.Microsecond // a longer wait is no reason to spin at the next one
-	spinSharedTaken  = 100 * time.Microsecond // a gap of that length in a spin means that the CPU was taken away
 )
 
 // A sharedSpin decides whether a wait spins. A half has two. One is for waits that begin
@@ -1625,10 +1666,10 @@ type sharedSpin struct {
 	cost    int64 // how long short waits take that park, on average; 0 before the first
 }
 
-// budget returns how many nanoseconds the next wait may spin: limit for a peer that is
+// budget returns how many nanoseconds a wait that begins now may spin: limit for a peer that is
 // awake. One that is asleep is given the time that it has needed lately, up to most.
-func (s *sharedSpin) budget(limit, most int64, asleep bool) int64 {
-	if s.skip > 0 || limit == 0 || !spinAccount.mayLose(sharedNow()) {
+func (s *sharedSpin) budget(now, limit, most int64, asleep bool) int64 {
+	if s.skip > 0 || limit == 0 || !spinAccount.mayLose(now) {
 		return 0
 	}
 	if asleep {
@@ -1642,7 +1683,7 @@ func (s *sharedSpin) budget(limit, most int64, asleep bool) int64 {
 func (s *sharedSpin) outcome(spun int64, won, asleep bool, length int64) {
 	switch {
 	case won:
-		s.losses, s.backoff = 0, s.backoff/2
+		s.losses, s.backoff = s.losses/2, s.backoff/2
 		spinAccount.add(int64(spinSharedGain))
 		return
 	case spun > 0:
@@ -1692,23 +1733,15 @@ func (c *SharedConn) spinLimits() (limit, most int64) {
 	return int64(spinShared), int64(spinSharedAsleep)
 }
 
-// spinFor looks for up to budget nanoseconds of CPU time whether the half is ready.
-func (c *SharedConn) spinFor(h *sharedHalf, need uint32, budget int64) bool {
-	last := sharedNow()
-	for budget > 0 {
+// spinFor looks whether the half is ready, for up to budget nanoseconds from begun on.
+func (c *SharedConn) spinFor(h *sharedHalf, need uint32, begun, budget int64) bool {
+	var s spin
+	for s.begin(begun, budget); !s.over(now()) && !h.expired(); {
 		for range 64 {
 			if c.ready(h, need) {
 				return true
 			}
 		}
-		if h.expired() {
-			return false
-		}
-		t := sharedNow()
-		if t-last < int64(spinSharedTaken) {
-			budget -= t - last
-		}
-		last = t
 	}
 	return false
 }
@@ -1763,7 +1796,7 @@ func (w *ringWriter) room(need uint32) (uint32, error) {
 	}
 	tail := w.peer.tail.Load()
 	used := w.head - tail
-	if used > w.size {
+	if used > w.head-w.tail { // it went back, or beyond head
 		return 0, protocolError("it has read more than was written")
 	}
 	w.tail = tail
@@ -1820,7 +1853,7 @@ func (r *ringReader) available(need uint32) (uint32, error) {
 	}
 	head := r.peer.head.Load()
 	avail := head - r.tail
-	if avail > r.size {
+	if avail > r.size || avail < r.head-r.tail { // the latter if it went back
 		return 0, protocolError("it has written more than there is room for")
 	}
 	r.head = head
@@ -1933,9 +1966,8 @@ var mapsOnce bool
 // its memory when there is too much early data, or when a call needs the memory.
 //
 // Each end sends hellos of 32 bytes over the socket. Early data follows some of them. The
-// last hello says whether the end has memory to share. If so, its memory object and one
-// end of a doorbell come with that hello. It keeps the other end of the doorbell, in which
-// its reading half parks. The peer's writing half parks in the end that was sent.
+// last hello says whether the end has memory to share. If so, its memory object comes with
+// that hello, and the far ends of the doorbells of its reading and its writing half.
 //
 //	 0  8 bytes  ff "ipcshm" 01
 //	 8  4 bytes  0x01020304 in the order of bytes in which the words of the control page are
@@ -1957,7 +1989,7 @@ const (
 	helloMark  = "\xffipcshm\x01"
 	helloSize  = 32
 	helloOrder = 0x01020304
-	helloFiles = 2  // the memory and the doorbell
+	helloFiles = 3  // the memory and the far ends of the doorbells
 	ringAt     = 20 // where a hello with early data has the size of the ring that is to come
 
 	// What a hello says. 0 is a last hello of an end that has no memory to share.
@@ -1995,7 +2027,7 @@ type handshake struct {
 	times int             // hellos that were sent with them
 	own   *mapping        // our memory, which was sent
 	drop  runtime.Cleanup // unmaps own if nobody calls Close
-	bell  *fd             // the doorbell of our reading half
+	bells doorbells       // of our halves
 
 	// The holder of the turn has what follows.
 	buf      [helloSize]byte
@@ -2006,9 +2038,21 @@ type handshake struct {
 	hellos   int        // hellos that announced early data
 	wanted   bool       // the peer waits for our last hello
 	done     bool       // the peer's last hello is complete
-	peer     *mapping   // nil: it sent none, or it is not to be used
-	theirs   *fd        // the doorbell of our writing half
-	plain    bool       // the peer does not share memory, or is gone
+	peer     *mapping        // nil: it sent none, or it is not to be used
+	peerDrop runtime.Cleanup // unmaps peer if nobody calls Close
+	theirs   doorbells       // the far ends of the peer's
+	plain    bool            // the peer does not share memory, or is gone
+}
+
+// doorbells are those of one end, or their far ends.
+type doorbells struct{ r, w *fd } // of the reading and the writing half
+
+func (b doorbells) close() {
+	for _, f := range [...]*fd{b.r, b.w} {
+		if f != nil {
+			f.closeLater()
+		}
+	}
 }
 
 func newHandshake() *handshake {
@@ -2035,6 +2079,9 @@ const (
 // setUp carries the handshake on as far as enough says, or waits until another call has
 // done so. It ends at the deadline of the half.
 func (c *SharedConn) setUp(h *sharedHalf, enough aim) error {
+	if enough == toShare {
+		c.twins.meet()
+	}
 	for {
 		c.mu.Lock()
 		hs, failure := c.hello, c.failure
@@ -2118,7 +2165,7 @@ func (c *SharedConn) hearOut(h *sharedHalf, hs *handshake, enough aim) error {
 		return errAgain
 	}
 	hs.begun, c.receiver = true, h
-	err := c.applyDeadline(h, 0)
+	err := c.applyDeadline(h)
 	c.mu.Unlock()
 	over := false
 	if err == nil {
@@ -2218,7 +2265,7 @@ func (c *SharedConn) withPen(h *sharedHalf, hs *handshake, send func() error) er
 		return errAgain
 	}
 	hs.begun, c.sender = true, h
-	err := c.applyDeadline(h, 0)
+	err := c.applyDeadline(h)
 	c.mu.Unlock()
 	if err == nil && !hs.last.Load() {
 		err = send()
@@ -2299,7 +2346,6 @@ func (c *SharedConn) sendLast(h *sharedHalf, hs *handshake, refused bool) error 
 			}
 			// This system has no such memory, or this process gets none at the moment, or it
 			// cannot be handed to this peer, or the peer is gone.
-			hs.releaseOwn()
 		}
 		c.said.Store(uint32(said)) // before others go by it that our last hello was sent
 		return c.sendWord(hs, said, &hs.last)
@@ -2313,27 +2359,34 @@ func (c *SharedConn) sendMemory(hs *handshake) error {
 		return err
 	}
 	defer files.close()
-	bell, far, err := newBell()
-	if err != nil {
-		own.unmap()
-		return err
-	}
-	defer far.close()
 	file := files.object
 	if files.readOnly != nil {
 		file = files.readOnly
 	}
-	hello := helloOf(helloMemory, c.cfg.Buffer)
-	err = sendHello(c.base.fd, file, far, hello[:])
+	bells, err := c.sendDoorbells(file)
 	if err != nil {
 		own.unmap()
-		bell.close()
+		bells.close()
 		return err
 	}
-	hs.own, hs.bell = own, bell
+	hs.own, hs.bells = own, bells
 	hs.drop = runtime.AddCleanup(c, (*mapping).abandon, own)
 	hs.last.Store(true) // now the holder of the turn may use them
 	return nil
+}
+
+// sendDoorbells makes the doorbells of this end, and sends the last hello with the memory and
+// their far ends.
+func (c *SharedConn) sendDoorbells(memory *os.File) (bells doorbells, err error) {
+	var far [2]farBell
+	for i, near := range [...]**fd{&bells.r, &bells.w} {
+		if *near, far[i], err = newBell(); err != nil {
+			return bells, err
+		}
+		defer far[i].close()
+	}
+	hello := helloOf(helloMemory, c.cfg.Buffer)
+	return bells, sendHello(c.base.fd, memory, far[:], hello[:])
 }
 
 // makeRing makes a memory object with a ring of that size, which this process alone can
@@ -2499,9 +2552,13 @@ func (c *SharedConn) takeMemory(hs *handshake, ring uint32) error {
 	memory := hs.files[0].memory()
 	defer discardFiles([]*os.File{memory})
 	hs.files = hs.files[1:] // releasePeer closes the rest
-	theirs, err := hs.files[0].doorbell()
-	if err != nil {
-		return &classified{err, syscall.EPROTO}
+	var theirs doorbells
+	for i, far := range [...]**fd{&theirs.r, &theirs.w} {
+		var err error
+		if *far, err = hs.files[i].doorbell(); err != nil {
+			theirs.close()
+			return &classified{err, syscall.EPROTO}
+		}
 	}
 	peer, err := mapPeer(memory, int(ring))
 	if err != nil {
@@ -2512,6 +2569,7 @@ func (c *SharedConn) takeMemory(hs *handshake, ring uint32) error {
 		return err
 	}
 	hs.peer, hs.theirs = peer, theirs
+	hs.peerDrop = runtime.AddCleanup(c, (*mapping).abandon, peer)
 	hs.releaseFiles()
 	return nil
 }
@@ -2565,11 +2623,7 @@ func (c *SharedConn) settle(hs *handshake, err error) {
 	}
 	c.hello = nil
 	for _, h := range [...]*sharedHalf{&c.r, &c.w} {
-		half := reading
-		if h == &c.w {
-			half = writing
-		}
-		if e := c.applyDeadline(h, half); e != nil && mode != inFailure {
+		if e := c.applyDeadline(h); e != nil && mode != inFailure {
 			mode, c.failure = inFailure, e
 		}
 	}
@@ -2586,13 +2640,14 @@ func (c *SharedConn) join(hs *handshake) {
 	c.ownMem, c.peerMem = own, peer
 	c.in = ringReader{own: own.control(), peer: peer.control(), data: peer.ring(), size: ringSize(peer)}
 	c.out = ringWriter{own: own.control(), peer: peer.control(), data: own.ring(), size: ringSize(own)}
-	c.r.bell, c.r.word = hs.bell, &own.control().rwait
-	c.w.bell, c.w.word = hs.theirs, &own.control().wwait
+	c.r.bell, c.r.far, c.r.word = hs.bells.r, hs.theirs.w, &own.control().rwait
+	c.w.bell, c.w.far, c.w.word = hs.bells.w, hs.theirs.r, &own.control().wwait
 	// A read of a doorbell must park at once: the half has spun already, on the ring.
 	c.r.bell.setSpin(-1)
 	c.w.bell.setSpin(-1)
 	hs.drop.Stop()
-	hs.own, hs.bell, hs.peer, hs.theirs = nil, nil, nil, nil
+	hs.peerDrop.Stop()
+	hs.own, hs.bells, hs.peer, hs.theirs = nil, doorbells{}, nil, doorbells{}
 	c.dropped = runtime.AddCleanup(c, func(m [2]*mapping) {
 		m[0].abandon()
 		m[1].abandon()
@@ -2633,9 +2688,10 @@ func (hs *handshake) release() {
 func (hs *handshake) releasePeer() {
 	hs.releaseFiles()
 	if hs.peer != nil {
+		hs.peerDrop.Stop()
 		hs.peer.unmap()
-		hs.theirs.closeLater()
-		hs.peer, hs.theirs = nil, nil
+		hs.theirs.close()
+		hs.peer, hs.theirs = nil, doorbells{}
 	}
 }
 
@@ -2648,7 +2704,7 @@ func (hs *handshake) releaseOwn() {
 	if hs.own != nil {
 		hs.drop.Stop()
 		hs.own.unmap()
-		hs.bell.closeLater()
-		hs.own, hs.bell = nil, nil
+		hs.bells.close()
+		hs.own, hs.bells = nil, doorbells{}
 	}
 }

@@ -5261,10 +5261,12 @@ type farBell struct{ *os.File }
 
 func (b farBell) close() { b.Close() }
 
-// newBell makes a doorbell: a pair of sockets. A pipe would be cheaper. But a writer of a
-// pipe can hold its lock for as long as it likes (in a page that userfaultfd(2) or FUSE
-// serves), and a read of the pipe then waits as long. The far end is blocking, so that
-// os.NewFile does not register it with the poller; the peer changes that.
+// newBell makes a doorbell: a pair of sockets. A pipe would be cheaper. But who has a
+// descriptor of a pipe, or of the end of a socket that is read, can hold its lock for as
+// long as it likes (in a page that userfaultfd(2) or FUSE serves: pipe_write of fs/pipe.c,
+// unix_stream_read_generic of net/unix/af_unix.c), and a read of it then waits as long. So
+// the near end is sent to nobody, and nobody but the peer reads the far one. The far end is
+// blocking, so that os.NewFile does not register it with the poller.
 func newBell() (*fd, farBell, error) {
 	var s [2]int
 	err := atBirth(func() (err error) {
@@ -5301,9 +5303,13 @@ func ringBell(f *fd) error {
 	}
 }
 
-// sendHello sends the hello with the memory and the far end of the doorbell.
-func sendHello(f *fd, memory *os.File, bell farBell, hello []byte) error {
-	return f.sendWithFiles(hello, []*os.File{memory, bell.File})
+// sendHello sends the hello with the memory and the far ends of the doorbells.
+func sendHello(f *fd, memory *os.File, far []farBell, hello []byte) error {
+	files := []*os.File{memory}
+	for _, bell := range far {
+		files = append(files, bell.File)
+	}
+	return f.sendWithFiles(hello, files)
 }
 
 // A received is a file that came with a hello. The peer chose it, so it is closed as
@@ -5320,14 +5326,14 @@ func discardReceived(with []received) {
 
 func (r received) memory() *os.File { return r.File }
 
-// doorbell returns the end of a doorbell, over a duplicate of r.
+// doorbell returns the far end of a doorbell, over a duplicate of r.
 func (r received) doorbell() (*fd, error) { return adoptConn(r.File, streams) }
 
 // recvHello receives some of a hello and what came with it. An idle end waits in here, so it
 // does not hold room for rights meanwhile.
 func recvHello(f *fd, p []byte) (n int, with []received, err error) {
-	if err := f.awaitData(p[:1]); err != nil {
-		return 0, nil, err
+	if n, err = f.awaitData(p); n > 0 || err != nil {
+		return n, nil, err
 	}
 	n, files, err := f.recvRights(p, maxFiles)
 	for _, file := range files {
@@ -5336,13 +5342,16 @@ func recvHello(f *fd, p []byte) (n int, with []received, err error) {
 	return n, with, err
 }
 
-// awaitData waits until there is something to receive, or the end of that. p is room for a
-// byte.
-func (f *fd) awaitData(p []byte) error {
+// awaitData waits until there is something to receive, or the end of that. What RecvFiles has
+// left of what came before, it receives into p.
+func (f *fd) awaitData(p []byte) (n int, err error) {
 	if err := f.enterRecv(); err != nil {
-		return err
+		return 0, err
 	}
 	defer f.leave(&f.r)
-	_, _, _, err := f.recvmsg(p, nil, syscall.MSG_PEEK)
-	return callError("recvmsg", err)
+	if f.in.hasAhead() {
+		return f.in.takeAhead(p), nil
+	}
+	_, _, _, err = f.recvmsg(p[:1], nil, syscall.MSG_PEEK)
+	return 0, callError("recvmsg", err)
 }

@@ -5547,14 +5547,18 @@ func ringBell(f *fd) error {
 	return err
 }
 
-// sendHello sends the hello with the memory and the far end of the doorbell.
-func sendHello(f *fd, memory *os.File, bell farBell, hello []byte) error {
+// sendHello sends the hello with the memory and the far ends of the doorbells.
+func sendHello(f *fd, memory *os.File, far []farBell, hello []byte) error {
 	if err := f.acquire(limits{deadlines: writing}, writing); err != nil {
 		return err
 	}
 	defer f.release(writing)
 	return withFile(memory, func(sys uintptr) error {
-		_, err := f.sendHandles([]syscall.Handle{syscall.Handle(sys), syscall.Handle(bell)}, hello)
+		handles := []syscall.Handle{syscall.Handle(sys)}
+		for _, bell := range far {
+			handles = append(handles, syscall.Handle(bell))
+		}
+		_, err := f.sendHandles(handles, hello)
 		return err
 	})
 }
@@ -5574,7 +5578,7 @@ func discardReceived(with []received) {
 // memory returns a file of the handle, which it owns from then on.
 func (r received) memory() *os.File { return os.NewFile(uintptr(r), "memory") }
 
-// doorbell returns the end of a doorbell, over a duplicate of r.
+// doorbell returns the far end of a doorbell, over a duplicate of r.
 func (r received) doorbell() (*fd, error) {
 	h, err := duplicate(syscall.Handle(r))
 	if err != nil {

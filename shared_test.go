@@ -213,10 +213,11 @@ func TestMemoryCloses(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Connections, in every way to make them
 
+// sharedPair returns two ends that do nothing for each other, unlike those of SharedPair.
 func sharedPair(t *testing.T) (a, b *ipc.SharedConn) {
 	t.Helper()
-	a, b, err := ipc.SharedPair()
-	return kept(t, a, err), kept(t, b, err)
+	x, y := pair(t)
+	return share(t, x, ipc.ShareConfig{}), share(t, y, ipc.ShareConfig{})
 }
 
 func listenShared(t *testing.T, addr ipc.Addr) *ipc.SharedListener {
@@ -479,6 +480,51 @@ func TestSharedListenerAcceptsAClientThatDoesNothing(t *testing.T) {
 	// It is not too late for either.
 	must(t, slow.SetDeadline(time.Time{}))
 	meet(t, share(t, idle, ipc.ShareConfig{}), slow)
+}
+
+// The two ends of a SharedPair can be used by one goroutine, in any order.
+func TestSharedPairWaitsForNobodyAtTheOtherEnd(t *testing.T) {
+	story(t)
+	fresh := func() (a, b *ipc.SharedConn) {
+		a, b, err := ipc.SharedPair()
+		kept(t, a, err)
+		kept(t, b, err)
+		must(t, a.SetDeadline(time.Now().Add(patience)))
+		must(t, b.SetDeadline(time.Now().Add(patience)))
+		return a, b
+	}
+	a, b := fresh()
+	for range 200 {
+		send(t, a, "ping")
+		expect(t, b, "ping")
+		send(t, b, "pong")
+		expect(t, a, "pong")
+	}
+	if a.InMemory() != b.InMemory() {
+		t.Error("one end is in memory, and the other is not")
+	}
+	a, b = fresh()
+	much := strings.Repeat("x", 10<<10)
+	send(t, a, much)
+	expect(t, b, much)
+	a, b = fresh()
+	p, err := a.Reserve(100 << 10)
+	must(t, err)
+	clear(p)
+	must(t, a.Commit(len(p)))
+	q, err := b.Peek(100 << 10)
+	must(t, err)
+	if !bytes.Equal(p, q) {
+		t.Error("other bytes arrive")
+	}
+	must(t, b.Discard(len(q)))
+	a, b = fresh()
+	f, err := os.Open(os.DevNull)
+	kept(t, f, err)
+	must(t, a.SendFiles(f))
+	files, err := b.RecvFiles(1)
+	must(t, err)
+	must(t, files[0].Close())
 }
 
 func TestSharedHandshakeHeedsDeadlinesThatChange(t *testing.T) {
@@ -830,10 +876,9 @@ func TestSharedConnThatWasDroppedIsClosed(t *testing.T) {
 	before := openDescriptors()
 	func() {
 		for range 20 {
-			a, b, err := ipc.SharedPair()
+			a, _, err := ipc.SharedPair()
 			must(t, err)
-			meet(t, a, b)
-			if _, err := a.Reserve(10); err != nil {
+			if _, err := a.Reserve(10 << 10); err != nil {
 				t.Fatal(err)
 			}
 		}
