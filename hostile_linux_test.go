@@ -41,6 +41,7 @@ func init() {
 		"is flooded":               childIsFlooded,
 		"is given slow files":      childIsGivenSlowFiles,
 		"is given a slow doorbell": childIsGivenASlowDoorbell,
+		"has a stuck doorbell":     childHasAStuckDoorbell,
 		"lacks descriptors":        childLacksDescriptors,
 		"fills the flight":         childFillsTheFlight,
 		"shares its ends":          childSharesItsEnds,
@@ -488,17 +489,75 @@ func TestSharedConnRefusesASlowDoorbell(t *testing.T) {
 	f, err := syscall.Open(fs.file, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
 	must(t, err)
 	defer func() { fs.open(); syscall.Close(f) }()
+	sendHello(t, a, f, f)
+	victim.mustSay("while the gate is closed")
+	fs.open()
+	victim.end()
+}
+
+// sendHello sends what an end of shared memory says first, with memory and these doorbells.
+func sendHello(t *testing.T, c *ipc.Conn, doorbells ...int) {
+	t.Helper()
 	m := newMemory(t, 2<<16) // the control page and the smallest ring
 	memory := memoryFile(t, m, false)
 	hello := "\xffipcshm\x01" + string(binary.NativeEndian.AppendUint32(nil, 0x01020304)) +
 		"\x01\x00\x00\x00" + "\x00\x00\x01\x00" + strings.Repeat("\x00", 12)
 	must(t, withSys(memory, func(sys int) error {
-		_, err := a.WriteMsg([]byte(hello), syscall.UnixRights(sys, f, f))
+		_, err := c.WriteMsg([]byte(hello), syscall.UnixRights(append([]int{sys}, doorbells...)...))
 		return err
 	}))
+}
+
+// A peer can hold the lock of every end of a doorbell that it has. Nobody waits for that.
+func TestSharedDoorbellHeldInAPageFaultStopsNobody(t *testing.T) {
+	if underEmulation() {
+		t.Skip("an emulator may stop all threads while one is in such a call")
+	}
+	together(t)
+	story(t)
+	needsMemory(t)
+	fs := mountSlow(t, "read")
+	defer fs.open()
+	var s [2]int
+	var err error
+	s, err = syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	must(t, err)
+	near, far := os.NewFile(uintptr(s[0]), "near"), os.NewFile(uintptr(s[1]), "far")
+	peer := startChildWith(t, exec.Cmd{ExtraFiles: []*os.File{far}}, "faults in a pipe", "reads", "", fs.file)
+	a, b := pair(t)
+	h := newHeir(t)
+	h.gets("line", b)
+	victim := h.start("has a stuck doorbell", fs.gate)
+	must(t, b.Close())
+	sendHello(t, a, s[1], s[1])
+	peer.mustSay("ready")
+	peer.say("go")
+	send(t, near, "something to read")
+	fs.await("read")
+	victim.say("go")
 	victim.mustSay("while the gate is closed")
 	fs.open()
 	victim.end()
+	peer.end()
+	must(t, errors.Join(near.Close(), far.Close()))
+}
+
+func childHasAStuckDoorbell(p *parent, args []string) error {
+	c := sure(sure(ipc.InheritedConn("line")).Share(ipc.ShareConfig{}))
+	p.hear()
+	reading := begin(func() error { _, err := c.Read(make([]byte, 1)); return err })
+	c.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+	if n, err := c.Write(make([]byte, 1<<20)); n == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("write: %d, %v", n, err)
+	}
+	if err := errors.Join(c.CloseWrite(), c.Close()); err != nil {
+		return err
+	}
+	if err := <-reading; !errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("read: %v", err)
+	}
+	p.tellsGate(args[0])
+	return nil
 }
 
 func childIsGivenASlowDoorbell(p *parent, args []string) error {

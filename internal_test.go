@@ -758,6 +758,155 @@ func TestSharedImpossibleIndexEndsTheConnection(t *testing.T) {
 	}
 }
 
+// An index that goes back is found out before what is on loan is given back: else there would
+// be more in the ring than its size.
+func TestSharedIndexThatGoesBackBehindALoan(t *testing.T) {
+	t.Run("Peek", func(t *testing.T) {
+		a, b := sharedInMemory(t)
+		a.SetDeadline(time.Now().Add(20 * time.Second))
+		b.Write(make([]byte, 10))
+		if p, err := a.Peek(4); len(p) != 4 || err != nil {
+			t.Fatal(len(p), err)
+		}
+		b.ownMem.control().head.Add(^uint32(9))
+		_, err := a.Peek(100)
+		isProtocolError(t, err)
+		a.Discard(4)
+		p, err := a.Peek(0)
+		isProtocolError(t, err)
+		if len(p) > 0 {
+			t.Errorf("%d bytes are there", len(p))
+		}
+	})
+	t.Run("Reserve", func(t *testing.T) {
+		a, b := sharedInMemory(t)
+		a.SetDeadline(time.Now().Add(20 * time.Second))
+		a.Write(make([]byte, 100))
+		if _, err := io.ReadFull(b, make([]byte, 100)); err != nil {
+			t.Fatal(err)
+		}
+		// So that it knows of this much room and no more.
+		for range 2 {
+			if _, err := a.Reserve(bufferDefault / 2); err != nil {
+				t.Fatal(err)
+			}
+			if err := a.Commit(bufferDefault/2 - 100); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := a.Reserve(1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.ownMem.control().tail.Add(^uint32(49))
+		_, err := a.Reserve(bufferDefault / 2)
+		isProtocolError(t, err)
+	})
+}
+
+// What Peek returns with an error is nobody's to give back.
+func TestSharedPeekToTheEndLeavesNothingMapped(t *testing.T) {
+	for _, n := range []int{0, 100} { // as many as there are, and more
+		a, b := sharedInMemory(t)
+		b.Write(make([]byte, 10))
+		b.CloseWrite()
+		p, err := a.Peek(n)
+		if n == 0 {
+			if len(p) != 10 || err != nil {
+				t.Fatal(len(p), err)
+			}
+			a.Discard(10)
+			p, err = a.Peek(0)
+		}
+		if want := min(n, 10); len(p) != want || err != io.EOF {
+			t.Errorf("Peek: %d bytes, %v; want %d, EOF", len(p), err, want)
+		}
+		a.Close()
+		if a.peerMem != nil || a.ownMem != nil {
+			t.Errorf("Peek(%d): memory stays mapped after Close", n)
+		}
+	}
+}
+
+// What Reserve has lent may move out of the ring. Then the ring is no longer on loan.
+func TestSharedLoanThatMovesLeavesNothingMapped(t *testing.T) {
+	mapsOnce = true
+	defer func() { mapsOnce = false }()
+	a, b := sharedInMemory(t)
+	go io.Copy(io.Discard, b)
+	for at := 0; at < bufferDefault-20; at = int(a.out.head % bufferDefault) {
+		if _, err := a.Write(make([]byte, min(1000, bufferDefault-20-at))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, n := range []int{10, 1000} {
+		if _, err := a.Reserve(n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.Close()
+	a.Commit(0)
+	if a.ownMem != nil {
+		t.Error("the memory stays mapped after Close")
+	}
+}
+
+// A failure ends every wait, also one that spins.
+func TestSharedFailureEndsASpin(t *testing.T) {
+	a, b := sharedInMemory(t)
+	a.SetDeadline(time.Now().Add(20 * time.Second))
+	a.SetSpin(time.Hour)
+	before := spinning.spinners.Load()
+	read := make(chan error, 1)
+	go func() { _, err := a.Read(make([]byte, 1)); read <- err }()
+	for end := time.Now().Add(20 * time.Second); spinning.spinners.Load() == before && time.Now().Before(end); {
+		runtime.Gosched()
+	}
+	b.ownMem.control().tail.Add(1 << 20)
+	_, err := a.Write(make([]byte, 2*bufferDefault))
+	isProtocolError(t, err)
+	isProtocolError(t, <-read)
+}
+
+func TestSharedCommitFailsWithTheConnection(t *testing.T) {
+	a, b := sharedInMemory(t)
+	if _, err := a.Reserve(10); err != nil {
+		t.Fatal(err)
+	}
+	b.ownMem.control().head.Add(1 << 24)
+	_, err := a.Read(make([]byte, 1))
+	isProtocolError(t, err)
+	isProtocolError(t, a.Commit(10))
+}
+
+// A write that has waited in vain takes the room that there is after all: the peer does not
+// ring for so little.
+func TestSharedWriteTakesTheRoomThatNobodyTellsOf(t *testing.T) {
+	a, b := sharedInMemory(t)
+	a.SetSpin(-1)
+	wrote := make(chan int, 1)
+	go func() { n, _ := a.Write(make([]byte, bufferDefault+100)); wrote <- n }()
+	waitForEpoch(t, a)
+	if _, err := io.ReadFull(b, make([]byte, 50)); err != nil {
+		t.Fatal(err)
+	}
+	a.SetWriteDeadline(time.Unix(1, 0))
+	if n := <-wrote; n != bufferDefault+50 {
+		t.Errorf("%d bytes are written, want %d", n, bufferDefault+50)
+	}
+}
+
+// Nobody reads the socket of a connection in memory but for files.
+func TestSharedRecvFilesRefusesWhatIsBesideTheRing(t *testing.T) {
+	a, b := sharedInMemory(t)
+	if _, err := b.base.fd.write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	_, err := a.RecvFiles(1)
+	isProtocolError(t, err)
+	_, err = a.Read(make([]byte, 1))
+	isProtocolError(t, err)
+}
+
 // waitForEpoch waits until a half of the connection is parked.
 func waitForEpoch(t *testing.T, c *SharedConn) {
 	t.Helper()

@@ -2031,13 +2031,13 @@ type handshake struct {
 
 	// The holder of the turn has what follows.
 	buf      [helloSize]byte
-	got      int        // bytes of buf that were received
-	files    []received // that came with them
-	due      int        // bytes of early data that follow
-	received int        // bytes of early data that were announced
-	hellos   int        // hellos that announced early data
-	wanted   bool       // the peer waits for our last hello
-	done     bool       // the peer's last hello is complete
+	got      int             // bytes of buf that were received
+	files    []received      // that came with them
+	due      int             // bytes of early data that follow
+	received int             // bytes of early data that were announced
+	hellos   int             // hellos that announced early data
+	wanted   bool            // the peer waits for our last hello
+	done     bool            // the peer's last hello is complete
 	peer     *mapping        // nil: it sent none, or it is not to be used
 	peerDrop runtime.Cleanup // unmaps peer if nobody calls Close
 	theirs   doorbells       // the far ends of the peer's

@@ -753,6 +753,73 @@ func TestSharedConnHalfCloseEndsWhatWaits(t *testing.T) {
 	expectEOF(t, a)
 }
 
+// Files go through the socket also if the bytes do not.
+func TestSharedConnHalfCloseEndsSendFilesAndRecvFiles(t *testing.T) {
+	overEachShared(t, func(t *testing.T, a, b *ipc.SharedConn) {
+		meet(t, a, b)
+		f, err := os.Open(os.DevNull)
+		kept(t, f, err)
+		receiving := begin(func() error { _, err := a.RecvFiles(1); return err })
+		awaitParked(t, "(*SharedConn).RecvFiles", 1)
+		if err := a.CloseRead(); errors.Is(err, errors.ErrUnsupported) {
+			t.Skip(err)
+		} else {
+			must(t, err)
+		}
+		if err := <-receiving; err != io.EOF {
+			t.Errorf("RecvFiles: %v", err)
+		}
+		sending := begin(func() error {
+			for {
+				if err := a.SendFiles(f); err != nil {
+					return err
+				}
+			}
+		})
+		awaitParked(t, "(*SharedConn).SendFiles", 1)
+		must(t, a.CloseWrite())
+		matches(t, <-sending, syscall.EPIPE)
+	})
+}
+
+// A peer that leaves with files unread resets the socket.
+func TestSharedRecvFilesAfterAPeerThatLeftSomeIsTheEnd(t *testing.T) {
+	overEachSetUp(t, func(t *testing.T, a, b *ipc.SharedConn) {
+		meet(t, a, b)
+		f, err := os.Open(os.DevNull)
+		kept(t, f, err)
+		must(t, a.SendFiles(f))
+		must(t, b.Close())
+		if _, err := a.RecvFiles(1); err != io.EOF {
+			t.Errorf("RecvFiles: %v", err)
+		}
+	})
+}
+
+// What Conn has read and kept is not lost.
+func TestShareAfterRecvFilesThatFoundNone(t *testing.T) {
+	story(t)
+	x, y := pair(t)
+	a := share(t, x, ipc.ShareConfig{})
+	send(t, a, "early")
+	_, err := y.RecvFiles(1)
+	matches(t, err, ipc.ErrNoFiles)
+	b := share(t, y, ipc.ShareConfig{})
+	expect(t, b, "early")
+	talk(t, a, b)
+}
+
+func TestSharedConnWaitPeerWaitsForTheProcess(t *testing.T) {
+	story(t)
+	a, _ := sharedPair(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	err := a.WaitPeer(ctx) // the peer is this process
+	if !errors.Is(err, context.Canceled) && !errors.Is(err, errors.ErrUnsupported) {
+		t.Error(err)
+	}
+}
+
 func TestSharedConnDeadlines(t *testing.T) {
 	overEachReceived(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
