@@ -837,6 +837,133 @@ func TestRecvFilesOfBusyFilesIsNotOvertaken(t *testing.T) {
 }
 
 // ---------------------------------------------------------------------------
+// Shared memory
+
+// While too many handles are kept busy, the doorbell of a peer waits for its turn. A
+// deadline ends that, and the next call goes on with it.
+func TestSharedHandshakeWaitsForItsTurn(t *testing.T) {
+	internalStory(t)
+	a, b := sharedPair(t)
+	giveBack := takeAllWrappers(t)
+	written := make(chan error, 1)
+	go func() { _, err := a.Write(make([]byte, earlyMax+1)); written <- err }()
+	p := make([]byte, earlyMax+1)
+	for range 3 {
+		b.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		if n, err := b.Read(p); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("%d, %v", n, err)
+		}
+	}
+	giveBack()
+	b.SetReadDeadline(time.Time{})
+	if _, err := io.ReadFull(b, p); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-written; err != nil {
+		t.Fatal(err)
+	}
+	if !a.InMemory() || !b.InMemory() {
+		t.Error("it is not in memory")
+	}
+	allWrappersAreFree(t)
+}
+
+// sharesHandles has the peer of c send a hello with the two handles.
+func sharesHandles(t *testing.T, peer *Conn, memory, bell syscall.Handle) {
+	t.Helper()
+	hello := helloOf(helloMemory, ringMin)
+	if err := peer.fd.acquire(limits{}, writing); err != nil {
+		t.Fatal(err)
+	}
+	defer peer.fd.release(writing)
+	if _, err := peer.fd.sendHandles([]syscall.Handle{memory, bell}, hello[:]); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Close does not wait for the doorbell of a peer, and nobody has it then.
+func TestSharedHandshakeClosesADoorbellThatComesLate(t *testing.T) {
+	internalStory(t)
+	for _, asked := range []bool{false, true} { // whether the kernel was asked what it is
+		c, peer := halfShared(t, true)
+		near, bell, err := newBell()
+		if err != nil {
+			t.Fatal(err)
+		}
+		files, err := newMemory(controlSize + ringMin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := withFile(files.object, func(sys uintptr) error {
+			sharesHandles(t, peer, syscall.Handle(sys), syscall.Handle(bell))
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		bell.close()
+		files.close()
+		giveBack := takeAllWrappers(t)
+		c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal(err)
+		}
+		if c.hello == nil {
+			t.Fatal("the handshake is over")
+		}
+		giveBack()
+		answer := make(chan struct{})
+		if asked {
+			<-wrappers
+			with := &c.hello.files[1]
+			with.bell = askBell(with.sys, func(h syscall.Handle) (*fd, error) { <-answer; return adoptBell(h) })
+			c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal(err)
+			}
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		close(answer)
+		if n, err := near.read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Errorf("the doorbell is open: %d, %v", n, err)
+		}
+		near.close()
+		allWrappersAreFree(t)
+	}
+}
+
+// A pipe that comes as memory does not join the completion port of this process. To make an
+// os.File of it would do that, and would ask the kernel what it is.
+func TestSharedHandshakeAsksNothingOfAPipeAsMemory(t *testing.T) {
+	internalStory(t)
+	for _, passive := range []bool{false, true} {
+		c, peer := halfShared(t, passive)
+		near, bell, err := newBell()
+		if err != nil {
+			t.Fatal(err)
+		}
+		other, pipe, err := newBell()
+		if err != nil {
+			t.Fatal(err)
+		}
+		sharesHandles(t, peer, syscall.Handle(pipe), syscall.Handle(bell))
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.EPROTO) {
+			t.Error(err)
+		}
+		f := os.NewFile(uintptr(pipe), "pipe")
+		if err := f.SetDeadline(time.Time{}); err != nil {
+			t.Errorf("the pipe belongs to another completion port: %v", err)
+		}
+		c.Close()
+		f.Close()
+		bell.close()
+		near.close()
+		other.close()
+	}
+}
+
+// ---------------------------------------------------------------------------
 // Instances
 
 // A client can connect to an instance from its birth on. One that does so, writes

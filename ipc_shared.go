@@ -2387,8 +2387,11 @@ func getWord(b []byte) uint32 {
 // receive receives some of a hello, or of the early data behind one. It takes a hello that
 // is complete then.
 func (c *SharedConn) receive(hs *handshake) error {
-	if hs.due > 0 {
+	switch {
+	case hs.due > 0:
 		return c.receiveEarly(hs)
+	case hs.got == helloSize: // a deadline came before its memory was taken
+		return c.takeHello(hs)
 	}
 	n, files, err := recvHello(c.base.fd, hs.buf[hs.got:])
 	hs.files = append(hs.files, files...)
@@ -2413,7 +2416,6 @@ func (c *SharedConn) receive(hs *handshake) error {
 	case hs.got < helloSize:
 		return nil
 	}
-	hs.got = 0
 	return c.takeHello(hs)
 }
 
@@ -2436,7 +2438,7 @@ func (c *SharedConn) receiveEarly(hs *handshake) error {
 	return err
 }
 
-// takeHello takes a hello that is complete.
+// takeHello takes a hello that is complete. If a deadline ends that, the hello stays.
 func (c *SharedConn) takeHello(hs *handshake) error {
 	what, size, err := parseHello(hs.buf[:])
 	if err != nil {
@@ -2455,17 +2457,21 @@ func (c *SharedConn) takeHello(hs *handshake) error {
 		if hs.hellos++; hs.hellos > earlyTimes+2 || int64(size) > int64(earlyMax-hs.received) {
 			return protocolError("it sent too much before its memory")
 		}
+		hs.got = 0
 		hs.received += int(size)
 		hs.due = int(size)
 		hs.wanted = hs.wanted || what&helloAsk != 0
 		return c.acceptsRing(getWord(hs.buf[ringAt:]))
 	}
-	hs.done = true
 	if what == helloMemory {
-		return c.takeMemory(hs, size)
+		if err := c.takeMemory(hs, size); err != nil {
+			return err
+		}
+	} else {
+		c.peerWShut.Store(what&helloWriteShut != 0)
+		c.peerRShut.Store(what&helloReadShut != 0)
 	}
-	c.peerWShut.Store(what&helloWriteShut != 0)
-	c.peerRShut.Store(what&helloReadShut != 0)
+	hs.got, hs.done = 0, true
 	return nil
 }
 
@@ -2496,14 +2502,14 @@ func (c *SharedConn) takeMemory(hs *handshake, ring uint32) error {
 	if err := c.acceptsRing(ring); err != nil {
 		return err
 	}
-	memory := hs.files[0].memory()
-	defer discardFiles([]*os.File{memory})
-	hs.files = hs.files[1:] // releasePeer closes the rest
-	theirs, err := hs.files[0].doorbell()
-	if err != nil {
+	theirs, err := hs.files[1].doorbell(c.base.fd)
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return err
+	case err != nil:
 		return &classified{err, syscall.EPROTO}
 	}
-	peer, err := mapPeer(memory, int(ring))
+	peer, err := mapPeer(&hs.files[0], int(ring))
 	if err != nil {
 		theirs.close()
 		if c.passive && !errors.Is(err, syscall.EPROTO) {
@@ -2517,12 +2523,13 @@ func (c *SharedConn) takeMemory(hs *handshake, ring uint32) error {
 }
 
 // mapPeer maps the peer's memory, if it is what the hello says.
-func mapPeer(memory *os.File, ring int) (*mapping, error) {
-	info, err := checkMemory(memory)
-	switch {
-	case err != nil:
+func mapPeer(r *received, ring int) (*mapping, error) {
+	memory, info, err := r.memory()
+	if err != nil {
 		return nil, &classified{err, syscall.EPROTO}
-	case info.size != controlSize+int64(ring):
+	}
+	defer memory.Close()
+	if info.size != controlSize+int64(ring) {
 		return nil, protocolError("its memory has " + strconv.FormatInt(info.size, 10) + " bytes")
 	}
 	return mapRing(memory, ring, false)

@@ -3873,13 +3873,13 @@ func (f *fd) beginArrival(l limits, behind int, alone bool) (data []byte, err er
 
 // awaitFiles waits until the files of the arrival are there.
 func (f *fd) awaitFiles(l limits, a *arrival) error {
-	if !a.begun {
+	if a.wrapping == nil {
 		if err := f.receive(l, wrappers); err != nil {
 			return err
 		}
 		a.wrap(receivedFile)
 	}
-	return f.receive(l, a.done)
+	return f.receive(l, a.wrapping.done)
 }
 
 // leaveData leaves the data behind a record for the next read, if it should be the
@@ -4156,18 +4156,16 @@ func (f *fd) judgeLabel() error {
 
 // An arrival has the files that were taken and are not yet files of os.
 type arrival struct {
-	handles []syscall.Handle // until begun
-	count   int              // of the files
-	behind  []byte           // the data behind the record
-	begun   bool             // wrap was called
-	done    chan struct{}    // closed when files is there
-	files   []*os.File
-	gone    atomic.Bool
-	cleanup runtime.Cleanup // closes the handles if nobody does; stopped when wrap takes over
+	handles  []syscall.Handle // until wrap
+	count    int              // of the files
+	behind   []byte           // the data behind the record
+	wrapping *inquiry         // makes files; nil before wrap
+	files    []*os.File
+	cleanup  runtime.Cleanup // closes the handles if nobody does; stopped when wrap takes over
 }
 
 func newArrival(handles []syscall.Handle, behind []byte) *arrival {
-	a := &arrival{handles: handles, count: len(handles), behind: behind, done: make(chan struct{})}
+	a := &arrival{handles: handles, count: len(handles), behind: behind}
 	a.cleanup = runtime.AddCleanup(a, func(handles []syscall.Handle) { go discard(handles...) }, handles)
 	return a
 }
@@ -4184,52 +4182,73 @@ func (a *arrival) next(kind connKind) []byte {
 	return nil
 }
 
-// wrap makes files of the handles, in another goroutine. os.NewFile asks the kernel of
-// which kind each is. For a file that is not overlapped, the kernel does not answer while
-// any process waits in a read of it. RecvFiles must not wait for that longer than its
-// deadline. The caller has taken one of the wrappers.
+// wrap makes files of the handles. os.NewFile asks the kernel of which kind each is. The
+// caller has taken one of the wrappers.
 func (a *arrival) wrap(open func(syscall.Handle) *os.File) {
-	a.begun = true
 	a.cleanup.Stop()
 	handles := a.handles
-	go func() {
+	a.wrapping = inquire(func() {
 		for _, h := range handles {
 			a.files = append(a.files, open(h))
 		}
-		close(a.done)
-		if a.gone.Load() {
-			discardFiles(a.files)
-		}
-		wrappers <- struct{}{}
-	}()
+	}, func() { discardFiles(a.files) })
 }
 
 // abandon closes the files, which nobody will ask for: now, or when wrap is done
-// with them. A file may be closed twice.
+// with them.
 func (a *arrival) abandon() {
-	if !a.begun {
+	if a.wrapping == nil {
 		a.cleanup.Stop()
 		discard(a.handles...)
 		return
 	}
-	a.gone.Store(true)
-	select {
-	case <-a.done:
-		discardFiles(a.files)
-	default:
-	}
+	a.wrapping.abandon()
 }
 
 // receivedFile returns a handle that a peer chose as an os.File.
 func receivedFile(h syscall.Handle) *os.File { return os.NewFile(uintptr(h), "received") }
 
-// wrappersMax is how many calls of wrap may be under way. Each may hold a thread for as
+// An inquiry asks the kernel what handles are that a peer chose, in another goroutine. For
+// a file that is not overlapped, the kernel does not answer while any process waits in a
+// read of it. A call of this package must not wait for that longer than its deadline.
+type inquiry struct {
+	done chan struct{} // closed when the answer is there
+	gone atomic.Bool   // nobody wants it any more
+	drop func()        // closes what came of it; may be called twice
+}
+
+// inquire begins an inquiry. The caller has taken one of the wrappers.
+func inquire(ask, drop func()) *inquiry {
+	q := &inquiry{done: make(chan struct{}), drop: drop}
+	go func() {
+		ask()
+		close(q.done)
+		if q.gone.Load() {
+			drop()
+		}
+		wrappers <- struct{}{}
+	}()
+	return q
+}
+
+// abandon drops the answer: now, or when it is there.
+func (q *inquiry) abandon() {
+	q.gone.Store(true)
+	select {
+	case <-q.done:
+		q.drop()
+	default:
+	}
+}
+
+// wrappersMax is how many inquiries may be under way. Each may hold a thread for as
 // long as another process likes. Each connection has one at a time, but those of closed
 // connections go on. A Go program has 10000 threads at most. When there are too many,
-// RecvFiles waits for its turn, as long as its deadline lets it.
+// RecvFiles, and the handshake of shared memory, wait for their turn, as long as their
+// deadline lets them.
 const wrappersMax = 256
 
-// wrappers holds an element for each call of wrap that may begin.
+// wrappers holds an element for each inquiry that may begin.
 var wrappers = func() chan struct{} {
 	c := make(chan struct{}, wrappersMax)
 	for range wrappersMax {
@@ -5374,10 +5393,19 @@ func newMemory(size int) (memoryFiles, error) {
 // alone.
 func sealMemory(*os.File, bool) error { return nil }
 
-// checkMemory refuses every handle that is not that of a section of committed memory. A
+// checkMemory is sectionInfo for a file.
+func checkMemory(f *os.File) (info memoryInfo, err error) {
+	err = withFile(f, func(sys uintptr) (err error) {
+		info, err = sectionInfo(syscall.Handle(sys))
+		return err
+	})
+	return info, err
+}
+
+// sectionInfo refuses every handle that is not that of a section of committed memory. A
 // read of a section with a file behind it can fail, and a read of one that is only
-// reserved does.
-func checkMemory(f *os.File) (memoryInfo, error) {
+// reserved does. The kernel refuses another kind of object without asking it anything.
+func sectionInfo(h syscall.Handle) (memoryInfo, error) {
 	const (
 		sectionBasicInformation = 0 // ntifs.h
 		objectBasicInformation  = 0
@@ -5391,18 +5419,15 @@ func checkMemory(f *os.File) (memoryInfo, error) {
 		attributes, access, handles, pointers uint32
 		_                                     [10]uint32
 	}
-	err := withFile(f, func(sys uintptr) error {
-		r, _, _ := syscall.SyscallN(procNtQuerySection.Addr(), sys, sectionBasicInformation,
-			uintptr(unsafe.Pointer(&section)), unsafe.Sizeof(section), 0)
-		if err := ntError(r); err != nil {
-			return os.NewSyscallError("NtQuerySection", err)
-		}
-		r, _, _ = syscall.SyscallN(procNtQueryObject.Addr(), sys, objectBasicInformation,
-			uintptr(unsafe.Pointer(&object)), unsafe.Sizeof(object), 0)
-		return os.NewSyscallError("NtQueryObject", ntError(r))
-	})
-	if err != nil {
-		return memoryInfo{}, err
+	r, _, _ := syscall.SyscallN(procNtQuerySection.Addr(), uintptr(h), sectionBasicInformation,
+		uintptr(unsafe.Pointer(&section)), unsafe.Sizeof(section), 0)
+	if err := ntError(r); err != nil {
+		return memoryInfo{}, os.NewSyscallError("NtQuerySection", err)
+	}
+	r, _, _ = syscall.SyscallN(procNtQueryObject.Addr(), uintptr(h), objectBasicInformation,
+		uintptr(unsafe.Pointer(&object)), unsafe.Sizeof(object), 0)
+	if err := ntError(r); err != nil {
+		return memoryInfo{}, os.NewSyscallError("NtQueryObject", err)
 	}
 	if section.attributes&(secCommit|secReserve|secFile|secImage|secLargePages) != secCommit {
 		return memoryInfo{}, &ruleError{what: "the section is not of the ordinary kind of memory"}
@@ -5561,30 +5586,90 @@ func sendHello(f *fd, memory *os.File, bell farBell, hello []byte) error {
 
 // A received is a handle that came with a hello. It has joined no completion port yet,
 // unlike an os.File of a pipe.
-type received syscall.Handle
+type received struct {
+	sys  syscall.Handle
+	bell *bellInquiry // begun by doorbell, and its answer not taken; nil: none
+}
+
+// A bellInquiry asks whether a handle is the end of a doorbell.
+type bellInquiry struct {
+	*inquiry
+	fd  *fd
+	err error
+}
+
+// askBell asks that of h. The caller has taken one of the wrappers.
+func askBell(h syscall.Handle, adopt func(syscall.Handle) (*fd, error)) *bellInquiry {
+	q := &bellInquiry{}
+	h, err := duplicate(h) // the inquiry may outlive h
+	q.inquiry = inquire(func() {
+		if q.err = err; err == nil {
+			q.fd, q.err = adopt(h)
+		}
+	}, func() {
+		if q.fd != nil {
+			q.fd.closeLater()
+		}
+	})
+	return q
+}
 
 func discardReceived(with []received) {
 	handles := make([]syscall.Handle, len(with))
 	for i, r := range with {
-		handles[i] = syscall.Handle(r)
+		handles[i] = r.sys
+		if r.bell != nil {
+			r.bell.abandon()
+		}
 	}
 	discard(handles...)
 }
 
-// memory returns a file of the handle, which it owns from then on.
-func (r received) memory() *os.File { return os.NewFile(uintptr(r), "memory") }
-
-// doorbell returns the end of a doorbell, over a duplicate of r.
-func (r received) doorbell() (*fd, error) {
-	h, err := duplicate(syscall.Handle(r))
+// memory returns a file over a duplicate of r, if that is memory. Nothing else is made a
+// file of, since os.NewFile would ask what it is: see inquiry.
+func (r *received) memory() (*os.File, memoryInfo, error) {
+	info, err := sectionInfo(r.sys)
 	if err != nil {
+		return nil, memoryInfo{}, err
+	}
+	h, err := duplicate(r.sys)
+	if err != nil {
+		return nil, memoryInfo{}, err
+	}
+	return os.NewFile(uintptr(h), "memory"), info, nil
+}
+
+// doorbell returns the end of a doorbell, over a duplicate of r. The deadline of the reads
+// of f, over which r came, may end the wait for that; then the next call goes on with it.
+func (r *received) doorbell(f *fd) (*fd, error) {
+	l := limits{deadlines: reading}
+	if r.bell == nil {
+		if err := f.receive(l, wrappers); err != nil {
+			return nil, err
+		}
+		r.bell = askBell(r.sys, adoptBell)
+	}
+	if err := f.receive(l, r.bell.done); err != nil {
 		return nil, err
 	}
+	q := r.bell
+	r.bell = nil
+	return q.fd, q.err
+}
+
+// adoptBell returns the end of a doorbell that owns h, or closes h. A pipe of another
+// machine is refused, since a ring must end at once.
+func adoptBell(h syscall.Handle) (*fd, error) {
 	f, err := adoptSys(h, streams, reading|writing)
 	if err != nil {
 		syscall.CloseHandle(h)
+		return nil, err
 	}
-	return f, err
+	if f.remote && !f.server {
+		f.closeLater()
+		return nil, errOtherMachine
+	}
+	return f, nil
 }
 
 // recvHello receives some of a hello and what came with it.
@@ -5594,7 +5679,7 @@ func recvHello(f *fd, p []byte) (n int, with []received, err error) {
 		n, err = f.read(p)
 	}
 	for _, h := range handles {
-		with = append(with, received(h))
+		with = append(with, received{sys: h})
 	}
 	return n, with, err
 }
