@@ -1050,7 +1050,14 @@ func connect(p *retryTimer, target string, kind connKind, s *SysDialer) (*fd, er
 func openClient(p *retryTimer, target string, kind connKind, d Direction, flags uint32) (*fd, error) {
 	ends := d.ends(false)
 	readsMessages := kind.native() == messages && ends&reading != 0
-	open := func() (syscall.Handle, error) { return openPipe(target, rightsOf(ends, readsMessages), flags) }
+	var sends connKind
+	open := func() (syscall.Handle, error) {
+		h, err := openPipe(target, rightsOf(ends, readsMessages), flags)
+		if err == nil {
+			sends = sentBy(h)
+		}
+		return h, err
+	}
 	var h syscall.Handle
 	var err error
 	if isRemote(target) {
@@ -1062,6 +1069,7 @@ func openClient(p *retryTimer, target string, kind connKind, d Direction, flags 
 		return nil, err
 	}
 	f := newFD(h, kind.native(), ends, false)
+	f.sends = sends
 	f.remote = isRemote(target)
 	f.pipe = pipeOf(target)
 	if readsMessages { // a client's end always begins with bytes
@@ -1257,6 +1265,7 @@ func adoptSys(h syscall.Handle, kind connKind, d direction) (*fd, error) {
 		return nil, err
 	}
 	f := newFD(h, reads, ends, server)
+	f.sends = info.carries()
 	f.remote = far || server // the client of a server may be anywhere
 	if name, err := pipeName(h); err == nil && !far {
 		f.pipe = pipeOf(localPrefix + name)
@@ -2056,6 +2065,7 @@ type fd struct {
 
 	sys      syscall.Handle
 	kind     connKind   // what it reads
+	sends    connKind   // what its writes are in the pipe; a client that reads bytes may yet send messages
 	ends     direction  // what the pipe lets this end do
 	server   bool       // this is the server's end
 	remote   bool       // the other end is, or may be, on another machine
@@ -2121,10 +2131,10 @@ type operation struct {
 	p, q  []byte
 }
 
-// newFD takes ownership of h. If the fd is dropped without Close, the garbage
+// newFD takes ownership of h, which sends what it reads, as a server does. If the fd is dropped without Close, the garbage
 // collector closes it, as it does for os and net.
 func newFD(h syscall.Handle, kind connKind, ends direction, server bool) *fd {
-	f := &fd{sys: h, kind: kind, ends: ends, server: server}
+	f := &fd{sys: h, kind: kind, sends: kind, ends: ends, server: server}
 	f.r.turn, f.w.turn = newTurn(), newTurn()
 	f.r.settled.L = &f.r.taking
 	f.cleanup = runtime.AddCleanup(f, func(h syscall.Handle) { syscall.CloseHandle(h) }, h)
@@ -2933,7 +2943,7 @@ func (f *fd) writeAll(p []byte) (n int, err error) {
 	if f.w.torn != nil {
 		return 0, f.w.torn
 	}
-	l := limits{deadlines: writing, withdrawn: f.kind == messages}
+	l := limits{deadlines: writing, withdrawn: f.sends == messages}
 	for {
 		m, err := f.run(l, operation{start: writeFile, p: p[n:min(len(p), n+ioMax)]}, writing)
 		n += m
@@ -2942,7 +2952,7 @@ func (f *fd) writeAll(p []byte) (n int, err error) {
 			err = os.ErrDeadlineExceeded
 		}
 		// Another holder of the handle may have cancelled it too.
-		if withdrawn || f.kind == messages && err == syscall.ERROR_OPERATION_ABORTED {
+		if withdrawn || f.sends == messages && err == syscall.ERROR_OPERATION_ABORTED {
 			if f.outboundIsEmpty() {
 				f.w.torn = cutOff(err)
 			}
@@ -4989,6 +4999,26 @@ func localInfo(h syscall.Handle) (info pipeInfo, err error) {
 	const filePipeLocalInformation = 24
 	err = queryFile(h, filePipeLocalInformation, unsafe.Pointer(&info), unsafe.Sizeof(info))
 	return info, err
+}
+
+// carries returns what is written to the pipe: that is what its first instance was made for,
+// however an end reads it.
+func (info pipeInfo) carries() connKind {
+	const messageType = 1 // ntifs.h: FILE_PIPE_MESSAGE_TYPE
+	if info.typ&messageType != 0 {
+		return messages
+	}
+	return streams
+}
+
+// sentBy returns what the writes to an end are in the pipe: messages if the kernel does not
+// tell, since a message that is cut off must be noticed.
+func sentBy(h syscall.Handle) connKind {
+	info, err := localInfo(h)
+	if err != nil {
+		return messages
+	}
+	return info.carries()
 }
 
 // pipeName returns the name of the pipe of a handle, without the folder of pipes.

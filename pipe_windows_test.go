@@ -1420,27 +1420,35 @@ func timedOutOrTorn(t *testing.T, err error) {
 }
 
 func TestPipeMessageThatWasReadInPartIsTheLast(t *testing.T) {
-	story(t)
-	client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
-	sending := begin(func() error { return client.WriteMessage(pattern(1 << 20)) })
-	n, more, err := server.ReadMessage(make([]byte, 512))
-	if n != 512 || !more || err != nil {
-		t.Fatalf("%d, %v, %v", n, more, err)
-	}
-	must(t, client.SetWriteDeadline(time.Now().Add(brief)))
-	timedOut(t, <-sending)
-	must(t, client.SetWriteDeadline(time.Time{}))
-	for range 2 {
-		matches(t, client.WriteMessage([]byte("next")), syscall.EPIPE)
-		_, err = client.Write([]byte("next"))
-		matches(t, err, syscall.EPIPE)
-		matches(t, client.SendFiles(textFile(t, "next")), syscall.EPIPE)
-	}
-	send(t, server, "the other way") // goes on
-	expectMessage(t, client, "the other way")
-	must(t, client.Close())
-	if n, _, err := server.ReadMessage(make([]byte, 512)); n != 0 || err != io.EOF {
-		t.Errorf("%d, %v", n, err)
+	for what, messages := range map[string]bool{"Messages": true, "Stream": false} { // what the client reads
+		t.Run(what, func(t *testing.T) {
+			story(t)
+			l, path := listenPipe(t, ipc.PipeConfig{Messages: true})
+			client := dialPipe(t, path, ipc.PipeDialer{Messages: messages})
+			server := acceptPipe(t, l)
+			sending := begin(func() error { _, err := client.Write(pattern(1 << 20)); return err })
+			n, more, err := server.ReadMessage(make([]byte, 512))
+			if n != 512 || !more || err != nil {
+				t.Fatalf("%d, %v, %v", n, more, err)
+			}
+			must(t, client.SetWriteDeadline(time.Now().Add(brief)))
+			timedOut(t, <-sending)
+			must(t, client.SetWriteDeadline(time.Time{}))
+			for range 2 {
+				if messages {
+					matches(t, client.WriteMessage([]byte("next")), syscall.EPIPE)
+				}
+				_, err = client.Write([]byte("next"))
+				matches(t, err, syscall.EPIPE)
+				matches(t, client.SendFiles(textFile(t, "next")), syscall.EPIPE)
+			}
+			send(t, server, "the other way") // goes on
+			expect(t, client, "the other way")
+			must(t, client.Close())
+			if n, _, err := server.ReadMessage(make([]byte, 512)); n != 0 || err != io.EOF {
+				t.Errorf("%d, %v", n, err)
+			}
+		})
 	}
 }
 
