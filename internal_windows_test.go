@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode/utf16"
 	"unsafe"
@@ -431,6 +432,57 @@ func TestRecvFilesThatMissesItsTurnLeavesTheData(t *testing.T) {
 		b.close()
 		closed()
 	})
+}
+
+// A read, and Close, do not wait until files are closed that nobody asked for. The peer chose
+// them, and may keep the kernel from closing them.
+func TestRecvFilesThatMissesItsTurnHoldsNobodyElseUp(t *testing.T) {
+	internalStory(t)
+	for disposal.isRunning() { // from an earlier test
+		time.Sleep(time.Millisecond)
+	}
+	synctest.Test(t, func(t *testing.T) { // its clock goes on when everybody waits
+		a, b, err := pair(streams)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.close()
+		busy := make(chan struct{})
+		for range closersMax {
+			disposal.add(func() { <-busy })
+		}
+		defer close(busy)
+		arrives := func() {
+			null, err := syscall.Open(os.DevNull, syscall.O_RDONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.r.arriving = newArrival([]syscall.Handle{null}, []byte("data"))
+		}
+		start := time.Now()
+		arrives()
+		p := make([]byte, 64)
+		if n, err := b.read(p); string(p[:n]) != "data" || err != nil {
+			t.Errorf("%q, %v", p[:n], err)
+		}
+		if waited := time.Since(start); waited != 0 {
+			t.Errorf("the read waits for %v", waited)
+		}
+		arrives()
+		if err := b.close(); err != nil {
+			t.Error(err)
+		}
+		if waited := time.Since(start); waited != 0 {
+			t.Errorf("Close waits for %v", waited)
+		}
+	})
+}
+
+// isRunning reports whether any calls are under way.
+func (c *closers) isRunning() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.running > 0
 }
 
 // A connection that nobody closes does not keep the files that it was too late for.
@@ -1058,6 +1110,21 @@ func TestPipeThatDoesNotWaitIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
+}
+
+// NtCreateNamedPipeFile takes no default wait of 0, and one of less than 100 ns is none.
+func TestPipeConfigDefaultWaitIsNeverNothing(t *testing.T) {
+	for wait, want := range map[time.Duration]int64{
+		0: -500000, -1: -1 << 63, 1: -1, 99: -1, 100: -1, 250: -2, time.Second: -1e7,
+	} {
+		spec, err := newPipeSpec(localPrefix+freshName(), PipeConfig{DefaultWait: wait})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if spec.wait != want {
+			t.Errorf("a wait of %v becomes %d, want %d", wait, spec.wait, want)
+		}
+	}
 }
 
 // ---------------------------------------------------------------------------

@@ -995,7 +995,7 @@ func newPipeSpec(target string, c PipeConfig) (*pipeSpec, error) {
 		through:  c.WriteThrough,
 		in:       quota(c.ReadBuffer),
 		out:      quota(c.WriteBuffer),
-		wait:     -int64(c.DefaultWait / 100),
+		wait:     -max(int64(c.DefaultWait/100), 1), // 0 is refused
 		security: c.Security,
 	}
 	if c.Messages {
@@ -2551,7 +2551,7 @@ func (f *fd) decref() {
 // dispose closes the handle, which nobody uses any more.
 func (f *fd) dispose() {
 	if f.r.arriving != nil {
-		f.r.arriving.abandon()
+		f.r.arriving.abandon(0)
 	}
 	f.cleanup.Stop()
 	if f.file != nil { // nobody else is left to change it
@@ -2563,9 +2563,12 @@ func (f *fd) dispose() {
 }
 
 // discard closes handles that a peer chose, on another goroutine: see discardFiles.
-func discard(handles ...syscall.Handle) {
+func discard(handles ...syscall.Handle) { discardWithin(closeGrace, handles...) }
+
+// discardWithin is discard for a caller that waits no longer than the grace.
+func discardWithin(grace time.Duration, handles ...syscall.Handle) {
 	if len(handles) > 0 {
-		disposal.do(len(handles), closeGrace, func(i int) { syscall.CloseHandle(handles[i]) })
+		disposal.do(len(handles), grace, func(i int) { syscall.CloseHandle(handles[i]) })
 	}
 }
 
@@ -3073,14 +3076,16 @@ func writeFile(h syscall.Handle, p, _ []byte, done *uint32, o *syscall.Overlappe
 // ---------------------------------------------------------------------------
 // Messages
 //
-// A message is received by one ReadFile, whole. The length is looked up before
-// (PeekNamedPipe), since a reader that took a part first could not get the rest safely. A
-// sender may cancel a WriteFile that pends, which takes back what was not read of the
-// message. Then the next data in the pipe is another message.
+// A message is received by one ReadFile, whole, if there is room for it. A reader that takes
+// a part first may not get the rest: a sender may cancel a WriteFile that pends, which takes
+// back what was not read of the message. Then the next data in the pipe is another message.
+// So RecvAppend looks the length up (PeekNamedPipe) and makes the room. Recv makes none,
+// since the sender says how long a message is.
 //
 // A read that parks is made into the room that there is, since to park only until there
-// is something costs an allocation. If the message is longer, the rest is read at once; a
-// rest that is not there was withdrawn. The sender does its part for that: see writeAll.
+// is something costs an allocation. If a message is longer than the room, the rest is read
+// at once; a rest that is not there was withdrawn. The sender does its part for that: see
+// writeAll.
 
 // send writes one message.
 func (f *fd) send(p []byte) error {
@@ -3155,23 +3160,15 @@ func (f *fd) recv(p []byte) (int, error) {
 	}
 	for {
 		size, n, more, err := f.awaitMessage(l, p)
-		into := p
 		if size > 0 {
-			if size > len(p) {
-				into = make([]byte, size) // the whole of it is in the pipe
-			}
-			if n, more, err = f.readNow(into); err == errOverBudget {
+			if n, more, err = f.readNow(p); err == errOverBudget {
 				continue // it was withdrawn
 			}
 		}
 		if more && err == nil {
-			err = f.skipRest()
-		}
-		if n, size = min(n, len(p)), n; len(into) > len(p) {
-			copy(p, into[:n])
-		}
-		if err == nil && (more || n < size) {
-			err = errMsgDropped
+			if err = f.skipRest(); err == nil {
+				err = errMsgDropped
+			}
 		}
 		return n, err
 	}
@@ -3179,7 +3176,7 @@ func (f *fd) recv(p []byte) (int, error) {
 
 // skipRest reads what is there of the rest of a message.
 func (f *fd) skipRest() error {
-	rest := make([]byte, 64<<10)
+	rest := make([]byte, min(max(f.restOfMessage(), 1<<10), 64<<10))
 	for {
 		_, more, err := f.readNow(rest)
 		switch {
@@ -3860,7 +3857,7 @@ func (f *fd) takeFiles(behind, max int, alone bool) (data []byte, files []*os.Fi
 	f.leaveData(a.behind, alone)
 	f.r.taking.Unlock()
 	if err != nil {
-		a.abandon()
+		a.abandon(closeGrace)
 		return a.behind, nil, err
 	}
 	return a.behind, a.files, nil
@@ -3911,7 +3908,7 @@ func (f *fd) giveUpArriving() {
 	f.r.taking.Lock()
 	f.r.arriving, f.r.unread = nil, a.next(f.kind)
 	f.r.taking.Unlock()
-	a.abandon()
+	a.abandon(0)
 }
 
 // takeHandles reads a record, judges it, and takes its handles. rest is the data behind
@@ -4201,15 +4198,17 @@ func (a *arrival) wrap(open func(syscall.Handle) *os.File) {
 		for _, h := range handles {
 			a.files = append(a.files, open(h))
 		}
-	}, func() { discardFiles(a.files) })
+	}, func() {
+		disposal.do(len(a.files), 0, func(i int) { a.files[i].Close() })
+	})
 }
 
 // abandon closes the files, which nobody will ask for: now, or when wrap is done
-// with them.
-func (a *arrival) abandon() {
+// with them. It waits for that no longer than the grace.
+func (a *arrival) abandon(grace time.Duration) {
 	if a.wrapping == nil {
 		a.cleanup.Stop()
-		discard(a.handles...)
+		discardWithin(grace, a.handles...)
 		return
 	}
 	a.wrapping.abandon()
@@ -4224,7 +4223,7 @@ func receivedFile(h syscall.Handle) *os.File { return os.NewFile(uintptr(h), "re
 type inquiry struct {
 	done chan struct{} // closed when the answer is there
 	gone atomic.Bool   // nobody wants it any more
-	drop func()        // closes what came of it; may be called twice
+	drop func()        // closes what came of it, without waiting; may be called twice
 }
 
 // inquire begins an inquiry. The caller has taken one of the wrappers.
@@ -4531,6 +4530,9 @@ var errOtherMachine = &ruleError{"the peer is on another machine", errors.ErrUns
 // clientToken returns the client's token, as far as it lets the server see it.
 func (f *fd) clientToken() (token syscall.Token, err error) {
 	if e := f.impersonate(func() { token, err = threadToken() }); e != nil {
+		if token != 0 {
+			token.Close()
+		}
 		return 0, e
 	}
 	return token, err
