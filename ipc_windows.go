@@ -581,8 +581,9 @@ func (c listenerRawConn) Write(func(fd uintptr) bool) error { return errors.ErrU
 // All of these operations signal one event, which says no more than "look again". One
 // goroutine waits for it, in a thread, from Listen to Close (watch). It wakes the
 // Accepts, which wait without a thread. It also clears the instances whose client has
-// left, even while nobody accepts. The kernel does not tell when a client leaves; so
-// while every instance has a client, watch looks now and then.
+// left, even while nobody accepts, when no other instance listens. The kernel does not
+// tell when a client leaves; so while every instance has a client, watch looks now and
+// then.
 //
 // No signal is lost: watch examines all instances after every wait, and the kernel
 // writes the result of an operation before it signals the event. But a ConnectNamedPipe
@@ -687,7 +688,7 @@ func (s *instances) watch() {
 			s.mu.Unlock()
 			return
 		}
-		listening, ready := s.tend()
+		listening, ready := s.tend(true)
 		if ready != nil {
 			s.signal()
 		}
@@ -704,23 +705,38 @@ func (s *instances) watch() {
 }
 
 // tend arms the instances again whose client has left. It returns how many listen, and
-// the first one that is ready for Accept. The caller holds mu.
-func (s *instances) tend() (listening int, ready *instance) {
+// the first one that is ready for Accept. It looks at all of them, or no further than to
+// the one that is ready. There may be many clients, so when it looks at all, it asks
+// whether they have left only if no instance listens. Otherwise there is room for others,
+// and the one that it returns may be of a client that has left. The caller holds mu.
+func (s *instances) tend(all bool) (listening int, ready *instance) {
 	for _, in := range s.armed {
-		done, err := in.outcome(s.spec.ends)
+		if in.listens() {
+			listening++
+		}
+	}
+	ask := !all || listening == 0
+	for _, in := range s.armed {
+		if in.listens() {
+			continue
+		}
+		done, err := in.outcome(s.spec.ends, ask)
 		if err == errNoData { // the client came and left
 			if in.err = disconnectNamedPipe(in.sys); in.err == nil {
 				in.arm(s.event)
-				done, _ = in.outcome(s.spec.ends)
+				done, _ = in.outcome(s.spec.ends, ask)
 			}
 		} else if err == syscall.ERROR_OPERATION_ABORTED { // the thread that began it has ended
 			in.arm(s.event)
-			done, _ = in.outcome(s.spec.ends)
+			done, _ = in.outcome(s.spec.ends, ask)
 		}
 		if !done {
 			listening++
 		} else if ready == nil {
 			ready = in
+		}
+		if ready != nil && !all {
+			break
 		}
 	}
 	return listening, ready
@@ -760,7 +776,7 @@ func (s *instances) take() (*fd, error) {
 			return nil, err
 		}
 	}
-	_, ready := s.tend()
+	_, ready := s.tend(false)
 	switch {
 	case ready == nil:
 		return nil, nil
@@ -770,25 +786,24 @@ func (s *instances) take() (*fd, error) {
 		setEvent(s.event)
 		return nil, nil
 	}
-	fd, err := s.handOut(ready)
-	if err == nil {
-		setEvent(s.event) // there may be another client, for another Accept
-	}
-	return fd, err
+	return s.handOut(ready)
 }
 
 // handOut makes an instance with a client a connection. If it cannot be
-// replaced, the client stays where it is, for the next Accept.
+// replaced, the client stays where it is, for the next Accept. It wakes watch, since
+// there may be another client, for another Accept: add does that too.
 func (s *instances) handOut(in *instance) (*fd, error) {
 	if s.limit == 0 || len(s.armed)+s.out < s.limit {
 		if err := s.add(false); err != nil {
 			return nil, err
 		}
+	} else {
+		setEvent(s.event)
 	}
 	s.remove(in)
 	f := newFD(in.sys, s.spec.kind, s.spec.ends, true)
 	f.remote = s.spec.remote
-	f.pipe = pipeOf(s.spec.target)
+	f.pipe = s.spec.pipe
 	if s.limit > 0 {
 		s.out++
 		f.place = s
@@ -861,17 +876,21 @@ func (in *instance) arm(event syscall.Handle) {
 	}
 }
 
+// listens reports whether the wait that arm began has not ended.
+func (in *instance) listens() bool { return in.pending && !ended(&in.overlapped) }
+
 // outcome reports whether the wait that arm began has ended, and with which error. That
-// is errNoData for a client that left without having written anything.
-func (in *instance) outcome(ends direction) (done bool, err error) {
+// is errNoData for a client that left without having written anything, if it is to ask
+// about that.
+func (in *instance) outcome(ends direction, ask bool) (done bool, err error) {
+	if in.listens() {
+		return false, nil
+	}
 	if in.pending {
-		if !ended(&in.overlapped) {
-			return false, nil
-		}
 		in.pending = false
 		in.err = overlappedResult(in.sys, &in.overlapped, nil)
 	}
-	if in.err == nil && deserted(in.sys, ends) {
+	if in.err == nil && ask && deserted(in.sys, ends) {
 		in.err = errNoData
 	}
 	return true, in.err
@@ -973,6 +992,8 @@ func deserted(h syscall.Handle, ends direction) bool {
 // A pipeSpec is what all instances of a pipe are made with.
 type pipeSpec struct {
 	target   string
+	pipe     string   // pipeOf the target
+	path     []uint16 // of the target, as the native call takes it, with a zero at its end
 	kind     connKind
 	ends     direction // of the server
 	remote   bool      // clients may be on other machines
@@ -987,8 +1008,14 @@ func newPipeSpec(target string, c PipeConfig) (*pipeSpec, error) {
 	if isRemote(target) {
 		return nil, &ruleError{what: `a pipe can be served on this machine only: write \\.\pipe\name`, is: errors.ErrUnsupported}
 	}
+	path, err := syscall.UTF16FromString(`\??\pipe\` + target[len(localPrefix):])
+	if err != nil {
+		return nil, err
+	}
 	p := &pipeSpec{
 		target:   target,
+		pipe:     pipeOf(target),
+		path:     path,
 		ends:     c.Direction.ends(true),
 		remote:   c.AcceptRemote,
 		inherit:  c.Inheritable,
@@ -1008,7 +1035,6 @@ func newPipeSpec(target string, c PipeConfig) (*pipeSpec, error) {
 		p.wait = -1 << 63 // never
 	}
 	if p.security == nil {
-		var err error
 		if p.security, err = c.Access.SecurityDescriptor(); err != nil {
 			return nil, err
 		}
@@ -1182,7 +1208,7 @@ func pairOf(d Direction, kind connKind) (server, client *fd, err error) {
 	}
 	server = newFD(h, p.kind, p.ends, true)
 	server.dynamic = true
-	server.pipe = pipeOf(p.target)
+	server.pipe = p.pipe
 	const securityContextTracking = 0x40000 // winbase.h
 	client, err = openClient(nil, p.target, kind, d, Identification.flags()|securityContextTracking)
 	if err != nil {
@@ -2238,15 +2264,15 @@ func errDirection(ends direction) error {
 	return &ruleError{"this end of a one-way pipe can only be written", errors.ErrUnsupported}
 }
 
-// run makes one overlapped call and returns how many bytes it transferred. A write, and
-// a read without a budget, waits in the thread or parks: see runWrite and runRead. Any
-// other call waits in the thread alone, a read no longer than its budget. All limits
-// apply throughout. The caller has acquired the direction.
+// run makes one overlapped call and returns how many bytes it transferred. A read or a
+// write without a budget waits in the thread or parks: see runRead and runWrite. Any
+// other call waits in the thread alone, and no longer than its budget, if it has one. All
+// limits apply throughout. The caller has acquired the direction.
 func (f *fd) run(l limits, op operation, d direction) (int, error) {
 	switch {
 	case d == reading && l.budget == 0:
 		return f.runRead(l, op)
-	case d == writing:
+	case d == writing && l.budget == 0:
 		return f.runWrite(l, op)
 	}
 	s, err := takeSlot(true)
@@ -3949,23 +3975,26 @@ func (f *fd) readRecord(l limits, behind int) ([]byte, error) {
 		f.r.unread = nil
 		return unread, nil
 	}
-	p := make([]byte, recordMax+max(behind, 0))
 	pauses := retryTimer{ctx: context.Background()}
 	defer pauses.stop()
 	for woken := false; ; woken = true {
 		if _, err := f.expired(l); err != nil {
 			return nil, err
 		}
-		n, _, left, err := peekMessage(f.sys, p)
+		var head [recordMax]byte
+		n, there, left, err := peekMessage(f.sys, head[:])
 		if err != nil {
 			return nil, readError("PeekNamedPipe", err)
 		}
+		if f.kind == messages {
+			there = n + left
+		}
 		if n > 0 {
-			r, size, err := parseRecord(p[:n])
+			r, size, err := parseRecord(head[:n])
 			if size += behind; behind == theRest {
-				size = n + left
+				size = there
 			}
-			if err == nil && (r == nil || n+left < size || f.kind == messages && n+left != size) {
+			if err == nil && (r == nil || there < size || f.kind == messages && there != size) {
 				err = ErrNoFiles
 			}
 			if err != nil {
@@ -4743,17 +4772,21 @@ const (
 	currentProcessToken = ^syscall.Token(0) - 3  // GetCurrentProcessToken() is -4
 )
 
-// failure returns the error of a call that returns 0 when it fails. It is often
-// ERROR_OPERATION_ABORTED, at the end of every wait in vain: as a constant that costs no
-// allocation.
+// failure returns the error of a call that returns 0 when it fails. Errors that are usual
+// are returned as constants, which costs no allocation.
 func failure(result uintptr, errno syscall.Errno) error {
-	switch {
-	case result != 0:
+	if result != 0 {
 		return nil
-	case errno == 0:
+	}
+	switch errno {
+	case 0:
 		return syscall.EINVAL
-	case errno == syscall.ERROR_OPERATION_ABORTED:
+	case syscall.ERROR_IO_PENDING: // every call that waits
+		return syscall.ERROR_IO_PENDING
+	case syscall.ERROR_OPERATION_ABORTED: // every wait in vain
 		return syscall.ERROR_OPERATION_ABORTED
+	case errPipeConnected: // every client that came first
+		return errPipeConnected
 	}
 	return errno
 }
@@ -4845,11 +4878,7 @@ func (p *pipeSpec) createInstance(first bool) (syscall.Handle, error) {
 		filePipeRejectFar  = 2 // FILE_PIPE_REJECT_REMOTE_CLIENTS
 		unlimited          = 0xffffffff
 	)
-	path, err := syscall.UTF16FromString(`\??\pipe\` + p.target[len(localPrefix):])
-	if err != nil {
-		return 0, err
-	}
-	name := unicodeString{uint16(2 * (len(path) - 1)), uint16(2 * len(path)), &path[0]}
+	name := unicodeString{uint16(2 * (len(p.path) - 1)), uint16(2 * len(p.path)), &p.path[0]}
 	attributes := objectAttributes{name: &name, attributes: objCaseInsensitive, security: &p.security.raw[0]}
 	attributes.length = uint32(unsafe.Sizeof(attributes))
 	if p.inherit {
@@ -5592,12 +5621,8 @@ func ringBell(f *fd) error {
 		return err
 	}
 	defer f.release(writing)
-	s, err := takeSlot(true)
-	if err != nil {
-		return err
-	}
 	l.budget = atOnce
-	_, err = f.runInThread(l, s, operation{start: writeFile, p: zeroByte[:]})
+	_, err := f.run(l, operation{start: writeFile, p: zeroByte[:]}, writing)
 	if err == errOverBudget {
 		return nil
 	}
