@@ -136,7 +136,7 @@ func (p Peer) SessionID() (uint32, bool) { return p.system.session, p.system.kno
 // of the peer by now, is refused. The error matches [os.ErrPermission] if this process
 // may not open that one, and [errors.ErrUnsupported] for a peer on another machine.
 func (c *endpoint) PeerProcess(access uint32) (syscall.Handle, error) {
-	process, err := c.end().peerProcess(access)
+	process, err := c.end().openPeer(access)
 	return process, c.failed("peer", err)
 }
 
@@ -263,16 +263,13 @@ func (sd *SecurityDescriptor) Group() string { return sidAt(sd.raw, sd.word(8)) 
 // other kinds of entries are left out. ok is false if there is no DACL, which
 // allows everybody everything; a DACL without entries allows nobody anything.
 func (sd *SecurityDescriptor) DACL() (entries []AccessEntry, ok bool) {
-	offset := sd.word(16)
-	if offset == 0 || uint64(offset)+aclHeader > uint64(len(sd.raw)) {
-		return nil, false
-	}
-	for _, e := range sd.entries(offset) {
+	all, ok := sd.entries(sd.word(16))
+	for _, e := range all {
 		if e.kind <= 1 { // ACCESS_ALLOWED_ACE_TYPE, ACCESS_DENIED_ACE_TYPE
 			entries = append(entries, AccessEntry{e.sid, e.mask, e.kind == 1})
 		}
 	}
-	return entries, true
+	return entries, ok
 }
 
 // aclHeader is the size of an ACL before its entries: revision, reserved, size in
@@ -286,10 +283,11 @@ type aclEntry struct {
 	sid  string
 }
 
-// entries returns the entries of the ACL at an offset; 0 is none.
-func (sd *SecurityDescriptor) entries(offset uint32) (entries []aclEntry) {
+// entries returns the entries of the ACL at an offset. ok is false if there is none, as at
+// the offset 0.
+func (sd *SecurityDescriptor) entries(offset uint32) (entries []aclEntry, ok bool) {
 	if offset == 0 || uint64(offset)+aclHeader > uint64(len(sd.raw)) {
-		return nil
+		return nil, false
 	}
 	at := int(offset)
 	count := int(sd.raw[at+4]) | int(sd.raw[at+5])<<8
@@ -297,7 +295,7 @@ func (sd *SecurityDescriptor) entries(offset uint32) (entries []aclEntry) {
 		entries = append(entries, aclEntry{sd.raw[at], sd.word(at + 4), sidAt(sd.raw, uint32(at+8))})
 		at += int(sd.raw[at+2]) | int(sd.raw[at+3])<<8
 	}
-	return entries
+	return entries, true
 }
 
 // word returns the 32 bits at an offset: fields 4, 8, 12 and 16 of the header are
@@ -1242,11 +1240,16 @@ func adopt(f *os.File, kind connKind, d direction) (*fd, error) {
 	if err != nil {
 		return nil, err
 	}
-	fd, err := adoptSys(h, kind, d)
+	return adoptOrClose(h, kind, d)
+}
+
+// adoptOrClose is adoptSys, and closes h if that fails.
+func adoptOrClose(h syscall.Handle, kind connKind, d direction) (*fd, error) {
+	f, err := adoptSys(h, kind, d)
 	if err != nil {
 		syscall.CloseHandle(h)
 	}
-	return fd, err
+	return f, err
 }
 
 // adoptSys returns an fd that owns h, if that is the connected end of a pipe that
@@ -2072,7 +2075,8 @@ func (c *PipeConn) kindOfEnd() endKind     { return kindOf(c, kindConn) }
 // once: its answer may be on the way when it is cancelled. A write cannot change from one
 // way to the other: when it is cancelled, it is not known how much of it the peer has
 // read. If no read has parked yet, a write waits in its thread until it is done, as long
-// as few do so at once.
+// as few do so at once. The write of a message does so at any time: if its deadline ends
+// it, it has to be known whether it had begun, and an os.File does not tell (writeAll).
 //
 // While a call uses the handle, its value must not go to another object. So each
 // operation counts as a user of the fd, and the last user after Close closes it. The
@@ -2348,8 +2352,10 @@ func (f *fd) readParked(file *os.File, p []byte) (int, error) {
 }
 
 // runWrite parks if a read of this end has parked before, and otherwise waits in the
-// thread. In a build with -race it does not write to an os.File, because a read of the
-// same os.File at the same time is a race there.
+// thread. The write of a message waits in the thread as long as there is a slot, since an
+// os.File does not tell whether a write that its deadline ended had begun. In a build with
+// -race no write goes to an os.File, because a read of the same os.File at the same time
+// is a race there.
 func (f *fd) runWrite(l limits, op operation) (int, error) {
 	var s *slot
 	var err error
@@ -2602,10 +2608,12 @@ func discardWithin(grace time.Duration, handles ...syscall.Handle) {
 // Waiting
 //
 // Every wait of this file can end for one of three reasons besides its own: Close, a
-// deadline, or a context. The type waits has them all. There are two ways to wait. A
-// goroutine waits for a channel (pause): for its turn in a direction, for a client, for a
-// flush. A thread waits for a kernel event (fd.runInThread): for the end of an overlapped
-// operation.
+// deadline, or a context. There are three ways to wait. A goroutine waits for a channel
+// (pause): for its turn in a direction, for a client, for a flush. A thread waits for a
+// kernel event (fd.runInThread): for the end of an overlapped operation. The type waits
+// has the reasons for these two. A read or write that parks waits in an os.File, which
+// knows nothing of them: closeLater and setDeadline pass them on, as deadlines of the
+// os.File. No call with a context waits in that way.
 
 // waits is the state that the waits of a connection or a listener share.
 type waits struct {
@@ -3700,7 +3708,7 @@ func (f *fd) chooseHolder(maker uint32) (pid uint32, holder syscall.Handle, err 
 		}
 		syscall.CloseHandle(process)
 	}
-	if unknown || f.peerTakesFrom(currentProcess) {
+	if unknown || f.peerTakesFromUs() {
 		return uint32(os.Getpid()), currentProcess, nil
 	}
 	if err == nil {
@@ -3713,13 +3721,13 @@ func (f *fd) chooseHolder(maker uint32) (pid uint32, holder syscall.Handle, err 
 // peerBelieves predicts whether the peer believes handles that this process has
 // put into the peer's own.
 func (f *fd) peerBelieves(process syscall.Handle) bool {
-	return f.ownerIsTrustedByPeer() && mayOpen(currentProcessToken, process, processDupHandle)
+	return f.ownerIsTrustedByPeer() && mayOpen(currentProcessToken, process)
 }
 
-// peerTakesFrom predicts whether the peer may take handles out of this process.
+// peerTakesFromUs predicts whether the peer may take handles out of this process.
 // A server knows that of its client. A client knows only who owns the pipe. It believes
 // that a server of this user, of SYSTEM or of administrators may.
-func (f *fd) peerTakesFrom(process syscall.Handle) bool {
+func (f *fd) peerTakesFromUs() bool {
 	if !f.server {
 		_, trusted, err := f.owner()
 		return trusted && err == nil
@@ -3729,7 +3737,7 @@ func (f *fd) peerTakesFrom(process syscall.Handle) bool {
 		return false
 	}
 	defer token.Close()
-	return f.ownerIsTrustedByPeer() && mayOpen(token, process, processDupHandle)
+	return f.ownerIsTrustedByPeer() && mayOpen(token, currentProcess)
 }
 
 // ownerIsTrustedByPeer reports whether the peer believes the owner of the pipe. A server
@@ -3758,7 +3766,9 @@ func (s *staging) put(handles []syscall.Handle) error {
 	return nil
 }
 
-// remove closes the handles that put has put into the holder, which nobody else knows.
+// remove closes the handles that put has put into the holder. Nobody else has closed or
+// taken them, or their numbers could stand for other handles by now: the write of their
+// record has failed, so no receiver has read that to its end.
 func (s *staging) remove() {
 	staged.mu.Lock()
 	defer staged.mu.Unlock()
@@ -4120,7 +4130,7 @@ func (f *fd) judgeSender(holder syscall.Handle, own bool) error {
 		return err
 	}
 	defer token.Close()
-	if mayOpen(token, holder, processDupHandle) || own && f.checkPeer(holder) == nil && isTokenOf(token, holder) {
+	if mayOpen(token, holder) || own && f.checkPeer(holder) == nil && isTokenOf(token, holder) {
 		return nil
 	}
 	return errForged
@@ -4140,7 +4150,7 @@ func (f *fd) judgeServer(holder syscall.Handle) error {
 	token, err := f.serverToken()
 	if err == nil {
 		defer token.Close()
-		if mayOpen(token, holder, processDupHandle) {
+		if mayOpen(token, holder) {
 			return nil
 		}
 		return errForged
@@ -4318,26 +4328,14 @@ func (f *fd) maxMessage() (int, error) {
 // The user of a server is the owner of the pipe. The user of a client is that of
 // the token that the kernel took from it when it opened the pipe. A client that
 // did not let the server see it (Anonymous), or whose token follows what it
-// sends and that has sent nothing yet, is known by its process; see peerProcess.
+// sends and that has sent nothing yet, is known by its process; see openPeer and checkPeer.
 func (f *fd) peer() (p Peer, err error) {
-	pid, session := procServerProcessID, procServerSessionID
-	if f.server {
-		pid, session = procClientProcessID, procClientSessionID
-	}
-	err = f.control("", func(h syscall.Handle) error {
-		if f.onOtherMachine(h) {
-			return nil
-		}
-		n, err := pipeNumber(pid, h)
-		if err != nil {
-			return os.NewSyscallError(pid.Name, err)
-		}
-		p.pid, p.facts = int(n), knowsPID
-		p.system.session, err = pipeNumber(session, h)
+	switch pid, err := f.makerOfPeer(); {
+	case err == nil:
+		p.pid, p.facts = int(pid), knowsPID
+		p.system.session, err = f.sessionOfPeer()
 		p.system.knowsSession = err == nil
-		return nil
-	})
-	if err != nil {
+	case err != errOtherMachine:
 		return Peer{}, err
 	}
 	var trusted bool
@@ -4402,7 +4400,7 @@ func (f *fd) waitPeer(ctx context.Context) error {
 	if err := contextError(ctx, nil); err != nil {
 		return err
 	}
-	process, err := f.peerProcess(syscall.SYNCHRONIZE)
+	process, err := f.openPeer(syscall.SYNCHRONIZE)
 	switch {
 	case err == errProcessEnded, errnoOf(err) == errInvalidParameter:
 		return nil
@@ -4419,7 +4417,7 @@ func (f *fd) waitPeer(ctx context.Context) error {
 func awaitSignal(ctx context.Context, object syscall.Handle) error {
 	id, signalled := poolWaits.add()
 	defer poolWaits.remove(id)
-	wait, err := registerWait(object, poolCallback(), id)
+	wait, err := registerWait(object, id)
 	if err != nil {
 		return err
 	}
@@ -4481,8 +4479,6 @@ var poolCallback = sync.OnceValue(func() uintptr {
 	})
 })
 
-func (f *fd) peerProcess(access uint32) (syscall.Handle, error) { return f.openPeer(access) }
-
 // makerOfPeer returns the number of the process that opened or made the other end.
 func (f *fd) makerOfPeer() (pid uint32, err error) {
 	question := procServerProcessID
@@ -4497,6 +4493,19 @@ func (f *fd) makerOfPeer() (pid uint32, err error) {
 		return os.NewSyscallError(question.Name, err)
 	})
 	return pid, err
+}
+
+// sessionOfPeer returns the session of that process.
+func (f *fd) sessionOfPeer() (session uint32, err error) {
+	question := procServerSessionID
+	if f.server {
+		question = procClientSessionID
+	}
+	err = f.control(question.Name, func(h syscall.Handle) (err error) {
+		session, err = pipeNumber(question, h)
+		return err
+	})
+	return session, err
 }
 
 // notePeer notes when the process at the other end was created, while the
@@ -4815,12 +4824,12 @@ func waitFor(event syscall.Handle, milliseconds uint32) {
 	syscall.WaitForSingleObject(event, milliseconds)
 }
 
-// registerWait has the thread pool call the callback with the id, once, when the object
+// registerWait has the thread pool call poolCallback with the id, once, when the object
 // is signalled.
-func registerWait(object syscall.Handle, callback, id uintptr) (wait syscall.Handle, err error) {
+func registerWait(object syscall.Handle, id uintptr) (wait syscall.Handle, err error) {
 	const executeOnlyOnce = 8 // winnt.h: WT_EXECUTEONLYONCE
 	r, _, errno := syscall.SyscallN(procRegisterWait.Addr(), uintptr(unsafe.Pointer(&wait)), uintptr(object),
-		callback, id, syscall.INFINITE, executeOnlyOnce)
+		poolCallback(), id, syscall.INFINITE, executeOnlyOnce)
 	return wait, os.NewSyscallError("RegisterWaitForSingleObject", failure(r, errno))
 }
 
@@ -5139,8 +5148,8 @@ func moveHandle(from, h, to syscall.Handle) (syscall.Handle, error) {
 	return duplicateHandle(from, h, to, syscall.DUPLICATE_SAME_ACCESS|syscall.DUPLICATE_CLOSE_SOURCE)
 }
 
-// closeIn closes a handle of a process. It fails only if that process has ended, which
-// has closed the handle.
+// closeIn closes a handle of a process, if that has not ended, or closed it itself. The
+// caller knows that the handle is still the one that it means: see staging.remove.
 func closeIn(process, h syscall.Handle) {
 	syscall.DuplicateHandle(process, h, 0, nil, 0, false, syscall.DUPLICATE_CLOSE_SOURCE)
 }
@@ -5237,9 +5246,9 @@ func readSecurity(h syscall.Handle, parts uintptr) (*SecurityDescriptor, error) 
 }
 
 // mayOpen reports whether the kernel would let a process with the token open the other
-// process with the rights. The process must have been opened with READ_CONTROL. It
+// process for PROCESS_DUP_HANDLE. That must have been opened with READ_CONTROL. mayOpen
 // asks for the label along with the rest, so that the integrity levels count too.
-func mayOpen(token syscall.Token, process syscall.Handle, rights uint32) bool {
+func mayOpen(token syscall.Token, process syscall.Handle) bool {
 	sd, err := readSecurity(process, ownerGroupAndDACL|labelOnly)
 	if err != nil {
 		return false
@@ -5254,11 +5263,11 @@ func mayOpen(token syscall.Token, process syscall.Handle, rights uint32) bool {
 	// ntoskrnl/ps/psmgr.c: PspProcessMapping). It says that PROCESS_DUP_HANDLE is a
 	// right to write, which the label of a process denies those below it.
 	mapping := [4]uint32{0x20410, 0x20bea, 0x121001, 0x1fffff}
-	privileges := [64]uint32{} // PRIVILEGE_SET, which stays empty for these rights
+	privileges := [64]uint32{} // PRIVILEGE_SET, which stays empty for this right
 	size := uint32(unsafe.Sizeof(privileges))
 	var granted uint32
 	var ok int32
-	r, _, _ := syscall.SyscallN(procAccessCheck.Addr(), uintptr(unsafe.Pointer(&sd.raw[0])), uintptr(token), uintptr(rights),
+	r, _, _ := syscall.SyscallN(procAccessCheck.Addr(), uintptr(unsafe.Pointer(&sd.raw[0])), uintptr(token), processDupHandle,
 		uintptr(unsafe.Pointer(&mapping)), uintptr(unsafe.Pointer(&privileges)), uintptr(unsafe.Pointer(&size)),
 		uintptr(unsafe.Pointer(&granted)), uintptr(unsafe.Pointer(&ok)))
 	return r != 0 && ok != 0
@@ -5327,7 +5336,8 @@ func labelOf(h syscall.Handle) (uint32, error) {
 		return 0, err
 	}
 	const labelACE = 0x11 // winnt.h: SYSTEM_MANDATORY_LABEL_ACE_TYPE
-	for _, e := range sd.entries(sd.word(12)) {
+	entries, _ := sd.entries(sd.word(12))
+	for _, e := range entries {
 		if e.kind == labelACE {
 			return integrityLevel(e.sid), nil
 		}
@@ -5717,9 +5727,8 @@ func (r *received) doorbell(f *fd) (*fd, error) {
 // adoptBell returns the end of a doorbell that owns h, or closes h. A pipe of another
 // machine is refused, since a ring must end at once.
 func adoptBell(h syscall.Handle) (*fd, error) {
-	f, err := adoptSys(h, streams, reading|writing)
+	f, err := adoptOrClose(h, streams, reading|writing)
 	if err != nil {
-		syscall.CloseHandle(h)
 		return nil, err
 	}
 	if f.remote && !f.server {
@@ -5731,18 +5740,15 @@ func adoptBell(h syscall.Handle) (*fd, error) {
 
 // recvHello receives some of a hello and what came with it.
 func recvHello(f *fd, p []byte) (n int, with []received, err error) {
-	n, handles, err := f.recvHandles(p)
+	n, with, err = f.recvRecord(p)
 	if err == ErrNoFiles {
 		n, err = f.read(p)
-	}
-	for _, h := range handles {
-		with = append(with, received{sys: h})
 	}
 	return n, with, err
 }
 
-// recvHandles receives a record, and as many bytes behind it as p holds.
-func (f *fd) recvHandles(p []byte) (n int, handles []syscall.Handle, err error) {
+// recvRecord receives a record, and as many bytes behind it as p holds.
+func (f *fd) recvRecord(p []byte) (n int, with []received, err error) {
 	l := limits{deadlines: reading}
 	if err := f.acquire(l, reading); err != nil {
 		return 0, nil, err
@@ -5752,8 +5758,8 @@ func (f *fd) recvHandles(p []byte) (n int, handles []syscall.Handle, err error) 
 	f.r.taking.Lock()
 	defer f.r.taking.Unlock()
 	handles, data, err := f.takeHandles(l, len(p))
-	if err != nil {
-		return 0, nil, err
+	for _, h := range handles {
+		with = append(with, received{sys: h})
 	}
-	return copy(p, data), handles, nil
+	return copy(p, data), with, err
 }
