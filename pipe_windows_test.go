@@ -1652,6 +1652,7 @@ func TestSendFilesThatTimesOutLeavesWhatFollows(t *testing.T) {
 	for _, messages := range []bool{false, true} {
 		t.Run(map[bool]string{false: "Stream", true: "Messages"}[messages], func(t *testing.T) {
 			story(t)
+			ofMessages := messages || isWine() // see byteType
 			f := textFile(t, "x")
 			var files [10]*os.File // 76 bytes
 			for i := range files {
@@ -1673,7 +1674,7 @@ func TestSendFilesThatTimesOutLeavesWhatFollows(t *testing.T) {
 				withdrawn := err != nil
 				writing := begin(func() error {
 					_, err := client.Write(data)
-					if withdrawn && messages && errors.Is(err, syscall.EPIPE) { // a part of the record was read
+					if withdrawn && ofMessages && errors.Is(err, syscall.EPIPE) { // a part of the record was read
 						client.Close()
 						data = nil
 						return nil
