@@ -587,6 +587,22 @@ func TestRecvFilesOfAnEmptyMessageLeavesItNextToRead(t *testing.T) {
 	}
 }
 
+func TestRecvWithFilesOfAMessageWithoutFilesAllocatesNothing(t *testing.T) {
+	story(t)
+	a, b := msgPair(t)
+	p, q := make([]byte, 64), make([]byte, 64)
+	allocatesNothing(t, "a message without files", func() error {
+		if err := a.Send(p); err != nil {
+			return err
+		}
+		_, files, err := b.RecvWithFiles(q, 1)
+		if files != nil {
+			t.Error("there are files")
+		}
+		return err
+	})
+}
+
 func TestPipeConnEmptyWritesAreNothing(t *testing.T) {
 	story(t)
 	a, b := pair(t)

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode/utf16"
 	"unsafe"
@@ -198,7 +199,7 @@ func TestPeerIsKnownByItsCreation(t *testing.T) {
 }
 
 func TestPeerProcessMayOpenItself(t *testing.T) {
-	if !mayOpen(currentProcessToken, currentProcess, processDupHandle) {
+	if !mayOpen(currentProcessToken, currentProcess) {
 		t.Error("this process may not open itself")
 	}
 	token, err := tokenOf(currentProcess)
@@ -206,7 +207,7 @@ func TestPeerProcessMayOpenItself(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer token.Close()
-	if mayOpen(token, 0, processDupHandle) {
+	if mayOpen(token, 0) {
 		t.Error("a process that is none may be opened")
 	}
 	if level, err := integrityOf(token); level < 0x1000 || err != nil {
@@ -224,7 +225,8 @@ func TestSecurityDescriptorLabelsAreRead(t *testing.T) {
 			t.Skip("this system reads no labels: ", err)
 		}
 		var got uint32
-		for _, e := range sd.entries(sd.word(12)) {
+		entries, _ := sd.entries(sd.word(12))
+		for _, e := range entries {
 			got = integrityLevel(e.sid)
 		}
 		if got != want {
@@ -431,6 +433,57 @@ func TestRecvFilesThatMissesItsTurnLeavesTheData(t *testing.T) {
 		b.close()
 		closed()
 	})
+}
+
+// A read, and Close, do not wait until files are closed that nobody asked for. The peer chose
+// them, and may keep the kernel from closing them.
+func TestRecvFilesThatMissesItsTurnHoldsNobodyElseUp(t *testing.T) {
+	internalStory(t)
+	for disposal.isRunning() { // from an earlier test
+		time.Sleep(time.Millisecond)
+	}
+	synctest.Test(t, func(t *testing.T) { // its clock goes on when everybody waits
+		a, b, err := pair(streams)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.close()
+		busy := make(chan struct{})
+		for range closersMax {
+			disposal.add(func() { <-busy })
+		}
+		defer close(busy)
+		arrives := func() {
+			null, err := syscall.Open(os.DevNull, syscall.O_RDONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.r.arriving = newArrival([]syscall.Handle{null}, []byte("data"))
+		}
+		start := time.Now()
+		arrives()
+		p := make([]byte, 64)
+		if n, err := b.read(p); string(p[:n]) != "data" || err != nil {
+			t.Errorf("%q, %v", p[:n], err)
+		}
+		if waited := time.Since(start); waited != 0 {
+			t.Errorf("the read waits for %v", waited)
+		}
+		arrives()
+		if err := b.close(); err != nil {
+			t.Error(err)
+		}
+		if waited := time.Since(start); waited != 0 {
+			t.Errorf("Close waits for %v", waited)
+		}
+	})
+}
+
+// isRunning reports whether any calls are under way.
+func (c *closers) isRunning() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.running > 0
 }
 
 // A connection that nobody closes does not keep the files that it was too late for.
@@ -837,6 +890,135 @@ func TestRecvFilesOfBusyFilesIsNotOvertaken(t *testing.T) {
 }
 
 // ---------------------------------------------------------------------------
+// Shared memory
+
+// While too many handles are kept busy, the doorbell of a peer waits for its turn. A
+// deadline ends that, and the next call goes on with it.
+func TestSharedHandshakeWaitsForItsTurn(t *testing.T) {
+	internalStory(t)
+	a, b := sharedPair(t)
+	giveBack := takeAllWrappers(t)
+	written := make(chan error, 1)
+	go func() { _, err := a.Write(make([]byte, earlyMax+1)); written <- err }()
+	p := make([]byte, earlyMax+1)
+	for range 3 {
+		b.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		if n, err := b.Read(p); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("%d, %v", n, err)
+		}
+	}
+	giveBack()
+	b.SetReadDeadline(time.Time{})
+	if _, err := io.ReadFull(b, p); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-written; err != nil {
+		t.Fatal(err)
+	}
+	if !a.InMemory() || !b.InMemory() {
+		t.Error("it is not in memory")
+	}
+	allWrappersAreFree(t)
+}
+
+// sharesHandles has the peer of c send a hello with the two handles.
+func sharesHandles(t *testing.T, peer *Conn, memory, bell syscall.Handle) {
+	t.Helper()
+	hello := helloOf(helloMemory, ringMin)
+	if err := peer.fd.acquire(limits{}, writing); err != nil {
+		t.Fatal(err)
+	}
+	defer peer.fd.release(writing)
+	if _, err := peer.fd.sendHandles([]syscall.Handle{memory, bell}, hello[:]); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Close does not wait for the doorbell of a peer, and nobody has it then.
+func TestSharedHandshakeClosesADoorbellThatComesLate(t *testing.T) {
+	internalStory(t)
+	for _, asked := range []bool{false, true} { // whether the kernel was asked what it is
+		c, peer := halfShared(t, true)
+		near, bell, err := newBell()
+		if err != nil {
+			t.Fatal(err)
+		}
+		files, err := newMemory(controlSize + ringMin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := withFile(files.object, func(sys uintptr) error {
+			sharesHandles(t, peer, syscall.Handle(sys), syscall.Handle(bell))
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		bell.close()
+		files.close()
+		giveBack := takeAllWrappers(t)
+		for len(c.hello.files) == 0 {
+			c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal(err)
+			}
+			if c.hello == nil {
+				t.Fatal("the handshake is over")
+			}
+		}
+		giveBack()
+		answer := make(chan struct{})
+		if asked {
+			<-wrappers
+			with := &c.hello.files[1]
+			with.bell = askBell(with.sys, func(h syscall.Handle) (*fd, error) { <-answer; return adoptBell(h) })
+			c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal(err)
+			}
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		close(answer)
+		if n, err := near.read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Errorf("the doorbell is open: %d, %v", n, err)
+		}
+		near.close()
+		allWrappersAreFree(t)
+	}
+}
+
+// A pipe that comes as memory does not join the completion port of this process. To make an
+// os.File of it would do that, and would ask the kernel what it is.
+func TestSharedHandshakeAsksNothingOfAPipeAsMemory(t *testing.T) {
+	internalStory(t)
+	for _, passive := range []bool{false, true} {
+		c, peer := halfShared(t, passive)
+		near, bell, err := newBell()
+		if err != nil {
+			t.Fatal(err)
+		}
+		other, pipe, err := newBell()
+		if err != nil {
+			t.Fatal(err)
+		}
+		sharesHandles(t, peer, syscall.Handle(pipe), syscall.Handle(bell))
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.EPROTO) {
+			t.Error(err)
+		}
+		f := os.NewFile(uintptr(pipe), "pipe")
+		if err := f.SetDeadline(time.Time{}); err != nil {
+			t.Errorf("the pipe belongs to another completion port: %v", err)
+		}
+		c.Close()
+		f.Close()
+		bell.close()
+		near.close()
+		other.close()
+	}
+}
+
+// ---------------------------------------------------------------------------
 // Instances
 
 // A client can connect to an instance from its birth on. One that does so, writes
@@ -931,6 +1113,21 @@ func TestPipeThatDoesNotWaitIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
+}
+
+// NtCreateNamedPipeFile takes no default wait of 0, and one of less than 100 ns is none.
+func TestPipeConfigDefaultWaitIsNeverNothing(t *testing.T) {
+	for wait, want := range map[time.Duration]int64{
+		0: -500000, -1: -1 << 63, 1: -1, 99: -1, 100: -1, 250: -2, time.Second: -1e7,
+	} {
+		spec, err := newPipeSpec(localPrefix+freshName(), PipeConfig{DefaultWait: wait})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if spec.wait != want {
+			t.Errorf("a wait of %v becomes %d, want %d", wait, spec.wait, want)
+		}
+	}
 }
 
 // ---------------------------------------------------------------------------

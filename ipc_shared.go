@@ -2440,8 +2440,11 @@ func getWord(b []byte) uint32 {
 // receive receives some of a hello, or of the early data behind one. It takes a hello that
 // is complete then.
 func (c *SharedConn) receive(hs *handshake) error {
-	if hs.due > 0 {
+	switch {
+	case hs.due > 0:
 		return c.receiveEarly(hs)
+	case hs.got == helloSize: // a deadline came before its memory was taken
+		return c.takeHello(hs)
 	}
 	n, files, err := recvHello(c.base.fd, hs.buf[hs.got:])
 	hs.files = append(hs.files, files...)
@@ -2466,7 +2469,6 @@ func (c *SharedConn) receive(hs *handshake) error {
 	case hs.got < helloSize:
 		return nil
 	}
-	hs.got = 0
 	return c.takeHello(hs)
 }
 
@@ -2489,7 +2491,7 @@ func (c *SharedConn) receiveEarly(hs *handshake) error {
 	return err
 }
 
-// takeHello takes a hello that is complete.
+// takeHello takes a hello that is complete. If a deadline ends that, the hello stays.
 func (c *SharedConn) takeHello(hs *handshake) error {
 	what, size, err := parseHello(hs.buf[:])
 	if err != nil {
@@ -2508,17 +2510,21 @@ func (c *SharedConn) takeHello(hs *handshake) error {
 		if hs.hellos++; hs.hellos > earlyTimes+2 || int64(size) > int64(earlyMax-hs.received) {
 			return protocolError("it sent too much before its memory")
 		}
+		hs.got = 0
 		hs.received += int(size)
 		hs.due = int(size)
 		hs.wanted = hs.wanted || what&helloAsk != 0
 		return c.acceptsRing(getWord(hs.buf[ringAt:]))
 	}
-	hs.done = true
 	if what == helloMemory {
-		return c.takeMemory(hs, size)
+		if err := c.takeMemory(hs, size); err != nil {
+			return err
+		}
+	} else {
+		c.peerWShut.Store(what&helloWriteShut != 0)
+		c.peerRShut.Store(what&helloReadShut != 0)
 	}
-	c.peerWShut.Store(what&helloWriteShut != 0)
-	c.peerRShut.Store(what&helloReadShut != 0)
+	hs.got, hs.done = 0, true
 	return nil
 }
 
@@ -2549,38 +2555,39 @@ func (c *SharedConn) takeMemory(hs *handshake, ring uint32) error {
 	if err := c.acceptsRing(ring); err != nil {
 		return err
 	}
-	memory := hs.files[0].memory()
-	defer discardFiles([]*os.File{memory})
-	hs.files = hs.files[1:] // releasePeer closes the rest
-	var theirs doorbells
-	for i, far := range [...]**fd{&theirs.r, &theirs.w} {
+	for i, far := range [...]**fd{&hs.theirs.r, &hs.theirs.w} {
+		if *far != nil { // since before a deadline
+			continue
+		}
 		var err error
-		if *far, err = hs.files[i].doorbell(); err != nil {
-			theirs.close()
+		switch *far, err = hs.files[1+i].doorbell(c.base.fd); {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return err
+		case err != nil:
 			return &classified{err, syscall.EPROTO}
 		}
 	}
-	peer, err := mapPeer(memory, int(ring))
+	peer, err := mapPeer(&hs.files[0], int(ring))
 	if err != nil {
-		theirs.close()
 		if c.passive && !errors.Is(err, syscall.EPROTO) {
 			return nil // this process cannot, and the peer can still be told
 		}
 		return err
 	}
-	hs.peer, hs.theirs = peer, theirs
+	hs.peer = peer
 	hs.peerDrop = runtime.AddCleanup(c, (*mapping).abandon, peer)
 	hs.releaseFiles()
 	return nil
 }
 
 // mapPeer maps the peer's memory, if it is what the hello says.
-func mapPeer(memory *os.File, ring int) (*mapping, error) {
-	info, err := checkMemory(memory)
-	switch {
-	case err != nil:
+func mapPeer(r *received, ring int) (*mapping, error) {
+	memory, info, err := r.memory()
+	if err != nil {
 		return nil, &classified{err, syscall.EPROTO}
-	case info.size != controlSize+int64(ring):
+	}
+	defer memory.Close()
+	if info.size != controlSize+int64(ring) {
 		return nil, protocolError("its memory has " + strconv.FormatInt(info.size, 10) + " bytes")
 	}
 	return mapRing(memory, ring, false)
@@ -2687,11 +2694,12 @@ func (hs *handshake) release() {
 // releaseOwn does so with what was made for the peer; the caller has the pen.
 func (hs *handshake) releasePeer() {
 	hs.releaseFiles()
+	hs.theirs.close()
+	hs.theirs = doorbells{}
 	if hs.peer != nil {
 		hs.peerDrop.Stop()
 		hs.peer.unmap()
-		hs.theirs.close()
-		hs.peer, hs.theirs = nil, doorbells{}
+		hs.peer = nil
 	}
 }
 

@@ -5324,10 +5324,14 @@ func discardReceived(with []received) {
 	discardFiles(files)
 }
 
-func (r received) memory() *os.File { return r.File }
+// memory returns the file, which the caller may close, if it is memory.
+func (r *received) memory() (*os.File, memoryInfo, error) {
+	info, err := checkMemory(r.File)
+	return r.File, info, err
+}
 
 // doorbell returns the far end of a doorbell, over a duplicate of r.
-func (r received) doorbell() (*fd, error) { return adoptConn(r.File, streams) }
+func (r *received) doorbell(*fd) (*fd, error) { return adoptConn(r.File, streams) }
 
 // recvHello receives some of a hello and what came with it. An idle end waits in here, so it
 // does not hold room for rights meanwhile.

@@ -136,7 +136,7 @@ func (p Peer) SessionID() (uint32, bool) { return p.system.session, p.system.kno
 // of the peer by now, is refused. The error matches [os.ErrPermission] if this process
 // may not open that one, and [errors.ErrUnsupported] for a peer on another machine.
 func (c *endpoint) PeerProcess(access uint32) (syscall.Handle, error) {
-	process, err := c.end().peerProcess(access)
+	process, err := c.end().openPeer(access)
 	return process, c.failed("peer", err)
 }
 
@@ -263,16 +263,13 @@ func (sd *SecurityDescriptor) Group() string { return sidAt(sd.raw, sd.word(8)) 
 // other kinds of entries are left out. ok is false if there is no DACL, which
 // allows everybody everything; a DACL without entries allows nobody anything.
 func (sd *SecurityDescriptor) DACL() (entries []AccessEntry, ok bool) {
-	offset := sd.word(16)
-	if offset == 0 || uint64(offset)+aclHeader > uint64(len(sd.raw)) {
-		return nil, false
-	}
-	for _, e := range sd.entries(offset) {
+	all, ok := sd.entries(sd.word(16))
+	for _, e := range all {
 		if e.kind <= 1 { // ACCESS_ALLOWED_ACE_TYPE, ACCESS_DENIED_ACE_TYPE
 			entries = append(entries, AccessEntry{e.sid, e.mask, e.kind == 1})
 		}
 	}
-	return entries, true
+	return entries, ok
 }
 
 // aclHeader is the size of an ACL before its entries: revision, reserved, size in
@@ -286,10 +283,11 @@ type aclEntry struct {
 	sid  string
 }
 
-// entries returns the entries of the ACL at an offset; 0 is none.
-func (sd *SecurityDescriptor) entries(offset uint32) (entries []aclEntry) {
+// entries returns the entries of the ACL at an offset. ok is false if there is none, as at
+// the offset 0.
+func (sd *SecurityDescriptor) entries(offset uint32) (entries []aclEntry, ok bool) {
 	if offset == 0 || uint64(offset)+aclHeader > uint64(len(sd.raw)) {
-		return nil
+		return nil, false
 	}
 	at := int(offset)
 	count := int(sd.raw[at+4]) | int(sd.raw[at+5])<<8
@@ -297,7 +295,7 @@ func (sd *SecurityDescriptor) entries(offset uint32) (entries []aclEntry) {
 		entries = append(entries, aclEntry{sd.raw[at], sd.word(at + 4), sidAt(sd.raw, uint32(at+8))})
 		at += int(sd.raw[at+2]) | int(sd.raw[at+3])<<8
 	}
-	return entries
+	return entries, true
 }
 
 // word returns the 32 bits at an offset: fields 4, 8, 12 and 16 of the header are
@@ -581,8 +579,9 @@ func (c listenerRawConn) Write(func(fd uintptr) bool) error { return errors.ErrU
 // All of these operations signal one event, which says no more than "look again". One
 // goroutine waits for it, in a thread, from Listen to Close (watch). It wakes the
 // Accepts, which wait without a thread. It also clears the instances whose client has
-// left, even while nobody accepts. The kernel does not tell when a client leaves; so
-// while every instance has a client, watch looks now and then.
+// left, even while nobody accepts, when no other instance listens. The kernel does not
+// tell when a client leaves; so while every instance has a client, watch looks now and
+// then.
 //
 // No signal is lost: watch examines all instances after every wait, and the kernel
 // writes the result of an operation before it signals the event. But a ConnectNamedPipe
@@ -687,7 +686,7 @@ func (s *instances) watch() {
 			s.mu.Unlock()
 			return
 		}
-		listening, ready := s.tend()
+		listening, ready := s.tend(true)
 		if ready != nil {
 			s.signal()
 		}
@@ -704,23 +703,38 @@ func (s *instances) watch() {
 }
 
 // tend arms the instances again whose client has left. It returns how many listen, and
-// the first one that is ready for Accept. The caller holds mu.
-func (s *instances) tend() (listening int, ready *instance) {
+// the first one that is ready for Accept. It looks at all of them, or no further than to
+// the one that is ready. There may be many clients, so when it looks at all, it asks
+// whether they have left only if no instance listens. Otherwise there is room for others,
+// and the one that it returns may be of a client that has left. The caller holds mu.
+func (s *instances) tend(all bool) (listening int, ready *instance) {
 	for _, in := range s.armed {
-		done, err := in.outcome(s.spec.ends)
+		if in.listens() {
+			listening++
+		}
+	}
+	ask := !all || listening == 0
+	for _, in := range s.armed {
+		if in.listens() {
+			continue
+		}
+		done, err := in.outcome(s.spec.ends, ask)
 		if err == errNoData { // the client came and left
 			if in.err = disconnectNamedPipe(in.sys); in.err == nil {
 				in.arm(s.event)
-				done, _ = in.outcome(s.spec.ends)
+				done, _ = in.outcome(s.spec.ends, ask)
 			}
 		} else if err == syscall.ERROR_OPERATION_ABORTED { // the thread that began it has ended
 			in.arm(s.event)
-			done, _ = in.outcome(s.spec.ends)
+			done, _ = in.outcome(s.spec.ends, ask)
 		}
 		if !done {
 			listening++
 		} else if ready == nil {
 			ready = in
+		}
+		if ready != nil && !all {
+			break
 		}
 	}
 	return listening, ready
@@ -760,7 +774,7 @@ func (s *instances) take() (*fd, error) {
 			return nil, err
 		}
 	}
-	_, ready := s.tend()
+	_, ready := s.tend(false)
 	switch {
 	case ready == nil:
 		return nil, nil
@@ -770,25 +784,24 @@ func (s *instances) take() (*fd, error) {
 		setEvent(s.event)
 		return nil, nil
 	}
-	fd, err := s.handOut(ready)
-	if err == nil {
-		setEvent(s.event) // there may be another client, for another Accept
-	}
-	return fd, err
+	return s.handOut(ready)
 }
 
 // handOut makes an instance with a client a connection. If it cannot be
-// replaced, the client stays where it is, for the next Accept.
+// replaced, the client stays where it is, for the next Accept. It wakes watch, since
+// there may be another client, for another Accept: add does that too.
 func (s *instances) handOut(in *instance) (*fd, error) {
 	if s.limit == 0 || len(s.armed)+s.out < s.limit {
 		if err := s.add(false); err != nil {
 			return nil, err
 		}
+	} else {
+		setEvent(s.event)
 	}
 	s.remove(in)
 	f := newFD(in.sys, s.spec.kind, s.spec.ends, true)
 	f.remote = s.spec.remote
-	f.pipe = pipeOf(s.spec.target)
+	f.pipe = s.spec.pipe
 	if s.limit > 0 {
 		s.out++
 		f.place = s
@@ -861,17 +874,21 @@ func (in *instance) arm(event syscall.Handle) {
 	}
 }
 
+// listens reports whether the wait that arm began has not ended.
+func (in *instance) listens() bool { return in.pending && !ended(&in.overlapped) }
+
 // outcome reports whether the wait that arm began has ended, and with which error. That
-// is errNoData for a client that left without having written anything.
-func (in *instance) outcome(ends direction) (done bool, err error) {
+// is errNoData for a client that left without having written anything, if it is to ask
+// about that.
+func (in *instance) outcome(ends direction, ask bool) (done bool, err error) {
+	if in.listens() {
+		return false, nil
+	}
 	if in.pending {
-		if !ended(&in.overlapped) {
-			return false, nil
-		}
 		in.pending = false
 		in.err = overlappedResult(in.sys, &in.overlapped, nil)
 	}
-	if in.err == nil && deserted(in.sys, ends) {
+	if in.err == nil && ask && deserted(in.sys, ends) {
 		in.err = errNoData
 	}
 	return true, in.err
@@ -973,6 +990,8 @@ func deserted(h syscall.Handle, ends direction) bool {
 // A pipeSpec is what all instances of a pipe are made with.
 type pipeSpec struct {
 	target   string
+	pipe     string   // pipeOf the target
+	path     []uint16 // of the target, as the native call takes it, with a zero at its end
 	kind     connKind
 	ends     direction // of the server
 	remote   bool      // clients may be on other machines
@@ -987,15 +1006,21 @@ func newPipeSpec(target string, c PipeConfig) (*pipeSpec, error) {
 	if isRemote(target) {
 		return nil, &ruleError{what: `a pipe can be served on this machine only: write \\.\pipe\name`, is: errors.ErrUnsupported}
 	}
+	path, err := syscall.UTF16FromString(`\??\pipe\` + target[len(localPrefix):])
+	if err != nil {
+		return nil, err
+	}
 	p := &pipeSpec{
 		target:   target,
+		pipe:     pipeOf(target),
+		path:     path,
 		ends:     c.Direction.ends(true),
 		remote:   c.AcceptRemote,
 		inherit:  c.Inheritable,
 		through:  c.WriteThrough,
 		in:       quota(c.ReadBuffer),
 		out:      quota(c.WriteBuffer),
-		wait:     -int64(c.DefaultWait / 100),
+		wait:     -max(int64(c.DefaultWait/100), 1), // 0 is refused
 		security: c.Security,
 	}
 	if c.Messages {
@@ -1008,7 +1033,6 @@ func newPipeSpec(target string, c PipeConfig) (*pipeSpec, error) {
 		p.wait = -1 << 63 // never
 	}
 	if p.security == nil {
-		var err error
 		if p.security, err = c.Access.SecurityDescriptor(); err != nil {
 			return nil, err
 		}
@@ -1050,7 +1074,14 @@ func connect(p *retryTimer, target string, kind connKind, s *SysDialer) (*fd, er
 func openClient(p *retryTimer, target string, kind connKind, d Direction, flags uint32) (*fd, error) {
 	ends := d.ends(false)
 	readsMessages := kind.native() == messages && ends&reading != 0
-	open := func() (syscall.Handle, error) { return openPipe(target, rightsOf(ends, readsMessages), flags) }
+	var sends connKind
+	open := func() (syscall.Handle, error) {
+		h, err := openPipe(target, rightsOf(ends, readsMessages), flags)
+		if err == nil {
+			sends = sentBy(h)
+		}
+		return h, err
+	}
 	var h syscall.Handle
 	var err error
 	if isRemote(target) {
@@ -1062,6 +1093,7 @@ func openClient(p *retryTimer, target string, kind connKind, d Direction, flags 
 		return nil, err
 	}
 	f := newFD(h, kind.native(), ends, false)
+	f.sends = sends
 	f.remote = isRemote(target)
 	f.pipe = pipeOf(target)
 	if readsMessages { // a client's end always begins with bytes
@@ -1174,7 +1206,7 @@ func pairOf(d Direction, kind connKind) (server, client *fd, err error) {
 	}
 	server = newFD(h, p.kind, p.ends, true)
 	server.dynamic = true
-	server.pipe = pipeOf(p.target)
+	server.pipe = p.pipe
 	const securityContextTracking = 0x40000 // winbase.h
 	client, err = openClient(nil, p.target, kind, d, Identification.flags()|securityContextTracking)
 	if err != nil {
@@ -1208,11 +1240,16 @@ func adopt(f *os.File, kind connKind, d direction) (*fd, error) {
 	if err != nil {
 		return nil, err
 	}
-	fd, err := adoptSys(h, kind, d)
+	return adoptOrClose(h, kind, d)
+}
+
+// adoptOrClose is adoptSys, and closes h if that fails.
+func adoptOrClose(h syscall.Handle, kind connKind, d direction) (*fd, error) {
+	f, err := adoptSys(h, kind, d)
 	if err != nil {
 		syscall.CloseHandle(h)
 	}
-	return fd, err
+	return f, err
 }
 
 // adoptSys returns an fd that owns h, if that is the connected end of a pipe that
@@ -1257,6 +1294,7 @@ func adoptSys(h syscall.Handle, kind connKind, d direction) (*fd, error) {
 		return nil, err
 	}
 	f := newFD(h, reads, ends, server)
+	f.sends = info.carries()
 	f.remote = far || server // the client of a server may be anywhere
 	if name, err := pipeName(h); err == nil && !far {
 		f.pipe = pipeOf(localPrefix + name)
@@ -2037,7 +2075,8 @@ func (c *PipeConn) kindOfEnd() endKind     { return kindOf(c, kindConn) }
 // once: its answer may be on the way when it is cancelled. A write cannot change from one
 // way to the other: when it is cancelled, it is not known how much of it the peer has
 // read. If no read has parked yet, a write waits in its thread until it is done, as long
-// as few do so at once.
+// as few do so at once. The write of a message does so at any time: if its deadline ends
+// it, it has to be known whether it had begun, and an os.File does not tell (writeAll).
 //
 // While a call uses the handle, its value must not go to another object. So each
 // operation counts as a user of the fd, and the last user after Close closes it. The
@@ -2056,6 +2095,7 @@ type fd struct {
 
 	sys      syscall.Handle
 	kind     connKind   // what it reads
+	sends    connKind   // what its writes are in the pipe; a client that reads bytes may yet send messages
 	ends     direction  // what the pipe lets this end do
 	server   bool       // this is the server's end
 	remote   bool       // the other end is, or may be, on another machine
@@ -2121,10 +2161,10 @@ type operation struct {
 	p, q  []byte
 }
 
-// newFD takes ownership of h. If the fd is dropped without Close, the garbage
+// newFD takes ownership of h, which sends what it reads, as a server does. If the fd is dropped without Close, the garbage
 // collector closes it, as it does for os and net.
 func newFD(h syscall.Handle, kind connKind, ends direction, server bool) *fd {
-	f := &fd{sys: h, kind: kind, ends: ends, server: server}
+	f := &fd{sys: h, kind: kind, sends: kind, ends: ends, server: server}
 	f.r.turn, f.w.turn = newTurn(), newTurn()
 	f.r.settled.L = &f.r.taking
 	f.cleanup = runtime.AddCleanup(f, func(h syscall.Handle) { syscall.CloseHandle(h) }, h)
@@ -2228,15 +2268,15 @@ func errDirection(ends direction) error {
 	return &ruleError{"this end of a one-way pipe can only be written", errors.ErrUnsupported}
 }
 
-// run makes one overlapped call and returns how many bytes it transferred. A write, and
-// a read without a budget, waits in the thread or parks: see runWrite and runRead. Any
-// other call waits in the thread alone, a read no longer than its budget. All limits
-// apply throughout. The caller has acquired the direction.
+// run makes one overlapped call and returns how many bytes it transferred. A read or a
+// write without a budget waits in the thread or parks: see runRead and runWrite. Any
+// other call waits in the thread alone, and no longer than its budget, if it has one. All
+// limits apply throughout. The caller has acquired the direction.
 func (f *fd) run(l limits, op operation, d direction) (int, error) {
 	switch {
 	case d == reading && l.budget == 0:
 		return f.runRead(l, op)
-	case d == writing:
+	case d == writing && l.budget == 0:
 		return f.runWrite(l, op)
 	}
 	s, err := takeSlot(true)
@@ -2312,8 +2352,10 @@ func (f *fd) readParked(file *os.File, p []byte) (int, error) {
 }
 
 // runWrite parks if a read of this end has parked before, and otherwise waits in the
-// thread. In a build with -race it does not write to an os.File, because a read of the
-// same os.File at the same time is a race there.
+// thread. The write of a message waits in the thread as long as there is a slot, since an
+// os.File does not tell whether a write that its deadline ended had begun. In a build with
+// -race no write goes to an os.File, because a read of the same os.File at the same time
+// is a race there.
 func (f *fd) runWrite(l limits, op operation) (int, error) {
 	var s *slot
 	var err error
@@ -2541,7 +2583,7 @@ func (f *fd) decref() {
 // dispose closes the handle, which nobody uses any more.
 func (f *fd) dispose() {
 	if f.r.arriving != nil {
-		f.r.arriving.abandon()
+		f.r.arriving.abandon(0)
 	}
 	f.cleanup.Stop()
 	if f.file != nil { // nobody else is left to change it
@@ -2553,9 +2595,12 @@ func (f *fd) dispose() {
 }
 
 // discard closes handles that a peer chose, on another goroutine: see discardFiles.
-func discard(handles ...syscall.Handle) {
+func discard(handles ...syscall.Handle) { discardWithin(closeGrace, handles...) }
+
+// discardWithin is discard for a caller that waits no longer than the grace.
+func discardWithin(grace time.Duration, handles ...syscall.Handle) {
 	if len(handles) > 0 {
-		disposal.do(len(handles), closeGrace, func(i int) { syscall.CloseHandle(handles[i]) })
+		disposal.do(len(handles), grace, func(i int) { syscall.CloseHandle(handles[i]) })
 	}
 }
 
@@ -2563,10 +2608,12 @@ func discard(handles ...syscall.Handle) {
 // Waiting
 //
 // Every wait of this file can end for one of three reasons besides its own: Close, a
-// deadline, or a context. The type waits has them all. There are two ways to wait. A
-// goroutine waits for a channel (pause): for its turn in a direction, for a client, for a
-// flush. A thread waits for a kernel event (fd.runInThread): for the end of an overlapped
-// operation.
+// deadline, or a context. There are three ways to wait. A goroutine waits for a channel
+// (pause): for its turn in a direction, for a client, for a flush. A thread waits for a
+// kernel event (fd.runInThread): for the end of an overlapped operation. The type waits
+// has the reasons for these two. A read or write that parks waits in an os.File, which
+// knows nothing of them: closeLater and setDeadline pass them on, as deadlines of the
+// os.File. No call with a context waits in that way.
 
 // waits is the state that the waits of a connection or a listener share.
 type waits struct {
@@ -2933,7 +2980,7 @@ func (f *fd) writeAll(p []byte) (n int, err error) {
 	if f.w.torn != nil {
 		return 0, f.w.torn
 	}
-	l := limits{deadlines: writing, withdrawn: f.kind == messages}
+	l := limits{deadlines: writing, withdrawn: f.sends == messages}
 	for {
 		m, err := f.run(l, operation{start: writeFile, p: oneCall(p[n:])}, writing)
 		n += m
@@ -2942,7 +2989,7 @@ func (f *fd) writeAll(p []byte) (n int, err error) {
 			err = os.ErrDeadlineExceeded
 		}
 		// Another holder of the handle may have cancelled it too.
-		if withdrawn || f.kind == messages && err == syscall.ERROR_OPERATION_ABORTED {
+		if withdrawn || f.sends == messages && err == syscall.ERROR_OPERATION_ABORTED {
 			if f.outboundIsEmpty() {
 				f.w.torn = cutOff(err)
 			}
@@ -3063,14 +3110,16 @@ func writeFile(h syscall.Handle, p, _ []byte, done *uint32, o *syscall.Overlappe
 // ---------------------------------------------------------------------------
 // Messages
 //
-// A message is received by one ReadFile, whole. The length is looked up before
-// (PeekNamedPipe), since a reader that took a part first could not get the rest safely. A
-// sender may cancel a WriteFile that pends, which takes back what was not read of the
-// message. Then the next data in the pipe is another message.
+// A message is received by one ReadFile, whole, if there is room for it. A reader that takes
+// a part first may not get the rest: a sender may cancel a WriteFile that pends, which takes
+// back what was not read of the message. Then the next data in the pipe is another message.
+// So RecvAppend looks the length up (PeekNamedPipe) and makes the room. Recv makes none,
+// since the sender says how long a message is.
 //
 // A read that parks is made into the room that there is, since to park only until there
-// is something costs an allocation. If the message is longer, the rest is read at once; a
-// rest that is not there was withdrawn. The sender does its part for that: see writeAll.
+// is something costs an allocation. If a message is longer than the room, the rest is read
+// at once; a rest that is not there was withdrawn. The sender does its part for that: see
+// writeAll.
 
 // send writes one message.
 func (f *fd) send(p []byte) error {
@@ -3145,23 +3194,15 @@ func (f *fd) recv(p []byte) (int, error) {
 	}
 	for {
 		size, n, more, err := f.awaitMessage(l, p)
-		into := p
 		if size > 0 {
-			if size > len(p) {
-				into = make([]byte, size) // the whole of it is in the pipe
-			}
-			if n, more, err = f.readNow(into); err == errOverBudget {
+			if n, more, err = f.readNow(p); err == errOverBudget {
 				continue // it was withdrawn
 			}
 		}
 		if more && err == nil {
-			err = f.skipRest()
-		}
-		if n, size = min(n, len(p)), n; len(into) > len(p) {
-			copy(p, into[:n])
-		}
-		if err == nil && (more || n < size) {
-			err = errMsgDropped
+			if err = f.skipRest(); err == nil {
+				err = errMsgDropped
+			}
 		}
 		return n, err
 	}
@@ -3169,7 +3210,7 @@ func (f *fd) recv(p []byte) (int, error) {
 
 // skipRest reads what is there of the rest of a message.
 func (f *fd) skipRest() error {
-	rest := make([]byte, 64<<10)
+	rest := make([]byte, min(max(f.restOfMessage(), 1<<10), 64<<10))
 	for {
 		_, more, err := f.readNow(rest)
 		switch {
@@ -3667,7 +3708,7 @@ func (f *fd) chooseHolder(maker uint32) (pid uint32, holder syscall.Handle, err 
 		}
 		syscall.CloseHandle(process)
 	}
-	if unknown || f.peerTakesFrom(currentProcess) {
+	if unknown || f.peerTakesFromUs() {
 		return uint32(os.Getpid()), currentProcess, nil
 	}
 	if err == nil {
@@ -3680,13 +3721,13 @@ func (f *fd) chooseHolder(maker uint32) (pid uint32, holder syscall.Handle, err 
 // peerBelieves predicts whether the peer believes handles that this process has
 // put into the peer's own.
 func (f *fd) peerBelieves(process syscall.Handle) bool {
-	return f.ownerIsTrustedByPeer() && mayOpen(currentProcessToken, process, processDupHandle)
+	return f.ownerIsTrustedByPeer() && mayOpen(currentProcessToken, process)
 }
 
-// peerTakesFrom predicts whether the peer may take handles out of this process.
+// peerTakesFromUs predicts whether the peer may take handles out of this process.
 // A server knows that of its client. A client knows only who owns the pipe. It believes
 // that a server of this user, of SYSTEM or of administrators may.
-func (f *fd) peerTakesFrom(process syscall.Handle) bool {
+func (f *fd) peerTakesFromUs() bool {
 	if !f.server {
 		_, trusted, err := f.owner()
 		return trusted && err == nil
@@ -3696,7 +3737,7 @@ func (f *fd) peerTakesFrom(process syscall.Handle) bool {
 		return false
 	}
 	defer token.Close()
-	return f.ownerIsTrustedByPeer() && mayOpen(token, process, processDupHandle)
+	return f.ownerIsTrustedByPeer() && mayOpen(token, currentProcess)
 }
 
 // ownerIsTrustedByPeer reports whether the peer believes the owner of the pipe. A server
@@ -3725,7 +3766,9 @@ func (s *staging) put(handles []syscall.Handle) error {
 	return nil
 }
 
-// remove closes the handles that put has put into the holder, which nobody else knows.
+// remove closes the handles that put has put into the holder. Nobody else has closed or
+// taken them, or their numbers could stand for other handles by now: the write of their
+// record has failed, so no receiver has read that to its end.
 func (s *staging) remove() {
 	staged.mu.Lock()
 	defer staged.mu.Unlock()
@@ -3850,7 +3893,7 @@ func (f *fd) takeFiles(behind, max int, alone bool) (data []byte, files []*os.Fi
 	f.leaveData(a.behind, alone)
 	f.r.taking.Unlock()
 	if err != nil {
-		a.abandon()
+		a.abandon(closeGrace)
 		return a.behind, nil, err
 	}
 	return a.behind, a.files, nil
@@ -3873,13 +3916,13 @@ func (f *fd) beginArrival(l limits, behind int, alone bool) (data []byte, err er
 
 // awaitFiles waits until the files of the arrival are there.
 func (f *fd) awaitFiles(l limits, a *arrival) error {
-	if !a.begun {
+	if a.wrapping == nil {
 		if err := f.receive(l, wrappers); err != nil {
 			return err
 		}
 		a.wrap(receivedFile)
 	}
-	return f.receive(l, a.done)
+	return f.receive(l, a.wrapping.done)
 }
 
 // leaveData leaves the data behind a record for the next read, if it should be the
@@ -3901,7 +3944,7 @@ func (f *fd) giveUpArriving() {
 	f.r.taking.Lock()
 	f.r.arriving, f.r.unread = nil, a.next(f.kind)
 	f.r.taking.Unlock()
-	a.abandon()
+	a.abandon(0)
 }
 
 // takeHandles reads a record, judges it, and takes its handles. rest is the data behind
@@ -3942,23 +3985,26 @@ func (f *fd) readRecord(l limits, behind int) ([]byte, error) {
 		f.r.unread = nil
 		return unread, nil
 	}
-	p := make([]byte, recordMax+max(behind, 0))
 	pauses := retryTimer{ctx: context.Background()}
 	defer pauses.stop()
 	for woken := false; ; woken = true {
 		if _, err := f.expired(l); err != nil {
 			return nil, err
 		}
-		n, _, left, err := peekMessage(f.sys, p)
+		var head [recordMax]byte
+		n, there, left, err := peekMessage(f.sys, head[:])
 		if err != nil {
 			return nil, readError("PeekNamedPipe", err)
 		}
+		if f.kind == messages {
+			there = n + left
+		}
 		if n > 0 {
-			r, size, err := parseRecord(p[:n])
+			r, size, err := parseRecord(head[:n])
 			if size += behind; behind == theRest {
-				size = n + left
+				size = there
 			}
-			if err == nil && (r == nil || n+left < size || f.kind == messages && n+left != size) {
+			if err == nil && (r == nil || there < size || f.kind == messages && there != size) {
 				err = ErrNoFiles
 			}
 			if err != nil {
@@ -4084,7 +4130,7 @@ func (f *fd) judgeSender(holder syscall.Handle, own bool) error {
 		return err
 	}
 	defer token.Close()
-	if mayOpen(token, holder, processDupHandle) || own && f.checkPeer(holder) == nil && isTokenOf(token, holder) {
+	if mayOpen(token, holder) || own && f.checkPeer(holder) == nil && isTokenOf(token, holder) {
 		return nil
 	}
 	return errForged
@@ -4104,7 +4150,7 @@ func (f *fd) judgeServer(holder syscall.Handle) error {
 	token, err := f.serverToken()
 	if err == nil {
 		defer token.Close()
-		if mayOpen(token, holder, processDupHandle) {
+		if mayOpen(token, holder) {
 			return nil
 		}
 		return errForged
@@ -4156,18 +4202,16 @@ func (f *fd) judgeLabel() error {
 
 // An arrival has the files that were taken and are not yet files of os.
 type arrival struct {
-	handles []syscall.Handle // until begun
-	count   int              // of the files
-	behind  []byte           // the data behind the record
-	begun   bool             // wrap was called
-	done    chan struct{}    // closed when files is there
-	files   []*os.File
-	gone    atomic.Bool
-	cleanup runtime.Cleanup // closes the handles if nobody does; stopped when wrap takes over
+	handles  []syscall.Handle // until wrap
+	count    int              // of the files
+	behind   []byte           // the data behind the record
+	wrapping *inquiry         // makes files; nil before wrap
+	files    []*os.File
+	cleanup  runtime.Cleanup // closes the handles if nobody does; stopped when wrap takes over
 }
 
 func newArrival(handles []syscall.Handle, behind []byte) *arrival {
-	a := &arrival{handles: handles, count: len(handles), behind: behind, done: make(chan struct{})}
+	a := &arrival{handles: handles, count: len(handles), behind: behind}
 	a.cleanup = runtime.AddCleanup(a, func(handles []syscall.Handle) { go discard(handles...) }, handles)
 	return a
 }
@@ -4184,52 +4228,75 @@ func (a *arrival) next(kind connKind) []byte {
 	return nil
 }
 
-// wrap makes files of the handles, in another goroutine. os.NewFile asks the kernel of
-// which kind each is. For a file that is not overlapped, the kernel does not answer while
-// any process waits in a read of it. RecvFiles must not wait for that longer than its
-// deadline. The caller has taken one of the wrappers.
+// wrap makes files of the handles. os.NewFile asks the kernel of which kind each is. The
+// caller has taken one of the wrappers.
 func (a *arrival) wrap(open func(syscall.Handle) *os.File) {
-	a.begun = true
 	a.cleanup.Stop()
 	handles := a.handles
-	go func() {
+	a.wrapping = inquire(func() {
 		for _, h := range handles {
 			a.files = append(a.files, open(h))
 		}
-		close(a.done)
-		if a.gone.Load() {
-			discardFiles(a.files)
-		}
-		wrappers <- struct{}{}
-	}()
+	}, func() {
+		disposal.do(len(a.files), 0, func(i int) { a.files[i].Close() })
+	})
 }
 
 // abandon closes the files, which nobody will ask for: now, or when wrap is done
-// with them. A file may be closed twice.
-func (a *arrival) abandon() {
-	if !a.begun {
+// with them. It waits for that no longer than the grace.
+func (a *arrival) abandon(grace time.Duration) {
+	if a.wrapping == nil {
 		a.cleanup.Stop()
-		discard(a.handles...)
+		discardWithin(grace, a.handles...)
 		return
 	}
-	a.gone.Store(true)
-	select {
-	case <-a.done:
-		discardFiles(a.files)
-	default:
-	}
+	a.wrapping.abandon()
 }
 
 // receivedFile returns a handle that a peer chose as an os.File.
 func receivedFile(h syscall.Handle) *os.File { return os.NewFile(uintptr(h), "received") }
 
-// wrappersMax is how many calls of wrap may be under way. Each may hold a thread for as
+// An inquiry asks the kernel what handles are that a peer chose, in another goroutine. For
+// a file that is not overlapped, the kernel does not answer while any process waits in a
+// read of it. A call of this package must not wait for that longer than its deadline.
+type inquiry struct {
+	done chan struct{} // closed when the answer is there
+	gone atomic.Bool   // nobody wants it any more
+	drop func()        // closes what came of it, without waiting; may be called twice
+}
+
+// inquire begins an inquiry. The caller has taken one of the wrappers.
+func inquire(ask, drop func()) *inquiry {
+	q := &inquiry{done: make(chan struct{}), drop: drop}
+	go func() {
+		ask()
+		close(q.done)
+		if q.gone.Load() {
+			drop()
+		}
+		wrappers <- struct{}{}
+	}()
+	return q
+}
+
+// abandon drops the answer: now, or when it is there.
+func (q *inquiry) abandon() {
+	q.gone.Store(true)
+	select {
+	case <-q.done:
+		q.drop()
+	default:
+	}
+}
+
+// wrappersMax is how many inquiries may be under way. Each may hold a thread for as
 // long as another process likes. Each connection has one at a time, but those of closed
 // connections go on. A Go program has 10000 threads at most. When there are too many,
-// RecvFiles waits for its turn, as long as its deadline lets it.
+// RecvFiles, and the handshake of shared memory, wait for their turn, as long as their
+// deadline lets them.
 const wrappersMax = 256
 
-// wrappers holds an element for each call of wrap that may begin.
+// wrappers holds an element for each inquiry that may begin.
 var wrappers = func() chan struct{} {
 	c := make(chan struct{}, wrappersMax)
 	for range wrappersMax {
@@ -4261,26 +4328,14 @@ func (f *fd) maxMessage() (int, error) {
 // The user of a server is the owner of the pipe. The user of a client is that of
 // the token that the kernel took from it when it opened the pipe. A client that
 // did not let the server see it (Anonymous), or whose token follows what it
-// sends and that has sent nothing yet, is known by its process; see peerProcess.
+// sends and that has sent nothing yet, is known by its process; see openPeer and checkPeer.
 func (f *fd) peer() (p Peer, err error) {
-	pid, session := procServerProcessID, procServerSessionID
-	if f.server {
-		pid, session = procClientProcessID, procClientSessionID
-	}
-	err = f.control("", func(h syscall.Handle) error {
-		if f.onOtherMachine(h) {
-			return nil
-		}
-		n, err := pipeNumber(pid, h)
-		if err != nil {
-			return os.NewSyscallError(pid.Name, err)
-		}
-		p.pid, p.facts = int(n), knowsPID
-		p.system.session, err = pipeNumber(session, h)
+	switch pid, err := f.makerOfPeer(); {
+	case err == nil:
+		p.pid, p.facts = int(pid), knowsPID
+		p.system.session, err = f.sessionOfPeer()
 		p.system.knowsSession = err == nil
-		return nil
-	})
-	if err != nil {
+	case err != errOtherMachine:
 		return Peer{}, err
 	}
 	var trusted bool
@@ -4345,7 +4400,7 @@ func (f *fd) waitPeer(ctx context.Context) error {
 	if err := contextError(ctx, nil); err != nil {
 		return err
 	}
-	process, err := f.peerProcess(syscall.SYNCHRONIZE)
+	process, err := f.openPeer(syscall.SYNCHRONIZE)
 	switch {
 	case err == errProcessEnded, errnoOf(err) == errInvalidParameter:
 		return nil
@@ -4362,7 +4417,7 @@ func (f *fd) waitPeer(ctx context.Context) error {
 func awaitSignal(ctx context.Context, object syscall.Handle) error {
 	id, signalled := poolWaits.add()
 	defer poolWaits.remove(id)
-	wait, err := registerWait(object, poolCallback(), id)
+	wait, err := registerWait(object, id)
 	if err != nil {
 		return err
 	}
@@ -4424,8 +4479,6 @@ var poolCallback = sync.OnceValue(func() uintptr {
 	})
 })
 
-func (f *fd) peerProcess(access uint32) (syscall.Handle, error) { return f.openPeer(access) }
-
 // makerOfPeer returns the number of the process that opened or made the other end.
 func (f *fd) makerOfPeer() (pid uint32, err error) {
 	question := procServerProcessID
@@ -4440,6 +4493,19 @@ func (f *fd) makerOfPeer() (pid uint32, err error) {
 		return os.NewSyscallError(question.Name, err)
 	})
 	return pid, err
+}
+
+// sessionOfPeer returns the session of that process.
+func (f *fd) sessionOfPeer() (session uint32, err error) {
+	question := procServerSessionID
+	if f.server {
+		question = procClientSessionID
+	}
+	err = f.control(question.Name, func(h syscall.Handle) (err error) {
+		session, err = pipeNumber(question, h)
+		return err
+	})
+	return session, err
 }
 
 // notePeer notes when the process at the other end was created, while the
@@ -4502,6 +4568,9 @@ var errOtherMachine = &ruleError{"the peer is on another machine", errors.ErrUns
 // clientToken returns the client's token, as far as it lets the server see it.
 func (f *fd) clientToken() (token syscall.Token, err error) {
 	if e := f.impersonate(func() { token, err = threadToken() }); e != nil {
+		if token != 0 {
+			token.Close()
+		}
 		return 0, e
 	}
 	return token, err
@@ -4712,17 +4781,21 @@ const (
 	currentProcessToken = ^syscall.Token(0) - 3  // GetCurrentProcessToken() is -4
 )
 
-// failure returns the error of a call that returns 0 when it fails. It is often
-// ERROR_OPERATION_ABORTED, at the end of every wait in vain: as a constant that costs no
-// allocation.
+// failure returns the error of a call that returns 0 when it fails. Errors that are usual
+// are returned as constants, which costs no allocation.
 func failure(result uintptr, errno syscall.Errno) error {
-	switch {
-	case result != 0:
+	if result != 0 {
 		return nil
-	case errno == 0:
+	}
+	switch errno {
+	case 0:
 		return syscall.EINVAL
-	case errno == syscall.ERROR_OPERATION_ABORTED:
+	case syscall.ERROR_IO_PENDING: // every call that waits
+		return syscall.ERROR_IO_PENDING
+	case syscall.ERROR_OPERATION_ABORTED: // every wait in vain
 		return syscall.ERROR_OPERATION_ABORTED
+	case errPipeConnected: // every client that came first
+		return errPipeConnected
 	}
 	return errno
 }
@@ -4751,12 +4824,12 @@ func waitFor(event syscall.Handle, milliseconds uint32) {
 	syscall.WaitForSingleObject(event, milliseconds)
 }
 
-// registerWait has the thread pool call the callback with the id, once, when the object
+// registerWait has the thread pool call poolCallback with the id, once, when the object
 // is signalled.
-func registerWait(object syscall.Handle, callback, id uintptr) (wait syscall.Handle, err error) {
+func registerWait(object syscall.Handle, id uintptr) (wait syscall.Handle, err error) {
 	const executeOnlyOnce = 8 // winnt.h: WT_EXECUTEONLYONCE
 	r, _, errno := syscall.SyscallN(procRegisterWait.Addr(), uintptr(unsafe.Pointer(&wait)), uintptr(object),
-		callback, id, syscall.INFINITE, executeOnlyOnce)
+		poolCallback(), id, syscall.INFINITE, executeOnlyOnce)
 	return wait, os.NewSyscallError("RegisterWaitForSingleObject", failure(r, errno))
 }
 
@@ -4814,11 +4887,7 @@ func (p *pipeSpec) createInstance(first bool) (syscall.Handle, error) {
 		filePipeRejectFar  = 2 // FILE_PIPE_REJECT_REMOTE_CLIENTS
 		unlimited          = 0xffffffff
 	)
-	path, err := syscall.UTF16FromString(`\??\pipe\` + p.target[len(localPrefix):])
-	if err != nil {
-		return 0, err
-	}
-	name := unicodeString{uint16(2 * (len(path) - 1)), uint16(2 * len(path)), &path[0]}
+	name := unicodeString{uint16(2 * (len(p.path) - 1)), uint16(2 * len(p.path)), &p.path[0]}
 	attributes := objectAttributes{name: &name, attributes: objCaseInsensitive, security: &p.security.raw[0]}
 	attributes.length = uint32(unsafe.Sizeof(attributes))
 	if p.inherit {
@@ -4972,6 +5041,26 @@ func localInfo(h syscall.Handle) (info pipeInfo, err error) {
 	return info, err
 }
 
+// carries returns what is written to the pipe: that is what its first instance was made for,
+// however an end reads it.
+func (info pipeInfo) carries() connKind {
+	const messageType = 1 // ntifs.h: FILE_PIPE_MESSAGE_TYPE
+	if info.typ&messageType != 0 {
+		return messages
+	}
+	return streams
+}
+
+// sentBy returns what the writes to an end are in the pipe: messages if the kernel does not
+// tell, since a message that is cut off must be noticed.
+func sentBy(h syscall.Handle) connKind {
+	info, err := localInfo(h)
+	if err != nil {
+		return messages
+	}
+	return info.carries()
+}
+
 // pipeName returns the name of the pipe of a handle, without the folder of pipes.
 func pipeName(h syscall.Handle) (string, error) {
 	const fileNameInformation = 9
@@ -5059,8 +5148,8 @@ func moveHandle(from, h, to syscall.Handle) (syscall.Handle, error) {
 	return duplicateHandle(from, h, to, syscall.DUPLICATE_SAME_ACCESS|syscall.DUPLICATE_CLOSE_SOURCE)
 }
 
-// closeIn closes a handle of a process. It fails only if that process has ended, which
-// has closed the handle.
+// closeIn closes a handle of a process, if that has not ended, or closed it itself. The
+// caller knows that the handle is still the one that it means: see staging.remove.
 func closeIn(process, h syscall.Handle) {
 	syscall.DuplicateHandle(process, h, 0, nil, 0, false, syscall.DUPLICATE_CLOSE_SOURCE)
 }
@@ -5157,9 +5246,9 @@ func readSecurity(h syscall.Handle, parts uintptr) (*SecurityDescriptor, error) 
 }
 
 // mayOpen reports whether the kernel would let a process with the token open the other
-// process with the rights. The process must have been opened with READ_CONTROL. It
+// process for PROCESS_DUP_HANDLE. That must have been opened with READ_CONTROL. mayOpen
 // asks for the label along with the rest, so that the integrity levels count too.
-func mayOpen(token syscall.Token, process syscall.Handle, rights uint32) bool {
+func mayOpen(token syscall.Token, process syscall.Handle) bool {
 	sd, err := readSecurity(process, ownerGroupAndDACL|labelOnly)
 	if err != nil {
 		return false
@@ -5174,11 +5263,11 @@ func mayOpen(token syscall.Token, process syscall.Handle, rights uint32) bool {
 	// ntoskrnl/ps/psmgr.c: PspProcessMapping). It says that PROCESS_DUP_HANDLE is a
 	// right to write, which the label of a process denies those below it.
 	mapping := [4]uint32{0x20410, 0x20bea, 0x121001, 0x1fffff}
-	privileges := [64]uint32{} // PRIVILEGE_SET, which stays empty for these rights
+	privileges := [64]uint32{} // PRIVILEGE_SET, which stays empty for this right
 	size := uint32(unsafe.Sizeof(privileges))
 	var granted uint32
 	var ok int32
-	r, _, _ := syscall.SyscallN(procAccessCheck.Addr(), uintptr(unsafe.Pointer(&sd.raw[0])), uintptr(token), uintptr(rights),
+	r, _, _ := syscall.SyscallN(procAccessCheck.Addr(), uintptr(unsafe.Pointer(&sd.raw[0])), uintptr(token), processDupHandle,
 		uintptr(unsafe.Pointer(&mapping)), uintptr(unsafe.Pointer(&privileges)), uintptr(unsafe.Pointer(&size)),
 		uintptr(unsafe.Pointer(&granted)), uintptr(unsafe.Pointer(&ok)))
 	return r != 0 && ok != 0
@@ -5247,7 +5336,8 @@ func labelOf(h syscall.Handle) (uint32, error) {
 		return 0, err
 	}
 	const labelACE = 0x11 // winnt.h: SYSTEM_MANDATORY_LABEL_ACE_TYPE
-	for _, e := range sd.entries(sd.word(12)) {
+	entries, _ := sd.entries(sd.word(12))
+	for _, e := range entries {
 		if e.kind == labelACE {
 			return integrityLevel(e.sid), nil
 		}
@@ -5374,10 +5464,19 @@ func newMemory(size int) (memoryFiles, error) {
 // alone.
 func sealMemory(*os.File, bool) error { return nil }
 
-// checkMemory refuses every handle that is not that of a section of committed memory. A
+// checkMemory is sectionInfo for a file.
+func checkMemory(f *os.File) (info memoryInfo, err error) {
+	err = withFile(f, func(sys uintptr) (err error) {
+		info, err = sectionInfo(syscall.Handle(sys))
+		return err
+	})
+	return info, err
+}
+
+// sectionInfo refuses every handle that is not that of a section of committed memory. A
 // read of a section with a file behind it can fail, and a read of one that is only
-// reserved does.
-func checkMemory(f *os.File) (memoryInfo, error) {
+// reserved does. The kernel refuses another kind of object without asking it anything.
+func sectionInfo(h syscall.Handle) (memoryInfo, error) {
 	const (
 		sectionBasicInformation = 0 // ntifs.h
 		objectBasicInformation  = 0
@@ -5391,18 +5490,15 @@ func checkMemory(f *os.File) (memoryInfo, error) {
 		attributes, access, handles, pointers uint32
 		_                                     [10]uint32
 	}
-	err := withFile(f, func(sys uintptr) error {
-		r, _, _ := syscall.SyscallN(procNtQuerySection.Addr(), sys, sectionBasicInformation,
-			uintptr(unsafe.Pointer(&section)), unsafe.Sizeof(section), 0)
-		if err := ntError(r); err != nil {
-			return os.NewSyscallError("NtQuerySection", err)
-		}
-		r, _, _ = syscall.SyscallN(procNtQueryObject.Addr(), sys, objectBasicInformation,
-			uintptr(unsafe.Pointer(&object)), unsafe.Sizeof(object), 0)
-		return os.NewSyscallError("NtQueryObject", ntError(r))
-	})
-	if err != nil {
-		return memoryInfo{}, err
+	r, _, _ := syscall.SyscallN(procNtQuerySection.Addr(), uintptr(h), sectionBasicInformation,
+		uintptr(unsafe.Pointer(&section)), unsafe.Sizeof(section), 0)
+	if err := ntError(r); err != nil {
+		return memoryInfo{}, os.NewSyscallError("NtQuerySection", err)
+	}
+	r, _, _ = syscall.SyscallN(procNtQueryObject.Addr(), uintptr(h), objectBasicInformation,
+		uintptr(unsafe.Pointer(&object)), unsafe.Sizeof(object), 0)
+	if err := ntError(r); err != nil {
+		return memoryInfo{}, os.NewSyscallError("NtQueryObject", err)
 	}
 	if section.attributes&(secCommit|secReserve|secFile|secImage|secLargePages) != secCommit {
 		return memoryInfo{}, &ruleError{what: "the section is not of the ordinary kind of memory"}
@@ -5535,12 +5631,8 @@ func ringBell(f *fd) error {
 		return err
 	}
 	defer f.release(writing)
-	s, err := takeSlot(true)
-	if err != nil {
-		return err
-	}
 	l.budget = atOnce
-	_, err = f.runInThread(l, s, operation{start: writeFile, p: zeroByte[:]})
+	_, err := f.run(l, operation{start: writeFile, p: zeroByte[:]}, writing)
 	if err == errOverBudget {
 		return nil
 	}
@@ -5565,46 +5657,103 @@ func sendHello(f *fd, memory *os.File, far []farBell, hello []byte) error {
 
 // A received is a handle that came with a hello. It has joined no completion port yet,
 // unlike an os.File of a pipe.
-type received syscall.Handle
+type received struct {
+	sys  syscall.Handle
+	bell *bellInquiry // begun by doorbell, and its answer not taken; nil: none
+}
+
+// A bellInquiry asks whether a handle is the end of a doorbell.
+type bellInquiry struct {
+	*inquiry
+	fd  *fd
+	err error
+}
+
+// askBell asks that of h. The caller has taken one of the wrappers.
+func askBell(h syscall.Handle, adopt func(syscall.Handle) (*fd, error)) *bellInquiry {
+	q := &bellInquiry{}
+	h, err := duplicate(h) // the inquiry may outlive h
+	q.inquiry = inquire(func() {
+		if q.err = err; err == nil {
+			q.fd, q.err = adopt(h)
+		}
+	}, func() {
+		if q.fd != nil {
+			q.fd.closeLater()
+		}
+	})
+	return q
+}
 
 func discardReceived(with []received) {
 	handles := make([]syscall.Handle, len(with))
 	for i, r := range with {
-		handles[i] = syscall.Handle(r)
+		handles[i] = r.sys
+		if r.bell != nil {
+			r.bell.abandon()
+		}
 	}
 	discard(handles...)
 }
 
-// memory returns a file of the handle, which it owns from then on.
-func (r received) memory() *os.File { return os.NewFile(uintptr(r), "memory") }
+// memory returns a file over a duplicate of r, if that is memory. Nothing else is made a
+// file of, since os.NewFile would ask what it is: see inquiry.
+func (r *received) memory() (*os.File, memoryInfo, error) {
+	info, err := sectionInfo(r.sys)
+	if err != nil {
+		return nil, memoryInfo{}, err
+	}
+	h, err := duplicate(r.sys)
+	if err != nil {
+		return nil, memoryInfo{}, err
+	}
+	return os.NewFile(uintptr(h), "memory"), info, nil
+}
 
-// doorbell returns the far end of a doorbell, over a duplicate of r.
-func (r received) doorbell() (*fd, error) {
-	h, err := duplicate(syscall.Handle(r))
+// doorbell returns the far end of a doorbell, over a duplicate of r. The deadline of the
+// reads of f, over which r came, may end the wait for that; then the next call goes on with
+// it.
+func (r *received) doorbell(f *fd) (*fd, error) {
+	l := limits{deadlines: reading}
+	if r.bell == nil {
+		if err := f.receive(l, wrappers); err != nil {
+			return nil, err
+		}
+		r.bell = askBell(r.sys, adoptBell)
+	}
+	if err := f.receive(l, r.bell.done); err != nil {
+		return nil, err
+	}
+	q := r.bell
+	r.bell = nil
+	return q.fd, q.err
+}
+
+// adoptBell returns the far end of a doorbell that owns h, or closes h. A pipe of another
+// machine is refused, since a ring must end at once.
+func adoptBell(h syscall.Handle) (*fd, error) {
+	f, err := adoptOrClose(h, streams, reading|writing)
 	if err != nil {
 		return nil, err
 	}
-	f, err := adoptSys(h, streams, reading|writing)
-	if err != nil {
-		syscall.CloseHandle(h)
+	if f.remote && !f.server {
+		f.closeLater()
+		return nil, errOtherMachine
 	}
-	return f, err
+	return f, nil
 }
 
 // recvHello receives some of a hello and what came with it.
 func recvHello(f *fd, p []byte) (n int, with []received, err error) {
-	n, handles, err := f.recvHandles(p)
+	n, with, err = f.recvRecord(p)
 	if err == ErrNoFiles {
 		n, err = f.read(p)
-	}
-	for _, h := range handles {
-		with = append(with, received(h))
 	}
 	return n, with, err
 }
 
-// recvHandles receives a record, and as many bytes behind it as p holds.
-func (f *fd) recvHandles(p []byte) (n int, handles []syscall.Handle, err error) {
+// recvRecord receives a record, and as many bytes behind it as p holds.
+func (f *fd) recvRecord(p []byte) (n int, with []received, err error) {
 	l := limits{deadlines: reading}
 	if err := f.acquire(l, reading); err != nil {
 		return 0, nil, err
@@ -5614,8 +5763,8 @@ func (f *fd) recvHandles(p []byte) (n int, handles []syscall.Handle, err error) 
 	f.r.taking.Lock()
 	defer f.r.taking.Unlock()
 	handles, data, err := f.takeHandles(l, len(p))
-	if err != nil {
-		return 0, nil, err
+	for _, h := range handles {
+		with = append(with, received{sys: h})
 	}
-	return copy(p, data), handles, nil
+	return copy(p, data), with, err
 }
