@@ -576,3 +576,17 @@ func TestSharedConnPeerIsStopped(t *testing.T) {
 	must(t, c.Close())
 	server.end()
 }
+
+// A peer that leaves with files unread resets the socket.
+func TestSharedRecvFilesAfterAPeerThatLeftSomeIsTheEnd(t *testing.T) {
+	overEachSetUp(t, func(t *testing.T, a, b *ipc.SharedConn) {
+		meet(t, a, b)
+		f, err := os.Open(os.DevNull)
+		kept(t, f, err)
+		must(t, a.SendFiles(f))
+		must(t, b.Close())
+		if _, err := a.RecvFiles(1); err != io.EOF {
+			t.Errorf("RecvFiles: %v", err)
+		}
+	})
+}

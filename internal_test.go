@@ -898,6 +898,7 @@ func TestSharedWriteTakesTheRoomThatNobodyTellsOf(t *testing.T) {
 // Nobody reads the socket of a connection in memory but for files.
 func TestSharedRecvFilesRefusesWhatIsBesideTheRing(t *testing.T) {
 	a, b := sharedInMemory(t)
+	a.SetDeadline(time.Now().Add(20 * time.Second))
 	if _, err := b.base.fd.write([]byte("x")); err != nil {
 		t.Fatal(err)
 	}

@@ -921,7 +921,7 @@ func TestSharedHandshakeWaitsForItsTurn(t *testing.T) {
 	allWrappersAreFree(t)
 }
 
-// sharesHandles has the peer of c send a hello with the two handles.
+// sharesHandles has the peer of c send a hello with the handles, one for both doorbells.
 func sharesHandles(t *testing.T, peer *Conn, memory, bell syscall.Handle) {
 	t.Helper()
 	hello := helloOf(helloMemory, ringMin)
@@ -929,7 +929,7 @@ func sharesHandles(t *testing.T, peer *Conn, memory, bell syscall.Handle) {
 		t.Fatal(err)
 	}
 	defer peer.fd.release(writing)
-	if _, err := peer.fd.sendHandles([]syscall.Handle{memory, bell}, hello[:]); err != nil {
+	if _, err := peer.fd.sendHandles([]syscall.Handle{memory, bell, bell}, hello[:]); err != nil {
 		t.Fatal(err)
 	}
 }

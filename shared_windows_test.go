@@ -53,8 +53,8 @@ func busyOrRefused(t *testing.T, as string, err error) {
 	matches(t, err, syscall.EPROTO)
 }
 
-// childSharesABusyPipe sends a hello with the handles of memory and of a doorbell, one of
-// which is that of a pipe from which it reads.
+// childSharesABusyPipe sends a hello with the handles of memory and of doorbells, where the
+// memory, or each doorbell, is a pipe from which it reads.
 func childSharesABusyPipe(p *parent, args []string) error {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -68,9 +68,11 @@ func childSharesABusyPipe(p *parent, args []string) error {
 	memory, bell := sure(m.File()), sure(far.File())
 	handles := map[string]*os.File{"memory": memory, "doorbell": bell}
 	handles[args[1]] = r
-	l := newLetter(os.Getpid(), 2)
-	record := strings.TrimSuffix(l.write(uint32(sure(duplicateInto(handles["memory"], thisProcess))),
-		uint32(sure(duplicateInto(handles["doorbell"], thisProcess)))), zeroByte)
+	var numbers []uint32
+	for _, name := range []string{"memory", "doorbell", "doorbell"} {
+		numbers = append(numbers, uint32(sure(duplicateInto(handles[name], thisProcess))))
+	}
+	record := strings.TrimSuffix(newLetter(os.Getpid(), len(numbers)).write(numbers...), zeroByte)
 	busy := begin(func() error { _, err := r.Read(make([]byte, 1)); return err })
 	c := sure(ipc.Dial(sure(ipc.ParseAddr(args[0]))))
 	hello := "\xffipcshm\x01" + string(binary.NativeEndian.AppendUint32(nil, 0x01020304)) +
