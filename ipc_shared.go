@@ -570,9 +570,9 @@ func (c *SharedConn) read(p []byte) (n int, err error) {
 	return 0, err
 }
 
-// Write writes all of p, and waits while the ring is full of bytes that the peer has not
-// read. A write that fails returns how many bytes were written before. After the peer has
-// closed its end the error matches [syscall.EPIPE].
+// Write writes all of p. When the ring is full of bytes that the peer has not read, it waits
+// until half of the ring is free. A write that fails returns how many bytes were written
+// before. After the peer has closed its end the error matches [syscall.EPIPE].
 func (c *SharedConn) Write(p []byte) (int, error) {
 	c.w.mu.Lock()
 	defer c.w.mu.Unlock()
@@ -626,9 +626,10 @@ var errReserved = &ruleError{what: "what Reserve returned was not given back by 
 // error matches [ErrMsgTooLong]. If the connection ends before there are n bytes, Peek
 // returns what there is with [io.EOF].
 //
-// The bytes are on loan until Discard, or the next Read or Peek. Every loan must be given
-// back, also after Close, or the memory of the connection stays mapped. An access to
-// bytes on loan never fails: Close leaves them where they are.
+// The bytes are on loan until Discard, or the next Read or Peek, whether that succeeds or
+// fails. Every loan must be given back, also after Close, or the memory of the connection
+// stays mapped; what comes with an error is a copy, and is no loan. An access to bytes on
+// loan never fails: Close leaves them where they are.
 func (c *SharedConn) Peek(n int) ([]byte, error) {
 	c.r.mu.Lock()
 	defer c.r.mu.Unlock()
@@ -1529,11 +1530,11 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 }
 
 // sharesCPU reports whether the peer is likely to wait for the CPU of the reading half, whose
-// spin has failed: then that half should leave it. So it is in a wait for the answer to a
-// request: at most answerMax bytes were written since the last call of sharesCPU, for which a
-// peer that was asleep was rung, and no more were read. The peer is queued on the CPU that
-// rang it. In a stream it does no harm to share a CPU. Where other work waits for the other
-// CPUs, this one is as good.
+// spin has failed: then that half should leave it. That is so if the peer was asleep when
+// the wait began, and since the last call this end has written something, but at most
+// answerMax bytes, and has read at most as many. Then this is a wait for an answer, and
+// Linux has queued the peer on the CPU that rang it. In a stream it does no harm to share a
+// CPU.
 func (c *SharedConn) sharesCPU(asleep bool) bool {
 	const answerMax = 128 << 10
 	head := c.out.own.head.Load()
