@@ -689,6 +689,41 @@ func TestMessageThatWasTooLateMayBeFollowed(t *testing.T) {
 	}
 }
 
+// A peer may announce up to 4 GiB. Room is made for what may be sent; the rest is dropped,
+// whether the message was there before the call or comes while the call waits.
+func TestMsgConnMakesNoRoomForMoreThanMayBeSent(t *testing.T) {
+	internalStory(t)
+	if n := lengthOf(1<<32 - 1); n <= ioMax || n+n <= 0 {
+		t.Fatalf("4 GiB are told as %d bytes", n)
+	}
+	const limit = 1000
+	for _, waits := range []bool{false, true} {
+		for _, room := range []int{0, 100, limit - 1} {
+			a, b := messagePair(t)
+			for _, size := range []int{limit, 100 * limit, 1} {
+				sent := make(chan error, 1)
+				go func() {
+					for stacks := make([]byte, 1<<20); waits; time.Sleep(time.Millisecond) {
+						if n := runtime.Stack(stacks, true); bytes.Contains(stacks[:n], []byte("runParked")) {
+							break
+						}
+					}
+					sent <- a.send(make([]byte, size))
+				}()
+				p, err := b.recvAtMost(append(make([]byte, 0, 2+room), "ab"...), limit)
+				switch {
+				case size > limit && (!errors.Is(err, ErrMsgTooLong) || string(p) != "ab"),
+					size <= limit && (err != nil || len(p) != 2+size), cap(p) > 4*limit:
+					t.Errorf("waits %v, room for %d, a message of %d bytes: %d bytes in %d, %v", waits, room, size, len(p), cap(p), err)
+				}
+				if err := <-sent; err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	}
+}
+
 // What may wait for another machine, to open a pipe, ends with the Dial.
 func TestOpenFarEndsWithTheDial(t *testing.T) {
 	internalStory(t)

@@ -1843,9 +1843,10 @@ func (c *MsgConn) Recv(p []byte) (int, error) {
 	return n, c.failed("recv", err)
 }
 
-// RecvAppend receives one message of any length, appends it to dst, and returns
-// the extended slice. It does not allocate while the message fits the capacity
-// of dst. On an error it returns dst as it was.
+// RecvAppend receives one message of any length that may be sent, appends it to dst, and
+// returns the extended slice. It does not allocate while the message fits the capacity
+// of dst. On an error it returns dst as it was. On Windows another program may send more than
+// 1 GiB as one message: it is dropped, and the error matches [ErrMsgTooLong].
 func (c *MsgConn) RecvAppend(dst []byte) ([]byte, error) {
 	p, err := c.messages().recvAppend(dst)
 	return p, c.failed("recv", err)

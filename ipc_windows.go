@@ -3242,8 +3242,12 @@ func (f *fd) unreadMessage(l limits) ([]byte, error) {
 	return unread, nil
 }
 
-// recvAppend receives one message of any length and appends it to dst.
-func (f *fd) recvAppend(dst []byte) ([]byte, error) {
+// recvAppend receives one message and appends it to dst.
+func (f *fd) recvAppend(dst []byte) ([]byte, error) { return f.recvAtMost(dst, ioMax) }
+
+// recvAtMost is recvAppend for messages of at most limit bytes. It drops a longer one,
+// which this package does not send, and makes no room for it.
+func (f *fd) recvAtMost(dst []byte, limit int) ([]byte, error) {
 	l := limits{deadlines: reading}
 	if err := f.acquire(l, reading); err != nil {
 		return dst, err
@@ -3253,15 +3257,10 @@ func (f *fd) recvAppend(dst []byte) ([]byte, error) {
 		return append(dst, message...), err
 	}
 	for {
-		p := dst
-		size, n, more, err := f.awaitMessage(l, p[len(p):cap(p)])
-		if size > 0 {
-			p = withRoom(dst, size)
-			n, more, err = f.readNow(p[len(p):cap(p)])
-		}
-		for p = p[:len(p)+n]; more && err == nil; p = p[:len(p)+n] {
-			p = withRoom(p, f.restOfMessage())
-			n, more, err = f.readNow(p[len(p):cap(p)])
+		size, n, more, err := f.awaitMessage(l, dst[len(dst):cap(dst)])
+		p := dst[:len(dst)+n]
+		if size > 0 || more && err == nil {
+			p, err = f.readWhole(withRoom(p, min(size, limit)), limit-n)
 		}
 		switch err {
 		case nil:
@@ -3270,6 +3269,25 @@ func (f *fd) recvAppend(dst []byte) ([]byte, error) {
 		default:
 			return dst, err
 		}
+	}
+}
+
+// readWhole reads the message at the head, or its rest, behind p, and makes room for it. It
+// drops what is longer than limit bytes.
+func (f *fd) readWhole(p []byte, limit int) ([]byte, error) {
+	for {
+		n, more, err := f.readNow(p[len(p):cap(p)])
+		if p = p[:len(p)+n]; err != nil || !more {
+			return p, err
+		}
+		rest := f.restOfMessage()
+		if limit -= n; rest > limit {
+			if err = f.skipRest(); err == nil {
+				err = errMsgTooLong
+			}
+			return p, err
+		}
+		p = withRoom(p, rest)
 	}
 }
 
@@ -4004,7 +4022,7 @@ func (f *fd) readRecord(l limits, behind int) ([]byte, error) {
 			if size += behind; behind == theRest {
 				size = there
 			}
-			if err == nil && (r == nil || there < size || f.kind == messages && there != size) {
+			if err == nil && (r == nil || there < size || size > ioMax || f.kind == messages && there != size) {
 				err = ErrNoFiles
 			}
 			if err != nil {
@@ -4045,15 +4063,12 @@ func (f *fd) awaitSomething(l limits) (more bool, err error) {
 // readCandidate reads size bytes, or the message that has taken the place of the one of
 // that size.
 func (f *fd) readCandidate(size int) ([]byte, error) {
-	text := make([]byte, size)
-	n, more, err := f.readNow(text)
-	text = text[:n]
-	for more && err == nil {
-		text = withRoom(text, 64<<10)
-		n, more, err = f.readNow(text[len(text):cap(text)])
-		text = text[:len(text)+n]
+	if f.kind == messages {
+		return f.readWhole(make([]byte, 0, size), ioMax)
 	}
-	return text, err
+	text := make([]byte, size)
+	n, _, err := f.readNow(text)
+	return text[:n], err
 }
 
 // errTaken says that this end has tried to take the handles, so the next read does not
@@ -4979,15 +4994,19 @@ func disconnectNamedPipe(h syscall.Handle) error {
 }
 
 // peekMessage returns how much it copied, how much there is to read, and how
-// much of the message at the head was not copied.
+// much of the message at the head was not copied. See lengthOf.
 func peekMessage(h syscall.Handle, p []byte) (n, avail, left int, err error) {
 	var read, total, rest uint32
 	p = oneCall(p)
 	r, _, errno := syscall.SyscallN(procPeekNamedPipe.Addr(), uintptr(h),
 		uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),
 		uintptr(unsafe.Pointer(&read)), uintptr(unsafe.Pointer(&total)), uintptr(unsafe.Pointer(&rest)))
-	return int(read), int(total), int(rest), failure(r, errno)
+	return lengthOf(read), lengthOf(total), lengthOf(rest), failure(r, errno)
 }
+
+// lengthOf is the length n, which a peer chose. What is longer than any message may be is told
+// as one byte longer, so that sums of lengths fit an int of 32 bits.
+func lengthOf(n uint32) int { return int(min(n, ioMax+1)) }
 
 func transactNamedPipe(h syscall.Handle, request, reply []byte, done *uint32, o *syscall.Overlapped) error {
 	r, _, errno := syscall.SyscallN(procTransactNamedPipe.Addr(), uintptr(h),
