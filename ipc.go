@@ -51,6 +51,7 @@ var (
 //	messageSource   messages that come in parts, for a messageReader         *fd (Unix), *framing
 //	clientSource    the clients of a server                                  *listener
 //	functions       how ends and listeners come into being                   see below
+//	memory          memory and doorbells of a SharedConn                     see ipc_shared.go
 //
 // On Unix the systems differ in a type kernel, which embeds what every one of them can
 // do (baseKernel) and has methods of its own where it can do better.
@@ -125,11 +126,10 @@ var (
 	_ func() (r, w *fd, err error)                         = pipe
 	_ func(f *os.File, kind connKind) (*fd, error)         = adoptConn
 	_ func(f *os.File, d direction) (*fd, error)           = adoptPipe
-	_ func(token string) (*fd, error)                      = inheritedStream
-	_ func(token string) (*fd, error)                      = inheritedMessages
-	_ func(token string) (*fd, error)                      = inheritedReader
-	_ func(token string) (*fd, error)                      = inheritedWriter
 	_ func(token string, kind connKind) (*listener, error) = inheritedListener
+
+	// d is reading|writing for a connection, and one of the two for an end of a pipe.
+	_ func(token string, kind connKind, d direction) (*fd, error) = inheritedFD
 )
 
 // ---------------------------------------------------------------------------
@@ -3009,6 +3009,14 @@ func adoptInherited[T any](name string, kind endKind, adopt func(token string) (
 	return v, nil
 }
 
+func inheritedConn(kind connKind) func(token string) (*fd, error) {
+	return func(token string) (*fd, error) { return inheritedFD(token, kind, reading|writing) }
+}
+
+func inheritedPipe(d direction) func(token string) (*fd, error) {
+	return func(token string) (*fd, error) { return inheritedFD(token, streams, d) }
+}
+
 // InheritedConn returns the connection that the parent process gave this one under the
 // name, with [Inherit]. Each end can be taken once. An end that is not taken stays open,
 // but children of this process do not inherit it.
@@ -3018,7 +3026,7 @@ func adoptInherited[T any](name string, kind endKind, adopt func(token string) (
 // two. The package remembers what the descriptor was at the start, so it never
 // takes what the program opened under the same number.
 func InheritedConn(name string) (*Conn, error) {
-	fd, err := adoptInherited(name, kindConn, inheritedStream)
+	fd, err := adoptInherited(name, kindConn, inheritedConn(streams))
 	if err != nil {
 		return nil, err
 	}
@@ -3027,7 +3035,7 @@ func InheritedConn(name string) (*Conn, error) {
 
 // InheritedMsgConn returns the inherited connection: see [InheritedConn].
 func InheritedMsgConn(name string) (*MsgConn, error) {
-	fd, err := adoptInherited(name, kindMsgConn, inheritedMessages)
+	fd, err := adoptInherited(name, kindMsgConn, inheritedConn(messages))
 	if err != nil {
 		return nil, err
 	}
@@ -3036,7 +3044,7 @@ func InheritedMsgConn(name string) (*MsgConn, error) {
 
 // InheritedReader returns the inherited end of a pipe: see [InheritedConn].
 func InheritedReader(name string) (*PipeReader, error) {
-	fd, err := adoptInherited(name, kindReader, inheritedReader)
+	fd, err := adoptInherited(name, kindReader, inheritedPipe(reading))
 	if err != nil {
 		return nil, err
 	}
@@ -3045,7 +3053,7 @@ func InheritedReader(name string) (*PipeReader, error) {
 
 // InheritedWriter returns the inherited end of a pipe: see [InheritedConn].
 func InheritedWriter(name string) (*PipeWriter, error) {
-	fd, err := adoptInherited(name, kindWriter, inheritedWriter)
+	fd, err := adoptInherited(name, kindWriter, inheritedPipe(writing))
 	if err != nil {
 		return nil, err
 	}
@@ -3548,6 +3556,33 @@ func (r *refs) increfAndClose() bool {
 // made meanwhile must not block. endExclusive lets others in again.
 func (r *refs) tryExclusive() bool { return r.n.CompareAndSwap(1, 1|isExclusive) }
 func (r *refs) endExclusive()      { r.n.Store(1) }
+
+// decref ends what incref began. The last user of a closed fd closes the descriptor or
+// handle.
+func (f *fd) decref() {
+	if f.refs.decref() {
+		f.dispose()
+	}
+}
+
+// close marks the fd closed, wakes the calls that wait on it, and returns when the
+// descriptor or handle is closed, or after closeGrace. A function that was given the
+// number may use it for long, and may even be the one that calls Close.
+func (f *fd) close() error {
+	if err := f.closeLater(); err != nil {
+		return err
+	}
+	return f.awaitGone(closeGrace)
+}
+
+// setSpin is for a wait that begins after it.
+func (f *fd) setSpin(d time.Duration) { f.spin.Store(int64(d)) }
+
+// sendWithFiles is sendRights for those who send all of p or fail.
+func (f *fd) sendWithFiles(p []byte, files []*os.File) error {
+	_, err := f.sendRights(p, files)
+	return err
+}
 
 func (r *refs) closing() bool { return r.n.Load()&isClosing != 0 }
 

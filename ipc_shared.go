@@ -26,6 +26,35 @@ var (
 	_ Inheritable  = (*SharedListener)(nil)
 )
 
+// What this file asks of a system, besides the seam in ipc.go. A descriptor, or handle, of
+// memory is written sys.
+var (
+	// Memory that can neither shrink nor grow. sealMemory makes it so, for a system whose
+	// newMemory does not. A mapping may have the last bytes of the memory twice in a row.
+	_ func(size int) (memoryFiles, error)                           = newMemory
+	_ func(f *os.File, ownerWrites bool) error                      = sealMemory
+	_ func(sys uintptr) (memoryInfo, error)                         = sysMemory
+	_ func(sys uintptr) (uintptr, error)                            = duplicateSys
+	_ func(f *os.File) (*os.File, error)                            = openReadOnly
+	_ func(f *os.File, size, again int, write bool) ([]byte, error) = mapMemory
+	_ func(mem []byte, again int) error                             = unmapMemory
+	_ func(mem []byte)                                              = vacateMemory
+
+	// A doorbell wakes the one that reads its near end. The far end goes to the peer.
+	_ func() (near *fd, far farBell, err error) = newBell
+	_ func(far *fd) error                       = ringBell
+
+	// A hello carries the memory and the far ends, and is received with files that are
+	// believed to be nothing yet.
+	_ func(f *fd, memory *os.File, far []farBell, hello []byte) error = sendHello
+	_ func(f *fd, p []byte) (n int, with []received, err error)       = recvHello
+	_ func(with []received)                                           = discardReceived
+	_ interface {
+		memory() (*os.File, memoryInfo, error)
+		doorbell(from *fd) (*fd, error)
+	} = (*received)(nil)
+)
+
 // ---------------------------------------------------------------------------
 // Memory
 
@@ -119,7 +148,7 @@ func adoptMemory(f *os.File, max int) (*Memory, error) {
 		return nil, &ruleError{"the memory has " + strconv.FormatInt(info.size, 10) +
 			" bytes, the limit is " + strconv.Itoa(max), ErrMsgTooLong}
 	}
-	object, err := duplicateFile(f)
+	object, err := duplicateMemory(f)
 	if err != nil {
 		return nil, err
 	}
@@ -129,6 +158,27 @@ func adoptMemory(f *os.File, max int) (*Memory, error) {
 		return nil, err
 	}
 	return m, nil
+}
+
+// checkMemory tells the size of the memory object f, if it is one that cannot shrink.
+func checkMemory(f *os.File) (info memoryInfo, err error) {
+	err = withFile(f, func(sys uintptr) (err error) {
+		info, err = sysMemory(sys)
+		return err
+	})
+	return info, err
+}
+
+// duplicateMemory duplicates the descriptor or handle of a memory object.
+func duplicateMemory(f *os.File) (d *os.File, err error) {
+	err = withFile(f, func(sys uintptr) error {
+		n, err := duplicateSys(sys)
+		if err == nil {
+			d = os.NewFile(n, "memory")
+		}
+		return err
+	})
+	return d, err
 }
 
 // memoryInfo is what the system tells about a memory object that can neither
@@ -156,7 +206,7 @@ func (m *Memory) Writable() bool { return m.writable }
 // File returns a duplicate of the descriptor or handle, to be passed by
 // [Conn.SendFiles]. Whoever has it can map the memory as this process can.
 func (m *Memory) File() (*os.File, error) {
-	return m.duplicate(func() (*os.File, error) { return duplicateFile(m.files.object) })
+	return m.duplicate(func() (*os.File, error) { return duplicateMemory(m.files.object) })
 }
 
 // ReadOnlyFile returns a descriptor or handle by which the memory can be mapped for
@@ -168,9 +218,9 @@ func (m *Memory) ReadOnlyFile() (*os.File, error) {
 	return m.duplicate(func() (*os.File, error) {
 		switch {
 		case m.files.readOnly != nil:
-			return duplicateFile(m.files.readOnly)
+			return duplicateMemory(m.files.readOnly)
 		case !m.writable:
-			return duplicateFile(m.files.object)
+			return duplicateMemory(m.files.object)
 		}
 		return openReadOnly(m.files.object)
 	})
@@ -1309,7 +1359,7 @@ func InheritedSharedConn(name string) (*SharedConn, error) {
 		kind = kindSharedServer
 	}
 	inherited.mu.Unlock()
-	fd, err := adoptInherited(name, kind, inheritedStream)
+	fd, err := adoptInherited(name, kind, inheritedConn(streams))
 	if err != nil {
 		return nil, err
 	}

@@ -2382,21 +2382,15 @@ func keepFromChildren(token string) {
 	}
 }
 
-// tokenFD returns the descriptor of the end of a valid token.
-func tokenFD(token string) int {
+// inheritedFD returns the connection, or the end of a pipe, of a valid token.
+func inheritedFD(token string, kind connKind, d direction) (*fd, error) {
 	passed, _, _ := parseToken(token)
-	return passed[0].sys
+	sys := passed[0].sys
+	if d != reading|writing {
+		return adoptPipeSys(sys, d)
+	}
+	return adoptSys(sys, kind, func(sys int) error { return isConnected(sys, kind) })
 }
-
-func inheritedStream(token string) (*fd, error)   { return inheritedSocket(token, streams) }
-func inheritedMessages(token string) (*fd, error) { return inheritedSocket(token, messages) }
-
-func inheritedSocket(token string, kind connKind) (*fd, error) {
-	return adoptSys(tokenFD(token), kind, func(sys int) error { return isConnected(sys, kind) })
-}
-
-func inheritedReader(token string) (*fd, error) { return adoptPipeSys(tokenFD(token), reading) }
-func inheritedWriter(token string) (*fd, error) { return adoptPipeSys(tokenFD(token), writing) }
 
 func inheritedListener(token string, kind connKind) (*listener, error) {
 	passed, file, _ := parseToken(token)
@@ -3313,8 +3307,6 @@ func (f *fd) spinLimit() int64 {
 	return spinByDefault
 }
 
-func (f *fd) setSpin(d time.Duration) { f.spin.Store(int64(d)) }
-
 // ---------------------------------------------------------------------------
 // Closing
 //
@@ -3326,16 +3318,7 @@ func (f *fd) setSpin(d time.Duration) { f.spin.Store(int64(d)) }
 // made by the caller. The others are made by closers, and Close waits for them no longer
 // than closeGrace.
 
-// close marks the fd closed, wakes the calls that wait on it, and returns when the
-// descriptor is closed, or after closeGrace.
-func (f *fd) close() error {
-	if err := f.closeLater(); err != nil {
-		return err
-	}
-	return f.awaitGone(closeGrace)
-}
-
-// closeLater is close for a caller that must not wait at all.
+// closeLater marks the fd closed and wakes the calls that wait on it.
 func (f *fd) closeLater() error {
 	if !f.increfAndClose() {
 		return net.ErrClosed
@@ -3362,13 +3345,6 @@ func (f *fd) awaitGone(grace time.Duration) error {
 		return nil
 	}
 	return os.NewSyscallError("close", f.goneErr)
-}
-
-// decref ends what incref began. The last user of a closed fd closes the descriptor.
-func (f *fd) decref() {
-	if f.refs.decref() {
-		f.dispose()
-	}
 }
 
 // dispose closes the descriptor, which nobody uses any more.
@@ -3932,13 +3908,8 @@ func (f *fd) send(p []byte) error {
 	return err
 }
 
-// sendWithFiles sends one message, or in a stream some data, with the files.
-func (f *fd) sendWithFiles(p []byte, files []*os.File) error {
-	_, err := f.sendRights(p, files)
-	return err
-}
-
-// sendRights is sendWithFiles, and returns how much of p was sent.
+// sendRights sends one message, or in a stream some data, with the files. It returns how
+// much of p was sent.
 func (f *fd) sendRights(p []byte, files []*os.File) (sent int, err error) {
 	h := &f.w
 	if err := f.enter(h); err != nil {
@@ -5140,14 +5111,8 @@ func sealMemory(f *os.File, ownerWrites bool) error {
 	return withFile(f, func(sys uintptr) error { return kern.sealMemory(int(sys), ownerWrites) })
 }
 
-// checkMemory tells the size of a memory object, if it is one that cannot shrink.
-func checkMemory(f *os.File) (info memoryInfo, err error) {
-	err = withFile(f, func(sys uintptr) (err error) {
-		info, err = kern.checkMemory(int(sys))
-		return err
-	})
-	return info, err
-}
+// sysMemory tells the size of a memory object, if it is one that cannot shrink.
+func sysMemory(sys uintptr) (memoryInfo, error) { return kern.checkMemory(int(sys)) }
 
 // sealedMemory describes memory by its seals. With the seal shrink it keeps every page
 // that it has; with one of the seals write it cannot be written. get is the number of
@@ -5244,16 +5209,9 @@ func openReadOnly(f *os.File) (ro *os.File, err error) {
 	return ro, err
 }
 
-// duplicateFile duplicates the descriptor of a memory object.
-func duplicateFile(f *os.File) (d *os.File, err error) {
-	err = withFile(f, func(sys uintptr) error {
-		n, err := kern.dup(int(sys))
-		if err == nil {
-			d = os.NewFile(uintptr(n), "memory")
-		}
-		return os.NewSyscallError("dup", err)
-	})
-	return d, err
+func duplicateSys(sys uintptr) (uintptr, error) {
+	n, err := kern.dup(int(sys))
+	return uintptr(n), os.NewSyscallError("dup", err)
 }
 
 // A farBell is the peer's end of a doorbell, before it is sent.

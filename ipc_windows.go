@@ -1911,14 +1911,7 @@ func keepFromChildren(text string) {
 	syscall.SetHandleInformation(parseToken(text).handle, syscall.HANDLE_FLAG_INHERIT, 0)
 }
 
-func inheritedStream(text string) (*fd, error) {
-	return inheritedFD(text, streams, reading|writing)
-}
-
-func inheritedMessages(text string) (*fd, error) {
-	return inheritedFD(text, messages, reading|writing)
-}
-
+// inheritedFD returns the connection, or the end of a pipe, of a valid token.
 func inheritedFD(text string, kind connKind, d direction) (*fd, error) {
 	t := parseToken(text)
 	if t.backlog != 0 {
@@ -1930,9 +1923,6 @@ func inheritedFD(text string, kind connKind, d direction) (*fd, error) {
 	}
 	return f, err
 }
-
-func inheritedReader(text string) (*fd, error) { return inheritedFD(text, streams, reading) }
-func inheritedWriter(text string) (*fd, error) { return inheritedFD(text, streams, writing) }
 
 // errNotThatEnd refuses a handle that is not that of the end in the variable.
 var errNotThatEnd = &ruleError{"the handle is not that of such an end", errors.ErrUnsupported}
@@ -2450,8 +2440,6 @@ func (f *fd) spinBudget() time.Duration {
 	return threadWait
 }
 
-func (f *fd) setSpin(d time.Duration) { f.spin.Store(int64(d)) }
-
 // leaveCPU does nothing: a read that waits here stays in the kernel, and does not spin.
 func leaveCPU() {}
 
@@ -2531,18 +2519,8 @@ func ended(o *syscall.Overlapped) bool { return atomic.LoadUintptr(&o.Internal) 
 // ---------------------------------------------------------------------------
 // Closing
 
-// close marks the fd closed, wakes the calls that wait on it, and returns when the handle
-// is closed, or after closeGrace. A function that was given the handle may use it for long,
-// and may even be the one that calls Close.
-func (f *fd) close() error {
-	if err := f.closeLater(); err != nil {
-		return err
-	}
-	return f.awaitGone(closeGrace)
-}
-
-// closeLater is close for a caller that must not wait at all. It gives the place among
-// the instances back before the handle goes.
+// closeLater marks the fd closed and wakes the calls that wait on it. It gives the place
+// among the instances back before the handle goes.
 func (f *fd) closeLater() error {
 	f.mu.Lock()
 	if f.closed.Load() {
@@ -2571,13 +2549,6 @@ func (f *fd) awaitGone(grace time.Duration) error {
 		return nil
 	}
 	return os.NewSyscallError("CloseHandle", f.goneErr)
-}
-
-// decref ends what incref began. The last user of a closed fd closes the handle.
-func (f *fd) decref() {
-	if f.refs.decref() {
-		f.dispose()
-	}
 }
 
 // dispose closes the handle, which nobody uses any more.
@@ -3144,13 +3115,8 @@ func (f *fd) outboundIsEmpty() bool {
 	return f.flushFile(limits{budget: atOnce}) != errOverBudget
 }
 
-// sendWithFiles sends one message, or to a stream some data, with the files.
-func (f *fd) sendWithFiles(p []byte, files []*os.File) error {
-	_, err := f.sendRights(p, files)
-	return err
-}
-
-// sendRights is sendWithFiles, and returns how much of p was sent.
+// sendRights sends one message, or in a stream some data, with the files. It returns how
+// much of p was sent.
 func (f *fd) sendRights(p []byte, files []*os.File) (sent int, err error) {
 	switch {
 	case len(files) > 0:
@@ -5483,14 +5449,7 @@ func newMemory(size int) (memoryFiles, error) {
 // alone.
 func sealMemory(*os.File, bool) error { return nil }
 
-// checkMemory is sectionInfo for a file.
-func checkMemory(f *os.File) (info memoryInfo, err error) {
-	err = withFile(f, func(sys uintptr) (err error) {
-		info, err = sectionInfo(syscall.Handle(sys))
-		return err
-	})
-	return info, err
-}
+func sysMemory(sys uintptr) (memoryInfo, error) { return sectionInfo(syscall.Handle(sys)) }
 
 // sectionInfo refuses every handle that is not that of a section of committed memory. A
 // read of a section with a file behind it can fail, and a read of one that is only
@@ -5609,16 +5568,9 @@ func openReadOnly(f *os.File) (ro *os.File, err error) {
 	return ro, err
 }
 
-// duplicateFile duplicates the handle of a section.
-func duplicateFile(f *os.File) (d *os.File, err error) {
-	err = withFile(f, func(sys uintptr) error {
-		h, err := duplicate(syscall.Handle(sys))
-		if err == nil {
-			d = os.NewFile(uintptr(h), "memory")
-		}
-		return err
-	})
-	return d, err
+func duplicateSys(sys uintptr) (uintptr, error) {
+	h, err := duplicate(syscall.Handle(sys))
+	return uintptr(h), err
 }
 
 // A farBell is the peer's end of a doorbell, before it is sent: a handle that has joined
