@@ -1145,7 +1145,7 @@ func TestSharedLateDoorbell(t *testing.T) {
 			t.Fatalf("read %d, want %d", v, i)
 		}
 		waitForEpoch(t, b)
-		a.ring(&a.w, a.out.peer.rwait.Load(), &a.out.rung) // late
+		a.wakePeer(&a.w, a.out.peer.rwait.Load(), &a.out.woken) // late
 
 		// The next one must ring again.
 		if _, err := a.Write([]byte{i + 100}); err != nil {
@@ -1808,7 +1808,7 @@ func TestSharedHandshakeFailureEndsWhatWaits(t *testing.T) {
 // The model looks for a state in which some half waits and nobody can take a step any more:
 // a lost wake-up. Conformance tests do not find those.
 //
-// The steps are those of awaitData, awaitRoom, park, publish, consume and ring.
+// The steps are those of awaitData, awaitRoom, park, publish, consume and wakePeer.
 
 // modelFaults are mends that are taken out of the model, which must then fail.
 type modelFaults struct {
@@ -1826,7 +1826,7 @@ type modelState struct {
 	at         [4]uint8 // where each half is in its steps
 	epoch      [4]uint8 // the words of the control pages
 	loaded     [4]uint8 // the epoch of the other half, as loaded
-	rung       [4]uint8 // the epoch that was rung last
+	woken      [4]uint8 // the epoch in which it was woken last
 	bell       [4]uint8 // doorbells that were not taken
 }
 
@@ -1897,7 +1897,7 @@ func (f modelFaults) step(s *modelState, half int) bool {
 		s.loaded[half] = s.epoch[other(half)]
 		s.at[half] = stepRing
 	case stepRing:
-		f.ring(s, half)
+		f.wake(s, half)
 		s.at[half] = stepLook
 	case stepOdd:
 		s.epoch[half]++
@@ -1929,19 +1929,19 @@ func (f modelFaults) step(s *modelState, half int) bool {
 	return true
 }
 
-// ring rings the other half if it waits and was not rung in this epoch. A reader does so
+// wake wakes the other half if it waits and was not woken in this epoch. A reader does so
 // when half of the ring is free.
-func (f modelFaults) ring(s *modelState, half int) {
+func (f modelFaults) wake(s *modelState, half int) {
 	d := half & 1
 	e := s.loaded[half]
 	switch {
 	case e&1 == 0:
 		if !f.neverAgain {
-			s.rung[half] = 0
+			s.woken[half] = 0
 		}
-	case half >= 2 && s.head[d]-s.tail[d] > modelRing/2, e == s.rung[half], f.neverAgain && s.rung[half] != 0:
+	case half >= 2 && s.head[d]-s.tail[d] > modelRing/2, e == s.woken[half], f.neverAgain && s.woken[half] != 0:
 	default:
-		s.rung[half] = e
+		s.woken[half] = e
 		s.bell[f.bellOf(other(half))]++
 	}
 }

@@ -47,12 +47,12 @@ var (
 	// A hello carries the memory and the far ends, and is received with files that are
 	// believed to be nothing yet.
 	_ func(f *fd, memory *os.File, far []farBell, hello []byte) error = sendHello
-	_ func(f *fd, p []byte) (n int, with []received, err error)       = recvHello
-	_ func(with []received)                                           = discardReceived
+	_ func(f *fd, p []byte) (n int, with []helloFile, err error)      = recvHello
+	_ func(with []helloFile)                                          = discardHelloFiles
 	_ interface {
 		memory() (*os.File, memoryInfo, error)
 		doorbell(from *fd) (*fd, error)
-	} = (*received)(nil)
+	} = (*helloFile)(nil)
 )
 
 // ---------------------------------------------------------------------------
@@ -1098,10 +1098,10 @@ func (c *SharedConn) shutRing(h *sharedHalf) error {
 	}
 	if h == &c.r {
 		c.in.own.rclosed.Store(1)
-		c.ring(h, c.in.peer.wwait.Load(), &c.in.rung)
+		c.wakePeer(h, c.in.peer.wwait.Load(), &c.in.woken)
 	} else {
 		c.out.own.wclosed.Store(1)
-		c.ring(h, c.out.peer.rwait.Load(), &c.out.rung)
+		c.wakePeer(h, c.out.peer.rwait.Load(), &c.out.woken)
 	}
 	return nil
 }
@@ -1462,9 +1462,9 @@ const roomToPeek = 4 << 10
 // the peer's index; the peer stores its index and then looks at the epoch. So at least
 // one of the two sees what the other did, and no wake-up is lost.
 //
-// The peer rings once for an epoch. A ring may come late: for bytes that were there
-// before the wait began. Then the ring of this epoch is used up. So a half that was rung
-// and finds nothing begins a new epoch before it looks again.
+// The peer rings the doorbell once for an epoch. It may be late: for bytes that were there
+// before the wait began. Then the doorbell of this epoch is used up. So a half that was
+// woken and finds nothing begins a new epoch before it looks again.
 
 // begin begins an operation of the half that the caller has locked. It fails if the
 // connection is closed or the deadline has passed, and sets the connection up as far as is
@@ -1627,17 +1627,17 @@ func (c *SharedConn) park(h *sharedHalf, need uint32) error {
 	return nil
 }
 
-// ring rings the peer's half that has this epoch, if it is parked and was not rung in
-// that epoch before.
-func (c *SharedConn) ring(h *sharedHalf, epoch uint32, rung *uint32) {
+// wakePeer rings the doorbell of the peer's half that has this epoch, if it is parked and
+// was not woken in that epoch before.
+func (c *SharedConn) wakePeer(h *sharedHalf, epoch uint32, woken *uint32) {
 	if epoch&1 == 0 {
-		*rung = 0
+		*woken = 0
 		return
 	}
-	if epoch == *rung {
+	if epoch == *woken {
 		return
 	}
-	*rung = epoch
+	*woken = epoch
 	if ringBell(h.far) != nil {
 		c.gone.Store(true)
 	}
@@ -1646,12 +1646,12 @@ func (c *SharedConn) ring(h *sharedHalf, epoch uint32, rung *uint32) {
 // publish lets the peer read n bytes more, consume lets it write as many again.
 func (c *SharedConn) publish(n uint32) {
 	raceRelease()
-	c.ring(&c.w, c.out.publish(n), &c.out.rung)
+	c.wakePeer(&c.w, c.out.publish(n), &c.out.woken)
 }
 
 func (c *SharedConn) consume(n uint32) {
 	raceAcquire()
-	c.ring(&c.r, c.in.consume(n), &c.in.rung)
+	c.wakePeer(&c.r, c.in.consume(n), &c.in.woken)
 }
 
 // fail ends a connection whose peer broke the protocol.
@@ -1703,7 +1703,7 @@ const (
 
 // A sharedSpin decides whether a wait spins. A half has two. One is for waits that begin
 // while the peer is awake: they end soon unless the peer loses its CPU. The other is for
-// waits that begin while the peer is parked and has just been rung: they do not end
+// waits that begin while the peer is parked and has just been woken: they do not end
 // before the peer has been woken.
 //
 // A few losses in a row cost nothing, so that the two ends do not keep each other from
@@ -1814,9 +1814,9 @@ type controlPage struct {
 	tail    atomic.Uint32 // bytes read from the peer's ring
 	rclosed atomic.Uint32 // 1: no more is read
 	_       [120]byte
-	rwait   atomic.Uint32 // epoch of the reading half; odd: ring when there are bytes
+	rwait   atomic.Uint32 // epoch of the reading half; odd: wake it when there are bytes
 	_       [124]byte
-	wwait   atomic.Uint32 // epoch of the writing half; odd: ring when there is room
+	wwait   atomic.Uint32 // epoch of the writing half; odd: wake it when there is room
 }
 
 // controlSize is the room of the control page before the ring: a multiple of every page
@@ -1834,9 +1834,9 @@ type ringWriter struct {
 	data []byte       // the ring, twice in a row where the system can map it so
 	size uint32
 
-	head uint32 // bytes written
-	tail uint32 // the last index of the peer that was checked
-	rung uint32 // the epoch of the peer's reading half that was rung last
+	head  uint32 // bytes written
+	tail  uint32 // the last index of the peer that was checked
+	woken uint32 // the epoch in which the peer's reading half was woken last
 }
 
 // room returns how many bytes can be written; it looks at the peer's index if it knows of
@@ -1891,9 +1891,9 @@ type ringReader struct {
 	data []byte       // the peer's ring, as in ringWriter: memory that the peer can change
 	size uint32
 
-	tail uint32 // bytes read
-	head uint32 // the last index of the peer that was checked
-	rung uint32 // the epoch of the peer's writing half that was rung last
+	tail  uint32 // bytes read
+	head  uint32 // the last index of the peer that was checked
+	woken uint32 // the epoch in which the peer's writing half was woken last
 }
 
 // available returns how many bytes can be read; it looks at the peer's index if it knows of
@@ -2083,7 +2083,7 @@ type handshake struct {
 	// The holder of the turn has what follows.
 	buf      [helloSize]byte
 	got      int             // bytes of buf that were received
-	files    []received      // that came with them
+	files    []helloFile     // that came with them
 	due      int             // bytes of early data that follow
 	received int             // bytes of early data that were announced
 	hellos   int             // hellos that announced early data
@@ -2632,7 +2632,7 @@ func (c *SharedConn) takeMemory(hs *handshake, ring uint32) error {
 }
 
 // mapPeer maps the peer's memory, if it is what the hello says.
-func mapPeer(r *received, ring int) (*mapping, error) {
+func mapPeer(r *helloFile, ring int) (*mapping, error) {
 	memory, info, err := r.memory()
 	if err != nil {
 		return nil, &classified{err, syscall.EPROTO}
@@ -2755,7 +2755,7 @@ func (hs *handshake) releasePeer() {
 }
 
 func (hs *handshake) releaseFiles() {
-	discardReceived(hs.files)
+	discardHelloFiles(hs.files)
 	hs.files = nil
 }
 

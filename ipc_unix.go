@@ -3615,7 +3615,7 @@ func (f *fd) read(p []byte) (int, error) {
 	for {
 		done, err := f.run(h, &op{attempt: attempt, p: oneCall(p)})
 		if !onlyFiles(done, err) {
-			return f.received(done.n, err)
+			return f.readResult(done.n, err)
 		}
 		if f.closing() { // Close would wait for as long as the peer sends more of them
 			return 0, net.ErrClosed
@@ -3631,8 +3631,8 @@ func onlyFiles(done result, err error) bool {
 	return lost || err == nil && done.n == 0 && done.files > 0
 }
 
-// received returns the result of a read of at least one byte.
-func (f *fd) received(n int, err error) (int, error) {
+// readResult returns the result of a read of at least one byte.
+func (f *fd) readResult(n int, err error) (int, error) {
 	switch {
 	case err != nil:
 		return 0, callError("read", err)
@@ -3688,7 +3688,7 @@ func (f *fd) readBuffers(bufs [][]byte) (int64, error) {
 	for {
 		done, err := f.run(h, &op{attempt: receive, iov: h.iov})
 		if !onlyFiles(done, err) {
-			n, err := f.received(done.n, err)
+			n, err := f.readResult(done.n, err)
 			return int64(n), err
 		}
 		if f.closing() {
@@ -5270,11 +5270,11 @@ func sendHello(f *fd, memory *os.File, far []farBell, hello []byte) error {
 	return f.sendWithFiles(hello, files)
 }
 
-// A received is a file that came with a hello. The peer chose it, so it is closed as
+// A helloFile is a file that came with a hello. The peer chose it, so it is closed as
 // every file is that came unasked.
-type received struct{ *os.File }
+type helloFile struct{ *os.File }
 
-func discardReceived(with []received) {
+func discardHelloFiles(with []helloFile) {
 	files := make([]*os.File, len(with))
 	for i, r := range with {
 		files[i] = r.File
@@ -5283,30 +5283,30 @@ func discardReceived(with []received) {
 }
 
 // memory returns the file, which the caller may close, if it is memory.
-func (r *received) memory() (*os.File, memoryInfo, error) {
+func (r *helloFile) memory() (*os.File, memoryInfo, error) {
 	info, err := checkMemory(r.File)
 	return r.File, info, err
 }
 
 // doorbell returns the far end of a doorbell, over a duplicate of r.
-func (r *received) doorbell(*fd) (*fd, error) { return adoptConn(r.File, streams) }
+func (r *helloFile) doorbell(*fd) (*fd, error) { return adoptConn(r.File, streams) }
 
 // recvHello receives some of a hello and what came with it. An idle end waits in here, so it
 // does not hold room for rights meanwhile.
-func recvHello(f *fd, p []byte) (n int, with []received, err error) {
-	if n, err = f.awaitData(p); n > 0 || err != nil {
+func recvHello(f *fd, p []byte) (n int, with []helloFile, err error) {
+	if n, err = f.awaitReceive(p); n > 0 || err != nil {
 		return n, nil, err
 	}
 	n, files, err := f.recvRights(p, maxFiles)
 	for _, file := range files {
-		with = append(with, received{file})
+		with = append(with, helloFile{file})
 	}
 	return n, with, err
 }
 
-// awaitData waits until there is something to receive, or the end of that. What RecvFiles has
+// awaitReceive waits until there is something to receive, or the end of that. What RecvFiles has
 // left of what came before, it receives into p.
-func (f *fd) awaitData(p []byte) (n int, err error) {
+func (f *fd) awaitReceive(p []byte) (n int, err error) {
 	if err := f.enterRecv(); err != nil {
 		return 0, err
 	}

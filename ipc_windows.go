@@ -5626,9 +5626,9 @@ func sendHello(f *fd, memory *os.File, far []farBell, hello []byte) error {
 	})
 }
 
-// A received is a handle that came with a hello. It has joined no completion port yet,
+// A helloFile is a handle that came with a hello. It has joined no completion port yet,
 // unlike an os.File of a pipe.
-type received struct {
+type helloFile struct {
 	sys  syscall.Handle
 	bell *bellInquiry // begun by doorbell, and its answer not taken; nil: none
 }
@@ -5656,7 +5656,7 @@ func askBell(h syscall.Handle, adopt func(syscall.Handle) (*fd, error)) *bellInq
 	return q
 }
 
-func discardReceived(with []received) {
+func discardHelloFiles(with []helloFile) {
 	handles := make([]syscall.Handle, len(with))
 	for i, r := range with {
 		handles[i] = r.sys
@@ -5669,7 +5669,7 @@ func discardReceived(with []received) {
 
 // memory returns a file over a duplicate of r, if that is memory. Nothing else is made a
 // file of, since os.NewFile would ask what it is: see inquiry.
-func (r *received) memory() (*os.File, memoryInfo, error) {
+func (r *helloFile) memory() (*os.File, memoryInfo, error) {
 	info, err := sectionInfo(r.sys)
 	if err != nil {
 		return nil, memoryInfo{}, err
@@ -5684,7 +5684,7 @@ func (r *received) memory() (*os.File, memoryInfo, error) {
 // doorbell returns the far end of a doorbell, over a duplicate of r. The deadline of the
 // reads of f, over which r came, may end the wait for that; then the next call goes on with
 // it.
-func (r *received) doorbell(f *fd) (*fd, error) {
+func (r *helloFile) doorbell(f *fd) (*fd, error) {
 	l := limits{deadlines: reading}
 	if r.bell == nil {
 		if err := f.receive(l, wrappers); err != nil {
@@ -5715,7 +5715,7 @@ func adoptBell(h syscall.Handle) (*fd, error) {
 }
 
 // recvHello receives some of a hello and what came with it.
-func recvHello(f *fd, p []byte) (n int, with []received, err error) {
+func recvHello(f *fd, p []byte) (n int, with []helloFile, err error) {
 	n, with, err = f.recvRecord(p)
 	if err == ErrNoFiles {
 		n, err = f.read(p)
@@ -5724,7 +5724,7 @@ func recvHello(f *fd, p []byte) (n int, with []received, err error) {
 }
 
 // recvRecord receives a record, and as many bytes behind it as p holds.
-func (f *fd) recvRecord(p []byte) (n int, with []received, err error) {
+func (f *fd) recvRecord(p []byte) (n int, with []helloFile, err error) {
 	l := limits{deadlines: reading}
 	if err := f.acquire(l, reading); err != nil {
 		return 0, nil, err
@@ -5735,7 +5735,7 @@ func (f *fd) recvRecord(p []byte) (n int, with []received, err error) {
 	defer f.r.taking.Unlock()
 	handles, data, err := f.takeHandles(l, len(p))
 	for _, h := range handles {
-		with = append(with, received{sys: h})
+		with = append(with, helloFile{sys: h})
 	}
 	return copy(p, data), with, err
 }
