@@ -1,11 +1,12 @@
 /*
- * limit: what two processes can reach over a Unix domain socket without a runtime in
- * between. Each wait retries its call for 50 µs, then blocks in poll(2). Each process has
- * a CPU of its own where there are two: both on one is the worst case of such a wait.
+ * limit: what two processes can reach over a Unix domain socket, or through shared memory,
+ * without a runtime in between. Each wait tries again for 50 µs, then blocks in poll(2) or
+ * futex(2). Each process has a CPU of its own where there are two: both on one is the worst
+ * case of such a wait. In shared memory the processes trust each other.
  *
  *	limit WORKLOAD SIZE MILLISECONDS
  *
- * prints the median time of one unit of work in microseconds, or MB/s for stream, and a
+ * prints the median time of one unit of work in microseconds, or MB/s for a stream, and a
  * figure for the CPU time of one: the seconds that both processes used, times that time,
  * or divided by that rate. It compares runs that are equally long.
  *
@@ -21,17 +22,21 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <linux/filter.h>
+#include <linux/futex.h>
 #include <linux/seccomp.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -211,6 +216,145 @@ static int dial(void)
 }
 
 /* ------------------------------------------------------------------ */
+/* Shared memory: a ring in each direction                             */
+
+#define RING (1 << 20)
+#define PART (64 << 10) /* the reader gets to see so much of a long write at once */
+
+/* What one side waits for. The other side adds to news only while sleeps is set. */
+struct wait {
+	_Atomic uint32_t sleeps, news;
+};
+
+struct ring {
+	_Alignas(128) _Atomic uint64_t head; /* bytes written */
+	struct wait reader;
+	_Alignas(128) _Atomic uint64_t tail; /* bytes read */
+	struct wait writer;
+	_Alignas(128) char data[RING];
+};
+
+static struct {
+	struct ring to_server, to_client;
+	_Atomic int closed;
+} *memory;
+
+static void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield");
+#endif
+}
+
+static void wake(struct wait *w)
+{
+	if (atomic_load(&w->sleeps)) {
+		atomic_fetch_add(&w->news, 1);
+		syscall(SYS_futex, &w->news, FUTEX_WAKE, 1, NULL, NULL, 0);
+	}
+}
+
+/* Waits until *index is no longer old, or the other side is gone. */
+static void await_change(_Atomic uint64_t *index, uint64_t old, struct wait *w)
+{
+	int64_t since = 0;
+
+	for (int i = 1; atomic_load(index) == old && !atomic_load(&memory->closed); i++) {
+		uint32_t seen;
+
+		relax();
+		if (i % 64 != 0)
+			continue;
+		if (since == 0)
+			since = now();
+		if (now() - since < SPIN_NS)
+			continue;
+		seen = atomic_load(&w->news);
+		atomic_store(&w->sleeps, 1);
+		if (atomic_load(index) == old && !atomic_load(&memory->closed))
+			syscall(SYS_futex, &w->news, FUTEX_WAIT, seen, NULL, NULL, 0);
+		atomic_store(&w->sleeps, 0);
+		since = 0;
+	}
+}
+
+static size_t least(size_t a, size_t b, size_t c)
+{
+	a = a < b ? a : b;
+	return a < c ? a : c;
+}
+
+static void put_all(struct ring *r, const char *p, size_t n)
+{
+	while (n > 0 && !atomic_load(&memory->closed)) {
+		uint64_t head = atomic_load(&r->head), tail = atomic_load(&r->tail);
+		size_t at = head % RING, m;
+
+		if (head - tail == RING) {
+			await_change(&r->tail, tail, &r->writer);
+			continue;
+		}
+		m = least(least(n, PART, RING - at), RING - (head - tail), n);
+		memcpy(r->data + at, p, m);
+		atomic_store(&r->head, head + m);
+		wake(&r->reader);
+		p += m;
+		n -= m;
+	}
+}
+
+/* Returns 0 at the end of the stream. */
+static size_t take_some(struct ring *r, char *p, size_t n)
+{
+	uint64_t tail = atomic_load(&r->tail), head;
+	size_t at = tail % RING, m;
+
+	while ((head = atomic_load(&r->head)) == tail) {
+		if (atomic_load(&memory->closed))
+			return 0;
+		await_change(&r->head, head, &r->reader);
+	}
+	m = least(n, head - tail, RING - at);
+	memcpy(p, r->data + at, m);
+	atomic_store(&r->tail, tail + m);
+	wake(&r->writer);
+	return m;
+}
+
+static int take_all(struct ring *r, char *p, size_t n)
+{
+	while (n > 0) {
+		size_t m = take_some(r, p, n);
+
+		if (m == 0)
+			return 0;
+		p += m;
+		n -= m;
+	}
+	return 1;
+}
+
+static void map_memory(void)
+{
+	int fd = memfd_create("ipc-limit", MFD_CLOEXEC);
+
+	if (fd < 0 || ftruncate(fd, sizeof *memory) < 0)
+		die("memfd_create");
+	memory = mmap(NULL, sizeof *memory, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
+	if (memory == MAP_FAILED)
+		die("mmap");
+	close(fd);
+}
+
+static void leave_memory(void)
+{
+	atomic_store(&memory->closed, 1);
+	wake(&memory->to_server.reader);
+}
+
+/* ------------------------------------------------------------------ */
 /* Workloads: the server's side, and one unit of the client's          */
 
 static char *buffer;
@@ -228,6 +372,20 @@ static void exchange(void)
 {
 	write_all(out, buffer, size);
 	if (!read_all(in, buffer, size))
+		die("the server is gone");
+}
+
+static void echo_memory(int r, int w)
+{
+	(void)r, (void)w;
+	while (take_all(&memory->to_server, buffer, size))
+		put_all(&memory->to_client, buffer, size);
+}
+
+static void exchange_memory(void)
+{
+	put_all(&memory->to_server, buffer, size);
+	if (!take_all(&memory->to_client, buffer, size))
 		die("the server is gone");
 }
 
@@ -283,6 +441,23 @@ static void drain(int r, int w)
 		;
 }
 
+static void pour(void)
+{
+	write_all(out, buffer, size);
+}
+
+static void drain_memory(int r, int w)
+{
+	(void)r, (void)w;
+	while (take_some(&memory->to_server, buffer, size) > 0)
+		;
+}
+
+static void pour_memory(void)
+{
+	put_all(&memory->to_server, buffer, size);
+}
+
 /* ------------------------------------------------------------------ */
 
 static double cpu_seconds(int who)
@@ -326,7 +501,7 @@ static int run_slowly(char **argv)
 int main(int argc, char **argv)
 {
 	static int64_t times[SAMPLES];
-	int s[2], p[2], q[2], listener = -1;
+	int s[2], p[2], q[2], listener = -1, stream = 0;
 	int64_t start, t, end;
 	size_t n = 0;
 	double cpu;
@@ -338,7 +513,7 @@ int main(int argc, char **argv)
 	if (argc > 2 && strcmp(argv[1], "slow") == 0)
 		return run_slowly(argv + 2);
 	if (argc != 4) {
-		fprintf(stderr, "usage: limit ping-pong|messages|pipe|connect|file|stream SIZE MILLISECONDS\n"
+		fprintf(stderr, "usage: limit ping-pong|messages|pipe|connect|file|stream|memory|memory-stream SIZE MILLISECONDS\n"
 				"       limit slow PROGRAM ARGUMENT ...\n");
 		return 2;
 	}
@@ -363,7 +538,13 @@ int main(int argc, char **argv)
 		if ((file = open("/dev/null", O_RDONLY | O_CLOEXEC)) < 0)
 			die("/dev/null");
 	} else if (strcmp(name, "stream") == 0) {
-		serve = drain;
+		serve = drain, unit = pour, stream = 1;
+	} else if (strcmp(name, "memory") == 0) {
+		serve = echo_memory, unit = exchange_memory;
+		map_memory();
+	} else if (strcmp(name, "memory-stream") == 0) {
+		serve = drain_memory, unit = pour_memory, stream = 1;
+		map_memory();
 	} else if (strcmp(name, "connect") == 0) {
 		unit = be_greeted;
 		/* an abstract name: unix(7) */
@@ -388,9 +569,9 @@ int main(int argc, char **argv)
 	cpu = cpu_seconds(RUSAGE_SELF);
 	start = t = now();
 	end = start + strtol(argv[3], NULL, 10) * INT64_C(1000000);
-	if (strcmp(name, "stream") == 0) {
+	if (stream) {
 		for (; t < end; t = now(), n++)
-			write_all(out, buffer, size);
+			unit();
 	} else {
 		while (t < end) {
 			int64_t before = t;
@@ -403,11 +584,13 @@ int main(int argc, char **argv)
 	}
 	cpu = cpu_seconds(RUSAGE_SELF) - cpu;
 	close(in), close(out);
+	if (memory != NULL)
+		leave_memory();
 	if (listener >= 0)
 		kill(server, SIGKILL);
 	waitpid(server, NULL, 0);
 	cpu += cpu_seconds(RUSAGE_CHILDREN);
-	if (strcmp(name, "stream") == 0) {
+	if (stream) {
 		double rate = n * (double)size / ((t - start) / 1e9) / 1e6;
 
 		printf("%g %g\n", rate, cpu / rate);

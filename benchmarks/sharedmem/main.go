@@ -10,9 +10,7 @@
 //
 // Client and server are two processes. Each round measures every side, in an order that is
 // drawn anew. -only chooses the rows. -split has the client on the first CPU and the server on
-// the second, by taskset(1). -limit names a program in C to compare with as well: it is called as
-// "PROGRAM server impl=shmfutex w=pp|tp addr=PATH size=BYTES" and says READY, and as "PROGRAM
-// client …" with dur_ms=MILLISECONDS and says "RESULT mean=NANOSECONDS" or "RESULT MBps=RATE".
+// the second, by taskset(1). -limit names the program of ../limit, built, to compare with as well.
 package main
 
 import (
@@ -136,7 +134,7 @@ func main() {
 	roundTime := flag.Duration("roundtime", 200*time.Millisecond, "about how long one measurement takes")
 	only := flag.String("only", "", "measure the rows that match this `regexp`")
 	split := flag.Bool("split", false, "keep client and server on two CPUs, with taskset")
-	limit := flag.String("limit", "", "a `program` in C that does the same through shared memory")
+	limit := flag.String("limit", "", "the `program` of ../limit, to compare with as well")
 	flag.Parse()
 	shmipc.SetLogLevel(5) // nothing
 	var err error
@@ -313,32 +311,13 @@ func stream(c io.ReadWriter, size int, d time.Duration) (rate, megabytes float64
 }
 
 // measureLimit measures the program in C.
-func measureLimit(program string, w workload, d time.Duration) (float64, error) {
-	dir, err := os.MkdirTemp("", "sharedmem")
-	if err != nil {
-		return 0, err
+func measureLimit(program string, w workload, d time.Duration) (r result, err error) {
+	name := map[string]string{"pp": "memory", "tp": "memory-stream"}[w.kind]
+	out, err := exec.Command(program, name, strconv.Itoa(w.size), strconv.FormatInt(d.Milliseconds(), 10)).Output()
+	if err == nil {
+		_, err = fmt.Sscan(string(out), &r.v)
 	}
-	defer os.RemoveAll(dir)
-	args := []string{"impl=shmfutex", "w=" + w.kind, "addr=" + filepath.Join(dir, "s"), "size=" + strconv.Itoa(w.size)}
-	stop, err := start(program, append([]string{"server"}, args...)...)
-	if err != nil {
-		return 0, err
-	}
-	defer stop()
-	out, err := exec.Command(program, append(append([]string{"client"}, args...), "dur_ms="+strconv.FormatInt(d.Milliseconds(), 10))...).Output()
-	if err != nil {
-		return 0, err
-	}
-	for field := range strings.FieldsSeq(string(out)) {
-		if v, ok := strings.CutPrefix(field, "mean="); ok {
-			nanoseconds, err := strconv.ParseFloat(v, 64)
-			return nanoseconds / 1e3, err
-		}
-		if v, ok := strings.CutPrefix(field, "MBps="); ok {
-			return strconv.ParseFloat(v, 64)
-		}
-	}
-	return 0, fmt.Errorf("%s says %q", program, out)
+	return r, err
 }
 
 func compareRows(rounds int, d time.Duration, only string, split bool, limit string) error {
@@ -373,7 +352,7 @@ func compare(rounds int, d time.Duration, limit string) error {
 				var r result
 				var err error
 				if names[i] == "C" {
-					r.v, err = measureLimit(limit, w, d)
+					r, err = measureLimit(limit, w, d)
 				} else {
 					r, err = measure(&sides[i], w, d)
 				}
