@@ -542,6 +542,9 @@ type sharedHalf struct {
 	shut     atomic.Bool  // by CloseRead or CloseWrite
 	expiry   atomic.Int64 // the deadline on the clock of now, 0 for none
 	deadline time.Time    // guarded by SharedConn.mu
+	armed    int64        // the expiry that the bell has, or inThePast; guarded by SharedConn.mu
+	parked   atomic.Bool  // set with SharedConn.mu held: a call waits for the bell, or is about to
+	passing  int          // how many calls wait in the socket to pass files; guarded by SharedConn.mu
 }
 
 func newSharedConn(base endpoint, cfg ShareConfig, passive bool) *SharedConn {
@@ -1201,15 +1204,25 @@ func (c *SharedConn) setDeadline(t time.Time, d direction) error {
 	return err
 }
 
-// applyDeadline sets the deadline of a half where it waits. For a half that was shut down,
-// and waits in memory or in the handshake, it is in the past. The caller holds c.mu.
+// applyDeadline sets the deadline of a half where it waits: of the socket or of the doorbell.
+// That costs more than all the rest of SetDeadline, so what nobody waits for is left as it is
+// until somebody does. For a half that was shut down, and waits in memory or in the
+// handshake, the deadline is in the past. The caller holds c.mu.
 func (c *SharedConn) applyDeadline(h *sharedHalf) error {
 	if c.mode.Load() == inFailure {
 		return nil // what ends the waits stays
 	}
-	d := c.directionOf(h) // in which the half waits in the socket
-	if c.hello != nil {
-		d = 0
+	t, expiry := h.deadline, h.expiry.Load()
+	if h.shut.Load() && (c.hello != nil || h.bell != nil) {
+		t, expiry = time.Unix(1, 0), inThePast
+	}
+	var d direction // in which the half waits in the socket
+	switch {
+	case c.hello == nil:
+		if h.bell == nil || h.passing > 0 {
+			d = c.directionOf(h)
+		}
+	default:
 		if c.receiver == h {
 			d |= reading
 		}
@@ -1217,19 +1230,34 @@ func (c *SharedConn) applyDeadline(h *sharedHalf) error {
 			d |= writing
 		}
 	}
-	t := h.deadline
-	if h.shut.Load() && (c.hello != nil || h.bell != nil) {
-		t = time.Unix(1, 0)
-	}
 	var err error
 	if d != 0 {
 		err = c.base.end().setDeadline(t, d)
 	}
-	if h.bell != nil {
+	if h.parked.Load() && h.armed != expiry {
+		h.armed = expiry
 		if e := h.bell.setDeadline(t, reading); err == nil {
 			err = e
 		}
 	}
+	return err
+}
+
+// inThePast is no expiry that expiryAt returns.
+const inThePast = -1
+
+// passFiles calls pass, which waits in the socket, within the deadline of the half.
+func (c *SharedConn) passFiles(h *sharedHalf, pass func() error) error {
+	c.mu.Lock()
+	h.passing++
+	err := c.applyDeadline(h)
+	c.mu.Unlock()
+	if err == nil {
+		err = pass()
+	}
+	c.mu.Lock()
+	h.passing--
+	c.mu.Unlock()
 	return err
 }
 
@@ -1263,7 +1291,8 @@ func (c *SharedConn) SendFiles(files ...*os.File) error {
 	case c.w.shut.Load() || c.peerRShut.Load():
 		err = errBrokenPipe
 	default:
-		if err = c.base.end().sendWithFiles(zeroByte[:], files); err != nil && c.w.shut.Load() {
+		err = c.passFiles(&c.w, func() error { return c.base.end().sendWithFiles(zeroByte[:], files) })
+		if err != nil && c.w.shut.Load() {
 			err = errBrokenPipe // CloseWrite ended the wait
 		}
 	}
@@ -1301,7 +1330,11 @@ func (c *SharedConn) recvFiles(max int) ([]*os.File, error) {
 			return nil, io.EOF
 		}
 	}
-	files, err := c.base.end().recvFiles(max)
+	var files []*os.File
+	err := c.passFiles(&c.r, func() (err error) {
+		files, err = c.base.end().recvFiles(max)
+		return err
+	})
 	switch {
 	case err == nil || c.closed.Load():
 	case c.r.shut.Load() || isEnd(err): // by CloseRead, or a peer that left files of ours unread
@@ -1609,9 +1642,13 @@ func (c *SharedConn) waited(h *sharedHalf) error {
 
 // park waits on the doorbell. See the head of this section.
 func (c *SharedConn) park(h *sharedHalf, need uint32) error {
+	c.mu.Lock()
+	h.parked.Store(true)
+	err := c.applyDeadline(h)
+	c.mu.Unlock()
+	defer h.parked.Store(false)
 	h.epoch++ // odd
 	h.word.Store(h.epoch)
-	var err error
 	for err == nil && !c.ready(h, need) {
 		if _, err = h.bell.read(h.rings[:]); err == nil {
 			h.epoch += 2
