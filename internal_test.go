@@ -855,10 +855,10 @@ func TestSharedFailureEndsASpin(t *testing.T) {
 	a, b := sharedInMemory(t)
 	a.SetDeadline(time.Now().Add(20 * time.Second))
 	a.SetSpin(time.Hour)
-	before := spinning.spinners.Load()
+	asked := spinning.asked.Load()
 	read := make(chan error, 1)
 	go func() { _, err := a.Read(make([]byte, 1)); read <- err }()
-	for end := time.Now().Add(20 * time.Second); spinning.spinners.Load() == before && time.Now().Before(end); {
+	for spinning.asked.Load() == asked && a.ownMem.control().rwait.Load()&1 == 0 { // it parks if another spins
 		runtime.Gosched()
 	}
 	b.ownMem.control().tail.Add(1 << 20)
