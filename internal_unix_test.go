@@ -38,7 +38,7 @@ func TestSharedConnCloseWaitsOnce(t *testing.T) {
 	for range 5 { // the machine may be slow, but not each time
 		a, _ := sharedInMemory(t)
 		for _, f := range [...]*fd{a.base.fd, a.r.bell, a.w.bell, a.r.far, a.w.far} {
-			f.share() // its close may sleep
+			f.markShared() // its close may sleep
 		}
 		asleep := make(chan struct{})
 		for range closersMax {
@@ -106,7 +106,7 @@ func TestRecvFilesThatAreLostLeaveNothingInTheStream(t *testing.T) {
 			if !errors.Is(err, ErrMsgTooLong) || !errors.Is(err, errno) {
 				t.Errorf("%v is returned as %v", errno, err)
 			}
-			f.leave(&f.r)
+			f.release(&f.r)
 			next := make([]byte, 10)
 			if n, err := f.read(next); string(next[:n]) != "next" || err != nil {
 				t.Errorf("%v: then %q is read, %v", errno, next[:n], err)
@@ -137,7 +137,7 @@ func TestRecvFilesThatAreLostTakeNoOther(t *testing.T) {
 	}
 	p := make([]byte, 10)
 	got, err := b.fd.withoutRights(p, syscall.EMFILE, true)
-	b.fd.leave(&b.fd.r)
+	b.fd.release(&b.fd.r)
 	left, whole := "first", false
 	if kern.looseRecords() {
 		left, whole = "next", true
@@ -535,7 +535,7 @@ func spins(t *testing.T, f *fd, h *ioState) (spun bool) {
 		if err := f.setDeadline(time.Now().Add(limit), reading|writing); err != nil {
 			t.Fatal(err)
 		}
-		if err := f.enter(h); err != nil {
+		if err := f.acquire(h); err != nil {
 			t.Fatal(err)
 		}
 		asked := spinning.asked.Load()
@@ -546,7 +546,7 @@ func spins(t *testing.T, f *fd, h *ioState) (spun bool) {
 			}
 			return result{}, syscall.EAGAIN
 		}})
-		f.leave(h)
+		f.release(h)
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Fatal(err)
 		}
@@ -652,7 +652,7 @@ func TestSpinTellsAStreamByBytes(t *testing.T) {
 	defer l.Close()
 	c, _ := connected(t)
 	for what, f := range map[string]*fd{"accepted": l.sys.fd, "looked": c.fd} {
-		if err := f.enter(&f.r); err != nil {
+		if err := f.acquire(&f.r); err != nil {
 			t.Fatal(err)
 		}
 		o := op{attempt: func(*op, int) (result, error) { return result{n: streamMin}, nil }}
@@ -660,7 +660,7 @@ func TestSpinTellsAStreamByBytes(t *testing.T) {
 			o.flags = syscall.MSG_PEEK
 		}
 		_, err := f.run(&f.r, &o)
-		f.leave(&f.r)
+		f.release(&f.r)
 		if err != nil || f.heard != 0 {
 			t.Errorf("%s: %d bytes were heard, %v", what, f.heard, err)
 		}
@@ -673,7 +673,7 @@ func TestCrowdCountsEachWait(t *testing.T) {
 		a.SetSpin(limit)
 		forget()
 		before := spinning.crowd.ended.Load()
-		if err := a.fd.enter(&a.fd.r); err != nil {
+		if err := a.fd.acquire(&a.fd.r); err != nil {
 			t.Fatal(err)
 		}
 		tries := 0
@@ -689,7 +689,7 @@ func TestCrowdCountsEachWait(t *testing.T) {
 			}
 			return result{}, nil
 		}})
-		a.fd.leave(&a.fd.r)
+		a.fd.release(&a.fd.r)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -836,10 +836,10 @@ func spinOnce(t *testing.T, f *fd) {
 	f.setSpin(10 * time.Second)
 	forget()
 	winning(f)
-	if err := f.enter(&f.r); err != nil {
+	if err := f.acquire(&f.r); err != nil {
 		t.Fatal(err)
 	}
-	defer f.leave(&f.r)
+	defer f.release(&f.r)
 	tried := false
 	_, err := f.run(&f.r, &op{attempt: func(*op, int) (result, error) {
 		if !tried {

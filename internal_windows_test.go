@@ -734,20 +734,20 @@ func TestOpenFarEndsWithTheDial(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	time.AfterFunc(20*time.Millisecond, cancel)
-	if _, err := openFar(&retryTimer{ctx: ctx}, waits); err != context.Canceled {
+	if _, err := openRemote(&retryTimer{ctx: ctx}, waits); err != context.Canceled {
 		t.Errorf("%v, want that it was cancelled", err)
 	}
 	soon := time.Now().Add(20 * time.Millisecond)
-	if _, err := openFar(&retryTimer{ctx: context.Background(), deadline: soon}, waits); !errors.Is(err, os.ErrDeadlineExceeded) {
+	if _, err := openRemote(&retryTimer{ctx: context.Background(), deadline: soon}, waits); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("%v, want that the deadline is exceeded", err)
 	}
 	go b.recv(make([]byte, 64)) // which ends the wait
 	far := time.Now().Add(time.Hour)
-	if h, err := openFar(&retryTimer{ctx: context.Background(), deadline: far}, waits); h != a.sys || err != nil {
+	if h, err := openRemote(&retryTimer{ctx: context.Background(), deadline: far}, waits); h != a.sys || err != nil {
 		t.Errorf("%d, %v", h, err)
 	}
 	fails := func() (syscall.Handle, error) { return 0, os.NewSyscallError("CreateFile", errPipeBusy) }
-	if _, err := openFar(&retryTimer{ctx: context.Background()}, fails); judge("", err) != busy {
+	if _, err := openRemote(&retryTimer{ctx: context.Background()}, fails); judge("", err) != busy {
 		t.Errorf("%v", err)
 	}
 }

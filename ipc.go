@@ -3310,7 +3310,7 @@ var spinning = spinPolicy{leave: leaveCPU}
 // allows reports whether the history of the direction lets the next wait spin.
 func (p *spinPolicy) allows(b *backoff) bool {
 	if b.waits < youngWaits {
-		return p.shared().skip == 0
+		return p.youngBackoff().skip == 0
 	}
 	return b.skip == 0
 }
@@ -3380,7 +3380,7 @@ func (p *spinPolicy) skipped(b *backoff) { p.note(b, (*backoff).skipped) }
 func (p *spinPolicy) note(b *backoff, what func(*backoff)) {
 	if b.waits < youngWaits {
 		waits, wins, runs := b.waits, b.wins, b.runs
-		*b = p.shared()
+		*b = p.youngBackoff()
 		b.waits, b.wins, b.runs = waits+1, wins, runs
 		what(b)
 		p.young.Store(uint64(b.losses)<<32 | uint64(b.skip)<<16 | uint64(b.last))
@@ -3389,7 +3389,7 @@ func (p *spinPolicy) note(b *backoff, what func(*backoff)) {
 	what(b)
 }
 
-func (p *spinPolicy) shared() backoff {
+func (p *spinPolicy) youngBackoff() backoff {
 	v := p.young.Load()
 	return backoff{losses: uint8(v >> 32), skip: uint16(v >> 16), last: uint16(v)}
 }

@@ -137,7 +137,7 @@ func (f *fd) recvPeer(p []byte) (n int, peer Peer, err error) {
 	if err := f.enterRecv(); err != nil {
 		return 0, Peer{}, err
 	}
-	defer f.leave(&f.r)
+	defer f.release(&f.r)
 	if f.in.holds() {
 		n, err = f.in.recv(f, p)
 		return n, Peer{}, err

@@ -1748,10 +1748,10 @@ const (
 // success halves it. Only short waits use that number up, so a connection that is mostly
 // idle does not spin at all.
 type sharedSpin struct {
-	losses  uint8
-	skip    uint8 // coming short waits that do not spin
-	backoff uint8 // skip after the latest loss
-	cost    int64 // how long short waits take that park, on average; 0 before the first
+	losses uint8
+	skip   uint8 // coming short waits that do not spin
+	last   uint8 // skip after the latest loss
+	cost   int64 // how long short waits take that park, on average; 0 before the first
 }
 
 // budget returns how many nanoseconds a wait that begins now may spin: limit for a peer that is
@@ -1771,14 +1771,14 @@ func (s *sharedSpin) budget(now, limit, most int64, asleep bool) int64 {
 func (s *sharedSpin) outcome(spun int64, won, asleep bool, length int64) {
 	switch {
 	case won:
-		s.losses, s.backoff = s.losses/2, s.backoff/2
+		s.losses, s.last = s.losses/2, s.last/2
 		spinAccount.add(int64(spinSharedGain))
 		return
 	case spun > 0:
 		spinAccount.add(-spun)
 		if s.losses++; s.losses > spinSharedFree || asleep {
-			s.losses, s.backoff = spinSharedFree, min(2*s.backoff+1, spinSharedMax-1)
-			s.skip = s.backoff
+			s.losses, s.last = spinSharedFree, min(2*s.last+1, spinSharedMax-1)
+			s.skip = s.last
 		}
 	case length < int64(spinSharedShort):
 		s.skip = max(s.skip, 1) - 1
@@ -2711,7 +2711,7 @@ func (c *SharedConn) settle(hs *handshake, err error) {
 		mode, c.failure = inFailure, err
 	case hs.peer != nil && hs.own != nil: // if there is a peer's, our last hello was sent
 		mode = inMemory
-		c.join(hs)
+		c.useMemory(hs)
 	}
 	if err == nil && hs.plain {
 		c.ahead = append(c.ahead, hs.buf[:hs.got]...)
@@ -2729,8 +2729,8 @@ func (c *SharedConn) settle(hs *handshake, err error) {
 	close(hs.over)
 }
 
-// join makes the ring reader and the ring writer out of the two memory objects.
-func (c *SharedConn) join(hs *handshake) {
+// useMemory makes the ring reader and the ring writer out of the two memory objects.
+func (c *SharedConn) useMemory(hs *handshake) {
 	own, peer := hs.own, hs.peer
 	c.ownMem, c.peerMem = own, peer
 	c.in = ringReader{own: own.control(), peer: peer.control(), data: peer.ring(), size: ringSize(peer)}

@@ -498,10 +498,10 @@ func startListening(sys, backlog int) error {
 // count.
 func (l *listener) accept() (*fd, error) {
 	h := &l.r
-	if err := l.enter(h); err != nil {
+	if err := l.acquire(h); err != nil {
 		return nil, err
 	}
-	defer l.leave(h)
+	defer l.release(h)
 	var mode opMode
 	if l.shared.Load() {
 		mode |= acceptShared
@@ -612,7 +612,7 @@ func claim(sys int, path string, lc *ListenConfig) (_ *socketFile, err error) {
 	if err := policy.confirm(f, found); err != nil {
 		return nil, err
 	}
-	if err := f.place(sys, lc, policy); err != nil {
+	if err := f.bindAndListen(sys, lc, policy); err != nil {
 		return nil, err
 	}
 	f.closeWhenDropped()
@@ -668,7 +668,7 @@ func judgeStale(f *socketFile) (found fileID, unpin func(), err error) {
 		return fileID{}, nil, inUse()
 	}
 	at, unpin, err = kern.probeAt(f.folder, f.base)
-	if e := errnoOf(err); (e == syscall.EACCES || e == syscall.EPERM) && at.socket && f.folder.own() {
+	if e := errnoOf(err); (e == syscall.EACCES || e == syscall.EPERM) && at.socket && f.folder.isOwn() {
 		// Another user's socket in this user's folder, as a server of root leaves it.
 		if bound, e := kern.isBound(at.id); e == nil {
 			err = syscall.ECONNREFUSED
@@ -749,7 +749,7 @@ func confirmVacant(f *socketFile, found fileID) error {
 
 // confirmAlways finds out whether another TakeoverAlways was faster, whose listener is
 // then displaced in turn. The lock of a displaced listener is replaced together with its
-// socket, later: see place.
+// socket, later: see bindAndListen.
 func confirmAlways(f *socketFile, _ fileID) error {
 	if f.lock.state == lockOurs && !f.holdsLock() {
 		f.lock.drop()
@@ -771,10 +771,10 @@ func probe(path string) error {
 	return f.close()
 }
 
-// place binds the socket in the folder, gives the file its exact mode and owner, and
+// bindAndListen binds the socket in the folder, gives the file its exact mode and owner, and
 // listens. If the socket was bound to another name, place then puts it at the path.
 // Nobody can connect before listen, so nobody ever meets the file with other permissions.
-func (f *socketFile) place(sys int, lc *ListenConfig, policy takeover) (err error) {
+func (f *socketFile) bindAndListen(sys int, lc *ListenConfig, policy takeover) (err error) {
 	name, exempt, err := f.bind(sys, policy.replace)
 	if err != nil {
 		return err
@@ -1055,7 +1055,7 @@ func (d *folder) openLock(name string, rights lockRights) (lock lockFile, made b
 		sys, err = d.open(name, flags|syscall.O_CREAT|syscall.O_EXCL, 0o600)
 		if err == nil {
 			lock := lockFile{sys: sys, id: fstatID(sys), state: lockOurs}
-			if err := d.share(lock, rights); err != nil {
+			if err := d.setLockMode(lock, rights); err != nil {
 				d.removeLock(name, lock.id)
 				syscall.Close(sys)
 				return none, false, err
@@ -1069,9 +1069,9 @@ func (d *folder) openLock(name string, rights lockRights) (lock lockFile, made b
 	return none, false, inUse() // somebody creates and removes it all the time
 }
 
-// share gives a new lock file the group and the mode that the rights ask for, whatever
+// setLockMode gives a new lock file the group and the mode that the rights ask for, whatever
 // the umask.
-func (d *folder) share(lock lockFile, rights lockRights) error {
+func (d *folder) setLockMode(lock lockFile, rights lockRights) error {
 	var dir, st syscall.Stat_t
 	if err := d.stat(&dir); err != nil {
 		return err
@@ -1246,8 +1246,8 @@ func (d *folder) stat(st *syscall.Stat_t) error {
 	return classify("stat "+d.path, control(func() error { return syscall.Stat(d.path, st) }))
 }
 
-// own reports whether the folder is this user's.
-func (d *folder) own() bool {
+// isOwn reports whether the folder is this user's.
+func (d *folder) isOwn() bool {
 	var st syscall.Stat_t
 	return d.stat(&st) == nil && int(st.Uid) == os.Geteuid()
 }
@@ -1873,7 +1873,7 @@ func adoptSys(sys int, kind connKind, check func(sys int) error) (*fd, error) {
 		return nil, os.NewSyscallError("fcntl", err)
 	}
 	f := newConnFD(sys, kind)
-	f.share()
+	f.markShared()
 	return f, nil
 }
 
@@ -2265,7 +2265,7 @@ func (f *fd) bequeath(cmd *exec.Cmd) (token string, err error) {
 		return "", err
 	}
 	f.pin()
-	f.share() // the child has the description too
+	f.markShared() // the child has the description too
 	p, err := f.join()
 	if err != nil {
 		return "", err
@@ -2396,7 +2396,7 @@ func inheritedListener(token string, kind connKind) (*listener, error) {
 	passed, file, _ := parseToken(token)
 	l, err := ownListener(passed[0].sys, kind)
 	if err == nil && file != nil {
-		l.file = file.own(passed[1].sys, passed[2].sys, passed[3].sys, passed[4].sys)
+		l.file = file.adopt(passed[1].sys, passed[2].sys, passed[3].sys, passed[4].sys)
 	}
 	return l, err
 }
@@ -2465,7 +2465,7 @@ func (f *socketFile) bequeath(cmd *exec.Cmd) (string, error) {
 	case f.given:
 		return "", net.ErrClosed
 	case f.owners == nil:
-		if err := f.share(); err != nil {
+		if err := f.becomeOwner(); err != nil {
 			return "", err
 		}
 	}
@@ -2488,8 +2488,8 @@ func (f *socketFile) bequeath(cmd *exec.Cmd) (string, error) {
 // opened folder. If not, the file stays with this process.
 func (f *socketFile) canBeShared() bool { return f.lock.state == lockOurs && f.folder.sys >= 0 }
 
-// share makes this process the first of several owners.
-func (f *socketFile) share() error {
+// becomeOwner makes this process the first of several owners.
+func (f *socketFile) becomeOwner() error {
 	lock, err := kern.dup(f.lock.sys)
 	if err != nil {
 		return os.NewSyscallError("dup", err)
@@ -2626,9 +2626,9 @@ func parseToken(token string) (passed []passedFD, file *fileToken, ok bool) {
 	return passed, file, true
 }
 
-// own makes this process an owner of the file. The claim that it returns owns the
+// adopt makes this process an owner of the file. The claim that it returns owns the
 // descriptors.
-func (t *fileToken) own(dir, lock, r, w int) *socketFile {
+func (t *fileToken) adopt(dir, lock, r, w int) *socketFile {
 	path, base := splitPath(t.path)
 	f := &socketFile{
 		folder: &folder{sys: dir, path: path, id: fstatID(dir)},
@@ -3031,7 +3031,7 @@ func (f *fd) sendDatagram(p, rights []byte) error {
 // operation counts as a user of the fd, and the last user closes it.
 
 // An fd is a close-on-exec descriptor of a socket, pipe or FIFO that this package
-// owns. It is nonblocking, as far as that is up to this process: see share.
+// owns. It is nonblocking, as far as that is up to this process: see markShared.
 type fd struct {
 	refs // calls that use sys; the last one after Close closes it
 
@@ -3058,7 +3058,7 @@ type fd struct {
 	mu           sync.Mutex      // guards what follows, and keeps join, leavePoller, Close and SetDeadline apart
 	pollsByTimer bool            // the poller cannot serve it: see pollByTimer; settled before polled is
 	pinned       bool            // somebody may know the number, so it must not change
-	isGone       bool            // the descriptor was closed
+	disposed     bool            // the descriptor was closed
 	goneErr      error           // the error of that close
 	gone         chan struct{}   // closed with it; nil until Close waits for it
 	cleanup      runtime.Cleanup // closes sys if nobody does; stopped when a pollFile takes over
@@ -3123,7 +3123,7 @@ func closedFD() *fd {
 
 func (f *fd) begin() *fd {
 	f.waited = now()
-	f.own()
+	f.armCleanup()
 	return f
 }
 
@@ -3136,7 +3136,7 @@ func newListenFD(sys int) *fd {
 	return f
 }
 
-func (f *fd) own() {
+func (f *fd) armCleanup() {
 	ends := f.closers()
 	f.cleanup = runtime.AddCleanup(f, func(sys int) {
 		ends.add(func() { kern.hurry(func() { syscall.Close(sys) }) })
@@ -3151,14 +3151,14 @@ func (f *fd) closers() *closers {
 	return &pipeEnds
 }
 
-// share notes that another holder has the same open file description: a process that it
+// markShared notes that another holder has the same open file description: a process that it
 // came from or goes to, or an os.File of this one. Such a holder can make it blocking, as
 // [os.File.Fd] does and many programs do to their standard input. So from then on no call
 // relies on O_NONBLOCK.
-func (f *fd) share() { f.shared.Store(true) }
+func (f *fd) markShared() { f.shared.Store(true) }
 
-// enter begins an operation in one direction, leave ends it.
-func (f *fd) enter(h *ioState) error {
+// acquire begins an operation in one direction, release ends it.
+func (f *fd) acquire(h *ioState) error {
 	h.mu.Lock()
 	if err := f.incref(); err != nil {
 		h.mu.Unlock()
@@ -3167,7 +3167,7 @@ func (f *fd) enter(h *ioState) error {
 	return nil
 }
 
-func (f *fd) leave(h *ioState) {
+func (f *fd) release(h *ioState) {
 	f.decref()
 	h.mu.Unlock()
 }
@@ -3336,7 +3336,7 @@ func (f *fd) closeLater() error {
 // awaitGone waits until the descriptor is closed, no longer than the grace.
 func (f *fd) awaitGone(grace time.Duration) error {
 	f.mu.Lock()
-	done := f.isGone
+	done := f.disposed
 	if !done {
 		f.gone = make(chan struct{})
 	}
@@ -3362,7 +3362,7 @@ func (f *fd) dispose() {
 		}
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		f.isGone, f.goneErr = true, err
+		f.disposed, f.goneErr = true, err
 		if f.gone != nil {
 			close(f.gone)
 		}
@@ -3515,7 +3515,7 @@ func (f *fd) leavePoller() {
 	f.polled.Store(nil)
 	p.file.Close() // not the last descriptor of its description, so nothing is released
 	f.sys = sys
-	f.own()
+	f.armCleanup()
 }
 
 // pin keeps the number of the descriptor from changing.
@@ -3584,10 +3584,10 @@ func (c rawConn) Read(fn func(fd uintptr) bool) error  { return c.wait(&c.f.r, f
 func (c rawConn) Write(fn func(fd uintptr) bool) error { return c.wait(&c.f.w, fn) }
 
 func (c rawConn) wait(h *ioState, fn func(fd uintptr) bool) error {
-	if err := c.f.enter(h); err != nil {
+	if err := c.f.acquire(h); err != nil {
 		return err
 	}
-	defer c.f.leave(h)
+	defer c.f.release(h)
 	return c.f.await(h, fn)
 }
 
@@ -3596,10 +3596,10 @@ func (c rawConn) wait(h *ioState, fn func(fd uintptr) bool) error {
 
 func (f *fd) read(p []byte) (int, error) {
 	h := &f.r
-	if err := f.enter(h); err != nil {
+	if err := f.acquire(h); err != nil {
 		return 0, err
 	}
-	defer f.leave(h)
+	defer f.release(h)
 	if len(p) == 0 {
 		return 0, nil
 	}
@@ -3647,10 +3647,10 @@ func (f *fd) readResult(n int, err error) (int, error) {
 
 func (f *fd) write(p []byte) (n int, err error) {
 	h := &f.w
-	if err := f.enter(h); err != nil {
+	if err := f.acquire(h); err != nil {
 		return 0, err
 	}
-	defer f.leave(h)
+	defer f.release(h)
 	attempt := writePipe
 	if f.socket {
 		attempt = sendData
@@ -3673,10 +3673,10 @@ func (f *fd) write(p []byte) (n int, err error) {
 
 func (f *fd) readBuffers(bufs [][]byte) (int64, error) {
 	h := &f.r
-	if err := f.enter(h); err != nil {
+	if err := f.acquire(h); err != nil {
 		return 0, err
 	}
-	defer f.leave(h)
+	defer f.release(h)
 	h.iov = gather(h.iov, bufs)
 	defer clear(h.iov)
 	if len(h.iov) == 0 {
@@ -3699,10 +3699,10 @@ func (f *fd) readBuffers(bufs [][]byte) (int64, error) {
 
 func (f *fd) writeBuffers(bufs *net.Buffers) (total int64, err error) {
 	h := &f.w
-	if err := f.enter(h); err != nil {
+	if err := f.acquire(h); err != nil {
 		return 0, err
 	}
-	defer f.leave(h)
+	defer f.release(h)
 	defer func() { clear(h.iov) }()
 	for {
 		if h.iov = gather(h.iov, *bufs); len(h.iov) == 0 {
@@ -3900,10 +3900,10 @@ const inFlightGrace = 250 * time.Millisecond
 
 func (f *fd) send(p []byte) error {
 	h := &f.w
-	if err := f.enter(h); err != nil {
+	if err := f.acquire(h); err != nil {
 		return err
 	}
-	defer f.leave(h)
+	defer f.release(h)
 	_, err := f.sendWhole(p, nil)
 	return err
 }
@@ -3912,10 +3912,10 @@ func (f *fd) send(p []byte) error {
 // much of p was sent.
 func (f *fd) sendRights(p []byte, files []*os.File) (sent int, err error) {
 	h := &f.w
-	if err := f.enter(h); err != nil {
+	if err := f.acquire(h); err != nil {
 		return 0, err
 	}
-	defer f.leave(h)
+	defer f.release(h)
 	if len(files) == 0 {
 		return f.sendWhole(p, nil)
 	}
@@ -3990,7 +3990,7 @@ func sendError(err error) error {
 // It is not done earlier, since the socket may yet go to a program that does not know the
 // mark.
 func (f *fd) enterRecv() error {
-	if err := f.enter(&f.r); err != nil {
+	if err := f.acquire(&f.r); err != nil {
 		return err
 	}
 	if f.kind == messages && !f.marked {
@@ -4005,7 +4005,7 @@ func (f *fd) recv(p []byte) (int, error) {
 	if err := f.enterRecv(); err != nil {
 		return 0, err
 	}
-	defer f.leave(&f.r)
+	defer f.release(&f.r)
 	return f.in.recv(f, p)
 }
 
@@ -4014,7 +4014,7 @@ func (f *fd) recvAppend(dst []byte) ([]byte, error) {
 	if err := f.enterRecv(); err != nil {
 		return dst, err
 	}
-	defer f.leave(&f.r)
+	defer f.release(&f.r)
 	return f.in.recvAppend(f, dst)
 }
 
@@ -4081,7 +4081,7 @@ func (f *fd) recvFiles(max int) ([]*os.File, error) {
 	if err := f.enterRecv(); err != nil {
 		return nil, err
 	}
-	defer f.leave(&f.r)
+	defer f.release(&f.r)
 	if err := f.in.skipRest(f); err != nil {
 		return nil, err
 	}
@@ -4126,7 +4126,7 @@ func (f *fd) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
 	if err := f.enterRecv(); err != nil {
 		return 0, nil, err
 	}
-	defer f.leave(&f.r)
+	defer f.release(&f.r)
 	if err := f.in.skipRest(f); err != nil {
 		return 0, nil, err
 	}
@@ -4165,7 +4165,7 @@ func (f *fd) recvRights(p []byte, max int) (int, []*os.File, error) {
 	if err := f.enterRecv(); err != nil {
 		return 0, nil, err
 	}
-	defer f.leave(&f.r)
+	defer f.release(&f.r)
 	got, err := f.recvWithRights(p)
 	if err != nil {
 		return got.n, nil, err
@@ -4360,7 +4360,7 @@ func (f *fd) readMsg(p, oob []byte) (n, oobn, flags int, err error) {
 	if err := f.enterRecv(); err != nil {
 		return 0, 0, 0, err
 	}
-	defer f.leave(&f.r)
+	defer f.release(&f.r)
 	if err := f.in.skipRest(f); err != nil {
 		return 0, 0, 0, err
 	}
@@ -4425,10 +4425,10 @@ func fitRights(oob, got []byte) (n int, cut bool) {
 
 func (f *fd) writeMsg(p, oob []byte) (int, error) {
 	h := &f.w
-	if err := f.enter(h); err != nil {
+	if err := f.acquire(h); err != nil {
 		return 0, err
 	}
-	defer f.leave(h)
+	defer f.release(h)
 	if f.kind == messages {
 		return f.sendWhole(p, oob)
 	}
@@ -4455,10 +4455,10 @@ func (f *fd) closeRead() error {
 	}
 	// The reads that the shutdown woke come first, and then those that wait for them.
 	// What they return must have no gap.
-	if f.enter(&f.r) != nil {
+	if f.acquire(&f.r) != nil {
 		return nil // closed meanwhile, both ways
 	}
-	defer f.leave(&f.r)
+	defer f.release(&f.r)
 	f.in = messageReader{}
 	if !kern.readsAfterShutdown() {
 		f.drain()
@@ -4683,7 +4683,7 @@ func (f *fd) dupSys() (sys int, err error) {
 		if sys, err = kern.reopen(f.sys); err == nil {
 			return nil
 		}
-		f.share()
+		f.markShared()
 		sys, err = kern.dup(f.sys)
 		return err
 	})
@@ -5310,7 +5310,7 @@ func (f *fd) awaitReceive(p []byte) (n int, err error) {
 	if err := f.enterRecv(); err != nil {
 		return 0, err
 	}
-	defer f.leave(&f.r)
+	defer f.release(&f.r)
 	if f.in.hasAhead() {
 		return f.in.takeAhead(p), nil
 	}

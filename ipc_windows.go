@@ -804,7 +804,7 @@ func (s *instances) handOut(in *instance) (*fd, error) {
 	f.pipe = s.spec.pipe
 	if s.limit > 0 {
 		s.out++
-		f.place = s
+		f.quota = s
 		f.dropped = runtime.AddCleanup(f, (*instances).giveBack, s)
 	}
 	return f, nil
@@ -875,7 +875,7 @@ func (in *instance) arm(event syscall.Handle) {
 }
 
 // listens reports whether the wait that arm began has not ended.
-func (in *instance) listens() bool { return in.pending && !ended(&in.overlapped) }
+func (in *instance) listens() bool { return in.pending && !completed(&in.overlapped) }
 
 // outcome reports whether the wait that arm began has ended, and with which error. That
 // is errNoData for a client that left without having written anything, if it is to ask
@@ -923,7 +923,7 @@ func (s *instances) close() error {
 		if in.pending {
 			// If there is nothing to cancel, it has ended or is about to.
 			syscall.CancelIoEx(in.sys, &in.overlapped)
-			for !ended(&in.overlapped) {
+			for !completed(&in.overlapped) {
 				waitFor(s.event, syscall.INFINITE)
 			}
 		}
@@ -1085,7 +1085,7 @@ func openClient(p *retryTimer, target string, kind connKind, d Direction, flags 
 	var h syscall.Handle
 	var err error
 	if isRemote(target) {
-		h, err = openFar(p, open)
+		h, err = openRemote(p, open)
 	} else {
 		h, err = open()
 	}
@@ -1105,10 +1105,10 @@ func openClient(p *retryTimer, target string, kind connKind, d Direction, flags 
 	return f, nil
 }
 
-// openFar makes a call that opens a pipe of another machine. The call may take as long as
+// openRemote makes a call that opens a pipe of another machine. The call may take as long as
 // the network likes, until p ends it. It is made in the caller's thread, which may
 // impersonate somebody.
-func openFar(p *retryTimer, open func() (syscall.Handle, error)) (h syscall.Handle, err error) {
+func openRemote(p *retryTimer, open func() (syscall.Handle, error)) (h syscall.Handle, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	call, err := newThreadCall()
@@ -1289,7 +1289,7 @@ func adoptSys(h syscall.Handle, kind connKind, d direction) (*fd, error) {
 	case reads != kind.native():
 		return nil, &ruleError{"the pipe is not read as that kind of connection does", errors.ErrUnsupported}
 	}
-	far, err := isFar(h)
+	far, err := isRemotePath(h)
 	if err != nil {
 		return nil, err
 	}
@@ -2093,7 +2093,7 @@ type fd struct {
 	dynamic  bool       // of a Pair: the client is known by what it sent last; see pairOf
 	handedOn bool       // another process opened or made this end
 	peerBorn int64      // when the process at the other end was created; 0: not known
-	place    *instances // where Close gives a place back; nil: there is no limit
+	quota    *instances // where Close gives a place back; nil: there is no limit
 	r        readSide
 	w        writeSide
 
@@ -2145,8 +2145,8 @@ type writeSide struct {
 	torn error         // why no message can be sent any more; guarded by turn
 }
 
-// An operation is one overlapped call and its buffers.
-type operation struct {
+// An op is one overlapped call and its buffers.
+type op struct {
 	start func(h syscall.Handle, p, q []byte, done *uint32, o *syscall.Overlapped) error
 	p, q  []byte
 }
@@ -2262,7 +2262,7 @@ func errDirection(ends direction) error {
 // write without a budget waits in the thread or parks: see runRead and runWrite. Any
 // other call waits in the thread alone, and no longer than its budget, if it has one. All
 // limits apply throughout. The caller has acquired the direction.
-func (f *fd) run(l limits, op operation, d direction) (int, error) {
+func (f *fd) run(l limits, op op, d direction) (int, error) {
 	switch {
 	case d == reading && l.budget == 0:
 		return f.runRead(l, op)
@@ -2277,7 +2277,7 @@ func (f *fd) run(l limits, op operation, d direction) (int, error) {
 }
 
 // runRead waits in the thread if that paid lately, then parks.
-func (f *fd) runRead(l limits, op operation) (int, error) {
+func (f *fd) runRead(l limits, op op) (int, error) {
 	if n, err := f.runBriefly(l, op); err != errOverBudget {
 		return n, err
 	}
@@ -2286,7 +2286,7 @@ func (f *fd) runRead(l limits, op operation) (int, error) {
 
 // runBriefly waits in the thread, if that paid lately. The error is errOverBudget if the
 // read should park.
-func (f *fd) runBriefly(l limits, op operation) (int, error) {
+func (f *fd) runBriefly(l limits, op op) (int, error) {
 	l.budget = f.spinBudget()
 	if l.budget <= 0 {
 		return 0, errOverBudget
@@ -2305,7 +2305,7 @@ func (f *fd) runBriefly(l limits, op operation) (int, error) {
 }
 
 // runParked waits without a thread, if this handle can.
-func (f *fd) runParked(l limits, op operation) (int, error) {
+func (f *fd) runParked(l limits, op op) (int, error) {
 	if file, parks := f.join(); parks {
 		return f.readParked(file, op.p)
 	}
@@ -2346,7 +2346,7 @@ func (f *fd) readParked(file *os.File, p []byte) (int, error) {
 // os.File does not tell whether a write that its deadline ended had begun. In a build with
 // -race no write goes to an os.File, because a read of the same os.File at the same time
 // is a race there.
-func (f *fd) runWrite(l limits, op operation) (int, error) {
+func (f *fd) runWrite(l limits, op op) (int, error) {
 	var s *slot
 	var err error
 	if !f.parks.Load() || raceBuild || l.withdrawn {
@@ -2396,7 +2396,7 @@ const atOnce time.Duration = 1
 // the thread. When the limits end the wait, it cancels the call. In any case it returns
 // only when the kernel has ended the call. A read that does not wait ignores the limits:
 // it follows one that has waited, and nothing must come in between.
-func (f *fd) runInThread(l limits, s *slot, op operation) (int, error) {
+func (f *fd) runInThread(l limits, s *slot, op op) (int, error) {
 	defer giveSlot(s)
 	if _, err := f.expired(l); err != nil && l.budget != atOnce {
 		return 0, err
@@ -2499,7 +2499,7 @@ func giveSlot(s *slot) {
 }
 
 // begin prepares the slot for an operation.
-func (s *slot) begin(op operation) {
+func (s *slot) begin(op op) {
 	s.done = 0
 	s.buffers = [2]*byte{unsafe.SliceData(op.p), unsafe.SliceData(op.q)}
 	s.overlapped = syscall.Overlapped{
@@ -2512,9 +2512,9 @@ func (s *slot) begin(op operation) {
 // STATUS_PENDING of ntstatus.h.
 const statusPending = 0x103
 
-// ended reports whether the kernel is done with an operation that did not end at
+// completed reports whether the kernel is done with an operation that did not end at
 // once. The kernel writes the field, hence the atomic.
-func ended(o *syscall.Overlapped) bool { return atomic.LoadUintptr(&o.Internal) != statusPending }
+func completed(o *syscall.Overlapped) bool { return atomic.LoadUintptr(&o.Internal) != statusPending }
 
 // ---------------------------------------------------------------------------
 // Closing
@@ -2535,9 +2535,9 @@ func (f *fd) closeLater() error {
 		f.file.SetDeadline(time.Unix(1, 0)) // in the past: ends every wait
 	}
 	f.mu.Unlock()
-	if f.place != nil {
+	if f.quota != nil {
 		f.dropped.Stop()
-		f.place.giveBack()
+		f.quota.giveBack()
 	}
 	f.decref()
 	return nil
@@ -2746,7 +2746,7 @@ func (f *fd) waitInThread(l limits, s *slot) (why error) {
 	if l.budget > 0 {
 		end = now() + int64(l.budget)
 	}
-	for !ended(&s.overlapped) {
+	for !completed(&s.overlapped) {
 		var wait uint32 = syscall.INFINITE
 		if why == nil {
 			if wait, why = f.mayWait(l, end); why != nil {
@@ -2906,7 +2906,7 @@ func (f *fd) takeUnread(p []byte) (n int, more bool) {
 func (f *fd) readPart(l limits, p []byte) (n int, more bool, err error) {
 	p = oneCall(p)
 	for {
-		n, err = f.run(l, operation{start: readFile, p: p}, reading)
+		n, err = f.run(l, op{start: readFile, p: p}, reading)
 		if err != syscall.ERROR_OPERATION_ABORTED { // by another holder of the handle
 			return readResult(p, n, err)
 		}
@@ -2953,7 +2953,7 @@ func (f *fd) writeAll(p []byte) (n int, err error) {
 	}
 	l := limits{deadlines: writing, withdrawn: f.sends == messages}
 	for {
-		m, err := f.run(l, operation{start: writeFile, p: oneCall(p[n:])}, writing)
+		m, err := f.run(l, op{start: writeFile, p: oneCall(p[n:])}, writing)
 		n += m
 		withdrawn := err == errWithdrawn
 		if withdrawn {
@@ -3061,7 +3061,7 @@ func (f *fd) head(p []byte) (n, size int, err error) {
 		}
 		return err
 	})
-	if unread != nil && isGone(err) {
+	if unread != nil && peerGone(err) {
 		err = nil
 	}
 	return n, size, readError("PeekNamedPipe", err)
@@ -3269,9 +3269,9 @@ func (f *fd) restOfMessage() int {
 // when it has parked.
 func (f *fd) awaitMessage(l limits, room []byte) (size, n int, more bool, err error) {
 	for {
-		_, err = f.runBriefly(l, operation{start: readFile})
+		_, err = f.runBriefly(l, op{start: readFile})
 		if err == errOverBudget {
-			n, err = f.runParked(l, operation{start: readFile, p: room})
+			n, err = f.runParked(l, op{start: readFile, p: room})
 			if len(room) > 0 {
 				if n, more, err = readResult(room, n, err); errnoOf(err) != syscall.ERROR_OPERATION_ABORTED {
 					return 0, n, more, err
@@ -3349,7 +3349,7 @@ func (f *fd) transact(ctx context.Context, request, reply []byte) (int, error) {
 	case f.r.unread != nil, f.r.arriving != nil: // as the system says it of a pipe that is not empty
 		return 0, os.NewSyscallError("TransactNamedPipe", errPipeBusy)
 	}
-	n, err := f.run(l, operation{transactNamedPipe, request, reply}, reading|writing)
+	n, err := f.run(l, op{transactNamedPipe, request, reply}, reading|writing)
 	if err == syscall.ERROR_MORE_DATA {
 		if err = f.skipRest(); err == nil {
 			err = errMsgDropped
@@ -3373,7 +3373,7 @@ func (f *fd) flush(ctx context.Context) error {
 		return err
 	}
 	switch err := f.flushFile(l); {
-	case isGone(err):
+	case peerGone(err):
 		return nil
 	default:
 		return callError("FlushFileBuffers", err)
@@ -4668,7 +4668,7 @@ const (
 
 // readError is the callError of a read. The errors of a peer that is gone become io.EOF.
 func readError(call string, err error) error {
-	if err = errnoOf(err); isGone(err) {
+	if err = errnoOf(err); peerGone(err) {
 		return io.EOF
 	}
 	return callError(call, err)
@@ -4676,15 +4676,15 @@ func readError(call string, err error) error {
 
 // writeError is the callError of a write: a peer that is gone matches EPIPE.
 func writeError(call string, err error) error {
-	if err = errnoOf(err); isGone(err) {
+	if err = errnoOf(err); peerGone(err) {
 		return &classified{os.NewSyscallError(call, err), syscall.EPIPE}
 	}
 	return callError(call, err)
 }
 
-// isGone reports whether the error is one of those by which Windows says that the
+// peerGone reports whether the error is one of those by which Windows says that the
 // other end was closed or disconnected.
-func isGone(err error) bool {
+func peerGone(err error) bool {
 	return err == syscall.ERROR_BROKEN_PIPE || err == errNoData || err == errPipeNotConnected || err == errBadPipe
 }
 
@@ -5096,8 +5096,8 @@ func handleFlags(h syscall.Handle) (flags uint32, err error) {
 	return flags, os.NewSyscallError("GetHandleInformation", failure(r, errno))
 }
 
-// isFar reports whether the handle is that of a file of another machine.
-func isFar(h syscall.Handle) (bool, error) {
+// isRemotePath reports whether the handle is that of a file of another machine.
+func isRemotePath(h syscall.Handle) (bool, error) {
 	const (
 		fileFsDeviceInformation = 4    // wdm.h
 		fileRemoteDevice        = 0x10 // FILE_REMOTE_DEVICE
@@ -5603,7 +5603,7 @@ func ringBell(f *fd) error {
 	}
 	defer f.release(writing)
 	l.budget = atOnce
-	_, err := f.run(l, operation{start: writeFile, p: zeroByte[:]}, writing)
+	_, err := f.run(l, op{start: writeFile, p: zeroByte[:]}, writing)
 	if err == errOverBudget {
 		return nil
 	}
