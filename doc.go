@@ -83,7 +83,7 @@
 //
 //   - a listener, one for each;
 //   - a read, for up to 2 milliseconds, before it parks;
-//   - a write, up to 32 of a process;
+//   - a write; reads and writes hold up to 32 threads of a process;
 //   - Transact and Flush of a PipeConn;
 //   - any call on a handle that another process has used.
 //
@@ -191,7 +191,8 @@
 //
 // # Speed
 //
-// No read, write, send or receive allocates, whether it waits or not. [io.Copy]
+// No read, write, send or receive allocates, whether it waits or not, except the
+// first wait of an end, and one after many that did not park. [io.Copy]
 // between connections and pipes is left to the kernel on Linux (splice(2)).
 // [Conn.WriteBuffers] writes many buffers in one call.
 //

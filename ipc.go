@@ -43,7 +43,8 @@ var (
 //
 // Everything above the system calls is in this file and in ipc_shared.go. Each system
 // meets the following, in ipc_unix.go or ipc_windows.go; a new one is added by meeting
-// it. The compiler checks the list.
+// it. The compiler checks that each system has what is in the list, and a test that nothing
+// is missing from it (tests/seam_test.go).
 //
 //	descriptor      identity, deadlines, closing and handing on of an end    *fd
 //	byteCarrier     the bytes of a Conn and of a pipe end                    *fd
@@ -59,9 +60,10 @@ var (
 // A descriptor is one end of a connection or of a pipe. It is safe for concurrent use.
 // After close every method fails with net.ErrClosed.
 type descriptor interface {
-	close() error // wakes every call that waits; does not wait for the peer
+	closeLater() error                   // marks it closed, and wakes every call that waits; waits for nothing
+	awaitGone(grace time.Duration) error // waits until the number is free again, no longer than the grace
+	dispose()                            // closes it, when the last user has left: see refs
 	setDeadline(t time.Time, d direction) error
-	setSpin(d time.Duration)
 	setBuffer(d direction, n int) error
 	rawConn() (syscall.RawConn, error)
 	dupFile(name string) (*os.File, error)
@@ -130,6 +132,36 @@ var (
 
 	// d is reading|writing for a connection, and one of the two for an end of a pipe.
 	_ func(token string, kind connKind, d direction) (*fd, error) = inheritedFD
+
+	// A token names what a process inherits. The text of what was passed, and of what is
+	// there, is the same as long as the token's descriptors are still what they were.
+	_ func(token string) (string, error) = whatWasPassed
+	_ func(token string) (string, error) = whatIsThere
+	_ func(token string) []uintptr       = tokenDescriptors
+	_ func(token string)                 = keepFromChildren
+
+	_ func(target string) bool                      = guarded      // the kernel enforces an Access there
+	_ func(Addr) bool                               = squattable   // any user may have taken it
+	_ func(name string) (Addr, error)               = userAddr     // see UserAddr
+	_ func(group string) (number string, err error) = resolveGroup // see ListenConfig.Group
+	_ func(Peer) bool                               = Peer.trusted // this user, or who rules the machine
+	_ func(*server, *listener)                      = (*server).adopted
+	_ func()                                        = leaveCPU // see spinPolicy
+	_ func(error) error                             = errnoOf
+	_ func(*fd) *refs                               = func(f *fd) *refs { return &f.refs }
+	_ func(*fd) *atomic.Int64                       = func(f *fd) *atomic.Int64 { return &f.spin } // see SetSpin
+	_ *fd                                           = noFD                                         // closed
+	_ *listener                                     = noListener                                   // closed
+	_ string                                        = network                                      // of an Addr
+	_ string                                        = freshFolder                                  // in the name of a fresh Addr
+	_ bool                                          = nulInNames                                   // a Name may hold NUL bytes
+	_ bool                                          = framedHere                                   // messages go through a stream: see framing
+	_ bool                                          = sharesMemory
+
+	// What a system adds to the types of the interface. They may be empty.
+	_ peerSystem
+	_ SysDialer
+	_ SysListenConfig
 )
 
 // ---------------------------------------------------------------------------
@@ -2801,7 +2833,7 @@ func inheritError(kind endKind, err error) error {
 }
 
 // Inherit gives the end to the process that cmd will start. The child asks for it by the
-// name, with [InheritedConn] and its kin. Inherit is called before cmd.Start. It adds to
+// name, with [InheritedConn] or the function of the other kind of end. Inherit is called before cmd.Start. It adds to
 // cmd.Env, to cmd.ExtraFiles on Unix and to cmd.SysProcAttr.AdditionalInheritedHandles on
 // Windows. The name consists of letters, digits, '_', '-' and '.', and each is given
 // once.
@@ -2947,7 +2979,7 @@ func parseInherited(list string) (map[string]*inheritedEnd, error) {
 			taken[d] = true
 		}
 		if !ok {
-			return nil, &ruleError{what: inheritVar + " is garbled at " + strconv.Quote(entry)}
+			return nil, &ruleError{what: inheritVar + " is malformed at " + strconv.Quote(entry)}
 		}
 		ends[name] = &inheritedEnd{kind: endKind(kind), token: token}
 	}
@@ -3199,8 +3231,8 @@ func (b *backoff) longRun() bool {
 	return true
 }
 
-// paused reports whether a wait begins so long after the one before it that the peer has
-// spun in vain meanwhile, if its limit is the same.
+// paused reports whether a wait begins so long after the one before it that the peer's spin
+// has failed meanwhile, if its limit is the same.
 func paused(gap, limit int64) bool { return gap > limit }
 
 // streaming reports whether a wait for something to read is one of a stream, given how

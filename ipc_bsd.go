@@ -223,7 +223,7 @@ func (kernel) peerOf(sys int) (Peer, error) {
 	return p, nil
 }
 
-// What folder builds on: see ipc_unix.go. OpenBSD lets nobody but its libc make a system
+// The calls that folder builds on: see ipc_unix.go. OpenBSD lets nobody but its libc make a system
 // call by its number.
 var folderCalls = func() folderNumbers {
 	if runtime.GOOS == "openbsd" {

@@ -111,7 +111,7 @@ func (kernel) watchProcess(pid int) (processWatch, error) {
 // PeerAuditToken returns the audit token of the peer, which names its process and
 // no later one of the same number: LOCAL_PEERTOKEN of unix(4), macOS 11 and
 // later. If several have had the other end, it is the one that used it last. It is
-// the audit_token_t of mach/message.h; audit_token_to_pid(3) and its kin take it
+// the audit_token_t of mach/message.h; audit_token_to_pid(3) and the functions like it take it
 // apart, SecCodeCopyGuestWithAttributes judges the program by it. Once the peer has
 // gone the error matches [syscall.ENOTCONN].
 func (c *endpoint) PeerAuditToken() (token [8]uint32, err error) {
@@ -129,7 +129,7 @@ func (c *endpoint) PeerAuditToken() (token [8]uint32, err error) {
 	return token, c.failed("peer", err)
 }
 
-// What folder builds on: see ipc_unix.go. Package syscall does not name these calls. The
+// The calls that folder builds on: see ipc_unix.go. Package syscall does not name these calls. The
 // numbers are those of bsd/kern/syscalls.master of XNU, the same since macOS 10.10.
 var folderCalls = folderNumbers{
 	openat: 463, fstatat: 470, unlinkat: 472, renameat: 465, linkat: 471, fchmodat: 467, fchownat: 468,

@@ -289,7 +289,7 @@ func (kernel) peerOf(sys int) (Peer, error) {
 	return p, err
 }
 
-// What folder builds on: see ipc_unix.go.
+// The calls that folder builds on: see ipc_unix.go.
 var folderCalls = folderNumbers{
 	openat: syscall.SYS_OPENAT, fstatat: syscall.SYS_FSTATAT, unlinkat: syscall.SYS_UNLINKAT,
 	renameat: syscall.SYS_RENAMEAT, linkat: syscall.SYS_LINKAT,

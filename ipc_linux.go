@@ -149,7 +149,7 @@ func (f *fd) recvPeer(p []byte) (n int, peer Peer, err error) {
 		return 0, Peer{}, callError("recvmsg", err)
 	}
 	discardRights(room[:oobn]) // nobody asked for files
-	if _, err = f.ends(n, oobn, got); err != nil && err != ErrMsgTooLong {
+	if _, err = f.classify(n, oobn, got); err != nil && err != ErrMsgTooLong {
 		return 0, Peer{}, err
 	}
 	msgs, e := syscall.ParseSocketControlMessage(room[:oobn])
@@ -315,6 +315,8 @@ type splicer struct {
 	dst, src syscall.RawConn
 	in, out  int
 
+	// The methods below are called by a syscall.RawConn, which passes on a descriptor and
+	// a bool alone. So these are their arguments and results.
 	want    int // bytes to move; n and errno are the result
 	n       int
 	errno   syscall.Errno
@@ -328,17 +330,7 @@ type splicer struct {
 func (s *splicer) run(limit int64) (total int64, done bool, err error) {
 	// The functions are made once, so that no wait allocates.
 	fill, drain := s.fill, s.drain
-	s.fromSrc = func(src uintptr) {
-		for range contradictionsMax {
-			s.move(int(src), s.side)
-			s.blocked = s.errno == syscall.EAGAIN && !readable(int(src))
-			if s.errno != syscall.EAGAIN || s.blocked || !writable(s.side) {
-				return
-			}
-			runtime.Gosched() // one of the two became ready just after
-		}
-		s.errno = syscall.EINVAL // poll(2) is not allowed here, or contradicts splice(2)
-	}
+	s.fromSrc = s.moveDirectly
 	for total < limit {
 		s.want = int(min(spliceRoom, limit-total))
 		if s.in < 0 {
@@ -356,21 +348,29 @@ func (s *splicer) run(limit int64) (total int64, done bool, err error) {
 		case s.n == 0:
 			return total, true, nil
 		}
-		if s.in < 0 {
-			total += int64(s.n)
-			continue
+		moved := s.n
+		if s.in >= 0 {
+			moved, err = s.empty(s.n, drain)
 		}
-		for s.want = s.n; s.want > 0; s.want -= s.n {
-			if err = s.dst.Write(drain); err == nil && s.errno != 0 {
-				err = writeError("splice", s.errno)
-			}
-			if err != nil {
-				return total, true, err
-			}
-			total += int64(s.n)
+		if total += int64(moved); err != nil {
+			return total, true, err
 		}
 	}
 	return total, true, nil
+}
+
+// empty moves the n bytes that are in the pipe to dst.
+func (s *splicer) empty(n int, drain func(uintptr) bool) (moved int, err error) {
+	for ; moved < n; moved += s.n {
+		s.want = n - moved
+		if err = s.dst.Write(drain); err == nil && s.errno != 0 {
+			err = writeError("splice", s.errno)
+		}
+		if err != nil {
+			return moved, err
+		}
+	}
+	return moved, nil
 }
 
 // direct moves bytes where one side is a pipe, so that one call needs both sides to be
@@ -386,6 +386,20 @@ func (s *splicer) direct(fill, drain func(uintptr) bool) error {
 			return err
 		}
 	}
+}
+
+// moveDirectly moves bytes from src to side. If neither can go on it tells which one has to be
+// waited for.
+func (s *splicer) moveDirectly(src uintptr) {
+	for range contradictionsMax {
+		s.move(int(src), s.side)
+		s.blocked = s.errno == syscall.EAGAIN && !readable(int(src))
+		if s.errno != syscall.EAGAIN || s.blocked || !writable(s.side) {
+			return
+		}
+		runtime.Gosched() // one of the two became ready just after
+	}
+	s.errno = syscall.EINVAL // poll(2) is not allowed here, or contradicts splice(2)
 }
 
 // contradictionsMax is how often in a row poll(2) may say that both sides are ready and
@@ -507,7 +521,7 @@ func pin(path string, flags int) (short string, release func(), err error) {
 	return "/proc/self/fd/" + strconv.Itoa(fd), func() { syscall.Close(fd) }, nil
 }
 
-// What folder builds on: see ipc_unix.go. The numbers of fstatat and renameat differ too
+// The calls that folder builds on: see ipc_unix.go. The numbers of fstatat and renameat differ too
 // much between the architectures; lstatAt and renameAt do without.
 var folderCalls = folderNumbers{
 	openat: syscall.SYS_OPENAT, unlinkat: syscall.SYS_UNLINKAT, linkat: syscall.SYS_LINKAT,
@@ -615,8 +629,8 @@ func (kernel) probeAt(d *folder, name string) (at dirEntry, unpin func(), err er
 // isBound asks the kernel for the sockets of this network namespace that are bound to
 // files: sock_diag(7). A socket of another namespace is not found. The kernel tells 32
 // bits of the inode, and not always the device that stat(2) tells, so only the inode is
-// compared. The error of that is a safe one: an unbound file may be taken for a bound
-// one, but not the reverse.
+// compared. An unbound file may therefore be taken for a bound one, which is safe. The
+// reverse cannot happen.
 func (kernel) isBound(id fileID) (bool, error) {
 	sys, err := syscall.Socket(syscall.AF_NETLINK, syscall.SOCK_RAW|socketFlags, netlinkSockDiag)
 	if err != nil {
@@ -855,9 +869,9 @@ func (kernel) dup(sys int) (int, error) {
 }
 
 // readNow and writeNow are preadv2(2) and pwritev2(2) with RWF_NOWAIT, which pipes know
-// since Linux 6.4. Before that, poll(2) is asked first: a call that it calls ready does
-// not wait unless another process gets ahead of it. For a write that holds up to one
-// page.
+// since Linux 6.4. Before that, poll(2) is asked first. The call may still wait if another
+// process takes the data or the room in between. A write is limited to a page, since poll
+// promises no more room.
 func (kernel) readNow(sys int, p []byte) (int, error) {
 	n, err := vectorNow(numbers.preadv2, sys, p)
 	if !noNowait(err) {

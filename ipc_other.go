@@ -146,7 +146,7 @@ func (kernel) peerOf(sys int) (Peer, error) {
 	return p, nil
 }
 
-// What folder builds on: see ipc_unix.go. Package syscall reaches none of its calls here.
+// The calls that folder builds on: see ipc_unix.go. Package syscall reaches none of its calls here.
 var folderCalls folderNumbers
 
 // syscall6 is not reached: the Syscall6 of package syscall does not link on AIX, illumos and

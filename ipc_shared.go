@@ -95,9 +95,14 @@ func (m memoryFiles) close() error {
 func NewMemory(size int) (*Memory, error) {
 	m, err := createMemory(size)
 	if err != nil {
-		return nil, opError("memory", Addr{}, Addr{}, err)
+		return nil, memoryError("new", err)
 	}
 	return m, nil
+}
+
+// memoryError adds the operation to err. Memory has no address.
+func memoryError(op string, err error) error {
+	return &net.OpError{Op: op, Net: "memory", Err: err}
 }
 
 func createMemory(size int) (*Memory, error) {
@@ -131,7 +136,7 @@ func createMemory(size int) (*Memory, error) {
 func FileMemory(f *os.File, max int) (*Memory, error) {
 	m, err := adoptMemory(f, max)
 	if err != nil {
-		return nil, opError("memory", Addr{}, Addr{}, err)
+		return nil, memoryError("file", err)
 	}
 	return m, nil
 }
@@ -234,7 +239,7 @@ func (m *Memory) duplicate(dup func() (*os.File, error)) (*os.File, error) {
 		f, err = dup()
 	}
 	if err != nil {
-		return nil, opError("file", Addr{}, Addr{}, err)
+		return nil, memoryError("file", err)
 	}
 	return f, nil
 }
@@ -246,7 +251,7 @@ func (m *Memory) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.files.object == nil {
-		return opError("close", Addr{}, Addr{}, net.ErrClosed)
+		return memoryError("close", net.ErrClosed)
 	}
 	var err error
 	if m.data != nil {
@@ -257,7 +262,7 @@ func (m *Memory) Close() error {
 	}
 	m.data, m.files = nil, memoryFiles{}
 	if err != nil {
-		return opError("close", Addr{}, Addr{}, err)
+		return memoryError("close", err)
 	}
 	return nil
 }
@@ -354,22 +359,22 @@ func SharedPair() (*SharedConn, *SharedConn, error) {
 	return a, b, nil
 }
 
-// twins are the two ends of a SharedPair, until their handshake is begun or one of them is
-// given to a child.
+// twins link the two ends of a SharedPair until one of them is used or inherited.
 type twins struct {
-	ends  [2]*SharedConn // for whoever sets apart
-	apart atomic.Bool
+	ends   [2]*SharedConn // for whoever sets parted
+	parted atomic.Bool    // set once, by the caller of part that gets the ends
 }
 
-// part returns the ends to the first caller.
+// part returns the ends to the first caller, and nil to every other.
 func (t *twins) part() (ends [2]*SharedConn) {
-	if t != nil && !t.apart.Swap(true) {
+	if t != nil && !t.parted.Swap(true) {
 		ends, t.ends = t.ends, ends
 	}
 	return ends
 }
 
-// meet makes the handshake at both ends, though nobody may be in a call of the other one.
+// meet runs the handshake of both ends in goroutines, since nobody may be in a call of the
+// other one.
 func (t *twins) meet() {
 	for _, c := range t.part() {
 		if c != nil {
@@ -527,17 +532,17 @@ const (
 // A sharedHalf is one direction of a SharedConn, and what belongs to the operation that is
 // under way in it. bell, far and word are set by the handshake, before the mode is inMemory.
 type sharedHalf struct {
-	mu    sync.Mutex     // one operation at a time; guards all but shut, expiry and deadline
-	bell  *fd            // this half parks in a read of it
-	far   *fd            // the far end of the bell of the peer's other half
-	word  *atomic.Uint32 // the epoch, on the own control page
-	epoch uint32         // odd: parked, or about to be
-	lent  bool           // what Peek or Reserve returned was not given back
-	loan  int            // how many bytes that is
-	from  *mapping       // the mapping that they are in, or nil
-	apart []byte         // those bytes, where they are not in the ring; for the reading half they are in ahead then
-	spins [2]sharedSpin  // for waits that begin while the peer is awake, and while it is parked
-	rings [64]byte       // room for the bytes of the doorbell
+	mu       sync.Mutex     // one operation at a time; guards what follows up to shut
+	bell     *fd            // this half parks in a read of it
+	far      *fd            // the far end of the bell of the peer's other half
+	word     *atomic.Uint32 // the epoch, on the own control page
+	epoch    uint32         // odd: parked, or about to be
+	lent     bool           // a loan is out: what Peek or Reserve returned was not given back
+	loan     int            // its length
+	loanFrom *mapping       // the mapping that it is in; nil if it is a copy
+	loanCopy []byte         // the copy, if the loan is not in the ring; the reading half has those bytes in ahead too
+	spins    [2]sharedSpin  // for waits that begin while the peer is awake, and while it is parked
+	bellRoom [64]byte       // room for the bytes of the doorbell
 
 	shut     atomic.Bool  // by CloseRead or CloseWrite
 	expiry   atomic.Int64 // the deadline on the clock of now, 0 for none
@@ -729,7 +734,7 @@ func (c *SharedConn) peek(n int) ([]byte, error) {
 		return nil, err
 	}
 	if apart {
-		c.r.apart = p
+		c.r.loanCopy = p
 	}
 	c.r.lend(len(p), from)
 	return p, err
@@ -773,7 +778,7 @@ func (c *SharedConn) Discard(n int) error {
 }
 
 func (c *SharedConn) discard(n int) error {
-	loan, apart := c.r.loan, c.r.apart != nil
+	loan, apart := c.r.loan, c.r.loanCopy != nil
 	c.endLoan(&c.r)
 	if c.closed.Load() {
 		return net.ErrClosed
@@ -826,16 +831,16 @@ func (c *SharedConn) reserve(n int) ([]byte, error) {
 		}
 		p, whole = c.out.span(uint32(n))
 	}
-	before := c.w.apart // what is on loan may have to move, as it is
+	before := c.w.loanCopy // what is on loan may have to move, as it is
 	if before == nil && c.w.lent {
 		before, _ = c.out.span(uint32(c.w.loan))
 	}
 	var from *mapping
 	if whole {
-		from, c.w.apart = c.ownMem, nil
+		from, c.w.loanCopy = c.ownMem, nil
 	} else {
 		p = make([]byte, n)
-		c.w.apart = p
+		c.w.loanCopy = p
 	}
 	copy(p, before)
 	c.w.lend(n, from)
@@ -852,7 +857,7 @@ func (c *SharedConn) Commit(n int) error {
 }
 
 func (c *SharedConn) commit(n int) error {
-	loan, apart := c.w.loan, c.w.apart
+	loan, apart := c.w.loan, c.w.loanCopy
 	c.endLoan(&c.w)
 	if c.closed.Load() {
 		return net.ErrClosed
@@ -883,10 +888,10 @@ var errBrokenPipe = os.NewSyscallError("write", syscall.EPIPE)
 // lend notes what Peek or Reserve returned. The mapping that it is in, if any, stays mapped
 // until endLoan.
 func (h *sharedHalf) lend(n int, from *mapping) {
-	if h.from != nil { // another Reserve
-		h.from.lent.Store(false)
+	if h.loanFrom != nil { // another Reserve
+		h.loanFrom.lent.Store(false)
 	}
-	h.lent, h.loan, h.from = true, n, from
+	h.lent, h.loan, h.loanFrom = true, n, from
 	if from != nil {
 		from.lent.Store(true)
 	}
@@ -895,8 +900,8 @@ func (h *sharedHalf) lend(n int, from *mapping) {
 // endLoan ends the loan of a half, if there is one. After Close that unmaps the
 // memory.
 func (c *SharedConn) endLoan(h *sharedHalf) {
-	from := h.from
-	h.lent, h.loan, h.from, h.apart = false, 0, nil, nil
+	from := h.loanFrom
+	h.lent, h.loan, h.loanFrom, h.loanCopy = false, 0, nil, nil
 	if from == nil {
 		return
 	}
@@ -1650,7 +1655,7 @@ func (c *SharedConn) park(h *sharedHalf, need uint32) error {
 	h.epoch++ // odd
 	h.word.Store(h.epoch)
 	for err == nil && !c.ready(h, need) {
-		if _, err = h.bell.read(h.rings[:]); err == nil {
+		if _, err = h.bell.read(h.bellRoom[:]); err == nil {
 			h.epoch += 2
 			h.word.Store(h.epoch)
 		}

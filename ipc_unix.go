@@ -120,8 +120,9 @@ func modeError(field string, mode fs.FileMode) error {
 type SysDialer struct{}
 
 // File returns a duplicate of the listening descriptor, to hand the listener over to
-// another process, which adopts it with [FileListener] or [FileMsgListener]. The socket
-// listens until both are closed. The socket file and its lock stay with l: to leave the
+// another process, which adopts it with [FileListener] or [FileMsgListener]. A
+// [SharedListener] is handed over by [Inherit] alone. The socket listens until both are
+// closed. The socket file and its lock stay with l: to leave the
 // file behind, set [ListenConfig.KeepName]; to hand it over with its lock, use [Inherit].
 //
 // The duplicate is nonblocking, as l is: the two share that mode. For a program in
@@ -336,8 +337,7 @@ func addrOf(sa syscall.Sockaddr) Addr {
 	return Path(un.Name)
 }
 
-// sockName returns the address that the socket is bound to, or peerName that of the
-// other end.
+// sockName returns the bound address of the socket, peerName that of the peer.
 func (baseKernel) sockName(sys int) (Addr, error) {
 	sa, err := syscall.Getsockname(sys)
 	return addrOf(sa), err
@@ -1613,8 +1613,9 @@ func protects(dir, file *syscall.Stat_t) bool {
 // isOurs reports whether the file is this user's or root's.
 func isOurs(st *syscall.Stat_t) bool { return st.Uid == 0 || int(st.Uid) == os.Geteuid() }
 
-// How long a change waits for the guard of its folder. Listeners hold it for no longer
-// than a few system calls, but anybody who may read the folder can hold it longer.
+// guardPatience is how long a change waits for the guard of its folder. Listeners hold it
+// for no longer than a few system calls, but anybody who may read the folder can hold it
+// longer.
 const (
 	guardPatience = 2 * time.Second
 	guardPause    = time.Millisecond
@@ -1800,7 +1801,7 @@ func xucredPeer(cred []uint32) (Peer, error) {
 
 func pair(kind connKind) (a, b *fd, err error) {
 	var s [2]int
-	err = atBirth(func() (err error) {
+	err = newDescriptors(func() (err error) {
 		s, err = syscall.Socketpair(syscall.AF_UNIX, socketType(kind)|socketFlags, 0)
 		return err
 	}, &s[0], &s[1])
@@ -1948,7 +1949,7 @@ func isListening(sys int, kind connKind) error {
 
 func pipe() (r, w *fd, err error) {
 	var p [2]int
-	err = atBirth(func() error { return kern.newPipe(&p) }, &p[0], &p[1])
+	err = newDescriptors(func() error { return kern.newPipe(&p) }, &p[0], &p[1])
 	if err != nil {
 		return nil, nil, os.NewSyscallError("pipe", err)
 	}
@@ -3021,8 +3022,9 @@ func (f *fd) sendDatagram(p, rights []byte) error {
 // registered, so no thread wakes for data that it receives. A connection that has not had
 // to park for a while leaves the poller again.
 //
-// Every system call here is made through the scheduler ([syscall.Syscall]). A raw call
-// that sleeps stops the process at its next garbage collection. The peer decides how long
+// Every system call here is made through the scheduler ([syscall.Syscall]), but for a few of
+// package syscall that cannot sleep (socket, socketpair, pipe2, getsockname). A raw call that
+// sleeps stops the process at its next garbage collection. The peer decides how long
 // many calls sleep: read(2) closes the descriptors that it has no room for (__fput of
 // fs/file_table.c), and pipe_read and pipe_write of fs/pipe.c hold a mutex while a page
 // fault of the other end is served.
@@ -3173,8 +3175,8 @@ func (f *fd) release(h *ioState) {
 }
 
 // run makes the call until it succeeds or fails for good, and returns its result, which is
-// zero with an error. EINTR, EAGAIN, the deadline and Close are dealt with here, and nowhere
-// else. The caller has entered h.
+// zero with an error. For operations that may park, EINTR, EAGAIN, the deadline and Close are
+// dealt with here, and nowhere else. The caller has acquired h.
 func (f *fd) run(h *ioState, o *op) (result, error) {
 	h.op = *o // a copy, so that the caller's stays on its stack
 	raceRelease()
@@ -3195,8 +3197,8 @@ func (f *fd) run(h *ioState, o *op) (result, error) {
 	return h.done, nil
 }
 
-// maySpin reports whether a wait in that direction is one to spin in, whatever the waits
-// before it were like. A wait to write is always one of a stream.
+// maySpin reports whether a wait in that direction may spin, apart from its backoff. A
+// wait to write never spins: it is one of a stream.
 func (f *fd) maySpin(h *ioState) bool {
 	return h == &f.r && f.spinLimit() > 0 && !streaming(int(f.heard), f.spoke.Load()) && !spinning.crowd.is(now)
 }
@@ -3623,9 +3625,9 @@ func (f *fd) read(p []byte) (int, error) {
 	}
 }
 
-// onlyFiles reports whether a receive of data got no data, and still was not the end.
-// Either it lost files, for which this process has no descriptors left, and the data that
-// they came with follows; or it got files that came without data: see filesAlone.
+// onlyFiles reports a receive without data that is not the end of the stream. Either the
+// files were lost because no descriptor was free, and their data follows. Or files came
+// without data: see filesAlone.
 func onlyFiles(done result, err error) bool {
 	lost, _ := kern.rightsLost(err)
 	return lost || err == nil && done.n == 0 && done.files > 0
@@ -4025,17 +4027,17 @@ func (f *fd) nextPart(p []byte) (n int, ends bool, err error) {
 	if err != nil {
 		return 0, false, callError("recvmsg", err)
 	}
-	ends, err = f.ends(n, oobn, got)
+	ends, err = f.classify(n, oobn, got)
 	if err == nil && !ends && f.closing() { // else Close would wait as long as the peer sends parts
 		err = net.ErrClosed
 	}
 	return n, ends, err
 }
 
-// ends tells what a receive of n bytes and oobn bytes of control messages was: a message
+// classify tells what a receive of n bytes and oobn bytes of control messages was: a message
 // or its end (true), a part of a message (false), the end of the connection (io.EOF), or
 // a message that the kernel cut off (ErrMsgTooLong).
-func (f *fd) ends(n, oobn, got int) (bool, error) {
+func (f *fd) classify(n, oobn, got int) (bool, error) {
 	switch {
 	case n == 0 && !kern.isMessage(got, oobn):
 		f.ended.Store(true)
@@ -4196,7 +4198,7 @@ func (f *fd) recvWithRights(p []byte) (got parcel, err error) {
 	got.n = n
 	fds, extra, e := passedIn(room[:oobn])
 	if f.kind == messages {
-		got.whole, err = f.ends(n, oobn, flags)
+		got.whole, err = f.classify(n, oobn, flags)
 	} else if n == 0 && len(fds) == 0 { // credentials may come with the end
 		f.ended.Store(true)
 		err = io.EOF
@@ -4441,10 +4443,10 @@ func (f *fd) writeMsg(p, oob []byte) (int, error) {
 
 func (f *fd) closeWrite() error { return f.shutdown(syscall.SHUT_WR) }
 
-// closeRead throws away what was not read yet. The BSDs do that by themselves. On Linux,
-// reads would still return it, and a peer that waits for room to write would not learn
-// that nobody makes any. On the BSDs the peer does not learn that at all. What it still
-// sends there must not be read, as it follows a gap.
+// closeRead shuts the reading direction down. Linux leaves unread data readable after
+// shutdown(2), and a peer that waits for room would go on waiting, so closeRead discards
+// the data. The BSDs discard it themselves, but do not tell the peer. What the peer sends
+// later follows a gap there and must not be read.
 func (f *fd) closeRead() error {
 	f.readShut.Store(true) // before there is a gap
 	if kern.readsAfterShutdown() {
@@ -4539,6 +4541,9 @@ func (f *fd) maxMessage() (n int, err error) {
 	})
 	return n, err
 }
+
+// ---------------------------------------------------------------------------
+// The process of the peer
 
 func (f *fd) peer() (p Peer, err error) {
 	err = f.control("getsockopt", func() (err error) {
@@ -4895,8 +4900,8 @@ func (baseKernel) messageMax(sys int) (int, error) {
 	return syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_SNDBUF)
 }
 
-// tooLong reports whether a message is too long that the kernel does not refuse as it
-// should.
+// tooLong reports whether a message exceeds a limit for which the kernel does not return
+// EMSGSIZE.
 func (baseKernel) tooLong(sys, n int) bool { return false }
 
 // looseRecords reports whether messages are only records in a stream: see the method for
@@ -4918,16 +4923,17 @@ func control(call func() error) error {
 	}
 }
 
-// atBirth makes descriptors close-on-exec and nonblocking before another goroutine can
-// start a child. Where the call of make takes socketFlags, they do that. Elsewhere it is
-// done under the lock that every fork of this process waits for.
-func atBirth(make func() error, made ...*int) error {
+// newDescriptors calls create, and makes the descriptors that it made close-on-exec and
+// nonblocking before another goroutine can start a child. Where the call in create takes
+// socketFlags, it has done both. Elsewhere newDescriptors does it under the lock that every
+// fork of this process waits for.
+func newDescriptors(create func() error, made ...*int) error {
 	if socketFlags != 0 {
-		return control(make)
+		return control(create)
 	}
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
-	if err := control(make); err != nil {
+	if err := control(create); err != nil {
 		return err
 	}
 	for _, fd := range made {
@@ -4943,7 +4949,7 @@ func atBirth(make func() error, made ...*int) error {
 }
 
 func newSocket(typ int) (sys int, err error) {
-	err = atBirth(func() (err error) {
+	err = newDescriptors(func() (err error) {
 		sys, err = syscall.Socket(syscall.AF_UNIX, typ|socketFlags, 0)
 		return err
 	}, &sys)
@@ -4953,7 +4959,7 @@ func newSocket(typ int) (sys int, err error) {
 // accept is for systems without accept4(2). The listener does not
 // block, so neither does a fork that waits for the lock.
 func (baseKernel) accept(sys int) (conn int, err error) {
-	err = atBirth(func() (err error) {
+	err = newDescriptors(func() (err error) {
 		conn, _, err = syscall.Accept(sys)
 		return err
 	}, &conn)
@@ -5153,18 +5159,18 @@ func (baseKernel) mapAt(mem []byte, prot, flags, sys, offset int) error {
 	return errNoMemory
 }
 
-// mapMemory maps the first size bytes of a memory object. Behind that it maps the last
-// again of these bytes a second time.
-func mapMemory(f *os.File, size, again int, write bool) (mem []byte, err error) {
+// mapMemory maps the first size bytes of a memory object. If repeat > 0, the last repeat of
+// these bytes are mapped once more, directly behind.
+func mapMemory(f *os.File, size, repeat int, write bool) (mem []byte, err error) {
 	prot := syscall.PROT_READ
 	if write {
 		prot |= syscall.PROT_WRITE
 	}
 	err = withFile(f, func(sys uintptr) error {
-		if again == 0 {
+		if repeat == 0 {
 			mem, err = syscall.Mmap(int(sys), 0, size, prot, syscall.MAP_SHARED)
 		} else {
-			mem, err = kern.mapTwice(int(sys), size, again, prot)
+			mem, err = kern.mapTwice(int(sys), size, repeat, prot)
 		}
 		return os.NewSyscallError("mmap", err)
 	})
@@ -5173,14 +5179,14 @@ func mapMemory(f *os.File, size, again int, write bool) (mem []byte, err error) 
 
 // mapTwice reserves address space for both mappings first, and then puts them there, so
 // that nothing else can get in between.
-func (baseKernel) mapTwice(sys, size, again, prot int) ([]byte, error) {
-	mem, err := syscall.Mmap(-1, 0, size+again, syscall.PROT_NONE, syscall.MAP_PRIVATE|syscall.MAP_ANON)
+func (baseKernel) mapTwice(sys, size, repeat, prot int) ([]byte, error) {
+	mem, err := syscall.Mmap(-1, 0, size+repeat, syscall.PROT_NONE, syscall.MAP_PRIVATE|syscall.MAP_ANON)
 	if err != nil {
 		return nil, err
 	}
 	const flags = syscall.MAP_SHARED | syscall.MAP_FIXED
 	if err = kern.mapAt(mem[:size], prot, flags, sys, 0); err == nil {
-		err = kern.mapAt(mem[size:], prot, flags, sys, size-again)
+		err = kern.mapAt(mem[size:], prot, flags, sys, size-repeat)
 	}
 	if err != nil {
 		syscall.Munmap(mem)
@@ -5190,7 +5196,7 @@ func (baseKernel) mapTwice(sys, size, again, prot int) ([]byte, error) {
 }
 
 // unmapMemory unmaps what mapMemory returned.
-func unmapMemory(mem []byte, again int) error {
+func unmapMemory(mem []byte, repeat int) error {
 	return os.NewSyscallError("munmap", syscall.Munmap(mem))
 }
 
@@ -5227,7 +5233,7 @@ func (b farBell) close() { b.Close() }
 // blocking, so that os.NewFile does not register it with the poller.
 func newBell() (*fd, farBell, error) {
 	var s [2]int
-	err := atBirth(func() (err error) {
+	err := newDescriptors(func() (err error) {
 		s, err = syscall.Socketpair(syscall.AF_UNIX, socketType(streams)|socketFlags, 0)
 		return err
 	}, &s[0], &s[1])
@@ -5304,8 +5310,8 @@ func recvHello(f *fd, p []byte) (n int, with []helloFile, err error) {
 	return n, with, err
 }
 
-// awaitReceive waits until there is something to receive, or the end of that. What RecvFiles has
-// left of what came before, it receives into p.
+// awaitReceive waits until there is data or the end of the stream, and takes nothing. If
+// RecvFiles kept data for the next read, it copies that to p.
 func (f *fd) awaitReceive(p []byte) (n int, err error) {
 	if err := f.enterRecv(); err != nil {
 		return 0, err
