@@ -2979,7 +2979,7 @@ func parseInherited(list string) (map[string]*inheritedEnd, error) {
 			taken[d] = true
 		}
 		if !ok {
-			return nil, &ruleError{what: inheritVar + " is malformed at " + strconv.Quote(entry)}
+			return nil, &ruleError{what: inheritVar + " is garbled at " + strconv.Quote(entry)}
 		}
 		ends[name] = &inheritedEnd{kind: endKind(kind), token: token}
 	}
