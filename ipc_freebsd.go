@@ -467,7 +467,8 @@ func (kernel) openReadOnly(int) (*os.File, error) {
 }
 
 // mapAt makes an mmap(2) at a fixed place. The offset, an off_t, takes two words where a
-// word has 32 bits, on arm an even and the following one.
+// word has 32 bits, on arm an even and the following one. The address may be kept as a
+// number, since mem is no memory of the Go runtime.
 func (kernel) mapAt(mem []byte, prot, flags, sys, offset int) error {
 	addr, size, at := uintptr(unsafe.Pointer(&mem[0])), uintptr(len(mem)), uintptr(offset)
 	var errno syscall.Errno

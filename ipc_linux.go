@@ -1225,7 +1225,7 @@ func (kernel) watchPeer(sys int) (processWatch, error) {
 // watchProcess watches the process of that number by pidfd_open(2). That fails with
 // EINVAL, in later kernels ENOENT, if a thread has the number by now.
 func (kernel) watchProcess(pid int) (processWatch, error) {
-	const pidfdOpen = 434 // SYS_pidfd_open, the same on every architecture
+	const pidfdOpen = 434 // SYS_pidfd_open, the same on every architecture: asm-generic/unistd.h
 	pidfd, _, errno := syscall.Syscall(pidfdOpen, uintptr(pid), 0, 0)
 	switch errno {
 	case 0:
@@ -1554,7 +1554,8 @@ func (kernel) mapTwice(sys, size, again, prot int) ([]byte, error) {
 }
 
 // mapAt makes an mmap(2) at a fixed place. mmap2 counts the offset in units of 4096 bytes;
-// on s390x the call takes its arguments as an array.
+// on s390x the call takes its arguments as an array. The address may be kept as a number,
+// since mem is no memory of the Go runtime.
 func (kernel) mapAt(mem []byte, prot, flags, sys, offset int) error {
 	args := [6]uintptr{uintptr(unsafe.Pointer(&mem[0])), uintptr(len(mem)), uintptr(prot), uintptr(flags), uintptr(sys), uintptr(offset)}
 	var errno syscall.Errno

@@ -1731,6 +1731,11 @@ func (h *sharedHalf) expired() bool {
 
 // ---------------------------------------------------------------------------
 // Spinning in shared memory
+//
+// This is another policy than that of sockets (see backoff). An attempt there is a system
+// call, and here a load from memory. Here an end sees whether its peer is parked, so it knows
+// whether a wait takes a wake-up. And here the account of all connections limits what failed
+// spins cost, since many of them would cost more than the waits that they shorten.
 
 const (
 	spinShared       = 50 * time.Microsecond  // about the time of two wake-ups
@@ -2007,9 +2012,11 @@ func spanOf(data []byte, at, n uint32) (p []byte, whole bool) {
 type mapping struct {
 	mem   []byte
 	again int         // how many bytes at the end are the ring a second time
-	lent  atomic.Bool // a caller has a part of it
+	lent  atomic.Bool // a caller has a part of it; set under the lock of a half, and read under SharedConn.mu
 }
 
+// control returns the control page. The mapping is aligned to a page and stays until unmap.
+// The peer may write its own page at any time, so the fields are atomic.
 func (m *mapping) control() *controlPage { return (*controlPage)(unsafe.Pointer(&m.mem[0])) }
 func (m *mapping) ring() []byte          { return m.mem[controlSize:] }
 
@@ -2110,6 +2117,8 @@ type handshake struct {
 
 	begun bool        // something may have been sent or received; guarded by SharedConn.mu
 	met   atomic.Bool // the peer shares memory, or must: this end is not passive
+
+	// The holder of the pen sets these. Others read them without it.
 	spoke atomic.Bool // a hello was sent
 	asked atomic.Bool // a hello with helloAsk was sent
 	last  atomic.Bool // our last hello was sent
@@ -2176,30 +2185,11 @@ func (c *SharedConn) setUp(h *sharedHalf, enough aim) error {
 		c.twins.meet()
 	}
 	for {
-		c.mu.Lock()
-		hs, failure := c.hello, c.failure
-		var changed chan struct{} // of before the look at what may change
-		if hs != nil {
-			changed = hs.changed
+		hs, changed, err := c.underWay(h, enough)
+		if hs == nil {
+			return err
 		}
-		reached := enough > 0 && len(c.ahead) >= int(enough) || enough == toMeet && hs != nil && hs.met.Load()
-		c.mu.Unlock()
-		switch {
-		case c.closed.Load() || c.base.fd == nil: // failed makes another error of that of the zero value
-			return net.ErrClosed
-		case hs == nil:
-			return failure
-		case h.shut.Load() && h == &c.r:
-			return io.EOF
-		case h.shut.Load():
-			return errBrokenPipe
-		case h.expired():
-			return os.ErrDeadlineExceeded
-		case reached:
-			return nil
-		}
-		err := c.propose(h, hs, enough)
-		if err == nil {
+		if err = c.propose(h, hs, enough); err == nil {
 			err = c.hold(h, hs, hs.turn, changed)
 		}
 		if err == nil {
@@ -2311,6 +2301,29 @@ func (c *SharedConn) exchange(h *sharedHalf, hs *handshake, enough aim) (over bo
 			return false, err
 		}
 	}
+}
+
+// underWay returns the handshake, if it has to go on, and the channel that tells of changes
+// from now on. Otherwise it returns nil and the error of the call, or none.
+func (c *SharedConn) underWay(h *sharedHalf, enough aim) (hs *handshake, changed chan struct{}, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	hs = c.hello
+	switch {
+	case c.closed.Load() || c.base.fd == nil: // failed makes another error of that of the zero value
+		return nil, nil, net.ErrClosed
+	case hs == nil:
+		return nil, nil, c.failure
+	case h.shut.Load() && h == &c.r:
+		return nil, nil, io.EOF
+	case h.shut.Load():
+		return nil, nil, errBrokenPipe
+	case h.expired():
+		return nil, nil, os.ErrDeadlineExceeded
+	case enough > 0 && len(c.ahead) >= int(enough), enough == toMeet && hs.met.Load():
+		return nil, nil, nil
+	}
+	return hs, hs.changed, nil
 }
 
 // propose sends the hello, if any, without which the peer would not send the hello that

@@ -3767,7 +3767,8 @@ func consume(bufs *net.Buffers, n int) {
 	}
 }
 
-// first returns the first of the buffers.
+// first returns the first of the buffers. Its base points to a buffer of the caller, which is
+// in use until the call returns.
 func first(iov []iovec) []byte { return unsafe.Slice(iov[0].base, int(iov[0].len)) }
 
 // The attempts: each makes one system call that does not wait.
