@@ -24,11 +24,12 @@ import (
 )
 
 func init() {
-	interrupt = interruptThreads
 	roles["blocked"] = childReadsAnEndThatBlocks
 	roles["splice"] = childSplicesWithoutDescriptors
 	roles["sandbox"] = childMayHaveNoDescriptors
 }
+
+func init() { interrupt = interruptThreads }
 
 // interruptThreads signals every thread, by tgkill(2): the kernel gives a signal
 // to the process to a thread of its choice, which is hardly ever one in a call.

@@ -23,7 +23,6 @@ import (
 )
 
 func init() {
-	roles["inherits"] = childLooksForDescriptors
 	roles["adopts"] = childAdoptsListener
 
 	roles["knows"] = childTellsItsPeer

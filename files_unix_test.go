@@ -98,7 +98,7 @@ func TestSendFilesOfConnections(t *testing.T) {
 
 func TestRecvFilesCutOffByTheSystemAreClosed(t *testing.T) {
 	for _, kind := range []string{"stream", "native", "framed"} {
-		if kind == "native" && ipc.FramedHere {
+		if kind == "native" && framedHere {
 			continue
 		}
 		t.Run(kind, func(t *testing.T) {
@@ -456,7 +456,7 @@ func TestReadMsgAndWriteMsgReturnNothingAfterTheDeadline(t *testing.T) {
 }
 
 func TestReadMsgFlagsAMessageTooLong(t *testing.T) {
-	if ipc.FramedHere {
+	if framedHere {
 		t.Skip("no messages but in frames")
 	}
 	story(t)
@@ -485,7 +485,7 @@ func TestReadMsgFlagsAMessageTooLong(t *testing.T) {
 }
 
 func TestReadMsgOfNothingIsNotTheEnd(t *testing.T) {
-	if ipc.FramedHere {
+	if framedHere {
 		t.Skip("no messages but in frames")
 	}
 	story(t)
@@ -638,7 +638,7 @@ func TestFileConnRefusesForeignDescriptors(t *testing.T) {
 	must(t, syscall.Bind(sys, &syscall.SockaddrUnix{Name: path}))
 	defer os.Remove(path)
 	must(t, syscall.Listen(sys, 1))
-	if !ipc.FramedHere {
+	if !framedHere {
 		foreign["a message socket (of bytes)"] = pairOf(syscall.SOCK_SEQPACKET)
 		foreign["an unconnected message socket"] = file(syscall.Socket(syscall.AF_UNIX, syscall.SOCK_SEQPACKET, 0))
 	}
@@ -669,7 +669,7 @@ func TestFileConnRefusesForeignDescriptors(t *testing.T) {
 			_, err := ipc.FileConn(f)
 			refused("FileConn", err)
 		}
-		if !strings.HasSuffix(what, "(of bytes)") && !(ipc.FramedHere && strings.HasSuffix(what, "(of messages)")) {
+		if !strings.HasSuffix(what, "(of bytes)") && !(framedHere && strings.HasSuffix(what, "(of messages)")) {
 			_, err := ipc.FileMsgConn(f)
 			refused("FileMsgConn", err)
 		}

@@ -24,11 +24,6 @@ func init() {
 	roles["locked"] = childIsLocked
 	roles["sends by hand"] = childSendsByHand
 	roles["holds an end"] = childHoldsAnEnd
-
-	roles["refuses an end"] = childRefusesAnEnd
-	roles["welcomes"] = childWelcomes
-	roles["serves a pipe"] = childServesAPipe
-	roles["reads an end"] = childReadsAnEnd
 }
 
 var (
@@ -715,8 +710,12 @@ func TestSendFilesWithoutRightsFails(t *testing.T) {
 	c.kill()
 }
 
-// ---------------------------------------------------------------------------
-// Inheritance
+func init() {
+	roles["refuses an end"] = childRefusesAnEnd
+	roles["welcomes"] = childWelcomes
+	roles["serves a pipe"] = childServesAPipe
+	roles["reads an end"] = childReadsAnEnd
+}
 
 // instanceInfo returns the kind and the buffers of the pipe of an end.
 func instanceInfo(t *testing.T, c syscall.Conn) (info [3]uint32) {

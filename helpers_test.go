@@ -48,7 +48,10 @@ const (
 	tooMuch = 16 << 20 // more than any connection holds
 )
 
-func TestMain(m *testing.M) {
+func TestMain(m *testing.M) { runTests(m) }
+
+// runTests is TestMain of a package that tells stories: it runs the tests, or plays the role of a child.
+func runTests(m *testing.M) {
 	if role := os.Getenv(childRole); role != "" {
 		os.Exit(childMain(role, os.Args[1:]))
 	}
@@ -1160,16 +1163,29 @@ func allocatesNothing(t *testing.T, what string, do func() error) {
 // ---------------------------------------------------------------------------
 // Words for messages
 
+// framesMessages is the variable of the package.
+var framesMessages bool
+
+// framedHere is whether this system keeps no boundaries of messages.
+var framedHere = framesMessages
+
+// frameMessages decides how the message connections made from now on keep their boundaries, and returns how they did
+// before. The tests tell every story about messages over frames too, whatever the system.
+func frameMessages(on bool) (before bool) {
+	before, framesMessages = framesMessages, on
+	return before
+}
+
 // framed makes the messages of the test travel in frames.
 func framed(t *testing.T) {
-	before := ipc.FrameMessages(true)
-	t.Cleanup(func() { ipc.FrameMessages(before) })
+	before := frameMessages(true)
+	t.Cleanup(func() { frameMessages(before) })
 }
 
 // overEachFraming tells a story of messages as the system carries them, where it
 // does, and of messages in frames.
 func overEachFraming(t *testing.T, tell func(t *testing.T)) {
-	if !ipc.FramedHere {
+	if !framedHere {
 		t.Run("Native", func(t *testing.T) { story(t); tell(t) })
 	}
 	t.Run("Framed", func(t *testing.T) { framed(t); story(t); tell(t) })

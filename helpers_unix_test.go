@@ -24,6 +24,7 @@ import (
 func init() {
 	countDescriptors = func() int { return len(descriptors()) }
 	asChild = becomeUser
+	roles["inherits"] = childLooksForDescriptors
 }
 
 // descriptors returns the numbers of the descriptors that are open. Where the
@@ -352,7 +353,7 @@ func carriers(kind string) (a, b carrier, err error) {
 	if kind == "stream" {
 		return carrierPair(ipc.Pair())
 	}
-	ipc.FrameMessages(kind == "framed")
+	frameMessages(kind == "framed")
 	return carrierPair(ipc.MsgPair())
 }
 

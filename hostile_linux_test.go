@@ -138,7 +138,7 @@ func compileC(t *testing.T, dir, source, library string) (program string) {
 
 // tellsGate says whether the gate is still closed, after this process has done what
 // one that is stopped cannot do.
-func (p *parent) tellsGate(gate string) {
+func tellsGate(p *parent, gate string) {
 	runtime.GC()
 	others := make(chan bool)
 	go close(others)
@@ -239,7 +239,7 @@ func childMeetsADirtyFile(p *parent, args []string) error {
 			if err := l.Close(); err != nil {
 				return err
 			}
-			p.tellsGate(gate)
+			tellsGate(p, gate)
 			p.hear()
 			return nil
 		}
@@ -250,7 +250,7 @@ func childMeetsADirtyFile(p *parent, args []string) error {
 	if err := meetings[what](c, m); err != nil {
 		return err
 	}
-	p.tellsGate(gate)
+	tellsGate(p, gate)
 	p.hear()
 	return nil
 }
@@ -357,7 +357,7 @@ func TestRecvFilesOfAPipeThatIsHeld(t *testing.T) {
 func childTakesAStuckPipe(p *parent, args []string) error {
 	c := sure(ipc.InheritedConn("line"))
 	files := sure(c.RecvFiles(1))
-	p.tellsGate(args[0])
+	tellsGate(p, args[0])
 	p.hear()
 	return errors.Join(files[0].Close(), c.Close())
 }
@@ -396,11 +396,11 @@ func childHasAStuckPipe(p *parent, args []string) error {
 			runtime.Gosched()
 		}
 	}
-	p.tellsGate(gate)
+	tellsGate(p, gate)
 	if err := end.Close(); err != nil {
 		return err
 	}
-	p.tellsGate(gate)
+	tellsGate(p, gate)
 	p.hear()
 	// Once the gate is open the peer may be gone before the call ends.
 	if err := <-calling; err != nil && !errors.Is(err, net.ErrClosed) && err != io.EOF && !errors.Is(err, syscall.EPIPE) {
@@ -463,7 +463,7 @@ func childIsGivenSlowFiles(p *parent, args []string) error {
 			return fmt.Errorf("read %d, %v", n, err)
 		}
 	}
-	p.tellsGate(gate)
+	tellsGate(p, gate)
 	p.hear()
 	for _, f := range files {
 		if err := f.Close(); err != nil {
@@ -556,7 +556,7 @@ func childHasAStuckDoorbell(p *parent, args []string) error {
 	if err := <-reading; !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("read: %v", err)
 	}
-	p.tellsGate(args[0])
+	tellsGate(p, args[0])
 	return nil
 }
 
@@ -566,7 +566,7 @@ func childIsGivenASlowDoorbell(p *parent, args []string) error {
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.EPROTO) {
 		return fmt.Errorf("read: %v", err)
 	}
-	p.tellsGate(args[0])
+	tellsGate(p, args[0])
 	return c.Close()
 }
 
@@ -636,7 +636,7 @@ func childIsFlooded(p *parent, args []string) error {
 	if n, err := x.Read(make([]byte, 8)); err == nil {
 		return fmt.Errorf("from an end that is closed %d bytes come", n)
 	}
-	p.tellsGate(args[0])
+	tellsGate(p, args[0])
 
 	// A plain read keeps none of the files that come now.
 	p.hear()
@@ -648,7 +648,7 @@ func childIsFlooded(p *parent, args []string) error {
 			return fmt.Errorf("%d descriptors became %d", before, now)
 		}
 	}
-	p.tellsGate(args[0])
+	tellsGate(p, args[0])
 	p.hear()
 	return errors.Join(<-reading, c.Close())
 }
@@ -1511,9 +1511,9 @@ func TestPeerThatIsGoneSendsNoSignal(t *testing.T) {
 	calls["SendFiles"] = func() error { return a.SendFiles(file) }
 	calls["WriteMsg"] = func() error { _, err := a.WriteMsg(p, nil); return err }
 	for _, on := range []bool{false, true} {
-		before := ipc.FrameMessages(on)
+		before := frameMessages(on)
 		m, gone := msgPair(t)
-		ipc.FrameMessages(before)
+		frameMessages(before)
 		must(t, gone.Close())
 		kind := asFramed(m)
 		calls[kind+" Send"] = func() error { return m.Send(p) }

@@ -30,7 +30,7 @@ func init() {
 
 // childMessages is childConnects by messages.
 func childMessages(p *parent, args []string) error {
-	ipc.FrameMessages(ipc.FramedHere || slices.Contains(args, "framed"))
+	frameMessages(framedHere || slices.Contains(args, "framed"))
 	return childGreets(p, args, func(d ipc.Dialer, addr ipc.Addr) (end, error) {
 		c, err := d.DialMsg(context.Background(), addr)
 		return msgEnd{c}, err
@@ -40,7 +40,7 @@ func childMessages(p *parent, args []string) error {
 // childServesMessages echoes the messages of each client, until it is told to end.
 func childServesMessages(p *parent, args []string) error {
 	addr := sure(ipc.ParseAddr(args[0]))
-	ipc.FrameMessages(ipc.FramedHere || slices.Contains(args, "framed"))
+	frameMessages(framedHere || slices.Contains(args, "framed"))
 	l := sure(ipc.ListenMsg(addr))
 	go func() {
 		for c := range l.Conns() {
@@ -1130,8 +1130,8 @@ func FuzzFrames(f *testing.F) {
 		if len(wire) > 8000 || len(script) == 0 { // fits the queue of any system
 			return
 		}
-		before := ipc.FrameMessages(true)
-		defer ipc.FrameMessages(before)
+		before := frameMessages(true)
+		defer frameMessages(before)
 		l, err := ipc.ListenMsg(ipc.Addr{})
 		must(t, err)
 		defer l.Close()

@@ -629,8 +629,8 @@ func chatMessages(c *ipc.MsgConn, dialed bool, count int, d dice) (sent, receive
 
 // framedOrNot decides how this round's messages keep their boundaries.
 func framedOrNot(t *testing.T, d dice) {
-	before := ipc.FrameMessages(ipc.FramedHere || d.one(2))
-	t.Cleanup(func() { ipc.FrameMessages(before) })
+	before := frameMessages(framedHere || d.one(2))
+	t.Cleanup(func() { frameMessages(before) })
 }
 
 func stressMessages(t *testing.T, d dice) {

@@ -338,7 +338,7 @@ func childMakesDescriptors(p *parent, args []string) error {
 	step("RecvFiles", func() error { return files3(a, b) })
 	step("RecvFiles of messages", func() error { return files3(m, n) })
 	step("RecvFiles of frames", func() error {
-		defer ipc.FrameMessages(ipc.FrameMessages(true))
+		defer frameMessages(frameMessages(true))
 		m, n := sure2(ipc.MsgPair())
 		keep(m, n)
 		return files3(m, n)
