@@ -1,6 +1,6 @@
 //go:build unix || windows
 
-package ipc_test
+package tests
 
 import (
 	"errors"
@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
 // The plain benchmarks, for go test -bench and benchstat. Times are never
@@ -26,7 +27,7 @@ import (
 
 // steadily measures op, which may allocate only until it is warm.
 func steadily(b *testing.B, op func() error) {
-	if underRace() {
+	if kit.UnderRace() {
 		b.Skip("the race detector allocates")
 	}
 	for range 200 {
