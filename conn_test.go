@@ -1046,6 +1046,10 @@ func TestInheritedErrorsNameNetwork(t *testing.T) {
 	}
 }
 
+// ---------------------------------------------------------------------------
+// Words of this file
+
+// pipePair returns two ends that are connected by two pipes.
 func pipePair(t *testing.T) (a, b kit.PipeEnd) {
 	t.Helper()
 	r, w := kit.Pipe(t)
@@ -1063,7 +1067,7 @@ func overEachEnd(t *testing.T, tell func(t *testing.T, a, b kit.End)) {
 	})
 	t.Run("RecvAppend", func(t *testing.T) {
 		kit.OverEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
-			tell(t, kit.AppendEnd{MsgEnd: kit.MsgEnd{MsgConn: a}}, kit.AppendEnd{MsgEnd: kit.MsgEnd{MsgConn: b}})
+			tell(t, kit.AppendEndOf(a), kit.AppendEndOf(b))
 		})
 	})
 	t.Run("Pipe", func(t *testing.T) {
@@ -1073,19 +1077,20 @@ func overEachEnd(t *testing.T, tell func(t *testing.T, a, b kit.End)) {
 	})
 }
 
+// awaitWrites returns when n writes of the end wait.
 func awaitWrites(t *testing.T, e kit.End, n int) {
 	t.Helper()
 	_, write := kit.Methods(e)
 	kit.AwaitParked(t, write, n)
 }
 
-// isReadError fails the test unless err is the *net.OpError of a read of the end,
-// kit.IsWriteError unless it is that of a write.
+// isReadError fails the test unless err is the *net.OpError of a read of the end.
 func isReadError(t *testing.T, err error, e kit.End) {
 	t.Helper()
 	kit.IsErrorOf(t, err, e, "read", "recv")
 }
 
+// beginWrite writes more than fits in a goroutine.
 func beginWrite(w io.Writer) <-chan error {
 	return kit.Begin(func() error { _, err := kit.WriteMuch(w); return err })
 }

@@ -1,5 +1,5 @@
 // Files as Windows has them: handles that are put into another process, and the record that tells it of them. What a
-// program can do that does not use this package, and what a peer can do that must not. Ends that a child is given.
+// program can do that does not use this package, and what a peer can do that must not.
 package ipc_test
 
 import (

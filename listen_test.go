@@ -1109,5 +1109,8 @@ func TestDialAndListenerCloseRace(t *testing.T) {
 	})
 }
 
+// ---------------------------------------------------------------------------
+// Words of this file
+
 // second returns the second of two results.
 func second[T any](_ T, err error) error { return err }

@@ -571,9 +571,9 @@ func TestMsgConnKeepsWhatWasSentBeforeClose(t *testing.T) {
 
 func TestMsgConnCloseEndsEveryWayToReceive(t *testing.T) {
 	kit.OverEachMsgConn(t, func(t *testing.T, a, _ *ipc.MsgConn) {
-		waiting := []<-chan error{kit.BeginRead(kit.MsgEnd{MsgConn: a}), kit.BeginRead(kit.AppendEnd{MsgEnd: kit.MsgEnd{MsgConn: a}})} // one queues behind the other
+		waiting := []<-chan error{kit.BeginRead(kit.MsgEnd{MsgConn: a}), kit.BeginRead(kit.AppendEndOf(a))} // one queues behind the other
 		kit.AwaitReads(t, kit.MsgEnd{MsgConn: a}, 1)
-		kit.AwaitReads(t, kit.AppendEnd{MsgEnd: kit.MsgEnd{MsgConn: a}}, 1)
+		kit.AwaitReads(t, kit.AppendEndOf(a), 1)
 		kit.Must(t, a.Close())
 		for _, done := range waiting {
 			kit.Matches(t, <-done, net.ErrClosed)
@@ -1226,6 +1226,9 @@ func FuzzFrames(f *testing.F) {
 		}
 	})
 }
+
+// ---------------------------------------------------------------------------
+// Words of this file
 
 // numbered returns a message of at least 8 bytes that tells which one it is, and
 // whether it is whole.

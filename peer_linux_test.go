@@ -851,6 +851,9 @@ func TestRecvPeerWithoutMappingIsUnknown(t *testing.T) {
 	c.End()
 }
 
+// ---------------------------------------------------------------------------
+// An example
+
 // A pidfd is waited for in the runtime's poller: no thread is held, and the wait has a
 // deadline.
 func ExampleConn_PeerPidfd() {

@@ -473,6 +473,9 @@ func TestPeerThatHidesIsNotTheOwner(t *testing.T) {
 	kit.Must(t, <-done)
 }
 
+// ---------------------------------------------------------------------------
+// Shared memory with peers as only Windows has them
+
 func init() { kit.Roles["shares a busy pipe"] = childSharesABusyPipe }
 
 // A client passes a synchronous pipe in which it waits, as memory or as a doorbell. For such a

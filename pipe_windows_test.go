@@ -1851,10 +1851,14 @@ func TestPipeDialerLimitsEnd(t *testing.T) {
 	}
 }
 
+// ---------------------------------------------------------------------------
+// Words of this file
+
 // Wine makes a pipe one of message type if it is to reject clients of other
 // machines: see NtCreateNamedPipeFile there. byteType makes one of bytes.
 var byteType = ipc.PipeConfig{AcceptRemote: kit.IsWine()}
 
+// allHandles counts the handles of this process.
 func allHandles() int {
 	return kit.CountHandles(func(h uintptr) (open, accepted bool) {
 		var flags uint32

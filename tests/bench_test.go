@@ -21,7 +21,7 @@ import (
 // asserted, but a benchmark fails if what it measures allocates, so that a short
 // run sees to that too:
 //
-//	go test -run '^$' -bench 'Pair|Operations' -benchtime 2000x .
+//	go test -run '^$' -bench 'Pair|Operations' -benchtime 2000x ./tests
 //
 // The comparison with package net is in the folder tests.
 

@@ -1,3 +1,4 @@
+// Ends that a child process is given, as Windows has them.
 package tests
 
 import (

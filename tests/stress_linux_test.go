@@ -1,3 +1,4 @@
+// Signals for every thread, which only Linux has the means for.
 package tests
 
 import (

@@ -19,12 +19,15 @@ import (
 	"github.com/interprocess-go/ipc"
 )
 
+// A child is this program run again, with its role in the environment. It talks
+// in lines: what it says on standard output the test hears, and the other way
+// round. It ends when its standard input does.
 const (
 	ChildRole = "IPC_TEST_CHILD"
 	ChildExec = "IPC_TEST_EXEC" // a command to run this program with: "qemu-aarch64-static"
 )
 
-// Roles is what a child can be. It returns an error to fail the test.
+// Roles is what a child can be. A file of tests adds its own. A role returns an error to fail the test.
 var Roles = map[string]func(p *Parent, args []string) error{
 	"serve":   childServes,
 	"race":    childRaces,
@@ -34,15 +37,16 @@ var Roles = map[string]func(p *Parent, args []string) error{
 // A Parent is the test as its child sees it.
 type Parent struct{ in *bufio.Scanner }
 
+// Say tells the test a line.
 func (p *Parent) Say(format string, args ...any) { fmt.Printf(format+"\n", args...) }
 
-// hear returns the next line, or "" when the test has no more to say.
+// Hear returns the next line, or "" when the test has no more to say.
 func (p *Parent) Hear() string {
 	p.in.Scan()
 	return p.in.Text()
 }
 
-// asChild is run first in a child; a system's test file may set it.
+// asChild is run first in a child; a system's file may set it.
 var asChild func() error
 
 func childMain(role string, args []string) int {
@@ -73,9 +77,10 @@ func Sure[V any](v V, err error) V {
 	return v
 }
 
-// Sure2 is sure for two values.
+// Sure2 is Sure for two values.
 func Sure2[A, B any](a A, b B, err error) (A, B) { return Sure(a, err), b }
 
+// A Child is a child process as the test sees it.
 type Child struct {
 	t      *testing.T
 	Cmd    *exec.Cmd
@@ -85,6 +90,7 @@ type Child struct {
 	Ended  bool
 }
 
+// StartChild starts a child in the role.
 func StartChild(t *testing.T, role string, args ...string) *Child {
 	t.Helper()
 	return StartChildWith(t, exec.Cmd{}, role, args...)
@@ -146,15 +152,17 @@ func UnderEmulation() bool {
 // goRace keeps the race detector from making every child wait a second at its end.
 func goRace() string { return "GORACE=" + os.Getenv("GORACE") + " atexit_sleep_ms=0" }
 
+// PID returns the number of the process.
 func (c *Child) PID() int { return c.Cmd.Process.Pid }
 
+// Say tells the child a line.
 func (c *Child) Say(line string) {
 	c.t.Helper()
 	_, err := io.WriteString(c.In, line+"\n")
 	Must(c.t, err)
 }
 
-// hear returns the next line of the child, which must say something.
+// Hear returns the next line of the child, which must say something.
 func (c *Child) Hear() string {
 	c.t.Helper()
 	line, err := c.Out.ReadString('\n')
@@ -165,6 +173,7 @@ func (c *Child) Hear() string {
 	return strings.TrimSpace(line)
 }
 
+// MustSay fails the test unless the next line of the child is the one wanted.
 func (c *Child) MustSay(want string) {
 	c.t.Helper()
 	if got := c.Hear(); got != want {
@@ -172,7 +181,7 @@ func (c *Child) MustSay(want string) {
 	}
 }
 
-// end tells the child that there is no more to do; it must find all in order.
+// End tells the child that there is no more to do; it must find all in order.
 func (c *Child) End() {
 	c.t.Helper()
 	c.In.Close()
@@ -182,7 +191,7 @@ func (c *Child) End() {
 	}
 }
 
-// kill ends the child as a crash or kill -9 does.
+// Kill ends the child as a crash or kill -9 does.
 func (c *Child) Kill() {
 	if !c.Ended {
 		c.Ended = true
@@ -242,6 +251,7 @@ func ChildConnects(p *Parent, args []string) error {
 	return ChildGreets(p, args, func(d ipc.Dialer, addr ipc.Addr) (End, error) { return d.Dial(addr) })
 }
 
+// ChildGreets is ChildConnects with another way to dial.
 func ChildGreets(p *Parent, args []string, dial func(d ipc.Dialer, addr ipc.Addr) (End, error)) error {
 	addr := Sure(ipc.ParseAddr(args[0]))
 	d := ipc.Dialer{Timeout: Soon}
@@ -271,32 +281,35 @@ func ChildGreets(p *Parent, args []string, dial func(d ipc.Dialer, addr ipc.Addr
 	return nil
 }
 
-// An heir is a child to be, and the ends that it will be given.
-type heir struct {
+// An Heir is a child to be, and the ends that it will be given.
+type Heir struct {
 	t   *testing.T
 	Cmd exec.Cmd
 }
 
-func NewHeir(t *testing.T) *heir { return &heir{t: t, Cmd: exec.Cmd{Env: []string{}}} }
+// NewHeir returns a child to be that has no ends yet.
+func NewHeir(t *testing.T) *Heir { return &Heir{t: t, Cmd: exec.Cmd{Env: []string{}}} }
 
-func (h *heir) Gets(name string, end ipc.Inheritable) {
+// Gets gives it the end under the name.
+func (h *Heir) Gets(name string, end ipc.Inheritable) {
 	h.t.Helper()
 	Must(h.t, ipc.Inherit(&h.Cmd, name, end))
 }
 
-func (h *heir) Start(role string, args ...string) *Child {
+// Start starts it in the role.
+func (h *Heir) Start(role string, args ...string) *Child {
 	h.t.Helper()
 	return StartChildWith(h.t, h.Cmd, role, args...)
 }
 
-// Again is rerun for a child that gives its standard streams to a child of its own.
+// Again is Rerun for a child that gives its standard streams to a child of its own.
 func Again(role string, args ...string) *exec.Cmd {
 	cmd := Rerun(role, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	return cmd
 }
 
-// outlive waits until everything that has the child's standard output, also a
+// Outlive waits until everything that has the child's standard output, also a
 // child of it, has ended.
 func (c *Child) Outlive() {
 	c.t.Helper()

@@ -29,14 +29,19 @@ type (
 	AppendEnd struct{ MsgEnd }
 )
 
+// AppendEndOf returns the connection as an AppendEnd.
+func AppendEndOf(c *ipc.MsgConn) AppendEnd { return AppendEnd{MsgEnd{c}} }
+
 // A Messenger is an end of messages.
 type Messenger interface {
 	Recv(p []byte) (int, error)
 	RecvAppend(dst []byte) ([]byte, error)
 }
 
+// Read receives a message by Recv.
 func (e MsgEnd) Read(p []byte) (int, error) { return e.Recv(p) }
 
+// Write sends a message.
 func (e MsgEnd) Write(p []byte) (int, error) {
 	if err := e.Send(p); err != nil {
 		return 0, err
@@ -44,6 +49,7 @@ func (e MsgEnd) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// Read receives a message by RecvAppend.
 func (e AppendEnd) Read(p []byte) (int, error) {
 	q, err := e.RecvAppend(p[:0])
 	return copy(p, q), err
@@ -55,12 +61,15 @@ type PipeEnd struct {
 	*ipc.PipeWriter
 }
 
+// Close closes the ends of both pipes.
 func (e PipeEnd) Close() error { return errors.Join(e.PipeReader.Close(), e.PipeWriter.Close()) }
 
+// SetDeadline sets the deadlines of both pipes.
 func (e PipeEnd) SetDeadline(t time.Time) error {
 	return errors.Join(e.SetReadDeadline(t), e.SetWriteDeadline(t))
 }
 
+// SetSpin bounds the waits of both pipes.
 func (e PipeEnd) SetSpin(d time.Duration) {
 	e.PipeReader.SetSpin(d)
 	e.PipeWriter.SetSpin(d)
@@ -93,18 +102,20 @@ func Methods(e End) (read, write string) {
 	return "(*Conn).Read", "(*Conn).Write"
 }
 
-// AwaitReads returns when n reads of the end wait, awaitWrites when n writes do.
+// AwaitReads returns when n reads of the end wait.
 func AwaitReads(t *testing.T, e End, n int) {
 	t.Helper()
 	read, _ := Methods(e)
 	AwaitParked(t, read, n)
 }
 
+// IsWriteError fails the test unless err is the *net.OpError of a write of the end.
 func IsWriteError(t *testing.T, err error, e End) {
 	t.Helper()
 	IsErrorOf(t, err, e, "write", "send")
 }
 
+// IsErrorOf fails the test unless err is the *net.OpError of op, or of msgOp for an end of messages.
 func IsErrorOf(t *testing.T, err error, e End, op, msgOp string) {
 	t.Helper()
 	switch e.(type) {
@@ -139,25 +150,26 @@ func WriteMuch(w io.Writer) (written int, err error) {
 type Server struct {
 	Listener
 	Waits        string // the method that waits for a client, as in a stack trace
-	Dial, Accept func() (knownEnd, error)
+	Dial, Accept func() (KnownEnd, error)
 }
 
+// A Listener is what Listener and MsgListener of package ipc have in common.
 type Listener interface {
 	Addr() net.Addr
 	Close() error
 	SetDeadline(time.Time) error
 }
 
-// A knownEnd is one of a connection, and tells between whom.
-type knownEnd interface {
+// A KnownEnd is one of a connection, and tells between whom.
+type KnownEnd interface {
 	End
 	LocalAddr() net.Addr
 	RemoteAddr() net.Addr
 	Peer() (ipc.Peer, error)
 }
 
-// connect returns both ends of a new connection to the server.
-func (s Server) Connect(t *testing.T) (client, there knownEnd) {
+// Connect returns both ends of a new connection to the server.
+func (s Server) Connect(t *testing.T) (client, there KnownEnd) {
 	t.Helper()
 	client, err := s.Dial()
 	Kept(t, client, err)
@@ -171,16 +183,16 @@ func OverEachServer(t *testing.T, tell func(t *testing.T, addr ipc.Addr, s Serve
 		OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 			l := Listen(t, addr)
 			tell(t, addr, Server{l, "(*Listener).AcceptConn",
-				func() (knownEnd, error) { return ipc.Dial(addr) },
-				func() (knownEnd, error) { return l.AcceptConn() }})
+				func() (KnownEnd, error) { return ipc.Dial(addr) },
+				func() (KnownEnd, error) { return l.AcceptConn() }})
 		})
 	})
 	t.Run("MsgListener", func(t *testing.T) {
 		OverEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
 			l := ListenMsg(t, addr)
 			tell(t, addr, Server{l, "(*MsgListener).Accept",
-				func() (knownEnd, error) { c, err := ipc.DialMsg(addr); return MsgEnd{c}, err },
-				func() (knownEnd, error) { c, err := l.Accept(); return MsgEnd{c}, err }})
+				func() (KnownEnd, error) { c, err := ipc.DialMsg(addr); return MsgEnd{c}, err },
+				func() (KnownEnd, error) { c, err := l.Accept(); return MsgEnd{c}, err }})
 		})
 	})
 }

@@ -50,13 +50,16 @@ func OverEachPair(t *testing.T, tell func(t *testing.T, a, b Carrier)) {
 	})
 }
 
-// Say sends the text over a carrier, hear receives it.
+// Say sends the text over a carrier.
 func Say(t *testing.T, c Carrier, text string) { t.Helper(); Send(t, EndOf(c), text) }
 
+// Hear receives the text over a carrier.
 func Hear(t *testing.T, c Carrier, text string) { t.Helper(); Expect(t, EndOf(c), text) }
 
+// HearEOF fails the test unless the carrier is at its end.
 func HearEOF(t *testing.T, c Carrier) { t.Helper(); ExpectEOF(t, EndOf(c)) }
 
+// EndOf returns the carrier as an end.
 func EndOf(c Carrier) End {
 	if m, ok := c.(*ipc.MsgConn); ok {
 		return MsgEnd{m}
@@ -75,6 +78,7 @@ func TextFile(t *testing.T, text string) *os.File {
 	return f
 }
 
+// SendFiles sends the files.
 func SendFiles(t *testing.T, c Carrier, files ...*os.File) {
 	t.Helper()
 	Must(t, c.SendFiles(files...))

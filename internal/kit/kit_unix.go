@@ -51,11 +51,13 @@ func Descriptors() (open []int) {
 	return open
 }
 
+// These are of a child that another user runs.
 const (
 	ChildUser = "IPC_TEST_USER" // "uid:gid" that a child of root is to run as
 	Nobody    = 12345           // has no account, and is not the overflow id of a user namespace
 )
 
+// NeedsRoot skips the test unless root runs it.
 func NeedsRoot(t *testing.T) {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -134,6 +136,7 @@ func ModeOf(t *testing.T, path string) fs.FileMode {
 	return st.Mode().Perm()
 }
 
+// IsGone fails the test if there is a file at the path.
 func IsGone(t *testing.T, path string) {
 	t.Helper()
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
@@ -141,6 +144,7 @@ func IsGone(t *testing.T, path string) {
 	}
 }
 
+// NamesIn returns the names of the files in the folder.
 func NamesIn(t *testing.T, dir string) (names []string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -182,6 +186,7 @@ func MakeStale(t *testing.T, path string) {
 	Must(t, l.Close())
 }
 
+// Policies are all that a listener can do about a socket that is there already.
 var Policies = []ipc.Takeover{ipc.TakeoverStale, ipc.TakeoverNever, ipc.TakeoverAlways}
 
 // IsErrno checks that err is a *net.OpError around an *os.SyscallError of that

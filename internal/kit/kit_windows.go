@@ -12,6 +12,7 @@ import (
 
 func init() { CountDescriptors = fileHandles }
 
+// These are functions of the system that package syscall lacks.
 var (
 	kernel32 = syscall.NewLazyDLL("kernel32.dll")
 	Advapi32 = syscall.NewLazyDLL("advapi32.dll")
@@ -27,6 +28,7 @@ var (
 	NtQueryInformation   = ntdll.NewProc("NtQueryInformationFile")
 )
 
+// ThisProcess is the handle by which a process names itself.
 const ThisProcess = ^syscall.Handle(0)
 
 // OnWine skips the test on Wine. These need Windows:
@@ -48,6 +50,7 @@ func OnWine(t *testing.T, reason string) {
 	}
 }
 
+// IsWine reports whether Wine stands in for Windows.
 func IsWine() bool { return ntdll.NewProc("wine_get_version").Find() == nil }
 
 // CountHandles counts the handles of this process that look accepts. Wine does not tell
@@ -88,8 +91,10 @@ func HandlesOf(types ...string) int {
 	})
 }
 
+// PipePath returns the path of a pipe that is not there.
 func PipePath() string { return `\\.\pipe\` + Unique() }
 
+// ListenPipe returns a listener of a new pipe, and the path of that.
 func ListenPipe(t *testing.T, c ipc.PipeConfig) (*ipc.PipeListener, string) {
 	t.Helper()
 	path := PipePath()
@@ -97,6 +102,7 @@ func ListenPipe(t *testing.T, c ipc.PipeConfig) (*ipc.PipeListener, string) {
 	return Kept(t, l, err), path
 }
 
+// DialPipe returns a connection to the pipe.
 func DialPipe(t *testing.T, path string, d ipc.PipeDialer) *ipc.PipeConn {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), Soon)
@@ -105,6 +111,7 @@ func DialPipe(t *testing.T, path string, d ipc.PipeDialer) *ipc.PipeConn {
 	return Kept(t, c, err)
 }
 
+// AcceptPipe returns the next connection to the listener.
 func AcceptPipe(t *testing.T, l *ipc.PipeListener) *ipc.PipeConn {
 	t.Helper()
 	c, err := l.AcceptPipe()
@@ -128,6 +135,7 @@ func TryDial(path string, d ipc.PipeDialer) (*ipc.PipeConn, error) {
 	return ipc.DialPipe(ctx, path, d)
 }
 
+// Background is the context of calls that nothing ends.
 func Background() context.Context { return context.Background() }
 
 // Control runs f with the handle.
@@ -138,6 +146,7 @@ func Control(t *testing.T, c syscall.Conn, f func(h uintptr)) {
 	Must(t, raw.Control(f))
 }
 
+// ExpectMessage reads a message, which must be the text.
 func ExpectMessage(t *testing.T, c *ipc.PipeConn, want string) {
 	t.Helper()
 	p := make([]byte, len(want)+1)

@@ -29,12 +29,14 @@ func NeedsMemory(t *testing.T) {
 	}
 }
 
+// NewMemory returns new memory of the size.
 func NewMemory(t *testing.T, size int) *ipc.Memory {
 	t.Helper()
 	m, err := ipc.NewMemory(size)
 	return Kept(t, m, err)
 }
 
+// MemoryFile returns a file of the memory.
 func MemoryFile(t *testing.T, m *ipc.Memory, readOnly bool) *os.File {
 	t.Helper()
 	file := m.File

@@ -67,50 +67,59 @@ func OverEachMsgConn(t *testing.T, tell func(t *testing.T, a, b *ipc.MsgConn)) {
 	})
 }
 
+// ListenMsg returns a listener for messages at the address.
 func ListenMsg(t *testing.T, addr ipc.Addr) *ipc.MsgListener {
 	t.Helper()
 	return ListenMsgWith(t, ipc.ListenConfig{}, addr)
 }
 
+// ListenMsgWith is ListenMsg with a configuration.
 func ListenMsgWith(t *testing.T, lc ipc.ListenConfig, addr ipc.Addr) *ipc.MsgListener {
 	t.Helper()
 	l, err := lc.ListenMsg(addr)
 	return Kept(t, l, err)
 }
 
+// DialMsg returns a connection to the address.
 func DialMsg(t *testing.T, addr net.Addr) *ipc.MsgConn {
 	t.Helper()
 	c, err := ipc.DialMsg(addr.(ipc.Addr))
 	return Kept(t, c, err)
 }
 
+// AcceptMsg returns the next connection to the listener.
 func AcceptMsg(t *testing.T, l *ipc.MsgListener) *ipc.MsgConn {
 	t.Helper()
 	c, err := l.Accept()
 	return Kept(t, c, err)
 }
 
+// MsgConnect returns both ends of a new connection to the listener.
 func MsgConnect(t *testing.T, l *ipc.MsgListener) (client, server *ipc.MsgConn) {
 	t.Helper()
 	return DialMsg(t, l.Addr()), AcceptMsg(t, l)
 }
 
+// MsgPair returns two ends that are connected.
 func MsgPair(t *testing.T) (a, b *ipc.MsgConn) {
 	t.Helper()
 	a, b, err := ipc.MsgPair()
 	return Kept(t, a, err), Kept(t, b, err)
 }
 
+// SendMsg sends the text as a message.
 func SendMsg(t *testing.T, c *ipc.MsgConn, text string) {
 	t.Helper()
 	Must(t, c.Send([]byte(text)))
 }
 
+// ExpectMsg receives a message, which must be the text.
 func ExpectMsg(t *testing.T, c *ipc.MsgConn, text string) {
 	t.Helper()
 	Expect(t, MsgEnd{c}, text)
 }
 
+// ExpectMsgEOF fails the test unless every call says io.EOF.
 func ExpectMsgEOF(t *testing.T, c Messenger) {
 	t.Helper()
 	if n, err := c.Recv(make([]byte, 16)); n != 0 || err != io.EOF {
@@ -124,6 +133,7 @@ func ExpectMsgEOF(t *testing.T, c Messenger) {
 	}
 }
 
+// MsgTalk proves that two ends are connected to each other.
 func MsgTalk(t *testing.T, a, b *ipc.MsgConn) {
 	t.Helper()
 	Talk(t, MsgEnd{a}, MsgEnd{b})

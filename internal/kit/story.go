@@ -18,6 +18,7 @@ import (
 	"github.com/interprocess-go/ipc"
 )
 
+// These are how long a test waits, and how much it writes.
 const (
 	Patience = 60 * time.Second // for a whole test, and for a child's life
 	Soon     = 20 * time.Second // for a condition that is about to hold
@@ -42,9 +43,10 @@ func RunTests(m *testing.M) {
 }
 
 // CountDescriptors returns how many descriptors or handles the process has. A
-// system's test file sets it; where it is nil they are not counted.
+// system's file sets it; where it is nil they are not counted.
 var CountDescriptors func() int
 
+// OpenDescriptors returns how many descriptors or handles are open, or 0 where they are not counted.
 func OpenDescriptors() int {
 	if CountDescriptors == nil {
 		return 0
@@ -58,7 +60,7 @@ func Story(t *testing.T) {
 	LongStory(t, Patience)
 }
 
-// LongStory is story for a test that does many things that may each take long, such
+// LongStory is Story for a test that does many things that may each take long, such
 // as starting processes.
 func LongStory(t *testing.T, patience time.Duration) {
 	t.Helper()
@@ -84,8 +86,8 @@ func LongStory(t *testing.T, patience time.Duration) {
 
 // Together begins a test that owns all that it touches: it runs beside others that do,
 // after all that do not. What they leave behind is looked for when all have ended: see
-// TestMain. It is not for a test that looks at or changes what the whole process has, as
-// AwaitParked, LeavesNothing and framed do.
+// RunTests. It is not for a test that looks at or changes what the whole process has, as
+// AwaitParked, LeavesNothing and Framed do.
 func Together(t *testing.T) {
 	t.Helper()
 	sideBySide.Store(t.Name(), true)
@@ -133,11 +135,13 @@ func NotEmulated(t *testing.T) {
 	}
 }
 
+// Stacks returns the stacks of all goroutines.
 func Stacks() string {
 	buf := make([]byte, 1<<20)
 	return string(buf[:runtime.Stack(buf, true)])
 }
 
+// HoldsSoon waits for the condition, and reports whether it came to hold.
 func HoldsSoon(condition func() bool) bool {
 	for end := time.Now().Add(Soon); !condition(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
@@ -147,6 +151,7 @@ func HoldsSoon(condition func() bool) bool {
 	return true
 }
 
+// Eventually waits for the condition, and fails the test if it does not come to hold.
 func Eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
 	if !HoldsSoon(condition) {

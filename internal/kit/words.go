@@ -20,6 +20,7 @@ import (
 	"github.com/interprocess-go/ipc"
 )
 
+// Must fails the test if there is an error.
 func Must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
@@ -47,23 +48,27 @@ func TimedOut(t *testing.T, err error) {
 	}
 }
 
+// Listen returns a listener at the address.
 func Listen(t *testing.T, addr ipc.Addr) *ipc.Listener {
 	t.Helper()
 	return ListenWith(t, ipc.ListenConfig{}, addr)
 }
 
+// ListenWith is Listen with a configuration.
 func ListenWith(t *testing.T, lc ipc.ListenConfig, addr ipc.Addr) *ipc.Listener {
 	t.Helper()
 	l, err := lc.Listen(addr)
 	return Kept(t, l, err)
 }
 
+// Dial returns a connection to the address.
 func Dial(t *testing.T, addr net.Addr) *ipc.Conn {
 	t.Helper()
 	c, err := ipc.Dial(addr.(ipc.Addr))
 	return Kept(t, c, err)
 }
 
+// Accept returns the next connection to the listener.
 func Accept(t *testing.T, l *ipc.Listener) *ipc.Conn {
 	t.Helper()
 	c, err := l.AcceptConn()
@@ -76,12 +81,14 @@ func Connect(t *testing.T, l *ipc.Listener) (client, server *ipc.Conn) {
 	return Dial(t, l.Addr()), Accept(t, l)
 }
 
+// Pair returns two ends that are connected.
 func Pair(t *testing.T) (a, b *ipc.Conn) {
 	t.Helper()
 	a, b, err := ipc.Pair()
 	return Kept(t, a, err), Kept(t, b, err)
 }
 
+// Send writes the text.
 func Send(t *testing.T, w io.Writer, text string) {
 	t.Helper()
 	if n, err := io.WriteString(w, text); err != nil || n != len(text) {
@@ -101,6 +108,7 @@ func Expect(t *testing.T, r io.Reader, text string) {
 	}
 }
 
+// ExpectEOF fails the test unless the end says io.EOF.
 func ExpectEOF(t *testing.T, r io.Reader) {
 	t.Helper()
 	if m, ok := r.(Messenger); ok {
@@ -152,6 +160,7 @@ func ServeEach(l *ipc.Listener, serve func(c *ipc.Conn) error) <-chan error {
 	})
 }
 
+// WelcomeAll greets each client of the listener, and closes its connection.
 func WelcomeAll(l *ipc.Listener) <-chan error {
 	return ServeEach(l, func(c *ipc.Conn) error {
 		_, err := io.WriteString(c, "welcome")
@@ -201,7 +210,7 @@ var BadAddrs = []BadAddr{
 	{Addr: ipc.Name(strings.Repeat("n", 5000)), Is: ipc.ErrNameTooLong, Words: []string{"50", "limit"}},
 }
 
-// refused checks the error of a call that was given a bad address: it says what
+// Refused checks the error of a call that was given a bad address: it says what
 // is wrong and with what, and no system call was needed to find out.
 func (bad BadAddr) Refused(t *testing.T, op string, err error) {
 	t.Helper()
@@ -264,6 +273,7 @@ func IsProcess(t *testing.T, p ipc.Peer, pid int) {
 	}
 }
 
+// PeerOf returns the peer of the connection.
 func PeerOf(t *testing.T, c interface{ Peer() (ipc.Peer, error) }) ipc.Peer {
 	t.Helper()
 	p, err := c.Peer()
@@ -367,6 +377,7 @@ func IsOpError(t *testing.T, err error, op string) {
 	}
 }
 
+// Pipe returns the ends of a pipe.
 func Pipe(t *testing.T) (*ipc.PipeReader, *ipc.PipeWriter) {
 	t.Helper()
 	r, w, err := ipc.Pipe()
