@@ -2,8 +2,8 @@
 
 // The tests see the package as its users do, and hold on every system that it supports; what only one system has is in
 // the files that are named after it. A story that holds for streams, for messages and for pipes is told once: see
-// overEachEnd and kit.OverEachServer. Tests of what users do not see are in the files internal*_test.go. Stress, traces,
-// what a hostile peer does, comparisons and inheritance are in the folder tests.
+// overEachEnd and kit.OverEachServer. Tests of what users do not see are in the files internal*_test.go. The folder tests
+// has what is not of one call: stress, traces, hostile peers, inheritance and comparisons.
 //
 // The words that the stories are told in are those of internal/kit.
 package ipc_test

@@ -14,8 +14,9 @@ import (
 	"github.com/interprocess-go/ipc"
 )
 
-// framesMessages is the variable of that name of package ipc. It is not exported there, as only tests have a use for it,
-// and the tests of package ipc itself are of no help to the tests of another folder. So the linker gives it to the kit.
+// framesMessages is the variable of that name of package ipc. It is not exported there, for only tests have a use for
+// it. What the tests of package ipc export is not there for the tests of another folder. So the linker gives the
+// variable to the kit.
 //
 //go:linkname framesMessages github.com/interprocess-go/ipc.framesMessages
 var framesMessages bool
