@@ -3,8 +3,8 @@
 // Stress: everything at once, at random, for as long as one likes.
 //
 //	go test -run Stress ./tests                                    rounds for a few seconds
-//	go test -run Stress -timeout 0 -ipc.stress=1h ./tests          rounds for an hour
-//	go test -run Stress/Closes -ipc.seed=42 -ipc.stress=5s ./tests a scenario, from a seed on
+//	go test -run Stress -timeout 0 ./tests -ipc.stress=1h          rounds for an hour
+//	go test -run Stress/Closes ./tests -ipc.seed=42 -ipc.stress=5s a scenario, from a seed on
 //
 // A round that fails is named by its scenario and its seed, which makes the same
 // choices again, though not the same timing. Each is a story: it leaves no
