@@ -21,36 +21,22 @@ import (
 	"unsafe"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
 func init() {
-	interrupt = interruptThreads
-	roles["blocked"] = childReadsAnEndThatBlocks
-	roles["splice"] = childSplicesWithoutDescriptors
-	roles["sandbox"] = childMayHaveNoDescriptors
-}
-
-// interruptThreads signals every thread, by tgkill(2): the kernel gives a signal
-// to the process to a thread of its choice, which is hardly ever one in a call.
-func interruptThreads() {
-	tasks, err := os.ReadDir("/proc/self/task")
-	if err != nil {
-		return
-	}
-	for _, task := range tasks {
-		if tid, err := strconv.Atoi(task.Name()); err == nil {
-			syscall.Syscall(syscall.SYS_TGKILL, uintptr(os.Getpid()), uintptr(tid), uintptr(syscall.SIGWINCH))
-		}
-	}
+	kit.Roles["blocked"] = childReadsAnEndThatBlocks
+	kit.Roles["splice"] = childSplicesWithoutDescriptors
+	kit.Roles["sandbox"] = childMayHaveNoDescriptors
 }
 
 func threads(t *testing.T) int {
 	t.Helper()
 	status, err := os.ReadFile("/proc/self/status")
-	must(t, err)
+	kit.Must(t, err)
 	_, rest, _ := strings.Cut(string(status), "\nThreads:")
 	n, err := strconv.Atoi(strings.TrimSpace(strings.SplitN(rest, "\n", 2)[0]))
-	must(t, err)
+	kit.Must(t, err)
 	return n
 }
 
@@ -58,52 +44,52 @@ func threads(t *testing.T) int {
 // Threads, resets, groups
 
 func TestConnWaitHoldsNoThread(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	const each = 100
 	before := threads(t)
 	var waiting []<-chan error
 	var ends []io.Closer
 	for range each {
-		a, b := pair(t)
-		l := listen(t, ipc.Addr{})
+		a, b := kit.Pair(t)
+		l := kit.Listen(t, ipc.Addr{})
 		ends = append(ends, a, b, l)
 		waiting = append(waiting,
-			beginRead(a),
-			beginRead(b),
-			begin(func() error { _, err := l.Accept(); return err }))
+			kit.BeginRead(a),
+			kit.BeginRead(b),
+			kit.Begin(func() error { _, err := l.Accept(); return err }))
 	}
-	awaitParked(t, "(*Conn).Read", 2*each)
-	awaitParked(t, "(*Listener).AcceptConn", each)
+	kit.AwaitParked(t, "(*Conn).Read", 2*each)
+	kit.AwaitParked(t, "(*Listener).AcceptConn", each)
 	if now := threads(t); now > before+each { // a few are made to make the ends
 		t.Errorf("%d waits made %d threads of %d", 3*each, now, before)
 	}
 	for _, end := range ends {
-		must(t, end.Close())
+		kit.Must(t, end.Close())
 	}
 	for _, done := range waiting {
 		if err := <-done; err != io.EOF {
-			matches(t, err, net.ErrClosed)
+			kit.Matches(t, err, net.ErrClosed)
 		}
 	}
 }
 
 func TestPeerThatLeavesDataUnreadResets(t *testing.T) {
-	story(t)
-	a, b := pair(t)
-	send(t, a, "never read")
-	must(t, b.Close())
+	kit.Story(t)
+	a, b := kit.Pair(t)
+	kit.Send(t, a, "never read")
+	kit.Must(t, b.Close())
 	_, err := a.Read(make([]byte, 1))
-	isErrno(t, err, "read", "read", syscall.ECONNRESET)
-	expectEOF(t, a) // once told, it is the end as any other
+	kit.IsErrno(t, err, "read", "read", syscall.ECONNRESET)
+	kit.ExpectEOF(t, a) // once told, it is the end as any other
 }
 
 func TestPeerGroupsOfAnotherProcess(t *testing.T) {
-	story(t)
-	needsRoot(t)
-	l := listen(t, ipc.Addr{})
-	c := startChildWith(t, exec.Cmd{}, "groups", l.Addr().String())
-	server := accept(t, l)
-	p := peerOf(t, server)
+	kit.Story(t)
+	kit.NeedsRoot(t)
+	l := kit.Listen(t, ipc.Addr{})
+	c := kit.StartChildWith(t, exec.Cmd{}, "groups", l.Addr().String())
+	server := kit.Accept(t, l)
+	p := kit.PeerOf(t, server)
 	if p.Groups() == nil {
 		t.Skip("this kernel does not tell the groups of a peer")
 	}
@@ -115,8 +101,8 @@ func TestPeerGroupsOfAnotherProcess(t *testing.T) {
 	if got := p.Groups(); !slices.Equal(got, want) {
 		t.Errorf("the groups became %v", got)
 	}
-	c.mustSay("done")
-	c.end()
+	c.MustSay("done")
+	c.End()
 }
 
 // childGroups are more than one asks for at first.
@@ -127,14 +113,14 @@ func childGroups() (groups []int) {
 	return groups
 }
 
-func childTellsItsGroups(p *parent, args []string) error {
+func childTellsItsGroups(p *kit.Parent, args []string) error {
 	if err := syscall.Setgroups(childGroups()); err != nil {
 		return err
 	}
-	addr := sure(ipc.ParseAddr(args[0]))
-	c := sure(ipc.Dial(addr))
-	p.say("done")
-	p.hear()
+	addr := kit.Sure(ipc.ParseAddr(args[0]))
+	c := kit.Sure(ipc.Dial(addr))
+	p.Say("done")
+	p.Hear()
 	return c.Close()
 }
 
@@ -142,15 +128,15 @@ func childTellsItsGroups(p *parent, args []string) error {
 // Half close
 
 func TestConnCloseReadEndsTheWritesOfThePeer(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		a, b := connect(t, listen(t, addr))
-		writing := begin(func() error { _, err := a.Write(make([]byte, tooMuch)); return err })
-		awaitParked(t, "(*Conn).Write", 1)
-		must(t, b.CloseRead())
-		matches(t, <-writing, syscall.EPIPE)
-		expectEOF(t, b)
-		send(t, b, "the other way")
-		expect(t, a, "the other way")
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		a, b := kit.Connect(t, kit.Listen(t, addr))
+		writing := kit.Begin(func() error { _, err := a.Write(make([]byte, kit.TooMuch)); return err })
+		kit.AwaitParked(t, "(*Conn).Write", 1)
+		kit.Must(t, b.CloseRead())
+		kit.Matches(t, <-writing, syscall.EPIPE)
+		kit.ExpectEOF(t, b)
+		kit.Send(t, b, "the other way")
+		kit.Expect(t, a, "the other way")
 	})
 }
 
@@ -158,13 +144,13 @@ func TestConnCloseReadEndsTheWritesOfThePeer(t *testing.T) {
 // Users and /proc
 
 func TestConnThatAnotherMakesBlockStopsNobodyElse(t *testing.T) {
-	story(t)
-	startChild(t, "blocked").end()
+	kit.Story(t)
+	kit.StartChild(t, "blocked").End()
 }
 
 // childReadsAnEndThatBlocks has what is a process of its own, so that it can hang.
-func childReadsAnEndThatBlocks(*parent, []string) error {
-	r, w := sure2(ipc.Pipe())
+func childReadsAnEndThatBlocks(*kit.Parent, []string) error {
+	r, w := kit.Sure2(ipc.Pipe())
 	f, err := r.File()
 	if err != nil {
 		return err
@@ -177,8 +163,8 @@ func childReadsAnEndThatBlocks(*parent, []string) error {
 	if e := raw.Control(func(fd uintptr) { err = syscall.SetNonblock(int(fd), false) }); e != nil || err != nil {
 		return errors.Join(e, err)
 	}
-	reading := beginRead(r)
-	for !strings.Contains(stacks(), "(*PipeReader).Read(") { // which stops the world
+	reading := kit.BeginRead(r)
+	for !strings.Contains(kit.Stacks(), "(*PipeReader).Read(") { // which stops the world
 		runtime.Gosched()
 	}
 	runtime.GC()
@@ -191,14 +177,14 @@ func childReadsAnEndThatBlocks(*parent, []string) error {
 // On a 32-bit system the position of what is left, and the most that one call takes, are
 // more than an int together.
 func TestConnWritesMoreThanOneCallTakes(t *testing.T) {
-	if underRace() {
+	if kit.UnderRace() {
 		t.Skip("the race detector needs four times the memory")
 	}
 	const length = 1<<30 + 1<<20
 	p := make([]byte, length) // never written to, so it takes no memory
 	writes := func(w io.Writer, r io.Reader) {
 		t.Helper()
-		writing := begin(func() error {
+		writing := kit.Begin(func() error {
 			n, err := w.Write(p)
 			if n != len(p) {
 				return fmt.Errorf("Write writes %d bytes: %w", n, err)
@@ -209,37 +195,37 @@ func TestConnWritesMoreThanOneCallTakes(t *testing.T) {
 		if n != length || err != nil {
 			t.Fatal(n, err)
 		}
-		must(t, <-writing)
+		kit.Must(t, <-writing)
 	}
 	t.Run("Conn", func(t *testing.T) {
-		story(t)
-		a, b := pair(t)
+		kit.Story(t)
+		a, b := kit.Pair(t)
 		writes(a, b)
 	})
 	t.Run("Pipe", func(t *testing.T) {
-		story(t)
-		r, w := pipe(t)
+		kit.Story(t)
+		r, w := kit.Pipe(t)
 		writes(w, r)
 	})
 }
 
 func TestConnSetBufferOfMoreThanAnIntIsTheLargest(t *testing.T) {
-	story(t)
-	a, _ := pair(t)
+	kit.Story(t)
+	a, _ := kit.Pair(t)
 	size := func(opt int) (n int) {
 		raw, err := a.SyscallConn()
-		must(t, err)
-		must(t, raw.Control(func(fd uintptr) { n, err = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, opt) }))
-		must(t, err)
+		kit.Must(t, err)
+		kit.Must(t, raw.Control(func(fd uintptr) { n, err = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, opt) }))
+		kit.Must(t, err)
 		return n
 	}
 	for opt, set := range map[int]func(int) error{
 		syscall.SO_RCVBUF: a.SetReadBuffer,
 		syscall.SO_SNDBUF: a.SetWriteBuffer,
 	} {
-		must(t, set(math.MaxInt32))
+		kit.Must(t, set(math.MaxInt32))
 		largest := size(opt)
-		must(t, set(math.MaxInt-math.MaxUint32%math.MaxInt)) // its lower half is 0
+		kit.Must(t, set(math.MaxInt-math.MaxUint32%math.MaxInt)) // its lower half is 0
 		if n := size(opt); n != largest {
 			t.Errorf("the buffer has %d bytes, at most it can have %d", n, largest)
 		}
@@ -252,7 +238,7 @@ func TestConnSetBufferOfMoreThanAnIntIsTheLargest(t *testing.T) {
 // foreignMsg is a connection of package net that carries messages.
 func foreignMsg(t *testing.T, c net.Conn, err error) net.Conn {
 	t.Helper()
-	must(t, err)
+	kit.Must(t, err)
 	t.Cleanup(func() { c.Close() })
 	return c
 }
@@ -265,11 +251,11 @@ func msgTalkForeign(t *testing.T, c *ipc.MsgConn, foreign net.Conn) {
 		if n, err := foreign.Write([]byte(text)); n != len(text) || err != nil {
 			t.Fatalf("write: %d, %v", n, err)
 		}
-		sendMsg(t, c, text)
+		kit.SendMsg(t, c, text)
 	}
 	buf := make([]byte, 100)
 	for _, text := range []string{"one", "the second"} {
-		expectMsg(t, c, text)
+		kit.ExpectMsg(t, c, text)
 		if n, err := foreign.Read(buf); string(buf[:n]) != text || err != nil {
 			t.Fatalf("the foreign end reads %q, %v; want %q", buf[:n], err, text)
 		}
@@ -277,122 +263,122 @@ func msgTalkForeign(t *testing.T, c *ipc.MsgConn, foreign net.Conn) {
 }
 
 func TestMsgConnForeignClientAndServer(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listenMsg(t, addr)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.ListenMsg(t, addr)
 		c, err := net.Dial("unixpacket", addr.String())
 		foreign := foreignMsg(t, c, err)
-		server := acceptMsg(t, l)
+		server := kit.AcceptMsg(t, l)
 		msgTalkForeign(t, server, foreign)
-		must(t, foreign.Close())
-		expectMsgEOF(t, server)
-		must(t, server.Close())
-		must(t, l.Close())
+		kit.Must(t, foreign.Close())
+		kit.ExpectMsgEOF(t, server)
+		kit.Must(t, server.Close())
+		kit.Must(t, l.Close())
 
 		other, err := net.Listen("unixpacket", addr.String())
-		must(t, err)
+		kit.Must(t, err)
 		defer other.Close()
-		client := dialMsg(t, addr)
+		client := kit.DialMsg(t, addr)
 		c, err = other.Accept()
 		foreign = foreignMsg(t, c, err)
 		msgTalkForeign(t, client, foreign)
-		must(t, client.Close())
+		kit.Must(t, client.Close())
 		if n, err := foreign.Read(make([]byte, 10)); n != 0 || err != io.EOF {
 			t.Errorf("the foreign end reads %d, %v", n, err)
 		}
 
 		_, err = ipc.ListenMsg(addr)
-		matches(t, err, ipc.ErrAddrInUse)
+		kit.Matches(t, err, ipc.ErrAddrInUse)
 	})
 }
 
 // TestMsgConnReceivesForeignEmptyMessages has them sent before the server's end was
 // accepted: nothing on this side was prepared for them.
 func TestMsgConnReceivesForeignEmptyMessages(t *testing.T) {
-	story(t)
-	addr := nameAddr(t)
-	l := listenMsg(t, addr)
+	kit.Story(t)
+	addr := kit.NameAddr(t)
+	l := kit.ListenMsg(t, addr)
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_SEQPACKET|syscall.SOCK_CLOEXEC, 0)
-	must(t, err)
+	kit.Must(t, err)
 	f := os.NewFile(uintptr(fd), "foreign")
 	defer f.Close()
-	must(t, syscall.Connect(fd, &syscall.SockaddrUnix{Name: addr.String()}))
+	kit.Must(t, syscall.Connect(fd, &syscall.SockaddrUnix{Name: addr.String()}))
 	for _, text := range []string{"", "one", "", ""} {
-		must(t, syscall.Sendto(fd, []byte(text), 0, nil))
+		kit.Must(t, syscall.Sendto(fd, []byte(text), 0, nil))
 	}
-	must(t, f.Close())
-	server := acceptMsg(t, l)
+	kit.Must(t, f.Close())
+	server := kit.AcceptMsg(t, l)
 	for _, text := range []string{"", "one", "", ""} {
-		expectMsg(t, server, text)
+		kit.ExpectMsg(t, server, text)
 	}
-	expectMsgEOF(t, server)
+	kit.ExpectMsgEOF(t, server)
 }
 
 func TestMsgConnAdoptsForeignSockets(t *testing.T) {
-	story(t)
-	a, b := adoptPair(t, syscall.SOCK_SEQPACKET, ipc.FileMsgConn)
-	msgTalk(t, a, b)
-	must(t, a.SetReadDeadline(time.Now().Add(brief)))
+	kit.Story(t)
+	a, b := kit.AdoptPair(t, syscall.SOCK_SEQPACKET, ipc.FileMsgConn)
+	kit.MsgTalk(t, a, b)
+	kit.Must(t, a.SetReadDeadline(time.Now().Add(kit.Brief)))
 	_, err := a.Recv(make([]byte, 1))
-	timedOut(t, err)
-	isProcess(t, peerOf(t, a), os.Getpid())
-	must(t, b.Close())
-	must(t, a.SetReadDeadline(time.Time{}))
-	expectMsgEOF(t, a)
+	kit.TimedOut(t, err)
+	kit.IsProcess(t, kit.PeerOf(t, a), os.Getpid())
+	kit.Must(t, b.Close())
+	kit.Must(t, a.SetReadDeadline(time.Time{}))
+	kit.ExpectMsgEOF(t, a)
 }
 
 func TestMsgConnFileIsADuplicate(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		client, server := msgConnect(t, listenMsg(t, addr))
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		client, server := kit.MsgConnect(t, kit.ListenMsg(t, addr))
 		f, err := client.File()
-		must(t, err)
-		must(t, client.Close())
+		kit.Must(t, err)
+		kit.Must(t, client.Close())
 		adopted, err := ipc.FileMsgConn(f)
-		must(t, err)
+		kit.Must(t, err)
 		defer adopted.Close()
-		must(t, f.Close())
-		msgTalk(t, adopted, server)
+		kit.Must(t, f.Close())
+		kit.MsgTalk(t, adopted, server)
 		if adopted.RemoteAddr() != addr {
 			t.Errorf("the address is %v, want %v", adopted.RemoteAddr(), addr)
 		}
-		must(t, adopted.Close())
-		expectMsgEOF(t, server) // not before the last duplicate was closed
+		kit.Must(t, adopted.Close())
+		kit.ExpectMsgEOF(t, server) // not before the last duplicate was closed
 	})
 }
 
 // TestListenMsgRespectsAForeignServer has a socket file in the way that a stream
 // cannot even be dialed to.
 func TestListenMsgRespectsAForeignServer(t *testing.T) {
-	story(t)
-	path := openDir(t) + "/socket"
+	kit.Story(t)
+	path := kit.OpenDir(t) + "/socket"
 	foreign, err := net.Listen("unixpacket", path)
-	must(t, err)
+	kit.Must(t, err)
 	defer foreign.Close()
 	for _, policy := range []ipc.Takeover{ipc.TakeoverStale, ipc.TakeoverNever} {
 		lc := ipc.ListenConfig{Takeover: policy}
 		_, err := lc.ListenMsg(ipc.Path(path))
-		matches(t, err, ipc.ErrAddrInUse)
+		kit.Matches(t, err, ipc.ErrAddrInUse)
 		_, err = lc.Listen(ipc.Path(path))
-		matches(t, err, ipc.ErrAddrInUse)
+		kit.Matches(t, err, ipc.ErrAddrInUse)
 	}
 	c, err := net.Dial("unixpacket", path)
 	foreignMsg(t, c, err)
 
 	foreign.(*net.UnixListener).SetUnlinkOnClose(false)
-	must(t, foreign.Close())
-	l := listenMsg(t, ipc.Path(path)) // now it is stale
-	client, server := msgConnect(t, l)
-	msgTalk(t, client, server)
-	must(t, l.Close())
+	kit.Must(t, foreign.Close())
+	l := kit.ListenMsg(t, ipc.Path(path)) // now it is stale
+	client, server := kit.MsgConnect(t, l)
+	kit.MsgTalk(t, client, server)
+	kit.Must(t, l.Close())
 }
 
 // ---------------------------------------------------------------------------
 // Capacity of pipes
 
 func TestPipeCapacity(t *testing.T) {
-	story(t)
-	r, w := pipe(t)
+	kit.Story(t)
+	r, w := kit.Pipe(t)
 	before, err := r.Capacity()
-	must(t, err)
+	kit.Must(t, err)
 	if before < os.Getpagesize() {
 		t.Errorf("the capacity is %d", before)
 	}
@@ -400,25 +386,25 @@ func TestPipeCapacity(t *testing.T) {
 		SetCapacity(int) error
 		Capacity() (int, error)
 	}{r, w} {
-		must(t, end.SetCapacity(2*before-1)) // the kernel rounds it up
+		kit.Must(t, end.SetCapacity(2*before-1)) // the kernel rounds it up
 		for _, other := range []interface{ Capacity() (int, error) }{r, w} {
 			if n, err := other.Capacity(); n != 2*before || err != nil {
 				t.Errorf("the capacity is %d, %v; want %d", n, err, 2*before)
 			}
 		}
 		n, err := w.Write(make([]byte, 2*before)) // there is room for so much and no more
-		must(t, err)
-		must(t, w.SetWriteDeadline(time.Now().Add(brief)))
+		kit.Must(t, err)
+		kit.Must(t, w.SetWriteDeadline(time.Now().Add(kit.Brief)))
 		_, err = w.Write([]byte{1})
-		timedOut(t, err)
-		must(t, w.SetWriteDeadline(time.Time{}))
+		kit.TimedOut(t, err)
+		kit.Must(t, w.SetWriteDeadline(time.Time{}))
 		err = end.SetCapacity(before)
-		matches(t, err, syscall.EBUSY) // more is in it
-		isPipeError(t, err, "set")
+		kit.Matches(t, err, syscall.EBUSY) // more is in it
+		kit.IsPipeError(t, err, "set")
 		if _, err := io.ReadFull(r, make([]byte, n)); err != nil {
 			t.Error(err)
 		}
-		must(t, end.SetCapacity(before))
+		kit.Must(t, end.SetCapacity(before))
 		for _, n := range []int{-1, math.MinInt, 1<<(strconv.IntSize/2) + 1} {
 			if n < math.MaxInt32 && n > 0 {
 				continue // int has 32 bits: it is one that there can be
@@ -431,17 +417,17 @@ func TestPipeCapacity(t *testing.T) {
 			t.Errorf("the capacity is %d, %v", n, err)
 		}
 	}
-	must(t, r.Close())
+	kit.Must(t, r.Close())
 	_, err = r.Capacity()
-	matches(t, err, net.ErrClosed)
-	isPipeError(t, err, "get")
-	matches(t, r.SetCapacity(before), net.ErrClosed)
+	kit.Matches(t, err, net.ErrClosed)
+	kit.IsPipeError(t, err, "get")
+	kit.Matches(t, r.SetCapacity(before), net.ErrClosed)
 }
 
 func TestFIFOCapacity(t *testing.T) {
-	story(t)
-	r, w := polled.open(t, makeFIFO(t, tempDir(t)))
-	must(t, w.SetCapacity(128<<10))
+	kit.Story(t)
+	r, w := polled.open(t, kit.MakeFIFO(t, kit.TempDir(t)))
+	kit.Must(t, w.SetCapacity(128<<10))
 	if n, err := r.Capacity(); n != 128<<10 || err != nil {
 		t.Errorf("the capacity is %d, %v", n, err)
 	}
@@ -455,12 +441,12 @@ func TestFIFOWriterThatSaysNothingIsNoticed(t *testing.T) {
 	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
 		cmd, _ := shell(t, `: > "$0"`, path)
 		r, err := w.openReader(t.Context(), path)
-		must(t, err)
+		kit.Must(t, err)
 		defer r.Close()
-		expectEOF(t, r)
-		must(t, cmd.Wait())
+		kit.ExpectEOF(t, r)
+		kit.Must(t, cmd.Wait())
 
-		opening := begin(func() error {
+		opening := kit.Begin(func() error {
 			r, err := w.openReader(t.Context(), path)
 			if err != nil {
 				return err
@@ -470,12 +456,12 @@ func TestFIFOWriterThatSaysNothingIsNoticed(t *testing.T) {
 			}
 			return r.Close()
 		})
-		awaitParked(t, "OpenFIFOReader", 1)
-		must(t, r.Close())
+		kit.AwaitParked(t, "OpenFIFOReader", 1)
+		kit.Must(t, r.Close())
 		p, err := w.openWriter(t.Context(), path)
-		must(t, err)
-		must(t, p.Close())
-		must(t, <-opening)
+		kit.Must(t, err)
+		kit.Must(t, p.Close())
+		kit.Must(t, <-opening)
 	})
 }
 
@@ -489,17 +475,17 @@ func TestPipeWaitHoldsNoThread(t *testing.T) {
 		var ends []io.Closer
 		var ended, opening []<-chan error
 		for i := range each {
-			r, _ := pipe(t)
-			_, full := pipe(t)
+			r, _ := kit.Pipe(t)
+			_, full := kit.Pipe(t)
 			ended = append(ended,
-				beginRead(r),
-				begin(func() error { _, err := full.Write(make([]byte, tooMuch)); return err }))
+				kit.BeginRead(r),
+				kit.Begin(func() error { _, err := full.Write(make([]byte, kit.TooMuch)); return err }))
 			ends = append(ends, r, full)
 			fifo := path + strconv.Itoa(i)
-			must(t, ipc.Mkfifo(fifo, 0o600))
+			kit.Must(t, ipc.Mkfifo(fifo, 0o600))
 			t.Cleanup(func() { os.Remove(fifo) })
 			fr, _ := w.open(t, fifo)
-			ended = append(ended, beginRead(fr))
+			ended = append(ended, kit.BeginRead(fr))
 			ends = append(ends, fr)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
@@ -507,26 +493,26 @@ func TestPipeWaitHoldsNoThread(t *testing.T) {
 		for i := range each {
 			name := []string{"OpenFIFOReader", "OpenFIFOWriter"}[i%2]
 			fifo := path + "-" + strconv.Itoa(i)
-			must(t, ipc.Mkfifo(fifo, 0o600))
+			kit.Must(t, ipc.Mkfifo(fifo, 0o600))
 			t.Cleanup(func() { os.Remove(fifo) })
-			opening = append(opening, begin(func() error { _, err := openers[name](ctx, fifo); return err }))
+			opening = append(opening, kit.Begin(func() error { _, err := openers[name](ctx, fifo); return err }))
 		}
-		awaitParked(t, "(*PipeReader).Read", 2*each)
-		awaitParked(t, "(*PipeWriter).Write", each)
-		awaitParked(t, "OpenFIFOReader", each/2)
-		awaitParked(t, "OpenFIFOWriter", each/2)
+		kit.AwaitParked(t, "(*PipeReader).Read", 2*each)
+		kit.AwaitParked(t, "(*PipeWriter).Write", each)
+		kit.AwaitParked(t, "OpenFIFOReader", each/2)
+		kit.AwaitParked(t, "OpenFIFOWriter", each/2)
 		if now := threads(t); now > before+20 {
 			t.Errorf("%d waits made %d threads of %d", 4*each, now, before)
 		}
 		for _, end := range ends {
-			must(t, end.Close())
+			kit.Must(t, end.Close())
 		}
 		for _, done := range ended {
-			matches(t, <-done, net.ErrClosed)
+			kit.Matches(t, <-done, net.ErrClosed)
 		}
 		cancel()
 		for _, done := range opening {
-			matches(t, <-done, context.Canceled)
+			kit.Matches(t, <-done, context.Canceled)
 		}
 	})
 }
@@ -544,12 +530,12 @@ func readByProcess(t *testing.T) int64 {
 	}
 	_, rest, _ := strings.Cut("\n"+string(counters), "\nrchar: ")
 	n, err := strconv.ParseInt(strings.SplitN(rest, "\n", 2)[0], 10, 64)
-	must(t, err)
+	kit.Must(t, err)
 	return n
 }
 
 func TestCopyDoesNotPassThroughThisProcess(t *testing.T) {
-	data := pattern(4 << 20)
+	data := kit.Pattern(4 << 20)
 	splices := func(name string) bool {
 		return slices.Contains([]string{
 			"Conn", "PipeReader", "PipeWriter", "TCPConn", "UnixConn", "LimitedConn", "LimitedPipe", "OSPipe",
@@ -561,7 +547,7 @@ func TestCopyDoesNotPassThroughThisProcess(t *testing.T) {
 				continue
 			}
 			t.Run(from.name+"To"+to.name, func(t *testing.T) {
-				story(t)
+				kit.Story(t)
 				src := from.open(t, data)
 				dst, arrived := to.open(t)
 				before := readByProcess(t)
@@ -572,7 +558,7 @@ func TestCopyDoesNotPassThroughThisProcess(t *testing.T) {
 				} else if from.own {
 					n, err = src.(io.WriterTo).WriteTo(dst)
 				}
-				must(t, dst.Close())
+				kit.Must(t, dst.Close())
 				if got := arrived(); n != int64(len(data)) || err != nil || !bytes.Equal(got, data) {
 					t.Errorf("copied %d of %d, %v", n, len(data), err)
 				}
@@ -591,9 +577,9 @@ func TestCopyAndReadsShareTheSource(t *testing.T) {
 	overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
 		const rounds = 1500
 		arrived := make(chan int, 2*rounds) // how much, at either place
-		done := begin(func() error { _, err := copying(); return errors.Join(err, s.dst.Close()) })
+		done := kit.Begin(func() error { _, err := copying(); return errors.Join(err, s.dst.Close()) })
 		count := func(r io.Reader) <-chan error {
-			return begin(func() error {
+			return kit.Begin(func() error {
 				for p := make([]byte, 10); ; {
 					n, err := r.Read(p)
 					if err == io.EOF {
@@ -607,18 +593,18 @@ func TestCopyAndReadsShareTheSource(t *testing.T) {
 		}
 		reading, draining := count(s.src), count(s.out)
 		for i := range rounds { // each arrives before the next is sent
-			send(t, s.in, "x")
+			kit.Send(t, s.in, "x")
 			select {
 			case n := <-arrived:
 				if n != 1 {
 					t.Fatalf("byte %d became %d", i, n)
 				}
-			case <-time.After(soon):
-				t.Fatalf("byte %d does not arrive\n\n%s", i, stacks())
+			case <-time.After(kit.Soon):
+				t.Fatalf("byte %d does not arrive\n\n%s", i, kit.Stacks())
 			}
 		}
-		must(t, s.in.Close())
-		must(t, errors.Join(<-done, <-reading, <-draining))
+		kit.Must(t, s.in.Close())
+		kit.Must(t, errors.Join(<-done, <-reading, <-draining))
 		if n := len(arrived); n != 0 {
 			t.Errorf("%d bytes became %d", rounds, rounds+n)
 		}
@@ -627,14 +613,14 @@ func TestCopyAndReadsShareTheSource(t *testing.T) {
 
 // What the kernel does not splice is copied all the same.
 func TestCopyOfFilesThatAreNotSpliced(t *testing.T) {
-	story(t)
-	r, w := pipe(t)
-	a, b := pair(t)
+	kit.Story(t)
+	r, w := kit.Pipe(t)
+	a, b := kit.Pair(t)
 	for path, out := range map[string]io.Reader{"/proc/self/cmdline": r, "/proc/self/environ": b} {
 		want, err := os.ReadFile(path)
-		must(t, err)
+		kit.Must(t, err)
 		f, err := os.Open(path)
-		must(t, err)
+		kit.Must(t, err)
 		var dst interface {
 			io.ReaderFrom
 			io.Closer
@@ -647,68 +633,68 @@ func TestCopyOfFilesThatAreNotSpliced(t *testing.T) {
 		if n != int64(len(want)) || err != nil {
 			t.Errorf("%s: copied %d of %d, %v", path, n, len(want), err)
 		}
-		must(t, errors.Join(f.Close(), dst.Close()))
+		kit.Must(t, errors.Join(f.Close(), dst.Close()))
 		if !bytes.Equal(arrived(), want) {
 			t.Errorf("%s: other bytes arrive", path)
 		}
 	}
 	dir, err := os.Open("/")
-	must(t, err)
+	kit.Must(t, err)
 	defer dir.Close()
-	_, w = pipe(t)
+	_, w = kit.Pipe(t)
 	_, err = w.ReadFrom(dir)
-	matches(t, err, syscall.EISDIR)
+	kit.Matches(t, err, syscall.EISDIR)
 }
 
 func TestCopyFromAFollowedFileEndsAtItsEnd(t *testing.T) {
-	story(t)
-	name := tempDir(t) + "/log"
-	must(t, os.WriteFile(name, []byte("first"), 0o600))
+	kit.Story(t)
+	name := kit.TempDir(t) + "/log"
+	kit.Must(t, os.WriteFile(name, []byte("first"), 0o600))
 	defer os.Remove(name)
 	log, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND, 0)
-	must(t, err)
+	kit.Must(t, err)
 	defer log.Close()
 	f, err := os.Open(name)
-	must(t, err)
+	kit.Must(t, err)
 	defer f.Close()
-	r, w := pipe(t)
+	r, w := kit.Pipe(t)
 	for _, text := range []string{"first", "then", ""} {
 		if n, err := w.ReadFrom(f); n != int64(len(text)) || err != nil {
 			t.Errorf("copied %d of %q, %v", n, text, err)
 		}
-		expect(t, r, text)
+		kit.Expect(t, r, text)
 		if text == "first" {
-			send(t, log, "then")
+			kit.Send(t, log, "then")
 		}
 	}
 }
 
 // Each datagram stays one, and an empty one is no end.
 func TestCopyLeavesDatagramsAlone(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0)
-	must(t, err)
+	kit.Must(t, err)
 	var ends [2]*net.UnixConn
 	for i, fd := range fds {
 		f := os.NewFile(uintptr(fd), "end")
 		c, err := net.FileConn(f)
-		must(t, errors.Join(err, f.Close()))
+		kit.Must(t, errors.Join(err, f.Close()))
 		defer c.Close()
 		ends[i] = c.(*net.UnixConn)
 	}
-	r, w := pipe(t)
+	r, w := kit.Pipe(t)
 	datagrams := []string{"one", "", "three"}
 	for _, d := range datagrams {
 		_, err := ends[0].Write([]byte(d))
-		must(t, err)
+		kit.Must(t, err)
 	}
-	must(t, ends[1].SetReadDeadline(time.Now().Add(brief)))
+	kit.Must(t, ends[1].SetReadDeadline(time.Now().Add(kit.Brief)))
 	n, err := w.ReadFrom(ends[1])
-	timedOut(t, err)
+	kit.TimedOut(t, err)
 	if n != int64(len("onethree")) {
 		t.Errorf("copied %d bytes of %d", n, len("onethree"))
 	}
-	must(t, w.Close())
+	kit.Must(t, w.Close())
 	got, err := io.ReadAll(r)
 	if string(got) != "onethree" || err != nil {
 		t.Errorf("%q arrives, %v", got, err)
@@ -716,33 +702,33 @@ func TestCopyLeavesDatagramsAlone(t *testing.T) {
 }
 
 func TestCopyAllocatesLittle(t *testing.T) {
-	story(t)
-	a, b := pair(t)
-	r, w := pipe(t)
-	copying := begin(func() error { _, err := w.ReadFrom(b); return err })
+	kit.Story(t)
+	a, b := kit.Pair(t)
+	r, w := kit.Pipe(t)
+	copying := kit.Begin(func() error { _, err := w.ReadFrom(b); return err })
 	buf := make([]byte, 100)
-	allocatesNothing(t, "a copy that waits each time", func() error {
+	kit.AllocatesNothing(t, "a copy that waits each time", func() error {
 		if _, err := a.Write(buf); err != nil {
 			return err
 		}
 		_, err := io.ReadFull(r, buf)
 		return err
 	})
-	must(t, a.Close())
-	must(t, <-copying)
+	kit.Must(t, a.Close())
+	kit.Must(t, <-copying)
 }
 
 func TestCopyWithoutDescriptors(t *testing.T) {
-	story(t)
-	startChild(t, "splice").end()
+	kit.Story(t)
+	kit.StartChild(t, "splice").End()
 }
 
 // childSplicesWithoutDescriptors copies between sockets where there is none left
 // for a pipe between them.
-func childSplicesWithoutDescriptors(*parent, []string) error {
-	a, b := sure2(ipc.Pair())
-	c, d := sure2(ipc.Pair())
-	data := pattern(1 << 20)
+func childSplicesWithoutDescriptors(*kit.Parent, []string) error {
+	a, b := kit.Sure2(ipc.Pair())
+	c, d := kit.Sure2(ipc.Pair())
+	data := kit.Pattern(1 << 20)
 	later := time.Now().Add(time.Hour) // joins the poller, which takes descriptors
 	err := errors.Join(a.SetDeadline(later), b.SetDeadline(later), c.SetDeadline(later), d.SetDeadline(later))
 	if err != nil {
@@ -759,8 +745,8 @@ func childSplicesWithoutDescriptors(*parent, []string) error {
 			return err
 		}
 	}
-	feeding := begin(func() error { _, err := a.Write(data); return errors.Join(err, a.Close()) })
-	copying := begin(func() error {
+	feeding := kit.Begin(func() error { _, err := a.Write(data); return errors.Join(err, a.Close()) })
+	copying := kit.Begin(func() error {
 		n, err := c.ReadFrom(b)
 		if n != int64(len(data)) {
 			err = fmt.Errorf("copied %d of %d, %w", n, len(data), err)
@@ -788,30 +774,30 @@ func TestCopyFromAFileThatBlocks(t *testing.T) {
 				continue
 			}
 			t.Run(from+"To"+to.name, func(t *testing.T) {
-				story(t)
+				kit.Story(t)
 				fds, err := open()
-				must(t, err)
+				kit.Must(t, err)
 				src, in := os.NewFile(uintptr(fds[0]), "src"), os.NewFile(uintptr(fds[1]), "in")
 				defer src.Close()
 				defer in.Close()
 				dst, arrived := to.open(t)
-				send(t, in, "first")
-				copying := begin(func() error {
+				kit.Send(t, in, "first")
+				copying := kit.Begin(func() error {
 					n, err := dst.(io.ReaderFrom).ReadFrom(&io.LimitedReader{R: src, N: 9})
 					if err == nil && n != 9 {
 						err = fmt.Errorf("copied %d of 9", n)
 					}
 					return errors.Join(err, dst.Close())
 				})
-				eventually(t, "the copy waits in a read", func() bool {
-					return strings.Contains(stacks(), "os.(*File).Read(")
+				kit.Eventually(t, "the copy waits in a read", func() bool {
+					return strings.Contains(kit.Stacks(), "os.(*File).Read(")
 				})
-				send(t, in, "then, and more")
-				must(t, <-copying)
+				kit.Send(t, in, "then, and more")
+				kit.Must(t, <-copying)
 				if got := arrived(); string(got) != "firstthen" {
 					t.Errorf("%q arrives", got)
 				}
-				expect(t, src, ", and more")
+				kit.Expect(t, src, ", and more")
 			})
 		}
 	}
@@ -825,24 +811,24 @@ func TestCopyThatTimesOutTakesNothing(t *testing.T) {
 		if _, to := s.dst.(*ipc.Conn); from && to {
 			t.Skip("there is a pipe in the middle")
 		}
-		send(t, s.in, "data")
-		must(t, s.dst.SetWriteDeadline(time.Now().Add(-time.Hour)))
+		kit.Send(t, s.in, "data")
+		kit.Must(t, s.dst.SetWriteDeadline(time.Now().Add(-time.Hour)))
 		_, err := copying()
-		timedOut(t, err)
-		must(t, s.in.Close())
-		expect(t, s.src, "data")
-		expectEOF(t, s.src)
+		kit.TimedOut(t, err)
+		kit.Must(t, s.in.Close())
+		kit.Expect(t, s.src, "data")
+		kit.ExpectEOF(t, s.src)
 	})
 }
 
 func TestCopyWhereDescriptorsAreForbidden(t *testing.T) {
-	story(t)
-	startChild(t, "sandbox").end()
+	kit.Story(t)
+	kit.StartChild(t, "sandbox").End()
 }
 
 // childMayHaveNoDescriptors is in a sandbox where poll(2) fails, as it does with
 // more descriptors than a process may have, and be it one.
-func childMayHaveNoDescriptors(p *parent, _ []string) error {
+func childMayHaveNoDescriptors(p *kit.Parent, _ []string) error {
 	l, err := ipc.Listen(ipc.Addr{})
 	if err != nil {
 		return err
@@ -853,17 +839,17 @@ func childMayHaveNoDescriptors(p *parent, _ []string) error {
 		return err
 	}
 	defer client.Close()
-	in, a := sure2(ipc.Pair())
-	r, w := sure2(ipc.Pipe())
-	data := pattern(1 << 20)
+	in, a := kit.Sure2(ipc.Pair())
+	r, w := kit.Sure2(ipc.Pipe())
+	data := kit.Pattern(1 << 20)
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{}); err != nil {
 		return err
 	}
 	if _, err := l.Accept(); !errors.Is(err, syscall.EMFILE) {
 		return fmt.Errorf("accept: %w", err)
 	}
-	feeding := begin(func() error { _, err := in.Write(data); return errors.Join(err, in.Close()) })
-	copying := begin(func() error { _, err := w.ReadFrom(a); return errors.Join(err, w.Close()) })
+	feeding := kit.Begin(func() error { _, err := in.Write(data); return errors.Join(err, in.Close()) })
+	copying := kit.Begin(func() error { _, err := w.ReadFrom(a); return errors.Join(err, w.Close()) })
 	got, err := io.ReadAll(r)
 	if !bytes.Equal(got, data) {
 		err = errors.Join(err, fmt.Errorf("of %d bytes %d arrive", len(data), len(got)))
@@ -872,38 +858,38 @@ func childMayHaveNoDescriptors(p *parent, _ []string) error {
 }
 
 func TestCopyHoldsNoThread(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	const each = 50
 	before := threads(t)
 	var ends []io.Closer
 	var copying []<-chan error
 	for range each {
-		_, b := pair(t)
-		c, _ := pair(t)
-		r, _ := pipe(t)
-		_, full := pipe(t)
-		must(t, full.SetWriteDeadline(time.Now())) // fill it
+		_, b := kit.Pair(t)
+		c, _ := kit.Pair(t)
+		r, _ := kit.Pipe(t)
+		_, full := kit.Pipe(t)
+		kit.Must(t, full.SetWriteDeadline(time.Now())) // fill it
 		for {
 			if _, err := full.Write(make([]byte, 4096)); err != nil {
 				break
 			}
 		}
-		must(t, full.SetWriteDeadline(time.Time{}))
-		copying = append(copying, begin(func() error { _, err := c.ReadFrom(b); return err }))
-		copying = append(copying, begin(func() error { _, err := r.WriteTo(full); return err }))
+		kit.Must(t, full.SetWriteDeadline(time.Time{}))
+		copying = append(copying, kit.Begin(func() error { _, err := c.ReadFrom(b); return err }))
+		copying = append(copying, kit.Begin(func() error { _, err := r.WriteTo(full); return err }))
 		ends = append(ends, b, r)
 	}
-	eventually(t, "the copies wait", func() bool {
-		return strings.Count(stacks(), "splicer).run(") >= 2*each
+	kit.Eventually(t, "the copies wait", func() bool {
+		return strings.Count(kit.Stacks(), "splicer).run(") >= 2*each
 	})
 	if now := threads(t); now > before+20 {
 		t.Errorf("%d copies made %d threads of %d", 2*each, now, before)
 	}
 	for _, end := range ends {
-		must(t, end.Close())
+		kit.Must(t, end.Close())
 	}
 	for _, done := range copying {
-		matches(t, <-done, net.ErrClosed)
+		kit.Matches(t, <-done, net.ErrClosed)
 	}
 }
 
@@ -948,7 +934,7 @@ func memfd(t *testing.T, size int64, flags, seals uintptr) *os.File {
 }
 
 func TestFileMemoryLooksAtTheSeals(t *testing.T) {
-	needsMemory(t)
+	kit.NeedsMemory(t)
 	for _, c := range []struct {
 		flags, seals      uintptr
 		size              int64
@@ -971,7 +957,7 @@ func TestFileMemoryLooksAtTheSeals(t *testing.T) {
 		{allowSealing | hugeTLB, sealShrink | sealGrow | sealSeal, 2 << 20, false, false},
 	} {
 		t.Run(fmt.Sprintf("flags=%#x,seals=%#x,size=%d", c.flags, c.seals, c.size), func(t *testing.T) {
-			story(t)
+			kit.Story(t)
 			f := memfd(t, c.size, c.flags, c.seals)
 			limit := 1 << 20
 			if c.flags&hugeTLB != 0 {
@@ -1000,10 +986,10 @@ func TestFileMemoryLooksAtTheSeals(t *testing.T) {
 
 // Nobody shrinks, grows or reopens for writing what NewMemory made.
 func TestMemoryKeepsItsSize(t *testing.T) {
-	needsMemory(t)
-	story(t)
-	m := newMemory(t, 8192)
-	f, ro := memoryFile(t, m, false), memoryFile(t, m, true)
+	kit.NeedsMemory(t)
+	kit.Story(t)
+	m := kit.NewMemory(t, 8192)
+	f, ro := kit.MemoryFile(t, m, false), kit.MemoryFile(t, m, true)
 	for _, size := range []int64{0, 4096, 16384} {
 		if err := f.Truncate(size); !errors.Is(err, syscall.EPERM) {
 			t.Errorf("truncated to %d: %v", size, err)
@@ -1013,7 +999,7 @@ func TestMemoryKeepsItsSize(t *testing.T) {
 		t.Errorf("mapped for writing: %v", err)
 	}
 	var st syscall.Stat_t
-	must(t, syscall.Fstat(int(f.Fd()), &st))
+	kit.Must(t, syscall.Fstat(int(f.Fd()), &st))
 	if st.Mode&0o777 != 0o600 {
 		t.Errorf("its mode is %o", st.Mode&0o777)
 	}
@@ -1021,22 +1007,22 @@ func TestMemoryKeepsItsSize(t *testing.T) {
 
 // What a peer gets of a connection's memory it cannot write.
 func TestSharedConnPeerCannotWriteItsMemory(t *testing.T) {
-	needsMemory(t)
-	story(t)
-	addr := pathAddr(t)
-	l := listen(t, addr)
+	kit.NeedsMemory(t)
+	kit.Story(t)
+	addr := kit.PathAddr(t)
+	l := kit.Listen(t, addr)
 	a, err := ipc.DialShared(addr)
-	kept(t, a, err)
-	b := accept(t, l)
-	reserving := begin(func() error { _, err := a.Reserve(8 << 10); return err })
+	kit.Kept(t, a, err)
+	b := kit.Accept(t, l)
+	reserving := kit.Begin(func() error { _, err := a.Reserve(8 << 10); return err })
 	hello := make([]byte, 32)
 	oob := make([]byte, 100)
 	n, oobn, _, err := b.ReadMsg(hello, oob)
-	must(t, err)
+	kit.Must(t, err)
 	msgs, err := syscall.ParseSocketControlMessage(oob[:oobn])
-	must(t, err)
+	kit.Must(t, err)
 	fds, err := syscall.ParseUnixRights(&msgs[0])
-	must(t, err)
+	kit.Must(t, err)
 	defer func() {
 		for _, fd := range fds {
 			syscall.Close(fd)
@@ -1046,7 +1032,7 @@ func TestSharedConnPeerCannotWriteItsMemory(t *testing.T) {
 		t.Fatalf("a hello of %d bytes and %d descriptors", n, len(fds))
 	}
 	var st syscall.Stat_t
-	must(t, syscall.Fstat(fds[0], &st))
+	kit.Must(t, syscall.Fstat(fds[0], &st))
 	if _, err := syscall.Mmap(fds[0], 0, int(st.Size), syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED); !errors.Is(err, syscall.EPERM) {
 		t.Errorf("mapped for writing: %v", err)
 	}
@@ -1060,11 +1046,11 @@ func TestSharedConnPeerCannotWriteItsMemory(t *testing.T) {
 		t.Errorf("truncated: %v", err)
 	}
 	mem, err := syscall.Mmap(fds[0], 0, int(st.Size), syscall.PROT_READ, syscall.MAP_SHARED)
-	must(t, err)
+	kit.Must(t, err)
 	if err := syscall.Mprotect(mem, syscall.PROT_READ|syscall.PROT_WRITE); !errors.Is(err, syscall.EACCES) {
 		t.Errorf("made writable: %v", err)
 	}
-	must(t, syscall.Munmap(mem))
-	must(t, b.Close())
+	kit.Must(t, syscall.Munmap(mem))
+	kit.Must(t, b.Close())
 	<-reserving
 }

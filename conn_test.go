@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
 // ---------------------------------------------------------------------------
@@ -35,7 +36,7 @@ import (
 // converse is one side of the exchange: two messages each way, the first ends
 // with a newline, the second with NUL, read and written at the same time.
 func converse(c *ipc.Conn, say, want [2]string) error {
-	writing := begin(func() error {
+	writing := kit.Begin(func() error {
 		for _, line := range say {
 			if _, err := io.WriteString(c, line); err != nil {
 				return err
@@ -58,8 +59,8 @@ func converse(c *ipc.Conn, say, want [2]string) error {
 
 func TestConnsOfManyClientsAtOnce(t *testing.T) {
 	const clients = 80
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.Listen(t, addr)
 		fromServer := [2]string{"Hello from server!\n", "The server bids you farewell.\x00"}
 		fromClient := [2]string{"Hello from client!\n", "The client takes its leave.\x00"}
 		pid := os.Getpid()
@@ -101,26 +102,26 @@ func TestConnsOfManyClientsAtOnce(t *testing.T) {
 			})
 		}
 		all.Wait()
-		must(t, l.Close())
+		kit.Must(t, l.Close())
 		_, err := ipc.Dial(addr)
-		matches(t, err, ipc.ErrNoListener)
+		kit.Matches(t, err, ipc.ErrNoListener)
 	})
 }
 
 func TestPairIsConnected(t *testing.T) {
-	story(t)
-	a, b := pair(t)
-	talk(t, a, b)
-	talk(t, b, a)
-	must(t, a.Close())
-	expectEOF(t, b)
+	kit.Story(t)
+	a, b := kit.Pair(t)
+	kit.Talk(t, a, b)
+	kit.Talk(t, b, a)
+	kit.Must(t, a.Close())
+	kit.ExpectEOF(t, b)
 }
 
 func TestConnCarriesMuchBothWaysAtOnce(t *testing.T) {
-	story(t)
-	a, b := pair(t)
+	kit.Story(t)
+	a, b := kit.Pair(t)
 	const size = 4 << 20
-	data := pattern(size)
+	data := kit.Pattern(size)
 	mirror := bytes.Clone(data)
 	slices.Reverse(mirror)
 	var done []<-chan error
@@ -129,14 +130,14 @@ func TestConnCarriesMuchBothWaysAtOnce(t *testing.T) {
 		data     []byte
 	}{{a, b, data}, {b, a, mirror}} {
 		done = append(done,
-			begin(func() error {
+			kit.Begin(func() error {
 				n, err := way.from.Write(way.data)
 				if err == nil && n != size {
 					err = fmt.Errorf("wrote %d of %d", n, size)
 				}
 				return err
 			}),
-			begin(func() error {
+			kit.Begin(func() error {
 				got := make([]byte, size)
 				_, err := io.ReadFull(way.to, got)
 				if err == nil && !bytes.Equal(got, way.data) {
@@ -146,110 +147,110 @@ func TestConnCarriesMuchBothWaysAtOnce(t *testing.T) {
 			}))
 	}
 	for _, d := range done {
-		must(t, <-d)
+		kit.Must(t, <-d)
 	}
 }
 
 func TestConnKeepsWhatWasWrittenBeforeClose(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.Listen(t, addr)
 		for range 20 {
-			client, server := connect(t, l)
+			client, server := kit.Connect(t, l)
 			for _, way := range [][2]*ipc.Conn{{client, server}, {server, client}} {
 				text := strings.Repeat("last words ", 100)
-				send(t, way[0], text)
+				kit.Send(t, way[0], text)
 				if way[0] == server {
-					must(t, server.Close())
+					kit.Must(t, server.Close())
 				}
-				expect(t, way[1], text)
+				kit.Expect(t, way[1], text)
 			}
-			expectEOF(t, client)
-			expectEOF(t, client) // and so it stays
+			kit.ExpectEOF(t, client)
+			kit.ExpectEOF(t, client) // and so it stays
 		}
-		client, server := connect(t, l)
-		send(t, client, "sent and gone")
-		must(t, client.Close())
-		must(t, l.Close())
-		expect(t, server, "sent and gone")
-		expectEOF(t, server)
+		client, server := kit.Connect(t, l)
+		kit.Send(t, client, "sent and gone")
+		kit.Must(t, client.Close())
+		kit.Must(t, l.Close())
+		kit.Expect(t, server, "sent and gone")
+		kit.ExpectEOF(t, server)
 	})
 }
 
 func TestListenerHearsAClientThatLeftBeforeAccept(t *testing.T) {
-	overEachServer(t, func(t *testing.T, _ ipc.Addr, s server) {
-		early, err := s.dial()
-		kept(t, early, err)
-		send(t, early, "could")
-		send(t, early, " not wait")
-		must(t, early.Close())
-		there, err := s.accept()
-		kept(t, there, err)
-		expect(t, there, "could")
-		expect(t, there, " not wait")
-		expectEOF(t, there)
-		client, there := s.connect(t)
-		talk(t, client, there)
+	kit.OverEachServer(t, func(t *testing.T, _ ipc.Addr, s kit.Server) {
+		early, err := s.Dial()
+		kit.Kept(t, early, err)
+		kit.Send(t, early, "could")
+		kit.Send(t, early, " not wait")
+		kit.Must(t, early.Close())
+		there, err := s.Accept()
+		kit.Kept(t, there, err)
+		kit.Expect(t, there, "could")
+		kit.Expect(t, there, " not wait")
+		kit.ExpectEOF(t, there)
+		client, there := s.Connect(t)
+		kit.Talk(t, client, there)
 	})
 }
 
 func TestListenerSurvivesClientsThatComeAndGo(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listenWith(t, ipc.ListenConfig{Backlog: 20}, addr)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.ListenWith(t, ipc.ListenConfig{Backlog: 20}, addr)
 		for range 10 {
-			must(t, dial(t, addr).Close())
+			kit.Must(t, kit.Dial(t, addr).Close())
 		}
-		client := dial(t, addr)
-		send(t, client, "here to stay")
+		client := kit.Dial(t, addr)
+		kit.Send(t, client, "here to stay")
 		for { // those that left may or may not be seen
-			server := accept(t, l)
+			server := kit.Accept(t, l)
 			first := make([]byte, 4)
 			if _, err := io.ReadFull(server, first); err == io.EOF {
-				must(t, server.Close())
+				kit.Must(t, server.Close())
 				continue
 			}
-			expect(t, server, " to stay")
+			kit.Expect(t, server, " to stay")
 			break
 		}
 	})
 }
 
 func TestConnWriteToAPeerThatIsGone(t *testing.T) {
-	overEachEnd(t, func(t *testing.T, a, b end) {
-		must(t, b.Close())
+	overEachEnd(t, func(t *testing.T, a, b kit.End) {
+		kit.Must(t, b.Close())
 		var err error
-		eventually(t, "a write fails", func() bool {
+		kit.Eventually(t, "a write fails", func() bool {
 			_, err = a.Write([]byte("anybody?"))
 			return err != nil
 		})
-		matches(t, err, syscall.EPIPE)
-		isWriteError(t, err, a)
+		kit.Matches(t, err, syscall.EPIPE)
+		kit.IsWriteError(t, err, a)
 		if oe := (*net.OpError)(nil); errors.As(err, &oe) && oe.Timeout() {
 			t.Errorf("%#v looks like a deadline", err)
 		}
 		_, err = a.Write([]byte("nobody"))
-		matches(t, err, syscall.EPIPE)
+		kit.Matches(t, err, syscall.EPIPE)
 		if c, ok := a.(*ipc.Conn); ok {
 			_, err = c.WriteBuffers(&net.Buffers{[]byte("any"), []byte("body?")})
-			matches(t, err, syscall.EPIPE)
+			kit.Matches(t, err, syscall.EPIPE)
 		}
-		expectEOF(t, a)
+		kit.ExpectEOF(t, a)
 	})
 }
 
 func TestConnPeerThatLeavesEndsWritesThatWait(t *testing.T) {
-	overEachEnd(t, func(t *testing.T, a, b end) {
+	overEachEnd(t, func(t *testing.T, a, b kit.End) {
 		writing := beginWrite(a)
 		awaitWrites(t, a, 1)
-		must(t, b.Close())
-		matches(t, <-writing, syscall.EPIPE)
+		kit.Must(t, b.Close())
+		kit.Matches(t, <-writing, syscall.EPIPE)
 	})
 }
 
 func TestConnPeerThatLeavesEndsReadsThatWait(t *testing.T) {
-	overEachEnd(t, func(t *testing.T, a, b end) {
-		reading := beginRead(a)
-		awaitReads(t, a, 1)
-		must(t, b.Close())
+	overEachEnd(t, func(t *testing.T, a, b kit.End) {
+		reading := kit.BeginRead(a)
+		kit.AwaitReads(t, a, 1)
+		kit.Must(t, b.Close())
 		if err := <-reading; err != io.EOF {
 			t.Errorf("read: %v, want io.EOF itself", err)
 		}
@@ -257,7 +258,7 @@ func TestConnPeerThatLeavesEndsReadsThatWait(t *testing.T) {
 }
 
 func TestConnReadAndWriteOfNothing(t *testing.T) {
-	nothing := func(t *testing.T, a, b end) {
+	nothing := func(t *testing.T, a, b kit.End) {
 		for _, p := range [][]byte{nil, {}} {
 			if n, err := a.Write(p); n != 0 || err != nil {
 				t.Errorf("write of nothing: %d, %v", n, err)
@@ -275,20 +276,20 @@ func TestConnReadAndWriteOfNothing(t *testing.T) {
 				t.Errorf("read of no buffers: %d, %v", n, err)
 			}
 		}
-		send(t, a, "something")
-		expect(t, b, "something") // and nothing before it, no end of the stream either
+		kit.Send(t, a, "something")
+		kit.Expect(t, b, "something") // and nothing before it, no end of the stream either
 	}
-	overEachConn(t, func(t *testing.T, a, b *ipc.Conn) { nothing(t, a, b) })
+	kit.OverEachConn(t, func(t *testing.T, a, b *ipc.Conn) { nothing(t, a, b) })
 	t.Run("Pipe", func(t *testing.T) {
-		story(t)
+		kit.Story(t)
 		a, b := pipePair(t)
 		nothing(t, a, b)
 	})
 }
 
 func TestConnWritesAreNotMingled(t *testing.T) {
-	story(t)
-	a, b := pair(t)
+	kit.Story(t)
+	a, b := kit.Pair(t)
 	const writers, records, size = 6, 8, 300_000 // larger than any socket buffer
 	var writing sync.WaitGroup
 	for w := range writers {
@@ -320,8 +321,8 @@ func TestConnWritesAreNotMingled(t *testing.T) {
 }
 
 func TestConnConcurrentReadsShareTheStream(t *testing.T) {
-	story(t)
-	a, b := pair(t)
+	kit.Story(t)
+	a, b := kit.Pair(t)
 	const size = 1 << 20
 	var sum, count atomic.Int64
 	var reading sync.WaitGroup
@@ -342,12 +343,12 @@ func TestConnConcurrentReadsShareTheStream(t *testing.T) {
 			}
 		})
 	}
-	data, want := pattern(size), int64(0)
+	data, want := kit.Pattern(size), int64(0)
 	for _, x := range data {
 		want += int64(x)
 	}
-	send(t, a, string(data))
-	must(t, a.Close())
+	kit.Send(t, a, string(data))
+	kit.Must(t, a.Close())
 	reading.Wait()
 	if count.Load() != size || sum.Load() != want {
 		t.Errorf("%d bytes of sum %d arrive, want %d of sum %d", count.Load(), sum.Load(), size, want)
@@ -355,10 +356,10 @@ func TestConnConcurrentReadsShareTheStream(t *testing.T) {
 }
 
 func TestWriteBuffersTakesWhatItWrote(t *testing.T) {
-	story(t)
-	a, b := pair(t)
+	kit.Story(t)
+	a, b := kit.Pair(t)
 	const size, pieces = 3_000_000, 3000 // more pieces than one system call takes
-	data := pattern(size)
+	data := kit.Pattern(size)
 	var bufs net.Buffers
 	for rest := data; len(rest) > 0; {
 		n := min(size/pieces, len(rest))
@@ -366,7 +367,7 @@ func TestWriteBuffersTakesWhatItWrote(t *testing.T) {
 		rest = rest[n:]
 	}
 	bufs = append(bufs, nil)
-	writing := begin(func() error {
+	writing := kit.Begin(func() error {
 		n, err := a.WriteBuffers(&bufs)
 		if err == nil && (n != size || len(bufs) != 0) {
 			err = fmt.Errorf("wrote %d of %d, %d buffers left", n, size, len(bufs))
@@ -375,46 +376,46 @@ func TestWriteBuffersTakesWhatItWrote(t *testing.T) {
 	})
 	got := make([]byte, size)
 	_, err := io.ReadFull(b, got)
-	must(t, err)
-	must(t, <-writing)
+	kit.Must(t, err)
+	kit.Must(t, <-writing)
 	if !bytes.Equal(got, data) {
 		t.Error("the bytes were changed on their way")
 	}
 }
 
 func TestWriteBuffersThatFailsLeavesTheRest(t *testing.T) {
-	story(t)
-	a, _ := pair(t)
+	kit.Story(t)
+	a, _ := kit.Pair(t)
 	const size = 8 << 20
-	data := pattern(size)
+	data := kit.Pattern(size)
 	bufs := net.Buffers{data[:size/4], data[size/4 : size/2], data[size/2:]}
-	must(t, a.SetWriteDeadline(time.Now().Add(brief)))
+	kit.Must(t, a.SetWriteDeadline(time.Now().Add(kit.Brief)))
 	n, err := a.WriteBuffers(&bufs)
-	timedOut(t, err)
+	kit.TimedOut(t, err)
 	if left := bytes.Join(bufs, nil); !bytes.Equal(left, data[n:]) {
 		t.Errorf("%d bytes written, %d left of %d", n, len(left), size)
 	}
 }
 
 func TestReadBuffersFillsInTurn(t *testing.T) {
-	story(t)
-	a, b := pair(t)
+	kit.Story(t)
+	a, b := kit.Pair(t)
 	one, two, three := make([]byte, 4), make([]byte, 3), make([]byte, 100)
-	reading := begin(func() error { // waits for the first byte, and not for full buffers
+	reading := kit.Begin(func() error { // waits for the first byte, and not for full buffers
 		n, err := b.ReadBuffers([][]byte{nil, one})
 		if err == nil && (n != 1 || one[0] != '!') {
 			err = fmt.Errorf("read %d %q", n, one)
 		}
 		return err
 	})
-	send(t, a, "!")
-	must(t, <-reading)
+	kit.Send(t, a, "!")
+	kit.Must(t, <-reading)
 
-	send(t, a, "onetwothree")
+	kit.Send(t, a, "onetwothree")
 	var got []byte
 	for len(got) < len("onetwothree") {
 		n, err := b.ReadBuffers([][]byte{one, {}, two, three})
-		must(t, err)
+		kit.Must(t, err)
 		if n < 1 {
 			t.Fatal("read nothing, without an error")
 		}
@@ -423,26 +424,26 @@ func TestReadBuffersFillsInTurn(t *testing.T) {
 	if string(got) != "onetwothree" {
 		t.Errorf("read %q", got)
 	}
-	must(t, a.Close())
+	kit.Must(t, a.Close())
 	if n, err := b.ReadBuffers([][]byte{one, two}); n != 0 || err != io.EOF {
 		t.Errorf("at the end: %d, %v; want io.EOF", n, err)
 	}
 }
 
 func TestCopyBothWays(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	const size = 3 << 20
-	data := pattern(size)
-	a, b := pair(t)
-	c, d := pair(t)
-	relaying := begin(func() error { // from one connection to another
+	data := kit.Pattern(size)
+	a, b := kit.Pair(t)
+	c, d := kit.Pair(t)
+	relaying := kit.Begin(func() error { // from one connection to another
 		n, err := io.Copy(c, b)
 		if err == nil && n != size {
 			err = fmt.Errorf("relayed %d of %d", n, size)
 		}
 		return errors.Join(err, c.Close())
 	})
-	sending := begin(func() error {
+	sending := kit.Begin(func() error {
 		n, err := io.Copy(a, bytes.NewReader(data))
 		if err == nil && n != size {
 			err = fmt.Errorf("sent %d of %d", n, size)
@@ -453,37 +454,37 @@ func TestCopyBothWays(t *testing.T) {
 	if n, err := io.Copy(&got, d); n != size || err != nil {
 		t.Errorf("received %d, %v", n, err)
 	}
-	must(t, <-sending)
-	must(t, <-relaying)
+	kit.Must(t, <-sending)
+	kit.Must(t, <-relaying)
 	if !bytes.Equal(got.Bytes(), data) {
 		t.Error("the bytes were changed on their way")
 	}
 }
 
 func TestConnHalfClose(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
-		client, server := connect(t, l)
-		send(t, client, "question")
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.Listen(t, addr)
+		client, server := kit.Connect(t, l)
+		kit.Send(t, client, "question")
 		if err := client.CloseWrite(); runtime.GOOS == "windows" {
-			matches(t, err, errors.ErrUnsupported)
-			matches(t, client.CloseRead(), errors.ErrUnsupported)
-			expect(t, server, "question")
-			talk(t, client, server)
+			kit.Matches(t, err, errors.ErrUnsupported)
+			kit.Matches(t, client.CloseRead(), errors.ErrUnsupported)
+			kit.Expect(t, server, "question")
+			kit.Talk(t, client, server)
 			return
 		} else {
-			must(t, err)
+			kit.Must(t, err)
 		}
-		expect(t, server, "question")
-		expectEOF(t, server)
+		kit.Expect(t, server, "question")
+		kit.ExpectEOF(t, server)
 		_, err := client.Write([]byte("more"))
-		matches(t, err, syscall.EPIPE)
-		send(t, server, "answer")
-		expect(t, client, "answer")
+		kit.Matches(t, err, syscall.EPIPE)
+		kit.Send(t, server, "answer")
+		kit.Expect(t, client, "answer")
 
-		must(t, client.CloseRead())
-		expectEOF(t, client)
-		must(t, client.Close())
+		kit.Must(t, client.CloseRead())
+		kit.ExpectEOF(t, client)
+		kit.Must(t, client.Close())
 	})
 }
 
@@ -491,21 +492,21 @@ func TestConnHalfClose(t *testing.T) {
 // Closing connections
 
 func TestConnCloseEndsReadsAndWritesThatWait(t *testing.T) {
-	overEachEnd(t, func(t *testing.T, a, b end) {
+	overEachEnd(t, func(t *testing.T, a, b kit.End) {
 		var waiting []<-chan error
 		for range 2 { // the second queues behind the first
-			waiting = append(waiting, beginRead(a))
+			waiting = append(waiting, kit.BeginRead(a))
 		}
-		awaitReads(t, a, 2)
+		kit.AwaitReads(t, a, 2)
 		for n := range 2 {
 			waiting = append(waiting, beginWrite(a))
 			awaitWrites(t, a, n+1)
 		}
-		must(t, a.Close())
+		kit.Must(t, a.Close())
 		for _, done := range waiting {
-			matches(t, <-done, net.ErrClosed)
+			kit.Matches(t, <-done, net.ErrClosed)
 		}
-		if _, ok := b.(messenger); ok {
+		if _, ok := b.(kit.Messenger); ok {
 			return
 		}
 		n, err := io.Copy(io.Discard, b)
@@ -516,13 +517,13 @@ func TestConnCloseEndsReadsAndWritesThatWait(t *testing.T) {
 }
 
 func TestConnNothingWorksAfterClose(t *testing.T) {
-	story(t)
-	c, peer := pair(t)
-	send(t, peer, "unread")
+	kit.Story(t)
+	c, peer := kit.Pair(t)
+	kit.Send(t, peer, "unread")
 	raw, err := c.SyscallConn()
-	must(t, err)
-	must(t, c.Close())
-	saysClosed(t, map[string]func() error{
+	kit.Must(t, err)
+	kit.Must(t, c.Close())
+	kit.SaysClosed(t, map[string]func() error{
 		"Close":            c.Close,
 		"Read":             func() error { _, err := c.Read(make([]byte, 1)); return err },
 		"Write":            func() error { _, err := c.Write(make([]byte, 1)); return err },
@@ -541,30 +542,30 @@ func TestConnNothingWorksAfterClose(t *testing.T) {
 
 func TestConnCloseSucceedsOnce(t *testing.T) {
 	for kind, open := range map[string]func(t *testing.T) io.ReadCloser{
-		"Conn":       func(t *testing.T) io.ReadCloser { c, _ := pair(t); return c },
-		"MsgConn":    func(t *testing.T) io.ReadCloser { c, _ := msgPair(t); return msgEnd{c} },
-		"PipeReader": func(t *testing.T) io.ReadCloser { r, _ := pipe(t); return r },
+		"Conn":       func(t *testing.T) io.ReadCloser { c, _ := kit.Pair(t); return c },
+		"MsgConn":    func(t *testing.T) io.ReadCloser { c, _ := kit.MsgPair(t); return kit.MsgEnd{MsgConn: c} },
+		"PipeReader": func(t *testing.T) io.ReadCloser { r, _ := kit.Pipe(t); return r },
 	} {
 		t.Run(kind, func(t *testing.T) {
-			story(t)
+			kit.Story(t)
 			for range 100 {
 				c := open(t)
-				reading := beginRead(c)
+				reading := kit.BeginRead(c)
 				oneCloseSucceeds(t, c)
-				matches(t, <-reading, net.ErrClosed)
+				kit.Matches(t, <-reading, net.ErrClosed)
 			}
 		})
 	}
 }
 
 func TestConnCloseWhileEverythingIsUnderWay(t *testing.T) {
-	together(t)
-	story(t)
+	kit.Together(t)
+	kit.Story(t)
 	for range 50 {
-		c, peer := pair(t)
+		c, peer := kit.Pair(t)
 		raw, err := c.SyscallConn()
-		must(t, err)
-		ended := untilClosed(t,
+		kit.Must(t, err)
+		ended := kit.UntilClosed(t,
 			func() error { _, err := c.Read(make([]byte, 10)); return err },
 			func() error { _, err := c.Write(make([]byte, 1000)); return err },
 			func() error { return c.SetReadDeadline(time.Now().Add(time.Hour)) },
@@ -573,9 +574,9 @@ func TestConnCloseWhileEverythingIsUnderWay(t *testing.T) {
 			func() error { return raw.Control(func(uintptr) {}) },
 			func() error { _, err := c.WriteBuffers(&net.Buffers{make([]byte, 10)}); return err },
 		)
-		send(t, peer, "some news")
-		expect(t, peer, string(make([]byte, 2000)))
-		must(t, c.Close())
+		kit.Send(t, peer, "some news")
+		kit.Expect(t, peer, string(make([]byte, 2000)))
+		kit.Must(t, c.Close())
 		ended()
 		peer.Close()
 	}
@@ -585,52 +586,52 @@ func TestConnCloseWhileEverythingIsUnderWay(t *testing.T) {
 // Deadlines
 
 func TestConnDeadlineInThePastFailsAtOnce(t *testing.T) {
-	overEachEnd(t, func(t *testing.T, a, b end) {
-		send(t, b, "kept") // even though there is something to read
-		must(t, a.SetDeadline(time.Now().Add(-time.Hour)))
+	overEachEnd(t, func(t *testing.T, a, b kit.End) {
+		kit.Send(t, b, "kept") // even though there is something to read
+		kit.Must(t, a.SetDeadline(time.Now().Add(-time.Hour)))
 		for range 3 {
 			n, err := a.Read(make([]byte, 10))
-			timedOut(t, err)
+			kit.TimedOut(t, err)
 			isReadError(t, err, a)
 			if n != 0 {
 				t.Errorf("read %d bytes with the error", n)
 			}
 			n, err = a.Write([]byte("unsaid"))
-			timedOut(t, err)
-			isWriteError(t, err, a)
+			kit.TimedOut(t, err)
+			kit.IsWriteError(t, err, a)
 			if n != 0 {
 				t.Errorf("wrote %d bytes with the error", n)
 			}
 		}
-		must(t, a.SetDeadline(time.Time{}))
-		expect(t, a, "kept")
-		talk(t, a, b)
+		kit.Must(t, a.SetDeadline(time.Time{}))
+		kit.Expect(t, a, "kept")
+		kit.Talk(t, a, b)
 	})
 }
 
 func TestConnDeadlineIsNotEarly(t *testing.T) {
-	overEachEnd(t, func(t *testing.T, a, b end) {
+	overEachEnd(t, func(t *testing.T, a, b kit.End) {
 		for range 3 {
 			begun := time.Now()
-			must(t, a.SetReadDeadline(begun.Add(brief)))
+			kit.Must(t, a.SetReadDeadline(begun.Add(kit.Brief)))
 			_, err := a.Read(make([]byte, 1))
-			timedOut(t, err)
-			if waited := time.Since(begun); waited < brief {
-				t.Errorf("read gave up after %v, before %v", waited, brief)
+			kit.TimedOut(t, err)
+			if waited := time.Since(begun); waited < kit.Brief {
+				t.Errorf("read gave up after %v, before %v", waited, kit.Brief)
 			}
 		}
-		must(t, a.SetReadDeadline(time.Now().Add(time.Hour)))
-		talk(t, a, b)
+		kit.Must(t, a.SetReadDeadline(time.Now().Add(time.Hour)))
+		kit.Talk(t, a, b)
 
 		begun := time.Now()
-		must(t, a.SetWriteDeadline(begun.Add(brief)))
-		n, err := writeMuch(a)
-		timedOut(t, err)
-		if waited := time.Since(begun); waited < brief {
-			t.Errorf("write gave up after %v, before %v", waited, brief)
+		kit.Must(t, a.SetWriteDeadline(begun.Add(kit.Brief)))
+		n, err := kit.WriteMuch(a)
+		kit.TimedOut(t, err)
+		if waited := time.Since(begun); waited < kit.Brief {
+			t.Errorf("write gave up after %v, before %v", waited, kit.Brief)
 		}
-		if _, ok := a.(messenger); !ok && runtime.GOOS != "windows" { // where what was not read is taken back
-			must(t, a.Close())
+		if _, ok := a.(kit.Messenger); !ok && runtime.GOOS != "windows" { // where what was not read is taken back
+			kit.Must(t, a.Close())
 			if got, err := io.Copy(io.Discard, b); got != int64(n) || err != nil {
 				t.Errorf("%d bytes were written it says, %d arrive, %v", n, got, err)
 			}
@@ -639,37 +640,37 @@ func TestConnDeadlineIsNotEarly(t *testing.T) {
 }
 
 func TestConnDeadlineEndsWhatWaitsAlready(t *testing.T) {
-	overEachEnd(t, func(t *testing.T, a, _ end) {
-		reading, writing := beginRead(a), beginWrite(a)
-		awaitReads(t, a, 1)
+	overEachEnd(t, func(t *testing.T, a, _ kit.End) {
+		reading, writing := kit.BeginRead(a), beginWrite(a)
+		kit.AwaitReads(t, a, 1)
 		awaitWrites(t, a, 1)
-		must(t, a.SetReadDeadline(time.Now().Add(-time.Second)))
-		timedOut(t, <-reading)
+		kit.Must(t, a.SetReadDeadline(time.Now().Add(-time.Second)))
+		kit.TimedOut(t, <-reading)
 		select {
 		case err := <-writing:
 			t.Fatalf("the read deadline ends a write: %v", err)
 		default:
 		}
-		must(t, a.SetWriteDeadline(time.Now().Add(brief)))
-		timedOut(t, <-writing)
+		kit.Must(t, a.SetWriteDeadline(time.Now().Add(kit.Brief)))
+		kit.TimedOut(t, <-writing)
 	})
 }
 
 func TestConnDeadlineThatIsClearedIsNone(t *testing.T) {
-	story(t)
-	a, b := pair(t)
-	must(t, a.SetReadDeadline(time.Now().Add(brief)))
-	reading := begin(func() error {
+	kit.Story(t)
+	a, b := kit.Pair(t)
+	kit.Must(t, a.SetReadDeadline(time.Now().Add(kit.Brief)))
+	reading := kit.Begin(func() error {
 		_, err := io.ReadFull(a, make([]byte, 4))
 		return err
 	})
-	must(t, a.SetReadDeadline(time.Time{}))
+	kit.Must(t, a.SetReadDeadline(time.Time{}))
 	_, err := b.Read(nil)
-	must(t, err)
-	must(t, b.SetReadDeadline(time.Now().Add(2*brief))) // outlasts the deadline that was
+	kit.Must(t, err)
+	kit.Must(t, b.SetReadDeadline(time.Now().Add(2*kit.Brief))) // outlasts the deadline that was
 	_, err = b.Read(make([]byte, 1))
-	timedOut(t, err)
-	send(t, b, "here")
+	kit.TimedOut(t, err)
+	kit.Send(t, b, "here")
 	if err := <-reading; err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatal(err)
 	} else if err != nil {
@@ -679,26 +680,26 @@ func TestConnDeadlineThatIsClearedIsNone(t *testing.T) {
 }
 
 func TestConnReadAndWriteDeadlinesAreApart(t *testing.T) {
-	story(t)
-	a, b := pair(t)
+	kit.Story(t)
+	a, b := kit.Pair(t)
 	past := time.Now().Add(-time.Hour)
-	must(t, a.SetReadDeadline(past))
-	send(t, a, "written")
-	expect(t, b, "written")
-	must(t, a.SetReadDeadline(time.Time{}))
-	must(t, a.SetWriteDeadline(past))
-	send(t, b, "read")
-	expect(t, a, "read")
+	kit.Must(t, a.SetReadDeadline(past))
+	kit.Send(t, a, "written")
+	kit.Expect(t, b, "written")
+	kit.Must(t, a.SetReadDeadline(time.Time{}))
+	kit.Must(t, a.SetWriteDeadline(past))
+	kit.Send(t, b, "read")
+	kit.Expect(t, a, "read")
 	_, err := a.Write([]byte("late"))
-	timedOut(t, err)
+	kit.TimedOut(t, err)
 }
 
 func TestConnReadThatTimesOutLosesNothing(t *testing.T) {
-	together(t)
-	overEachConn(t, func(t *testing.T, a, b *ipc.Conn) { losesNothingToDeadlines(t, b, a) })
+	kit.Together(t)
+	kit.OverEachConn(t, func(t *testing.T, a, b *ipc.Conn) { losesNothingToDeadlines(t, b, a) })
 	t.Run("Pipe", func(t *testing.T) {
-		story(t)
-		r, w := pipe(t)
+		kit.Story(t)
+		r, w := kit.Pipe(t)
 		losesNothingToDeadlines(t, r, w)
 	})
 }
@@ -710,18 +711,18 @@ func losesNothingToDeadlines(t *testing.T, r interface {
 	SetReadDeadline(time.Time) error
 }, w io.WriteCloser) {
 	const records = 3000
-	writing := trickle(records, w, func(i int) error {
+	writing := kit.Trickle(records, w, func(i int) error {
 		_, err := w.Write(binary.BigEndian.AppendUint64(nil, uint64(i)))
 		return err
 	})
 	var got []byte
 	buf := make([]byte, 20)
-	inAHurry(t, r, func() error {
+	kit.InAHurry(t, r, func() error {
 		n, err := r.Read(buf)
 		got = append(got, buf[:n]...)
 		return err
 	})
-	must(t, <-writing)
+	kit.Must(t, <-writing)
 	if len(got) != 8*records {
 		t.Fatalf("%d bytes of %d arrive", len(got), 8*records)
 	}
@@ -736,44 +737,44 @@ func losesNothingToDeadlines(t *testing.T, r interface {
 // Costs
 
 func TestConnLeavesNothingAfterManyRounds(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		leavesNothing(t, 1000, func() {
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		kit.LeavesNothing(t, 1000, func() {
 			l, err := ipc.Listen(addr)
-			must(t, err)
+			kit.Must(t, err)
 			client, err := ipc.Dial(addr)
-			must(t, err)
+			kit.Must(t, err)
 			server, err := l.AcceptConn()
-			must(t, err)
-			reading := begin(func() error { _, err := io.ReadFull(server, make([]byte, 4)); return err })
-			send(t, client, "ping")
-			must(t, <-reading)
+			kit.Must(t, err)
+			reading := kit.Begin(func() error { _, err := io.ReadFull(server, make([]byte, 4)); return err })
+			kit.Send(t, client, "ping")
+			kit.Must(t, <-reading)
 			_, err = ipc.Listen(addr) // one that fails
-			matches(t, err, ipc.ErrAddrInUse)
-			must(t, client.SetDeadline(time.Now().Add(time.Hour)))
+			kit.Matches(t, err, ipc.ErrAddrInUse)
+			kit.Must(t, client.SetDeadline(time.Now().Add(time.Hour)))
 			_, err = ipc.Dialer{Check: func(ipc.Peer) error { return io.EOF }}.Dial(addr)
-			matches(t, err, ipc.ErrUntrusted)
-			must(t, client.Close())
-			expectEOF(t, server)
-			must(t, server.Close())
-			must(t, l.Close())
+			kit.Matches(t, err, ipc.ErrUntrusted)
+			kit.Must(t, client.Close())
+			kit.ExpectEOF(t, server)
+			kit.Must(t, server.Close())
+			kit.Must(t, l.Close())
 			_, err = ipc.Dial(addr)
-			matches(t, err, ipc.ErrNoListener)
+			kit.Matches(t, err, ipc.ErrNoListener)
 		})
 	})
 }
 
 func TestConnReadAndWriteAllocateNothing(t *testing.T) {
-	overEachEnd(t, func(t *testing.T, a, b end) {
+	overEachEnd(t, func(t *testing.T, a, b kit.End) {
 		out, in := make([]byte, 64), make([]byte, 64)
-		exchange := func(from end) error {
+		exchange := func(from kit.End) error {
 			if _, err := a.Write(out); err != nil {
 				return err
 			}
 			_, err := io.ReadFull(from, in)
 			return err
 		}
-		allocatesNothing(t, "a write and a read that do not wait", func() error { return exchange(b) })
-		echoing := begin(func() error {
+		kit.AllocatesNothing(t, "a write and a read that do not wait", func() error { return exchange(b) })
+		echoing := kit.Begin(func() error {
 			buf := make([]byte, 64)
 			for {
 				n, err := b.Read(buf)
@@ -786,15 +787,15 @@ func TestConnReadAndWriteAllocateNothing(t *testing.T) {
 			}
 		})
 		roundTrip := func() error { return exchange(a) } // here reads wait
-		allocatesNothing(t, "a round trip", roundTrip)
-		must(t, a.SetDeadline(time.Now().Add(time.Hour)))
-		must(t, b.SetDeadline(time.Now().Add(time.Hour)))
-		allocatesNothing(t, "a round trip with deadlines", roundTrip)
+		kit.AllocatesNothing(t, "a round trip", roundTrip)
+		kit.Must(t, a.SetDeadline(time.Now().Add(time.Hour)))
+		kit.Must(t, b.SetDeadline(time.Now().Add(time.Hour)))
+		kit.AllocatesNothing(t, "a round trip with deadlines", roundTrip)
 		a.SetSpin(time.Nanosecond)
 		b.SetSpin(time.Nanosecond)
 		// Of two answers the first is waited for in vain before the read parks, and the
 		// second is there, so that the next read tries again.
-		allocatesNothing(t, "two answers, and waits in vain", func() error {
+		kit.AllocatesNothing(t, "two answers, and waits in vain", func() error {
 			if _, err := a.Write(out); err != nil {
 				return err
 			}
@@ -804,7 +805,7 @@ func TestConnReadAndWriteAllocateNothing(t *testing.T) {
 			_, err := io.ReadFull(a, in)
 			return err
 		})
-		must(t, a.Close())
+		kit.Must(t, a.Close())
 		if err := <-echoing; err != io.EOF {
 			t.Error(err)
 		}
@@ -812,13 +813,13 @@ func TestConnReadAndWriteAllocateNothing(t *testing.T) {
 }
 
 func TestConnBuffersAllocateNothing(t *testing.T) {
-	story(t)
-	a, b := pair(t)
+	kit.Story(t)
+	a, b := kit.Pair(t)
 	one, two := make([]byte, 32), make([]byte, 32)
 	in := [][]byte{one, two}
 	backing := make([][]byte, 2)
 	bufs := new(net.Buffers)
-	allocatesNothing(t, "WriteBuffers and ReadBuffers", func() error {
+	kit.AllocatesNothing(t, "WriteBuffers and ReadBuffers", func() error {
 		backing[0], backing[1] = one, two
 		*bufs = backing
 		_, err := a.WriteBuffers(bufs)
@@ -835,23 +836,23 @@ func TestConnBuffersAllocateNothing(t *testing.T) {
 // HTTP
 
 func TestListenerServesHTTP(t *testing.T) {
-	together(t)
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
+	kit.Together(t)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.Listen(t, addr)
 		mux := http.NewServeMux()
 		mux.HandleFunc("GET /hello", func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(w, "hello from %s", r.Context().Value(http.LocalAddrContextKey))
 		})
 		mux.HandleFunc("POST /echo", func(w http.ResponseWriter, r *http.Request) { io.Copy(w, r.Body) })
-		server := &http.Server{Handler: mux, ReadTimeout: patience, WriteTimeout: patience, IdleTimeout: patience}
-		serving := begin(func() error { return server.Serve(l) })
+		server := &http.Server{Handler: mux, ReadTimeout: kit.Patience, WriteTimeout: kit.Patience, IdleTimeout: kit.Patience}
+		serving := kit.Begin(func() error { return server.Serve(l) })
 
 		transport := &http.Transport{
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				return ipc.Dialer{}.DialContext(ctx, addr)
 			},
 		}
-		client := &http.Client{Transport: transport, Timeout: patience}
+		client := &http.Client{Transport: transport, Timeout: kit.Patience}
 		get := func(do func() (*http.Response, error)) (string, error) {
 			resp, err := do()
 			if err != nil {
@@ -871,7 +872,7 @@ func TestListenerServesHTTP(t *testing.T) {
 						t.Errorf("%q, %v; want %q", body, err, want)
 					}
 				}
-				big := string(pattern(1 << 20))
+				big := string(kit.Pattern(1 << 20))
 				body, err := get(func() (*http.Response, error) {
 					return client.Post("http://server/echo", "application/octet-stream", strings.NewReader(big))
 				})
@@ -882,10 +883,10 @@ func TestListenerServesHTTP(t *testing.T) {
 		}
 		busy.Wait()
 		transport.CloseIdleConnections()
-		ctx, cancel := context.WithTimeout(context.Background(), soon)
+		ctx, cancel := context.WithTimeout(context.Background(), kit.Soon)
 		defer cancel()
-		must(t, server.Shutdown(ctx))
-		matches(t, <-serving, http.ErrServerClosed)
+		kit.Must(t, server.Shutdown(ctx))
+		kit.Matches(t, <-serving, http.ErrServerClosed)
 	})
 }
 
@@ -1007,7 +1008,7 @@ func TestInheritZeroValueFails(t *testing.T) {
 // TestCopyOfZeroValues copies from and to what is not open, by the way of io.Copy.
 func TestCopyOfZeroValues(t *testing.T) {
 	a, b, err := ipc.Pair()
-	must(t, err)
+	kit.Must(t, err)
 	defer a.Close()
 	defer b.Close()
 	if _, err := a.ReadFrom(new(ipc.Conn)); !errors.Is(err, syscall.EINVAL) {
@@ -1017,7 +1018,7 @@ func TestCopyOfZeroValues(t *testing.T) {
 		t.Errorf("from a PipeReader: %v", err)
 	}
 	_, err = b.Write([]byte("x"))
-	must(t, err)
+	kit.Must(t, err)
 	if _, err := a.WriteTo(new(ipc.PipeWriter)); !errors.Is(err, syscall.EINVAL) {
 		t.Errorf("to a PipeWriter: %v", err)
 	}
@@ -1043,4 +1044,53 @@ func TestInheritedErrorsNameNetwork(t *testing.T) {
 			t.Errorf("pipe %d: %v", i, err)
 		}
 	}
+}
+
+// ---------------------------------------------------------------------------
+// Words of this file
+
+// pipePair returns two ends that are connected by two pipes.
+func pipePair(t *testing.T) (a, b kit.PipeEnd) {
+	t.Helper()
+	r, w := kit.Pipe(t)
+	s, v := kit.Pipe(t)
+	return kit.PipeEnd{PipeReader: r, PipeWriter: v}, kit.PipeEnd{PipeReader: s, PipeWriter: w}
+}
+
+// overEachEnd tells a story over ends of every kind, however they are made.
+func overEachEnd(t *testing.T, tell func(t *testing.T, a, b kit.End)) {
+	t.Run("Conn", func(t *testing.T) {
+		kit.OverEachConn(t, func(t *testing.T, a, b *ipc.Conn) { tell(t, a, b) })
+	})
+	t.Run("Recv", func(t *testing.T) {
+		kit.OverEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) { tell(t, kit.MsgEnd{MsgConn: a}, kit.MsgEnd{MsgConn: b}) })
+	})
+	t.Run("RecvAppend", func(t *testing.T) {
+		kit.OverEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+			tell(t, kit.AppendEndOf(a), kit.AppendEndOf(b))
+		})
+	})
+	t.Run("Pipe", func(t *testing.T) {
+		kit.Story(t)
+		a, b := pipePair(t)
+		tell(t, a, b)
+	})
+}
+
+// awaitWrites returns when n writes of the end wait.
+func awaitWrites(t *testing.T, e kit.End, n int) {
+	t.Helper()
+	_, write := kit.Methods(e)
+	kit.AwaitParked(t, write, n)
+}
+
+// isReadError fails the test unless err is the *net.OpError of a read of the end.
+func isReadError(t *testing.T, err error, e kit.End) {
+	t.Helper()
+	kit.IsErrorOf(t, err, e, "read", "recv")
+}
+
+// beginWrite writes more than fits in a goroutine.
+func beginWrite(w io.Writer) <-chan error {
+	return kit.Begin(func() error { _, err := kit.WriteMuch(w); return err })
 }

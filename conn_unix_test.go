@@ -20,56 +20,41 @@ import (
 	"time"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
 func init() {
-	roles["inherits"] = childLooksForDescriptors
-	roles["adopts"] = childAdoptsListener
+	kit.Roles["adopts"] = childAdoptsListener
 
-	roles["knows"] = childTellsItsPeer
-	roles["heir"] = childInheritsAnEnd
+	kit.Roles["knows"] = childTellsItsPeer
+	kit.Roles["heir"] = childInheritsAnEnd
 }
 
 // ---------------------------------------------------------------------------
 // Descriptors
 
 func TestConnDescriptorsAreCloseOnExec(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		before := descriptors()
-		l := listen(t, addr)
-		connect(t, l)
-		dial(t, addr)
-		pair(t)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		before := kit.Descriptors()
+		l := kit.Listen(t, addr)
+		kit.Connect(t, l)
+		kit.Dial(t, addr)
+		kit.Pair(t)
 		f, err := l.File()
-		kept(t, f, err)
+		kit.Kept(t, f, err)
 		adopted, err := ipc.FileListener(f)
-		kept(t, adopted, err)
-		if n := areCloseOnExec(t, before); n < 8 {
+		kit.Kept(t, adopted, err)
+		if n := kit.AreCloseOnExec(t, before); n < 8 {
 			t.Fatalf("only %d new descriptors", n)
 		}
 	})
 }
 
-// childLooksForDescriptors fails if it has one of its parent's.
-func childLooksForDescriptors(_ *parent, args []string) error {
-	for _, arg := range args {
-		fd, err := strconv.Atoi(strings.Fields(arg)[0])
-		if err != nil {
-			return err
-		}
-		var st syscall.Stat_t
-		if syscall.Fstat(fd, &st) == nil && fmt.Sprintf("%d %d %d", fd, st.Dev, st.Ino) == arg {
-			return fmt.Errorf("inherited descriptor %d", fd)
-		}
-	}
-	return nil
-}
-
 func TestConnThatWasDroppedIsCollected(t *testing.T) {
-	areCollected(t, func() {
+	kit.AreCollected(t, func() {
 		a, b, err := ipc.Pair()
-		must(t, err)
-		must(t, a.SetReadDeadline(time.Now().Add(time.Hour))) // one that joined the poller, one that did not
+		kit.Must(t, err)
+		kit.Must(t, a.SetReadDeadline(time.Now().Add(time.Hour))) // one that joined the poller, one that did not
 		_, _ = a, b
 	})
 }
@@ -77,15 +62,15 @@ func TestConnThatWasDroppedIsCollected(t *testing.T) {
 func TestListenersThatAreDroppedAreCollected(t *testing.T) {
 	dir := t.TempDir() // what they leave there is stale
 	n := 0
-	areCollected(t, func() {
+	kit.AreCollected(t, func() {
 		n++
 		_, err := ipc.Listen(ipc.Path(fmt.Sprint(dir, "/", n)))
-		must(t, err)
+		kit.Must(t, err)
 	})
 	for i := range n {
-		must(t, listen(t, ipc.Path(fmt.Sprint(dir, "/", i+1))).Close())
+		kit.Must(t, kit.Listen(t, ipc.Path(fmt.Sprint(dir, "/", i+1))).Close())
 	}
-	if names := namesIn(t, dir); len(names) > 0 {
+	if names := kit.NamesIn(t, dir); len(names) > 0 {
 		t.Errorf("%s are left", names)
 	}
 }
@@ -94,40 +79,40 @@ func TestListenersThatAreDroppedAreCollected(t *testing.T) {
 func TestMsgConnCloseClosesTheFilesOfHalfAFrame(t *testing.T) {
 	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
 		for range 3 {
-			r, w := pipe(t)
+			r, w := kit.Pipe(t)
 			f, err := w.File()
-			must(t, err)
+			kit.Must(t, err)
 			raw, err := f.SyscallConn()
-			must(t, err)
-			must(t, raw.Control(func(fd uintptr) {
+			kit.Must(t, err)
+			kit.Must(t, raw.Control(func(fd uintptr) {
 				_, err = stream.WriteMsg([]byte{0, 0}, syscall.UnixRights(int(fd)))
 			}))
-			must(t, err)
-			must(t, errors.Join(f.Close(), w.Close()))
-			must(t, c.SetReadDeadline(time.Now().Add(brief)))
+			kit.Must(t, err)
+			kit.Must(t, errors.Join(f.Close(), w.Close()))
+			kit.Must(t, c.SetReadDeadline(time.Now().Add(kit.Brief)))
 			_, err = c.RecvFiles(1)
-			timedOut(t, err)
-			must(t, c.Close())
-			expectEOF(t, r) // nobody has the other end
-			must(t, r.Close())
+			kit.TimedOut(t, err)
+			kit.Must(t, c.Close())
+			kit.ExpectEOF(t, r) // nobody has the other end
+			kit.Must(t, r.Close())
 			c, stream = frameEnds(t)
 		}
-		must(t, errors.Join(c.Close(), stream.Close()))
+		kit.Must(t, errors.Join(c.Close(), stream.Close()))
 	})
 }
 
 func TestConnSyscallConnReachesTheDescriptor(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
-		client, server := connect(t, l)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.Listen(t, addr)
+		client, server := kit.Connect(t, l)
 		option := func(c syscall.Conn, opt int) (value int) {
 			t.Helper()
 			raw, err := c.SyscallConn()
-			must(t, err)
-			must(t, raw.Control(func(fd uintptr) {
+			kit.Must(t, err)
+			kit.Must(t, raw.Control(func(fd uintptr) {
 				value, err = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, opt)
 			}))
-			must(t, err)
+			kit.Must(t, err)
 			return value
 		}
 		for _, c := range []syscall.Conn{l, client, server} {
@@ -137,9 +122,9 @@ func TestConnSyscallConnReachesTheDescriptor(t *testing.T) {
 		}
 
 		raw, err := client.SyscallConn()
-		must(t, err)
+		kit.Must(t, err)
 		var text string
-		reading := begin(func() error {
+		reading := kit.Begin(func() error {
 			buf := make([]byte, 10)
 			return raw.Read(func(fd uintptr) bool {
 				n, err := syscall.Read(int(fd), buf)
@@ -147,36 +132,36 @@ func TestConnSyscallConnReachesTheDescriptor(t *testing.T) {
 				return err != syscall.EAGAIN
 			})
 		})
-		send(t, server, "raw")
-		must(t, <-reading)
+		kit.Send(t, server, "raw")
+		kit.Must(t, <-reading)
 		if text != "raw" {
 			t.Errorf("read %q", text)
 		}
-		must(t, raw.Write(func(fd uintptr) bool {
+		kit.Must(t, raw.Write(func(fd uintptr) bool {
 			_, err = syscall.Write(int(fd), []byte("wild"))
 			return true
 		}))
-		must(t, err)
-		expect(t, server, "wild")
+		kit.Must(t, err)
+		kit.Expect(t, server, "wild")
 
-		must(t, client.SetReadDeadline(time.Now().Add(brief)))
-		timedOut(t, raw.Read(func(uintptr) bool { return false }))
-		must(t, client.SetReadDeadline(time.Time{}))
-		reading = begin(func() error { return raw.Read(func(uintptr) bool { return false }) })
-		must(t, client.Close())
-		matches(t, <-reading, net.ErrClosed)
+		kit.Must(t, client.SetReadDeadline(time.Now().Add(kit.Brief)))
+		kit.TimedOut(t, raw.Read(func(uintptr) bool { return false }))
+		kit.Must(t, client.SetReadDeadline(time.Time{}))
+		reading = kit.Begin(func() error { return raw.Read(func(uintptr) bool { return false }) })
+		kit.Must(t, client.Close())
+		kit.Matches(t, <-reading, net.ErrClosed)
 	})
 }
 
 func TestConnBufferSizes(t *testing.T) {
-	story(t)
-	a, _ := pair(t)
+	kit.Story(t)
+	a, _ := kit.Pair(t)
 	const size = 100_000
-	must(t, a.SetWriteBuffer(size))
-	must(t, a.SetReadBuffer(size))
+	kit.Must(t, a.SetWriteBuffer(size))
+	kit.Must(t, a.SetReadBuffer(size))
 	raw, err := a.SyscallConn()
-	must(t, err)
-	must(t, raw.Control(func(fd uintptr) {
+	kit.Must(t, err)
+	kit.Must(t, raw.Control(func(fd uintptr) {
 		for _, opt := range []int{syscall.SO_SNDBUF, syscall.SO_RCVBUF} {
 			if n, err := syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, opt); n < size || err != nil {
 				t.Errorf("option %d is %d, %v", opt, n, err)
@@ -189,31 +174,31 @@ func TestConnBufferSizes(t *testing.T) {
 }
 
 func TestConnBufferSizesHaveAFloor(t *testing.T) {
-	story(t)
-	a, b := pair(t)
+	kit.Story(t)
+	a, b := kit.Pair(t)
 	option := func(c *ipc.Conn, opt int) (n int) {
 		raw, err := c.SyscallConn()
-		must(t, err)
+		kit.Must(t, err)
 		var e error
-		must(t, raw.Control(func(fd uintptr) { n, e = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, opt) }))
-		must(t, e)
+		kit.Must(t, raw.Control(func(fd uintptr) { n, e = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, opt) }))
+		kit.Must(t, e)
 		return n
 	}
 	for opt, set := range map[int]func(c *ipc.Conn, n int) error{
 		syscall.SO_SNDBUF: (*ipc.Conn).SetWriteBuffer,
 		syscall.SO_RCVBUF: (*ipc.Conn).SetReadBuffer,
 	} {
-		must(t, set(b, 4096))
+		kit.Must(t, set(b, 4096))
 		floor := option(b, opt)
 		for _, n := range []int{0, 1, 4095} {
-			must(t, set(a, n))
+			kit.Must(t, set(a, n))
 			if got := option(a, opt); got != floor {
 				t.Errorf("option %d is %d for %d, and %d for 4096", opt, got, n, floor)
 			}
 		}
 	}
-	send(t, a, "more than a byte goes at once")
-	expect(t, b, "more than a byte goes at once")
+	kit.Send(t, a, "more than a byte goes at once")
+	kit.Expect(t, b, "more than a byte goes at once")
 }
 
 func TestConnHalfCloseAfterThePeersClose(t *testing.T) {
@@ -222,114 +207,114 @@ func TestConnHalfCloseAfterThePeersClose(t *testing.T) {
 		"CloseWrite": (*ipc.Conn).CloseWrite,
 	} {
 		t.Run(name, func(t *testing.T) {
-			overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
-				send(t, b, "unread")
-				must(t, b.Close())
-				must(t, errors.Join(a.SetReadBuffer(8<<10), a.SetWriteBuffer(8<<10)))
-				must(t, first(a))
-				must(t, a.CloseRead())
-				expectEOF(t, a)
-				must(t, a.CloseWrite())
-				must(t, a.CloseWrite()) // it is done already
-				must(t, errors.Join(a.SetReadBuffer(8<<10), a.SetWriteBuffer(8<<10)))
+			kit.OverEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
+				kit.Send(t, b, "unread")
+				kit.Must(t, b.Close())
+				kit.Must(t, errors.Join(a.SetReadBuffer(8<<10), a.SetWriteBuffer(8<<10)))
+				kit.Must(t, first(a))
+				kit.Must(t, a.CloseRead())
+				kit.ExpectEOF(t, a)
+				kit.Must(t, a.CloseWrite())
+				kit.Must(t, a.CloseWrite()) // it is done already
+				kit.Must(t, errors.Join(a.SetReadBuffer(8<<10), a.SetWriteBuffer(8<<10)))
 				_, err := a.Write([]byte("x"))
-				matches(t, err, syscall.EPIPE)
-				must(t, a.Close())
-				matches(t, a.CloseRead(), net.ErrClosed)
-				matches(t, a.CloseWrite(), net.ErrClosed)
+				kit.Matches(t, err, syscall.EPIPE)
+				kit.Must(t, a.Close())
+				kit.Matches(t, a.CloseRead(), net.ErrClosed)
+				kit.Matches(t, a.CloseWrite(), net.ErrClosed)
 			})
 		})
 	}
 }
 
 func TestConnHalfCloseTwice(t *testing.T) {
-	overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
-		must(t, errors.Join(b.CloseWrite(), a.CloseRead(), a.CloseRead()))
-		expectEOF(t, a)
-		must(t, errors.Join(b.CloseRead(), a.CloseWrite(), a.CloseWrite()))
-		expectEOF(t, b)
+	kit.OverEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
+		kit.Must(t, errors.Join(b.CloseWrite(), a.CloseRead(), a.CloseRead()))
+		kit.ExpectEOF(t, a)
+		kit.Must(t, errors.Join(b.CloseRead(), a.CloseWrite(), a.CloseWrite()))
+		kit.ExpectEOF(t, b)
 	})
 }
 
 func TestConnCloseReadIsTheEndOfReading(t *testing.T) {
-	overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
+	kit.OverEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
 		flooding := flood(a)
-		expect(t, b, string(make([]byte, 100)))
-		must(t, b.CloseRead())
+		kit.Expect(t, b, string(make([]byte, 100)))
+		kit.Must(t, b.CloseRead())
 		for range 200 { // whatever the peer goes on to send
-			expectEOF(t, b)
+			kit.ExpectEOF(t, b)
 			if n, err := b.ReadBuffers([][]byte{make([]byte, 10)}); n != 0 || err != io.EOF {
 				t.Fatalf("read %d, %v; want io.EOF itself", n, err)
 			}
 			runtime.Gosched()
 		}
-		send(t, b, "the other way")
-		expect(t, a, "the other way")
-		must(t, a.Close()) // not every system tells it that nobody reads
+		kit.Send(t, b, "the other way")
+		kit.Expect(t, a, "the other way")
+		kit.Must(t, a.Close()) // not every system tells it that nobody reads
 		if err := <-flooding; !errors.Is(err, net.ErrClosed) {
-			matches(t, err, syscall.EPIPE)
+			kit.Matches(t, err, syscall.EPIPE)
 		}
 	})
 }
 
 func TestConnFileIsADuplicate(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
-		client, server := connect(t, l)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.Listen(t, addr)
+		client, server := kit.Connect(t, l)
 		f, err := client.File()
-		must(t, err)
-		talk(t, client, server) // the original still waits and wakes
-		must(t, client.SetReadDeadline(time.Now().Add(brief)))
+		kit.Must(t, err)
+		kit.Talk(t, client, server) // the original still waits and wakes
+		kit.Must(t, client.SetReadDeadline(time.Now().Add(kit.Brief)))
 		_, err = client.Read(make([]byte, 1))
-		timedOut(t, err)
-		must(t, client.Close())
+		kit.TimedOut(t, err)
+		kit.Must(t, client.Close())
 
 		adopted, err := ipc.FileConn(f)
-		must(t, err)
+		kit.Must(t, err)
 		defer adopted.Close()
-		must(t, f.Close())
-		talk(t, adopted, server)
+		kit.Must(t, f.Close())
+		kit.Talk(t, adopted, server)
 		// Of a long path the kernel knows a temporary name.
-		if want := addrOfSocket(l); len(want) <= 103 && adopted.RemoteAddr().String() != want {
+		if want := kit.AddrOfSocket(l); len(want) <= 103 && adopted.RemoteAddr().String() != want {
 			t.Errorf("the address is %v, want %v", adopted.RemoteAddr(), want)
 		}
-		isProcess(t, peerOf(t, adopted), os.Getpid())
-		reading := beginRead(adopted)
-		awaitParked(t, "(*Conn).Read", 1)
-		must(t, adopted.Close())
-		matches(t, <-reading, net.ErrClosed)
-		expectEOF(t, server) // not before the last duplicate was closed
+		kit.IsProcess(t, kit.PeerOf(t, adopted), os.Getpid())
+		reading := kit.BeginRead(adopted)
+		kit.AwaitParked(t, "(*Conn).Read", 1)
+		kit.Must(t, adopted.Close())
+		kit.Matches(t, <-reading, net.ErrClosed)
+		kit.ExpectEOF(t, server) // not before the last duplicate was closed
 	})
 }
 
 func TestFileConnAdoptsForeignSockets(t *testing.T) {
-	story(t)
-	a, b := adoptPair(t, syscall.SOCK_STREAM, ipc.FileConn)
-	talk(t, a, b)
-	must(t, a.SetReadDeadline(time.Now().Add(brief)))
+	kit.Story(t)
+	a, b := kit.AdoptPair(t, syscall.SOCK_STREAM, ipc.FileConn)
+	kit.Talk(t, a, b)
+	kit.Must(t, a.SetReadDeadline(time.Now().Add(kit.Brief)))
 	_, err := a.Read(make([]byte, 1))
-	timedOut(t, err)
+	kit.TimedOut(t, err)
 }
 
 func TestFileConnRefusesWhatIsNoConnection(t *testing.T) {
-	story(t)
-	dir := tempDir(t)
+	kit.Story(t)
+	dir := kit.TempDir(t)
 	socket := func(typ int) *os.File {
 		fd, err := syscall.Socket(syscall.AF_UNIX, typ, 0)
-		must(t, err)
+		kit.Must(t, err)
 		return os.NewFile(uintptr(fd), "socket")
 	}
-	l := listen(t, ipc.Path(dir+"/socket"))
+	l := kit.Listen(t, ipc.Path(dir+"/socket"))
 	listening, err := l.File()
-	must(t, err)
-	c, _ := pair(t)
+	kit.Must(t, err)
+	c, _ := kit.Pair(t)
 	connected, err := c.File()
-	must(t, err)
+	kit.Must(t, err)
 	file, err := os.Create(dir + "/file")
-	must(t, err)
+	kit.Must(t, err)
 	r, w, err := os.Pipe()
-	must(t, err)
-	must(t, os.Remove(dir+"/file"))
+	kit.Must(t, err)
+	kit.Must(t, os.Remove(dir+"/file"))
 	datagram, unconnected := socket(syscall.SOCK_DGRAM), socket(syscall.SOCK_STREAM)
 
 	for what, f := range map[string]*os.File{
@@ -357,7 +342,7 @@ func TestFileConnRefusesWhatIsNoConnection(t *testing.T) {
 		if _, err := f.Stat(); err != nil {
 			t.Errorf("the caller's file is gone: %v", err)
 		}
-		must(t, f.Close())
+		kit.Must(t, f.Close())
 		for what, adopt := range map[string]func(f *os.File) error{
 			"FileConn":     func(f *os.File) error { _, err := ipc.FileConn(f); return err },
 			"FileMsgConn":  func(f *os.File) error { _, err := ipc.FileMsgConn(f); return err },
@@ -376,47 +361,47 @@ func TestFileConnRefusesWhatIsNoConnection(t *testing.T) {
 }
 
 func TestFileListenerNeverUnlinks(t *testing.T) {
-	story(t)
-	path := sockPath(t)
-	l := listen(t, ipc.Path(path))
-	adopted := adopt(t, l)
+	kit.Story(t)
+	path := kit.SockPath(t)
+	l := kit.Listen(t, ipc.Path(path))
+	adopted := kit.Adopt(t, l)
 	if adopted.Addr() != l.Addr() {
 		t.Errorf("the address is %v", adopted.Addr())
 	}
-	serves(t, adopted, ipc.Path(path))
-	serves(t, l, ipc.Path(path))
-	accepting := begin(func() error { _, err := adopted.Accept(); return err })
-	awaitParked(t, "(*Listener).AcceptConn", 1)
-	must(t, adopted.Close())
-	matches(t, <-accepting, net.ErrClosed)
-	matches(t, adopted.Close(), net.ErrClosed)
-	serves(t, l, ipc.Path(path))
+	kit.Serves(t, adopted, ipc.Path(path))
+	kit.Serves(t, l, ipc.Path(path))
+	accepting := kit.Begin(func() error { _, err := adopted.Accept(); return err })
+	kit.AwaitParked(t, "(*Listener).AcceptConn", 1)
+	kit.Must(t, adopted.Close())
+	kit.Matches(t, <-accepting, net.ErrClosed)
+	kit.Matches(t, adopted.Close(), net.ErrClosed)
+	kit.Serves(t, l, ipc.Path(path))
 }
 
 func TestListenerIsHandedToAChild(t *testing.T) {
-	story(t)
-	path := sockPath(t)
-	l := listenWith(t, ipc.ListenConfig{KeepName: true}, ipc.Path(path))
+	kit.Story(t)
+	path := kit.SockPath(t)
+	l := kit.ListenWith(t, ipc.ListenConfig{KeepName: true}, ipc.Path(path))
 	f, err := l.File()
-	must(t, err)
-	c := startChildWith(t, exec.Cmd{ExtraFiles: []*os.File{f}}, "adopts")
-	must(t, f.Close())
-	must(t, l.Close()) // the child's is left
-	c.mustSay("adopted " + path)
-	client := dial(t, ipc.Path(path))
-	expect(t, client, "from the heir")
-	c.end()
-	must(t, os.Remove(path))
+	kit.Must(t, err)
+	c := kit.StartChildWith(t, exec.Cmd{ExtraFiles: []*os.File{f}}, "adopts")
+	kit.Must(t, f.Close())
+	kit.Must(t, l.Close()) // the child's is left
+	c.MustSay("adopted " + path)
+	client := kit.Dial(t, ipc.Path(path))
+	kit.Expect(t, client, "from the heir")
+	c.End()
+	kit.Must(t, os.Remove(path))
 }
 
-func childAdoptsListener(p *parent, _ []string) error {
+func childAdoptsListener(p *kit.Parent, _ []string) error {
 	f := os.NewFile(3, "listener")
 	l, err := ipc.FileListener(f)
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	p.say("adopted %s", l.Addr())
-	c := sure(l.Accept())
+	p.Say("adopted %s", l.Addr())
+	c := kit.Sure(l.Accept())
 	_, err = io.WriteString(c, "from the heir")
 	return errors.Join(err, c.Close(), l.Close())
 }
@@ -425,22 +410,22 @@ func childAdoptsListener(p *parent, _ []string) error {
 // Other programs
 
 func TestConnSpeaksWithForeignPrograms(t *testing.T) {
-	story(t)
-	path := openDir(t) + "/socket"
+	kit.Story(t)
+	path := kit.OpenDir(t) + "/socket"
 
-	l := listen(t, ipc.Path(path))
+	l := kit.Listen(t, ipc.Path(path))
 	foreign, err := net.Dial("unix", path)
-	must(t, err)
+	kit.Must(t, err)
 	defer foreign.Close()
-	server := accept(t, l)
-	talk(t, foreign, server)
-	must(t, foreign.(*net.UnixConn).CloseWrite())
-	expectEOF(t, server)
-	must(t, server.Close())
-	must(t, l.Close())
+	server := kit.Accept(t, l)
+	kit.Talk(t, foreign, server)
+	kit.Must(t, foreign.(*net.UnixConn).CloseWrite())
+	kit.ExpectEOF(t, server)
+	kit.Must(t, server.Close())
+	kit.Must(t, l.Close())
 
-	serveForeign(t, path)
-	client := dial(t, ipc.Path(path))
+	kit.ServeForeign(t, path)
+	client := kit.Dial(t, ipc.Path(path))
 	got, err := io.ReadAll(client)
 	if !bytes.Equal(got, []byte("foreign")) || err != nil {
 		t.Errorf("read %q, %v", got, err)
@@ -448,15 +433,15 @@ func TestConnSpeaksWithForeignPrograms(t *testing.T) {
 }
 
 func TestConnTellsTheClientsOwnAddress(t *testing.T) {
-	story(t)
-	dir := openDir(t)
-	l := listen(t, ipc.Path(dir+"/socket"))
+	kit.Story(t)
+	dir := kit.OpenDir(t)
+	l := kit.Listen(t, ipc.Path(dir+"/socket"))
 	foreign, err := net.DialUnix("unix",
 		&net.UnixAddr{Name: dir + "/client", Net: "unix"}, &net.UnixAddr{Name: dir + "/socket", Net: "unix"})
-	must(t, err)
+	kit.Must(t, err)
 	defer os.Remove(dir + "/client")
 	defer foreign.Close()
-	if got := accept(t, l).RemoteAddr(); got != ipc.Path(dir+"/client") {
+	if got := kit.Accept(t, l).RemoteAddr(); got != ipc.Path(dir+"/client") {
 		t.Errorf("the client's address is %v", got)
 	}
 }
@@ -465,76 +450,76 @@ func TestConnTellsTheClientsOwnAddress(t *testing.T) {
 // Peers
 
 // childTellsItsPeer connects to the server and tells who that is.
-func childTellsItsPeer(p *parent, args []string) error {
-	addr := sure(ipc.ParseAddr(args[0]))
-	c := sure(ipc.Dialer{Access: ipc.Everyone}.Dial(addr))
-	peer := sure(c.Peer())
-	p.say("%v", peer)
-	p.hear()
+func childTellsItsPeer(p *kit.Parent, args []string) error {
+	addr := kit.Sure(ipc.ParseAddr(args[0]))
+	c := kit.Sure(ipc.Dialer{Access: ipc.Everyone}.Dial(addr))
+	peer := kit.Sure(c.Peer())
+	p.Say("%v", peer)
+	p.Hear()
 	return c.Close()
 }
 
 func TestPeerOfAnotherUser(t *testing.T) {
-	overEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listenWith(t, ipc.ListenConfig{Access: ipc.Everyone}, addr)
-		stranger := startStranger(t, "knows", addr.String())
-		server := accept(t, l)
-		p := peerOf(t, server)
-		if uid, ok := p.UID(); uid != nobody || !ok {
+	kit.OverEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.ListenWith(t, ipc.ListenConfig{Access: ipc.Everyone}, addr)
+		stranger := kit.StartStranger(t, "knows", addr.String())
+		server := kit.Accept(t, l)
+		p := kit.PeerOf(t, server)
+		if uid, ok := p.UID(); uid != kit.Nobody || !ok {
 			t.Errorf("UID is %d, %v", uid, ok)
 		}
-		if gid, ok := p.GID(); ok && gid != nobody {
+		if gid, ok := p.GID(); ok && gid != kit.Nobody {
 			t.Errorf("GID is %d", gid)
 		}
-		if id := p.UserID(); id != strconv.Itoa(nobody) {
+		if id := p.UserID(); id != strconv.Itoa(kit.Nobody) {
 			t.Errorf("UserID is %q", id)
 		}
-		if groups := p.Groups(); len(groups) > 0 && !slices.Equal(groups, []int{nobody}) {
+		if groups := p.Groups(); len(groups) > 0 && !slices.Equal(groups, []int{kit.Nobody}) {
 			t.Errorf("groups are %v", groups)
 		}
-		if pid, ok := p.PID(); ok && pid != stranger.pid() {
-			t.Errorf("PID is %d, want %d", pid, stranger.pid())
+		if pid, ok := p.PID(); ok && pid != stranger.PID() {
+			t.Errorf("PID is %d, want %d", pid, stranger.PID())
 		}
-		if !strings.Contains(p.String(), "uid "+strconv.Itoa(nobody)) {
+		if !strings.Contains(p.String(), "uid "+strconv.Itoa(kit.Nobody)) {
 			t.Errorf("%q does not tell the user", p)
 		}
 
-		said := stranger.hear() // and of the other end, us
-		if !strings.Contains(said, "uid 0") || pidsAreTold && !strings.Contains(said, "pid "+strconv.Itoa(os.Getpid())) {
+		said := stranger.Hear() // and of the other end, us
+		if !strings.Contains(said, "uid 0") || kit.PidsAreTold && !strings.Contains(said, "pid "+strconv.Itoa(os.Getpid())) {
 			t.Errorf("the stranger's peer is %q", said)
 		}
-		stranger.end()
+		stranger.End()
 	})
 }
 
 // TestPeerIsWhoMadeTheSocket whatever process has it: a Pair given to a child is
 // still that of its maker.
 func TestPeerIsWhoMadeTheSocket(t *testing.T) {
-	story(t)
-	a, b := pair(t)
+	kit.Story(t)
+	a, b := kit.Pair(t)
 	f, err := b.File()
-	must(t, err)
-	c := startChildWith(t, exec.Cmd{ExtraFiles: []*os.File{f}}, "heir")
-	must(t, errors.Join(f.Close(), b.Close()))
-	c.mustSay(strconv.FormatBool(pidsAreTold))
-	expect(t, a, "from the heir")
+	kit.Must(t, err)
+	c := kit.StartChildWith(t, exec.Cmd{ExtraFiles: []*os.File{f}}, "heir")
+	kit.Must(t, errors.Join(f.Close(), b.Close()))
+	c.MustSay(strconv.FormatBool(kit.PidsAreTold))
+	kit.Expect(t, a, "from the heir")
 	if runtime.GOOS != "darwin" && runtime.GOOS != "ios" { // where it is who used the end last, as long as it is open
-		isProcess(t, peerOf(t, a), os.Getpid()) // and not the child
+		kit.IsProcess(t, kit.PeerOf(t, a), os.Getpid()) // and not the child
 	}
-	c.end()
-	expectEOF(t, a)
+	c.End()
+	kit.ExpectEOF(t, a)
 }
 
 // childInheritsAnEnd says whether its peer is its parent.
-func childInheritsAnEnd(p *parent, _ []string) error {
+func childInheritsAnEnd(p *kit.Parent, _ []string) error {
 	f := os.NewFile(3, "end")
 	c, err := ipc.FileConn(f)
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	peer := sure(c.Peer())
+	peer := kit.Sure(c.Peer())
 	pid, _ := peer.PID()
-	p.say("%v", pid == os.Getppid())
+	p.Say("%v", pid == os.Getppid())
 	_, err = c.Write([]byte("from the heir"))
 	return errors.Join(err, c.Close())
 }
@@ -544,37 +529,37 @@ func childInheritsAnEnd(p *parent, _ []string) error {
 
 // A process that is stopped keeps nobody from heeding a deadline, and loses nothing.
 func TestSharedConnPeerIsStopped(t *testing.T) {
-	story(t)
-	addr := pathAddr(t)
-	server := startChild(t, "shared serve", addr.String())
-	server.mustSay("serving")
+	kit.Story(t)
+	addr := kit.PathAddr(t)
+	server := kit.StartChild(t, "shared serve", addr.String())
+	server.MustSay("serving")
 	c, err := ipc.DialShared(addr)
-	kept(t, c, err)
-	talkToEcho(t, c)
-	must(t, syscall.Kill(server.pid(), syscall.SIGSTOP))
-	must(t, c.SetDeadline(time.Now().Add(brief)))
+	kit.Kept(t, c, err)
+	kit.TalkToEcho(t, c)
+	kit.Must(t, syscall.Kill(server.PID(), syscall.SIGSTOP))
+	kit.Must(t, c.SetDeadline(time.Now().Add(kit.Brief)))
 	written := 0
 	for err = nil; err == nil; {
 		var n int
 		n, err = c.Write(make([]byte, 10000))
 		written += n
 	}
-	timedOut(t, err)
-	must(t, c.SetDeadline(time.Now().Add(brief)))
+	kit.TimedOut(t, err)
+	kit.Must(t, c.SetDeadline(time.Now().Add(kit.Brief)))
 	got := 0 // what it sent before it was stopped
 	for err = nil; err == nil; {
 		var n int
 		n, err = c.Read(make([]byte, 10000))
 		got += n
 	}
-	timedOut(t, err)
-	must(t, c.SetDeadline(time.Time{}))
-	must(t, syscall.Kill(server.pid(), syscall.SIGCONT))
+	kit.TimedOut(t, err)
+	kit.Must(t, c.SetDeadline(time.Time{}))
+	kit.Must(t, syscall.Kill(server.PID(), syscall.SIGCONT))
 	_, err = io.ReadFull(c, make([]byte, written-got))
-	must(t, err)
-	talkToEcho(t, c)
-	must(t, c.Close())
-	server.end()
+	kit.Must(t, err)
+	kit.TalkToEcho(t, c)
+	kit.Must(t, c.Close())
+	server.End()
 }
 
 // A peer that leaves with files unread resets the socket.
@@ -582,9 +567,9 @@ func TestSharedRecvFilesAfterAPeerThatLeftSomeIsTheEnd(t *testing.T) {
 	overEachSetUp(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
 		f, err := os.Open(os.DevNull)
-		kept(t, f, err)
-		must(t, a.SendFiles(f))
-		must(t, b.Close())
+		kit.Kept(t, f, err)
+		kit.Must(t, a.SendFiles(f))
+		kit.Must(t, b.Close())
 		if _, err := a.RecvFiles(1); err != io.EOF {
 			t.Errorf("RecvFiles: %v", err)
 		}

@@ -21,27 +21,28 @@ import (
 	"time"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
 func init() {
-	roles["mkfifo"] = childMakesFIFOs
-	roles["openfifo"] = childOpensFIFO
+	kit.Roles["mkfifo"] = childMakesFIFOs
+	kit.Roles["openfifo"] = childOpensFIFO
 }
 
 // ---------------------------------------------------------------------------
 // Making FIFOs
 
 func TestMkfifoModeIsExact(t *testing.T) {
-	underEachUmask(t, func(t *testing.T, dir string, start func(role string) *child) {
-		makeFIFO(t, dir) // or skip
-		start("mkfifo").end()
-		must(t, os.Remove(dir+"/fifo"))
+	underEachUmask(t, func(t *testing.T, dir string, start func(role string) *kit.Child) {
+		kit.MakeFIFO(t, dir) // or skip
+		start("mkfifo").End()
+		kit.Must(t, os.Remove(dir+"/fifo"))
 	})
 }
 
 // childMakesFIFOs sets its umask and makes FIFOs of every mode.
-func childMakesFIFOs(_ *parent, args []string) error {
-	mask := sure(strconv.ParseUint(args[0], 8, 32))
+func childMakesFIFOs(_ *kit.Parent, args []string) error {
+	mask := kit.Sure(strconv.ParseUint(args[0], 8, 32))
 	syscall.Umask(int(mask))
 	for _, dir := range args[1:] {
 		for perm := fs.FileMode(0); perm <= 0o777; perm += 0o13 {
@@ -68,36 +69,36 @@ func childMakesFIFOs(_ *parent, args []string) error {
 }
 
 func TestMkfifoTouchesNothingThatIsThere(t *testing.T) {
-	story(t)
-	dir := tempDir(t)
-	fifo := makeFIFO(t, dir)
+	kit.Story(t)
+	dir := kit.TempDir(t)
+	fifo := kit.MakeFIFO(t, dir)
 	file, link := dir+"/file", dir+"/link"
-	must(t, os.WriteFile(file, []byte("content"), 0o640))
-	must(t, os.Symlink(dir+"/nothing", link))
+	kit.Must(t, os.WriteFile(file, []byte("content"), 0o640))
+	kit.Must(t, os.Symlink(dir+"/nothing", link))
 	defer os.Remove(file)
 	defer os.Remove(link)
 	for _, path := range []string{fifo, file, link, dir} {
 		before, err := os.Lstat(path)
-		must(t, err)
+		kit.Must(t, err)
 		err = ipc.Mkfifo(path, 0o666)
-		matches(t, err, fs.ErrExist)
-		isPipeError(t, err, "mkfifo")
+		kit.Matches(t, err, fs.ErrExist)
+		kit.IsPipeError(t, err, "mkfifo")
 		if err != nil && !strings.Contains(err.Error(), path) {
 			t.Errorf("%q does not name %s", err, path)
 		}
 		after, err := os.Lstat(path)
-		must(t, err)
+		kit.Must(t, err)
 		if !os.SameFile(before, after) || after.Mode() != before.Mode() || after.Size() != before.Size() {
 			t.Errorf("%s was %v and is %v", path, before, after)
 		}
 	}
-	isGone(t, dir+"/nothing")
+	kit.IsGone(t, dir+"/nothing")
 }
 
 func TestMkfifoRefusesWhatCannotBe(t *testing.T) {
-	story(t)
-	dir := tempDir(t)
-	makeFIFO(t, dir) // or skip
+	kit.Story(t)
+	dir := kit.TempDir(t)
+	kit.MakeFIFO(t, dir) // or skip
 	for path, target := range map[string]error{
 		dir + "/missing/fifo":                  fs.ErrNotExist,
 		dir + "/fifo/fifo":                     syscall.ENOTDIR,
@@ -111,9 +112,9 @@ func TestMkfifoRefusesWhatCannotBe(t *testing.T) {
 		if err == nil {
 			t.Errorf("a FIFO at %.30q is made", path)
 		}
-		isPipeError(t, err, "mkfifo")
+		kit.IsPipeError(t, err, "mkfifo")
 		if target != nil {
-			matches(t, err, target)
+			kit.Matches(t, err, target)
 		}
 	}
 	for _, perm := range []fs.FileMode{fs.ModeSetuid | 0o600, fs.ModeSticky | 0o600, 0o1000, fs.ModeNamedPipe | 0o600} {
@@ -121,9 +122,9 @@ func TestMkfifoRefusesWhatCannotBe(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "perm") {
 			t.Errorf("mode %v: %v", perm, err)
 		}
-		isPipeError(t, err, "mkfifo")
+		kit.IsPipeError(t, err, "mkfifo")
 	}
-	if names := namesIn(t, dir); len(names) != 1 {
+	if names := kit.NamesIn(t, dir); len(names) != 1 {
 		t.Errorf("there are %q", names)
 	}
 }
@@ -141,8 +142,8 @@ const (
 
 // overEachWaiting tells a story over each way of waiting.
 func overEachWaiting(t *testing.T, tell func(t *testing.T, w waiting, path string)) {
-	t.Run("Polled", func(t *testing.T) { story(t); tell(t, polled, makeFIFO(t, tempDir(t))) })
-	t.Run("Napping", func(t *testing.T) { story(t); tell(t, napping, makeFIFO(t, tempDir(t))) })
+	t.Run("Polled", func(t *testing.T) { kit.Story(t); tell(t, polled, kit.MakeFIFO(t, kit.TempDir(t))) })
+	t.Run("Napping", func(t *testing.T) { kit.Story(t); tell(t, napping, kit.MakeFIFO(t, kit.TempDir(t))) })
 }
 
 func (w waiting) openReader(ctx context.Context, path string) (*ipc.PipeReader, error) {
@@ -166,7 +167,7 @@ func (w waiting) openWriter(ctx context.Context, path string) (*ipc.PipeWriter, 
 func (w waiting) open(t *testing.T, path string) (*ipc.PipeReader, *ipc.PipeWriter) {
 	t.Helper()
 	opened := make(chan *ipc.PipeWriter, 1)
-	opening := begin(func() error {
+	opening := kit.Begin(func() error {
 		p, err := w.openWriter(t.Context(), path)
 		opened <- p
 		if err == nil {
@@ -175,45 +176,45 @@ func (w waiting) open(t *testing.T, path string) (*ipc.PipeReader, *ipc.PipeWrit
 		return err
 	})
 	r, err := w.openReader(t.Context(), path)
-	must(t, errors.Join(err, <-opening))
+	kit.Must(t, errors.Join(err, <-opening))
 	p := <-opened
 	t.Cleanup(func() { r.Close(); p.Close() })
-	expect(t, r, ".")
+	kit.Expect(t, r, ".")
 	return r, p
 }
 
 func TestFIFOCarriesWhatIsWritten(t *testing.T) {
 	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
 		r, p := w.open(t, path)
-		send(t, p, "one")
-		send(t, p, "two")
-		expect(t, r, "onet")
-		expect(t, r, "wo")
-		reading := begin(func() error { _, err := io.ReadFull(r, make([]byte, 5)); return err })
-		awaitParked(t, "(*PipeReader).Read", 1)
-		send(t, p, "three")
-		must(t, <-reading)
-		send(t, p, "four")
-		must(t, p.Close())
-		expect(t, r, "four")
-		expectEOF(t, r)
+		kit.Send(t, p, "one")
+		kit.Send(t, p, "two")
+		kit.Expect(t, r, "onet")
+		kit.Expect(t, r, "wo")
+		reading := kit.Begin(func() error { _, err := io.ReadFull(r, make([]byte, 5)); return err })
+		kit.AwaitParked(t, "(*PipeReader).Read", 1)
+		kit.Send(t, p, "three")
+		kit.Must(t, <-reading)
+		kit.Send(t, p, "four")
+		kit.Must(t, p.Close())
+		kit.Expect(t, r, "four")
+		kit.ExpectEOF(t, r)
 	})
 }
 
 func TestFIFOThatIsFullLosesNothing(t *testing.T) {
 	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
 		r, p := w.open(t, path)
-		data := pattern(2<<20 + 99)
-		writing := begin(func() error {
+		data := kit.Pattern(2<<20 + 99)
+		writing := kit.Begin(func() error {
 			if n, err := p.Write(data); n != len(data) || err != nil {
 				return fmt.Errorf("wrote %d, %w", n, err)
 			}
 			return p.Close()
 		})
-		awaitParked(t, "(*PipeWriter).Write", 1) // it is full
+		kit.AwaitParked(t, "(*PipeWriter).Write", 1) // it is full
 		got, err := io.ReadAll(struct{ io.Reader }{r})
-		must(t, err)
-		must(t, <-writing)
+		kit.Must(t, err)
+		kit.Must(t, <-writing)
 		if !bytes.Equal(got, data) {
 			t.Errorf("of %d bytes %d arrive, or others", len(data), len(got))
 		}
@@ -222,7 +223,7 @@ func TestFIFOThatIsFullLosesNothing(t *testing.T) {
 
 func TestFIFOReaderWaitsForAWriter(t *testing.T) {
 	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
-		opening := begin(func() error {
+		opening := kit.Begin(func() error {
 			r, err := w.openReader(t.Context(), path)
 			if err != nil {
 				return err
@@ -233,18 +234,18 @@ func TestFIFOReaderWaitsForAWriter(t *testing.T) {
 			}
 			return errors.Join(err, r.Close())
 		})
-		awaitParked(t, "OpenFIFOReader", 1)
+		kit.AwaitParked(t, "OpenFIFOReader", 1)
 		p, err := w.openWriter(t.Context(), path)
-		must(t, err)
-		send(t, p, "late but here")
-		must(t, p.Close())
-		must(t, <-opening)
+		kit.Must(t, err)
+		kit.Send(t, p, "late but here")
+		kit.Must(t, p.Close())
+		kit.Must(t, <-opening)
 	})
 }
 
 func TestFIFOWriterWaitsForAReader(t *testing.T) {
 	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
-		opening := begin(func() error {
+		opening := kit.Begin(func() error {
 			p, err := w.openWriter(t.Context(), path)
 			if err != nil {
 				return err
@@ -252,34 +253,34 @@ func TestFIFOWriterWaitsForAReader(t *testing.T) {
 			_, err = io.WriteString(p, "early")
 			return errors.Join(err, p.Close())
 		})
-		awaitParked(t, "OpenFIFOWriter", 1)
+		kit.AwaitParked(t, "OpenFIFOWriter", 1)
 		r, err := w.openReader(t.Context(), path)
-		must(t, err)
+		kit.Must(t, err)
 		defer r.Close()
-		must(t, <-opening)
-		expect(t, r, "early")
-		expectEOF(t, r)
+		kit.Must(t, <-opening)
+		kit.Expect(t, r, "early")
+		kit.ExpectEOF(t, r)
 	})
 }
 
 func TestFIFOReaderNoticesASilentWriter(t *testing.T) {
 	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
 		opened := make(chan *ipc.PipeReader, 1)
-		opening := begin(func() error {
+		opening := kit.Begin(func() error {
 			r, err := w.openReader(t.Context(), path)
 			opened <- r
 			return err
 		})
-		awaitParked(t, "OpenFIFOReader", 1)
+		kit.AwaitParked(t, "OpenFIFOReader", 1)
 		p, err := w.openWriter(t.Context(), path)
-		must(t, err)
-		must(t, <-opening) // nothing was written yet
+		kit.Must(t, err)
+		kit.Must(t, <-opening) // nothing was written yet
 		r := <-opened
-		send(t, p, "at last")
-		expect(t, r, "at last")
-		must(t, p.Close())
-		expectEOF(t, r)
-		must(t, r.Close())
+		kit.Send(t, p, "at last")
+		kit.Expect(t, r, "at last")
+		kit.Must(t, p.Close())
+		kit.ExpectEOF(t, r)
+		kit.Must(t, r.Close())
 	})
 }
 
@@ -287,13 +288,13 @@ func TestFIFOReaderNoticesASilentWriter(t *testing.T) {
 // reads the first FIFO waits for its writer, who goes on to wait for his.
 func TestFIFOReaderAndWriterDoNotWaitForEachOther(t *testing.T) {
 	overEachWaiting(t, func(t *testing.T, w waiting, one string) {
-		other := makeFIFO(t, tempDir(t))
+		other := kit.MakeFIFO(t, kit.TempDir(t))
 		type ends struct {
 			r *ipc.PipeReader
 			w *ipc.PipeWriter
 		}
 		sides := [2]chan ends{make(chan ends, 1), make(chan ends, 1)}
-		first := begin(func() error {
+		first := kit.Begin(func() error {
 			r, err := w.openReader(t.Context(), one)
 			if err != nil {
 				return err
@@ -302,7 +303,7 @@ func TestFIFOReaderAndWriterDoNotWaitForEachOther(t *testing.T) {
 			sides[0] <- ends{r, p}
 			return err
 		})
-		second := begin(func() error {
+		second := kit.Begin(func() error {
 			p, err := w.openWriter(t.Context(), one)
 			if err != nil {
 				return err
@@ -311,16 +312,16 @@ func TestFIFOReaderAndWriterDoNotWaitForEachOther(t *testing.T) {
 			sides[1] <- ends{r, p}
 			return err
 		})
-		must(t, errors.Join(<-first, <-second))
+		kit.Must(t, errors.Join(<-first, <-second))
 		a, b := <-sides[0], <-sides[1]
-		send(t, b.w, "to a")
-		expect(t, a.r, "to a")
-		send(t, a.w, "to b")
-		expect(t, b.r, "to b")
-		must(t, errors.Join(a.w.Close(), b.w.Close()))
-		expectEOF(t, a.r)
-		expectEOF(t, b.r)
-		must(t, errors.Join(a.r.Close(), b.r.Close()))
+		kit.Send(t, b.w, "to a")
+		kit.Expect(t, a.r, "to a")
+		kit.Send(t, a.w, "to b")
+		kit.Expect(t, b.r, "to b")
+		kit.Must(t, errors.Join(a.w.Close(), b.w.Close()))
+		kit.ExpectEOF(t, a.r)
+		kit.ExpectEOF(t, b.r)
+		kit.Must(t, errors.Join(a.r.Close(), b.r.Close()))
 	})
 }
 
@@ -345,38 +346,38 @@ var openers = map[string]func(ctx context.Context, path string) (io.Closer, erro
 func TestOpenFIFOEndsWithTheContext(t *testing.T) {
 	for name, open := range openers {
 		t.Run(name, func(t *testing.T) {
-			story(t)
-			path := makeFIFO(t, tempDir(t))
+			kit.Story(t)
+			path := kit.MakeFIFO(t, kit.TempDir(t))
 			refused := func(err error) {
 				t.Helper()
-				isPipeError(t, err, "open")
+				kit.IsPipeError(t, err, "open")
 				if err != nil && !strings.Contains(err.Error(), path) {
 					t.Errorf("%q does not name the FIFO", err)
 				}
 			}
 
 			ctx, cancel := context.WithCancel(t.Context())
-			opening := begin(func() error { _, err := open(ctx, path); return err })
-			awaitParked(t, name, 1)
+			opening := kit.Begin(func() error { _, err := open(ctx, path); return err })
+			kit.AwaitParked(t, name, 1)
 			cancel()
 			err := <-opening
-			matches(t, err, context.Canceled)
+			kit.Matches(t, err, context.Canceled)
 			refused(err)
 			_, err = open(ctx, path) // canceled before
-			matches(t, err, context.Canceled)
+			kit.Matches(t, err, context.Canceled)
 
 			begun := time.Now()
-			ctx, cancel = context.WithDeadline(t.Context(), begun.Add(brief))
+			ctx, cancel = context.WithDeadline(t.Context(), begun.Add(kit.Brief))
 			defer cancel()
 			_, err = open(ctx, path)
-			timedOut(t, err)
-			matches(t, err, context.DeadlineExceeded)
+			kit.TimedOut(t, err)
+			kit.Matches(t, err, context.DeadlineExceeded)
 			refused(err)
-			if waited := time.Since(begun); waited < brief {
-				t.Errorf("it gave up after %v, before %v", waited, brief)
+			if waited := time.Since(begun); waited < kit.Brief {
+				t.Errorf("it gave up after %v, before %v", waited, kit.Brief)
 			}
 			_, err = open(ctx, path) // too late from the start
-			timedOut(t, err)
+			kit.TimedOut(t, err)
 		})
 	}
 }
@@ -385,45 +386,45 @@ func TestOpenFIFOContextHasNoSayAfterwards(t *testing.T) {
 	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
 		ctx, cancel := context.WithCancel(t.Context())
 		reader := make(chan *ipc.PipeReader, 1)
-		opening := begin(func() error {
+		opening := kit.Begin(func() error {
 			r, err := w.openReader(ctx, path)
 			reader <- r
 			return err
 		})
 		p, err := w.openWriter(ctx, path)
-		must(t, err)
+		kit.Must(t, err)
 		defer p.Close()
-		send(t, p, "open")
-		must(t, <-opening)
+		kit.Send(t, p, "open")
+		kit.Must(t, <-opening)
 		r := <-reader
 		defer r.Close()
 		cancel()
-		expect(t, r, "open")
-		send(t, p, "still")
-		expect(t, r, "still")
+		kit.Expect(t, r, "open")
+		kit.Send(t, p, "still")
+		kit.Expect(t, r, "still")
 	})
 }
 
 func TestOpenFIFORefusesWhatIsNoFIFO(t *testing.T) {
-	story(t)
-	dir := openDir(t)
-	fifo := makeFIFO(t, dir)
+	kit.Story(t)
+	dir := kit.OpenDir(t)
+	fifo := kit.MakeFIFO(t, dir)
 	file := dir + "/file"
-	must(t, os.WriteFile(file, []byte("content"), 0o600))
-	must(t, os.Symlink(fifo, dir+"/link"))
-	must(t, os.Symlink(dir+"/nothing", dir+"/dangling"))
-	listen(t, ipc.Path(dir+"/socket"))
+	kit.Must(t, os.WriteFile(file, []byte("content"), 0o600))
+	kit.Must(t, os.Symlink(fifo, dir+"/link"))
+	kit.Must(t, os.Symlink(dir+"/nothing", dir+"/dangling"))
+	kit.Listen(t, ipc.Path(dir+"/socket"))
 	defer func() {
 		for _, name := range []string{"file", "link", "dangling"} {
-			must(t, os.Remove(dir+"/"+name))
+			kit.Must(t, os.Remove(dir+"/"+name))
 		}
 	}()
 	// The other side is there, so that nothing but the refusal ends the call.
 	both, err := os.OpenFile(fifo, os.O_RDWR, 0)
-	must(t, err)
+	kit.Must(t, err)
 	defer both.Close()
 	_, err = both.Write([]byte("x"))
-	must(t, err)
+	kit.Must(t, err)
 	for name, open := range openers {
 		for _, path := range []string{
 			dir, file, dir + "/link", dir + "/dangling", dir + "/socket", "/dev/null",
@@ -434,10 +435,10 @@ func TestOpenFIFORefusesWhatIsNoFIFO(t *testing.T) {
 				t.Errorf("%s takes %.50q", name, path)
 				end.Close()
 			}
-			isPipeError(t, err, "open")
+			kit.IsPipeError(t, err, "open")
 		}
 		_, err := open(t.Context(), dir+"/nothing")
-		matches(t, err, fs.ErrNotExist)
+		kit.Matches(t, err, fs.ErrNotExist)
 	}
 	if content, err := os.ReadFile(file); string(content) != "content" || err != nil {
 		t.Errorf("the file now holds %q, %v", content, err)
@@ -445,43 +446,43 @@ func TestOpenFIFORefusesWhatIsNoFIFO(t *testing.T) {
 }
 
 func TestFIFOInALinkedFolderIsOpened(t *testing.T) {
-	story(t)
-	dir := tempDir(t)
-	fifo := makeFIFO(t, dir)
+	kit.Story(t)
+	dir := kit.TempDir(t)
+	fifo := kit.MakeFIFO(t, dir)
 	link := t.TempDir() + "/link"
-	must(t, os.Symlink(dir, link))
+	kit.Must(t, os.Symlink(dir, link))
 	both, err := os.OpenFile(fifo, os.O_RDWR, 0)
-	must(t, err)
+	kit.Must(t, err)
 	defer both.Close()
 	p, err := ipc.OpenFIFOWriter(t.Context(), link+"/fifo")
-	must(t, err)
+	kit.Must(t, err)
 	defer p.Close()
-	send(t, p, "by a detour")
-	expect(t, both, "by a detour")
+	kit.Send(t, p, "by a detour")
+	kit.Expect(t, both, "by a detour")
 }
 
 func TestOpenFIFOWriterNoticesThatItIsGone(t *testing.T) {
-	story(t)
-	path := makeFIFO(t, tempDir(t))
-	opening := begin(func() error { _, err := ipc.OpenFIFOWriter(t.Context(), path); return err })
-	awaitParked(t, "OpenFIFOWriter", 1)
-	must(t, os.Remove(path))
-	matches(t, <-opening, fs.ErrNotExist)
+	kit.Story(t)
+	path := kit.MakeFIFO(t, kit.TempDir(t))
+	opening := kit.Begin(func() error { _, err := ipc.OpenFIFOWriter(t.Context(), path); return err })
+	kit.AwaitParked(t, "OpenFIFOWriter", 1)
+	kit.Must(t, os.Remove(path))
+	kit.Matches(t, <-opening, fs.ErrNotExist)
 }
 
 func TestFIFOOfAnotherUserIsRefused(t *testing.T) {
-	story(t)
-	needsRoot(t)
-	path := makeFIFO(t, openDir(t))
+	kit.Story(t)
+	kit.NeedsRoot(t)
+	path := kit.MakeFIFO(t, kit.OpenDir(t))
 	for _, side := range []string{"reader", "writer"} {
-		c := startStranger(t, "openfifo", side, path)
-		c.mustSay("permission denied")
-		c.end()
+		c := kit.StartStranger(t, "openfifo", side, path)
+		c.MustSay("permission denied")
+		c.End()
 	}
 }
 
 // childOpensFIFO opens one side of a FIFO and says how that went.
-func childOpensFIFO(p *parent, args []string) error {
+func childOpensFIFO(p *kit.Parent, args []string) error {
 	var err error
 	if args[0] == "reader" {
 		_, err = ipc.OpenFIFOReader(context.Background(), args[1])
@@ -489,10 +490,10 @@ func childOpensFIFO(p *parent, args []string) error {
 		_, err = ipc.OpenFIFOWriter(context.Background(), args[1])
 	}
 	if errors.Is(err, os.ErrPermission) {
-		p.say("permission denied")
+		p.Say("permission denied")
 		return nil
 	}
-	p.say("%v", err)
+	p.Say("%v", err)
 	return nil
 }
 
@@ -500,43 +501,43 @@ func TestFIFOEndsWithItsLastWriter(t *testing.T) {
 	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
 		r, first := w.open(t, path)
 		second, err := w.openWriter(t.Context(), path)
-		must(t, err)
-		send(t, first, "of the first")
-		must(t, first.Close())
-		expect(t, r, "of the first")
-		must(t, r.SetReadDeadline(time.Now().Add(brief)))
+		kit.Must(t, err)
+		kit.Send(t, first, "of the first")
+		kit.Must(t, first.Close())
+		kit.Expect(t, r, "of the first")
+		kit.Must(t, r.SetReadDeadline(time.Now().Add(kit.Brief)))
 		_, err = r.Read(make([]byte, 1))
-		timedOut(t, err) // the second could still write
-		must(t, r.SetReadDeadline(time.Time{}))
-		send(t, second, "of the second")
-		expect(t, r, "of the second")
-		reading := beginRead(r)
-		awaitParked(t, "(*PipeReader).Read", 1)
-		must(t, second.Close())
+		kit.TimedOut(t, err) // the second could still write
+		kit.Must(t, r.SetReadDeadline(time.Time{}))
+		kit.Send(t, second, "of the second")
+		kit.Expect(t, r, "of the second")
+		reading := kit.BeginRead(r)
+		kit.AwaitParked(t, "(*PipeReader).Read", 1)
+		kit.Must(t, second.Close())
 		if err := <-reading; err != io.EOF {
 			t.Errorf("read ends with %v, want io.EOF", err)
 		}
-		expectEOF(t, r)
+		kit.ExpectEOF(t, r)
 
 		third, err := w.openWriter(t.Context(), path) // and may come again
-		must(t, err)
-		send(t, third, "of the third")
-		expect(t, r, "of the third")
-		must(t, third.Close())
-		expectEOF(t, r)
+		kit.Must(t, err)
+		kit.Send(t, third, "of the third")
+		kit.Expect(t, r, "of the third")
+		kit.Must(t, third.Close())
+		kit.ExpectEOF(t, r)
 	})
 }
 
 func TestFIFOWithoutReader(t *testing.T) {
 	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
 		r, p := w.open(t, path)
-		writing := begin(func() error { _, err := p.Write(make([]byte, tooMuch)); return err })
-		awaitParked(t, "(*PipeWriter).Write", 1)
-		must(t, r.Close())
-		matches(t, <-writing, syscall.EPIPE)
+		writing := kit.Begin(func() error { _, err := p.Write(make([]byte, kit.TooMuch)); return err })
+		kit.AwaitParked(t, "(*PipeWriter).Write", 1)
+		kit.Must(t, r.Close())
+		kit.Matches(t, <-writing, syscall.EPIPE)
 		_, err := p.Write([]byte("more"))
-		matches(t, err, syscall.EPIPE)
-		isPipeError(t, err, "write")
+		kit.Matches(t, err, syscall.EPIPE)
+		kit.IsPipeError(t, err, "write")
 		if !strings.Contains(err.Error(), path) {
 			t.Errorf("%q does not name the FIFO", err)
 		}
@@ -547,39 +548,39 @@ func TestFIFODeadlineAndCloseEndWaits(t *testing.T) {
 	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
 		r, p := w.open(t, path)
 		begun := time.Now()
-		must(t, r.SetReadDeadline(begun.Add(brief)))
+		kit.Must(t, r.SetReadDeadline(begun.Add(kit.Brief)))
 		_, err := r.Read(make([]byte, 1))
-		timedOut(t, err)
-		must(t, p.SetWriteDeadline(begun.Add(2*brief)))
-		n, err := p.Write(make([]byte, tooMuch))
-		timedOut(t, err)
-		if waited := time.Since(begun); waited < 2*brief {
-			t.Errorf("write gave up after %v, before %v", waited, 2*brief)
+		kit.TimedOut(t, err)
+		kit.Must(t, p.SetWriteDeadline(begun.Add(2*kit.Brief)))
+		n, err := p.Write(make([]byte, kit.TooMuch))
+		kit.TimedOut(t, err)
+		if waited := time.Since(begun); waited < 2*kit.Brief {
+			t.Errorf("write gave up after %v, before %v", waited, 2*kit.Brief)
 		}
-		must(t, errors.Join(r.SetReadDeadline(time.Time{}), p.SetWriteDeadline(time.Time{})))
+		kit.Must(t, errors.Join(r.SetReadDeadline(time.Time{}), p.SetWriteDeadline(time.Time{})))
 		if got, err := io.CopyN(io.Discard, struct{ io.Reader }{r}, int64(n)); got != int64(n) || err != nil {
 			t.Errorf("of %d bytes %d arrive, %v", n, got, err)
 		}
 
-		reading := beginRead(r)
-		awaitParked(t, "(*PipeReader).Read", 1)
-		must(t, r.SetReadDeadline(time.Now().Add(-time.Second))) // ends one that waits already
-		timedOut(t, <-reading)
-		must(t, r.SetReadDeadline(time.Time{}))
+		reading := kit.BeginRead(r)
+		kit.AwaitParked(t, "(*PipeReader).Read", 1)
+		kit.Must(t, r.SetReadDeadline(time.Now().Add(-time.Second))) // ends one that waits already
+		kit.TimedOut(t, <-reading)
+		kit.Must(t, r.SetReadDeadline(time.Time{}))
 
-		reading = beginRead(r)
-		awaitParked(t, "(*PipeReader).Read", 1)
-		must(t, r.Close())
-		matches(t, <-reading, net.ErrClosed)
-		matches(t, r.Close(), net.ErrClosed)
+		reading = kit.BeginRead(r)
+		kit.AwaitParked(t, "(*PipeReader).Read", 1)
+		kit.Must(t, r.Close())
+		kit.Matches(t, <-reading, net.ErrClosed)
+		kit.Matches(t, r.Close(), net.ErrClosed)
 
 		other, err := os.OpenFile(path, os.O_RDWR, 0) // nobody reads it
-		must(t, err)
+		kit.Must(t, err)
 		defer other.Close()
-		writing := begin(func() error { _, err := p.Write(make([]byte, tooMuch)); return err })
-		awaitParked(t, "(*PipeWriter).Write", 1)
-		must(t, p.Close())
-		matches(t, <-writing, net.ErrClosed)
+		writing := kit.Begin(func() error { _, err := p.Write(make([]byte, kit.TooMuch)); return err })
+		kit.AwaitParked(t, "(*PipeWriter).Write", 1)
+		kit.Must(t, p.Close())
+		kit.Matches(t, <-writing, net.ErrClosed)
 	})
 }
 
@@ -630,13 +631,13 @@ func TestFIFOReaderKeepsWhatItSawWhenOpened(t *testing.T) {
 		t.Run(way, func(t *testing.T) {
 			overEachWaiting(t, func(t *testing.T, w waiting, path string) {
 				both, err := os.OpenFile(path, os.O_RDWR, 0)
-				must(t, err)
+				kit.Must(t, err)
 				_, err = both.Write([]byte("written before"))
-				must(t, err)
+				kit.Must(t, err)
 				r, err := w.openReader(t.Context(), path)
-				must(t, err)
+				kit.Must(t, err)
 				defer r.Close()
-				must(t, both.Close())
+				kit.Must(t, both.Close())
 				got, err := read(r)
 				if string(got) != "written before" || err != nil {
 					t.Errorf("read %q, %v", got, err)
@@ -650,24 +651,24 @@ func TestOpenFIFOLeavesNothing(t *testing.T) {
 	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
 		round := func() {
 			r, p := w.open(t, path)
-			must(t, p.Close())
-			expectEOF(t, r)
-			must(t, r.Close())
+			kit.Must(t, p.Close())
+			kit.ExpectEOF(t, r)
+			kit.Must(t, r.Close())
 			ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 			defer cancel()
 			for _, open := range openers {
 				_, err := open(ctx, path)
-				timedOut(t, err)
+				kit.TimedOut(t, err)
 			}
 			_, err := ipc.OpenFIFOReader(t.Context(), path+"/none")
-			matches(t, err, syscall.ENOTDIR)
+			kit.Matches(t, err, syscall.ENOTDIR)
 		}
 		round()
-		before := openDescriptors()
+		before := kit.OpenDescriptors()
 		for range 50 {
 			round()
 		}
-		must(t, noMoreDescriptors(before))
+		kit.Must(t, kit.NoMoreDescriptors(before))
 	})
 }
 
@@ -684,7 +685,7 @@ func shell(t *testing.T, script, path string) (cmd *exec.Cmd, out *bytes.Buffer)
 	out = new(bytes.Buffer)
 	cmd = exec.Command(sh, "-c", script, path)
 	cmd.Stdout, cmd.Stderr = out, out
-	must(t, cmd.Start())
+	kit.Must(t, cmd.Start())
 	t.Cleanup(func() {
 		if cmd.ProcessState == nil {
 			cmd.Process.Kill()
@@ -703,7 +704,7 @@ func TestFIFOWriterIsAShell(t *testing.T) {
 				cmd, out = shell(t, `echo hello > "$0"`, path)
 			}
 			var got []byte
-			reading := begin(func() error {
+			reading := kit.Begin(func() error {
 				r, err := w.openReader(t.Context(), path)
 				if err != nil {
 					return err
@@ -713,10 +714,10 @@ func TestFIFOWriterIsAShell(t *testing.T) {
 				return err
 			})
 			if !shellFirst {
-				awaitParked(t, "OpenFIFOReader", 1)
+				kit.AwaitParked(t, "OpenFIFOReader", 1)
 				cmd, out = shell(t, `echo hello > "$0"`, path)
 			}
-			must(t, <-reading)
+			kit.Must(t, <-reading)
 			if string(got) != "hello\n" {
 				t.Errorf("read %q", got)
 			}
@@ -731,9 +732,9 @@ func TestFIFOWritersAreManyShells(t *testing.T) {
 	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
 		cmd, out := shell(t, `for i in 1 2 3 4 5; do echo "$i" > "$0"; done`, path)
 		r, err := w.openReader(t.Context(), path)
-		must(t, err)
+		kit.Must(t, err)
 		defer r.Close()
-		must(t, r.SetReadDeadline(time.Now().Add(soon)))
+		kit.Must(t, r.SetReadDeadline(time.Now().Add(kit.Soon)))
 		var got []byte
 		for p := make([]byte, 100); string(got) != "1\n2\n3\n4\n5\n"; {
 			n, err := r.Read(p)
@@ -764,7 +765,7 @@ func TestFIFOReaderIsCat(t *testing.T) {
 			if catFirst {
 				cmd, out = shell(t, `cat "$0"`, path)
 			}
-			writing := begin(func() error {
+			writing := kit.Begin(func() error {
 				p, err := w.openWriter(t.Context(), path)
 				if err != nil {
 					return err
@@ -773,11 +774,11 @@ func TestFIFOReaderIsCat(t *testing.T) {
 				return errors.Join(err, p.Close())
 			})
 			if !catFirst {
-				awaitParked(t, "OpenFIFOWriter", 1)
+				kit.AwaitParked(t, "OpenFIFOWriter", 1)
 				cmd, out = shell(t, `cat "$0"`, path)
 			}
-			must(t, <-writing)
-			must(t, cmd.Wait())
+			kit.Must(t, <-writing)
+			kit.Must(t, cmd.Wait())
 			if !bytes.Equal(out.Bytes(), data) {
 				t.Errorf("of %d bytes cat reads %d, or others", len(data), out.Len())
 			}
@@ -789,130 +790,130 @@ func TestFIFOReaderIsCat(t *testing.T) {
 // Descriptors of pipes
 
 func TestPipeDescriptorsAreCloseOnExec(t *testing.T) {
-	story(t)
-	before := descriptors()
-	r, w := pipe(t)
+	kit.Story(t)
+	before := kit.Descriptors()
+	r, w := kit.Pipe(t)
 	f, err := r.File()
-	kept(t, f, err)
+	kit.Kept(t, f, err)
 	adopted, err := ipc.FileReader(f)
-	kept(t, adopted, err)
-	polled.open(t, makeFIFO(t, tempDir(t)))
-	send(t, w, "joined the poller or not")
-	if n := areCloseOnExec(t, before); n < 6 {
+	kit.Kept(t, adopted, err)
+	polled.open(t, kit.MakeFIFO(t, kit.TempDir(t)))
+	kit.Send(t, w, "joined the poller or not")
+	if n := kit.AreCloseOnExec(t, before); n < 6 {
 		t.Fatalf("only %d new descriptors", n)
 	}
 }
 
 func TestPipeThatWasDroppedIsCollected(t *testing.T) {
-	areCollected(t, func() {
+	kit.AreCollected(t, func() {
 		r, w, err := ipc.Pipe()
-		must(t, err)
-		must(t, r.SetReadDeadline(time.Now().Add(time.Hour))) // one that joined the poller, one that did not
+		kit.Must(t, err)
+		kit.Must(t, r.SetReadDeadline(time.Now().Add(time.Hour))) // one that joined the poller, one that did not
 		_, _ = r, w
 	})
 }
 
 func TestFileReaderAndWriterAdoptBlockingPipes(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	var p [2]int
-	must(t, syscall.Pipe(p[:])) // blocking, as C programs make it
+	kit.Must(t, syscall.Pipe(p[:])) // blocking, as C programs make it
 	rf, wf := os.NewFile(uintptr(p[0]), "read end"), os.NewFile(uintptr(p[1]), "write end")
 	defer rf.Close()
 	defer wf.Close()
-	if !blocks(t, rf) || !blocks(t, wf) {
+	if !kit.Blocks(t, rf) || !kit.Blocks(t, wf) {
 		t.Fatal("the pipe does not block: nothing is tested")
 	}
 	// FreeBSD's are two-way.
-	if err := adopters["FileWriter"](rf); err != nil && !blocks(t, rf) {
+	if err := adopters["FileWriter"](rf); err != nil && !kit.Blocks(t, rf) {
 		t.Error("a file that was refused does not block any more")
 	}
-	if err := adopters["FileReader"](wf); err != nil && !blocks(t, wf) {
+	if err := adopters["FileReader"](wf); err != nil && !kit.Blocks(t, wf) {
 		t.Error("a file that was refused does not block any more")
 	}
 	r, err := ipc.FileReader(rf)
-	must(t, err)
+	kit.Must(t, err)
 	defer r.Close()
 	w, err := ipc.FileWriter(wf)
-	must(t, err)
+	kit.Must(t, err)
 	defer w.Close()
 	isStillOpen(t, "the read end", rf)
 	isStillOpen(t, "the write end", wf)
-	must(t, errors.Join(rf.Close(), wf.Close()))
-	must(t, r.SetReadDeadline(time.Now().Add(brief)))
+	kit.Must(t, errors.Join(rf.Close(), wf.Close()))
+	kit.Must(t, r.SetReadDeadline(time.Now().Add(kit.Brief)))
 	_, err = r.Read(make([]byte, 1))
-	timedOut(t, err)
-	must(t, r.SetReadDeadline(time.Time{}))
-	reading := begin(func() error { _, err := io.ReadFull(r, make([]byte, 4)); return err })
-	awaitParked(t, "(*PipeReader).Read", 1)
-	send(t, w, "here")
-	must(t, <-reading)
-	must(t, w.Close())
-	expectEOF(t, r)
+	kit.TimedOut(t, err)
+	kit.Must(t, r.SetReadDeadline(time.Time{}))
+	reading := kit.Begin(func() error { _, err := io.ReadFull(r, make([]byte, 4)); return err })
+	kit.AwaitParked(t, "(*PipeReader).Read", 1)
+	kit.Send(t, w, "here")
+	kit.Must(t, <-reading)
+	kit.Must(t, w.Close())
+	kit.ExpectEOF(t, r)
 }
 
 func TestFileReaderAndWriterAdoptOtherPipes(t *testing.T) {
-	story(t)
-	r, w := osPipe(t)
-	fifo, err := os.OpenFile(makeFIFO(t, tempDir(t)), os.O_RDWR, 0)
-	must(t, err)
+	kit.Story(t)
+	r, w := kit.OsPipe(t)
+	fifo, err := os.OpenFile(kit.MakeFIFO(t, kit.TempDir(t)), os.O_RDWR, 0)
+	kit.Must(t, err)
 	for _, files := range [][2]*os.File{{r, w}, {fifo, fifo}} {
 		ar, err := ipc.FileReader(files[0])
-		must(t, err)
+		kit.Must(t, err)
 		aw, err := ipc.FileWriter(files[1])
-		must(t, err)
-		send(t, aw, "adopted")
-		expect(t, ar, "adopted")
-		send(t, files[1], "the owner's") // both are the same end
-		expect(t, ar, "the owner's")
-		send(t, aw, "adopted")
-		expect(t, files[0], "adopted")
-		must(t, errors.Join(ar.Close(), aw.Close()))
+		kit.Must(t, err)
+		kit.Send(t, aw, "adopted")
+		kit.Expect(t, ar, "adopted")
+		kit.Send(t, files[1], "the owner's") // both are the same end
+		kit.Expect(t, ar, "the owner's")
+		kit.Send(t, aw, "adopted")
+		kit.Expect(t, files[0], "adopted")
+		kit.Must(t, errors.Join(ar.Close(), aw.Close()))
 		for _, f := range files {
 			isStillOpen(t, "the owner's file", f)
 		}
 	}
-	must(t, fifo.Close())
+	kit.Must(t, fifo.Close())
 }
 
 func TestFileReaderAndWriterRefuseSocketsAndDevices(t *testing.T) {
-	story(t)
-	c, _ := pair(t)
+	kit.Story(t)
+	c, _ := kit.Pair(t)
 	socket, err := c.File()
-	must(t, err)
+	kit.Must(t, err)
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	must(t, err)
+	kit.Must(t, err)
 	dir, err := os.Open("/")
-	must(t, err)
+	kit.Must(t, err)
 	for _, f := range []*os.File{socket, null, dir} {
-		before := blocks(t, f)
+		before := kit.Blocks(t, f)
 		for op, adopt := range adopters {
 			err := adopt(f)
 			if err == nil {
 				t.Errorf("%s adopts %s", op, f.Name())
 			}
-			isPipeError(t, err, "file")
-			matches(t, err, errors.ErrUnsupported)
+			kit.IsPipeError(t, err, "file")
+			kit.Matches(t, err, errors.ErrUnsupported)
 			isStillOpen(t, f.Name(), f)
-			if blocks(t, f) != before {
+			if kit.Blocks(t, f) != before {
 				t.Error("a file that was refused has another mode")
 			}
 		}
-		must(t, f.Close())
+		kit.Must(t, f.Close())
 	}
 }
 
 func TestPipeSyscallConnWaits(t *testing.T) {
-	story(t)
-	r, w := pipe(t)
+	kit.Story(t)
+	r, w := kit.Pipe(t)
 	raw, err := r.SyscallConn()
-	must(t, err)
-	data := pattern(100 << 10)
-	writing := begin(func() error {
+	kit.Must(t, err)
+	data := kit.Pattern(100 << 10)
+	writing := kit.Begin(func() error {
 		_, err := w.Write(data)
 		return errors.Join(err, w.Close())
 	})
 	var got []byte
-	must(t, raw.Read(func(fd uintptr) bool {
+	kit.Must(t, raw.Read(func(fd uintptr) bool {
 		p := make([]byte, 1<<20)
 		for {
 			n, err := syscall.Read(int(fd), p)
@@ -925,7 +926,7 @@ func TestPipeSyscallConnWaits(t *testing.T) {
 			got = append(got, p[:n]...)
 		}
 	}))
-	must(t, <-writing)
+	kit.Must(t, <-writing)
 	if !bytes.Equal(got, data) {
 		t.Errorf("of %d bytes %d arrive, or others", len(data), len(got))
 	}
@@ -935,70 +936,70 @@ func TestPipeSyscallConnWaits(t *testing.T) {
 // A reader that outlives its writers
 
 func TestFIFOThatIsKeptOpenOutlivesItsWriters(t *testing.T) {
-	story(t)
-	path := makeFIFO(t, tempDir(t))
+	kit.Story(t)
+	path := kit.MakeFIFO(t, kit.TempDir(t))
 	r, err := ipc.FIFOConfig{KeepOpen: true}.OpenReader(t.Context(), path) // without a writer
-	must(t, err)
+	kit.Must(t, err)
 	defer r.Close()
-	must(t, r.SetReadDeadline(time.Now().Add(brief)))
+	kit.Must(t, r.SetReadDeadline(time.Now().Add(kit.Brief)))
 	_, err = r.Read(make([]byte, 1))
-	timedOut(t, err)
-	must(t, r.SetReadDeadline(time.Time{}))
+	kit.TimedOut(t, err)
+	kit.Must(t, r.SetReadDeadline(time.Time{}))
 	for i := range 5 {
 		line := fmt.Sprintln("line", i)
 		w, err := ipc.OpenFIFOWriter(t.Context(), path)
-		must(t, err)
-		reading := begin(func() error { expect(t, r, line); return nil })
-		send(t, w, line)
-		must(t, w.Close())
-		must(t, <-reading)
+		kit.Must(t, err)
+		reading := kit.Begin(func() error { kit.Expect(t, r, line); return nil })
+		kit.Send(t, w, line)
+		kit.Must(t, w.Close())
+		kit.Must(t, <-reading)
 	}
-	must(t, r.SetReadDeadline(time.Now().Add(brief)))
+	kit.Must(t, r.SetReadDeadline(time.Now().Add(kit.Brief)))
 	_, err = r.Read(make([]byte, 1)) // they are all gone, and it is no end
-	timedOut(t, err)
-	must(t, r.SetReadDeadline(time.Time{}))
-	waiting := beginRead(r)
-	must(t, r.Close())
-	matches(t, <-waiting, net.ErrClosed)
+	kit.TimedOut(t, err)
+	kit.Must(t, r.SetReadDeadline(time.Time{}))
+	waiting := kit.BeginRead(r)
+	kit.Must(t, r.Close())
+	kit.Matches(t, <-waiting, net.ErrClosed)
 
 	// With it, its own writing end is gone: a writer finds no reader.
-	ctx, cancel := context.WithTimeout(t.Context(), brief)
+	ctx, cancel := context.WithTimeout(t.Context(), kit.Brief)
 	defer cancel()
 	_, err = ipc.OpenFIFOWriter(ctx, path)
-	timedOut(t, err)
-	ctx, cancel = context.WithTimeout(t.Context(), brief) // and a reader no writer
+	kit.TimedOut(t, err)
+	ctx, cancel = context.WithTimeout(t.Context(), kit.Brief) // and a reader no writer
 	defer cancel()
 	_, err = ipc.OpenFIFOReader(ctx, path)
-	timedOut(t, err)
+	kit.TimedOut(t, err)
 	runtime.KeepAlive(r)
 }
 
 func TestFIFOThatIsKeptOpenServesAShell(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	shell, err := exec.LookPath("sh")
 	if err != nil {
 		t.Skip("there is no shell")
 	}
-	path := makeFIFO(t, openDir(t))
+	path := kit.MakeFIFO(t, kit.OpenDir(t))
 	r, err := ipc.FIFOConfig{KeepOpen: true}.OpenReader(t.Context(), path)
-	must(t, err)
+	kit.Must(t, err)
 	defer r.Close()
 	for _, word := range []string{"reload", "stop"} {
 		cmd := exec.Command(shell, "-c", `echo "$1" >"$2"`, shell, word, path)
-		must(t, cmd.Start())
-		expect(t, r, word+"\n")
-		must(t, cmd.Wait())
+		kit.Must(t, cmd.Start())
+		kit.Expect(t, r, word+"\n")
+		kit.Must(t, cmd.Wait())
 	}
 }
 
 func TestFIFOThatIsKeptOpenIsAFIFO(t *testing.T) {
-	story(t)
-	dir := tempDir(t)
-	path := makeFIFO(t, dir)
+	kit.Story(t)
+	dir := kit.TempDir(t)
+	path := kit.MakeFIFO(t, dir)
 	link, file := dir+"/link", dir+"/file"
-	must(t, os.Symlink(path, link))
+	kit.Must(t, os.Symlink(path, link))
 	defer os.Remove(link)
-	must(t, os.WriteFile(file, nil, 0o600))
+	kit.Must(t, os.WriteFile(file, nil, 0o600))
 	defer os.Remove(file)
 	kept := ipc.FIFOConfig{KeepOpen: true}
 	for _, wrong := range []string{link, file, dir, dir + "/nothing"} {

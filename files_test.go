@@ -17,23 +17,24 @@ import (
 	"time"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
 func init() {
-	for role, play := range map[string]func(*parent, []string) error{
+	for role, play := range map[string]func(*kit.Parent, []string) error{
 		"files":        childHandlesFiles,
 		"makes a line": childMakesALineForOthers,
 		"gives a file": childGivesAFile,
 		"takes a file": childTakesAFile,
 	} {
-		roles[role] = play
+		kit.Roles[role] = play
 	}
 }
 
 // childHandlesFiles receives files, tells what they hold, and sends a pipe end
 // into which it writes, over a connection to the address, or if there is none over
 // the inherited end "line".
-func childHandlesFiles(p *parent, args []string) error {
+func childHandlesFiles(p *kit.Parent, args []string) error {
 	c, err := func() (*ipc.Conn, error) {
 		if len(args) == 0 {
 			return ipc.InheritedConn("line")
@@ -47,19 +48,19 @@ func childHandlesFiles(p *parent, args []string) error {
 	if err != nil {
 		return err
 	}
-	files := sure(c.RecvFiles(3))
+	files := kit.Sure(c.RecvFiles(3))
 	for _, f := range files {
 		text, err := io.ReadAll(f)
 		if err := errors.Join(err, f.Close()); err != nil {
 			return err
 		}
-		p.say("%s", text)
+		p.Say("%s", text)
 	}
-	r, w := sure2(os.Pipe())
+	r, w := kit.Sure2(os.Pipe())
 	if err := c.SendFiles(r); err != nil {
 		return err
 	}
-	p.hear() // the file has arrived: see SendFiles on macOS
+	p.Hear() // the file has arrived: see SendFiles on macOS
 	_, err = io.WriteString(w, "from the child")
 	return errors.Join(err, w.Close(), r.Close(), c.Close())
 }
@@ -68,61 +69,61 @@ func childHandlesFiles(p *parent, args []string) error {
 // What arrives
 
 func TestSendFilesArriveInOrder(t *testing.T) {
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
 		for range 2 {
-			sendFiles(t, a, textFile(t, "one"), textFile(t, "two"), textFile(t, "three"))
-			sendFiles(t, a, textFile(t, "four"))
-			for i, f := range recvFiles(t, b, 3) {
-				holds(t, f, []string{"one", "two", "three"}[i])
+			kit.SendFiles(t, a, kit.TextFile(t, "one"), kit.TextFile(t, "two"), kit.TextFile(t, "three"))
+			kit.SendFiles(t, a, kit.TextFile(t, "four"))
+			for i, f := range kit.RecvFiles(t, b, 3) {
+				kit.Holds(t, f, []string{"one", "two", "three"}[i])
 			}
-			holds(t, recvFiles(t, b, 1)[0], "four")
+			kit.Holds(t, kit.RecvFiles(t, b, 1)[0], "four")
 			a, b = b, a
 		}
 	})
 }
 
 func TestSendFilesOfEveryKind(t *testing.T) {
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
-		r, w := osPipe(t)
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
+		r, w := kit.OsPipe(t)
 		reader, writer, err := ipc.Pipe()
-		must(t, err)
+		kit.Must(t, err)
 		defer reader.Close()
 		defer writer.Close()
 		writerFile, err := writer.File()
-		must(t, err)
+		kit.Must(t, err)
 		defer writerFile.Close()
-		regular := textFile(t, "a regular file")
+		regular := kit.TextFile(t, "a regular file")
 
-		sendFiles(t, a, regular, r, w, writerFile)
-		files := recvFiles(t, b, 4)
+		kit.SendFiles(t, a, regular, r, w, writerFile)
+		files := kit.RecvFiles(t, b, 4)
 		for _, f := range []*os.File{r, w, writerFile, regular} { // the sender's stay the sender's
 			_, err := f.Stat()
-			must(t, err)
-			must(t, f.Close())
+			kit.Must(t, err)
+			kit.Must(t, f.Close())
 		}
-		must(t, writer.Close())
+		kit.Must(t, writer.Close())
 
-		holds(t, files[0], "a regular file")
-		send(t, files[2], "through the pipe")
-		must(t, files[2].Close())
-		holds(t, files[1], "through the pipe")
-		send(t, files[3], "into our pipe")
-		must(t, files[3].Close())
-		expect(t, reader, "into our pipe")
-		expectEOF(t, reader)
+		kit.Holds(t, files[0], "a regular file")
+		kit.Send(t, files[2], "through the pipe")
+		kit.Must(t, files[2].Close())
+		kit.Holds(t, files[1], "through the pipe")
+		kit.Send(t, files[3], "into our pipe")
+		kit.Must(t, files[3].Close())
+		kit.Expect(t, reader, "into our pipe")
+		kit.ExpectEOF(t, reader)
 	})
 }
 
 func TestSendFilesSharesAndDoesNotCopy(t *testing.T) {
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
-		f := textFile(t, "abcdef")
-		expect(t, f, "ab")
-		sendFiles(t, a, f, f) // one file twice is two files
-		got := recvFiles(t, b, 2)
-		expect(t, got[0], "cd")
-		must(t, got[0].Close())
-		expect(t, got[1], "e") // one position for all
-		expect(t, f, "f")
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
+		f := kit.TextFile(t, "abcdef")
+		kit.Expect(t, f, "ab")
+		kit.SendFiles(t, a, f, f) // one file twice is two files
+		got := kit.RecvFiles(t, b, 2)
+		kit.Expect(t, got[0], "cd")
+		kit.Must(t, got[0].Close())
+		kit.Expect(t, got[1], "e") // one position for all
+		kit.Expect(t, f, "f")
 	})
 }
 
@@ -135,143 +136,143 @@ func mostFiles() int {
 }
 
 func TestSendFilesMostOfOneMessage(t *testing.T) {
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
 		most := mostFiles()
-		files := cards(t, most+1)
+		files := kit.Cards(t, most+1)
 		err := a.SendFiles(files...)
 		if err == nil || !strings.Contains(err.Error(), strconv.Itoa(most)) {
 			t.Fatalf("%d files are sent, or refused without the limit: %v", most+1, err)
 		}
-		isOpError(t, err, "sendfiles")
-		sendFiles(t, a, files[:most]...)
-		for want, f := range recvFiles(t, b, 253) {
-			if got, err := card(f); got != want || err != nil {
+		kit.IsOpError(t, err, "sendfiles")
+		kit.SendFiles(t, a, files[:most]...)
+		for want, f := range kit.RecvFiles(t, b, 253) {
+			if got, err := kit.Card(f); got != want || err != nil {
 				t.Errorf("file %d arrives in the place of %d, %v", got, want, err)
 			}
-			must(t, f.Close())
+			kit.Must(t, f.Close())
 		}
-		filesStillPass(t, a, b)
+		kit.FilesStillPass(t, a, b)
 	})
 }
 
 func TestSendFilesAndRecvFilesCheckTheNumber(t *testing.T) {
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
 		err := a.SendFiles()
 		if err == nil {
 			t.Fatal("no files are sent")
 		}
-		isOpError(t, err, "sendfiles")
-		sendFiles(t, a, textFile(t, "still there"))
+		kit.IsOpError(t, err, "sendfiles")
+		kit.SendFiles(t, a, kit.TextFile(t, "still there"))
 		for _, max := range []int{0, -1, 254, 1 << 30} {
 			files, err := b.RecvFiles(max)
 			if err == nil || files != nil {
 				t.Fatalf("%d files are received when %d are asked for", len(files), max)
 			}
-			isOpError(t, err, "recvfiles")
+			kit.IsOpError(t, err, "recvfiles")
 		}
-		holds(t, recvFiles(t, b, 1)[0], "still there")
+		kit.Holds(t, kit.RecvFiles(t, b, 1)[0], "still there")
 	})
 }
 
 func TestRecvFilesClosesMoreThanAskedFor(t *testing.T) {
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
-		r, w := osPipe(t)
-		files := []*os.File{textFile(t, "one"), w, textFile(t, "three")}
-		before := openDescriptors()
-		sendFiles(t, a, files...)
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
+		r, w := kit.OsPipe(t)
+		files := []*os.File{kit.TextFile(t, "one"), w, kit.TextFile(t, "three")}
+		before := kit.OpenDescriptors()
+		kit.SendFiles(t, a, files...)
 		got, err := b.RecvFiles(2)
-		matches(t, err, ipc.ErrMsgTooLong)
-		isOpError(t, err, "recvfiles")
+		kit.Matches(t, err, ipc.ErrMsgTooLong)
+		kit.IsOpError(t, err, "recvfiles")
 		if got != nil {
 			t.Errorf("%d files are returned with the error", len(got))
 		}
-		must(t, noMoreDescriptors(before))
-		must(t, w.Close())
-		expectEOF(t, r) // nobody has the other end any more
-		filesStillPass(t, a, b)
+		kit.Must(t, kit.NoMoreDescriptors(before))
+		kit.Must(t, w.Close())
+		kit.ExpectEOF(t, r) // nobody has the other end any more
+		kit.FilesStillPass(t, a, b)
 	})
 }
 
 func TestRecvFilesOfFewerThanAskedFor(t *testing.T) {
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
-		sendFiles(t, a, textFile(t, "alone"))
-		sendFiles(t, a, textFile(t, "next"))
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
+		kit.SendFiles(t, a, kit.TextFile(t, "alone"))
+		kit.SendFiles(t, a, kit.TextFile(t, "next"))
 		for _, want := range []string{"alone", "next"} {
 			files, err := b.RecvFiles(253)
-			must(t, err)
+			kit.Must(t, err)
 			if len(files) != 1 {
 				t.Fatalf("%d files arrive", len(files))
 			}
-			holds(t, files[0], want)
-			must(t, files[0].Close())
+			kit.Holds(t, files[0], want)
+			kit.Must(t, files[0].Close())
 		}
 	})
 }
 
 func TestSendFilesToAnotherProcess(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
-		c := startChild(t, "files", addr.String())
-		exchangesFiles(t, c, accept(t, l))
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.Listen(t, addr)
+		c := kit.StartChild(t, "files", addr.String())
+		exchangesFiles(t, c, kit.Accept(t, l))
 	})
 }
 
 // exchangesFiles does what childHandlesFiles expects.
-func exchangesFiles(t *testing.T, c *child, line *ipc.Conn) {
+func exchangesFiles(t *testing.T, c *kit.Child, line *ipc.Conn) {
 	t.Helper()
-	r, w := osPipe(t)
-	sendFiles(t, line, textFile(t, "a file"), r)
-	send(t, w, "a pipe")
-	must(t, w.Close())
-	c.mustSay("a file")
-	c.mustSay("a pipe")
-	f := recvFiles(t, line, 1)[0]
-	c.say("thanks")
-	holds(t, f, "from the child")
-	c.end()
-	expectEOF(t, line)
+	r, w := kit.OsPipe(t)
+	kit.SendFiles(t, line, kit.TextFile(t, "a file"), r)
+	kit.Send(t, w, "a pipe")
+	kit.Must(t, w.Close())
+	c.MustSay("a file")
+	c.MustSay("a pipe")
+	f := kit.RecvFiles(t, line, 1)[0]
+	c.Say("thanks")
+	kit.Holds(t, f, "from the child")
+	c.End()
+	kit.ExpectEOF(t, line)
 }
 
 func TestSendFilesToTheProcessThatWasGivenTheEnd(t *testing.T) {
 	given := func(t *testing.T, near, far *ipc.Conn) {
 		t.Helper()
-		h := newHeir(t)
-		h.gets("line", far)
-		c := h.start("files")
-		must(t, far.Close())
+		h := kit.NewHeir(t)
+		h.Gets("line", far)
+		c := h.Start("files")
+		kit.Must(t, far.Close())
 		exchangesFiles(t, c, near)
 	}
 	t.Run("Pair", func(t *testing.T) {
-		story(t)
-		near, far := pair(t)
+		kit.Story(t)
+		near, far := kit.Pair(t)
 		given(t, near, far)
-		far, near = pair(t) // the ends of a pair may differ
+		far, near = kit.Pair(t) // the ends of a pair may differ
 		given(t, near, far)
 	})
 	t.Run("Dialed", func(t *testing.T) {
-		story(t)
-		client, server := connect(t, listen(t, nameAddr(t)))
+		kit.Story(t)
+		client, server := kit.Connect(t, kit.Listen(t, kit.NameAddr(t)))
 		given(t, server, client)
 	})
 	t.Run("Accepted", func(t *testing.T) {
-		story(t)
-		client, server := connect(t, listen(t, nameAddr(t)))
+		kit.Story(t)
+		client, server := kit.Connect(t, kit.Listen(t, kit.NameAddr(t)))
 		given(t, client, server)
 	})
 }
 
 func TestSendFilesBetweenProcessesThatHaveTheirLineFromAnother(t *testing.T) {
-	story(t)
-	c := startChild(t, "makes a line")
-	c.mustSay("received: from a sibling")
-	c.outlive()
+	kit.Story(t)
+	c := kit.StartChild(t, "makes a line")
+	c.MustSay("received: from a sibling")
+	c.Outlive()
 }
 
 // childMakesALineForOthers gives the ends of a pair to two children and leaves.
-func childMakesALineForOthers(*parent, []string) error {
-	a, b := sure2(ipc.Pair())
-	r, w := sure2(ipc.Pipe())
-	giver, taker := again("gives a file"), again("takes a file")
+func childMakesALineForOthers(*kit.Parent, []string) error {
+	a, b := kit.Sure2(ipc.Pair())
+	r, w := kit.Sure2(ipc.Pipe())
+	giver, taker := kit.Again("gives a file"), kit.Again("takes a file")
 	err := errors.Join(ipc.Inherit(giver, "line", a), ipc.Inherit(giver, "end", r), ipc.Inherit(taker, "line", b))
 	if err != nil {
 		return err
@@ -285,13 +286,13 @@ func childMakesALineForOthers(*parent, []string) error {
 }
 
 // childGivesAFile sends a file when the process that made the line has ended.
-func childGivesAFile(*parent, []string) error {
-	c := sure(ipc.InheritedConn("line"))
-	end := sure(ipc.InheritedReader("end"))
+func childGivesAFile(*kit.Parent, []string) error {
+	c := kit.Sure(ipc.InheritedConn("line"))
+	end := kit.Sure(ipc.InheritedReader("end"))
 	if _, err := io.Copy(io.Discard, end); err != nil {
 		return err
 	}
-	r, w := sure2(os.Pipe())
+	r, w := kit.Sure2(os.Pipe())
 	if err := c.SendFiles(r); err != nil {
 		return err
 	}
@@ -303,14 +304,14 @@ func childGivesAFile(*parent, []string) error {
 }
 
 // childTakesAFile receives a file and tells what it holds.
-func childTakesAFile(p *parent, _ []string) error {
-	c := sure(ipc.InheritedConn("line"))
-	files := sure(c.RecvFiles(1))
+func childTakesAFile(p *kit.Parent, _ []string) error {
+	c := kit.Sure(ipc.InheritedConn("line"))
+	files := kit.Sure(c.RecvFiles(1))
 	text := make([]byte, len("from a sibling"))
 	if _, err := io.ReadFull(files[0], text); err != nil {
 		return err
 	}
-	p.say("received: %s", text)
+	p.Say("received: %s", text)
 	return errors.Join(files[0].Close(), c.Close())
 }
 
@@ -321,20 +322,20 @@ func TestSendFilesKeepsTheNonblockingMode(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("a mode of Unix")
 	}
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
-		nonblocking, _ := osPipe(t)
-		blocking, _ := osPipe(t)
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
+		nonblocking, _ := kit.OsPipe(t)
+		blocking, _ := kit.OsPipe(t)
 		blocking.Fd() // this makes it so
 
-		sendFiles(t, a, nonblocking, blocking, textFile(t, "x"))
-		for i, f := range recvFiles(t, b, 3) {
+		kit.SendFiles(t, a, nonblocking, blocking, kit.TextFile(t, "x"))
+		for i, f := range kit.RecvFiles(t, b, 3) {
 			if got, want := isNonblocking(f), i == 0; got != want {
 				t.Errorf("file %d is nonblocking: %v", i, got)
 			}
 		}
-		must(t, nonblocking.SetReadDeadline(time.Now().Add(brief))) // and so it is still for its sender
+		kit.Must(t, nonblocking.SetReadDeadline(time.Now().Add(kit.Brief))) // and so it is still for its sender
 		_, err := nonblocking.Read(make([]byte, 1))
-		matches(t, err, os.ErrDeadlineExceeded)
+		kit.Matches(t, err, os.ErrDeadlineExceeded)
 	})
 }
 
@@ -342,55 +343,55 @@ func TestSendFilesKeepsTheNonblockingMode(t *testing.T) {
 // Files and data
 
 func TestSendFilesBetweenData(t *testing.T) {
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
 		for i := range 10 {
-			say(t, a, fmt.Sprintf("before %d", i))
-			sendFiles(t, a, textFile(t, "a file"), textFile(t, "another"))
-			sendFiles(t, a, textFile(t, "a third"))
-			say(t, a, "between")
-			sendFiles(t, a, textFile(t, "the last"))
-			say(t, a, "after")
+			kit.Say(t, a, fmt.Sprintf("before %d", i))
+			kit.SendFiles(t, a, kit.TextFile(t, "a file"), kit.TextFile(t, "another"))
+			kit.SendFiles(t, a, kit.TextFile(t, "a third"))
+			kit.Say(t, a, "between")
+			kit.SendFiles(t, a, kit.TextFile(t, "the last"))
+			kit.Say(t, a, "after")
 
-			hear(t, b, fmt.Sprintf("before %d", i))
-			files := recvFiles(t, b, 2)
-			holds(t, files[0], "a file")
-			holds(t, files[1], "another")
-			holds(t, recvFiles(t, b, 1)[0], "a third")
-			hear(t, b, "between")
-			holds(t, recvFiles(t, b, 1)[0], "the last")
-			hear(t, b, "after")
+			kit.Hear(t, b, fmt.Sprintf("before %d", i))
+			files := kit.RecvFiles(t, b, 2)
+			kit.Holds(t, files[0], "a file")
+			kit.Holds(t, files[1], "another")
+			kit.Holds(t, kit.RecvFiles(t, b, 1)[0], "a third")
+			kit.Hear(t, b, "between")
+			kit.Holds(t, kit.RecvFiles(t, b, 1)[0], "the last")
+			kit.Hear(t, b, "after")
 		}
-		must(t, a.Close())
-		hearEOF(t, b)
+		kit.Must(t, a.Close())
+		kit.HearEOF(t, b)
 	})
 }
 
 func TestRecvFilesOfData(t *testing.T) {
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
 		for _, text := range []string{"data", "\x00", "\x00data", "x"} {
-			say(t, a, text)
-			sendFiles(t, a, textFile(t, "a file"))
+			kit.Say(t, a, text)
+			kit.SendFiles(t, a, kit.TextFile(t, "a file"))
 			for range 2 { // it stays so until the data is read
 				files, err := b.RecvFiles(1)
-				matches(t, err, ipc.ErrNoFiles)
-				isOpError(t, err, "recvfiles")
+				kit.Matches(t, err, ipc.ErrNoFiles)
+				kit.IsOpError(t, err, "recvfiles")
 				if files != nil {
 					t.Errorf("%d files are returned with the error", len(files))
 				}
 			}
-			hear(t, b, text)
-			holds(t, recvFiles(t, b, 1)[0], "a file")
+			kit.Hear(t, b, text)
+			kit.Holds(t, kit.RecvFiles(t, b, 1)[0], "a file")
 		}
 	})
 }
 
 func TestRecvFilesOfAMessageLeavesItWhole(t *testing.T) {
-	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+	kit.OverEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		instead := func(text string) {
 			t.Helper()
-			sendMsg(t, a, text)
+			kit.SendMsg(t, a, text)
 			_, err := b.RecvFiles(1)
-			matches(t, err, ipc.ErrNoFiles)
+			kit.Matches(t, err, ipc.ErrNoFiles)
 		}
 		instead("appended")
 		p, err := b.RecvAppend([]byte("is "))
@@ -400,40 +401,40 @@ func TestRecvFilesOfAMessageLeavesItWhole(t *testing.T) {
 		instead("cut off")
 		room := make([]byte, 3)
 		n, err := b.Recv(room)
-		matches(t, err, ipc.ErrMsgTooLong)
+		kit.Matches(t, err, ipc.ErrMsgTooLong)
 		if n != 3 || string(room) != "cut" {
 			t.Errorf("received %q", room[:n])
 		}
 		instead("dropped")
 		_, err = b.Recv(nil)
-		matches(t, err, ipc.ErrMsgTooLong)
+		kit.Matches(t, err, ipc.ErrMsgTooLong)
 		instead("last")
-		must(t, a.Close())
+		kit.Must(t, a.Close())
 		_, err = b.RecvFiles(1)
-		matches(t, err, ipc.ErrNoFiles)
-		expectMsg(t, b, "last")
+		kit.Matches(t, err, ipc.ErrNoFiles)
+		kit.ExpectMsg(t, b, "last")
 		_, err = b.RecvFiles(1)
 		if err != io.EOF {
 			t.Errorf("%v at the end", err)
 		}
-		expectMsgEOF(t, b)
+		kit.ExpectMsgEOF(t, b)
 	})
 }
 
 func TestRecvFilesOfAnEmptyMessage(t *testing.T) {
-	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
-		needsEmpty(t)
-		sendMsg(t, a, "")
-		sendFiles(t, a, textFile(t, "a file"))
+	kit.OverEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		kit.NeedsEmpty(t)
+		kit.SendMsg(t, a, "")
+		kit.SendFiles(t, a, kit.TextFile(t, "a file"))
 		for range 2 {
 			_, err := b.RecvFiles(1)
-			matches(t, err, ipc.ErrNoFiles)
+			kit.Matches(t, err, ipc.ErrNoFiles)
 		}
-		expectMsg(t, b, "")
-		holds(t, recvFiles(t, b, 1)[0], "a file")
-		sendMsg(t, a, "")
+		kit.ExpectMsg(t, b, "")
+		kit.Holds(t, kit.RecvFiles(t, b, 1)[0], "a file")
+		kit.SendMsg(t, a, "")
 		_, err := b.RecvFiles(1)
-		matches(t, err, ipc.ErrNoFiles)
+		kit.Matches(t, err, ipc.ErrNoFiles)
 		p, err := b.RecvAppend(nil)
 		if len(p) != 0 || err != nil {
 			t.Errorf("received %q, %v", p, err)
@@ -442,7 +443,7 @@ func TestRecvFilesOfAnEmptyMessage(t *testing.T) {
 }
 
 func TestSendFilesThatNobodyAskedForAreClosed(t *testing.T) {
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
 		if runtime.GOOS == "windows" {
 			t.Skip("handles are the peer's as soon as they are sent")
 		}
@@ -478,55 +479,55 @@ func TestSendFilesThatNobodyAskedForAreClosed(t *testing.T) {
 			})
 		}
 		for _, read := range reads {
-			r, w := osPipe(t)
-			f := textFile(t, "x")
-			before := openDescriptors()
-			sendFiles(t, a, w, f, w)
+			r, w := kit.OsPipe(t)
+			f := kit.TextFile(t, "x")
+			before := kit.OpenDescriptors()
+			kit.SendFiles(t, a, w, f, w)
 			p, err := read()
 			if string(p) != "\x00" || err != nil {
 				t.Errorf("read %q, %v", p, err)
 			}
-			must(t, noMoreDescriptors(before))
-			must(t, w.Close())
-			expectEOF(t, r) // nobody has the other end any more
-			say(t, a, "and on")
-			hear(t, b, "and on")
+			kit.Must(t, kit.NoMoreDescriptors(before))
+			kit.Must(t, w.Close())
+			kit.ExpectEOF(t, r) // nobody has the other end any more
+			kit.Say(t, a, "and on")
+			kit.Hear(t, b, "and on")
 		}
-		filesStillPass(t, a, b)
+		kit.FilesStillPass(t, a, b)
 	})
 }
 
 func TestSendFilesOnTheirWayAreClosedWithTheConnection(t *testing.T) {
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
 		if runtime.GOOS == "windows" {
 			t.Skip("handles are the peer's as soon as they are sent")
 		}
-		r, w := osPipe(t)
+		r, w := kit.OsPipe(t)
 		for range 3 {
-			sendFiles(t, a, w, w)
+			kit.SendFiles(t, a, w, w)
 		}
-		must(t, w.Close())
-		must(t, b.Close())
-		must(t, a.Close())
-		expectEOF(t, r)
+		kit.Must(t, w.Close())
+		kit.Must(t, b.Close())
+		kit.Must(t, a.Close())
+		kit.ExpectEOF(t, r)
 	})
 }
 
 func TestRecvFilesOutliveTheConnection(t *testing.T) {
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
-		r, w := osPipe(t)
-		sendFiles(t, a, r)
-		must(t, a.Close())
-		f := recvFiles(t, b, 1)[0]
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
+		r, w := kit.OsPipe(t)
+		kit.SendFiles(t, a, r)
+		kit.Must(t, a.Close())
+		f := kit.RecvFiles(t, b, 1)[0]
 		_, err := b.RecvFiles(1)
 		if err != io.EOF {
 			t.Errorf("%v at the end", err)
 		}
-		must(t, b.Close())
-		must(t, r.Close())
-		send(t, w, "still there")
-		must(t, w.Close())
-		holds(t, f, "still there")
+		kit.Must(t, b.Close())
+		kit.Must(t, r.Close())
+		kit.Send(t, w, "still there")
+		kit.Must(t, w.Close())
+		kit.Holds(t, f, "still there")
 	})
 }
 
@@ -534,11 +535,11 @@ func TestRecvFilesOutliveTheConnection(t *testing.T) {
 // What cannot be sent
 
 func TestSendFilesRefusesWhatIsNoOpenFile(t *testing.T) {
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
-		closed := textFile(t, "closed")
-		must(t, closed.Close())
-		open := textFile(t, "open")
-		before := openDescriptors()
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
+		closed := kit.TextFile(t, "closed")
+		kit.Must(t, closed.Close())
+		open := kit.TextFile(t, "open")
+		before := kit.OpenDescriptors()
 		for what, files := range map[string][]*os.File{
 			"nil": {nil}, "closed": {closed},
 			"nil among others": {open, nil, open}, "closed among others": {open, open, closed},
@@ -547,28 +548,28 @@ func TestSendFilesRefusesWhatIsNoOpenFile(t *testing.T) {
 			if err == nil {
 				t.Fatalf("%s: it is sent", what)
 			}
-			isOpError(t, err, "sendfiles")
+			kit.IsOpError(t, err, "sendfiles")
 			if strings.HasPrefix(what, "closed") {
-				matches(t, err, os.ErrClosed)
+				kit.Matches(t, err, os.ErrClosed)
 			}
 		}
-		must(t, noMoreDescriptors(before))
-		say(t, a, "the first that arrives")
-		hear(t, b, "the first that arrives")
-		filesStillPass(t, a, b)
+		kit.Must(t, kit.NoMoreDescriptors(before))
+		kit.Say(t, a, "the first that arrives")
+		kit.Hear(t, b, "the first that arrives")
+		kit.FilesStillPass(t, a, b)
 		_, err := open.Stat()
-		must(t, err)
+		kit.Must(t, err)
 	})
 }
 
 func TestSendFilesToAPeerThatIsGone(t *testing.T) {
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
-		f := textFile(t, "x")
-		must(t, b.Close())
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
+		f := kit.TextFile(t, "x")
+		kit.Must(t, b.Close())
 		var err error
-		eventually(t, "sending fails", func() bool { err = a.SendFiles(f); return err != nil })
-		matches(t, err, syscall.EPIPE)
-		isOpError(t, err, "sendfiles")
+		kit.Eventually(t, "sending fails", func() bool { err = a.SendFiles(f); return err != nil })
+		kit.Matches(t, err, syscall.EPIPE)
+		kit.IsOpError(t, err, "sendfiles")
 		if _, err := a.RecvFiles(1); err != io.EOF {
 			t.Errorf("%v at the end", err)
 		}
@@ -576,18 +577,18 @@ func TestSendFilesToAPeerThatIsGone(t *testing.T) {
 }
 
 func TestSendFilesAndRecvFilesAfterClose(t *testing.T) {
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
-		f := textFile(t, "x")
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
+		f := kit.TextFile(t, "x")
 		if runtime.GOOS != "windows" { // where it would be left in this process
-			sendFiles(t, b, f)
+			kit.SendFiles(t, b, f)
 		}
-		must(t, a.Close())
+		kit.Must(t, a.Close())
 		err := a.SendFiles(f)
-		matches(t, err, net.ErrClosed)
-		isOpError(t, err, "sendfiles")
+		kit.Matches(t, err, net.ErrClosed)
+		kit.IsOpError(t, err, "sendfiles")
 		files, err := a.RecvFiles(1)
-		matches(t, err, net.ErrClosed)
-		isOpError(t, err, "recvfiles")
+		kit.Matches(t, err, net.ErrClosed)
+		kit.IsOpError(t, err, "recvfiles")
 		if files != nil {
 			t.Error("files are returned with the error")
 		}
@@ -598,49 +599,49 @@ func TestSendFilesAndRecvFilesAfterClose(t *testing.T) {
 // Waiting
 
 func TestSendFilesAndRecvFilesEndAtTheDeadline(t *testing.T) {
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
 		begun := time.Now()
-		must(t, b.SetReadDeadline(begun.Add(brief)))
+		kit.Must(t, b.SetReadDeadline(begun.Add(kit.Brief)))
 		_, err := b.RecvFiles(1)
-		timedOut(t, err)
-		isOpError(t, err, "recvfiles")
-		if waited := time.Since(begun); waited < brief {
+		kit.TimedOut(t, err)
+		kit.IsOpError(t, err, "recvfiles")
+		if waited := time.Since(begun); waited < kit.Brief {
 			t.Errorf("it gave up after %v", waited)
 		}
-		must(t, a.SetWriteDeadline(time.Now().Add(-time.Second)))
-		f := textFile(t, "x")
+		kit.Must(t, a.SetWriteDeadline(time.Now().Add(-time.Second)))
+		f := kit.TextFile(t, "x")
 		err = a.SendFiles(f)
-		timedOut(t, err)
-		isOpError(t, err, "sendfiles")
-		must(t, a.SetWriteDeadline(time.Time{}))
-		must(t, b.SetReadDeadline(time.Time{}))
-		filesStillPass(t, a, b)
+		kit.TimedOut(t, err)
+		kit.IsOpError(t, err, "sendfiles")
+		kit.Must(t, a.SetWriteDeadline(time.Time{}))
+		kit.Must(t, b.SetReadDeadline(time.Time{}))
+		kit.FilesStillPass(t, a, b)
 	})
 }
 
 func TestRecvFilesThatTimesOutLosesNothing(t *testing.T) {
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
 		rounds := 1000
 		if runtime.GOOS == "windows" { // a wait there is at least a millisecond
 			rounds = 200
 		}
-		deck := cards(t, 4)
-		sending := trickle(rounds, a, func(i int) error { return a.SendFiles(deck[i%4]) })
+		deck := kit.Cards(t, 4)
+		sending := kit.Trickle(rounds, a, func(i int) error { return a.SendFiles(deck[i%4]) })
 		got := 0
-		inAHurry(t, b, func() error {
+		kit.InAHurry(t, b, func() error {
 			files, err := b.RecvFiles(1)
 			if err != nil {
 				return err
 			}
-			place, err := card(files[0])
-			must(t, errors.Join(err, files[0].Close()))
+			place, err := kit.Card(files[0])
+			kit.Must(t, errors.Join(err, files[0].Close()))
 			if place != got%4 {
 				t.Fatalf("card %d arrives in round %d", place, got)
 			}
 			got++
 			return nil
 		})
-		must(t, <-sending)
+		kit.Must(t, <-sending)
 		if got != rounds {
 			t.Fatalf("%d files of %d arrive", got, rounds)
 		}
@@ -648,41 +649,41 @@ func TestRecvFilesThatTimesOutLosesNothing(t *testing.T) {
 }
 
 func TestSendFilesThatTimesOutSendsAllOrNothing(t *testing.T) {
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
-		deck := cards(t, 100)
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
+		deck := kit.Cards(t, 100)
 		sent := 0
 		for timeouts := 0; timeouts < 3 && sent < 5000; {
-			must(t, a.SetWriteDeadline(time.Now().Add(5*time.Millisecond)))
+			kit.Must(t, a.SetWriteDeadline(time.Now().Add(5*time.Millisecond)))
 			switch err := a.SendFiles(deck[sent%100]); {
 			case err == nil:
 				sent++
 			case errors.Is(err, syscall.ETOOMANYREFS), errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
 				timeouts++ // the system limits what is on its way: just as good a reason to send nothing
 			default:
-				timedOut(t, err)
+				kit.TimedOut(t, err)
 				timeouts++
 			}
 		}
-		must(t, a.SetWriteDeadline(time.Time{}))
-		closing := begin(a.Close)
+		kit.Must(t, a.SetWriteDeadline(time.Time{}))
+		closing := kit.Begin(a.Close)
 		for i := range sent {
-			f := recvFiles(t, b, 1)[0]
-			if place, err := card(f); place != i%100 || err != nil {
+			f := kit.RecvFiles(t, b, 1)[0]
+			if place, err := kit.Card(f); place != i%100 || err != nil {
 				t.Fatalf("card %d arrives in the place of %d, %v", place, i%100, err)
 			}
-			must(t, f.Close())
+			kit.Must(t, f.Close())
 		}
-		must(t, <-closing)
-		hearEOF(t, b)
+		kit.Must(t, <-closing)
+		kit.HearEOF(t, b)
 	})
 }
 
 func TestSendFilesAndRecvFilesEndWithClose(t *testing.T) {
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
-		receiving := begin(func() error { _, err := a.RecvFiles(1); return err })
-		awaitParked(t, strings.Replace(fmt.Sprintf("(%T).RecvFiles", a), "ipc.", "", 1), 1) // (*Conn).RecvFiles
-		must(t, a.Close())
-		matches(t, <-receiving, net.ErrClosed)
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
+		receiving := kit.Begin(func() error { _, err := a.RecvFiles(1); return err })
+		kit.AwaitParked(t, strings.Replace(fmt.Sprintf("(%T).RecvFiles", a), "ipc.", "", 1), 1) // (*Conn).RecvFiles
+		kit.Must(t, a.Close())
+		kit.Matches(t, <-receiving, net.ErrClosed)
 		if _, err := b.RecvFiles(1); err != io.EOF {
 			t.Errorf("%v at the end", err)
 		}
@@ -691,20 +692,20 @@ func TestSendFilesAndRecvFilesEndWithClose(t *testing.T) {
 
 func TestSendFilesOfManyAtOnce(t *testing.T) {
 	const senders, receivers, each = 4, 3, 50
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
-		deck := cards(t, senders*each+2)
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
+		deck := kit.Cards(t, senders*each+2)
 		put := func(n int) error { return a.SendFiles(deck[n : n+1+n%3]...) } // 1 to 3 in a row
-		everythingArrivesOnce(t, a, senders*each, senders, put, receivers, func(int, int) (int, error) {
+		kit.EverythingArrivesOnce(t, a, senders*each, senders, put, receivers, func(int, int) (int, error) {
 			files, err := b.RecvFiles(3)
 			if err != nil {
 				return 0, err
 			}
-			first, err := card(files[0])
+			first, err := kit.Card(files[0])
 			if err != nil || len(files) != 1+first%3 {
 				t.Errorf("%d files arrive behind %d, %v", len(files), first, err)
 			}
 			for i, f := range files {
-				if place, err := card(f); place != first+i || err != nil {
+				if place, err := kit.Card(f); place != first+i || err != nil {
 					t.Errorf("%d is behind %d, %v", place, first, err)
 				}
 				if err := f.Close(); err != nil {
@@ -724,7 +725,7 @@ func recvWith(t *testing.T, c *ipc.MsgConn, text string, n int) []*os.File {
 	t.Helper()
 	p := make([]byte, len(text)+8)
 	m, files, err := c.RecvWithFiles(p, max(n, 1))
-	must(t, err)
+	kit.Must(t, err)
 	for _, f := range files {
 		t.Cleanup(func() { f.Close() })
 	}
@@ -737,34 +738,34 @@ func recvWith(t *testing.T, c *ipc.MsgConn, text string, n int) []*os.File {
 // needsFilesWithMessages skips the test where a message cannot bring files yet.
 func needsFilesWithMessages(t *testing.T, c *ipc.MsgConn) {
 	t.Helper()
-	if err := c.SendWithFiles([]byte("x"), textFile(t, "x")); errors.Is(err, errors.ErrUnsupported) {
+	if err := c.SendWithFiles([]byte("x"), kit.TextFile(t, "x")); errors.Is(err, errors.ErrUnsupported) {
 		t.Skip(err)
 	} else {
-		must(t, err)
+		kit.Must(t, err)
 	}
 }
 
 func TestRecvWithFilesBringsTheMessage(t *testing.T) {
-	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+	kit.OverEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		needsFilesWithMessages(t, a)
 		recvWith(t, b, "x", 1)
-		for _, text := range []string{"", "\x00", "m", "a message", string(pattern(3000))} {
-			must(t, a.SendWithFiles([]byte(text), textFile(t, "one"), textFile(t, "two")))
+		for _, text := range []string{"", "\x00", "m", "a message", string(kit.Pattern(3000))} {
+			kit.Must(t, a.SendWithFiles([]byte(text), kit.TextFile(t, "one"), kit.TextFile(t, "two")))
 			files := recvWith(t, b, text, 2)
-			holds(t, files[0], "one")
-			holds(t, files[1], "two")
+			kit.Holds(t, files[0], "one")
+			kit.Holds(t, files[1], "two")
 		}
-		must(t, a.SendWithFiles([]byte("without files")))
+		kit.Must(t, a.SendWithFiles([]byte("without files")))
 		recvWith(t, b, "without files", 0)
-		sendMsg(t, a, "plain")
+		kit.SendMsg(t, a, "plain")
 		recvWith(t, b, "plain", 0)
-		sendFiles(t, a, textFile(t, "file alone"))
-		holds(t, recvWith(t, b, "\x00", 1)[0], "file alone")
-		must(t, a.SendWithFiles([]byte("message"), textFile(t, "file first")))
-		holds(t, recvFiles(t, b, 1)[0], "file first")
-		expectMsg(t, b, "message")
-		filesStillPass(t, a, b)
-		must(t, a.Close())
+		kit.SendFiles(t, a, kit.TextFile(t, "file alone"))
+		kit.Holds(t, recvWith(t, b, "\x00", 1)[0], "file alone")
+		kit.Must(t, a.SendWithFiles([]byte("message"), kit.TextFile(t, "file first")))
+		kit.Holds(t, kit.RecvFiles(t, b, 1)[0], "file first")
+		kit.ExpectMsg(t, b, "message")
+		kit.FilesStillPass(t, a, b)
+		kit.Must(t, a.Close())
 		if n, files, err := b.RecvWithFiles(make([]byte, 8), 1); n != 0 || files != nil || err != io.EOF {
 			t.Errorf("after the last message come %d, %d files, %v", n, len(files), err)
 		}
@@ -772,42 +773,42 @@ func TestRecvWithFilesBringsTheMessage(t *testing.T) {
 }
 
 func TestRecvWithFilesThatCannotBeHad(t *testing.T) {
-	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+	kit.OverEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		needsFilesWithMessages(t, a)
 		recvWith(t, b, "x", 1)
-		f := textFile(t, "a file")
+		f := kit.TextFile(t, "a file")
 		p := make([]byte, 4)
-		leavesNothing(t, 3, func() {
-			must(t, a.SendWithFiles([]byte("many"), f, f, f))
+		kit.LeavesNothing(t, 3, func() {
+			kit.Must(t, a.SendWithFiles([]byte("many"), f, f, f))
 			n, files, err := b.RecvWithFiles(p, 2)
 			if files != nil || string(p[:n]) != "many" {
 				t.Fatalf("%q comes with %d files", p[:n], len(files))
 			}
-			matches(t, err, ipc.ErrMsgTooLong)
+			kit.Matches(t, err, ipc.ErrMsgTooLong)
 
-			must(t, a.SendWithFiles([]byte("longer than 4"), f))
+			kit.Must(t, a.SendWithFiles([]byte("longer than 4"), f))
 			n, files, err = b.RecvWithFiles(p, 1)
 			if files != nil || string(p[:n]) != "long" {
 				t.Fatalf("%q comes with %d files", p[:n], len(files))
 			}
-			matches(t, err, ipc.ErrMsgTooLong)
+			kit.Matches(t, err, ipc.ErrMsgTooLong)
 
-			must(t, a.SendWithFiles([]byte("none"), f))
+			kit.Must(t, a.SendWithFiles([]byte("none"), f))
 			n, files, err = b.RecvWithFiles(p, 0)
 			if files != nil || string(p[:n]) != "none" {
 				t.Fatalf("%q comes with %d files", p[:n], len(files))
 			}
-			matches(t, err, ipc.ErrMsgTooLong)
+			kit.Matches(t, err, ipc.ErrMsgTooLong)
 
 			if runtime.GOOS != "windows" { // where the record of the files is in front
-				must(t, a.SendWithFiles([]byte("plain"), f)) // which nobody asked for
-				expectMsg(t, b, "plain")
-				must(t, a.SendWithFiles([]byte("append"), f))
+				kit.Must(t, a.SendWithFiles([]byte("plain"), f)) // which nobody asked for
+				kit.ExpectMsg(t, b, "plain")
+				kit.Must(t, a.SendWithFiles([]byte("append"), f))
 				if got, err := b.RecvAppend(nil); string(got) != "append" || err != nil {
 					t.Fatalf("%q comes, %v", got, err)
 				}
 			}
-			must(t, a.SendWithFiles([]byte("next")))
+			kit.Must(t, a.SendWithFiles([]byte("next")))
 			recvWith(t, b, "next", 0)
 		})
 		for _, most := range []int{-1, 254} {
@@ -815,41 +816,41 @@ func TestRecvWithFilesThatCannotBeHad(t *testing.T) {
 				t.Errorf("at most %d files are asked for", most)
 			}
 		}
-		must(t, f.Close())
-		matches(t, a.SendWithFiles([]byte("x"), f), os.ErrClosed)
-		must(t, a.Send([]byte("next")))
+		kit.Must(t, f.Close())
+		kit.Matches(t, a.SendWithFiles([]byte("x"), f), os.ErrClosed)
+		kit.Must(t, a.Send([]byte("next")))
 		recvWith(t, b, "next", 0)
 	})
 }
 
 func TestRecvWithFilesEndsAtTheDeadline(t *testing.T) {
-	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+	kit.OverEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		needsFilesWithMessages(t, a)
 		recvWith(t, b, "x", 1)
-		must(t, b.SetReadDeadline(time.Now().Add(brief)))
+		kit.Must(t, b.SetReadDeadline(time.Now().Add(kit.Brief)))
 		_, files, err := b.RecvWithFiles(make([]byte, 8), 1)
 		if files != nil {
 			t.Errorf("%d files come with %v", len(files), err)
 		}
-		timedOut(t, err)
-		must(t, b.SetReadDeadline(time.Time{}))
-		f := textFile(t, "a file")
-		must(t, a.SetWriteDeadline(time.Now().Add(brief)))
+		kit.TimedOut(t, err)
+		kit.Must(t, b.SetReadDeadline(time.Time{}))
+		f := kit.TextFile(t, "a file")
+		kit.Must(t, a.SetWriteDeadline(time.Now().Add(kit.Brief)))
 		sent := 0
 		for err = nil; err == nil; {
-			if err = a.SendWithFiles(pattern(2000), f); err == nil {
+			if err = a.SendWithFiles(kit.Pattern(2000), f); err == nil {
 				sent++
 			}
 		}
-		timedOut(t, err)
-		must(t, a.Close())
+		kit.TimedOut(t, err)
+		kit.Must(t, a.Close())
 		for range sent { // whole, with their files, or cut off
 			p := make([]byte, 3000)
 			n, files, err := b.RecvWithFiles(p, 1)
 			if n != 2000 || len(files) != 1 || err != nil {
 				t.Fatalf("%d bytes come with %d files, %v", n, len(files), err)
 			}
-			must(t, files[0].Close())
+			kit.Must(t, files[0].Close())
 		}
 		if _, files, err := b.RecvWithFiles(make([]byte, 8), 1); files != nil || err != io.EOF && !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("then come %d files, %v", len(files), err)

@@ -20,27 +20,28 @@ import (
 	"time"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
 func init() {
-	roles["fewfiles"] = childReceivesMoreThanItCan
+	kit.Roles["fewfiles"] = childReceivesMoreThanItCan
 }
 
 // ---------------------------------------------------------------------------
 // Descriptors
 
 func TestRecvFilesAreCloseOnExec(t *testing.T) {
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
-		r, w := osPipe(t)
-		before := descriptors()
-		sendFiles(t, a, r, w, r)
-		recvFiles(t, b, 3)
-		sendFiles(t, a, w)
-		oob := oobRoom(1)
-		_, oobn, _, err := b.(rawCarrier).ReadMsg(make([]byte, 10), oob)
-		must(t, err)
-		filesIn(t, oob[:oobn])
-		if n := areCloseOnExec(t, before); n != 4 {
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
+		r, w := kit.OsPipe(t)
+		before := kit.Descriptors()
+		kit.SendFiles(t, a, r, w, r)
+		kit.RecvFiles(t, b, 3)
+		kit.SendFiles(t, a, w)
+		oob := kit.OobRoom(1)
+		_, oobn, _, err := b.(kit.RawCarrier).ReadMsg(make([]byte, 10), oob)
+		kit.Must(t, err)
+		kit.FilesIn(t, oob[:oobn])
+		if n := kit.AreCloseOnExec(t, before); n != 4 {
 			t.Fatalf("%d new descriptors", n)
 		}
 	})
@@ -50,24 +51,24 @@ func TestRecvFilesAreCloseOnExec(t *testing.T) {
 // descriptors share.
 func sharedModeIsNonblocking(t *testing.T, f *os.File) bool {
 	t.Helper()
-	fd, err := syscall.Dup(sysFD(t, f))
-	must(t, err)
+	fd, err := syscall.Dup(kit.SysFD(t, f))
+	kit.Must(t, err)
 	other := os.NewFile(uintptr(fd), "duplicate") // os.NewFile looks at the mode
 	defer other.Close()
 	return isNonblocking(other)
 }
 
 func TestSendFilesLeavesTheModeAsItWas(t *testing.T) {
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
-		nonblocking, _ := osPipe(t)
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
+		nonblocking, _ := kit.OsPipe(t)
 		var p [2]int
-		must(t, syscall.Pipe(p[:]))
+		kit.Must(t, syscall.Pipe(p[:]))
 		blocking := os.NewFile(uintptr(p[0]), "blocking")
 		defer blocking.Close()
 		defer syscall.Close(p[1])
 
-		sendFiles(t, a, nonblocking, blocking)
-		files := recvFiles(t, b, 2)
+		kit.SendFiles(t, a, nonblocking, blocking)
+		files := kit.RecvFiles(t, b, 2)
 		for _, f := range []*os.File{nonblocking, files[0]} {
 			if !sharedModeIsNonblocking(t, f) {
 				t.Error("a nonblocking file became blocking")
@@ -82,36 +83,36 @@ func TestSendFilesLeavesTheModeAsItWas(t *testing.T) {
 }
 
 func TestSendFilesOfConnections(t *testing.T) {
-	overEachCarrier(t, func(t *testing.T, a, b carrier) {
-		near, far := pair(t)
+	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
+		near, far := kit.Pair(t)
 		f, err := far.File()
-		must(t, err)
-		sendFiles(t, a, f)
-		got := recvFiles(t, b, 1)[0]
-		must(t, errors.Join(f.Close(), far.Close())) // not before: see SendFiles on macOS
+		kit.Must(t, err)
+		kit.SendFiles(t, a, f)
+		got := kit.RecvFiles(t, b, 1)[0]
+		kit.Must(t, errors.Join(f.Close(), far.Close())) // not before: see SendFiles on macOS
 		adopted, err := ipc.FileConn(got)
-		must(t, err)
+		kit.Must(t, err)
 		defer adopted.Close()
-		talk(t, near, adopted)
+		kit.Talk(t, near, adopted)
 	})
 }
 
 func TestRecvFilesCutOffByTheSystemAreClosed(t *testing.T) {
 	for _, kind := range []string{"stream", "native", "framed"} {
-		if kind == "native" && ipc.FramedHere {
+		if kind == "native" && kit.FramedHere {
 			continue
 		}
 		t.Run(kind, func(t *testing.T) {
-			story(t)
-			startChild(t, "fewfiles", kind).end()
+			kit.Story(t)
+			kit.StartChild(t, "fewfiles", kind).End()
 		})
 	}
 }
 
 // childReceivesMoreThanItCan receives more files than it may have descriptors.
-func childReceivesMoreThanItCan(_ *parent, args []string) error {
-	a, b := sure2(carriers(args[0]))
-	r, w := sure2(os.Pipe())
+func childReceivesMoreThanItCan(_ *kit.Parent, args []string) error {
+	a, b := kit.Sure2(kit.Carriers(args[0]))
+	r, w := kit.Sure2(os.Pipe())
 	many := make([]*os.File, 20)
 	for i := range many {
 		many[i] = w
@@ -120,7 +121,7 @@ func childReceivesMoreThanItCan(_ *parent, args []string) error {
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		return err
 	}
-	few, open := limit, descriptors()
+	few, open := limit, kit.Descriptors()
 	few.Cur = 0
 	for free, fd := 6, 0; free > 0; fd++ { // the limit is on the number, and there are gaps
 		if !slices.Contains(open, fd) {
@@ -129,7 +130,7 @@ func childReceivesMoreThanItCan(_ *parent, args []string) error {
 		few.Cur++
 	}
 
-	before := openDescriptors()
+	before := kit.OpenDescriptors()
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &few); err != nil {
 		return err
 	}
@@ -144,10 +145,10 @@ func childReceivesMoreThanItCan(_ *parent, args []string) error {
 		if files != nil {
 			return fmt.Errorf("%d files are returned with the error %w", len(files), err)
 		}
-		if err := noMoreDescriptors(before); err != nil {
+		if err := kit.NoMoreDescriptors(before); err != nil {
 			return err
 		}
-		if err := reaches(a, b, "data in between"); err != nil {
+		if err := kit.Reaches(a, b, "data in between"); err != nil {
 			return err
 		}
 	}
@@ -162,7 +163,7 @@ func childReceivesMoreThanItCan(_ *parent, args []string) error {
 	if err != nil || len(files) != len(many) {
 		return fmt.Errorf("afterwards %d files of %d are received, %w", len(files), len(many), err)
 	}
-	if err := reaches(a, b, "data at the end"); err != nil {
+	if err := kit.Reaches(a, b, "data at the end"); err != nil {
 		return err
 	}
 	for _, f := range append(files, w) {
@@ -178,32 +179,32 @@ func childReceivesMoreThanItCan(_ *parent, args []string) error {
 // Peers that send files in another way
 
 func TestRecvFilesThatComeWithData(t *testing.T) {
-	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
+	kit.OverEachRaw(t, func(t *testing.T, a, b kit.RawCarrier) {
 		for _, data := range []string{"data", "\x01", "\xff\x00"} {
-			n, err := a.WriteMsg([]byte(data), rightsOf(t, textFile(t, "a file"), textFile(t, "another")))
+			n, err := a.WriteMsg([]byte(data), kit.RightsOf(t, kit.TextFile(t, "a file"), kit.TextFile(t, "another")))
 			if n != len(data) || err != nil {
 				t.Fatalf("wrote %d, %v", n, err)
 			}
-			files := recvFiles(t, b, 2)
-			holds(t, files[0], "a file")
-			holds(t, files[1], "another")
-			hear(t, b, data)
+			files := kit.RecvFiles(t, b, 2)
+			kit.Holds(t, files[0], "a file")
+			kit.Holds(t, files[1], "another")
+			kit.Hear(t, b, data)
 		}
-		filesStillPass(t, a, b)
+		kit.FilesStillPass(t, a, b)
 	})
 }
 
 func TestRecvFilesOfTooManyLeavesTheData(t *testing.T) {
-	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
-		f := textFile(t, "a file")
-		before := openDescriptors()
-		_, err := a.WriteMsg([]byte("data"), rightsOf(t, f, f, f))
-		must(t, err)
+	kit.OverEachRaw(t, func(t *testing.T, a, b kit.RawCarrier) {
+		f := kit.TextFile(t, "a file")
+		before := kit.OpenDescriptors()
+		_, err := a.WriteMsg([]byte("data"), kit.RightsOf(t, f, f, f))
+		kit.Must(t, err)
 		_, err = b.RecvFiles(2)
-		matches(t, err, ipc.ErrMsgTooLong)
-		must(t, noMoreDescriptors(before))
-		hear(t, b, "data")
-		filesStillPass(t, a, b)
+		kit.Matches(t, err, ipc.ErrMsgTooLong)
+		kit.Must(t, kit.NoMoreDescriptors(before))
+		kit.Hear(t, b, "data")
+		kit.FilesStillPass(t, a, b)
 	})
 }
 
@@ -216,12 +217,12 @@ func TestRecvFilesThatComeWithAFrame(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
 				frame := "\x00\x00\x00" + string(rune(len(message))) + message
-				_, err := stream.WriteMsg([]byte(frame), rightsOf(t, textFile(t, "a file")))
-				must(t, err)
-				send(t, stream, "\x00\x00\x00\x04next")
-				holds(t, recvFiles(t, c, 1)[0], "a file")
-				expectMsg(t, c, message)
-				expectMsg(t, c, "next")
+				_, err := stream.WriteMsg([]byte(frame), kit.RightsOf(t, kit.TextFile(t, "a file")))
+				kit.Must(t, err)
+				kit.Send(t, stream, "\x00\x00\x00\x04next")
+				kit.Holds(t, kit.RecvFiles(t, c, 1)[0], "a file")
+				kit.ExpectMsg(t, c, message)
+				kit.ExpectMsg(t, c, "next")
 			})
 		})
 	}
@@ -231,11 +232,11 @@ func TestRecvFilesThatComeWithAFrame(t *testing.T) {
 // next receive returns at once: the files of the message after it stay with that.
 func TestRecvFilesOfAFrameLeavesTheNextAlone(t *testing.T) {
 	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
-		_, err := stream.WriteMsg([]byte("\x00\x00\x00\x01m"), rightsOf(t, textFile(t, "a file")))
-		must(t, err)
-		_, err = stream.WriteMsg([]byte("\x00\x00\x00\x04next"), rightsOf(t, textFile(t, "another")))
-		must(t, err)
-		holds(t, recvFiles(t, c, 1)[0], "a file")
+		_, err := stream.WriteMsg([]byte("\x00\x00\x00\x01m"), kit.RightsOf(t, kit.TextFile(t, "a file")))
+		kit.Must(t, err)
+		_, err = stream.WriteMsg([]byte("\x00\x00\x00\x04next"), kit.RightsOf(t, kit.TextFile(t, "another")))
+		kit.Must(t, err)
+		kit.Holds(t, kit.RecvFiles(t, c, 1)[0], "a file")
 		p := make([]byte, 10)
 		n, files, err := c.RecvWithFiles(p, 1)
 		if string(p[:n]) != "m" || len(files) != 0 || err != nil {
@@ -246,7 +247,7 @@ func TestRecvFilesOfAFrameLeavesTheNextAlone(t *testing.T) {
 			t.Fatalf("%q comes with %d files, %v", p[:n], len(files), err)
 		}
 		defer files[0].Close()
-		holds(t, files[0], "another")
+		kit.Holds(t, files[0], "another")
 	})
 }
 
@@ -257,39 +258,39 @@ func TestRecvFilesOfAFrameThatComesInPieces(t *testing.T) {
 		const frame = "\x00\x00\x00\x01\x00"
 		begun := func(cut int) (r *os.File, before int) { // RecvFiles has seen a part
 			t.Helper()
-			r, w := osPipe(t)
-			before = openDescriptors() - 1
-			_, err := stream.WriteMsg([]byte(frame[:cut]), rightsOf(t, w))
-			must(t, err)
-			must(t, w.Close())
+			r, w := kit.OsPipe(t)
+			before = kit.OpenDescriptors() - 1
+			_, err := stream.WriteMsg([]byte(frame[:cut]), kit.RightsOf(t, w))
+			kit.Must(t, err)
+			kit.Must(t, w.Close())
 			for range 2 {
-				must(t, c.SetReadDeadline(time.Now().Add(2*time.Millisecond)))
+				kit.Must(t, c.SetReadDeadline(time.Now().Add(2*time.Millisecond)))
 				_, err = c.RecvFiles(1)
-				timedOut(t, err)
+				kit.TimedOut(t, err)
 			}
-			must(t, c.SetReadDeadline(time.Time{}))
+			kit.Must(t, c.SetReadDeadline(time.Time{}))
 			return r, before
 		}
 		for cut := 1; cut < len(frame); cut++ {
 			r, _ := begun(cut) // and gets the rest
-			send(t, stream, frame[cut:])
-			f := recvFiles(t, c, 1)[0]
-			send(t, f, "through the pipe")
-			must(t, f.Close())
-			holds(t, r, "through the pipe")
+			kit.Send(t, stream, frame[cut:])
+			f := kit.RecvFiles(t, c, 1)[0]
+			kit.Send(t, f, "through the pipe")
+			kit.Must(t, f.Close())
+			kit.Holds(t, r, "through the pipe")
 
 			r, before := begun(cut) // and somebody receives it as a message
-			send(t, stream, frame[cut:])
-			expectMsg(t, c, "\x00")
-			must(t, noMoreDescriptors(before))
-			expectEOF(t, r)
+			kit.Send(t, stream, frame[cut:])
+			kit.ExpectMsg(t, c, "\x00")
+			kit.Must(t, kit.NoMoreDescriptors(before))
+			kit.ExpectEOF(t, r)
 		}
 
 		_, before := begun(len(frame) - 1) // and there is no rest
-		must(t, stream.Close())
+		kit.Must(t, stream.Close())
 		_, err := c.RecvFiles(1)
-		matches(t, err, io.ErrUnexpectedEOF)
-		must(t, noMoreDescriptors(before-1)) // less the stream's
+		kit.Matches(t, err, io.ErrUnexpectedEOF)
+		kit.Must(t, kit.NoMoreDescriptors(before-1)) // less the stream's
 	})
 }
 
@@ -297,158 +298,158 @@ func TestRecvFilesOfAFrameThatComesInPieces(t *testing.T) {
 // Raw control messages
 
 func TestReadMsgAndWriteMsgCarryFiles(t *testing.T) {
-	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
-		n, err := a.WriteMsg([]byte("data"), rightsOf(t, textFile(t, "one"), textFile(t, "two")))
+	kit.OverEachRaw(t, func(t *testing.T, a, b kit.RawCarrier) {
+		n, err := a.WriteMsg([]byte("data"), kit.RightsOf(t, kit.TextFile(t, "one"), kit.TextFile(t, "two")))
 		if n != 4 || err != nil {
 			t.Fatalf("wrote %d, %v", n, err)
 		}
-		p, oob := make([]byte, 10), oobRoom(2)
+		p, oob := make([]byte, 10), kit.OobRoom(2)
 		n, oobn, flags, err := b.ReadMsg(p, oob)
 		if string(p[:n]) != "data" || flags&(syscall.MSG_CTRUNC|syscall.MSG_TRUNC) != 0 || err != nil {
 			t.Errorf("read %q, flags %#x, %v", p[:n], flags, err)
 		}
-		files := filesIn(t, oob[:oobn])
+		files := kit.FilesIn(t, oob[:oobn])
 		if len(files) != 2 {
 			t.Fatalf("%d files arrive", len(files))
 		}
-		holds(t, files[0], "one")
-		holds(t, files[1], "two")
+		kit.Holds(t, files[0], "one")
+		kit.Holds(t, files[1], "two")
 
 		// What SendFiles sends is no secret.
-		sendFiles(t, a, textFile(t, "three"))
+		kit.SendFiles(t, a, kit.TextFile(t, "three"))
 		n, oobn, _, err = b.ReadMsg(p, oob)
 		if string(p[:n]) != "\x00" || err != nil {
 			t.Errorf("read %q, %v", p[:n], err)
 		}
-		if files := filesIn(t, oob[:oobn]); len(files) == 1 {
-			holds(t, files[0], "three")
+		if files := kit.FilesIn(t, oob[:oobn]); len(files) == 1 {
+			kit.Holds(t, files[0], "three")
 		} else {
 			t.Errorf("%d files arrive", len(files))
 		}
 
 		// And RecvFiles takes what a C program sends.
-		_, err = a.WriteMsg([]byte{0}, rightsOf(t, textFile(t, "four")))
-		must(t, err)
-		holds(t, recvFiles(t, b, 1)[0], "four")
-		filesStillPass(t, a, b)
+		_, err = a.WriteMsg([]byte{0}, kit.RightsOf(t, kit.TextFile(t, "four")))
+		kit.Must(t, err)
+		kit.Holds(t, kit.RecvFiles(t, b, 1)[0], "four")
+		kit.FilesStillPass(t, a, b)
 	})
 }
 
 // TestReadMsgNeedsRoomForItsFilesAlone sizes the buffer as the example of
 // cmsg(3) does: what the package asks of the kernel for itself is not in the way.
 func TestReadMsgNeedsRoomForItsFilesAlone(t *testing.T) {
-	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
+	kit.OverEachRaw(t, func(t *testing.T, a, b kit.RawCarrier) {
 		for _, n := range []int{1, 2, mostFiles()} {
-			files := cards(t, n)
-			_, err := a.WriteMsg([]byte("x"), rightsOf(t, files...))
-			must(t, err)
+			files := kit.Cards(t, n)
+			_, err := a.WriteMsg([]byte("x"), kit.RightsOf(t, files...))
+			kit.Must(t, err)
 			oob := make([]byte, syscall.CmsgSpace(4*n))
 			_, oobn, flags, err := b.ReadMsg(make([]byte, 10), oob)
-			must(t, err)
-			got := filesIn(t, oob[:oobn])
+			kit.Must(t, err)
+			got := kit.FilesIn(t, oob[:oobn])
 			if len(got) != n || flags&syscall.MSG_CTRUNC != 0 {
 				t.Fatalf("%d files of %d arrive, flags are %#x", len(got), n, flags)
 			}
 			for _, f := range got {
-				must(t, f.Close())
+				kit.Must(t, f.Close())
 			}
-			say(t, a, "in between") // after a plain receive it is the same
-			hear(t, b, "in between")
+			kit.Say(t, a, "in between") // after a plain receive it is the same
+			kit.Hear(t, b, "in between")
 		}
 	})
 }
 
 func TestReadMsgNeedsNoControl(t *testing.T) {
-	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
+	kit.OverEachRaw(t, func(t *testing.T, a, b kit.RawCarrier) {
 		n, err := a.WriteMsg([]byte("plain"), nil)
 		if n != 5 || err != nil {
 			t.Fatalf("wrote %d, %v", n, err)
 		}
-		hear(t, b, "plain")
-		say(t, a, "answer")
+		kit.Hear(t, b, "plain")
+		kit.Say(t, a, "answer")
 		p := make([]byte, 10)
 		n, oobn, _, err := b.ReadMsg(p, nil)
 		if string(p[:n]) != "answer" || oobn != 0 || err != nil {
 			t.Errorf("read %q, %d, %v", p[:n], oobn, err)
 		}
-		say(t, a, "alone")
-		n, oobn, flags, err := b.ReadMsg(p, oobRoom(1))
+		kit.Say(t, a, "alone")
+		n, oobn, flags, err := b.ReadMsg(p, kit.OobRoom(1))
 		if string(p[:n]) != "alone" || oobn != 0 || flags&syscall.MSG_CTRUNC != 0 || err != nil {
 			t.Errorf("read %q, %d, %#x, %v", p[:n], oobn, flags, err)
 		}
 
-		say(t, a, "held") // what RecvFiles has looked at
+		kit.Say(t, a, "held") // what RecvFiles has looked at
 		_, err = b.RecvFiles(1)
-		matches(t, err, ipc.ErrNoFiles)
+		kit.Matches(t, err, ipc.ErrNoFiles)
 		got := ""
 		for len(got) < 4 {
-			n, _, _, err := b.ReadMsg(p, oobRoom(1))
-			must(t, err)
+			n, _, _, err := b.ReadMsg(p, kit.OobRoom(1))
+			kit.Must(t, err)
 			got += string(p[:n])
 		}
 		if got != "held" {
 			t.Errorf("read %q", got)
 		}
 
-		must(t, a.Close())
-		n, _, _, err = b.ReadMsg(p, oobRoom(1))
+		kit.Must(t, a.Close())
+		n, _, _, err = b.ReadMsg(p, kit.OobRoom(1))
 		if n != 0 || err != io.EOF {
 			t.Errorf("read %d, %v at the end", n, err)
 		}
 		_, err = b.WriteMsg([]byte("x"), nil)
-		matches(t, err, syscall.EPIPE)
-		isOpError(t, err, "writemsg")
+		kit.Matches(t, err, syscall.EPIPE)
+		kit.IsOpError(t, err, "writemsg")
 	})
 }
 
 func TestReadMsgAndWriteMsgWait(t *testing.T) {
-	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
+	kit.OverEachRaw(t, func(t *testing.T, a, b kit.RawCarrier) {
 		begun := time.Now()
-		must(t, b.SetReadDeadline(begun.Add(brief)))
-		_, _, _, err := b.ReadMsg(make([]byte, 1), oobRoom(1))
-		timedOut(t, err)
-		isOpError(t, err, "readmsg")
-		if waited := time.Since(begun); waited < brief {
+		kit.Must(t, b.SetReadDeadline(begun.Add(kit.Brief)))
+		_, _, _, err := b.ReadMsg(make([]byte, 1), kit.OobRoom(1))
+		kit.TimedOut(t, err)
+		kit.IsOpError(t, err, "readmsg")
+		if waited := time.Since(begun); waited < kit.Brief {
 			t.Errorf("it gave up after %v", waited)
 		}
-		must(t, b.SetReadDeadline(time.Time{}))
+		kit.Must(t, b.SetReadDeadline(time.Time{}))
 		got := make(chan string, 1)
-		reading := begin(func() error {
+		reading := kit.Begin(func() error {
 			p := make([]byte, 10)
 			n, _, _, err := b.ReadMsg(p, nil)
 			got <- string(p[:n])
 			return err
 		})
-		say(t, a, "news")
-		must(t, <-reading)
+		kit.Say(t, a, "news")
+		kit.Must(t, <-reading)
 		if text := <-got; text != "news" {
 			t.Errorf("read %q", text)
 		}
-		reading = begin(func() error { _, _, _, err := b.ReadMsg(make([]byte, 1), nil); return err })
-		must(t, b.Close())
-		matches(t, <-reading, net.ErrClosed)
+		reading = kit.Begin(func() error { _, _, _, err := b.ReadMsg(make([]byte, 1), nil); return err })
+		kit.Must(t, b.Close())
+		kit.Matches(t, <-reading, net.ErrClosed)
 		_, err = b.WriteMsg([]byte("x"), nil)
-		matches(t, err, net.ErrClosed)
+		kit.Matches(t, err, net.ErrClosed)
 	})
 }
 
 func TestReadMsgAndWriteMsgReturnNothingAfterTheDeadline(t *testing.T) {
-	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
-		p, oob := make([]byte, 10), oobRoom(1)
+	kit.OverEachRaw(t, func(t *testing.T, a, b kit.RawCarrier) {
+		p, oob := make([]byte, 10), kit.OobRoom(1)
 		_, err := a.WriteMsg([]byte("news"), nil)
-		must(t, err)
+		kit.Must(t, err)
 		_, _, _, err = b.ReadMsg(p, oob)
-		must(t, err)
+		kit.Must(t, err)
 		past := time.Now().Add(-time.Second)
-		must(t, a.SetWriteDeadline(past))
-		must(t, b.SetReadDeadline(past))
+		kit.Must(t, a.SetWriteDeadline(past))
+		kit.Must(t, b.SetReadDeadline(past))
 		n, err := a.WriteMsg([]byte("more news"), nil)
-		timedOut(t, err)
+		kit.TimedOut(t, err)
 		if n != 0 {
 			t.Errorf("WriteMsg has written %d bytes after the deadline", n)
 		}
 		n, oobn, flags, err := b.ReadMsg(p, oob)
-		timedOut(t, err)
+		kit.TimedOut(t, err)
 		if n != 0 || oobn != 0 || flags != 0 {
 			t.Errorf("ReadMsg returned %d bytes, %d of control messages and flags %#x after the deadline", n, oobn, flags)
 		}
@@ -456,14 +457,14 @@ func TestReadMsgAndWriteMsgReturnNothingAfterTheDeadline(t *testing.T) {
 }
 
 func TestReadMsgFlagsAMessageTooLong(t *testing.T) {
-	if ipc.FramedHere {
+	if kit.FramedHere {
 		t.Skip("no messages but in frames")
 	}
-	story(t)
-	a, b := msgPair(t)
+	kit.Story(t)
+	a, b := kit.MsgPair(t)
 	p := make([]byte, 4)
-	sendMsg(t, a, "too long")
-	n, _, flags, err := b.ReadMsg(p, oobRoom(1))
+	kit.SendMsg(t, a, "too long")
+	n, _, flags, err := b.ReadMsg(p, kit.OobRoom(1))
 	if string(p[:n]) != "too " || err != nil {
 		t.Errorf("read %q, %v", p[:n], err)
 	}
@@ -474,28 +475,28 @@ func TestReadMsgFlagsAMessageTooLong(t *testing.T) {
 	if flags&syscall.MSG_TRUNC == 0 {
 		t.Errorf("flags are %#x", flags)
 	}
-	sendMsg(t, a, "too long")
+	kit.SendMsg(t, a, "too long")
 	_, err = b.RecvFiles(1)
-	matches(t, err, ipc.ErrNoFiles)
+	kit.Matches(t, err, ipc.ErrNoFiles)
 	if n, _, flags, err := b.ReadMsg(p, nil); string(p[:n]) != "too " || flags&syscall.MSG_TRUNC == 0 || err != nil {
 		t.Errorf("read %q, flags %#x, %v", p[:n], flags, err)
 	}
-	sendMsg(t, a, "next")
-	expectMsg(t, b, "next")
+	kit.SendMsg(t, a, "next")
+	kit.ExpectMsg(t, b, "next")
 }
 
 func TestReadMsgOfNothingIsNotTheEnd(t *testing.T) {
-	if ipc.FramedHere {
+	if kit.FramedHere {
 		t.Skip("no messages but in frames")
 	}
-	story(t)
-	needsEmpty(t)
-	a, b := msgPair(t)
+	kit.Story(t)
+	kit.NeedsEmpty(t)
+	a, b := kit.MsgPair(t)
 	for range 2 {
-		sendMsg(t, a, "")
+		kit.SendMsg(t, a, "")
 	}
-	must(t, a.Close())
-	for _, oob := range [][]byte{nil, oobRoom(1)} {
+	kit.Must(t, a.Close())
+	for _, oob := range [][]byte{nil, kit.OobRoom(1)} {
 		if n, _, _, err := b.ReadMsg(make([]byte, 10), oob); n != 0 || err != nil {
 			t.Errorf("read %d, %v", n, err)
 		}
@@ -508,15 +509,15 @@ func TestReadMsgOfNothingIsNotTheEnd(t *testing.T) {
 // TestReadMsgClosesControlWithoutRoom counts; that the kernel says so is another
 // test.
 func TestReadMsgClosesControlWithoutRoom(t *testing.T) {
-	if underEmulation() {
+	if kit.UnderEmulation() {
 		t.Skip("qemu-user asks the kernel for twice as much room as there is, and loses the files that are too many")
 	}
-	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
-		r, w := osPipe(t)
+	kit.OverEachRaw(t, func(t *testing.T, a, b kit.RawCarrier) {
+		r, w := kit.OsPipe(t)
 		for _, room := range []int{0, 1, 2, 4} {
-			before := openDescriptors()
-			_, err := a.WriteMsg([]byte("x"), rightsOf(t, w, w, w, w, w))
-			must(t, err)
+			before := kit.OpenDescriptors()
+			_, err := a.WriteMsg([]byte("x"), kit.RightsOf(t, w, w, w, w, w))
+			kit.Must(t, err)
 			oob := make([]byte, 0)
 			if room > 0 {
 				oob = make([]byte, syscall.CmsgSpace(4*room))
@@ -525,35 +526,35 @@ func TestReadMsgClosesControlWithoutRoom(t *testing.T) {
 			if n != 1 || err != nil {
 				t.Errorf("read %d, %v", n, err)
 			}
-			files := filesIn(t, oob[:oobn])
+			files := kit.FilesIn(t, oob[:oobn])
 			for _, f := range files {
-				must(t, f.Close())
+				kit.Must(t, f.Close())
 			}
 			if len(files) > 5 {
 				t.Errorf("%d files arrive", len(files))
 			}
-			if err := noMoreDescriptors(before); err != nil {
+			if err := kit.NoMoreDescriptors(before); err != nil {
 				t.Errorf("with room for %d files: %v", room, err)
 			}
 		}
-		must(t, w.Close())
-		expectEOF(t, r)
-		filesStillPass(t, a, b)
+		kit.Must(t, w.Close())
+		kit.ExpectEOF(t, r)
+		kit.FilesStillPass(t, a, b)
 	})
 }
 
 func TestReadMsgFlagsControlWithoutRoom(t *testing.T) {
-	if underEmulation() {
+	if kit.UnderEmulation() {
 		t.Skip("qemu-user does not report MSG_CTRUNC")
 	}
-	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
-		_, w := osPipe(t)
-		_, err := a.WriteMsg([]byte("x"), rightsOf(t, w, w, w, w, w))
-		must(t, err)
+	kit.OverEachRaw(t, func(t *testing.T, a, b kit.RawCarrier) {
+		_, w := kit.OsPipe(t)
+		_, err := a.WriteMsg([]byte("x"), kit.RightsOf(t, w, w, w, w, w))
+		kit.Must(t, err)
 		oob := make([]byte, syscall.CmsgSpace(4))
 		_, oobn, flags, err := b.ReadMsg(make([]byte, 10), oob)
-		must(t, err)
-		filesIn(t, oob[:oobn])
+		kit.Must(t, err)
+		kit.FilesIn(t, oob[:oobn])
 		if flags&syscall.MSG_CTRUNC == 0 {
 			t.Errorf("flags are %#x", flags)
 		}
@@ -563,14 +564,14 @@ func TestReadMsgFlagsControlWithoutRoom(t *testing.T) {
 // FreeBSD 15 queues the files and says EAGAIN if there is room for them and not for a byte
 // of data.
 func TestFilesAreSentOnceHoweverFullTheQueueIs(t *testing.T) {
-	story(t)
-	a, _ := pair(t)
-	must(t, a.SetWriteDeadline(time.Now().Add(20*time.Millisecond)))
+	kit.Story(t)
+	a, _ := kit.Pair(t)
+	kit.Must(t, a.SetWriteDeadline(time.Now().Add(20*time.Millisecond)))
 	capacity, _ := a.Write(make([]byte, 4<<20))
-	file := textFile(t, "once")
+	file := kit.TextFile(t, "once")
 	for left := range min(160, capacity) {
-		a, b := pair(t)
-		must(t, a.SetWriteDeadline(time.Now().Add(2*time.Millisecond)))
+		a, b := kit.Pair(t)
+		kit.Must(t, a.SetWriteDeadline(time.Now().Add(2*time.Millisecond)))
 		a.Write(make([]byte, capacity-left))
 		err := a.SendFiles(file)
 		sent := make(chan error, 1)
@@ -581,22 +582,22 @@ func TestFilesAreSentOnceHoweverFullTheQueueIs(t *testing.T) {
 			sent <- errors.Join(err, a.Close())
 		}()
 		files := 0
-		p, oob := make([]byte, 64<<10), oobRoom(4)
+		p, oob := make([]byte, 64<<10), kit.OobRoom(4)
 		for {
 			_, oobn, _, err := b.ReadMsg(p, oob)
 			if err == io.EOF {
 				break
 			}
-			must(t, err)
-			for _, f := range filesIn(t, oob[:oobn]) {
+			kit.Must(t, err)
+			for _, f := range kit.FilesIn(t, oob[:oobn]) {
 				files++
-				must(t, f.Close())
+				kit.Must(t, f.Close())
 			}
 		}
 		if err := <-sent; files != 1 || err != nil {
 			t.Fatalf("with %d bytes of %d left the file comes %d times, %v", left, capacity, files, err)
 		}
-		must(t, b.Close())
+		kit.Must(t, b.Close())
 	}
 }
 
@@ -604,10 +605,10 @@ func TestFilesAreSentOnceHoweverFullTheQueueIs(t *testing.T) {
 // Adopting what is no connection of that kind
 
 func TestFileConnRefusesForeignDescriptors(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	file := func(fd int, err error) *os.File {
 		t.Helper()
-		must(t, err)
+		kit.Must(t, err)
 		f := os.NewFile(uintptr(fd), "foreign")
 		t.Cleanup(func() { f.Close() })
 		return f
@@ -615,7 +616,7 @@ func TestFileConnRefusesForeignDescriptors(t *testing.T) {
 	pairOf := func(typ int) *os.File {
 		t.Helper()
 		fds, err := syscall.Socketpair(syscall.AF_UNIX, typ, 0)
-		must(t, err)
+		kit.Must(t, err)
 		file(fds[1], nil) // stays open
 		return file(fds[0], nil)
 	}
@@ -624,43 +625,43 @@ func TestFileConnRefusesForeignDescriptors(t *testing.T) {
 		"a connected datagram socket":   pairOf(syscall.SOCK_DGRAM),
 		"an unconnected stream socket":  file(syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)),
 		"a TCP socket":                  file(syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)),
-		"a file":                        textFile(t, "x"),
+		"a file":                        kit.TextFile(t, "x"),
 		"a folder":                      file(syscall.Open(os.TempDir(), syscall.O_RDONLY, 0)),
 		"a device":                      file(syscall.Open("/dev/null", syscall.O_RDWR, 0)),
 		"a stream socket (of messages)": pairOf(syscall.SOCK_STREAM),
 	}
 	var p [2]int
-	must(t, syscall.Pipe(p[:]))
+	kit.Must(t, syscall.Pipe(p[:]))
 	foreign["a pipe"], foreign["its other end"] = file(p[0], nil), file(p[1], nil)
 	sys, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
 	foreign["a listening socket"] = file(sys, err)
-	path := openDir(t) + "/socket"
-	must(t, syscall.Bind(sys, &syscall.SockaddrUnix{Name: path}))
+	path := kit.OpenDir(t) + "/socket"
+	kit.Must(t, syscall.Bind(sys, &syscall.SockaddrUnix{Name: path}))
 	defer os.Remove(path)
-	must(t, syscall.Listen(sys, 1))
-	if !ipc.FramedHere {
+	kit.Must(t, syscall.Listen(sys, 1))
+	if !kit.FramedHere {
 		foreign["a message socket (of bytes)"] = pairOf(syscall.SOCK_SEQPACKET)
 		foreign["an unconnected message socket"] = file(syscall.Socket(syscall.AF_UNIX, syscall.SOCK_SEQPACKET, 0))
 	}
 	if l, err := net.Listen("tcp", "127.0.0.1:0"); err == nil { // if there is a loopback
 		defer l.Close()
-		if c, err := net.DialTimeout("tcp", l.Addr().String(), soon); err == nil { // and it leads somewhere
+		if c, err := net.DialTimeout("tcp", l.Addr().String(), kit.Soon); err == nil { // and it leads somewhere
 			defer c.Close()
 			f, err := c.(*net.TCPConn).File()
-			must(t, err)
+			kit.Must(t, err)
 			defer f.Close()
 			foreign["a TCP connection"] = f
 		}
 	}
 
 	for what, f := range foreign {
-		before, mode := openDescriptors(), sharedModeIsNonblocking(t, f)
+		before, mode := kit.OpenDescriptors(), sharedModeIsNonblocking(t, f)
 		refused := func(by string, err error) {
 			t.Helper()
 			if err == nil {
 				t.Fatalf("%s adopts %s", by, what)
 			}
-			isOpError(t, err, "file")
+			kit.IsOpError(t, err, "file")
 			if len(err.Error()) < len("file unix: x") || strings.Contains(err.Error(), "%!") {
 				t.Errorf("%s, %s: %v explains nothing", by, what, err)
 			}
@@ -669,7 +670,7 @@ func TestFileConnRefusesForeignDescriptors(t *testing.T) {
 			_, err := ipc.FileConn(f)
 			refused("FileConn", err)
 		}
-		if !strings.HasSuffix(what, "(of bytes)") && !(ipc.FramedHere && strings.HasSuffix(what, "(of messages)")) {
+		if !strings.HasSuffix(what, "(of bytes)") && !(kit.FramedHere && strings.HasSuffix(what, "(of messages)")) {
 			_, err := ipc.FileMsgConn(f)
 			refused("FileMsgConn", err)
 		}
@@ -679,12 +680,12 @@ func TestFileConnRefusesForeignDescriptors(t *testing.T) {
 		if sharedModeIsNonblocking(t, f) != mode {
 			t.Errorf("the mode of %s was changed", what)
 		}
-		if err := noMoreDescriptors(before); err != nil {
+		if err := kit.NoMoreDescriptors(before); err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	closed := textFile(t, "x")
-	must(t, closed.Close())
+	closed := kit.TextFile(t, "x")
+	kit.Must(t, closed.Close())
 	for _, f := range []*os.File{nil, closed} {
 		if _, err := ipc.FileMsgConn(f); err == nil {
 			t.Errorf("FileMsgConn adopts %v", f)
@@ -792,46 +793,46 @@ func TestSendFilesToAndFromAProgramInC(t *testing.T) {
 	}
 	dir := t.TempDir()
 	source, program := filepath.Join(dir, "peer.c"), filepath.Join(dir, "peer")
-	must(t, os.WriteFile(source, []byte(cPeer), 0o600))
+	kit.Must(t, os.WriteFile(source, []byte(cPeer), 0o600))
 	if out, err := exec.Command(gcc, "-o", program, source).CombinedOutput(); err != nil {
 		t.Skipf("gcc does not compile here: %v: %s", err, out)
 	}
 	most := mostFiles()
-	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
+	kit.OverEachRaw(t, func(t *testing.T, a, b kit.RawCarrier) {
 		end, err := b.File()
-		must(t, err)
+		kit.Must(t, err)
 		cmd := exec.Command(program, "recv", "recv", "send1", "send3", "say", "send"+strconv.Itoa(most), "recv")
 		cmd.ExtraFiles = []*os.File{end}
 		out, err := cmd.StdoutPipe()
-		must(t, err)
+		kit.Must(t, err)
 		cmd.Stderr = os.Stderr
 		if err := cmd.Start(); errors.Is(err, os.ErrPermission) {
 			t.Skipf("programs cannot be run from the temporary folder: %v", err)
 		} else {
-			must(t, err)
+			kit.Must(t, err)
 		}
 		defer func() { cmd.Process.Kill(); cmd.Wait() }()
-		must(t, errors.Join(end.Close(), b.Close())) // only the program has that end now
+		kit.Must(t, errors.Join(end.Close(), b.Close())) // only the program has that end now
 
 		gives := func(n int) {
 			t.Helper()
-			r, w := osPipe(t)
+			r, w := kit.OsPipe(t)
 			files := make([]*os.File, n)
 			want := ""
 			for i := range files {
 				files[i] = w
 				want += fmt.Sprintf("C has file %d\n", i)
 			}
-			sendFiles(t, a, files...)
-			expect(t, out, fmt.Sprintf("%d files with 1 bytes, the first is 0, control whole\n", n))
-			must(t, w.Close())
-			holds(t, r, want) // and the program has closed what it got
+			kit.SendFiles(t, a, files...)
+			kit.Expect(t, out, fmt.Sprintf("%d files with 1 bytes, the first is 0, control whole\n", n))
+			kit.Must(t, w.Close())
+			kit.Holds(t, r, want) // and the program has closed what it got
 		}
 		takes := func(n int) {
 			t.Helper()
-			for i, f := range recvFiles(t, a, n) {
-				holds(t, f, fmt.Sprintf("file %d", i))
-				must(t, f.Close())
+			for i, f := range kit.RecvFiles(t, a, n) {
+				kit.Holds(t, f, fmt.Sprintf("file %d", i))
+				kit.Must(t, f.Close())
 			}
 		}
 		gives(1)
@@ -839,14 +840,14 @@ func TestSendFilesToAndFromAProgramInC(t *testing.T) {
 		takes(1)
 		takes(3)
 		_, err = a.RecvFiles(1)
-		matches(t, err, ipc.ErrNoFiles)
-		hear(t, a, "plain")
+		kit.Matches(t, err, ipc.ErrNoFiles)
+		kit.Hear(t, a, "plain")
 		takes(most)
 		gives(most)
 		if err := cmd.Wait(); err != nil {
 			t.Error(err)
 		}
-		hearEOF(t, a)
+		kit.HearEOF(t, a)
 	})
 }
 
@@ -854,34 +855,34 @@ func TestSendFilesToAndFromAProgramInC(t *testing.T) {
 // brings files, and asks for fewer the next time.
 func TestRecvFilesOfAnInterruptedMessageAreBounded(t *testing.T) {
 	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
-		f := textFile(t, "a file")
-		before := openDescriptors()
+		f := kit.TextFile(t, "a file")
+		before := kit.OpenDescriptors()
 		begun := func() {
 			t.Helper()
-			_, err := stream.WriteMsg([]byte("\x00\x00\x00\x04ab"), rightsOf(t, f, f))
-			must(t, err)
-			must(t, c.SetReadDeadline(time.Now().Add(2*time.Millisecond)))
+			_, err := stream.WriteMsg([]byte("\x00\x00\x00\x04ab"), kit.RightsOf(t, f, f))
+			kit.Must(t, err)
+			kit.Must(t, c.SetReadDeadline(time.Now().Add(2*time.Millisecond)))
 			_, files, err := c.RecvWithFiles(make([]byte, 8), 2)
 			if files != nil {
 				t.Errorf("%d files come with %v", len(files), err)
 			}
-			timedOut(t, err)
-			must(t, c.SetReadDeadline(time.Time{}))
-			send(t, stream, "cd")
+			kit.TimedOut(t, err)
+			kit.Must(t, c.SetReadDeadline(time.Time{}))
+			kit.Send(t, stream, "cd")
 		}
 		begun()
 		files := recvWith(t, c, "abcd", 2)
-		must(t, errors.Join(files[0].Close(), files[1].Close()))
+		kit.Must(t, errors.Join(files[0].Close(), files[1].Close()))
 		begun()
 		p := make([]byte, 8)
 		n, files, err := c.RecvWithFiles(p, 1)
 		if string(p[:n]) != "abcd" || files != nil {
 			t.Errorf("%q comes with %d files", p[:n], len(files))
 		}
-		matches(t, err, ipc.ErrMsgTooLong)
+		kit.Matches(t, err, ipc.ErrMsgTooLong)
 		begun()
-		expectMsg(t, c, "abcd")
-		must(t, noMoreDescriptors(before))
+		kit.ExpectMsg(t, c, "abcd")
+		kit.Must(t, kit.NoMoreDescriptors(before))
 	})
 }
 
@@ -901,7 +902,7 @@ while True:
 `
 
 func TestSendFilesToPythonAndBack(t *testing.T) {
-	together(t)
+	kit.Together(t)
 	python, err := exec.LookPath("python3")
 	if err != nil {
 		t.Skip(err)
@@ -909,31 +910,31 @@ func TestSendFilesToPythonAndBack(t *testing.T) {
 	if out, err := exec.Command(python, "-c", "import socket; socket.recv_fds").CombinedOutput(); err != nil {
 		t.Skipf("this Python does not send files: %v: %s", err, out)
 	}
-	story(t)
-	a, b := msgPair(t)
+	kit.Story(t)
+	a, b := kit.MsgPair(t)
 	if !a.Native() {
 		t.Skip("the socket carries frames")
 	}
 	f, err := b.File()
-	must(t, err)
+	kit.Must(t, err)
 	cmd := exec.Command(python, "-c", pythonPeer)
 	cmd.ExtraFiles, cmd.Stderr = []*os.File{f}, os.Stderr
-	must(t, cmd.Start())
+	kit.Must(t, cmd.Start())
 	defer func() { cmd.Process.Kill(); cmd.Wait() }()
-	must(t, errors.Join(f.Close(), b.Close()))
-	for i, text := range []string{"hello", "x", "none", string(pattern(5000))} {
-		files := cards(t, 4*i%13)
-		must(t, a.SendWithFiles([]byte(text), files...))
+	kit.Must(t, errors.Join(f.Close(), b.Close()))
+	for i, text := range []string{"hello", "x", "none", string(kit.Pattern(5000))} {
+		files := kit.Cards(t, 4*i%13)
+		kit.Must(t, a.SendWithFiles([]byte(text), files...))
 		back := recvWith(t, a, text, len(files))
 		for j, f := range back {
-			if n, err := card(f); n != j || err != nil {
+			if n, err := kit.Card(f); n != j || err != nil {
 				t.Errorf("file %d comes back as %d, %v", j, n, err)
 			}
 		}
 	}
-	sendFiles(t, a, textFile(t, "alone"))
-	holds(t, recvFiles(t, a, 1)[0], "alone")
-	must(t, a.Close())
+	kit.SendFiles(t, a, kit.TextFile(t, "alone"))
+	kit.Holds(t, kit.RecvFiles(t, a, 1)[0], "alone")
+	kit.Must(t, a.Close())
 	if err := cmd.Wait(); err != nil {
 		t.Error(err)
 	}

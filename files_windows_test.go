@@ -1,15 +1,12 @@
 // Files as Windows has them: handles that are put into another process, and the record that tells it of them. What a
-// program can do that does not use this package, and what a peer can do that must not. Ends that a child is given.
+// program can do that does not use this package, and what a peer can do that must not.
 package ipc_test
 
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,22 +15,18 @@ import (
 	"unsafe"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
 func init() {
-	roles["locked"] = childIsLocked
-	roles["sends by hand"] = childSendsByHand
-	roles["holds an end"] = childHoldsAnEnd
-
-	roles["refuses an end"] = childRefusesAnEnd
-	roles["welcomes"] = childWelcomes
-	roles["serves a pipe"] = childServesAPipe
-	roles["reads an end"] = childReadsAnEnd
+	kit.Roles["locked"] = childIsLocked
+	kit.Roles["sends by hand"] = childSendsByHand
+	kit.Roles["holds an end"] = childHoldsAnEnd
 }
 
 var (
-	setKernelObjectSecurity = advapi32.NewProc("SetKernelObjectSecurity")
-	parseDescriptor         = advapi32.NewProc("ConvertStringSecurityDescriptorToSecurityDescriptorW")
+	setKernelObjectSecurity = kit.Advapi32.NewProc("SetKernelObjectSecurity")
+	parseDescriptor         = kit.Advapi32.NewProc("ConvertStringSecurityDescriptorToSecurityDescriptorW")
 )
 
 // A letter is a record as any program could write it.
@@ -66,10 +59,10 @@ const zeroByte = "\x00"
 func readLetter(t *testing.T, text string) (l letter, handles []uint32) {
 	t.Helper()
 	n, err := binary.Decode([]byte(text), binary.LittleEndian, &l)
-	must(t, err)
+	kit.Must(t, err)
 	handles = make([]uint32, l.N)
 	m, err := binary.Decode([]byte(text[n:]), binary.LittleEndian, handles)
-	must(t, err)
+	kit.Must(t, err)
 	if n+m+len(zeroByte) != len(text) || !strings.HasSuffix(text, zeroByte) {
 		t.Fatalf("%d bytes for %d files", len(text), l.N)
 	}
@@ -87,25 +80,25 @@ func newLetter(pid, files int) letter {
 // The record
 
 func TestSendFilesRecordIsAsDocumented(t *testing.T) {
-	overEachPair(t, func(t *testing.T, a, b carrier) {
-		sendFiles(t, a, textFile(t, "one"), textFile(t, "two"))
+	kit.OverEachPair(t, func(t *testing.T, a, b kit.Carrier) {
+		kit.SendFiles(t, a, kit.TextFile(t, "one"), kit.TextFile(t, "two"))
 		text := make([]byte, letterSize+8+len(zeroByte))
-		must(t, hearInto(b, text))
+		kit.Must(t, hearInto(b, text))
 		l, files := readLetter(t, string(text))
 		if string(l.Mark[:]) != "ipcfiles" || l.Version != 2 || int(l.PID) != os.Getpid() || l.ID == [16]byte{} {
 			t.Errorf("the record is %+v", l)
 		}
 		for i, h := range files {
 			f := os.NewFile(uintptr(h), "by hand")
-			holds(t, f, []string{"one", "two"}[i])
-			must(t, f.Close())
+			kit.Holds(t, f, []string{"one", "two"}[i])
+			kit.Must(t, f.Close())
 		}
-		filesStillPass(t, a, b)
+		kit.FilesStillPass(t, a, b)
 	})
 }
 
 // hearInto reads what is there into p.
-func hearInto(c carrier, p []byte) (err error) {
+func hearInto(c kit.Carrier, p []byte) (err error) {
 	switch c := c.(type) {
 	case *ipc.Conn:
 		_, err = io.ReadFull(c, p)
@@ -116,12 +109,12 @@ func hearInto(c carrier, p []byte) (err error) {
 }
 
 // byHand connects a child that sends files by hand, and returns the connection.
-func byHand(t *testing.T, way string) (*child, *ipc.Conn) {
+func byHand(t *testing.T, way string) (*kit.Child, *ipc.Conn) {
 	t.Helper()
-	l := listen(t, nameAddr(t))
-	c := startChild(t, "sends by hand", l.Addr().String(), way)
-	c.mustSay("here")
-	server := accept(t, l)
+	l := kit.Listen(t, kit.NameAddr(t))
+	c := kit.StartChild(t, "sends by hand", l.Addr().String(), way)
+	c.MustSay("here")
+	server := kit.Accept(t, l)
 	t.Cleanup(func() { server.Close() })
 	return c, server
 }
@@ -129,31 +122,31 @@ func byHand(t *testing.T, way string) (*child, *ipc.Conn) {
 // childSendsByHand writes records about a file that it has put into the server's
 // process, or that it holds itself, or about a handle of the server that it is told
 // of. It needs nothing of the package for that but a connection.
-func childSendsByHand(p *parent, args []string) error {
-	c := sure(ipc.Dial(sure(ipc.ParseAddr(args[0]))))
+func childSendsByHand(p *kit.Parent, args []string) error {
+	c := kit.Sure(ipc.Dial(kit.Sure(ipc.ParseAddr(args[0]))))
 	defer c.Close()
-	server, _ := sure(c.Peer()).PID()
-	p.say("here")
-	f := sure(os.Open(sure(os.Executable())))
+	server, _ := kit.Sure(c.Peer()).PID()
+	p.Say("here")
+	f := kit.Sure(os.Open(kit.Sure(os.Executable())))
 	defer f.Close()
-	for told := p.hear(); told != ""; told = p.hear() {
+	for told := p.Hear(); told != ""; told = p.Hear() {
 		l := newLetter(os.Getpid(), 1)
-		h := uint32(sure(strconv.Atoi(told)))
+		h := uint32(kit.Sure(strconv.Atoi(told)))
 		switch args[1] {
 		case "names":
 			l.PID = uint32(server)
 		case "puts":
 			l.PID = uint32(server)
-			process := sure(syscall.OpenProcess(0x40, false, uint32(server))) // PROCESS_DUP_HANDLE
-			h = uint32(sure(duplicateInto(f, process)))
+			process := kit.Sure(syscall.OpenProcess(0x40, false, uint32(server))) // PROCESS_DUP_HANDLE
+			h = uint32(kit.Sure(duplicateInto(f, process)))
 			syscall.CloseHandle(process)
 		case "holds":
-			h = uint32(sure(duplicateInto(f, thisProcess)))
+			h = uint32(kit.Sure(duplicateInto(f, kit.ThisProcess)))
 		}
 		if _, err := io.WriteString(c, l.write(h)); err != nil {
 			return err
 		}
-		p.say("sent %d", h)
+		p.Say("sent %d", h)
 	}
 	return nil
 }
@@ -165,7 +158,7 @@ func duplicateInto(f *os.File, process syscall.Handle) (d syscall.Handle, err er
 		return 0, err
 	}
 	e := raw.Control(func(h uintptr) {
-		err = syscall.DuplicateHandle(thisProcess, syscall.Handle(h), process, &d, 0, false, syscall.DUPLICATE_SAME_ACCESS)
+		err = syscall.DuplicateHandle(kit.ThisProcess, syscall.Handle(h), process, &d, 0, false, syscall.DUPLICATE_SAME_ACCESS)
 	})
 	return d, errors.Join(e, err)
 }
@@ -173,30 +166,30 @@ func duplicateInto(f *os.File, process syscall.Handle) (d syscall.Handle, err er
 func TestRecvFilesFromOtherProgram(t *testing.T) {
 	for _, way := range []string{"puts", "holds"} {
 		t.Run(way, func(t *testing.T) {
-			story(t)
+			kit.Story(t)
 			c, server := byHand(t, way)
-			c.say("0")
-			c.hear()
+			c.Say("0")
+			c.Hear()
 			files, err := server.RecvFiles(1)
-			must(t, err)
+			kit.Must(t, err)
 			info, err := files[0].Stat()
-			must(t, errors.Join(err, files[0].Close()))
+			kit.Must(t, errors.Join(err, files[0].Close()))
 			if info.Size() == 0 {
 				t.Error("it is another file")
 			}
-			c.end()
+			c.End()
 		})
 	}
 }
 
 func TestRecvFilesTakesARecordOnce(t *testing.T) {
-	overEachPair(t, func(t *testing.T, a, b carrier) {
-		sendFiles(t, a, textFile(t, "one"))
+	kit.OverEachPair(t, func(t *testing.T, a, b kit.Carrier) {
+		kit.SendFiles(t, a, kit.TextFile(t, "one"))
 		text := make([]byte, letterSize+4+len(zeroByte))
-		must(t, hearInto(b, text))
-		say(t, a, string(text))
-		say(t, a, string(text))
-		holds(t, recvFiles(t, b, 1)[0], "one")
+		kit.Must(t, hearInto(b, text))
+		kit.Say(t, a, string(text))
+		kit.Say(t, a, string(text))
+		kit.Holds(t, kit.RecvFiles(t, b, 1)[0], "one")
 		if _, err := b.RecvFiles(1); !errors.Is(err, ipc.ErrUntrusted) {
 			t.Errorf("the second is %v", err)
 		}
@@ -204,7 +197,7 @@ func TestRecvFilesTakesARecordOnce(t *testing.T) {
 }
 
 func TestRecvFilesLeavesDataThatIsNoRecord(t *testing.T) {
-	overEachPair(t, func(t *testing.T, a, b carrier) {
+	kit.OverEachPair(t, func(t *testing.T, a, b kit.Carrier) {
 		good := newLetter(os.Getpid(), 1)
 		change := func(change func(l *letter)) string {
 			l := good
@@ -222,36 +215,36 @@ func TestRecvFilesLeavesDataThatIsNoRecord(t *testing.T) {
 			"the mark":           "ipcfiles",
 			"a part of the mark": "ipc",
 		} {
-			say(t, a, text)
+			kit.Say(t, a, text)
 			_, err := b.RecvFiles(253)
-			matches(t, err, ipc.ErrNoFiles)
+			kit.Matches(t, err, ipc.ErrNoFiles)
 			if errors.Is(err, ipc.ErrUntrusted) {
 				t.Errorf("%s: %v", what, err)
 			}
-			hear(t, b, text)
+			kit.Hear(t, b, text)
 		}
 		if _, ok := a.(*ipc.MsgConn); ok {
-			say(t, a, good.write(4)+"!") // a message is a record or not
+			kit.Say(t, a, good.write(4)+"!") // a message is a record or not
 			_, err := b.RecvFiles(1)
-			matches(t, err, ipc.ErrNoFiles)
-			hear(t, b, good.write(4)+"!")
+			kit.Matches(t, err, ipc.ErrNoFiles)
+			kit.Hear(t, b, good.write(4)+"!")
 		}
-		filesStillPass(t, a, b)
+		kit.FilesStillPass(t, a, b)
 	})
 }
 
 func TestRecvFilesOfAnotherVersionIsAClearError(t *testing.T) {
-	overEachPair(t, func(t *testing.T, a, b carrier) {
+	kit.OverEachPair(t, func(t *testing.T, a, b kit.Carrier) {
 		l := newLetter(os.Getpid(), 1)
 		l.Version = 3
-		say(t, a, l.write(0))
+		kit.Say(t, a, l.write(0))
 		_, err := b.RecvFiles(1)
-		matches(t, err, errors.ErrUnsupported)
+		kit.Matches(t, err, errors.ErrUnsupported)
 		if !strings.Contains(err.Error(), "version 3") {
 			t.Errorf("%q does not say the version", err)
 		}
-		hear(t, b, l.write(0))
-		filesStillPass(t, a, b)
+		kit.Hear(t, b, l.write(0))
+		kit.FilesStillPass(t, a, b)
 	})
 }
 
@@ -262,8 +255,8 @@ func TestRecvFilesOfAnotherVersionIsAClearError(t *testing.T) {
 func isOpen(t *testing.T, h syscall.Handle, f *os.File) {
 	t.Helper()
 	var want, got syscall.ByHandleFileInformation
-	control(t, f, func(sys uintptr) { must(t, syscall.GetFileInformationByHandle(syscall.Handle(sys), &want)) })
-	must(t, syscall.GetFileInformationByHandle(h, &got))
+	kit.Control(t, f, func(sys uintptr) { kit.Must(t, syscall.GetFileInformationByHandle(syscall.Handle(sys), &want)) })
+	kit.Must(t, syscall.GetFileInformationByHandle(h, &got))
 	if got != want {
 		t.Errorf("handle %d is another file", h)
 	}
@@ -273,8 +266,8 @@ func isOpen(t *testing.T, h syscall.Handle, f *os.File) {
 // PROCESS_DUP_HANDLE, until the test ends.
 func lockThisProcess(t *testing.T) {
 	t.Helper()
-	must(t, setProcessSecurity("D:P(A;;0x121400;;;WD)")) // SYNCHRONIZE, READ_CONTROL and what may be asked
-	t.Cleanup(func() { must(t, setProcessSecurity("D:P(A;;0x1fffff;;;WD)")) })
+	kit.Must(t, setProcessSecurity("D:P(A;;0x121400;;;WD)")) // SYNCHRONIZE, READ_CONTROL and what may be asked
+	t.Cleanup(func() { kit.Must(t, setProcessSecurity("D:P(A;;0x1fffff;;;WD)")) })
 }
 
 func setProcessSecurity(sddl string) error {
@@ -288,7 +281,7 @@ func setProcessSecurity(sddl string) error {
 	}
 	defer syscall.LocalFree(syscall.Handle(sd))
 	const daclInformation = 4
-	if r, _, err := setKernelObjectSecurity.Call(uintptr(thisProcess), daclInformation, sd); r == 0 {
+	if r, _, err := setKernelObjectSecurity.Call(uintptr(kit.ThisProcess), daclInformation, sd); r == 0 {
 		return err
 	}
 	return nil
@@ -296,66 +289,66 @@ func setProcessSecurity(sddl string) error {
 
 // A client names a handle of the server that it could not have put there.
 func TestRecvFilesRefusesGuessedHandles(t *testing.T) {
-	story(t)
-	mine := textFile(t, "mine")
-	h := handleOf(t, mine)
+	kit.Story(t)
+	mine := kit.TextFile(t, "mine")
+	h := kit.HandleOf(t, mine)
 	defer syscall.CloseHandle(h)
 	c, server := byHand(t, "names")
 	lockThisProcess(t)
 	for range 3 {
-		c.say(strconv.Itoa(int(h)))
-		c.hear()
-		before := handlesOf("File", "Process", "Token")
+		c.Say(strconv.Itoa(int(h)))
+		c.Hear()
+		before := kit.HandlesOf("File", "Process", "Token")
 		for range 2 { // it stays so until the data is read
 			files, err := server.RecvFiles(1)
 			if !errors.Is(err, ipc.ErrUntrusted) || !errors.Is(err, ipc.ErrNoFiles) || files != nil {
 				t.Fatalf("%d files, %v", len(files), err)
 			}
-			isOpError(t, err, "recvfiles")
+			kit.IsOpError(t, err, "recvfiles")
 		}
 		noMoreHandles(t, before)
 		isOpen(t, h, mine)
-		expect(t, server, newLetter(os.Getpid(), 1).write(uint32(h)))
+		kit.Expect(t, server, newLetter(os.Getpid(), 1).write(uint32(h)))
 	}
-	c.say("")
-	c.end()
+	c.Say("")
+	c.End()
 }
 
 // Handles of a third process, which nobody may open, and of none.
 func TestRecvFilesRefusesHandlesOfOthers(t *testing.T) {
-	story(t)
-	l := listen(t, nameAddr(t))
-	other := startChild(t, "locked", l.Addr().String())
-	other.mustSay("locked")
-	accept(t, l)
-	overEachPair(t, func(t *testing.T, a, b carrier) {
-		for _, pid := range []int{0, 0x7ffffffc, other.pid()} {
+	kit.Story(t)
+	l := kit.Listen(t, kit.NameAddr(t))
+	other := kit.StartChild(t, "locked", l.Addr().String())
+	other.MustSay("locked")
+	kit.Accept(t, l)
+	kit.OverEachPair(t, func(t *testing.T, a, b kit.Carrier) {
+		for _, pid := range []int{0, 0x7ffffffc, other.PID()} {
 			text := newLetter(pid, 1).write(4)
-			for _, way := range [][2]carrier{{a, b}, {b, a}} {
-				say(t, way[0], text)
+			for _, way := range [][2]kit.Carrier{{a, b}, {b, a}} {
+				kit.Say(t, way[0], text)
 				_, err := way[1].RecvFiles(1)
-				matches(t, err, ipc.ErrUntrusted, ipc.ErrNoFiles)
-				hear(t, way[1], text)
+				kit.Matches(t, err, ipc.ErrUntrusted, ipc.ErrNoFiles)
+				kit.Hear(t, way[1], text)
 			}
 		}
-		filesStillPass(t, a, b)
+		kit.FilesStillPass(t, a, b)
 	})
-	other.kill()
+	other.Kill()
 }
 
 // What this process sends to itself is known by more than its handle.
 func TestRecvFilesRefusesHandlesOfThisProcess(t *testing.T) {
 	lockThisProcess(t)
-	overEachPair(t, func(t *testing.T, a, b carrier) {
-		mine := textFile(t, "mine")
-		h := handleOf(t, mine)
+	kit.OverEachPair(t, func(t *testing.T, a, b kit.Carrier) {
+		mine := kit.TextFile(t, "mine")
+		h := kit.HandleOf(t, mine)
 		defer syscall.CloseHandle(h)
-		sendFiles(t, a, textFile(t, "sent"))
+		kit.SendFiles(t, a, kit.TextFile(t, "sent"))
 		text := make([]byte, letterSize+4+len(zeroByte))
-		must(t, hearInto(b, text))
+		kit.Must(t, hearInto(b, text))
 		l, files := readLetter(t, string(text))
 		for what, forged := range map[string]struct {
-			from, to carrier
+			from, to kit.Carrier
 			text     string
 		}{
 			"a guess":            {b, a, newLetter(os.Getpid(), 1).write(uint32(h))},
@@ -368,17 +361,17 @@ func TestRecvFilesRefusesHandlesOfThisProcess(t *testing.T) {
 			if what == "one file for two" {
 				continue // it is taken, and only once: see TestRecvFilesTakesARecordOnce
 			}
-			say(t, forged.from, forged.text)
+			kit.Say(t, forged.from, forged.text)
 			_, err := forged.to.RecvFiles(2)
 			if !errors.Is(err, ipc.ErrUntrusted) || !errors.Is(err, ipc.ErrNoFiles) {
 				t.Fatalf("%s: %v", what, err)
 			}
-			hear(t, forged.to, forged.text)
+			kit.Hear(t, forged.to, forged.text)
 			isOpen(t, h, mine)
 		}
-		say(t, a, string(text))
-		holds(t, recvFiles(t, b, 1)[0], "sent")
-		filesStillPass(t, a, b)
+		kit.Say(t, a, string(text))
+		kit.Holds(t, kit.RecvFiles(t, b, 1)[0], "sent")
+		kit.FilesStillPass(t, a, b)
 	})
 }
 
@@ -387,66 +380,66 @@ func TestRecvFilesRefusesHandlesOfThisProcess(t *testing.T) {
 func TestRecvFilesFromChildWithAnEnd(t *testing.T) {
 	for _, which := range []string{"first", "second", "dialed", "accepted"} {
 		t.Run(which, func(t *testing.T) {
-			story(t)
-			mine := textFile(t, "mine")
-			handle := handleOf(t, mine)
+			kit.Story(t)
+			mine := kit.TextFile(t, "mine")
+			handle := kit.HandleOf(t, mine)
 			defer syscall.CloseHandle(handle)
 			var given, kept *ipc.Conn
 			switch which {
 			case "first":
-				given, kept = pair(t)
+				given, kept = kit.Pair(t)
 			case "second":
-				kept, given = pair(t)
+				kept, given = kit.Pair(t)
 			case "dialed":
-				given, kept = connect(t, listen(t, nameAddr(t)))
+				given, kept = kit.Connect(t, kit.Listen(t, kit.NameAddr(t)))
 			case "accepted":
-				kept, given = connect(t, listen(t, nameAddr(t)))
+				kept, given = kit.Connect(t, kit.Listen(t, kit.NameAddr(t)))
 			}
-			h := newHeir(t)
-			h.gets("end", given)
-			c := h.start("holds an end", "end", strconv.Itoa(os.Getpid()), strconv.Itoa(int(handle)))
-			must(t, given.Close())
-			c.mustSay("sent")
+			h := kit.NewHeir(t)
+			h.Gets("end", given)
+			c := h.Start("holds an end", "end", strconv.Itoa(os.Getpid()), strconv.Itoa(int(handle)))
+			kit.Must(t, given.Close())
+			c.MustSay("sent")
 			files, err := kept.RecvFiles(1)
-			must(t, err)
-			must(t, files[0].Close())
+			kit.Must(t, err)
+			kit.Must(t, files[0].Close())
 			lockThisProcess(t)
-			c.say("")
-			c.mustSay("forged")
+			c.Say("")
+			c.MustSay("forged")
 			_, err = kept.RecvFiles(1)
-			matches(t, err, ipc.ErrUntrusted, ipc.ErrNoFiles)
+			kit.Matches(t, err, ipc.ErrUntrusted, ipc.ErrNoFiles)
 			isOpen(t, handle, mine)
-			c.end()
+			c.End()
 		})
 	}
 }
 
 // childHoldsAnEnd sends a file, and then a record of a handle of its parent.
-func childHoldsAnEnd(p *parent, args []string) error {
-	c := sure(ipc.InheritedConn(args[0]))
-	f := sure(os.Open(sure(os.Executable())))
+func childHoldsAnEnd(p *kit.Parent, args []string) error {
+	c := kit.Sure(ipc.InheritedConn(args[0]))
+	f := kit.Sure(os.Open(kit.Sure(os.Executable())))
 	if err := c.SendFiles(f); err != nil {
 		return err
 	}
-	p.say("sent")
-	p.hear()
-	forged := newLetter(sure(strconv.Atoi(args[1])), 1).write(uint32(sure(strconv.Atoi(args[2]))))
+	p.Say("sent")
+	p.Hear()
+	forged := newLetter(kit.Sure(strconv.Atoi(args[1])), 1).write(uint32(kit.Sure(strconv.Atoi(args[2]))))
 	if _, err := io.WriteString(c, forged); err != nil {
 		return err
 	}
-	p.say("forged")
-	p.hear()
+	p.Say("forged")
+	p.Hear()
 	return errors.Join(f.Close(), c.Close())
 }
 
 func TestSendFilesToAPeerThatNobodyMayOpen(t *testing.T) {
-	story(t)
-	l := listen(t, nameAddr(t))
-	c := startChild(t, "locked", l.Addr().String())
-	server := accept(t, l)
-	c.mustSay("locked")
+	kit.Story(t)
+	l := kit.Listen(t, kit.NameAddr(t))
+	c := kit.StartChild(t, "locked", l.Addr().String())
+	server := kit.Accept(t, l)
+	c.MustSay("locked")
 	const dupHandle = 0x40 // PROCESS_DUP_HANDLE
-	if process, err := syscall.OpenProcess(dupHandle, false, uint32(c.pid())); err == nil {
+	if process, err := syscall.OpenProcess(dupHandle, false, uint32(c.PID())); err == nil {
 		syscall.CloseHandle(process)
 		t.Skip("this system lets this user open the process")
 	}
@@ -454,11 +447,11 @@ func TestSendFilesToAPeerThatNobodyMayOpen(t *testing.T) {
 }
 
 // childIsLocked is childHandlesFiles in a process that nobody may open.
-func childIsLocked(p *parent, args []string) error {
+func childIsLocked(p *kit.Parent, args []string) error {
 	if err := setProcessSecurity("D:P(A;;0x1000;;;WD)"); err != nil { // PROCESS_QUERY_LIMITED_INFORMATION
 		return err
 	}
-	p.say("locked")
+	p.Say("locked")
 	return childHandlesFiles(p, args)
 }
 
@@ -466,16 +459,16 @@ func childIsLocked(p *parent, args []string) error {
 // What arrives
 
 func TestRecvFilesAreNotInherited(t *testing.T) {
-	overEachPair(t, func(t *testing.T, a, b carrier) {
-		f := textFile(t, "x")
-		control(t, f, func(h uintptr) {
-			must(t, syscall.SetHandleInformation(syscall.Handle(h), syscall.HANDLE_FLAG_INHERIT, syscall.HANDLE_FLAG_INHERIT))
+	kit.OverEachPair(t, func(t *testing.T, a, b kit.Carrier) {
+		f := kit.TextFile(t, "x")
+		kit.Control(t, f, func(h uintptr) {
+			kit.Must(t, syscall.SetHandleInformation(syscall.Handle(h), syscall.HANDLE_FLAG_INHERIT, syscall.HANDLE_FLAG_INHERIT))
 		})
-		sendFiles(t, a, f, f)
-		for _, f := range recvFiles(t, b, 2) {
-			control(t, f, func(h uintptr) {
+		kit.SendFiles(t, a, f, f)
+		for _, f := range kit.RecvFiles(t, b, 2) {
+			kit.Control(t, f, func(h uintptr) {
 				var flags uint32
-				if r, _, err := getHandleInformation.Call(h, uintptr(unsafe.Pointer(&flags))); r == 0 {
+				if r, _, err := kit.GetHandleInformation.Call(h, uintptr(unsafe.Pointer(&flags))); r == 0 {
 					t.Fatal(err)
 				}
 				if flags != 0 {
@@ -487,72 +480,72 @@ func TestRecvFilesAreNotInherited(t *testing.T) {
 }
 
 func TestSendFilesKeepsOverlappedMode(t *testing.T) {
-	overEachPair(t, func(t *testing.T, a, b carrier) {
+	kit.OverEachPair(t, func(t *testing.T, a, b kit.Carrier) {
 		// A connection that its sender has used: a Conn made of it has deadlines.
-		near, far := pair(t)
-		talk(t, near, far)
+		near, far := kit.Pair(t)
+		kit.Talk(t, near, far)
 		f, err := far.File()
-		must(t, err)
-		sendFiles(t, a, f)
-		must(t, errors.Join(f.Close(), far.Close()))
-		got := recvFiles(t, b, 1)[0]
-		send(t, got, "as a file")
-		expect(t, near, "as a file")
+		kit.Must(t, err)
+		kit.SendFiles(t, a, f)
+		kit.Must(t, errors.Join(f.Close(), far.Close()))
+		got := kit.RecvFiles(t, b, 1)[0]
+		kit.Send(t, got, "as a file")
+		kit.Expect(t, near, "as a file")
 		c, err := ipc.FileConn(got)
-		must(t, err)
+		kit.Must(t, err)
 		defer c.Close()
-		talk(t, near, c)
-		must(t, c.SetReadDeadline(time.Now().Add(brief)))
+		kit.Talk(t, near, c)
+		kit.Must(t, c.SetReadDeadline(time.Now().Add(kit.Brief)))
 		_, err = c.Read(make([]byte, 1))
-		timedOut(t, err)
+		kit.TimedOut(t, err)
 	})
 }
 
 func TestSendFilesGoTheWayOfTheirPipe(t *testing.T) {
-	story(t)
-	client, server := connectPipe(t, ipc.PipeConfig{Direction: ipc.ServerToClient, Messages: true})
-	sendFiles(t, server, textFile(t, "x"))
-	holds(t, recvFiles(t, client, 1)[0], "x")
-	matches(t, client.SendFiles(textFile(t, "y")), errors.ErrUnsupported)
+	kit.Story(t)
+	client, server := kit.ConnectPipe(t, ipc.PipeConfig{Direction: ipc.ServerToClient, Messages: true})
+	kit.SendFiles(t, server, kit.TextFile(t, "x"))
+	kit.Holds(t, kit.RecvFiles(t, client, 1)[0], "x")
+	kit.Matches(t, client.SendFiles(kit.TextFile(t, "y")), errors.ErrUnsupported)
 	_, err := server.RecvFiles(1)
-	matches(t, err, errors.ErrUnsupported)
+	kit.Matches(t, err, errors.ErrUnsupported)
 }
 
 // ---------------------------------------------------------------------------
 // Waiting
 
 func TestRecvFilesIsTheSameHoweverItWaits(t *testing.T) {
-	for _, spin := range []time.Duration{-1, patience} {
+	for _, spin := range []time.Duration{-1, kit.Patience} {
 		t.Run(spin.String(), func(t *testing.T) {
-			overEachPair(t, func(t *testing.T, a, b carrier) {
+			kit.OverEachPair(t, func(t *testing.T, a, b kit.Carrier) {
 				b.(interface{ SetSpin(time.Duration) }).SetSpin(spin)
 				for range 3 {
-					received := begin(func() error {
+					received := kit.Begin(func() error {
 						files, err := b.RecvFiles(1)
 						for _, f := range files {
 							f.Close()
 						}
 						return err
 					})
-					awaitParked(t, recvFilesOf(b), 1)
-					sendFiles(t, a, textFile(t, "x"))
-					must(t, <-received)
+					kit.AwaitParked(t, recvFilesOf(b), 1)
+					kit.SendFiles(t, a, kit.TextFile(t, "x"))
+					kit.Must(t, <-received)
 
-					received = begin(func() error { _, err := b.RecvFiles(1); return err })
-					awaitParked(t, recvFilesOf(b), 1)
-					say(t, a, "data")
-					matches(t, <-received, ipc.ErrNoFiles)
-					hear(t, b, "data")
+					received = kit.Begin(func() error { _, err := b.RecvFiles(1); return err })
+					kit.AwaitParked(t, recvFilesOf(b), 1)
+					kit.Say(t, a, "data")
+					kit.Matches(t, <-received, ipc.ErrNoFiles)
+					kit.Hear(t, b, "data")
 				}
-				must(t, b.SetReadDeadline(time.Now().Add(brief)))
+				kit.Must(t, b.SetReadDeadline(time.Now().Add(kit.Brief)))
 				_, err := b.RecvFiles(1)
-				timedOut(t, err)
+				kit.TimedOut(t, err)
 			})
 		})
 	}
 }
 
-func recvFilesOf(c carrier) string {
+func recvFilesOf(c kit.Carrier) string {
 	if _, ok := c.(*ipc.MsgConn); ok {
 		return "(*MsgConn).RecvFiles"
 	}
@@ -560,38 +553,38 @@ func recvFilesOf(c carrier) string {
 }
 
 func TestRecvFilesOfAnEmptyMessageLeavesItNextToRead(t *testing.T) {
-	story(t)
-	client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
+	kit.Story(t)
+	client, server := kit.ConnectPipe(t, ipc.PipeConfig{Messages: true})
 	for range 2 {
-		must(t, client.WriteMessage(nil))
+		kit.Must(t, client.WriteMessage(nil))
 		_, err := server.RecvFiles(1)
-		matches(t, err, ipc.ErrNoFiles)
-		must(t, client.WriteMessage([]byte("next")))
+		kit.Matches(t, err, ipc.ErrNoFiles)
+		kit.Must(t, client.WriteMessage([]byte("next")))
 		n, size, err := server.PeekMessage(make([]byte, 10))
 		if n != 0 || size != 0 || err != nil {
 			t.Errorf("there are %d bytes of %d to read, %v", n, size, err)
 		}
-		expectMessage(t, server, "")
+		kit.ExpectMessage(t, server, "")
 		if _, size, err = server.PeekMessage(nil); size != len("next") || err != nil {
 			t.Errorf("there are %d bytes to read, %v", size, err)
 		}
-		expectMessage(t, server, "next")
+		kit.ExpectMessage(t, server, "next")
 	}
-	must(t, client.WriteMessage(nil))
-	must(t, client.Close())
+	kit.Must(t, client.WriteMessage(nil))
+	kit.Must(t, client.Close())
 	_, err := server.RecvFiles(1)
-	matches(t, err, ipc.ErrNoFiles)
-	expectMessage(t, server, "")
+	kit.Matches(t, err, ipc.ErrNoFiles)
+	kit.ExpectMessage(t, server, "")
 	if _, err := server.RecvFiles(1); err != io.EOF {
 		t.Errorf("%v at the end", err)
 	}
 }
 
 func TestRecvWithFilesOfAMessageWithoutFilesAllocatesNothing(t *testing.T) {
-	story(t)
-	a, b := msgPair(t)
+	kit.Story(t)
+	a, b := kit.MsgPair(t)
 	p, q := make([]byte, 64), make([]byte, 64)
-	allocatesNothing(t, "a message without files", func() error {
+	kit.AllocatesNothing(t, "a message without files", func() error {
 		if err := a.Send(p); err != nil {
 			return err
 		}
@@ -604,24 +597,24 @@ func TestRecvWithFilesOfAMessageWithoutFilesAllocatesNothing(t *testing.T) {
 }
 
 func TestPipeConnEmptyWritesAreNothing(t *testing.T) {
-	story(t)
-	a, b := pair(t)
-	event, _, err := createEvent.Call(0, 0, 0, 0)
+	kit.Story(t)
+	a, b := kit.Pair(t)
+	event, _, err := kit.CreateEvent.Call(0, 0, 0, 0)
 	if event == 0 {
 		t.Fatal(err)
 	}
 	defer syscall.CloseHandle(syscall.Handle(event))
 	for range 3 {
-		control(t, a, func(h uintptr) {
+		kit.Control(t, a, func(h uintptr) {
 			var done uint32
 			overlapped := &syscall.Overlapped{HEvent: syscall.Handle(event | 1)} // it does not pend: there is room
-			must(t, syscall.WriteFile(syscall.Handle(h), nil, &done, overlapped))
+			kit.Must(t, syscall.WriteFile(syscall.Handle(h), nil, &done, overlapped))
 		})
-		must(t, b.SetReadDeadline(time.Now().Add(brief)))
+		kit.Must(t, b.SetReadDeadline(time.Now().Add(kit.Brief)))
 		_, err = b.RecvFiles(1)
-		timedOut(t, err)
-		must(t, b.SetReadDeadline(time.Time{}))
-		filesStillPass(t, a, b)
+		kit.TimedOut(t, err)
+		kit.Must(t, b.SetReadDeadline(time.Time{}))
+		kit.FilesStillPass(t, a, b)
 	}
 }
 
@@ -632,57 +625,57 @@ func TestPipeConnEmptyWritesAreNothing(t *testing.T) {
 // fewer: the garbage collector closes what earlier tests dropped.
 func noMoreHandles(t *testing.T, before int) {
 	t.Helper()
-	if now := handlesOf("File", "Process", "Token"); now > before {
+	if now := kit.HandlesOf("File", "Process", "Token"); now > before {
 		t.Errorf("%d handles became %d", before, now)
 	}
 }
 
 func TestSendFilesLeavesNoHandlesBehind(t *testing.T) {
-	overEachPair(t, func(t *testing.T, a, b carrier) {
-		f, closed := textFile(t, "x"), textFile(t, "y")
-		must(t, closed.Close())
+	kit.OverEachPair(t, func(t *testing.T, a, b kit.Carrier) {
+		f, closed := kit.TextFile(t, "x"), kit.TextFile(t, "y")
+		kit.Must(t, closed.Close())
 		broken := os.NewFile(0x7ffffff0, "no handle") // that os takes for open
 		once := func() {
-			sendFiles(t, a, f, f, f)
-			for _, f := range recvFiles(t, b, 3) {
-				must(t, f.Close())
+			kit.SendFiles(t, a, f, f, f)
+			for _, f := range kit.RecvFiles(t, b, 3) {
+				kit.Must(t, f.Close())
 			}
-			sendFiles(t, a, f, f)
+			kit.SendFiles(t, a, f, f)
 			_, err := b.RecvFiles(1)
-			matches(t, err, ipc.ErrMsgTooLong)
+			kit.Matches(t, err, ipc.ErrMsgTooLong)
 			if a.SendFiles(f, closed) == nil || a.SendFiles(f, nil) == nil || a.SendFiles(f, broken) == nil {
 				t.Error("what is not open is sent")
 			}
-			must(t, a.SetWriteDeadline(time.Now().Add(-time.Second)))
-			timedOut(t, a.SendFiles(f, f))
-			must(t, a.SetWriteDeadline(time.Time{}))
+			kit.Must(t, a.SetWriteDeadline(time.Now().Add(-time.Second)))
+			kit.TimedOut(t, a.SendFiles(f, f))
+			kit.Must(t, a.SetWriteDeadline(time.Time{}))
 		}
 		once() // whatever is kept for good
-		before := handlesOf("File", "Process", "Token")
+		before := kit.HandlesOf("File", "Process", "Token")
 		for range 20 {
 			once()
 		}
-		must(t, b.Close())
+		kit.Must(t, b.Close())
 		for range 20 {
-			matches(t, a.SendFiles(f), syscall.EPIPE)
+			kit.Matches(t, a.SendFiles(f), syscall.EPIPE)
 		}
 		noMoreHandles(t, before)
 	})
 }
 
 func TestSendFilesTakenBackLeavesNoHandlesBehind(t *testing.T) {
-	overEachPair(t, func(t *testing.T, a, b carrier) {
-		f := textFile(t, "x")
-		say(t, a, strings.Repeat("x", 70<<10)[:64<<10]) // there is no more room
-		before := handlesOf("File", "Process", "Token")
+	kit.OverEachPair(t, func(t *testing.T, a, b kit.Carrier) {
+		f := kit.TextFile(t, "x")
+		kit.Say(t, a, strings.Repeat("x", 70<<10)[:64<<10]) // there is no more room
+		before := kit.HandlesOf("File", "Process", "Token")
 		for range 20 {
-			must(t, a.SetWriteDeadline(time.Now().Add(time.Millisecond)))
-			timedOut(t, a.SendFiles(f, f, f))
+			kit.Must(t, a.SetWriteDeadline(time.Now().Add(time.Millisecond)))
+			kit.TimedOut(t, a.SendFiles(f, f, f))
 		}
-		must(t, a.SetWriteDeadline(time.Time{}))
-		sending := begin(func() error { return a.SendFiles(f) })
-		awaitParked(t, strings.Replace(recvFilesOf(a), "Recv", "Send", 1), 1)
-		must(t, a.Close())
+		kit.Must(t, a.SetWriteDeadline(time.Time{}))
+		sending := kit.Begin(func() error { return a.SendFiles(f) })
+		kit.AwaitParked(t, strings.Replace(recvFilesOf(a), "Recv", "Send", 1), 1)
+		kit.Must(t, a.Close())
 		if err := <-sending; err == nil {
 			t.Error("it is sent")
 		}
@@ -692,299 +685,25 @@ func TestSendFilesTakenBackLeavesNoHandlesBehind(t *testing.T) {
 
 // Where neither process may open the other there is no way.
 func TestSendFilesWithoutRightsFails(t *testing.T) {
-	story(t)
-	l := listen(t, nameAddr(t))
-	c := startChild(t, "locked", l.Addr().String())
-	server := accept(t, l)
-	c.mustSay("locked")
+	kit.Story(t)
+	l := kit.Listen(t, kit.NameAddr(t))
+	c := kit.StartChild(t, "locked", l.Addr().String())
+	server := kit.Accept(t, l)
+	c.MustSay("locked")
 	lockThisProcess(t)
 	const dupHandle = 0x40 // PROCESS_DUP_HANDLE
-	if process, err := syscall.OpenProcess(dupHandle, false, uint32(c.pid())); err == nil {
+	if process, err := syscall.OpenProcess(dupHandle, false, uint32(c.PID())); err == nil {
 		syscall.CloseHandle(process)
 		t.Skip("this system lets this user open the process")
 	}
-	f := textFile(t, "x")
-	before := handlesOf("File", "Process", "Token")
+	f := kit.TextFile(t, "x")
+	before := kit.HandlesOf("File", "Process", "Token")
 	for range 3 {
 		err := server.SendFiles(f)
-		matches(t, err, os.ErrPermission)
-		isOpError(t, err, "sendfiles")
+		kit.Matches(t, err, os.ErrPermission)
+		kit.IsOpError(t, err, "sendfiles")
 	}
 	noMoreHandles(t, before)
-	send(t, server, "x") // nothing was sent
-	c.kill()
-}
-
-// ---------------------------------------------------------------------------
-// Inheritance
-
-// instanceInfo returns the kind and the buffers of the pipe of an end.
-func instanceInfo(t *testing.T, c syscall.Conn) (info [3]uint32) {
-	t.Helper()
-	control(t, c, func(h uintptr) {
-		r, _, err := getNamedPipeInfo.Call(h, uintptr(unsafe.Pointer(&info[0])), uintptr(unsafe.Pointer(&info[1])),
-			uintptr(unsafe.Pointer(&info[2])), 0)
-		if r == 0 {
-			t.Fatal(err)
-		}
-	})
-	return info
-}
-
-func TestInheritedListenerIsAsItsParents(t *testing.T) {
-	for _, remote := range []bool{false, true} {
-		t.Run(fmt.Sprint("AcceptRemote ", remote), func(t *testing.T) {
-			story(t)
-			path := pipePath()
-			lc := ipc.ListenConfig{
-				Access:  ipc.Everyone,
-				Backlog: 2,
-				Sys:     &ipc.SysListenConfig{ReadBuffer: 12 << 10, WriteBuffer: 20 << 10, AcceptRemote: remote},
-			}
-			l := listenWith(t, lc, ipc.Path(path))
-			h := newHeir(t)
-			h.gets("l", l)
-			if strings.HasSuffix(h.cmd.Env[0], ":remote") != remote { // nothing else tells, on this machine
-				t.Errorf("the child is told %s", h.cmd.Env)
-			}
-			c := h.start("holds a listener", "l")
-			c.mustSay("ready")
-
-			before := dialPipe(t, path, ipc.PipeDialer{}) // an instance of the parent's
-			must(t, l.Close())
-			after := dialPipe(t, path, ipc.PipeDialer{})
-			if got, want := instanceInfo(t, after), instanceInfo(t, before); got != want {
-				t.Errorf("the kind and the buffers are %v, want %v", got, want)
-			}
-			was, err := before.SecurityDescriptor()
-			must(t, err)
-			is, err := after.SecurityDescriptor()
-			must(t, err)
-			if is.String() != was.String() {
-				t.Errorf("the descriptor is %v, want %v", is, was)
-			}
-			if n := 1 + len(fill(t, ipc.Path(path))); n != lc.Backlog {
-				t.Errorf("%d clients have room, want %d", n, lc.Backlog)
-			}
-			c.end()
-		})
-	}
-}
-
-func TestInheritedListenersServeOneName(t *testing.T) {
-	story(t)
-	addr := nameAddr(t)
-	l := listen(t, addr)
-	var heirs []*child
-	for _, name := range []string{"first", "second"} {
-		h := newHeir(t)
-		h.gets(name, l)
-		c := h.start("welcomes", name)
-		c.mustSay("welcoming " + addr.String())
-		heirs = append(heirs, c)
-	}
-	must(t, l.Close())
-	servedBy := func(names ...string) {
-		t.Helper()
-		for _, name := range names {
-			eventually(t, name+" serves", func() bool {
-				var conns []*ipc.Conn // the system takes the instance that listens longest
-				defer func() {
-					for _, c := range conns {
-						c.Close()
-					}
-				}()
-				for range 20 {
-					c, err := ipc.Dialer{Timeout: soon}.Dial(addr)
-					must(t, err)
-					conns = append(conns, c)
-					if who, err := io.ReadAll(c); string(who) == name && err == nil {
-						return true
-					}
-				}
-				return false
-			})
-		}
-	}
-	servedBy("first", "second")
-	heirs[0].end()
-	servedBy("second")
-	_, err := ipc.Listen(addr)
-	matches(t, err, ipc.ErrAddrInUse)
-	heirs[1].end()
-	serves(t, listen(t, addr), addr)
-}
-
-// childWelcomes tells the clients of the listener of its argument that name.
-func childWelcomes(p *parent, args []string) error {
-	l := sure(ipc.InheritedListener(args[0]))
-	serving := begin(func() error { welcome(l, args[0]); return nil })
-	p.say("welcoming %v", l.Addr())
-	p.hear()
-	return errors.Join(l.Close(), <-serving)
-}
-
-func TestInheritedRefusesEndsOfAnotherKind(t *testing.T) {
-	story(t)
-	_, conn := pair(t)
-	r, w := pipe(t)
-	l := listen(t, nameAddr(t))
-	for what, end := range map[string]ipc.Inheritable{"conn": conn, "reader": r, "writer": w, "listener": l} {
-		for _, kind := range []string{"conn", "msgconn", "listener"} {
-			if kind == what {
-				continue
-			}
-			h := newHeir(t)
-			h.gets("x", end)
-			// As if it were one of the other kind, in every way to write its token.
-			_, token, _ := strings.Cut(h.cmd.Env[0], ","+what+",")
-			handle, _, _ := strings.Cut(token, ":")
-			for _, token := range []string{handle, handle + ":4", handle + ":remote", handle + ":4:remote"} {
-				if what == "listener" && kind == "conn" && !strings.Contains(token, ":4") {
-					continue // its handle is that of a connection whose client has left
-				}
-				h.cmd.Env[0] = inheritVar + "=x," + kind + "," + token
-				c := h.start("refuses an end", kind)
-				c.mustSay("refused")
-				c.end()
-			}
-		}
-	}
-	runtime.KeepAlive(l) // with its handle
-}
-
-// childRefusesAnEnd takes the end "x" of the kind, which it must not get.
-func childRefusesAnEnd(p *parent, args []string) error {
-	for range 2 { // it stays where it is
-		end, err := inheritors[args[0]]("x")
-		if err == nil {
-			return fmt.Errorf("there is an end %#v", end)
-		}
-		if err := refusedEnd(err); err != nil {
-			return err
-		}
-		if strings.Contains(err.Error(), "garbled") {
-			return err
-		}
-	}
-	p.say("refused")
-	return nil
-}
-
-// A child reads what was written to an end, though its peer is gone already. The system
-// may have forgotten the name of such a pipe.
-func TestInheritOfAnEndWhosePeerIsGone(t *testing.T) {
-	overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
-		send(t, a, "before")
-		h := newHeir(t)
-		h.gets("c", b)
-		must(t, a.Close())
-		h.start("reads an end", "c", "before").end()
-		must(t, b.Close())
-	})
-	overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
-		send(t, a, "before")
-		must(t, a.Close())
-		h := newHeir(t)
-		h.gets("c", b)
-		h.start("reads an end", "c", "before").end()
-		must(t, b.Close())
-	})
-}
-
-func childReadsAnEnd(p *parent, args []string) error {
-	c, err := ipc.InheritedConn(args[0])
-	if err != nil {
-		return err
-	}
-	text, err := io.ReadAll(c)
-	if string(text) != args[1] {
-		err = errors.Join(err, fmt.Errorf("there is %q to read, want %q", text, args[1]))
-	}
-	return errors.Join(err, c.Close())
-}
-
-func TestPipeListenerIsHandedOn(t *testing.T) {
-	for what, c := range map[string]ipc.PipeConfig{
-		"bytes":    {},
-		"messages": {Messages: true, Backlog: 2, Access: ipc.Everyone, ReadBuffer: 12 << 10, WriteBuffer: 20 << 10},
-		"inbound":  {Direction: ipc.ClientToServer},
-		"outbound": {Direction: ipc.ServerToClient, Messages: true, AcceptRemote: true, Inheritable: true},
-	} {
-		t.Run(what, func(t *testing.T) {
-			story(t)
-			l, path := listenPipe(t, c)
-			h := newHeir(t)
-			h.gets("l", l)
-			child := h.start("serves a pipe", "l")
-			child.mustSay("serving " + path)
-			must(t, l.Close())
-			client := dialPipe(t, path, ipc.PipeDialer{Direction: c.Direction, Messages: c.Messages})
-			if c.Direction != ipc.ServerToClient {
-				send(t, client, "word")
-				child.mustSay("heard word")
-			}
-			if c.Direction != ipc.ClientToServer {
-				p := make([]byte, 10)
-				if n, err := client.Read(p); string(p[:n]) != "answer" || err != nil {
-					t.Errorf("%q, %v", p[:n], err)
-				}
-			}
-			must(t, client.Close())
-			child.end()
-			again, err := ipc.ListenPipe(path, c) // the name went with the child
-			must(t, err)
-			must(t, again.Close())
-		})
-	}
-}
-
-// childServesAPipe serves one client of the pipe of its argument.
-func childServesAPipe(p *parent, args []string) error {
-	l, err := ipc.InheritedPipeListener(args[0])
-	if err != nil {
-		return err
-	}
-	p.say("serving %v", l.Addr())
-	c, err := l.AcceptPipe()
-	if err != nil {
-		return err
-	}
-	b := make([]byte, 10)
-	if n, err := c.Read(b); err == nil {
-		p.say("heard %s", b[:n])
-	} else if !errors.Is(err, errors.ErrUnsupported) {
-		return err
-	}
-	if _, err := c.Write([]byte("answer")); err != nil && !errors.Is(err, errors.ErrUnsupported) {
-		return err
-	}
-	p.hear()
-	return errors.Join(c.Close(), l.Close())
-}
-
-func TestPipeListenerWithALimitIsNotHandedOn(t *testing.T) {
-	story(t)
-	l, _ := listenPipe(t, ipc.PipeConfig{MaxInstances: 1})
-	var cmd exec.Cmd
-	matches(t, ipc.Inherit(&cmd, "l", l), errors.ErrUnsupported)
-	if cmd.Env != nil || cmd.SysProcAttr != nil {
-		t.Errorf("the command became %+v", cmd)
-	}
-}
-
-// A handle that is open when the child starts, but that of another pipe.
-func TestInheritedEndWithAnotherHandleIsRefused(t *testing.T) {
-	story(t)
-	_, b := pair(t)
-	_, other := pair(t)
-	h, wrong := newHeir(t), newHeir(t)
-	h.gets("x", b)
-	wrong.gets("x", other)
-	_, id, _ := strings.Cut(h.cmd.Env[0], "@")
-	handle, _, _ := strings.Cut(wrong.cmd.Env[0], "@")
-	wrong.cmd.Env[0] = handle + "@" + id
-	c := wrong.start("refuses an end", "conn")
-	c.mustSay("refused")
-	c.end()
+	kit.Send(t, server, "x") // nothing was sent
+	c.Kill()
 }

@@ -98,7 +98,7 @@ func TestFilesWithoutDataAreNotTheEndOfMessages(t *testing.T) {
 }
 
 func TestFilesWithoutDataBelongToTheFrameThatFollows(t *testing.T) {
-	defer FrameMessages(FrameMessages(true))
+	defer frameMessages(frameMessages(true))
 	a, b, err := MsgPair()
 	if err != nil {
 		t.Fatal(err)

@@ -32,13 +32,9 @@ func SentMemory(c *SharedConn) bool {
 // UsesMemory reports whether the connection goes through shared memory already.
 func UsesMemory(c *SharedConn) bool { return c.mode.Load() == inMemory }
 
-// FramedHere is whether this system keeps no boundaries of messages.
-const FramedHere = framedHere
-
-// FrameMessages decides how the message connections made from now on keep their
-// boundaries, and returns how they did before. The tests tell every story about
-// messages over frames too, whatever the system.
-func FrameMessages(on bool) (before bool) {
+// frameMessages decides how the message connections made from now on keep their
+// boundaries, and returns how they did before.
+func frameMessages(on bool) (before bool) {
 	before, framesMessages = framesMessages, on
 	return before
 }

@@ -197,7 +197,7 @@ func TestReadBesideManyFilesThatAreBeingClosed(t *testing.T) {
 // Some kernels deliver files that were sent without a byte before the message that they
 // belong to.
 func TestRecvFilesGetsWhatCameBeforeTheFrame(t *testing.T) {
-	defer FrameMessages(FrameMessages(true))
+	defer frameMessages(frameMessages(true))
 	a, b, err := MsgPair()
 	if err != nil {
 		t.Fatal(err)

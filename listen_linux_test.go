@@ -23,19 +23,20 @@ import (
 	"unsafe"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
 func init() {
-	badAddrs = append(badAddrs, badAddr{
-		ipc.Name(strings.Repeat("n", 108)), ipc.ErrNameTooLong, []string{"abstract", "108 bytes", "limit is 107"},
-	}, badAddr{ipc.Name(strings.Repeat("\x00", 108)), ipc.ErrNameTooLong, []string{"108 bytes"}})
+	kit.BadAddrs = append(kit.BadAddrs, kit.BadAddr{
+		Addr: ipc.Name(strings.Repeat("n", 108)), Is: ipc.ErrNameTooLong, Words: []string{"abstract", "108 bytes", "limit is 107"},
+	}, kit.BadAddr{Addr: ipc.Name(strings.Repeat("\x00", 108)), Is: ipc.ErrNameTooLong, Words: []string{"108 bytes"}})
 
-	roles["swap"] = childSwapsFolders
-	roles["plant"] = childPlantsSocket
-	roles["noflock"] = childListensWithoutFlock
-	roles["nolink"] = childListensWithoutLink
-	roles["deep"] = childListensDeep
-	roles["outside"] = childListensOutside
+	kit.Roles["swap"] = childSwapsFolders
+	kit.Roles["plant"] = childPlantsSocket
+	kit.Roles["noflock"] = childListensWithoutFlock
+	kit.Roles["nolink"] = childListensWithoutLink
+	kit.Roles["deep"] = childListensDeep
+	kit.Roles["outside"] = childListensOutside
 }
 
 // ---------------------------------------------------------------------------
@@ -43,17 +44,17 @@ func init() {
 
 func TestNameIsTheAbstractSocketOfExactlyThatName(t *testing.T) {
 	for what, name := range map[string]string{
-		"Plain":   unique(),
-		"Slashes": "/a/../" + unique() + "/",
-		"AtSign":  "@" + unique(),
-		"Longest": (unique() + strings.Repeat("n", 107))[:107],
-		"Unicode": unique() + "ü",
+		"Plain":   kit.Unique(),
+		"Slashes": "/a/../" + kit.Unique() + "/",
+		"AtSign":  "@" + kit.Unique(),
+		"Longest": (kit.Unique() + strings.Repeat("n", 107))[:107],
+		"Unicode": kit.Unique() + "ü",
 	} {
 		t.Run(what, func(t *testing.T) {
-			story(t)
-			l := listen(t, ipc.Name(name))
+			kit.Story(t)
+			l := kit.Listen(t, ipc.Name(name))
 			table, err := os.ReadFile("/proc/net/unix")
-			must(t, err)
+			kit.Must(t, err)
 			if !slices.ContainsFunc(strings.Split(string(table), "\n"), func(line string) bool {
 				return strings.HasSuffix(line, " @"+name)
 			}) {
@@ -61,64 +62,64 @@ func TestNameIsTheAbstractSocketOfExactlyThatName(t *testing.T) {
 			}
 
 			foreign, err := net.Dial("unix", "@"+name)
-			must(t, err)
+			kit.Must(t, err)
 			defer foreign.Close()
-			talk(t, foreign, accept(t, l))
-			must(t, l.Close())
+			kit.Talk(t, foreign, kit.Accept(t, l))
+			kit.Must(t, l.Close())
 
 			other, err := net.Listen("unix", "@"+name)
-			must(t, err)
+			kit.Must(t, err)
 			defer other.Close()
-			client := dial(t, ipc.Name(name))
+			client := kit.Dial(t, ipc.Name(name))
 			if client.RemoteAddr() != ipc.Name(name) {
 				t.Errorf("the address is %v", client.RemoteAddr())
 			}
 			server, err := other.Accept()
-			must(t, err)
+			kit.Must(t, err)
 			defer server.Close()
-			talk(t, client, server)
+			kit.Talk(t, client, server)
 		})
 	}
 }
 
 func TestListenKeepsALiveNameUnderEveryPolicy(t *testing.T) {
-	story(t)
-	addr := nameAddr(t)
-	l := listen(t, addr)
-	for _, policy := range policies {
+	kit.Story(t)
+	addr := kit.NameAddr(t)
+	l := kit.Listen(t, addr)
+	for _, policy := range kit.Policies {
 		_, err := ipc.ListenConfig{Takeover: policy}.Listen(addr)
-		isErrno(t, err, "listen", "bind", syscall.EADDRINUSE)
-		matches(t, err, ipc.ErrAddrInUse)
+		kit.IsErrno(t, err, "listen", "bind", syscall.EADDRINUSE)
+		kit.Matches(t, err, ipc.ErrAddrInUse)
 	}
-	serves(t, l, addr)
+	kit.Serves(t, l, addr)
 }
 
 func TestNameHasNoFileToConfigure(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	for _, sys := range []ipc.SysListenConfig{{Mode: 0o600}, {UID: 1}, {GID: 1}} {
-		_, err := ipc.ListenConfig{Sys: &sys}.Listen(nameAddr(t))
+		_, err := ipc.ListenConfig{Sys: &sys}.Listen(kit.NameAddr(t))
 		if err == nil || !strings.Contains(err.Error(), "abstract") {
 			t.Errorf("%+v: %v", sys, err)
 		}
 	}
-	must(t, listenWith(t, ipc.ListenConfig{KeepName: true, Sys: &ipc.SysListenConfig{}}, nameAddr(t)).Close())
+	kit.Must(t, kit.ListenWith(t, ipc.ListenConfig{KeepName: true, Sys: &ipc.SysListenConfig{}}, kit.NameAddr(t)).Close())
 }
 
 func TestFileConnKnowsAbstractNames(t *testing.T) {
-	story(t)
-	addr := nameAddr(t)
-	l := listen(t, addr)
-	adopted := adopt(t, l)
+	kit.Story(t)
+	addr := kit.NameAddr(t)
+	l := kit.Listen(t, addr)
+	adopted := kit.Adopt(t, l)
 	if adopted.Addr() != addr {
 		t.Errorf("the listener's address is %v, want %v", adopted.Addr(), addr)
 	}
 
-	self := unique()
+	self := kit.Unique()
 	foreign, err := net.DialUnix("unix",
 		&net.UnixAddr{Name: "@" + self, Net: "unix"}, &net.UnixAddr{Name: addr.String(), Net: "unix"})
-	must(t, err)
+	kit.Must(t, err)
 	defer foreign.Close()
-	if got := accept(t, adopted).RemoteAddr(); got != ipc.Name(self) {
+	if got := kit.Accept(t, adopted).RemoteAddr(); got != ipc.Name(self) {
 		t.Errorf("the client's address is %v, want @%s", got, self)
 	}
 }
@@ -135,15 +136,15 @@ func abstract(name string) syscall.Sockaddr { return &syscall.SockaddrUnix{Name:
 // and ends that tell the very name.
 func TestNameMayHoldNUL(t *testing.T) {
 	for what, name := range map[string]string{
-		"AtTheEnd": unique() + "\x00",
-		"Inside":   unique() + "\x00a\x00\x00b",
-		"First":    "\x00" + unique(),
-		"Padded":   unique() + strings.Repeat("\x00", 107)[:107-len(unique())-2],
-		"Digits":   unique() + `\0` + "\x00" + `0\\` + "\x000",
+		"AtTheEnd": kit.Unique() + "\x00",
+		"Inside":   kit.Unique() + "\x00a\x00\x00b",
+		"First":    "\x00" + kit.Unique(),
+		"Padded":   kit.Unique() + strings.Repeat("\x00", 107)[:107-len(kit.Unique())-2],
+		"Digits":   kit.Unique() + `\0` + "\x00" + `0\\` + "\x000",
 	} {
 		t.Run(what, func(t *testing.T) {
-			story(t)
-			addr, self := ipc.Name(name), unique()+"\x00\x00"
+			kit.Story(t)
+			addr, self := ipc.Name(name), kit.Unique()+"\x00\x00"
 			if text := addr.String(); strings.ContainsRune(text, 0) || strings.Contains(text, "\n") {
 				t.Errorf("%q is not to be printed", text)
 			}
@@ -151,47 +152,47 @@ func TestNameMayHoldNUL(t *testing.T) {
 				t.Errorf("%q is read as %#v, %v", addr, back, err)
 			}
 			data, err := json.Marshal(addr)
-			must(t, err)
+			kit.Must(t, err)
 			var back ipc.Addr
 			if err := json.Unmarshal(data, &back); back != addr || err != nil {
 				t.Errorf("JSON %s is read as %#v, %v", data, back, err)
 			}
 
-			l := listen(t, addr)
-			if got := adopt(t, l).Addr(); got != addr {
+			l := kit.Listen(t, addr)
+			if got := kit.Adopt(t, l).Addr(); got != addr {
 				t.Errorf("the listener is bound to %v, want %v", got, addr)
 			}
-			serves(t, l, addr)
+			kit.Serves(t, l, addr)
 			_, err = ipc.Listen(addr)
-			matches(t, err, ipc.ErrAddrInUse)
+			kit.Matches(t, err, ipc.ErrAddrInUse)
 			shorter, err := ipc.Dialer{Access: ipc.Everyone}.Dial(ipc.Name(strings.TrimRight(name, "\x00") + "x"))
-			matches(t, err, ipc.ErrNoListener)
+			kit.Matches(t, err, ipc.ErrNoListener)
 			if shorter != nil {
 				t.Error("another name leads there")
 			}
 
 			sys, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-			must(t, err)
+			kit.Must(t, err)
 			foreign := os.NewFile(uintptr(sys), "foreign")
 			defer foreign.Close()
-			must(t, syscall.Bind(sys, abstract(self)))
-			must(t, syscall.Connect(sys, abstract(name)))
-			server := accept(t, l)
+			kit.Must(t, syscall.Bind(sys, abstract(self)))
+			kit.Must(t, syscall.Connect(sys, abstract(name)))
+			server := kit.Accept(t, l)
 			if got := server.RemoteAddr(); got != ipc.Name(self) {
 				t.Errorf("the client's address is %v, want %v", got, ipc.Name(self))
 			}
 			client, err := ipc.FileConn(foreign)
-			kept(t, client, err)
+			kit.Kept(t, client, err)
 			if client.LocalAddr() != ipc.Name(self) || client.RemoteAddr() != addr {
 				t.Errorf("the adopted client is between %v and %v", client.LocalAddr(), client.RemoteAddr())
 			}
-			talk(t, client, server)
+			kit.Talk(t, client, server)
 		})
 	}
 }
 
 func TestAddrTextOfNUL(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	for name, text := range map[string]string{
 		"a\x00":        `@a\0`,
 		"\x00":         `@\0`,
@@ -219,27 +220,27 @@ func TestAddrTextOfNUL(t *testing.T) {
 // TestPathOfAnAtSignIsNoName has a client that is bound to the file @x, and one that
 // is bound to the abstract name x: package net says the same of both.
 func TestPathOfAnAtSignIsNoName(t *testing.T) {
-	story(t)
-	t.Chdir(openDir(t))
-	addr := nameAddr(t)
-	l := listen(t, addr)
+	kit.Story(t)
+	t.Chdir(kit.OpenDir(t))
+	addr := kit.NameAddr(t)
+	l := kit.Listen(t, addr)
 	sys, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	must(t, err)
+	kit.Must(t, err)
 	client := os.NewFile(uintptr(sys), "client")
 	defer client.Close()
 	bindToPath(t, sys, "@x")
 	defer os.Remove("@x")
-	must(t, syscall.Connect(sys, abstract(strings.TrimPrefix(addr.String(), "@"))))
-	server := accept(t, l)
+	kit.Must(t, syscall.Connect(sys, abstract(strings.TrimPrefix(addr.String(), "@"))))
+	server := kit.Accept(t, l)
 	if got := server.RemoteAddr(); got != ipc.Path("@x") {
 		t.Errorf("the client's address is %#v, want %v", got, ipc.Path("@x"))
 	}
 	adopted, err := ipc.FileConn(client)
-	kept(t, adopted, err)
+	kit.Kept(t, adopted, err)
 	if got := adopted.LocalAddr(); got != ipc.Path("@x") {
 		t.Errorf("the client's own address is %#v, want %v", got, ipc.Path("@x"))
 	}
-	talk(t, adopted, server)
+	kit.Talk(t, adopted, server)
 }
 
 // bindToPath binds the socket to a file at the path as it stands, which package
@@ -274,8 +275,8 @@ func runNode(t *testing.T, program string, args ...string) *bufio.Scanner {
 	cmd := exec.Command(node, append([]string{"-e", program}, args...)...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
-	must(t, err)
-	must(t, cmd.Start())
+	kit.Must(t, err)
+	kit.Must(t, cmd.Start())
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 	return bufio.NewScanner(out)
 }
@@ -291,13 +292,13 @@ func nextLine(t *testing.T, lines *bufio.Scanner) string {
 // TestNameIsReachedByNode serves a client of Node.js. Up to version 20 it pads
 // the name, later ones do not; so both names are served.
 func TestNameIsReachedByNode(t *testing.T) {
-	together(t)
-	story(t)
-	name := unique()
-	padded, plain := listen(t, paddedName(name)), listen(t, ipc.Name(name))
+	kit.Together(t)
+	kit.Story(t)
+	name := kit.Unique()
+	padded, plain := kit.Listen(t, paddedName(name)), kit.Listen(t, ipc.Name(name))
 	reached := make(chan string, 2)
 	for what, l := range map[string]*ipc.Listener{"padded": padded, "plain": plain} {
-		serveEach(l, func(c *ipc.Conn) error {
+		kit.ServeEach(l, func(c *ipc.Conn) error {
 			reached <- what
 			_, err := io.WriteString(c, "hello Node\n")
 			return errors.Join(err, c.Close())
@@ -313,9 +314,9 @@ func TestNameIsReachedByNode(t *testing.T) {
 }
 
 func TestNameIsServedByNode(t *testing.T) {
-	together(t)
-	story(t)
-	name := unique()
+	kit.Together(t)
+	kit.Story(t)
+	name := kit.Unique()
 	lines := runNode(t, `
 		const s = require('net').createServer(c => c.end('hello Go\n'))
 		s.listen('\0' + process.argv[1], () => console.log('listening'))`, name)
@@ -326,51 +327,51 @@ func TestNameIsServedByNode(t *testing.T) {
 	if errors.Is(err, ipc.ErrNoListener) { // a later version than 20
 		c, err = ipc.Dial(ipc.Name(name))
 	}
-	kept(t, c, err)
-	expect(t, c, "hello Go\n")
-	expectEOF(t, c)
+	kit.Kept(t, c, err)
+	kit.Expect(t, c, "hello Go\n")
+	kit.ExpectEOF(t, c)
 }
 
 // No permission guards the name, and what the socket was made for is not known.
 func TestFileListenerServesItsUserUntilToldOtherwise(t *testing.T) {
-	needsRoot(t)
-	story(t)
-	addr := nameAddr(t)
-	heir := adopt(t, listenWith(t, ipc.ListenConfig{Access: ipc.Everyone}, addr))
-	done := welcomeAll(heir)
+	kit.NeedsRoot(t)
+	kit.Story(t)
+	addr := kit.NameAddr(t)
+	heir := kit.Adopt(t, kit.ListenWith(t, ipc.ListenConfig{Access: ipc.Everyone}, addr))
+	done := kit.WelcomeAll(heir)
 	strangerHears := func(said string) {
 		t.Helper()
-		stranger := startStranger(t, "connect", addr.String())
-		stranger.mustSay(said)
-		stranger.end()
+		stranger := kit.StartStranger(t, "connect", addr.String())
+		stranger.MustSay(said)
+		stranger.End()
 	}
 	strangerHears("turned away")
-	expect(t, dial(t, addr), "welcome")
-	must(t, heir.SetAccess(ipc.Everyone, nil))
+	kit.Expect(t, kit.Dial(t, addr), "welcome")
+	kit.Must(t, heir.SetAccess(ipc.Everyone, nil))
 	strangerHears("welcome")
-	must(t, heir.Close())
-	must(t, <-done)
+	kit.Must(t, heir.Close())
+	kit.Must(t, <-done)
 }
 
 // ---------------------------------------------------------------------------
 // Folders
 
 func TestListenChangesOfAFolderTakeTurns(t *testing.T) {
-	story(t)
-	dir := tempDir(t)
+	kit.Story(t)
+	dir := kit.TempDir(t)
 	folder, err := os.Open(dir)
-	must(t, err)
+	kit.Must(t, err)
 	defer folder.Close()
 	whileTaken := func(change func() error, unchanged func() bool) {
 		t.Helper()
-		must(t, syscall.Flock(int(folder.Fd()), syscall.LOCK_EX))
-		changing := begin(change)
-		awaitParked(t, "takeGuard", 1)
+		kit.Must(t, syscall.Flock(int(folder.Fd()), syscall.LOCK_EX))
+		changing := kit.Begin(change)
+		kit.AwaitParked(t, "takeGuard", 1)
 		if !unchanged() {
 			t.Error("a change does not wait for its turn")
 		}
-		must(t, syscall.Flock(int(folder.Fd()), syscall.LOCK_UN))
-		must(t, <-changing)
+		kit.Must(t, syscall.Flock(int(folder.Fd()), syscall.LOCK_UN))
+		kit.Must(t, <-changing)
 	}
 	var l *ipc.Listener
 	exists := func() bool { _, err := os.Lstat(dir + "/socket"); return err == nil }
@@ -378,72 +379,72 @@ func TestListenChangesOfAFolderTakeTurns(t *testing.T) {
 		l, err = ipc.Listen(ipc.Path(dir + "/socket"))
 		return err
 	}, func() bool { return !exists() })
-	modeOf(t, dir+"/socket")
+	kit.ModeOf(t, dir+"/socket")
 	whileTaken(func() error { return l.Close() }, exists)
-	isGone(t, dir+"/socket")
+	kit.IsGone(t, dir+"/socket")
 }
 
 // Who may read a folder can keep its guard, and must gain nothing by it.
 func TestListenIsKeptFromStartingOrEndingByNobody(t *testing.T) {
-	together(t)
-	story(t)
-	dir := tempDir(t)
-	l := listen(t, ipc.Path(dir+"/ending"))
+	kit.Together(t)
+	kit.Story(t)
+	dir := kit.TempDir(t)
+	l := kit.Listen(t, ipc.Path(dir+"/ending"))
 	folder, err := os.Open(dir)
-	must(t, err)
+	kit.Must(t, err)
 	defer folder.Close()
-	must(t, syscall.Flock(int(folder.Fd()), syscall.LOCK_EX))
-	ending := begin(l.Close)
-	serves(t, listen(t, ipc.Path(dir+"/starting")), ipc.Path(dir+"/starting"))
-	must(t, <-ending)
-	isGone(t, dir+"/ending")
-	isGone(t, dir+"/ending.lock")
-	must(t, syscall.Flock(int(folder.Fd()), syscall.LOCK_UN))
+	kit.Must(t, syscall.Flock(int(folder.Fd()), syscall.LOCK_EX))
+	ending := kit.Begin(l.Close)
+	kit.Serves(t, kit.Listen(t, ipc.Path(dir+"/starting")), ipc.Path(dir+"/starting"))
+	kit.Must(t, <-ending)
+	kit.IsGone(t, dir+"/ending")
+	kit.IsGone(t, dir+"/ending.lock")
+	kit.Must(t, syscall.Flock(int(folder.Fd()), syscall.LOCK_UN))
 }
 
 // ---------------------------------------------------------------------------
 // Full backlogs
 
 func TestListenRespectsAForeignServerWithAFullBacklog(t *testing.T) {
-	story(t)
-	path := openDir(t) + "/socket"
+	kit.Story(t)
+	path := kit.OpenDir(t) + "/socket"
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	must(t, err)
+	kit.Must(t, err)
 	defer syscall.Close(fd)
-	must(t, syscall.Bind(fd, &syscall.SockaddrUnix{Name: path}))
+	kit.Must(t, syscall.Bind(fd, &syscall.SockaddrUnix{Name: path}))
 	defer os.Remove(path)
-	must(t, syscall.Listen(fd, 0))
+	kit.Must(t, syscall.Listen(fd, 0))
 	for {
 		c, err := net.Dial("unix", path)
 		if errors.Is(err, syscall.EAGAIN) {
 			break
 		}
-		must(t, err)
+		kit.Must(t, err)
 		defer c.Close()
 	}
 	isRespected(t, path)
 }
 
 func TestListenConfigBacklogIsThatOfListen(t *testing.T) {
-	together(t)
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+	kit.Together(t)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		for _, backlog := range []int{1, 5} {
-			l := listenWith(t, ipc.ListenConfig{Backlog: backlog}, addr)
-			waiting := fill(t, addr)
+			l := kit.ListenWith(t, ipc.ListenConfig{Backlog: backlog}, addr)
+			waiting := kit.Fill(t, addr)
 			if n := len(waiting); n != backlog+1 { // unix(7) lets one more in
 				t.Errorf("%d clients wait in a backlog of %d", n, backlog)
 			}
-			must(t, l.Close())
+			kit.Must(t, l.Close())
 			for _, c := range waiting {
-				must(t, c.Close())
+				kit.Must(t, c.Close())
 			}
 		}
 	})
 }
 
 func TestListenDoesNotTouchTheUmask(t *testing.T) {
-	story(t)
-	addr := pathAddr(t)
+	kit.Story(t)
+	addr := kit.PathAddr(t)
 	umask := func() string {
 		status, err := os.ReadFile("/proc/self/status")
 		if err != nil {
@@ -453,7 +454,7 @@ func TestListenDoesNotTouchTheUmask(t *testing.T) {
 		return strings.TrimSpace(strings.SplitN(rest, "\n", 2)[0])
 	}
 	want := umask()
-	watchEnds := repeatedly(func() error {
+	watchEnds := kit.Repeatedly(func() error {
 		if now := umask(); now != want {
 			return fmt.Errorf("the umask became %s", now)
 		}
@@ -461,10 +462,10 @@ func TestListenDoesNotTouchTheUmask(t *testing.T) {
 	})
 	for end := time.Now().Add(100 * time.Millisecond); time.Now().Before(end); {
 		l, err := ipc.Listen(addr)
-		must(t, err)
-		must(t, l.Close())
+		kit.Must(t, err)
+		kit.Must(t, l.Close())
 	}
-	must(t, watchEnds())
+	kit.Must(t, watchEnds())
 }
 
 // ---------------------------------------------------------------------------
@@ -473,56 +474,56 @@ func TestListenDoesNotTouchTheUmask(t *testing.T) {
 // Another user owns the parent of the folder that root listens in, and makes the path lead
 // to a folder of root's and back, all the time. He must not make root touch what is there.
 func TestListenFolderSwappedByParentsOwner(t *testing.T) {
-	together(t)
-	needsRoot(t)
+	kit.Together(t)
+	kit.NeedsRoot(t)
 	targets := map[string]func(t *testing.T, path string){
 		"Socket": func(t *testing.T, path string) {
-			serveForeign(t, path)
-			must(t, os.Chmod(path, 0o777))
+			kit.ServeForeign(t, path)
+			kit.Must(t, os.Chmod(path, 0o777))
 		},
-		"File":  func(t *testing.T, path string) { must(t, os.WriteFile(path, nil, 0o640)) },
+		"File":  func(t *testing.T, path string) { kit.Must(t, os.WriteFile(path, nil, 0o640)) },
 		"Stale": makeStaleForGood,
 	}
 	for target, make := range targets {
-		for _, policy := range policies {
+		for _, policy := range kit.Policies {
 			if target == "Stale" && policy != ipc.TakeoverNever || target == "Socket" && policy == ipc.TakeoverAlways {
 				continue // the user asked for it, wherever the path leads
 			}
 			t.Run(target+policy.String(), func(t *testing.T) {
-				story(t)
-				dir := openDir(t)
-				must(t, os.Chmod(dir, 0o755))
+				kit.Story(t)
+				dir := kit.OpenDir(t)
+				kit.Must(t, os.Chmod(dir, 0o755))
 				for _, name := range []string{"/victim", "/attacker", "/attacker/folder"} {
-					must(t, os.Mkdir(dir+name, 0o755))
+					kit.Must(t, os.Mkdir(dir+name, 0o755))
 				}
-				must(t, os.Symlink(dir+"/victim", dir+"/attacker/link"))
-				must(t, os.Chown(dir+"/attacker", nobody, nobody))
+				kit.Must(t, os.Symlink(dir+"/victim", dir+"/attacker/link"))
+				kit.Must(t, os.Chown(dir+"/attacker", kit.Nobody, kit.Nobody))
 				make(t, dir+"/victim/socket")
 				before := stat(t, dir+"/victim/socket")
 
-				attacker := startStranger(t, "swap", dir+"/attacker")
-				attacker.mustSay("swapping")
-				lc := ipc.ListenConfig{Takeover: policy, Access: ipc.Everyone, Sys: &ipc.SysListenConfig{UID: nobody}}
+				attacker := kit.StartStranger(t, "swap", dir+"/attacker")
+				attacker.MustSay("swapping")
+				lc := ipc.ListenConfig{Takeover: policy, Access: ipc.Everyone, Sys: &ipc.SysListenConfig{UID: kit.Nobody}}
 				listened := 0
 				for end := time.Now().Add(attackTime); listened == 0 || time.Now().Before(end); {
 					l, err := lc.Listen(ipc.Path(dir + "/attacker/folder/socket"))
 					if err == nil {
 						listened++
-						must(t, l.Close())
+						kit.Must(t, l.Close())
 					}
 					after := stat(t, dir+"/victim/socket")
 					if after.Ino != before.Ino || after.Mode != before.Mode || after.Uid != before.Uid || after.Gid != before.Gid {
 						t.Fatalf("after %d listeners %+v became %+v", listened, before, after)
 					}
 				}
-				attacker.end()
-				if names := namesIn(t, dir+"/victim"); !slices.Equal(names, []string{"socket"}) {
+				attacker.End()
+				if names := kit.NamesIn(t, dir+"/victim"); !slices.Equal(names, []string{"socket"}) {
 					t.Errorf("the victim's folder has %s", names)
 				}
-				if names := namesIn(t, dir+"/attacker/folder"); len(names) != 0 {
+				if names := kit.NamesIn(t, dir+"/attacker/folder"); len(names) != 0 {
 					t.Errorf("left behind: %s", names)
 				}
-				must(t, os.Remove(dir+"/attacker/link"))
+				kit.Must(t, os.Remove(dir+"/attacker/link"))
 				os.Remove(dir + "/victim/socket")
 			})
 		}
@@ -532,30 +533,30 @@ func TestListenFolderSwappedByParentsOwner(t *testing.T) {
 // Another user may write to the folder itself, and puts a socket of his own in the place of
 // the one that root has just bound. Root must not give it a new owner or mode.
 func TestListenSocketReplacedAsItIsMade(t *testing.T) {
-	together(t)
-	needsRoot(t)
-	story(t)
-	dir := openDir(t)
-	attacker := startStranger(t, "plant", dir)
-	attacker.mustSay("planting")
-	lc := ipc.ListenConfig{Takeover: ipc.TakeoverNever, Access: ipc.Everyone, Sys: &ipc.SysListenConfig{UID: nobody - 1}}
+	kit.Together(t)
+	kit.NeedsRoot(t)
+	kit.Story(t)
+	dir := kit.OpenDir(t)
+	attacker := kit.StartStranger(t, "plant", dir)
+	attacker.MustSay("planting")
+	lc := ipc.ListenConfig{Takeover: ipc.TakeoverNever, Access: ipc.Everyone, Sys: &ipc.SysListenConfig{UID: kit.Nobody - 1}}
 	listened := 0
 	for end := time.Now().Add(attackTime); listened == 0 || time.Now().Before(end); {
 		if l, err := lc.Listen(ipc.Path(dir + "/socket")); err == nil {
 			listened++
-			must(t, l.Close())
+			kit.Must(t, l.Close())
 		}
 	}
-	attacker.end()
+	attacker.End()
 	os.Remove(dir + "/decoy")
 	os.Remove(dir + "/socket")
 }
 
 // childPlantsSocket puts a socket of its own in the place of "socket" and takes it away
 // again, and fails if that ever has another owner or mode.
-func childPlantsSocket(p *parent, args []string) error {
+func childPlantsSocket(p *kit.Parent, args []string) error {
 	decoy, socket := args[0]+"/decoy", args[0]+"/socket"
-	end := repeatedly(func() error {
+	end := kit.Repeatedly(func() error {
 		sys, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err
@@ -589,8 +590,8 @@ func childPlantsSocket(p *parent, args []string) error {
 		}
 		return nil
 	})
-	p.say("planting")
-	p.hear()
+	p.Say("planting")
+	p.Hear()
 	return end()
 }
 
@@ -599,19 +600,19 @@ const attackTime = time.Second
 
 // Mkfifo is led astray in the same way.
 func TestMkfifoFolderSwappedByParentsOwner(t *testing.T) {
-	together(t)
-	needsRoot(t)
-	story(t)
-	dir := openDir(t)
-	must(t, os.Chmod(dir, 0o755))
+	kit.Together(t)
+	kit.NeedsRoot(t)
+	kit.Story(t)
+	dir := kit.OpenDir(t)
+	kit.Must(t, os.Chmod(dir, 0o755))
 	for _, name := range []string{"/victim", "/attacker", "/attacker/folder"} {
-		must(t, os.Mkdir(dir+name, 0o755))
+		kit.Must(t, os.Mkdir(dir+name, 0o755))
 	}
-	must(t, os.Symlink(dir+"/victim", dir+"/attacker/link"))
-	must(t, os.Chown(dir+"/attacker", nobody, nobody))
-	must(t, ipc.Mkfifo(dir+"/victim/fifo", 0o600))
-	attacker := startStranger(t, "swap", dir+"/attacker")
-	attacker.mustSay("swapping")
+	kit.Must(t, os.Symlink(dir+"/victim", dir+"/attacker/link"))
+	kit.Must(t, os.Chown(dir+"/attacker", kit.Nobody, kit.Nobody))
+	kit.Must(t, ipc.Mkfifo(dir+"/victim/fifo", 0o600))
+	attacker := kit.StartStranger(t, "swap", dir+"/attacker")
+	attacker.MustSay("swapping")
 	made := 0
 	for end := time.Now().Add(attackTime); made == 0 || time.Now().Before(end); {
 		if ipc.Mkfifo(dir+"/attacker/folder/fifo", 0o666) == nil {
@@ -627,7 +628,7 @@ func TestMkfifoFolderSwappedByParentsOwner(t *testing.T) {
 			}
 		}
 	}
-	attacker.end()
+	attacker.End()
 	for _, name := range []string{"/attacker/folder/fifo", "/attacker/link", "/victim/fifo"} {
 		os.Remove(dir + name)
 	}
@@ -639,7 +640,7 @@ func removeIn(t *testing.T, dir, name string) {
 	fd, err := syscall.Open(dir, syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0)
 	if err == nil {
 		syscall.Unlinkat(fd, name)
-		must(t, syscall.Close(fd))
+		kit.Must(t, syscall.Close(fd))
 	}
 }
 
@@ -652,61 +653,61 @@ func stat(t *testing.T, path string) (st syscall.Stat_t) {
 }
 
 func makeStaleForGood(t *testing.T, path string) {
-	makeStale(t, path)
-	must(t, os.Chmod(path, 0o700))
+	kit.MakeStale(t, path)
+	kit.Must(t, os.Chmod(path, 0o700))
 }
 
 // childSwapsFolders has "folder" lead to the folder and to where "link" leads, in turn.
-func childSwapsFolders(p *parent, args []string) error {
+func childSwapsFolders(p *kit.Parent, args []string) error {
 	folder, link, other := args[0]+"/folder", args[0]+"/link", args[0]+"/other"
-	end := repeatedly(func() error {
+	end := kit.Repeatedly(func() error {
 		return errors.Join(
 			os.Rename(folder, other), os.Rename(link, folder),
 			os.Rename(folder, link), os.Rename(other, folder))
 	})
-	p.say("swapping")
-	p.hear()
+	p.Say("swapping")
+	p.Hear()
 	return end()
 }
 
 // Where another user can make the path lead elsewhere, the socket is not bound by it.
 func TestListenBindsByPathOnlyWhereItIsSettled(t *testing.T) {
-	needsRoot(t)
+	kit.NeedsRoot(t)
 	for name, c := range map[string]struct {
 		prepare func(t *testing.T, dir string)
 		settled bool
 	}{
 		"OwnFolders":  {func(t *testing.T, dir string) {}, true},
-		"OtherOwner":  {func(t *testing.T, dir string) { must(t, os.Chown(dir+"/a", nobody, nobody)) }, false},
-		"GroupWrites": {func(t *testing.T, dir string) { must(t, os.Chmod(dir+"/a", 0o770)) }, false},
-		"EveryoneIn":  {func(t *testing.T, dir string) { must(t, os.Chmod(dir+"/a", 0o777)) }, false},
-		"Sticky":      {func(t *testing.T, dir string) { must(t, os.Chmod(dir+"/a", 0o777|fs.ModeSticky)) }, true},
+		"OtherOwner":  {func(t *testing.T, dir string) { kit.Must(t, os.Chown(dir+"/a", kit.Nobody, kit.Nobody)) }, false},
+		"GroupWrites": {func(t *testing.T, dir string) { kit.Must(t, os.Chmod(dir+"/a", 0o770)) }, false},
+		"EveryoneIn":  {func(t *testing.T, dir string) { kit.Must(t, os.Chmod(dir+"/a", 0o777)) }, false},
+		"Sticky":      {func(t *testing.T, dir string) { kit.Must(t, os.Chmod(dir+"/a", 0o777|fs.ModeSticky)) }, true},
 		"StickyOfOther": {func(t *testing.T, dir string) {
-			must(t, os.Chmod(dir+"/a", 0o777|fs.ModeSticky))
-			must(t, os.Chown(dir+"/a/b", nobody, nobody))
+			kit.Must(t, os.Chmod(dir+"/a", 0o777|fs.ModeSticky))
+			kit.Must(t, os.Chown(dir+"/a/b", kit.Nobody, kit.Nobody))
 		}, false},
-		"OpenFolder": {func(t *testing.T, dir string) { must(t, os.Chmod(dir+"/a/b", 0o777)) }, true},
+		"OpenFolder": {func(t *testing.T, dir string) { kit.Must(t, os.Chmod(dir+"/a/b", 0o777)) }, true},
 		"Link": {func(t *testing.T, dir string) {
-			must(t, os.Rename(dir+"/a", dir+"/c"))
-			must(t, os.Symlink("../"+filepath.Base(dir)+"/c", dir+"/a"))
+			kit.Must(t, os.Rename(dir+"/a", dir+"/c"))
+			kit.Must(t, os.Symlink("../"+filepath.Base(dir)+"/c", dir+"/a"))
 		}, true},
 		"LinkThroughOther": {func(t *testing.T, dir string) {
-			must(t, os.Mkdir(dir+"/other", 0o755))
-			must(t, os.Rename(dir+"/a", dir+"/other/a"))
-			must(t, os.Chown(dir+"/other", nobody, nobody))
-			must(t, os.Symlink(dir+"/other/a", dir+"/a"))
+			kit.Must(t, os.Mkdir(dir+"/other", 0o755))
+			kit.Must(t, os.Rename(dir+"/a", dir+"/other/a"))
+			kit.Must(t, os.Chown(dir+"/other", kit.Nobody, kit.Nobody))
+			kit.Must(t, os.Symlink(dir+"/other/a", dir+"/a"))
 		}, false},
 		"LinkIntoItself": {func(t *testing.T, dir string) {
-			must(t, os.Symlink(dir+"/a/b/x/../../b", dir+"/a/b/x"))
+			kit.Must(t, os.Symlink(dir+"/a/b/x/../../b", dir+"/a/b/x"))
 		}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			story(t)
+			kit.Story(t)
 			dir := t.TempDir()
-			must(t, os.MkdirAll(dir+"/a/b", 0o755))
+			kit.Must(t, os.MkdirAll(dir+"/a/b", 0o755))
 			c.prepare(t, dir)
 			path := dir + "/a/b/socket"
-			l := listen(t, ipc.Path(path))
+			l := kit.Listen(t, ipc.Path(path))
 			if bound := isInTable(t, path); bound != c.settled {
 				t.Errorf("bound by its path: %t, want %t", bound, c.settled)
 			}
@@ -714,10 +715,10 @@ func TestListenBindsByPathOnlyWhereItIsSettled(t *testing.T) {
 			if sticky := stat(t, path).Mode&syscall.S_ISVTX != 0; sticky == c.settled {
 				t.Errorf("protected from cleaners: %t", sticky)
 			}
-			serves(t, l, ipc.Path(path))
-			must(t, l.Close())
-			isGone(t, path)
-			isGone(t, path+".lock")
+			kit.Serves(t, l, ipc.Path(path))
+			kit.Must(t, l.Close())
+			kit.IsGone(t, path)
+			kit.IsGone(t, path+".lock")
 		})
 	}
 }
@@ -726,7 +727,7 @@ func TestListenBindsByPathOnlyWhereItIsSettled(t *testing.T) {
 func isInTable(t *testing.T, path string) bool {
 	t.Helper()
 	table, err := os.ReadFile("/proc/net/unix")
-	must(t, err)
+	kit.Must(t, err)
 	return slices.ContainsFunc(strings.Split(string(table), "\n"), func(line string) bool {
 		return strings.HasSuffix(line, " "+path)
 	})
@@ -737,38 +738,38 @@ func isInTable(t *testing.T, path string) bool {
 
 // systemd-tmpfiles(8) goes by /proc/net/unix, and by the sticky bit.
 func TestListenFreePathIsBoundByItsName(t *testing.T) {
-	for _, policy := range policies {
+	for _, policy := range kit.Policies {
 		t.Run(policy.String(), func(t *testing.T) {
-			story(t)
-			dir := openDir(t)
-			must(t, os.Chmod(dir, 0o755))
+			kit.Story(t)
+			dir := kit.OpenDir(t)
+			kit.Must(t, os.Chmod(dir, 0o755))
 			path := dir + "/socket"
-			l := listenWith(t, ipc.ListenConfig{Takeover: policy}, ipc.Path(path))
+			l := kit.ListenWith(t, ipc.ListenConfig{Takeover: policy}, ipc.Path(path))
 			if !isInTable(t, path) {
 				t.Error("the kernel does not know the socket by its path")
 			}
-			if adopted := adopt(t, l); adopted.Addr() != ipc.Path(path) {
+			if adopted := kit.Adopt(t, l); adopted.Addr() != ipc.Path(path) {
 				t.Errorf("FileListener has %v", adopted.Addr())
 			}
 			if st := stat(t, path+".lock"); st.Mode&syscall.S_ISVTX == 0 {
 				t.Errorf("the lock has mode %o", st.Mode)
 			}
-			must(t, l.Close())
+			kit.Must(t, l.Close())
 
 			if policy != ipc.TakeoverNever {
-				makeStale(t, path)
-				l = listenWith(t, ipc.ListenConfig{Takeover: policy}, ipc.Path(path))
+				kit.MakeStale(t, path)
+				l = kit.ListenWith(t, ipc.ListenConfig{Takeover: policy}, ipc.Path(path))
 				if !isInTable(t, path) && stat(t, path).Mode&syscall.S_ISVTX == 0 {
 					t.Error("nothing protects the socket that replaces a stale one")
 				}
-				must(t, l.Close())
+				kit.Must(t, l.Close())
 			}
 			t.Chdir(dir)
-			l = listenWith(t, ipc.ListenConfig{Takeover: policy}, ipc.Path("socket"))
+			l = kit.ListenWith(t, ipc.ListenConfig{Takeover: policy}, ipc.Path("socket"))
 			if !isInTable(t, path) {
 				t.Error("the kernel does not know the socket of a relative path by its path")
 			}
-			must(t, l.Close())
+			kit.Must(t, l.Close())
 		})
 	}
 }
@@ -778,33 +779,33 @@ func TestListenCleanersSpareLiveSockets(t *testing.T) {
 	if err != nil {
 		t.Skip("there is no systemd-tmpfiles")
 	}
-	needsRoot(t)
-	story(t)
-	dir := openDir(t)
-	must(t, os.Chmod(dir, 0o755))
+	kit.NeedsRoot(t)
+	kit.Story(t)
+	dir := kit.OpenDir(t)
+	kit.Must(t, os.Chmod(dir, 0o755))
 	long := dir + "/" + strings.Repeat("l", 120)
-	must(t, os.Mkdir(long, 0o755))
+	kit.Must(t, os.Mkdir(long, 0o755))
 	config := filepath.Join(t.TempDir(), "clean.conf")
-	must(t, os.WriteFile(config, []byte("e "+dir+" - - - 0\n"), 0o600))
+	kit.Must(t, os.WriteFile(config, []byte("e "+dir+" - - - 0\n"), 0o600))
 
 	for _, path := range []string{"/free", "/stale", "/always", "/" + filepath.Base(long) + "/socket", "/" + strings.Repeat("b", 200)} {
 		lc := ipc.ListenConfig{}
 		if path == "/stale" {
-			makeStale(t, dir+path)
+			kit.MakeStale(t, dir+path)
 		}
 		if path == "/always" {
-			l := listen(t, ipc.Path(dir+path))
+			l := kit.Listen(t, ipc.Path(dir+path))
 			defer l.Close()
 			lc.Takeover = ipc.TakeoverAlways
 		}
-		listenWith(t, lc, ipc.Path(dir+path))
+		kit.ListenWith(t, lc, ipc.Path(dir+path))
 	}
-	makeStale(t, dir+"/dead") // which shows that the cleaner is at work
-	before := append(namesIn(t, dir), namesIn(t, long)...)
+	kit.MakeStale(t, dir+"/dead") // which shows that the cleaner is at work
+	before := append(kit.NamesIn(t, dir), kit.NamesIn(t, long)...)
 	if out, err := exec.Command(cleaner, "--clean", config).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	after := append(namesIn(t, dir), namesIn(t, long)...)
+	after := append(kit.NamesIn(t, dir), kit.NamesIn(t, long)...)
 	if os.Remove(dir+"/dead") == nil {
 		t.Skip("this systemd-tmpfiles removes no socket")
 	}
@@ -858,41 +859,41 @@ var errNoSeccomp = errors.New("this system has no seccomp")
 // inSandbox tells a story in a child, which skips the test if there is no sandbox.
 func inSandbox(t *testing.T, role string, args ...string) {
 	t.Helper()
-	story(t)
-	c := startChild(t, role, args...)
-	switch said := c.hear(); said {
+	kit.Story(t)
+	c := kit.StartChild(t, role, args...)
+	switch said := c.Hear(); said {
 	case "done":
 	case errNoSeccomp.Error():
 		t.Skip(said)
 	default:
 		t.Error(said)
 	}
-	c.end()
+	c.End()
 }
 
 func TestListenWithoutFlock(t *testing.T) {
 	for _, errno := range []syscall.Errno{
 		syscall.ENOLCK, syscall.ENOSYS, syscall.EOPNOTSUPP, syscall.EINVAL, syscall.EPERM, syscall.EACCES, syscall.EIO,
 	} {
-		t.Run(errno.Error(), func(t *testing.T) { inSandbox(t, "noflock", openDir(t), strconv.Itoa(int(errno))) })
+		t.Run(errno.Error(), func(t *testing.T) { inSandbox(t, "noflock", kit.OpenDir(t), strconv.Itoa(int(errno))) })
 	}
 }
 
 // childListensWithoutFlock tells the life of listeners where flock(2) fails.
-func childListensWithoutFlock(p *parent, args []string) error {
+func childListensWithoutFlock(p *kit.Parent, args []string) error {
 	path := args[0] + "/socket"
-	errno := syscall.Errno(sure(strconv.Atoi(args[1])))
+	errno := syscall.Errno(kit.Sure(strconv.Atoi(args[1])))
 	err := refuse(syscall.SYS_FLOCK, errno)
-	for _, policy := range policies {
+	for _, policy := range kit.Policies {
 		if err == nil {
 			err = listensWithoutFlock(policy, path, errno)
 		}
 	}
 	if err != nil {
-		p.say("%v", err)
+		p.Say("%v", err)
 		return nil
 	}
-	p.say("done")
+	p.Say("done")
 	return nil
 }
 
@@ -945,13 +946,13 @@ func listensWithoutFlock(policy ipc.Takeover, path string, errno syscall.Errno) 
 func TestListenLongNameWithoutLink(t *testing.T) {
 	for _, errno := range []syscall.Errno{syscall.EACCES, syscall.EPERM} {
 		t.Run(errno.Error(), func(t *testing.T) {
-			inSandbox(t, "nolink", openDir(t)+"/"+strings.Repeat("b", 240), strconv.Itoa(int(errno)))
+			inSandbox(t, "nolink", kit.OpenDir(t)+"/"+strings.Repeat("b", 240), strconv.Itoa(int(errno)))
 		})
 	}
 }
 
-func childListensWithoutLink(p *parent, args []string) error {
-	err := refuse(syscall.SYS_LINKAT, syscall.Errno(sure(strconv.Atoi(args[1]))))
+func childListensWithoutLink(p *kit.Parent, args []string) error {
+	err := refuse(syscall.SYS_LINKAT, syscall.Errno(kit.Sure(strconv.Atoi(args[1]))))
 	for range 2 {
 		if err == nil {
 			var l *ipc.Listener
@@ -964,10 +965,10 @@ func childListensWithoutLink(p *parent, args []string) error {
 		}
 	}
 	if err != nil {
-		p.say("%v", err)
+		p.Say("%v", err)
 		return nil
 	}
-	p.say("done")
+	p.Say("done")
 	return nil
 }
 
@@ -975,24 +976,24 @@ func childListensWithoutLink(p *parent, args []string) error {
 // Working directories without a name
 
 func TestListenRelativePathDeeperThanAnyPath(t *testing.T) {
-	story(t)
-	c := startChild(t, "deep", t.TempDir(), "")
-	c.mustSay("done")
-	c.end()
+	kit.Story(t)
+	c := kit.StartChild(t, "deep", t.TempDir(), "")
+	c.MustSay("done")
+	c.End()
 }
 
 // Without /proc the working directory has to have a name for a relative path that does
 // not fit into a socket address.
 func TestListenLongRelativePathDeeperThanAnyPathIsTooLong(t *testing.T) {
-	needsRoot(t)
-	story(t)
-	c := startChild(t, "deep", t.TempDir(), "chroot")
-	c.mustSay("done")
-	c.end()
+	kit.NeedsRoot(t)
+	kit.Story(t)
+	c := kit.StartChild(t, "deep", t.TempDir(), "chroot")
+	c.MustSay("done")
+	c.End()
 }
 
 // childListensDeep goes to a folder whose path is longer than a path can be.
-func childListensDeep(p *parent, args []string) error {
+func childListensDeep(p *kit.Parent, args []string) error {
 	name := strings.Repeat("d", 250)
 	err := syscall.Chdir(args[0])
 	if err == nil && args[1] == "chroot" {
@@ -1023,10 +1024,10 @@ func childListensDeep(p *parent, args []string) error {
 		if !errors.Is(errListen, ipc.ErrNameTooLong) || !errors.Is(errDial, ipc.ErrNameTooLong) {
 			said = fmt.Sprintf("Listen: %v; Dial: %v", errListen, errDial)
 		}
-		p.say("%s", said)
+		p.Say("%s", said)
 		return nil
 	}
-	p.say("%s", servesRelative("socket", "./socket", strings.Repeat("b", 250), "sub/socket", long))
+	p.Say("%s", servesRelative("socket", "./socket", strings.Repeat("b", 250), "sub/socket", long))
 	return nil
 }
 
@@ -1039,7 +1040,7 @@ func servesRelative(paths ...string) string {
 				return err.Error()
 			}
 		}
-		for _, policy := range policies {
+		for _, policy := range kit.Policies {
 			l, err := ipc.ListenConfig{Takeover: policy}.Listen(addr)
 			if err != nil {
 				return fmt.Sprintf("%v: %v", policy, err)
@@ -1059,19 +1060,19 @@ func servesRelative(paths ...string) string {
 }
 
 func TestListenRelativePathOutsideTheRoot(t *testing.T) {
-	needsRoot(t)
-	story(t)
-	c := startChild(t, "outside", tempDir(t))
-	c.mustSay("done")
-	c.end()
+	kit.NeedsRoot(t)
+	kit.Story(t)
+	c := kit.StartChild(t, "outside", kit.TempDir(t))
+	c.MustSay("done")
+	c.End()
 }
 
 // childListensOutside stays where it is when its root becomes another folder, so its
 // working directory has no name, and there is no /proc.
-func childListensOutside(p *parent, args []string) error {
+func childListensOutside(p *kit.Parent, args []string) error {
 	if err := errors.Join(syscall.Chdir(args[0]), syscall.Mkdir("root", 0o700), syscall.Chroot("root")); err != nil {
 		return err
 	}
-	p.say("%s", servesRelative("socket", "./socket", "sub/socket", strings.Repeat("b", 90)))
+	p.Say("%s", servesRelative("socket", "./socket", "sub/socket", strings.Repeat("b", 90)))
 	return nil
 }

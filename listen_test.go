@@ -23,15 +23,16 @@ import (
 	"unicode/utf8"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
-func init() { roles["useraddr"] = childTellsUserAddr }
+func init() { kit.Roles["useraddr"] = childTellsUserAddr }
 
 // ---------------------------------------------------------------------------
 // Addresses
 
 func TestAddrSurvivesEveryWayOfWriting(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	for _, addr := range []ipc.Addr{
 		ipc.Path("/run/app/socket"), ipc.Path("socket"), ipc.Path("./@socket"), ipc.Path("@socket"),
 		ipc.Path(`\\.\pipe\app`), ipc.Path("ünïcödé/s"), ipc.Path("with space"),
@@ -42,7 +43,7 @@ func TestAddrSurvivesEveryWayOfWriting(t *testing.T) {
 			t.Errorf("ParseAddr(%q) = %v, %v", addr, got, err)
 		}
 		text, err := addr.MarshalText()
-		must(t, err)
+		kit.Must(t, err)
 		var back ipc.Addr
 		if err := back.UnmarshalText(text); back != addr || err != nil {
 			t.Errorf("UnmarshalText(%q) = %v, %v", text, back, err)
@@ -54,9 +55,9 @@ func TestAddrSurvivesEveryWayOfWriting(t *testing.T) {
 		}
 		in := config{addr, map[ipc.Addr]int{addr: 1}}
 		data, err := json.Marshal(in)
-		must(t, err)
+		kit.Must(t, err)
 		var out config
-		must(t, json.Unmarshal(data, &out))
+		kit.Must(t, json.Unmarshal(data, &out))
 		if out.Server != addr || out.Named[addr] != 1 {
 			t.Errorf("JSON %s became %v", data, out)
 		}
@@ -64,7 +65,7 @@ func TestAddrSurvivesEveryWayOfWriting(t *testing.T) {
 		var flagged ipc.Addr
 		flags := flag.NewFlagSet("", flag.ContinueOnError)
 		flags.TextVar(&flagged, "server", ipc.Name("default"), "")
-		must(t, flags.Parse([]string{"-server", addr.String()}))
+		kit.Must(t, flags.Parse([]string{"-server", addr.String()}))
 		if flagged != addr {
 			t.Errorf("-server %s gave %v", addr, flagged)
 		}
@@ -73,12 +74,12 @@ func TestAddrSurvivesEveryWayOfWriting(t *testing.T) {
 
 // TestAddrTextThatIsNotUTF8IsRefused keeps JSON from making another address of it.
 func TestAddrTextThatIsNotUTF8IsRefused(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	for _, addr := range []ipc.Addr{ipc.Path("/run/\xff"), ipc.Name("\xc3"), ipc.Path("a\xed\xa0\x80")} {
 		if text, err := addr.MarshalText(); err == nil || !strings.Contains(err.Error(), "UTF-8") || text != nil {
 			t.Errorf("MarshalText of %q: %q, %v", addr, text, err)
 		} else {
-			isOpError(t, err, "marshal")
+			kit.IsOpError(t, err, "marshal")
 		}
 		if data, err := json.Marshal(map[string]ipc.Addr{"server": addr}); err == nil {
 			t.Errorf("%q became %s", addr, data)
@@ -94,7 +95,7 @@ func TestAddrTextThatIsNotUTF8IsRefused(t *testing.T) {
 }
 
 func TestAddrIsComparable(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	seen := map[ipc.Addr]string{
 		ipc.Path("a"): "path a", ipc.Name("a"): "name a", ipc.Path("b"): "path b", {}: "none",
 	}
@@ -117,30 +118,30 @@ func ownRuntimeDir(t *testing.T) string {
 	if err != nil {
 		dir, err = os.MkdirTemp("", "ipc")
 	}
-	must(t, err)
+	kit.Must(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	must(t, os.Chmod(dir, 0o700))
+	kit.Must(t, os.Chmod(dir, 0o700))
 	t.Setenv("XDG_RUNTIME_DIR", dir)
 	return dir
 }
 
 // childTellsUserAddr says which address it has for the name.
-func childTellsUserAddr(p *parent, args []string) error {
+func childTellsUserAddr(p *kit.Parent, args []string) error {
 	addr, err := ipc.UserAddr(args[0])
 	if err != nil {
-		p.say("%v", err)
+		p.Say("%v", err)
 		return nil
 	}
-	p.say("%v", addr)
+	p.Say("%v", addr)
 	return nil
 }
 
 func TestUserAddrIsTheSameForEveryProcess(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	ownRuntimeDir(t)
-	name := unique()
+	name := kit.Unique()
 	addr, err := ipc.UserAddr(name)
-	must(t, err)
+	kit.Must(t, err)
 	if again, err := ipc.UserAddr(name); again != addr || err != nil {
 		t.Errorf("it is %v, and then %v, %v", addr, again, err)
 	}
@@ -148,18 +149,18 @@ func TestUserAddrIsTheSameForEveryProcess(t *testing.T) {
 	if other == addr || err != nil {
 		t.Errorf("another name has %v, %v", other, err)
 	}
-	child := startChild(t, "useraddr", name)
-	child.mustSay(addr.String())
-	child.end()
-	l := listen(t, addr)
-	serves(t, l, addr)
-	server := startChild(t, "connect", addr.String())
-	expect(t, accept(t, l), "hello from a child")
-	server.kill()
+	child := kit.StartChild(t, "useraddr", name)
+	child.MustSay(addr.String())
+	child.End()
+	l := kit.Listen(t, addr)
+	kit.Serves(t, l, addr)
+	server := kit.StartChild(t, "connect", addr.String())
+	kit.Expect(t, kit.Accept(t, l), "hello from a child")
+	server.Kill()
 }
 
 func TestUserAddrRefusesBadNames(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	ownRuntimeDir(t)
 	for _, name := range []string{
 		"", ".", "..", "a/b", `a\b`, "/a", ".a", "a.", "a b", "a\x00", "ü", "a:b", "a.lock", ".lock", "@a",
@@ -168,14 +169,14 @@ func TestUserAddrRefusesBadNames(t *testing.T) {
 		if err == nil || addr != (ipc.Addr{}) || !strings.Contains(err.Error(), strconv.Quote(name)) {
 			t.Errorf("%q has %v, %v", name, addr, err)
 		}
-		isOpError(t, err, "useraddr")
+		kit.IsOpError(t, err, "useraddr")
 	}
 	_, err := ipc.UserAddr(strings.Repeat("n", 300))
-	matches(t, err, ipc.ErrNameTooLong)
+	kit.Matches(t, err, ipc.ErrNameTooLong)
 }
 
 func TestAddrTellsItsNetworkAndText(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	network := "unix"
 	if runtime.GOOS == "windows" {
 		network = "pipe"
@@ -200,7 +201,7 @@ func TestAddrTellsItsNetworkAndText(t *testing.T) {
 }
 
 func TestAddrZeroIsAnEmptyText(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	text, err := ipc.Addr{}.MarshalText()
 	if len(text) != 0 || err != nil {
 		t.Errorf("MarshalText: %q, %v", text, err)
@@ -212,7 +213,7 @@ func TestAddrZeroIsAnEmptyText(t *testing.T) {
 }
 
 func TestParseAddrRefusesOtherText(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	for text, words := range map[string][]string{
 		"":        {"address"},
 		"a\x00b":  {"NUL", "1", `"a\x00b"`},
@@ -239,20 +240,20 @@ func TestParseAddrRefusesOtherText(t *testing.T) {
 }
 
 func TestAddrThatIsBadIsRefused(t *testing.T) {
-	story(t)
-	for _, bad := range badAddrs {
-		l, err := ipc.Listen(bad.addr)
-		bad.refused(t, "listen", err)
+	kit.Story(t)
+	for _, bad := range kit.BadAddrs {
+		l, err := ipc.Listen(bad.Addr)
+		bad.Refused(t, "listen", err)
 		if l != nil {
 			t.Error("a listener comes with the error")
 		}
-		c, err := ipc.Dial(bad.addr)
-		bad.refused(t, "dial", err)
+		c, err := ipc.Dial(bad.Addr)
+		bad.Refused(t, "dial", err)
 		if c != nil {
 			t.Error("a connection comes with the error")
 		}
-		_, err = ipc.Dialer{Wait: true}.Dial(bad.addr) // would wait for ever
-		bad.refused(t, "dial", err)
+		_, err = ipc.Dialer{Wait: true}.Dial(bad.Addr) // would wait for ever
+		bad.Refused(t, "dial", err)
 	}
 	if _, err := ipc.Dial(ipc.Addr{}); err == nil || !strings.Contains(err.Error(), "no address") {
 		t.Errorf("dial of the zero Addr: %v", err)
@@ -260,7 +261,7 @@ func TestAddrThatIsBadIsRefused(t *testing.T) {
 }
 
 func TestListenConfigAndDialerRefuseBadOptions(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		for _, c := range []struct {
 			lc    ipc.ListenConfig
 			words []string
@@ -280,7 +281,7 @@ func TestListenConfigAndDialerRefuseBadOptions(t *testing.T) {
 				}
 			}
 		}
-		listen(t, addr)
+		kit.Listen(t, addr)
 		if _, err := (ipc.Dialer{Access: 2}).Dial(addr); err == nil || !strings.Contains(err.Error(), "Access(2)") {
 			t.Errorf("Dialer{Access: 2}: %v", err)
 		}
@@ -288,7 +289,7 @@ func TestListenConfigAndDialerRefuseBadOptions(t *testing.T) {
 }
 
 func TestListenConfigOptionsHaveNames(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	for v, want := range map[fmt.Stringer]string{
 		ipc.OwnerOnly: "OwnerOnly", ipc.Everyone: "Everyone", ipc.Access(9): "Access(9)",
 		ipc.TakeoverStale: "TakeoverStale", ipc.TakeoverNever: "TakeoverNever",
@@ -305,7 +306,7 @@ func TestListenConfigOptionsHaveNames(t *testing.T) {
 
 // TestListenConfigOptionsAreWords has them in flags and JSON; what is no constant is no word.
 func TestListenConfigOptionsAreWords(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	type options struct {
 		Access   ipc.Access
 		Takeover ipc.Takeover
@@ -329,7 +330,7 @@ func TestListenConfigOptionsAreWords(t *testing.T) {
 		if text != nil || err == nil || !strings.Contains(err.Error(), "must be") {
 			t.Errorf("%v is written %q, %v", bad, text, err)
 		}
-		isOpError(t, err, "marshal")
+		kit.IsOpError(t, err, "marshal")
 	}
 	access, takeover := ipc.Everyone, ipc.TakeoverNever
 	for _, text := range []string{"", "everyone", "Everyone ", "2", "Access(2)", "Takeover(3)"} {
@@ -337,7 +338,7 @@ func TestListenConfigOptionsAreWords(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), strconv.Quote(text)) {
 				t.Errorf("%q is read: %v", text, err)
 			}
-			isOpError(t, err, "parse")
+			kit.IsOpError(t, err, "parse")
 		}
 	}
 	if access != ipc.Everyone || takeover != ipc.TakeoverNever {
@@ -346,8 +347,8 @@ func TestListenConfigOptionsAreWords(t *testing.T) {
 }
 
 func TestConnKnowsTheAddress(t *testing.T) {
-	overEachServer(t, func(t *testing.T, addr ipc.Addr, s server) {
-		client, there := s.connect(t)
+	kit.OverEachServer(t, func(t *testing.T, addr ipc.Addr, s kit.Server) {
+		client, there := s.Connect(t)
 		for what, got := range map[string]net.Addr{
 			"the listener's": s.Addr(), "the server's": there.LocalAddr(), "the client's remote": client.RemoteAddr(),
 		} {
@@ -359,8 +360,8 @@ func TestConnKnowsTheAddress(t *testing.T) {
 			t.Errorf("the client's own address is %v", client.LocalAddr())
 		}
 		isUnnamed(t, there.RemoteAddr(), addr)
-		talk(t, client, there)
-		must(t, there.Close())
+		kit.Talk(t, client, there)
+		kit.Must(t, there.Close())
 		if got := there.RemoteAddr(); got != ipc.Name("") {
 			t.Errorf("after Close the address of the client is %v", got)
 		}
@@ -386,7 +387,7 @@ func isUnnamed(t *testing.T, got net.Addr, addr ipc.Addr) {
 
 // TestAddrOfTheUnnamedIsAnAtSign has the address that is there to be printed and compared.
 func TestAddrOfTheUnnamedIsAnAtSign(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	unnamed := ipc.Name("")
 	if unnamed.String() != "@" || unnamed == (ipc.Addr{}) {
 		t.Errorf("it is %q, %#v", unnamed, unnamed)
@@ -402,9 +403,9 @@ func TestAddrOfTheUnnamedIsAnAtSign(t *testing.T) {
 }
 
 func TestAddrOfAPairIsNone(t *testing.T) {
-	story(t)
-	a, b := pair(t)
-	c, d := msgPair(t)
+	kit.Story(t)
+	a, b := kit.Pair(t)
+	c, d := kit.MsgPair(t)
 	for _, got := range []net.Addr{
 		a.LocalAddr(), a.RemoteAddr(), b.LocalAddr(), b.RemoteAddr(), c.LocalAddr(), d.RemoteAddr(),
 	} {
@@ -415,15 +416,15 @@ func TestAddrOfAPairIsNone(t *testing.T) {
 }
 
 func TestListenZeroAddrIsAFreshName(t *testing.T) {
-	story(t)
-	a, b := listen(t, ipc.Addr{}), listen(t, ipc.Addr{})
+	kit.Story(t)
+	a, b := kit.Listen(t, ipc.Addr{}), kit.Listen(t, ipc.Addr{})
 	if a.Addr() == b.Addr() {
 		t.Fatalf("two listeners at %v", a.Addr())
 	}
 	for _, l := range []*ipc.Listener{a, b} {
 		addr, err := ipc.ParseAddr(l.Addr().String()) // as another process would be told
-		must(t, err)
-		serves(t, l, addr)
+		kit.Must(t, err)
+		kit.Serves(t, l, addr)
 	}
 }
 
@@ -481,9 +482,9 @@ func FuzzParseAddr(f *testing.F) {
 // Listening
 
 func TestDialWhereNobodyListens(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		_, err := ipc.Dial(addr)
-		matches(t, err, ipc.ErrNoListener)
+		kit.Matches(t, err, ipc.ErrNoListener)
 		var oe *net.OpError
 		if !errors.As(err, &oe) || oe.Op != "dial" || oe.Net != addr.Network() || oe.Addr != addr {
 			t.Errorf("%#v does not say what was dialed", err)
@@ -492,69 +493,69 @@ func TestDialWhereNobodyListens(t *testing.T) {
 			t.Errorf("%q does not name the address", err)
 		}
 
-		l := listen(t, addr)
-		serves(t, l, addr)
-		must(t, l.Close())
+		l := kit.Listen(t, addr)
+		kit.Serves(t, l, addr)
+		kit.Must(t, l.Close())
 		_, err = ipc.Dial(addr)
-		matches(t, err, ipc.ErrNoListener)
+		kit.Matches(t, err, ipc.ErrNoListener)
 	})
 }
 
 func TestListenDoesNotReplaceALiveServer(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.Listen(t, addr)
 		for _, policy := range []ipc.Takeover{ipc.TakeoverStale, ipc.TakeoverNever} {
 			_, err := ipc.ListenConfig{Takeover: policy}.Listen(addr)
-			matches(t, err, ipc.ErrAddrInUse)
+			kit.Matches(t, err, ipc.ErrAddrInUse)
 			var oe *net.OpError
 			if !errors.As(err, &oe) || oe.Op != "listen" || oe.Addr != addr {
 				t.Errorf("%#v does not say what failed", err)
 			}
-			serves(t, l, addr)
+			kit.Serves(t, l, addr)
 		}
 	})
 }
 
 func TestListenDoesNotReplaceALiveServerOfAnotherProcess(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		server := startServer(t, addr)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		server := kit.StartServer(t, addr)
 		_, err := ipc.Listen(addr)
-		matches(t, err, ipc.ErrAddrInUse)
-		client := dial(t, addr)
-		talkToEcho(t, client)
-		server.end()
+		kit.Matches(t, err, ipc.ErrAddrInUse)
+		client := kit.Dial(t, addr)
+		kit.TalkToEcho(t, client)
+		server.End()
 	})
 }
 
 func TestListenAtAKilledServersAddress(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		for range 3 {
-			startServer(t, addr).kill()
+			kit.StartServer(t, addr).Kill()
 			_, err := ipc.Dial(addr)
-			matches(t, err, ipc.ErrNoListener)
+			kit.Matches(t, err, ipc.ErrNoListener)
 		}
-		serves(t, listen(t, addr), addr)
+		kit.Serves(t, kit.Listen(t, addr), addr)
 	})
 }
 
 func TestListenByManyProcessesOneWins(t *testing.T) {
 	const starters, rounds = 16, 3
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		var children []*child
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		var children []*kit.Child
 		for range starters {
-			children = append(children, startChild(t, "race", addr.String()))
+			children = append(children, kit.StartChild(t, "race", addr.String()))
 		}
 		for _, c := range children {
-			c.mustSay("ready")
+			c.MustSay("ready")
 		}
 		for range rounds {
-			startServer(t, addr).kill()
+			kit.StartServer(t, addr).Kill()
 			for _, c := range children {
-				c.say("go")
+				c.Say("go")
 			}
 			winners := 0
 			for _, c := range children {
-				switch said := c.hear(); said {
+				switch said := c.Hear(); said {
 				case "won":
 					winners++
 				case "lost":
@@ -566,18 +567,18 @@ func TestListenByManyProcessesOneWins(t *testing.T) {
 				t.Fatalf("%d starters have the address", winners)
 			}
 			for _, c := range children {
-				c.say("done")
-				c.mustSay("ready")
+				c.Say("done")
+				c.MustSay("ready")
 			}
 		}
 		for _, c := range children {
-			c.end()
+			c.End()
 		}
 	})
 }
 
 func TestListenByManyGoroutinesOneWins(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		for range 50 {
 			const starters = 8
 			var starting sync.WaitGroup
@@ -596,8 +597,8 @@ func TestListenByManyGoroutinesOneWins(t *testing.T) {
 			for _, l := range listeners {
 				if l != nil {
 					winners++
-					serves(t, l, addr)
-					must(t, l.Close())
+					kit.Serves(t, l, addr)
+					kit.Must(t, l.Close())
 				}
 			}
 			if winners != 1 {
@@ -608,69 +609,69 @@ func TestListenByManyGoroutinesOneWins(t *testing.T) {
 }
 
 func TestListenerAcceptEndsAtTheDeadline(t *testing.T) {
-	overEachServer(t, func(t *testing.T, addr ipc.Addr, s server) {
+	kit.OverEachServer(t, func(t *testing.T, addr ipc.Addr, s kit.Server) {
 		serves := func() {
 			t.Helper()
-			client, there := s.connect(t)
-			talk(t, client, there)
-			must(t, errors.Join(client.Close(), there.Close()))
+			client, there := s.Connect(t)
+			kit.Talk(t, client, there)
+			kit.Must(t, errors.Join(client.Close(), there.Close()))
 		}
 		past := time.Now().Add(-time.Hour)
 
-		must(t, s.SetDeadline(past))
-		_, err := s.accept()
-		timedOut(t, err)
+		kit.Must(t, s.SetDeadline(past))
+		_, err := s.Accept()
+		kit.TimedOut(t, err)
 		var oe *net.OpError
 		if !errors.As(err, &oe) || oe.Op != "accept" || oe.Addr != addr {
 			t.Errorf("%#v does not say what failed", err)
 		}
-		if l, ok := s.listener.(net.Listener); ok {
+		if l, ok := s.Listener.(net.Listener); ok {
 			c, err := l.Accept()
-			timedOut(t, err)
+			kit.TimedOut(t, err)
 			if c != nil {
 				t.Errorf("%T comes with the error", c)
 			}
 		}
 
 		begun := time.Now()
-		must(t, s.SetDeadline(begun.Add(brief)))
-		_, err = s.accept()
-		timedOut(t, err)
-		if waited := time.Since(begun); waited < brief {
-			t.Errorf("gave up after %v, the deadline was %v", waited, brief)
+		kit.Must(t, s.SetDeadline(begun.Add(kit.Brief)))
+		_, err = s.Accept()
+		kit.TimedOut(t, err)
+		if waited := time.Since(begun); waited < kit.Brief {
+			t.Errorf("gave up after %v, the deadline was %v", waited, kit.Brief)
 		}
 
-		must(t, s.SetDeadline(time.Time{}))
+		kit.Must(t, s.SetDeadline(time.Time{}))
 		serves()
 
-		waiting := begin(func() error { _, err := s.accept(); return err })
-		awaitParked(t, s.waits, 1)
-		must(t, s.SetDeadline(past))
-		timedOut(t, <-waiting)
+		waiting := kit.Begin(func() error { _, err := s.Accept(); return err })
+		kit.AwaitParked(t, s.Waits, 1)
+		kit.Must(t, s.SetDeadline(past))
+		kit.TimedOut(t, <-waiting)
 
-		must(t, s.SetDeadline(time.Now().Add(time.Hour)))
+		kit.Must(t, s.SetDeadline(time.Now().Add(time.Hour)))
 		serves()
 	})
 }
 
 func TestListenerCloseEndsEveryAccept(t *testing.T) {
-	overEachServer(t, func(t *testing.T, addr ipc.Addr, s server) {
+	kit.OverEachServer(t, func(t *testing.T, addr ipc.Addr, s kit.Server) {
 		const waiters = 5
-		accept := func() error { _, err := s.accept(); return err }
+		accept := func() error { _, err := s.Accept(); return err }
 		var waiting [waiters]<-chan error
 		for i := range waiting {
-			waiting[i] = begin(accept)
+			waiting[i] = kit.Begin(accept)
 		}
-		awaitParked(t, s.waits, waiters)
-		must(t, s.Close())
+		kit.AwaitParked(t, s.Waits, waiters)
+		kit.Must(t, s.Close())
 		for _, done := range waiting {
-			matches(t, <-done, net.ErrClosed)
+			kit.Matches(t, <-done, net.ErrClosed)
 		}
 
-		matches(t, s.Close(), net.ErrClosed)
-		matches(t, s.SetDeadline(time.Now()), net.ErrClosed)
-		matches(t, accept(), net.ErrClosed)
-		if l, ok := s.listener.(net.Listener); ok {
+		kit.Matches(t, s.Close(), net.ErrClosed)
+		kit.Matches(t, s.SetDeadline(time.Now()), net.ErrClosed)
+		kit.Matches(t, accept(), net.ErrClosed)
+		if l, ok := s.Listener.(net.Listener); ok {
 			if c, err := l.Accept(); c != nil || !errors.Is(err, net.ErrClosed) {
 				t.Errorf("Accept after Close: %v, %v", c, err)
 			}
@@ -682,9 +683,9 @@ func TestListenerCloseEndsEveryAccept(t *testing.T) {
 }
 
 func TestListenerCloseSucceedsOnce(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		for range 20 {
-			oneCloseSucceeds(t, listen(t, addr))
+			oneCloseSucceeds(t, kit.Listen(t, addr))
 		}
 	})
 }
@@ -694,14 +695,14 @@ func oneCloseSucceeds(t *testing.T, c io.Closer) {
 	t.Helper()
 	var closing [4]<-chan error
 	for i := range closing {
-		closing[i] = begin(c.Close)
+		closing[i] = kit.Begin(c.Close)
 	}
 	succeeded := 0
 	for _, done := range closing {
 		if err := <-done; err == nil {
 			succeeded++
 		} else {
-			matches(t, err, net.ErrClosed)
+			kit.Matches(t, err, net.ErrClosed)
 		}
 	}
 	if succeeded != 1 {
@@ -710,11 +711,11 @@ func oneCloseSucceeds(t *testing.T, c io.Closer) {
 }
 
 func TestListenerCloseDisconnectsClientsThatWait(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
-		client := dial(t, addr)
-		reading := beginRead(client)
-		must(t, l.Close())
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.Listen(t, addr)
+		client := kit.Dial(t, addr)
+		reading := kit.BeginRead(client)
+		kit.Must(t, l.Close())
 		if err := <-reading; err != io.EOF && !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("a client that was not accepted reads %v", err)
 		}
@@ -722,24 +723,24 @@ func TestListenerCloseDisconnectsClientsThatWait(t *testing.T) {
 }
 
 func TestListenerCloseKeepsItsConnections(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
-		client, server := connect(t, l)
-		must(t, l.Close())
-		talk(t, client, server)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.Listen(t, addr)
+		client, server := kit.Connect(t, l)
+		kit.Must(t, l.Close())
+		kit.Talk(t, client, server)
 	})
 }
 
 func TestListenerConnsEndsAtClose(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.Listen(t, addr)
 		const clients = 5
 		for range clients {
-			dial(t, addr)
+			kit.Dial(t, addr)
 			if served := 0; true {
 				for conn, err := range l.Conns() { // left by break, taken up again
-					must(t, err)
-					must(t, conn.Close())
+					kit.Must(t, err)
+					kit.Must(t, conn.Close())
 					served++
 					break
 				}
@@ -749,11 +750,11 @@ func TestListenerConnsEndsAtClose(t *testing.T) {
 			}
 		}
 
-		ended := serveEach(l, (*ipc.Conn).Close)
-		expectEOF(t, dial(t, addr))
-		awaitParked(t, "(*Listener).AcceptConn", 1)
-		must(t, l.Close())
-		must(t, <-ended)
+		ended := kit.ServeEach(l, (*ipc.Conn).Close)
+		kit.ExpectEOF(t, kit.Dial(t, addr))
+		kit.AwaitParked(t, "(*Listener).AcceptConn", 1)
+		kit.Must(t, l.Close())
+		kit.Must(t, <-ended)
 		for range l.Conns() {
 			t.Error("a closed listener has another client")
 		}
@@ -761,22 +762,22 @@ func TestListenerConnsEndsAtClose(t *testing.T) {
 }
 
 func TestListenerConnsHandsErrorsToTheLoop(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
-		must(t, l.SetDeadline(time.Now().Add(-time.Hour)))
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.Listen(t, addr)
+		kit.Must(t, l.SetDeadline(time.Now().Add(-time.Hour)))
 		failures := 0
 		for conn, err := range l.Conns() {
 			if err == nil {
 				conn.Close()
 				break
 			}
-			timedOut(t, err)
+			kit.TimedOut(t, err)
 			if conn != nil {
 				t.Error("a connection comes with the error")
 			}
 			if failures++; failures == 3 { // the loop went on; let it succeed
-				must(t, l.SetDeadline(time.Time{}))
-				dial(t, addr)
+				kit.Must(t, l.SetDeadline(time.Time{}))
+				kit.Dial(t, addr)
 			}
 		}
 		if failures != 3 {
@@ -786,10 +787,10 @@ func TestListenerConnsHandsErrorsToTheLoop(t *testing.T) {
 }
 
 func TestListenConfigCheckHidesClientsFromAccept(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		var open atomic.Bool
 		var asked atomic.Int32
-		l := listenWith(t, ipc.ListenConfig{Check: func(p ipc.Peer) error {
+		l := kit.ListenWith(t, ipc.ListenConfig{Check: func(p ipc.Peer) error {
 			asked.Add(1)
 			if pid, ok := p.PID(); ok && pid != os.Getpid() {
 				t.Errorf("Check is told of %v", p)
@@ -800,16 +801,16 @@ func TestListenConfigCheckHidesClientsFromAccept(t *testing.T) {
 			return nil
 		}}, addr)
 
-		accepted := later(t, l.AcceptConn)
+		accepted := kit.Later(t, l.AcceptConn)
 		for range 3 {
-			refused := dial(t, addr)
+			refused := kit.Dial(t, addr)
 			if n, err := refused.Read(make([]byte, 1)); n != 0 || err == nil {
 				t.Fatalf("a refused client reads %d, %v", n, err)
 			}
 		}
 		open.Store(true)
-		client := dial(t, addr)
-		talk(t, client, accepted())
+		client := kit.Dial(t, addr)
+		kit.Talk(t, client, accepted())
 		if n := asked.Load(); n != 4 {
 			t.Errorf("Check was asked %d times about 4 clients", n)
 		}
@@ -817,29 +818,29 @@ func TestListenConfigCheckHidesClientsFromAccept(t *testing.T) {
 }
 
 func TestListenerSetAccessHoldsFromTheNextClientOn(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listenWith(t, ipc.ListenConfig{Check: func(ipc.Peer) error { return errors.New("we are closed") }}, addr)
-		done := welcomeAll(l)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.ListenWith(t, ipc.ListenConfig{Check: func(ipc.Peer) error { return errors.New("we are closed") }}, addr)
+		done := kit.WelcomeAll(l)
 		isRefused := func() {
 			t.Helper()
-			if n, err := dial(t, addr).Read(make([]byte, 1)); n != 0 || err == nil {
+			if n, err := kit.Dial(t, addr).Read(make([]byte, 1)); n != 0 || err == nil {
 				t.Fatalf("a refused client reads %d, %v", n, err)
 			}
 		}
 		isRefused()
 		for range 2 {
-			must(t, l.SetAccess(ipc.OwnerOnly, nil))
-			expect(t, dial(t, addr), "welcome")
-			must(t, l.SetAccess(ipc.Everyone, func(ipc.Peer) error { return errors.New("we are closed again") }))
+			kit.Must(t, l.SetAccess(ipc.OwnerOnly, nil))
+			kit.Expect(t, kit.Dial(t, addr), "welcome")
+			kit.Must(t, l.SetAccess(ipc.Everyone, func(ipc.Peer) error { return errors.New("we are closed again") }))
 			isRefused()
 		}
-		must(t, l.SetAccess(ipc.Everyone, nil))
+		kit.Must(t, l.SetAccess(ipc.Everyone, nil))
 		if err := l.SetAccess(2, nil); err == nil || !strings.Contains(err.Error(), "Access(2)") {
 			t.Errorf("SetAccess(2): %v", err)
 		}
-		expect(t, dial(t, addr), "welcome") // what cannot be changes nothing
-		must(t, l.Close())
-		must(t, <-done)
+		kit.Expect(t, kit.Dial(t, addr), "welcome") // what cannot be changes nothing
+		kit.Must(t, l.Close())
+		kit.Must(t, <-done)
 	})
 }
 
@@ -847,34 +848,34 @@ func TestListenerSetAccessHoldsFromTheNextClientOn(t *testing.T) {
 // Dialing
 
 func TestDialFullBacklogWaits(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listenWith(t, ipc.ListenConfig{Backlog: 1}, addr)
-		waiting := fill(t, addr)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.ListenWith(t, ipc.ListenConfig{Backlog: 1}, addr)
+		waiting := kit.Fill(t, addr)
 
-		dialed := later(t, func() (*ipc.Conn, error) { return ipc.Dial(addr) })
-		awaitParked(t, "Dialer.DialContext", 1)
+		dialed := kit.Later(t, func() (*ipc.Conn, error) { return ipc.Dial(addr) })
+		kit.AwaitParked(t, "Dialer.DialContext", 1)
 		for _, client := range waiting {
-			talk(t, client, accept(t, l))
+			kit.Talk(t, client, kit.Accept(t, l))
 		}
-		server := accept(t, l)
-		talk(t, dialed(), server)
+		server := kit.Accept(t, l)
+		kit.Talk(t, dialed(), server)
 	})
 }
 
 // A dialEnd is a way to end a Dial that waits.
 var dialEnds = map[string]func(addr ipc.Addr, d ipc.Dialer) error{
 	"Timeout": func(addr ipc.Addr, d ipc.Dialer) error {
-		d.Timeout = brief
+		d.Timeout = kit.Brief
 		_, err := d.Dial(addr)
 		return err
 	},
 	"Deadline": func(addr ipc.Addr, d ipc.Dialer) error {
-		d.Deadline = time.Now().Add(brief)
+		d.Deadline = time.Now().Add(kit.Brief)
 		_, err := d.Dial(addr)
 		return err
 	},
 	"Context": func(addr ipc.Addr, d ipc.Dialer) error {
-		ctx, cancel := context.WithTimeout(context.Background(), brief)
+		ctx, cancel := context.WithTimeout(context.Background(), kit.Brief)
 		defer cancel()
 		_, err := d.DialContext(ctx, addr)
 		return err
@@ -883,7 +884,7 @@ var dialEnds = map[string]func(addr ipc.Addr, d ipc.Dialer) error{
 		ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
 		defer cancel()
 		d.Deadline = time.Now().Add(2 * time.Hour)
-		d.Timeout = brief
+		d.Timeout = kit.Brief
 		_, err := d.DialContext(ctx, addr)
 		return err
 	},
@@ -895,11 +896,11 @@ func endsAtItsDeadline(t *testing.T, addr ipc.Addr, d ipc.Dialer) {
 	for name, dialUntil := range dialEnds {
 		begun := time.Now()
 		err := dialUntil(addr, d)
-		if waited := time.Since(begun); waited < brief {
-			t.Errorf("%s: gave up after %v, before %v", name, waited, brief)
+		if waited := time.Since(begun); waited < kit.Brief {
+			t.Errorf("%s: gave up after %v, before %v", name, waited, kit.Brief)
 		}
-		timedOut(t, err)
-		matches(t, err, context.DeadlineExceeded)
+		kit.TimedOut(t, err)
+		kit.Matches(t, err, context.DeadlineExceeded)
 		var oe *net.OpError
 		if !errors.As(err, &oe) || oe.Op != "dial" || oe.Addr != addr {
 			t.Errorf("%s: %#v does not say what failed", name, err)
@@ -908,40 +909,40 @@ func endsAtItsDeadline(t *testing.T, addr ipc.Addr, d ipc.Dialer) {
 }
 
 func TestDialFullBacklogEndsAtTheDeadline(t *testing.T) {
-	together(t)
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listenWith(t, ipc.ListenConfig{Backlog: 1}, addr)
-		waiting := fill(t, addr)
+	kit.Together(t)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.ListenWith(t, ipc.ListenConfig{Backlog: 1}, addr)
+		waiting := kit.Fill(t, addr)
 		endsAtItsDeadline(t, addr, ipc.Dialer{})
 		endsAtItsDeadline(t, addr, ipc.Dialer{Wait: true})
 		for _, client := range waiting { // nobody who gave up is in the way
-			talk(t, client, accept(t, l))
+			kit.Talk(t, client, kit.Accept(t, l))
 		}
-		serves(t, l, addr)
+		kit.Serves(t, l, addr)
 	})
 }
 
 func TestDialWaitEndsAtTheDeadline(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		endsAtItsDeadline(t, addr, ipc.Dialer{Wait: true})
 	})
 }
 
 // TestDialWaitSaysThatNobodyListened tells the two reasons for a wait apart.
 func TestDialWaitSaysThatNobodyListened(t *testing.T) {
-	together(t)
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+	kit.Together(t)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		_, err := ipc.Dialer{Wait: true, Timeout: time.Second}.Dial(addr)
-		timedOut(t, err)
-		matches(t, err, ipc.ErrNoListener)
+		kit.TimedOut(t, err)
+		kit.Matches(t, err, ipc.ErrNoListener)
 		if !strings.Contains(err.Error(), "i/o timeout") {
 			t.Errorf("%q does not say that time is up", err)
 		}
 
-		listenWith(t, ipc.ListenConfig{Backlog: 1}, addr)
-		fill(t, addr)
+		kit.ListenWith(t, ipc.ListenConfig{Backlog: 1}, addr)
+		kit.Fill(t, addr)
 		_, err = ipc.Dialer{Wait: true, Timeout: time.Second}.Dial(addr)
-		timedOut(t, err)
+		kit.TimedOut(t, err)
 		if errors.Is(err, ipc.ErrNoListener) {
 			t.Errorf("%v matches ErrNoListener, and a server is there", err)
 		}
@@ -949,43 +950,43 @@ func TestDialWaitSaysThatNobodyListened(t *testing.T) {
 }
 
 func TestDialDeadlineInThePastEndsAtOnce(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		listen(t, addr)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		kit.Listen(t, addr)
 		_, err := ipc.Dialer{Deadline: time.Now().Add(-time.Hour)}.Dial(addr)
-		timedOut(t, err)
+		kit.TimedOut(t, err)
 		_, err = ipc.Dialer{Timeout: -time.Hour}.Dial(addr)
-		timedOut(t, err)
+		kit.TimedOut(t, err)
 	})
 }
 
 func TestDialWaitWaitsForTheServer(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		const clients = 3
 		var dialed [clients]func() *ipc.Conn
 		for i := range dialed {
-			dialed[i] = later(t, func() (*ipc.Conn, error) { return ipc.Dialer{Wait: true}.Dial(addr) })
+			dialed[i] = kit.Later(t, func() (*ipc.Conn, error) { return ipc.Dialer{Wait: true}.Dial(addr) })
 		}
-		awaitParked(t, "Dialer.DialContext", clients)
-		l := listen(t, addr)
+		kit.AwaitParked(t, "Dialer.DialContext", clients)
+		l := kit.Listen(t, addr)
 		for range dialed {
-			server := accept(t, l)
-			send(t, server, "at last")
-			must(t, server.Close())
+			server := kit.Accept(t, l)
+			kit.Send(t, server, "at last")
+			kit.Must(t, server.Close())
 		}
 		for _, client := range dialed {
-			expect(t, client(), "at last")
+			kit.Expect(t, client(), "at last")
 		}
 	})
 }
 
 func TestDialWaitOutlivesARestartOfTheServer(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		startServer(t, addr).kill() // leaves a path that refuses
-		dialed := later(t, func() (*ipc.Conn, error) { return ipc.Dialer{Wait: true}.Dial(addr) })
-		awaitParked(t, "Dialer.DialContext", 1)
-		l := listen(t, addr)
-		server := accept(t, l)
-		talk(t, dialed(), server)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		kit.StartServer(t, addr).Kill() // leaves a path that refuses
+		dialed := kit.Later(t, func() (*ipc.Conn, error) { return ipc.Dialer{Wait: true}.Dial(addr) })
+		kit.AwaitParked(t, "Dialer.DialContext", 1)
+		l := kit.Listen(t, addr)
+		server := kit.Accept(t, l)
+		kit.Talk(t, dialed(), server)
 	})
 }
 
@@ -993,78 +994,78 @@ func TestDialCancelEndsEveryWayOfWaiting(t *testing.T) {
 	cancelled := func(t *testing.T, addr ipc.Addr, d ipc.Dialer) {
 		t.Helper()
 		ctx, cancel := context.WithCancel(context.Background())
-		dialing := begin(func() error { _, err := d.DialContext(ctx, addr); return err })
-		awaitParked(t, "Dialer.DialContext", 1)
+		dialing := kit.Begin(func() error { _, err := d.DialContext(ctx, addr); return err })
+		kit.AwaitParked(t, "Dialer.DialContext", 1)
 		cancel()
 		err := <-dialing
-		matches(t, err, context.Canceled)
+		kit.Matches(t, err, context.Canceled)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("%v matches a deadline that was not", err)
 		}
 		_, err = d.DialContext(ctx, addr) // cancelled before it begins
-		matches(t, err, context.Canceled)
+		kit.Matches(t, err, context.Canceled)
 	}
 	t.Run("FullBacklog", func(t *testing.T) {
-		overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-			listenWith(t, ipc.ListenConfig{Backlog: 1}, addr)
-			fill(t, addr)
+		kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+			kit.ListenWith(t, ipc.ListenConfig{Backlog: 1}, addr)
+			kit.Fill(t, addr)
 			cancelled(t, addr, ipc.Dialer{})
 			cancelled(t, addr, ipc.Dialer{Timeout: time.Hour})
 		})
 	})
 	t.Run("NoServer", func(t *testing.T) {
-		overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 			cancelled(t, addr, ipc.Dialer{Wait: true})
 		})
 	})
 	t.Run("RefusingServer", func(t *testing.T) {
-		overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-			startServer(t, addr).kill()
+		kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+			kit.StartServer(t, addr).Kill()
 			cancelled(t, addr, ipc.Dialer{Wait: true})
-			listen(t, addr).Close() // takes the path away
+			kit.Listen(t, addr).Close() // takes the path away
 		})
 	})
 }
 
 func TestDialContextHasNoSayOnceConnected(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.Listen(t, addr)
 		ctx, cancel := context.WithCancel(context.Background())
 		client, err := ipc.Dialer{}.DialContext(ctx, addr)
-		must(t, err)
+		kit.Must(t, err)
 		defer client.Close()
 		cancel()
-		talk(t, client, accept(t, l))
+		kit.Talk(t, client, kit.Accept(t, l))
 	})
 }
 
 func TestDialThatWaitsEndsWithListenerClose(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listenWith(t, ipc.ListenConfig{Backlog: 1}, addr)
-		waiting := fill(t, addr)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.ListenWith(t, ipc.ListenConfig{Backlog: 1}, addr)
+		waiting := kit.Fill(t, addr)
 		var dialing [3]<-chan error
 		for i := range dialing {
-			dialing[i] = begin(func() error { _, err := ipc.Dial(addr); return err })
+			dialing[i] = kit.Begin(func() error { _, err := ipc.Dial(addr); return err })
 		}
-		awaitParked(t, "Dialer.DialContext", len(dialing))
-		must(t, l.Close())
+		kit.AwaitParked(t, "Dialer.DialContext", len(dialing))
+		kit.Must(t, l.Close())
 		for _, client := range waiting {
 			client.Close()
 		}
 		for _, done := range dialing {
-			matches(t, <-done, ipc.ErrNoListener)
+			kit.Matches(t, <-done, ipc.ErrNoListener)
 		}
 	})
 }
 
 func TestDialerCheckCanRefuseTheServer(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.Listen(t, addr)
 		stranger := errors.New("not whom I expected")
 		var told ipc.Peer
 		for _, access := range []ipc.Access{ipc.OwnerOnly, ipc.Everyone} {
 			c, err := ipc.Dialer{Access: access, Check: func(p ipc.Peer) error { told = p; return stranger }}.Dial(addr)
-			matches(t, err, ipc.ErrUntrusted, stranger)
+			kit.Matches(t, err, ipc.ErrUntrusted, stranger)
 			if c != nil {
 				t.Error("a connection comes with the error")
 			}
@@ -1072,23 +1073,23 @@ func TestDialerCheckCanRefuseTheServer(t *testing.T) {
 				t.Errorf("Check is told of %v", told)
 			}
 			if runtime.GOOS != "windows" { // where a client that left is seen only if it sent something
-				expectEOF(t, accept(t, l)) // nothing was sent to it
+				kit.ExpectEOF(t, kit.Accept(t, l)) // nothing was sent to it
 			}
 		}
 		client, err := ipc.Dialer{Check: func(ipc.Peer) error { return nil }}.Dial(addr)
-		must(t, err)
+		kit.Must(t, err)
 		defer client.Close()
-		talk(t, client, accept(t, l))
+		kit.Talk(t, client, kit.Accept(t, l))
 	})
 }
 
 func TestDialAndListenerCloseRace(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		for range 300 {
 			l, err := ipc.Listen(addr)
-			must(t, err)
-			accepting := serveEach(l, (*ipc.Conn).Close)
-			dialing := begin(func() error {
+			kit.Must(t, err)
+			accepting := kit.ServeEach(l, (*ipc.Conn).Close)
+			dialing := kit.Begin(func() error {
 				c, err := ipc.Dial(addr)
 				if err != nil {
 					return err
@@ -1099,11 +1100,17 @@ func TestDialAndListenerCloseRace(t *testing.T) {
 				}
 				return nil
 			})
-			must(t, l.Close())
-			must(t, <-accepting)
+			kit.Must(t, l.Close())
+			kit.Must(t, <-accepting)
 			if err := <-dialing; err != nil {
-				matches(t, err, ipc.ErrNoListener)
+				kit.Matches(t, err, ipc.ErrNoListener)
 			}
 		}
 	})
 }
+
+// ---------------------------------------------------------------------------
+// Words of this file
+
+// second returns the second of two results.
+func second[T any](_ T, err error) error { return err }

@@ -21,34 +21,35 @@ import (
 	"time"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
 func init() {
-	roles["message"] = childMessages
-	roles["servemsg"] = childServesMessages
+	kit.Roles["message"] = childMessages
+	kit.Roles["servemsg"] = childServesMessages
 }
 
-// childMessages is childConnects by messages.
-func childMessages(p *parent, args []string) error {
-	ipc.FrameMessages(ipc.FramedHere || slices.Contains(args, "framed"))
-	return childGreets(p, args, func(d ipc.Dialer, addr ipc.Addr) (end, error) {
+// childMessages is kit.ChildConnects by messages.
+func childMessages(p *kit.Parent, args []string) error {
+	kit.FrameMessages(kit.FramedHere || slices.Contains(args, "framed"))
+	return kit.ChildGreets(p, args, func(d ipc.Dialer, addr ipc.Addr) (kit.End, error) {
 		c, err := d.DialMsg(context.Background(), addr)
-		return msgEnd{c}, err
+		return kit.MsgEnd{MsgConn: c}, err
 	})
 }
 
 // childServesMessages echoes the messages of each client, until it is told to end.
-func childServesMessages(p *parent, args []string) error {
-	addr := sure(ipc.ParseAddr(args[0]))
-	ipc.FrameMessages(ipc.FramedHere || slices.Contains(args, "framed"))
-	l := sure(ipc.ListenMsg(addr))
+func childServesMessages(p *kit.Parent, args []string) error {
+	addr := kit.Sure(ipc.ParseAddr(args[0]))
+	kit.FrameMessages(kit.FramedHere || slices.Contains(args, "framed"))
+	l := kit.Sure(ipc.ListenMsg(addr))
 	go func() {
 		for c := range l.Conns() {
 			go echoEach(c)
 		}
 	}()
-	p.say("serving")
-	p.hear()
+	p.Say("serving")
+	p.Hear()
 	return l.Close()
 }
 
@@ -67,28 +68,20 @@ func echoEach(c *ipc.MsgConn) error {
 	}
 }
 
-// asFramed is the argument for a child that is to do as this process does.
-func asFramed(c interface{ Native() bool }) string {
-	if c.Native() {
-		return "native"
-	}
-	return "framed"
-}
-
 // ---------------------------------------------------------------------------
 // Boundaries
 
 func TestMsgConnKeepsBoundaries(t *testing.T) {
-	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+	kit.OverEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		for range 2 {
-			sendMsg(t, a, "first")
-			sendMsg(t, a, "the second")
-			expectMsg(t, b, "first")
-			expectMsg(t, b, "the second")
+			kit.SendMsg(t, a, "first")
+			kit.SendMsg(t, a, "the second")
+			kit.ExpectMsg(t, b, "first")
+			kit.ExpectMsg(t, b, "the second")
 			a, b = b, a
 		}
-		sendMsg(t, a, "third")
-		sendMsg(t, a, "fourth")
+		kit.SendMsg(t, a, "third")
+		kit.SendMsg(t, a, "fourth")
 		p, err := b.RecvAppend(nil)
 		if string(p) != "third" || err != nil {
 			t.Errorf("received %q, %v", p, err)
@@ -101,13 +94,13 @@ func TestMsgConnKeepsBoundaries(t *testing.T) {
 }
 
 func TestMsgConnEmptyMessagesAreNotTheEnd(t *testing.T) {
-	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
-		needsEmpty(t)
+	kit.OverEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		kit.NeedsEmpty(t)
 		for _, text := range []string{"", "one", "", "", "", "two", ""} {
-			sendMsg(t, a, text)
+			kit.SendMsg(t, a, text)
 		}
-		expectMsg(t, b, "")
-		expectMsg(t, b, "one")
+		kit.ExpectMsg(t, b, "")
+		kit.ExpectMsg(t, b, "one")
 		if n, err := b.Recv(nil); n != 0 || err != nil {
 			t.Errorf("received %d, %v into nothing", n, err)
 		}
@@ -117,63 +110,63 @@ func TestMsgConnEmptyMessagesAreNotTheEnd(t *testing.T) {
 		if p, err := b.RecvAppend([]byte("kept")); string(p) != "kept" || err != nil {
 			t.Errorf("received %q, %v", p, err)
 		}
-		expectMsg(t, b, "two")
-		expectMsg(t, b, "")
-		msgTalk(t, b, a)
-		must(t, a.Close())
-		expectMsgEOF(t, b)
+		kit.ExpectMsg(t, b, "two")
+		kit.ExpectMsg(t, b, "")
+		kit.MsgTalk(t, b, a)
+		kit.Must(t, a.Close())
+		kit.ExpectMsgEOF(t, b)
 	})
 }
 
 func TestMsgConnEmptyMessageBeforeCloseIsReceived(t *testing.T) {
-	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
-		needsEmpty(t)
-		sendMsg(t, a, "last but two")
-		sendMsg(t, a, "")
-		sendMsg(t, a, "")
-		must(t, a.Close())
-		expectMsg(t, b, "last but two")
-		expectMsg(t, b, "")
+	kit.OverEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		kit.NeedsEmpty(t)
+		kit.SendMsg(t, a, "last but two")
+		kit.SendMsg(t, a, "")
+		kit.SendMsg(t, a, "")
+		kit.Must(t, a.Close())
+		kit.ExpectMsg(t, b, "last but two")
+		kit.ExpectMsg(t, b, "")
 		if p, err := b.RecvAppend(nil); len(p) != 0 || err != nil {
 			t.Errorf("received %q, %v", p, err)
 		}
 		for range 3 {
-			expectMsgEOF(t, b)
+			kit.ExpectMsgEOF(t, b)
 		}
 	})
 }
 
 func TestMsgConnEmptyMessageWakesTheReceiver(t *testing.T) {
-	overEachFraming(t, func(t *testing.T) {
-		needsEmpty(t)
+	kit.OverEachFraming(t, func(t *testing.T) {
+		kit.NeedsEmpty(t)
 		for range 50 {
-			a, b := msgPair(t)
-			receiving := begin(func() error { _, err := b.Recv(make([]byte, 10)); return err })
-			must(t, a.Send(nil))
-			must(t, <-receiving)
-			receiving = begin(func() error { _, err := b.RecvAppend(nil); return err })
-			must(t, a.Send([]byte{}))
-			must(t, <-receiving)
-			receiving = begin(func() error { _, err := b.Recv(make([]byte, 10)); return err })
-			must(t, a.Close())
+			a, b := kit.MsgPair(t)
+			receiving := kit.Begin(func() error { _, err := b.Recv(make([]byte, 10)); return err })
+			kit.Must(t, a.Send(nil))
+			kit.Must(t, <-receiving)
+			receiving = kit.Begin(func() error { _, err := b.RecvAppend(nil); return err })
+			kit.Must(t, a.Send([]byte{}))
+			kit.Must(t, <-receiving)
+			receiving = kit.Begin(func() error { _, err := b.Recv(make([]byte, 10)); return err })
+			kit.Must(t, a.Close())
 			if err := <-receiving; err != io.EOF {
 				t.Fatalf("%v at the end", err)
 			}
-			must(t, b.Close())
+			kit.Must(t, b.Close())
 		}
 	})
 }
 
 func TestMsgConnRecvCutsAMessageTooLongForItsBuffer(t *testing.T) {
-	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+	kit.OverEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		limit := allow(t, a, b, 5000)
 		for _, length := range []int{11, 100, limit} {
-			long := pattern(length)
-			sending := begin(func() error { return errors.Join(a.Send(long), a.Send(long[:10]), a.Send([]byte("next"))) })
+			long := kit.Pattern(length)
+			sending := kit.Begin(func() error { return errors.Join(a.Send(long), a.Send(long[:10]), a.Send([]byte("next"))) })
 			room := bytes.Repeat([]byte{'x'}, 20)
 			n, err := b.Recv(room[:10])
-			matches(t, err, ipc.ErrMsgTooLong)
-			isOpError(t, err, "recv")
+			kit.Matches(t, err, ipc.ErrMsgTooLong)
+			kit.IsOpError(t, err, "recv")
 			if n != 10 || !bytes.Equal(room[:10], long[:10]) {
 				t.Errorf("received %d bytes, %q", n, room[:10])
 			}
@@ -183,47 +176,47 @@ func TestMsgConnRecvCutsAMessageTooLongForItsBuffer(t *testing.T) {
 			if n, err := b.Recv(room[:10]); n != 10 || err != nil { // this one fits to the byte
 				t.Errorf("received %d, %v", n, err)
 			}
-			expectMsg(t, b, "next")
-			must(t, <-sending)
+			kit.ExpectMsg(t, b, "next")
+			kit.Must(t, <-sending)
 		}
-		msgTalk(t, a, b)
+		kit.MsgTalk(t, a, b)
 	})
 }
 
 func TestMsgConnRecvIntoNothingDrops(t *testing.T) {
-	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+	kit.OverEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		for _, text := range []string{"x", "longer"} {
 			for _, room := range [][]byte{nil, {}} {
-				sendMsg(t, a, text)
+				kit.SendMsg(t, a, text)
 				n, err := b.Recv(room)
-				matches(t, err, ipc.ErrMsgTooLong)
+				kit.Matches(t, err, ipc.ErrMsgTooLong)
 				if n != 0 {
 					t.Errorf("received %d bytes into nothing", n)
 				}
 			}
 		}
-		sendMsg(t, a, "next")
-		expectMsg(t, b, "next")
+		kit.SendMsg(t, a, "next")
+		kit.ExpectMsg(t, b, "next")
 	})
 }
 
 func TestMsgConnRecvAppendGrowsAndKeepsWhatIsThere(t *testing.T) {
-	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+	kit.OverEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		limit := allow(t, a, b, 7000)
 		for _, length := range []int{1, 3, 100, limit - limit/3, limit} {
-			sending := begin(func() error { return a.Send(pattern(length)) })
+			sending := kit.Begin(func() error { return a.Send(kit.Pattern(length)) })
 			p, err := b.RecvAppend([]byte("prefix"))
-			if err != nil || !bytes.Equal(p, append([]byte("prefix"), pattern(length)...)) {
+			if err != nil || !bytes.Equal(p, append([]byte("prefix"), kit.Pattern(length)...)) {
 				t.Fatalf("received %d bytes for %d, %v", len(p), length, err)
 			}
-			must(t, <-sending)
+			kit.Must(t, <-sending)
 		}
 
 		// What is beyond the length is the receiver's to use, no more of it than
 		// the message needs.
 		room := make([]byte, 6, 1<<20)
 		copy(room, "prefix")
-		sendMsg(t, a, "message")
+		kit.SendMsg(t, a, "message")
 		p, err := b.RecvAppend(room)
 		if string(p) != "prefixmessage" || err != nil {
 			t.Errorf("received %q, %v", p, err)
@@ -235,23 +228,23 @@ func TestMsgConnRecvAppendGrowsAndKeepsWhatIsThere(t *testing.T) {
 }
 
 func TestMsgConnRecvAppendThatFailsReturnsWhatItGot(t *testing.T) {
-	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+	kit.OverEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		unchanged := func(what string, target error) {
 			t.Helper()
 			for _, dst := range [][]byte{nil, []byte("prefix"), make([]byte, 3, 100)} {
 				p, err := b.RecvAppend(dst)
-				matches(t, err, target)
+				kit.Matches(t, err, target)
 				if len(p) != len(dst) || cap(p) != cap(dst) || len(p) > 0 && &p[0] != &dst[0] {
 					t.Errorf("%s: returned %q of %d for %q of %d", what, p, cap(p), dst, cap(dst))
 				}
 			}
 		}
-		must(t, b.SetReadDeadline(time.Now().Add(-time.Second)))
+		kit.Must(t, b.SetReadDeadline(time.Now().Add(-time.Second)))
 		unchanged("deadline", os.ErrDeadlineExceeded)
-		must(t, b.SetReadDeadline(time.Time{}))
-		must(t, a.Close())
+		kit.Must(t, b.SetReadDeadline(time.Time{}))
+		kit.Must(t, a.Close())
 		unchanged("end", io.EOF)
-		must(t, b.Close())
+		kit.Must(t, b.Close())
 		unchanged("closed", net.ErrClosed)
 	})
 }
@@ -280,15 +273,15 @@ func TestMsgConnManySizes(t *testing.T) {
 	for n := 1; n < 64; n++ {
 		sizes = append(sizes, n)
 	}
-	overEachFraming(t, func(t *testing.T) {
-		a, b := msgPair(t)
+	kit.OverEachFraming(t, func(t *testing.T) {
+		a, b := kit.MsgPair(t)
 		limit := allow(t, a, b, 200_000)
 		for i, n := range sizes {
 			if n > limit {
 				continue
 			}
-			message := pattern(n)
-			sending := begin(func() error { return a.Send(message) })
+			message := kit.Pattern(n)
+			sending := kit.Begin(func() error { return a.Send(message) })
 			var got []byte
 			var err error
 			if i%2 == 0 {
@@ -297,64 +290,64 @@ func TestMsgConnManySizes(t *testing.T) {
 				got = make([]byte, n)
 				_, err = b.Recv(got)
 			}
-			must(t, errors.Join(err, <-sending))
+			kit.Must(t, errors.Join(err, <-sending))
 			if !bytes.Equal(got, message) {
 				t.Fatalf("%d bytes arrive as %d others", n, len(got))
 			}
 		}
-		must(t, a.Close())
-		expectMsgEOF(t, b)
+		kit.Must(t, a.Close())
+		kit.ExpectMsgEOF(t, b)
 	})
 }
 
 func TestMsgConnSendTooLong(t *testing.T) {
-	overEachFraming(t, func(t *testing.T) {
-		a, b := msgPair(t)
+	kit.OverEachFraming(t, func(t *testing.T) {
+		a, b := kit.MsgPair(t)
 		if a.Native() && runtime.GOOS == "windows" {
 			t.Skip("a pipe takes messages of any length")
 		}
 		err := a.Send(make([]byte, 64<<20))
-		matches(t, err, ipc.ErrMsgTooLong)
-		isOpError(t, err, "send")
-		msgTalk(t, a, b) // nothing of it is in the way
+		kit.Matches(t, err, ipc.ErrMsgTooLong)
+		kit.IsOpError(t, err, "send")
+		kit.MsgTalk(t, a, b) // nothing of it is in the way
 		if !a.Native() {
-			matches(t, a.Send(make([]byte, ipc.FrameMax+1)), ipc.ErrMsgTooLong)
-			sending := begin(func() error { return a.Send(make([]byte, ipc.FrameMax)) })
+			kit.Matches(t, a.Send(make([]byte, ipc.FrameMax+1)), ipc.ErrMsgTooLong)
+			sending := kit.Begin(func() error { return a.Send(make([]byte, ipc.FrameMax)) })
 			p, err := b.RecvAppend(nil)
-			must(t, errors.Join(err, <-sending))
+			kit.Must(t, errors.Join(err, <-sending))
 			if len(p) != ipc.FrameMax {
 				t.Errorf("received %d bytes", len(p))
 			}
-			msgTalk(t, a, b)
+			kit.MsgTalk(t, a, b)
 			return
 		}
 
 		n := 512 // no system takes less
 		for err == nil || n == 512 {
 			n *= 2
-			if err = a.Send(pattern(n)); err != nil {
+			if err = a.Send(kit.Pattern(n)); err != nil {
 				break
 			}
 			if p, err := b.RecvAppend(nil); len(p) != n || err != nil {
 				t.Fatalf("received %d bytes of %d, %v", len(p), n, err)
 			}
 		}
-		matches(t, err, ipc.ErrMsgTooLong)
+		kit.Matches(t, err, ipc.ErrMsgTooLong)
 		if err := errors.Join(a.SetWriteBuffer(2*n), b.SetReadBuffer(2*n)); err != nil && runtime.GOOS != "linux" {
 			t.Logf("the system has no larger buffers: %v", err)
 			return
 		}
-		must(t, a.Send(pattern(n)))
-		if p, err := b.RecvAppend(nil); !bytes.Equal(p, pattern(n)) || err != nil {
+		kit.Must(t, a.Send(kit.Pattern(n)))
+		if p, err := b.RecvAppend(nil); !bytes.Equal(p, kit.Pattern(n)) || err != nil {
 			t.Errorf("received %d bytes of %d, %v", len(p), n, err)
 		}
-		msgTalk(t, a, b)
+		kit.MsgTalk(t, a, b)
 	})
 }
 
 func TestMsgConnMaxMessageIsTheLongest(t *testing.T) {
-	overEachFraming(t, func(t *testing.T) {
-		a, b := msgPair(t)
+	kit.OverEachFraming(t, func(t *testing.T) {
+		a, b := kit.MsgPair(t)
 		exact := func() {
 			t.Helper()
 			n := a.MaxMessage()
@@ -364,8 +357,8 @@ func TestMsgConnMaxMessageIsTheLongest(t *testing.T) {
 				}
 				return // too much to try
 			}
-			message := pattern(n + 1)
-			sending := begin(func() error {
+			message := kit.Pattern(n + 1)
+			sending := kit.Begin(func() error {
 				err := a.Send(message[:n])
 				if err != nil {
 					a.Close() // or the receiver waits
@@ -373,14 +366,14 @@ func TestMsgConnMaxMessageIsTheLongest(t *testing.T) {
 				return err
 			})
 			got, err := b.RecvAppend(nil)
-			must(t, errors.Join(err, <-sending))
+			kit.Must(t, errors.Join(err, <-sending))
 			if !bytes.Equal(got, message[:n]) {
 				t.Errorf("%d bytes arrive as %d others", n, len(got))
 			}
 			err = a.Send(message)
-			matches(t, err, ipc.ErrMsgTooLong)
-			isOpError(t, err, "send")
-			msgTalk(t, a, b)
+			kit.Matches(t, err, ipc.ErrMsgTooLong)
+			kit.IsOpError(t, err, "send")
+			kit.MsgTalk(t, a, b)
 		}
 		exact()
 		for _, size := range []int{1, 10_000, 100_000} {
@@ -395,12 +388,12 @@ func TestMsgConnMaxMessageIsTheLongest(t *testing.T) {
 		// What is in the queue does not count.
 		n := a.MaxMessage()
 		if runtime.GOOS != "windows" { // where a Send may wait for its receiver
-			must(t, a.Send([]byte("in the queue")))
+			kit.Must(t, a.Send([]byte("in the queue")))
 		}
 		if m := a.MaxMessage(); m != n {
 			t.Errorf("MaxMessage was %d and is %d", n, m)
 		}
-		must(t, a.Close())
+		kit.Must(t, a.Close())
 		if n := a.MaxMessage(); n != 0 {
 			t.Errorf("MaxMessage of a closed connection is %d", n)
 		}
@@ -411,12 +404,12 @@ func TestMsgConnMaxMessageIsTheLongest(t *testing.T) {
 // Deadlines
 
 func TestMsgConnRecvThatTimesOutLosesNothing(t *testing.T) {
-	overEachFraming(t, func(t *testing.T) {
-		a, b := msgPair(t)
+	kit.OverEachFraming(t, func(t *testing.T) {
+		a, b := kit.MsgPair(t)
 		const messages = 3000
-		sending := trickle(messages, a, func(i int) error { return a.Send(numbered(i, i%100)) })
+		sending := kit.Trickle(messages, a, func(i int) error { return a.Send(numbered(i, i%100)) })
 		want, turn := 0, 0
-		inAHurry(t, b, func() error {
+		kit.InAHurry(t, b, func() error {
 			p := make([]byte, 200)
 			n, err := 0, error(nil)
 			if turn++; turn%2 == 0 {
@@ -429,43 +422,39 @@ func TestMsgConnRecvThatTimesOutLosesNothing(t *testing.T) {
 				return err
 			}
 			i, err := numberOf(p)
-			must(t, err)
+			kit.Must(t, err)
 			if i != want {
 				t.Fatalf("message %d arrives when %d is due", i, want)
 			}
 			want++
 			return nil
 		})
-		must(t, <-sending)
+		kit.Must(t, <-sending)
 		if want != messages {
 			t.Fatalf("%d messages of %d arrive", want, messages)
 		}
 	})
 }
 
-// mayCutOff reports whether a Send that ends early may leave the peer with a part of
-// a message, so that none can follow: in frames, and in the records of FreeBSD 15.
-func mayCutOff(c *ipc.MsgConn) bool { return !c.Native() || runtime.GOOS == "freebsd" }
-
 func TestMsgConnSendThatTimesOutSendsAllOrNothing(t *testing.T) {
-	overEachFraming(t, func(t *testing.T) {
-		a, b := msgPair(t)
+	kit.OverEachFraming(t, func(t *testing.T) {
+		a, b := kit.MsgPair(t)
 		const length = 2000
 		sent, timeouts, cutOff := 0, 0, false
 		for timeouts < 5 && !cutOff {
-			must(t, a.SetWriteDeadline(time.Now().Add(5*time.Millisecond)))
+			kit.Must(t, a.SetWriteDeadline(time.Now().Add(5*time.Millisecond)))
 			switch err := a.Send(numbered(sent, length)); {
 			case err == nil:
 				sent++
-			case timeouts > 0 && errors.Is(err, syscall.EPIPE) && mayCutOff(a):
+			case timeouts > 0 && errors.Is(err, syscall.EPIPE) && kit.MayCutOff(a):
 				cutOff = true // the peer has a part of a message, so none can follow
 			default:
-				timedOut(t, err)
+				kit.TimedOut(t, err)
 				timeouts++
 			}
 		}
-		must(t, a.SetWriteDeadline(time.Time{}))
-		sending := begin(func() error {
+		kit.Must(t, a.SetWriteDeadline(time.Time{}))
+		sending := kit.Begin(func() error {
 			if !cutOff {
 				if err := a.Send([]byte("after all")); err != nil {
 					return err
@@ -475,22 +464,22 @@ func TestMsgConnSendThatTimesOutSendsAllOrNothing(t *testing.T) {
 		})
 		for want := range sent {
 			p, err := b.RecvAppend(nil)
-			must(t, err)
+			kit.Must(t, err)
 			i, err := numberOf(p)
-			must(t, err)
+			kit.Must(t, err)
 			if i != want {
 				t.Fatalf("message %d arrives when %d is due", i, want)
 			}
 		}
 		if cutOff {
 			if _, err := b.RecvAppend(nil); err != io.EOF { // where the pipe took the part back
-				matches(t, err, io.ErrUnexpectedEOF)
+				kit.Matches(t, err, io.ErrUnexpectedEOF)
 			}
 		} else {
-			expectMsg(t, b, "after all")
-			expectMsgEOF(t, b)
+			kit.ExpectMsg(t, b, "after all")
+			kit.ExpectMsgEOF(t, b)
 		}
-		must(t, <-sending)
+		kit.Must(t, <-sending)
 	})
 }
 
@@ -499,12 +488,12 @@ func TestMsgConnSendThatTimesOutSendsAllOrNothing(t *testing.T) {
 
 func TestMsgConnMessagesArriveOnceAndWhole(t *testing.T) {
 	const senders, receivers, each = 8, 4, 200
-	overEachFraming(t, func(t *testing.T) {
-		a, b := msgPair(t)
+	kit.OverEachFraming(t, func(t *testing.T) {
+		a, b := kit.MsgPair(t)
 		limit := allow(t, a, b, 6000)
 		last := make([][senders]int, receivers) // of each sender, as each receiver saw it
 		put := func(n int) error { return a.Send(numbered(n, n*7919%limit)) }
-		everythingArrivesOnce(t, a, senders*each, senders, put, receivers, func(r, turn int) (int, error) {
+		kit.EverythingArrivesOnce(t, a, senders*each, senders, put, receivers, func(r, turn int) (int, error) {
 			p := make([]byte, 6000)
 			n, err := 0, error(nil)
 			if turn%2 == 0 {
@@ -530,7 +519,7 @@ func TestMsgConnMessagesArriveOnceAndWhole(t *testing.T) {
 }
 
 func TestMsgConnBothWaysAtOnce(t *testing.T) {
-	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+	kit.OverEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		const messages = 300
 		var all sync.WaitGroup
 		for _, c := range []*ipc.MsgConn{a, b} {
@@ -566,37 +555,37 @@ func TestMsgConnBothWaysAtOnce(t *testing.T) {
 // Closing
 
 func TestMsgConnKeepsWhatWasSentBeforeClose(t *testing.T) {
-	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
-		sendMsg(t, a, "one")
-		sendMsg(t, a, "two")
-		must(t, a.Close())
-		expectMsg(t, b, "one")
+	kit.OverEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		kit.SendMsg(t, a, "one")
+		kit.SendMsg(t, a, "two")
+		kit.Must(t, a.Close())
+		kit.ExpectMsg(t, b, "one")
 		p, err := b.RecvAppend(nil)
 		if string(p) != "two" || err != nil {
 			t.Errorf("received %q, %v", p, err)
 		}
-		expectMsgEOF(t, b)
-		expectMsgEOF(t, b)
+		kit.ExpectMsgEOF(t, b)
+		kit.ExpectMsgEOF(t, b)
 	})
 }
 
 func TestMsgConnCloseEndsEveryWayToReceive(t *testing.T) {
-	overEachMsgConn(t, func(t *testing.T, a, _ *ipc.MsgConn) {
-		waiting := []<-chan error{beginRead(msgEnd{a}), beginRead(appendEnd{msgEnd{a}})} // one queues behind the other
-		awaitReads(t, msgEnd{a}, 1)
-		awaitReads(t, appendEnd{msgEnd{a}}, 1)
-		must(t, a.Close())
+	kit.OverEachMsgConn(t, func(t *testing.T, a, _ *ipc.MsgConn) {
+		waiting := []<-chan error{kit.BeginRead(kit.MsgEnd{MsgConn: a}), kit.BeginRead(kit.AppendEndOf(a))} // one queues behind the other
+		kit.AwaitReads(t, kit.MsgEnd{MsgConn: a}, 1)
+		kit.AwaitReads(t, kit.AppendEndOf(a), 1)
+		kit.Must(t, a.Close())
 		for _, done := range waiting {
-			matches(t, <-done, net.ErrClosed)
+			kit.Matches(t, <-done, net.ErrClosed)
 		}
 	})
 }
 
 func TestMsgConnNothingWorksAfterClose(t *testing.T) {
-	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
-		sendMsg(t, b, "unread")
-		must(t, a.Close())
-		saysClosed(t, map[string]func() error{
+	kit.OverEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		kit.SendMsg(t, b, "unread")
+		kit.Must(t, a.Close())
+		kit.SaysClosed(t, map[string]func() error{
 			"Close":       a.Close,
 			"Send":        func() error { return a.Send([]byte("x")) },
 			"Recv":        func() error { _, err := a.Recv(make([]byte, 10)); return err },
@@ -609,10 +598,10 @@ func TestMsgConnNothingWorksAfterClose(t *testing.T) {
 }
 
 func TestMsgConnCloseWhileMessagesAreUnderWay(t *testing.T) {
-	overEachFraming(t, func(t *testing.T) {
+	kit.OverEachFraming(t, func(t *testing.T) {
 		for range 30 {
-			a, b := msgPair(t)
-			ended := untilClosed(t,
+			a, b := kit.MsgPair(t)
+			ended := kit.UntilClosed(t,
 				func() error { return a.Send(make([]byte, 100)) },
 				func() error { return a.Send(make([]byte, 1000)) },
 				func() error { _, err := a.Recv(make([]byte, 200)); return err },
@@ -622,13 +611,13 @@ func TestMsgConnCloseWhileMessagesAreUnderWay(t *testing.T) {
 				func() error { _, err := a.Peer(); return err },
 			)
 			for range 20 {
-				sendMsg(t, b, "some news")
+				kit.SendMsg(t, b, "some news")
 				_, err := b.RecvAppend(nil)
-				must(t, err)
+				kit.Must(t, err)
 			}
-			must(t, a.Close())
+			kit.Must(t, a.Close())
 			ended()
-			must(t, b.Close())
+			kit.Must(t, b.Close())
 		}
 	})
 }
@@ -637,10 +626,10 @@ func TestMsgConnCloseWhileMessagesAreUnderWay(t *testing.T) {
 // Servers
 
 func TestMsgConnNativeTellsWhoKeepsTheBoundaries(t *testing.T) {
-	overEachFraming(t, func(t *testing.T) {
+	kit.OverEachFraming(t, func(t *testing.T) {
 		native := !strings.HasSuffix(t.Name(), "/Framed")
-		a, b := msgPair(t)
-		client, server := msgConnect(t, listenMsg(t, ipc.Addr{}))
+		a, b := kit.MsgPair(t)
+		client, server := kit.MsgConnect(t, kit.ListenMsg(t, ipc.Addr{}))
 		for _, c := range []*ipc.MsgConn{a, b, client, server} {
 			if c.Native() != native {
 				t.Errorf("Native is %v", c.Native())
@@ -650,8 +639,8 @@ func TestMsgConnNativeTellsWhoKeepsTheBoundaries(t *testing.T) {
 }
 
 func TestMsgListenerWithManyClients(t *testing.T) {
-	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listenMsg(t, addr)
+	kit.OverEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.ListenMsg(t, addr)
 		var all sync.WaitGroup
 		all.Go(func() {
 			for c, err := range l.Conns() {
@@ -689,11 +678,11 @@ func TestMsgListenerWithManyClients(t *testing.T) {
 			})
 		}
 		clients.Wait()
-		must(t, l.Close())
+		kit.Must(t, l.Close())
 		all.Wait()
 		_, err := ipc.DialMsg(addr)
-		matches(t, err, ipc.ErrNoListener)
-		isOpError(t, err, "dial")
+		kit.Matches(t, err, ipc.ErrNoListener)
+		kit.IsOpError(t, err, "dial")
 	})
 }
 
@@ -706,120 +695,120 @@ func kindsApart(addr ipc.Addr, native bool) bool {
 }
 
 func TestMsgListenerAndListenerExcludeEachOther(t *testing.T) {
-	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
+	kit.OverEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
 		works := func(l *ipc.MsgListener) {
 			t.Helper()
-			client, server := msgConnect(t, l)
-			msgTalk(t, client, server)
-			must(t, errors.Join(client.Close(), server.Close())) // a pipe is in use as long as they are
+			client, server := kit.MsgConnect(t, l)
+			kit.MsgTalk(t, client, server)
+			kit.Must(t, errors.Join(client.Close(), server.Close())) // a pipe is in use as long as they are
 		}
-		l := listenMsg(t, addr)
+		l := kit.ListenMsg(t, addr)
 		_, err := ipc.ListenMsg(addr)
-		matches(t, err, ipc.ErrAddrInUse)
+		kit.Matches(t, err, ipc.ErrAddrInUse)
 		works(l)
-		a, _ := msgPair(t)
+		a, _ := kit.MsgPair(t)
 		if kindsApart(addr, a.Native()) {
-			serves(t, listen(t, addr), addr)
+			kit.Serves(t, kit.Listen(t, addr), addr)
 			works(l)
 			return
 		}
 		_, err = ipc.Listen(addr)
-		matches(t, err, ipc.ErrAddrInUse)
+		kit.Matches(t, err, ipc.ErrAddrInUse)
 		works(l)
-		must(t, l.Close())
+		kit.Must(t, l.Close())
 
-		other := listen(t, addr)
+		other := kit.Listen(t, addr)
 		_, err = ipc.ListenMsg(addr)
-		matches(t, err, ipc.ErrAddrInUse)
-		serves(t, other, addr)
-		must(t, other.Close())
-		works(listenMsg(t, addr))
+		kit.Matches(t, err, ipc.ErrAddrInUse)
+		kit.Serves(t, other, addr)
+		kit.Must(t, other.Close())
+		works(kit.ListenMsg(t, addr))
 	})
 }
 
 func TestListenMsgAtAKilledServersAddress(t *testing.T) {
-	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
-		a, _ := msgPair(t)
-		c := startChild(t, "servemsg", addr.String(), asFramed(a))
-		c.mustSay("serving")
-		client := dialMsg(t, addr)
-		sendMsg(t, client, "echo")
-		expectMsg(t, client, "echo")
-		isProcess(t, peerOf(t, client), c.pid())
+	kit.OverEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
+		a, _ := kit.MsgPair(t)
+		c := kit.StartChild(t, "servemsg", addr.String(), kit.AsFramed(a))
+		c.MustSay("serving")
+		client := kit.DialMsg(t, addr)
+		kit.SendMsg(t, client, "echo")
+		kit.ExpectMsg(t, client, "echo")
+		kit.IsProcess(t, kit.PeerOf(t, client), c.PID())
 		_, err := ipc.ListenMsg(addr)
-		matches(t, err, ipc.ErrAddrInUse)
-		c.kill()
-		expectMsgEOF(t, client)
+		kit.Matches(t, err, ipc.ErrAddrInUse)
+		c.Kill()
+		kit.ExpectMsgEOF(t, client)
 		var l *ipc.MsgListener
-		eventually(t, "the address is free", func() bool { // a moment may pass until the system has cleared away
+		kit.Eventually(t, "the address is free", func() bool { // a moment may pass until the system has cleared away
 			l, err = ipc.ListenMsg(addr)
 			return err == nil
 		})
 		defer l.Close()
-		client, server := msgConnect(t, l)
-		msgTalk(t, client, server)
+		client, server := kit.MsgConnect(t, l)
+		kit.MsgTalk(t, client, server)
 	})
 }
 
 func TestMsgConnWithAChild(t *testing.T) {
-	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listenMsg(t, addr)
-		a, _ := msgPair(t)
-		c := startChild(t, "message", addr.String(), asFramed(a))
-		server := acceptMsg(t, l)
-		isProcess(t, peerOf(t, server), c.pid())
-		expectMsg(t, server, "hello from a child")
-		sendMsg(t, server, "welcome")
-		c.mustSay("welcome")
-		c.end()
-		expectMsgEOF(t, server)
+	kit.OverEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.ListenMsg(t, addr)
+		a, _ := kit.MsgPair(t)
+		c := kit.StartChild(t, "message", addr.String(), kit.AsFramed(a))
+		server := kit.AcceptMsg(t, l)
+		kit.IsProcess(t, kit.PeerOf(t, server), c.PID())
+		kit.ExpectMsg(t, server, "hello from a child")
+		kit.SendMsg(t, server, "welcome")
+		c.MustSay("welcome")
+		c.End()
+		kit.ExpectMsgEOF(t, server)
 	})
 }
 
 func TestMsgListenerCheckCanRefuse(t *testing.T) {
-	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
+	kit.OverEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
 		refuse := true
-		l := listenMsgWith(t, ipc.ListenConfig{Check: func(p ipc.Peer) error {
-			isProcess(t, p, os.Getpid())
+		l := kit.ListenMsgWith(t, ipc.ListenConfig{Check: func(p ipc.Peer) error {
+			kit.IsProcess(t, p, os.Getpid())
 			if refuse {
 				refuse = false
 				return errors.New("not you")
 			}
 			return nil
 		}}, addr)
-		refused := dialMsg(t, addr)
-		welcome := dialMsg(t, addr)
-		server := acceptMsg(t, l)
-		msgTalk(t, welcome, server)
+		refused := kit.DialMsg(t, addr)
+		welcome := kit.DialMsg(t, addr)
+		server := kit.AcceptMsg(t, l)
+		kit.MsgTalk(t, welcome, server)
 		if _, err := refused.Recv(make([]byte, 10)); err == nil {
 			t.Error("a client that was refused receives something")
 		}
 
 		_, err := ipc.Dialer{Check: func(ipc.Peer) error { return errors.New("nor you") }}.DialMsg(context.Background(), addr)
-		matches(t, err, ipc.ErrUntrusted)
+		kit.Matches(t, err, ipc.ErrUntrusted)
 	})
 }
 
 func TestDialMsgEndsAsDialDoes(t *testing.T) {
-	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
+	kit.OverEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
 		_, err := ipc.DialMsg(addr)
-		matches(t, err, ipc.ErrNoListener)
+		kit.Matches(t, err, ipc.ErrNoListener)
 		begun := time.Now()
-		_, err = ipc.Dialer{Wait: true, Timeout: brief}.DialMsg(context.Background(), addr)
-		timedOut(t, err)
-		if waited := time.Since(begun); waited < brief {
+		_, err = ipc.Dialer{Wait: true, Timeout: kit.Brief}.DialMsg(context.Background(), addr)
+		kit.TimedOut(t, err)
+		if waited := time.Since(begun); waited < kit.Brief {
 			t.Errorf("it gave up after %v", waited)
 		}
 		ctx, cancel := context.WithCancel(context.Background())
-		dialing := begin(func() error { _, err := ipc.Dialer{Wait: true}.DialMsg(ctx, addr); return err })
+		dialing := kit.Begin(func() error { _, err := ipc.Dialer{Wait: true}.DialMsg(ctx, addr); return err })
 		cancel()
-		matches(t, <-dialing, context.Canceled)
+		kit.Matches(t, <-dialing, context.Canceled)
 
-		dialed := later(t, func() (*ipc.MsgConn, error) {
+		dialed := kit.Later(t, func() (*ipc.MsgConn, error) {
 			return ipc.Dialer{Wait: true}.DialMsg(context.Background(), addr)
 		})
-		server := acceptMsg(t, listenMsg(t, addr))
-		msgTalk(t, dialed(), server)
+		server := kit.AcceptMsg(t, kit.ListenMsg(t, addr))
+		kit.MsgTalk(t, dialed(), server)
 	})
 }
 
@@ -827,15 +816,15 @@ func TestDialMsgEndsAsDialDoes(t *testing.T) {
 // Streams and messages by mistake
 
 func TestDialMsgAndListenDoNotMix(t *testing.T) {
-	overEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listenMsg(t, addr)
+	kit.OverEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.ListenMsg(t, addr)
 		native := !strings.Contains(t.Name(), "/Framed/")
-		d := ipc.Dialer{Wait: !kindsApart(addr, native), Timeout: soon}
+		d := ipc.Dialer{Wait: !kindsApart(addr, native), Timeout: kit.Soon}
 		// refused checks why there is no connection of the wrong kind. It fails at
 		// once: nobody waits for a server that is there.
 		refused := func(err error) {
 			t.Helper()
-			isOpError(t, err, "dial")
+			kit.IsOpError(t, err, "dial")
 			if got := errors.Is(err, ipc.ErrNoListener); got != kindsApart(addr, native) {
 				t.Errorf("%v: is there a listener?", err)
 			}
@@ -848,37 +837,37 @@ func TestDialMsgAndListenDoNotMix(t *testing.T) {
 			if native && runtime.GOOS != "windows" {
 				t.Error("a connection of the wrong kind is made")
 			}
-			must(t, c.Close())
+			kit.Must(t, c.Close())
 		}
 
 		if c, err := d.Dial(addr); err != nil {
 			refused(err)
 		} else {
-			server := acceptMsg(t, l)
-			send(t, c, "GET / HTTP/1.1\r\n\r\n")
+			server := kit.AcceptMsg(t, l)
+			kit.Send(t, c, "GET / HTTP/1.1\r\n\r\n")
 			if p, err := server.RecvAppend(nil); err == nil && !native {
 				t.Errorf("bytes are received as the message %q", p)
 			}
-			must(t, server.Close())
+			kit.Must(t, server.Close())
 			made(c)
 		}
-		client, server := msgConnect(t, l)
-		msgTalk(t, client, server)
-		must(t, errors.Join(client.Close(), server.Close(), l.Close()))
+		client, server := kit.MsgConnect(t, l)
+		kit.MsgTalk(t, client, server)
+		kit.Must(t, errors.Join(client.Close(), server.Close(), l.Close()))
 
-		other := listen(t, addr)
+		other := kit.Listen(t, addr)
 		if c, err := d.DialMsg(context.Background(), addr); err != nil {
 			refused(err)
 		} else {
-			server := accept(t, other)
-			sendMsg(t, c, "hello")
+			server := kit.Accept(t, other)
+			kit.SendMsg(t, c, "hello")
 			if n, err := server.Read(make([]byte, 20)); n == 0 || err != nil {
 				t.Errorf("read %d, %v", n, err)
 			}
-			must(t, server.Close())
+			kit.Must(t, server.Close())
 			made(c)
 		}
-		serves(t, other, addr)
+		kit.Serves(t, other, addr)
 	})
 }
 
@@ -889,37 +878,37 @@ func TestDialMsgAndListenDoNotMix(t *testing.T) {
 // end.
 func frameEnds(t *testing.T) (c *ipc.MsgConn, stream *ipc.Conn) {
 	t.Helper()
-	l := listenMsg(t, ipc.Addr{})
-	stream = dial(t, l.Addr())
-	c = acceptMsg(t, l)
-	must(t, l.Close())
+	l := kit.ListenMsg(t, ipc.Addr{})
+	stream = kit.Dial(t, l.Addr())
+	c = kit.AcceptMsg(t, l)
+	kit.Must(t, l.Close())
 	return c, stream
 }
 
 // overFrames tells a story of a peer that need not follow the rules.
 func overFrames(t *testing.T, tell func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn)) {
-	framed(t)
-	story(t)
+	kit.Framed(t)
+	kit.Story(t)
 	c, stream := frameEnds(t)
 	tell(t, c, stream)
 }
 
 func TestMsgConnFrameIsLengthAndMessage(t *testing.T) {
 	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
-		sendMsg(t, c, "hello")
-		sendMsg(t, c, "")
-		expect(t, stream, "\x00\x00\x00\x05hello\x00\x00\x00\x00")
-		sending := begin(func() error { return c.Send(pattern(0x010203)) })
-		expect(t, stream, "\x00\x01\x02\x03"+string(pattern(0x010203)))
-		must(t, <-sending)
+		kit.SendMsg(t, c, "hello")
+		kit.SendMsg(t, c, "")
+		kit.Expect(t, stream, "\x00\x00\x00\x05hello\x00\x00\x00\x00")
+		sending := kit.Begin(func() error { return c.Send(kit.Pattern(0x010203)) })
+		kit.Expect(t, stream, "\x00\x01\x02\x03"+string(kit.Pattern(0x010203)))
+		kit.Must(t, <-sending)
 
-		send(t, stream, "\x00\x00\x00\x03one\x00\x00\x00\x00\x00\x00\x00\x03two\x00\x00\x01\x00")
-		expectMsg(t, c, "one")
-		expectMsg(t, c, "")
-		expectMsg(t, c, "two")
-		send(t, stream, string(pattern(256)))
+		kit.Send(t, stream, "\x00\x00\x00\x03one\x00\x00\x00\x00\x00\x00\x00\x03two\x00\x00\x01\x00")
+		kit.ExpectMsg(t, c, "one")
+		kit.ExpectMsg(t, c, "")
+		kit.ExpectMsg(t, c, "two")
+		kit.Send(t, stream, string(kit.Pattern(256)))
 		p, err := c.RecvAppend(nil)
-		if !bytes.Equal(p, pattern(256)) || err != nil {
+		if !bytes.Equal(p, kit.Pattern(256)) || err != nil {
 			t.Errorf("received %d bytes, %v", len(p), err)
 		}
 	})
@@ -928,7 +917,7 @@ func TestMsgConnFrameIsLengthAndMessage(t *testing.T) {
 func TestMsgConnFrameInPiecesIsPutTogether(t *testing.T) {
 	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
 		const wire = "\x00\x00\x00\x0ahelloworld"
-		late := func() { must(t, c.SetReadDeadline(time.Now().Add(2*time.Millisecond))) }
+		late := func() { kit.Must(t, c.SetReadDeadline(time.Now().Add(2*time.Millisecond))) }
 		// attempts receive with too little time, each in its own way, and must
 		// lose nothing.
 		attempts := []func() (int, error){
@@ -941,30 +930,30 @@ func TestMsgConnFrameInPiecesIsPutTogether(t *testing.T) {
 			for i := range len(wire) {
 				late()
 				n, err := attempts[(first+i)%len(attempts)]()
-				timedOut(t, err)
+				kit.TimedOut(t, err)
 				if n != 0 {
 					t.Errorf("received %d bytes with the error", n)
 				}
-				send(t, stream, wire[i:i+1])
+				kit.Send(t, stream, wire[i:i+1])
 			}
-			must(t, c.SetReadDeadline(time.Time{}))
-			expectMsg(t, c, "helloworld")
+			kit.Must(t, c.SetReadDeadline(time.Time{}))
+			kit.ExpectMsg(t, c, "helloworld")
 		}
 
 		// A receive with a small buffer after one that got further.
-		send(t, stream, wire[:12])
+		kit.Send(t, stream, wire[:12])
 		late()
 		_, err := c.RecvAppend(nil)
-		timedOut(t, err)
-		must(t, c.SetReadDeadline(time.Time{}))
+		kit.TimedOut(t, err)
+		kit.Must(t, c.SetReadDeadline(time.Time{}))
 		small := make([]byte, 3)
 		n, err := c.Recv(small)
-		matches(t, err, ipc.ErrMsgTooLong)
+		kit.Matches(t, err, ipc.ErrMsgTooLong)
 		if n != 3 || string(small) != "hel" {
 			t.Errorf("received %q", small[:n])
 		}
-		send(t, stream, wire[12:]+wire)
-		expectMsg(t, c, "helloworld")
+		kit.Send(t, stream, wire[12:]+wire)
+		kit.ExpectMsg(t, c, "helloworld")
 	})
 }
 
@@ -976,33 +965,33 @@ func TestMsgConnPeerLeavesWithinAFrame(t *testing.T) {
 	}
 	for what, receive := range receives {
 		t.Run(what, func(t *testing.T) {
-			framed(t)
-			story(t)
+			kit.Framed(t)
+			kit.Story(t)
 			for cut := 1; cut < len(wire); cut++ {
 				c, stream := frameEnds(t)
-				send(t, stream, "\x00\x00\x00\x05whole"+wire[:cut])
-				must(t, stream.Close())
-				expectMsg(t, c, "whole")
+				kit.Send(t, stream, "\x00\x00\x00\x05whole"+wire[:cut])
+				kit.Must(t, stream.Close())
+				kit.ExpectMsg(t, c, "whole")
 				for range 2 {
 					err := receive(c)
-					matches(t, err, io.ErrUnexpectedEOF)
-					isOpError(t, err, "recv")
+					kit.Matches(t, err, io.ErrUnexpectedEOF)
+					kit.IsOpError(t, err, "recv")
 					if errors.Is(err, io.EOF) {
 						t.Errorf("%v looks like the end", err)
 					}
 				}
-				must(t, c.Close())
+				kit.Must(t, c.Close())
 			}
 		})
 	}
 	t.Run("InWhatIsDropped", func(t *testing.T) {
 		overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
-			send(t, stream, wire[:8])
-			must(t, stream.Close())
+			kit.Send(t, stream, wire[:8])
+			kit.Must(t, stream.Close())
 			_, err := c.Recv(make([]byte, 2))
-			matches(t, err, ipc.ErrMsgTooLong)
-			matches(t, receives["Recv"](c), io.ErrUnexpectedEOF)
-			matches(t, receives["RecvAppend"](c), io.ErrUnexpectedEOF)
+			kit.Matches(t, err, ipc.ErrMsgTooLong)
+			kit.Matches(t, receives["Recv"](c), io.ErrUnexpectedEOF)
+			kit.Matches(t, receives["RecvAppend"](c), io.ErrUnexpectedEOF)
 		})
 	})
 }
@@ -1021,13 +1010,13 @@ func TestMsgConnLengthOfAFrameIsNotBelieved(t *testing.T) {
 	for _, length := range []string{"\xff\xff\xff\xff", "\x80\x00\x00\x00", "\x7f\xff\xff\xff", "\x01\x00\x00\x01", "HTTP"} {
 		t.Run(fmt.Sprintf("%x", length), func(t *testing.T) {
 			overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
-				send(t, stream, length+"and so on")
+				kit.Send(t, stream, length+"and so on")
 				if n := allocated(func() {
 					for range 2 {
 						_, err := c.RecvAppend(nil)
-						isOpError(t, err, "recv")
+						kit.IsOpError(t, err, "recv")
 						n, err := c.Recv(make([]byte, 10))
-						isOpError(t, err, "recv")
+						kit.IsOpError(t, err, "recv")
 						if n != 0 {
 							t.Errorf("received %d bytes", n)
 						}
@@ -1040,24 +1029,24 @@ func TestMsgConnLengthOfAFrameIsNotBelieved(t *testing.T) {
 				}); n > little {
 					t.Errorf("%d bytes are allocated", n)
 				}
-				sendMsg(t, c, "the other way") // which is none the worse
-				expect(t, stream, "\x00\x00\x00\x0dthe other way")
+				kit.SendMsg(t, c, "the other way") // which is none the worse
+				kit.Expect(t, stream, "\x00\x00\x00\x0dthe other way")
 			})
 		})
 	}
 	t.Run("promised", func(t *testing.T) {
 		overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
-			send(t, stream, "\x01\x00\x00\x00only this")
+			kit.Send(t, stream, "\x01\x00\x00\x00only this")
 			if n := allocated(func() {
 				for range 10 {
-					must(t, c.SetReadDeadline(time.Now().Add(time.Millisecond)))
+					kit.Must(t, c.SetReadDeadline(time.Now().Add(time.Millisecond)))
 					_, err := c.RecvAppend(nil)
-					timedOut(t, err)
+					kit.TimedOut(t, err)
 				}
-				must(t, stream.Close())
-				must(t, c.SetReadDeadline(time.Time{}))
+				kit.Must(t, stream.Close())
+				kit.Must(t, c.SetReadDeadline(time.Time{}))
 				_, err := c.RecvAppend(nil)
-				matches(t, err, io.ErrUnexpectedEOF)
+				kit.Matches(t, err, io.ErrUnexpectedEOF)
 			}); n > little {
 				t.Errorf("%d bytes are allocated for 9", n)
 			}
@@ -1067,47 +1056,47 @@ func TestMsgConnLengthOfAFrameIsNotBelieved(t *testing.T) {
 
 func TestMsgConnSendCutInTheMiddlePoisonsTheConnection(t *testing.T) {
 	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
-		sendMsg(t, c, "whole")
-		message := pattern(tooMuch)
-		sending := begin(func() error { return c.Send(message) })
-		expect(t, stream, "\x00\x00\x00\x05whole"+"\x01\x00\x00\x00") // a part is with the peer
-		must(t, c.SetWriteDeadline(time.Now().Add(brief)))
-		timedOut(t, <-sending)
-		must(t, c.SetWriteDeadline(time.Time{}))
+		kit.SendMsg(t, c, "whole")
+		message := kit.Pattern(kit.TooMuch)
+		sending := kit.Begin(func() error { return c.Send(message) })
+		kit.Expect(t, stream, "\x00\x00\x00\x05whole"+"\x01\x00\x00\x00") // a part is with the peer
+		kit.Must(t, c.SetWriteDeadline(time.Now().Add(kit.Brief)))
+		kit.TimedOut(t, <-sending)
+		kit.Must(t, c.SetWriteDeadline(time.Time{}))
 		if runtime.GOOS == "windows" { // no half close
-			matches(t, c.Send([]byte("must not be taken for the rest")), syscall.EPIPE)
+			kit.Matches(t, c.Send([]byte("must not be taken for the rest")), syscall.EPIPE)
 			c.Close()
 			return
 		}
 		got, err := io.ReadAll(stream) // ends though c is open: the peer does not wait for the rest
-		must(t, err)
+		kit.Must(t, err)
 		if !bytes.HasPrefix(message, got) {
 			t.Errorf("%d bytes arrive, not those that were sent", len(got))
 		}
 		for _, p := range [][]byte{[]byte("must not be taken for the rest"), nil} {
 			err := c.Send(p)
-			matches(t, err, syscall.EPIPE)
-			isOpError(t, err, "send")
+			kit.Matches(t, err, syscall.EPIPE)
+			kit.IsOpError(t, err, "send")
 		}
-		matches(t, c.SendFiles(textFile(t, "x")), syscall.EPIPE)
-		send(t, stream, "\x00\x00\x00\x0dthe other way") // which is none the worse
-		expectMsg(t, c, "the other way")
-		must(t, c.Close())
-		matches(t, c.Send([]byte("x")), net.ErrClosed)
+		kit.Matches(t, c.SendFiles(kit.TextFile(t, "x")), syscall.EPIPE)
+		kit.Send(t, stream, "\x00\x00\x00\x0dthe other way") // which is none the worse
+		kit.ExpectMsg(t, c, "the other way")
+		kit.Must(t, c.Close())
+		kit.Matches(t, c.Send([]byte("x")), net.ErrClosed)
 	})
 }
 
 func TestMsgConnCloseWithinAFrameEndsEverySend(t *testing.T) {
 	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
-		sending := []<-chan error{begin(func() error { return c.Send(pattern(tooMuch)) })}
-		expect(t, stream, "\x01\x00\x00\x00") // a part is with the peer
+		sending := []<-chan error{kit.Begin(func() error { return c.Send(kit.Pattern(kit.TooMuch)) })}
+		kit.Expect(t, stream, "\x01\x00\x00\x00") // a part is with the peer
 		for range 3 {
-			sending = append(sending, begin(func() error { return c.Send([]byte("queues behind it")) }))
+			sending = append(sending, kit.Begin(func() error { return c.Send([]byte("queues behind it")) }))
 		}
-		awaitParked(t, "(*MsgConn).Send", 4)
-		must(t, c.Close())
+		kit.AwaitParked(t, "(*MsgConn).Send", 4)
+		kit.Must(t, c.Close())
 		for _, done := range sending {
-			matches(t, <-done, net.ErrClosed)
+			kit.Matches(t, <-done, net.ErrClosed)
 		}
 	})
 }
@@ -1130,16 +1119,16 @@ func FuzzFrames(f *testing.F) {
 		if len(wire) > 8000 || len(script) == 0 { // fits the queue of any system
 			return
 		}
-		before := ipc.FrameMessages(true)
-		defer ipc.FrameMessages(before)
+		before := kit.FrameMessages(true)
+		defer kit.FrameMessages(before)
 		l, err := ipc.ListenMsg(ipc.Addr{})
-		must(t, err)
+		kit.Must(t, err)
 		defer l.Close()
 		stream, err := ipc.Dial(l.Addr().(ipc.Addr))
-		must(t, err)
+		kit.Must(t, err)
 		defer stream.Close()
 		c, err := l.Accept()
-		must(t, err)
+		kit.Must(t, err)
 		defer c.Close()
 
 		rest, within := wire, false // what is not yet received, and whether that begins within a message
@@ -1148,9 +1137,9 @@ func FuzzFrames(f *testing.F) {
 			p := wire[sent:min(len(wire), sent+n)]
 			sent += len(p)
 			_, err := stream.Write(p)
-			must(t, err)
+			kit.Must(t, err)
 			if sent == len(wire) {
-				must(t, stream.Close())
+				kit.Must(t, stream.Close())
 				late = false
 			}
 		}
@@ -1160,9 +1149,9 @@ func FuzzFrames(f *testing.F) {
 			forFiles := order&3 == 3 && !asked && runtime.GOOS != "windows"
 			asked = false
 			if late {
-				must(t, c.SetReadDeadline(time.Now().Add(time.Millisecond*time.Duration(order>>7))))
+				kit.Must(t, c.SetReadDeadline(time.Now().Add(time.Millisecond*time.Duration(order>>7))))
 			} else {
-				must(t, c.SetReadDeadline(time.Time{}))
+				kit.Must(t, c.SetReadDeadline(time.Time{}))
 			}
 			var got []byte
 			room := -1
@@ -1236,4 +1225,28 @@ func FuzzFrames(f *testing.F) {
 			}
 		}
 	})
+}
+
+// ---------------------------------------------------------------------------
+// Words of this file
+
+// numbered returns a message of at least 8 bytes that tells which one it is, and
+// whether it is whole.
+func numbered(i, length int) []byte {
+	p := kit.Pattern(max(8, length))
+	binary.BigEndian.PutUint32(p, uint32(i))
+	binary.BigEndian.PutUint32(p[4:], uint32(len(p)))
+	return p
+}
+
+// numberOf returns the number of a message that is whole.
+func numberOf(p []byte) (int, error) {
+	if len(p) < 8 || int(binary.BigEndian.Uint32(p[4:])) != len(p) {
+		return 0, fmt.Errorf("a message of %d bytes is torn: %q", len(p), p[:min(len(p), 16)])
+	}
+	i := int(binary.BigEndian.Uint32(p))
+	if !bytes.Equal(p, numbered(i, len(p))) {
+		return 0, fmt.Errorf("message %d of %d bytes is garbled", i, len(p))
+	}
+	return i, nil
 }

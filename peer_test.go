@@ -18,50 +18,51 @@ import (
 	"time"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
 func init() {
-	roles["lingers"] = childClosesAndLingers
-	roles["stays"] = func(p *parent, _ []string) error { p.hear(); return nil }
+	kit.Roles["lingers"] = childClosesAndLingers
+	kit.Roles["stays"] = func(p *kit.Parent, _ []string) error { p.Hear(); return nil }
 }
 
 // ---------------------------------------------------------------------------
 // Peers
 
 func TestPeerTellsWhoIsThere(t *testing.T) {
-	overEachServer(t, func(t *testing.T, _ ipc.Addr, s server) {
-		client, there := s.connect(t)
-		isProcess(t, peerOf(t, client), os.Getpid())
-		isProcess(t, peerOf(t, there), os.Getpid())
+	kit.OverEachServer(t, func(t *testing.T, _ ipc.Addr, s kit.Server) {
+		client, there := s.Connect(t)
+		kit.IsProcess(t, kit.PeerOf(t, client), os.Getpid())
+		kit.IsProcess(t, kit.PeerOf(t, there), os.Getpid())
 	})
 	t.Run("Pair", func(t *testing.T) {
-		story(t)
-		a, b := pair(t)
-		isProcess(t, peerOf(t, a), os.Getpid())
-		isProcess(t, peerOf(t, b), os.Getpid())
+		kit.Story(t)
+		a, b := kit.Pair(t)
+		kit.IsProcess(t, kit.PeerOf(t, a), os.Getpid())
+		kit.IsProcess(t, kit.PeerOf(t, b), os.Getpid())
 	})
 }
 
 func TestPeerInAnotherProcess(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
-		client := startChild(t, "connect", addr.String())
-		server := accept(t, l)
-		isProcess(t, peerOf(t, server), client.pid())
-		expect(t, server, "hello from a child")
-		send(t, server, "welcome")
-		client.mustSay("welcome")
-		client.end()
-		must(t, errors.Join(server.Close(), l.Close()))
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.Listen(t, addr)
+		client := kit.StartChild(t, "connect", addr.String())
+		server := kit.Accept(t, l)
+		kit.IsProcess(t, kit.PeerOf(t, server), client.PID())
+		kit.Expect(t, server, "hello from a child")
+		kit.Send(t, server, "welcome")
+		client.MustSay("welcome")
+		client.End()
+		kit.Must(t, errors.Join(server.Close(), l.Close()))
 
-		serving := startServer(t, addr)
-		isProcess(t, peerOf(t, dial(t, addr)), serving.pid())
-		serving.end()
+		serving := kit.StartServer(t, addr)
+		kit.IsProcess(t, kit.PeerOf(t, kit.Dial(t, addr)), serving.PID())
+		serving.End()
 	})
 }
 
 func TestPeerWhatIsNotKnownIsAbsent(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	var p ipc.Peer
 	if pid, ok := p.PID(); pid != 0 || ok {
 		t.Errorf("PID is %d, %v", pid, ok)
@@ -78,43 +79,43 @@ func TestPeerWhatIsNotKnownIsAbsent(t *testing.T) {
 }
 
 func TestPeerThatIsGoneIsNoPanic(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
-		client, server := connect(t, l)
-		must(t, client.Close())
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.Listen(t, addr)
+		client, server := kit.Connect(t, l)
+		kit.Must(t, client.Close())
 		if p, err := server.Peer(); err == nil {
-			if id := p.UserID(); id != "" && id != me(t) {
+			if id := p.UserID(); id != "" && id != kit.Me(t) {
 				t.Errorf("the peer was %v", p)
 			}
 		} else if oe := (*net.OpError)(nil); !errors.As(err, &oe) {
 			t.Errorf("%#v is not a *net.OpError", err)
 		}
-		must(t, server.Close())
+		kit.Must(t, server.Close())
 		_, err := server.Peer()
-		matches(t, err, net.ErrClosed)
+		kit.Matches(t, err, net.ErrClosed)
 	})
 }
 
 func TestPeerOfMessagesTellsWhoIsThere(t *testing.T) {
-	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
-		isProcess(t, peerOf(t, a), os.Getpid())
-		isProcess(t, peerOf(t, b), os.Getpid())
+	kit.OverEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		kit.IsProcess(t, kit.PeerOf(t, a), os.Getpid())
+		kit.IsProcess(t, kit.PeerOf(t, b), os.Getpid())
 	})
 }
 
 func TestPeerOfMessagesThatIsGoneIsNoPanic(t *testing.T) {
-	overEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
-		must(t, a.Close())
+	kit.OverEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
+		kit.Must(t, a.Close())
 		if p, err := b.Peer(); err == nil {
-			if id := p.UserID(); id != "" && id != me(t) {
+			if id := p.UserID(); id != "" && id != kit.Me(t) {
 				t.Errorf("the peer was %v", p)
 			}
 		} else {
-			isOpError(t, err, "peer")
+			kit.IsOpError(t, err, "peer")
 		}
-		must(t, b.Close())
+		kit.Must(t, b.Close())
 		p, err := b.Peer()
-		matches(t, err, net.ErrClosed)
+		kit.Matches(t, err, net.ErrClosed)
 		if p.String() != "unknown peer" || p.UserID() != "" || p.Groups() != nil {
 			t.Errorf("with the error comes the peer %v", p)
 		}
@@ -124,21 +125,21 @@ func TestPeerOfMessagesThatIsGoneIsNoPanic(t *testing.T) {
 // TestPeerIsOfWhoConnected holds also after that process has ended: what the
 // kernel recorded stays.
 func TestPeerIsOfWhoConnected(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
-		client := startChild(t, "connect", addr.String())
-		server := accept(t, l)
-		expect(t, server, "hello from a child")
-		before := peerOf(t, server)
-		isProcess(t, before, client.pid())
-		client.kill()
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.Listen(t, addr)
+		client := kit.StartChild(t, "connect", addr.String())
+		server := kit.Accept(t, l)
+		kit.Expect(t, server, "hello from a child")
+		before := kit.PeerOf(t, server)
+		kit.IsProcess(t, before, client.PID())
+		client.Kill()
 		if after, err := server.Peer(); err != nil {
-			isOpError(t, err, "peer") // or else the system does not tell any more
+			kit.IsOpError(t, err, "peer") // or else the system does not tell any more
 		} else {
 			if id := after.UserID(); id != before.UserID() && id != "" {
 				t.Errorf("%v became %v", before, after)
 			}
-			if pid, ok := after.PID(); ok && pid != client.pid() {
+			if pid, ok := after.PID(); ok && pid != client.PID() {
 				t.Errorf("%v became %v", before, after)
 			}
 		}
@@ -147,19 +148,19 @@ func TestPeerIsOfWhoConnected(t *testing.T) {
 
 // TestPeerIsWhatChecksSee has the same facts for Check, on both sides, as for Peer.
 func TestPeerIsWhatChecksSee(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		var seen []string
 		look := func(p ipc.Peer) error {
-			isProcess(t, p, os.Getpid())
+			kit.IsProcess(t, p, os.Getpid())
 			seen = append(seen, p.String())
 			return nil
 		}
-		l := listenWith(t, ipc.ListenConfig{Check: look}, addr)
+		l := kit.ListenWith(t, ipc.ListenConfig{Check: look}, addr)
 		client, err := ipc.Dialer{Check: look}.DialContext(context.Background(), addr)
-		must(t, err)
+		kit.Must(t, err)
 		defer client.Close()
-		server := accept(t, l)
-		want := []string{peerOf(t, client).String(), peerOf(t, server).String()}
+		server := kit.Accept(t, l)
+		want := []string{kit.PeerOf(t, client).String(), kit.PeerOf(t, server).String()}
 		if strings.Join(seen, "\n") != strings.Join(want, "\n") {
 			t.Errorf("the checks see %q, Peer tells %q", seen, want)
 		}
@@ -167,9 +168,9 @@ func TestPeerIsWhatChecksSee(t *testing.T) {
 }
 
 func TestPeerIsTextInLogs(t *testing.T) {
-	story(t)
-	a, _ := pair(t)
-	peer := peerOf(t, a)
+	kit.Story(t)
+	a, _ := kit.Pair(t)
+	peer := kit.PeerOf(t, a)
 	data, err := json.Marshal(struct{ Peer ipc.Peer }{peer})
 	if string(data) != `{"Peer":"`+peer.String()+`"}` || err != nil {
 		t.Errorf("JSON is %s, %v", data, err)
@@ -185,13 +186,13 @@ func TestPeerIsTextInLogs(t *testing.T) {
 // The end of the peer
 
 // childClosesAndLingers connects, closes its end at the word, and stays.
-func childClosesAndLingers(p *parent, args []string) error {
-	c := sure(ipc.Dial(sure(ipc.ParseAddr(args[0]))))
-	p.say("connected")
-	p.hear()
+func childClosesAndLingers(p *kit.Parent, args []string) error {
+	c := kit.Sure(ipc.Dial(kit.Sure(ipc.ParseAddr(args[0]))))
+	p.Say("connected")
+	p.Hear()
 	err := c.Close()
-	p.say("closed")
-	p.hear()
+	p.Say("closed")
+	p.Hear()
 	return err
 }
 
@@ -204,33 +205,33 @@ type peerWaiter interface {
 func needsPID(t *testing.T, c peerWaiter) {
 	t.Helper()
 	if err := waitBriefly(c); errors.Is(err, errors.ErrUnsupported) {
-		isOpError(t, err, "wait")
+		kit.IsOpError(t, err, "wait")
 		t.Skip(err)
 	}
 }
 
 func waitBriefly(c peerWaiter) error {
-	ctx, cancel := context.WithTimeout(context.Background(), brief)
+	ctx, cancel := context.WithTimeout(context.Background(), kit.Brief)
 	defer cancel()
 	return c.WaitPeer(ctx)
 }
 
 func TestWaitPeerWaitsForTheProcess(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
-		client := startChild(t, "lingers", addr.String())
-		server := accept(t, l)
-		client.mustSay("connected")
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.Listen(t, addr)
+		client := kit.StartChild(t, "lingers", addr.String())
+		server := kit.Accept(t, l)
+		client.MustSay("connected")
 		needsPID(t, server)
-		waits := begin(func() error { return server.WaitPeer(context.Background()) })
-		awaitParked(t, "(*endpoint).WaitPeer", 1)
-		client.say("close")
-		client.mustSay("closed")
-		expectEOF(t, server)
+		waits := kit.Begin(func() error { return server.WaitPeer(context.Background()) })
+		kit.AwaitParked(t, "(*endpoint).WaitPeer", 1)
+		client.Say("close")
+		client.MustSay("closed")
+		kit.ExpectEOF(t, server)
 		if err := waitBriefly(server); !errors.Is(err, errors.ErrUnsupported) { // as on macOS, once the end is closed
-			timedOut(t, err)
-			isOpError(t, err, "wait")
-			matches(t, err, context.DeadlineExceeded)
+			kit.TimedOut(t, err)
+			kit.IsOpError(t, err, "wait")
+			kit.Matches(t, err, context.DeadlineExceeded)
 		}
 		select {
 		case err := <-waits:
@@ -238,11 +239,11 @@ func TestWaitPeerWaitsForTheProcess(t *testing.T) {
 		default:
 		}
 		if runtime.GOOS == "illumos" { // where that takes its parent to wait for it
-			client.kill()
+			client.Kill()
 		}
-		client.cmd.Process.Kill()
-		must(t, <-waits)
-		client.kill()
+		client.Cmd.Process.Kill()
+		kit.Must(t, <-waits)
+		client.Kill()
 		if err := server.WaitPeer(context.Background()); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 			t.Errorf("of a process that has ended: %v", err)
 		}
@@ -250,66 +251,66 @@ func TestWaitPeerWaitsForTheProcess(t *testing.T) {
 }
 
 func TestWaitPeerEndsWithItsContext(t *testing.T) {
-	story(t)
-	a, _ := pair(t) // of this very process
+	kit.Story(t)
+	a, _ := kit.Pair(t) // of this very process
 	needsPID(t, a)
 	ctx, cancel := context.WithCancel(context.Background())
-	waits := begin(func() error { return a.WaitPeer(ctx) })
-	awaitParked(t, "(*endpoint).WaitPeer", 1)
+	waits := kit.Begin(func() error { return a.WaitPeer(ctx) })
+	kit.AwaitParked(t, "(*endpoint).WaitPeer", 1)
 	cancel()
 	err := <-waits
-	matches(t, err, context.Canceled)
-	isOpError(t, err, "wait")
-	matches(t, a.WaitPeer(ctx), context.Canceled)
-	timedOut(t, waitBriefly(a))
+	kit.Matches(t, err, context.Canceled)
+	kit.IsOpError(t, err, "wait")
+	kit.Matches(t, a.WaitPeer(ctx), context.Canceled)
+	kit.TimedOut(t, waitBriefly(a))
 }
 
 func TestWaitPeerOutlivesClose(t *testing.T) {
-	story(t)
-	l := listenMsg(t, ipc.Addr{})
-	client := startChild(t, "message", l.Addr().String())
+	kit.Story(t)
+	l := kit.ListenMsg(t, ipc.Addr{})
+	client := kit.StartChild(t, "message", l.Addr().String())
 	server, err := l.Accept()
-	kept(t, server, err)
+	kit.Kept(t, server, err)
 	needsPID(t, server)
-	waits := begin(func() error { return server.WaitPeer(context.Background()) })
-	awaitParked(t, "(*endpoint).WaitPeer", 1)
-	must(t, server.Close())
+	waits := kit.Begin(func() error { return server.WaitPeer(context.Background()) })
+	kit.AwaitParked(t, "(*endpoint).WaitPeer", 1)
+	kit.Must(t, server.Close())
 	err = server.WaitPeer(context.Background())
-	matches(t, err, net.ErrClosed)
-	isOpError(t, err, "wait")
-	client.kill()
-	must(t, <-waits)
+	kit.Matches(t, err, net.ErrClosed)
+	kit.IsOpError(t, err, "wait")
+	client.Kill()
+	kit.Must(t, <-waits)
 }
 
 // TestWaitPeerLeavesNothing has many waits at once, and many one after another.
 func TestWaitPeerLeavesNothing(t *testing.T) {
-	story(t)
-	l := listen(t, ipc.Addr{})
-	client := startChild(t, "lingers", l.Addr().String())
-	server := accept(t, l)
+	kit.Story(t)
+	l := kit.Listen(t, ipc.Addr{})
+	client := kit.StartChild(t, "lingers", l.Addr().String())
+	server := kit.Accept(t, l)
 	needsPID(t, server)
-	leavesNothing(t, 20, func() { timedOut(t, server.WaitPeer(expired(t))) })
+	kit.LeavesNothing(t, 20, func() { kit.TimedOut(t, server.WaitPeer(expired(t))) })
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	leavesNothing(t, 5, func() {
+	kit.LeavesNothing(t, 5, func() {
 		var waits []<-chan error
 		for range 20 {
-			ctx, cancel := context.WithTimeout(ctx, brief)
+			ctx, cancel := context.WithTimeout(ctx, kit.Brief)
 			defer cancel()
-			waits = append(waits, begin(func() error { return server.WaitPeer(ctx) }))
+			waits = append(waits, kit.Begin(func() error { return server.WaitPeer(ctx) }))
 		}
 		for _, w := range waits {
-			timedOut(t, <-w)
+			kit.TimedOut(t, <-w)
 		}
 	})
 	var waits []<-chan error
 	for range 100 {
-		waits = append(waits, begin(func() error { return server.WaitPeer(ctx) }))
+		waits = append(waits, kit.Begin(func() error { return server.WaitPeer(ctx) }))
 	}
-	awaitParked(t, "(*endpoint).WaitPeer", len(waits))
-	client.kill()
+	kit.AwaitParked(t, "(*endpoint).WaitPeer", len(waits))
+	client.Kill()
 	for _, w := range waits {
-		must(t, <-w)
+		kit.Must(t, <-w)
 	}
 }
 
@@ -327,37 +328,37 @@ func expired(t *testing.T) context.Context {
 func refuseClients(t *testing.T, addr ipc.Addr, n int) {
 	t.Helper()
 	for range n {
-		c := dial(t, addr)
+		c := kit.Dial(t, addr)
 		if n, err := c.Read(make([]byte, 1)); n != 0 || err == nil {
 			t.Fatalf("a client is not refused: %d, %v", n, err)
 		}
-		must(t, c.Close())
+		kit.Must(t, c.Close())
 	}
 }
 
 func TestRefusedIsToldWhoAndWhy(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		type refusal struct {
 			peer ipc.Peer
 			err  error
 		}
 		told := make(chan refusal, 10)
-		l := listenWith(t, ipc.ListenConfig{
+		l := kit.ListenWith(t, ipc.ListenConfig{
 			Check:   func(ipc.Peer) error { return errNot },
 			Refused: func(p ipc.Peer, err error) { told <- refusal{p, err} },
 		}, addr)
-		serving := welcomeAll(l)
+		serving := kit.WelcomeAll(l)
 		refuseClients(t, addr, 3)
 		for range 3 {
 			got := <-told
-			isProcess(t, got.peer, os.Getpid())
-			matches(t, got.err, errNot)
-			isOpError(t, got.err, "accept")
+			kit.IsProcess(t, got.peer, os.Getpid())
+			kit.Matches(t, got.err, errNot)
+			kit.IsOpError(t, got.err, "accept")
 		}
-		must(t, l.SetAccess(ipc.Everyone, nil)) // and this one is welcome
-		expect(t, dial(t, addr), "welcome")
-		must(t, l.Close())
-		must(t, <-serving)
+		kit.Must(t, l.SetAccess(ipc.Everyone, nil)) // and this one is welcome
+		kit.Expect(t, kit.Dial(t, addr), "welcome")
+		kit.Must(t, l.Close())
+		kit.Must(t, <-serving)
 		if len(told) > 0 {
 			t.Errorf("Refused is told once more: %v", <-told)
 		}
@@ -367,15 +368,15 @@ func TestRefusedIsToldWhoAndWhy(t *testing.T) {
 // TestRefusedDoesNotHoldAccept has a function that never ends while others are
 // refused and served. What it misses is counted.
 func TestRefusedDoesNotHoldAccept(t *testing.T) {
-	story(t)
-	addr := nameAddr(t)
+	kit.Story(t)
+	addr := kit.NameAddr(t)
 	const kept, more = 64, 7
 	var welcome atomic.Bool
 	entered, release := make(chan bool), make(chan bool)
 	var errs []error
 	var peers []string
 	done := make(chan bool)
-	l := listenWith(t, ipc.ListenConfig{
+	l := kit.ListenWith(t, ipc.ListenConfig{
 		Check: func(ipc.Peer) error {
 			if welcome.Load() {
 				return nil
@@ -393,14 +394,14 @@ func TestRefusedDoesNotHoldAccept(t *testing.T) {
 			}
 		},
 	}, addr)
-	serving := welcomeAll(l)
+	serving := kit.WelcomeAll(l)
 	refuseClients(t, addr, 1)
 	<-entered
 	refuseClients(t, addr, kept+more)
 	welcome.Store(true)
-	expect(t, dial(t, addr), "welcome")
-	must(t, l.Close())
-	must(t, <-serving)
+	kit.Expect(t, kit.Dial(t, addr), "welcome")
+	kit.Must(t, l.Close())
+	kit.Must(t, <-serving)
 	close(release)
 	<-done
 	if len(errs) != 1+kept+1 {
@@ -410,9 +411,9 @@ func TestRefusedDoesNotHoldAccept(t *testing.T) {
 	if !strings.Contains(errs[last].Error(), "7 more clients") || peers[last] != "unknown peer" {
 		t.Errorf("at last it is told of %s: %v", peers[last], errs[last])
 	}
-	isOpError(t, errs[last], "accept")
+	kit.IsOpError(t, errs[last], "accept")
 	for _, err := range errs[:last] {
-		matches(t, err, errNot)
+		kit.Matches(t, err, errNot)
 	}
 }
 
@@ -420,11 +421,11 @@ var errNot = errors.New("not this one")
 
 // TestRefusedClientIsToldWhy keeps the reason of a Check for the caller.
 func TestRefusedClientIsToldWhy(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listenMsg(t, addr)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.ListenMsg(t, addr)
 		_, err := ipc.Dialer{Check: func(ipc.Peer) error { return errNot }}.DialMsg(context.Background(), addr)
-		matches(t, err, ipc.ErrUntrusted, errNot)
-		isOpError(t, err, "dial")
-		must(t, l.Close())
+		kit.Matches(t, err, ipc.ErrUntrusted, errNot)
+		kit.IsOpError(t, err, "dial")
+		kit.Must(t, l.Close())
 	})
 }

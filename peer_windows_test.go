@@ -2,8 +2,10 @@
 package ipc_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"runtime"
@@ -11,9 +13,11 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
 // ---------------------------------------------------------------------------
@@ -23,7 +27,7 @@ import (
 func threadUser() (string, error) {
 	const thisThread, noToken = ^uintptr(1), syscall.Errno(1008)
 	var token syscall.Token
-	r, _, err := openThreadToken.Call(thisThread, syscall.TOKEN_QUERY, 1, uintptr(unsafe.Pointer(&token)))
+	r, _, err := kit.OpenThreadToken.Call(thisThread, syscall.TOKEN_QUERY, 1, uintptr(unsafe.Pointer(&token)))
 	switch {
 	case r == 0 && err == noToken:
 		return "", nil
@@ -58,15 +62,15 @@ func nobodyImpersonates(t *testing.T) {
 }
 
 func TestImpersonateActsAsTheClientAndRevertsAlways(t *testing.T) {
-	story(t)
-	client, server := connectPipe(t, ipc.PipeConfig{})
-	talk(t, client, server)
+	kit.Story(t)
+	client, server := kit.ConnectPipe(t, ipc.PipeConfig{})
+	kit.Talk(t, client, server)
 	never := func() error { t.Error("runs"); return nil }
-	matches(t, client.Impersonate(never), errors.ErrUnsupported)
+	kit.Matches(t, client.Impersonate(never), errors.ErrUnsupported)
 
-	must(t, server.Impersonate(func() error {
+	kit.Must(t, server.Impersonate(func() error {
 		user, err := threadUser()
-		if err == nil && user != me(t) {
+		if err == nil && user != kit.Me(t) {
 			err = fmt.Errorf("the thread acts as %q", user)
 		}
 		return err
@@ -101,41 +105,41 @@ func TestImpersonateActsAsTheClientAndRevertsAlways(t *testing.T) {
 	}
 	nobodyImpersonates(t)
 
-	must(t, server.Close())
-	matches(t, server.Impersonate(never), net.ErrClosed)
+	kit.Must(t, server.Close())
+	kit.Matches(t, server.Impersonate(never), net.ErrClosed)
 }
 
 func TestImpersonateAtEveryLevel(t *testing.T) {
-	story(t)
-	l := listen(t, nameAddr(t))
+	kit.Story(t)
+	l := kit.Listen(t, kit.NameAddr(t))
 	for _, level := range []ipc.ImpersonationLevel{ipc.Identification, ipc.Anonymous, ipc.Impersonation, ipc.Delegation} {
-		client, err := ipc.Dialer{Timeout: soon, Sys: &ipc.SysDialer{Impersonation: level}}.Dial(l.Addr().(ipc.Addr))
-		must(t, err)
-		server := accept(t, l)
+		client, err := ipc.Dialer{Timeout: kit.Soon, Sys: &ipc.SysDialer{Impersonation: level}}.Dial(l.Addr().(ipc.Addr))
+		kit.Must(t, err)
+		server := kit.Accept(t, l)
 		p, err := server.Peer() // before anything was read
-		must(t, err)
-		if p.UserID() != me(t) && !(level == ipc.Anonymous && p.UserID() == "") { // Wine tells it all the same
-			t.Errorf("%v: the user is %q, want %q", level, p.UserID(), me(t))
+		kit.Must(t, err)
+		if p.UserID() != kit.Me(t) && !(level == ipc.Anonymous && p.UserID() == "") { // Wine tells it all the same
+			t.Errorf("%v: the user is %q, want %q", level, p.UserID(), kit.Me(t))
 		}
-		talk(t, client, server)
-		must(t, client.Close())
-		must(t, server.Close())
+		kit.Talk(t, client, server)
+		kit.Must(t, client.Close())
+		kit.Must(t, server.Close())
 	}
 	nobodyImpersonates(t)
 }
 
 func TestImpersonateOnlyAsTheClientAllows(t *testing.T) {
-	onWine(t, "impersonates at any level")
-	story(t)
-	l, path := listenPipe(t, ipc.PipeConfig{})
+	kit.OnWine(t, "impersonates at any level")
+	kit.Story(t)
+	l, path := kit.ListenPipe(t, ipc.PipeConfig{})
 	for level, want := range map[ipc.ImpersonationLevel]uint32{ipc.Identification: 1, ipc.Impersonation: 2} {
-		client := dialPipe(t, path, ipc.PipeDialer{Impersonation: level})
-		server := acceptPipe(t, l)
-		talk(t, client, server)
-		must(t, server.Impersonate(func() error {
+		client := kit.DialPipe(t, path, ipc.PipeDialer{Impersonation: level})
+		server := kit.AcceptPipe(t, l)
+		kit.Talk(t, client, server)
+		kit.Must(t, server.Impersonate(func() error {
 			const thisThread, tokenImpersonationLevel = ^uintptr(1), 9
 			var token syscall.Token
-			if r, _, err := openThreadToken.Call(thisThread, syscall.TOKEN_QUERY, 1, uintptr(unsafe.Pointer(&token))); r == 0 {
+			if r, _, err := kit.OpenThreadToken.Call(thisThread, syscall.TOKEN_QUERY, 1, uintptr(unsafe.Pointer(&token))); r == 0 {
 				return err
 			}
 			defer token.Close()
@@ -146,14 +150,14 @@ func TestImpersonateOnlyAsTheClientAllows(t *testing.T) {
 			}
 			return err
 		}))
-		must(t, client.Close())
-		must(t, server.Close())
+		kit.Must(t, client.Close())
+		kit.Must(t, server.Close())
 	}
 }
 
 func TestPeerProcessAndSessionOfBothEnds(t *testing.T) {
-	story(t)
-	client, server := connectPipe(t, ipc.PipeConfig{})
+	kit.Story(t)
+	client, server := kit.ConnectPipe(t, ipc.PipeConfig{})
 	for _, c := range []*ipc.PipeConn{client, server} {
 		for _, ask := range []func() (uint32, error){c.ClientProcessID, c.ServerProcessID} {
 			if pid, err := ask(); err != nil || int(pid) != os.Getpid() {
@@ -161,7 +165,7 @@ func TestPeerProcessAndSessionOfBothEnds(t *testing.T) {
 			}
 		}
 		p, err := c.Peer()
-		must(t, err)
+		kit.Must(t, err)
 		session, known := p.SessionID()
 		if !known {
 			t.Error("no session")
@@ -175,37 +179,37 @@ func TestPeerProcessAndSessionOfBothEnds(t *testing.T) {
 }
 
 func TestPeerProcessStaysThatProcess(t *testing.T) {
-	story(t)
-	l := listen(t, nameAddr(t))
-	c := startChild(t, "connect", l.Addr().String())
-	server := accept(t, l)
+	kit.Story(t)
+	l := kit.Listen(t, kit.NameAddr(t))
+	c := kit.StartChild(t, "connect", l.Addr().String())
+	server := kit.Accept(t, l)
 	process, err := server.PeerProcess(syscall.SYNCHRONIZE)
-	must(t, err)
+	kit.Must(t, err)
 	defer syscall.CloseHandle(process)
-	if pid, _, _ := getProcessID.Call(uintptr(process)); int(pid) != c.pid() {
-		t.Errorf("process %d, want %d", pid, c.pid())
+	if pid, _, _ := kit.GetProcessID.Call(uintptr(process)); int(pid) != c.PID() {
+		t.Errorf("process %d, want %d", pid, c.PID())
 	}
-	c.kill()
+	c.Kill()
 	if event, err := syscall.WaitForSingleObject(process, syscall.INFINITE); event != syscall.WAIT_OBJECT_0 || err != nil {
 		t.Errorf("waiting for its end: %d, %v", event, err)
 	}
-	must(t, server.Close())
+	kit.Must(t, server.Close())
 	_, err = server.PeerProcess(0)
-	matches(t, err, net.ErrClosed)
+	kit.Matches(t, err, net.ErrClosed)
 }
 
 // ---------------------------------------------------------------------------
 // Security
 
 func TestSecurityDescriptorPresetsAllowNoMoreThanTheySay(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	for _, access := range []ipc.Access{ipc.OwnerOnly, ipc.Everyone} {
-		l, path := listenPipe(t, ipc.PipeConfig{Access: access})
-		client, server := dialPipe(t, path, ipc.PipeDialer{}), acceptPipe(t, l)
+		l, path := kit.ListenPipe(t, ipc.PipeConfig{Access: access})
+		client, server := kit.DialPipe(t, path, ipc.PipeDialer{}), kit.AcceptPipe(t, l)
 		for _, read := range []func() (*ipc.SecurityDescriptor, error){l.SecurityDescriptor, client.SecurityDescriptor, server.SecurityDescriptor} {
 			sd, err := read()
-			must(t, err)
-			if sd.Owner() != me(t) {
+			kit.Must(t, err)
+			if sd.Owner() != kit.Me(t) {
 				t.Errorf("%v: the owner is %q", access, sd.Owner())
 			}
 			if !strings.Contains(sd.String(), "D:P") {
@@ -225,7 +229,7 @@ func TestSecurityDescriptorPresetsAllowNoMoreThanTheySay(t *testing.T) {
 			const create = 0x4 // FILE_CREATE_PIPE_INSTANCE
 			for sid, mask := range allowed {
 				switch {
-				case sid == me(t):
+				case sid == kit.Me(t):
 					if mask&ipc.ServerRights != ipc.ServerRights {
 						t.Errorf("%v: this user has %#x", access, mask)
 					}
@@ -241,15 +245,15 @@ func TestSecurityDescriptorPresetsAllowNoMoreThanTheySay(t *testing.T) {
 				t.Errorf("%v: %v", access, sd)
 			}
 		}
-		talk(t, client, server)
+		kit.Talk(t, client, server)
 	}
 }
 
 func TestSecurityDescriptorIsReadAndWritten(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	const text = "O:SYG:BAD:P(D;;0x2;;;AN)(A;;0x12019f;;;WD)(A;;FA;;;S-1-5-21-1-2-3-1001)"
 	sd, err := ipc.ParseSDDL(text)
-	must(t, err)
+	kit.Must(t, err)
 	if sd.Owner() != "S-1-5-18" || sd.Group() != "S-1-5-32-544" {
 		t.Errorf("owner %q, group %q", sd.Owner(), sd.Group())
 	}
@@ -259,7 +263,7 @@ func TestSecurityDescriptorIsReadAndWritten(t *testing.T) {
 		t.Errorf("the DACL is %v, %v", entries, ok)
 	}
 	again, err := ipc.ParseSDDL(sd.String())
-	must(t, err)
+	kit.Must(t, err)
 	if again.String() != sd.String() {
 		t.Errorf("%q is read as %q", sd, again)
 	}
@@ -279,75 +283,75 @@ func TestSecurityDescriptorIsReadAndWritten(t *testing.T) {
 	}
 
 	built, err := ipc.NewSecurityDescriptor(
-		ipc.AccessEntry{SID: me(t), Mask: ipc.ServerRights},
+		ipc.AccessEntry{SID: kit.Me(t), Mask: ipc.ServerRights},
 		ipc.AccessEntry{SID: "S-1-5-7", Mask: ipc.ClientRights, Deny: true})
-	must(t, err)
-	l, path := listenPipe(t, ipc.PipeConfig{Security: built})
-	client, server := dialPipe(t, path, ipc.PipeDialer{}), acceptPipe(t, l)
-	talk(t, client, server)
+	kit.Must(t, err)
+	l, path := kit.ListenPipe(t, ipc.PipeConfig{Security: built})
+	client, server := kit.DialPipe(t, path, ipc.PipeDialer{}), kit.AcceptPipe(t, l)
+	kit.Talk(t, client, server)
 	back, err := client.SecurityDescriptor()
-	must(t, err)
+	kit.Must(t, err)
 	got, _ := back.DACL()
 	made, _ := built.DACL()
-	if back.Owner() != me(t) || fmt.Sprint(got) != fmt.Sprint(made) {
+	if back.Owner() != kit.Me(t) || fmt.Sprint(got) != fmt.Sprint(made) {
 		t.Errorf("%v was set, and %v read back", built, back)
 	}
-	listening := listenWith(t, ipc.ListenConfig{Sys: &ipc.SysListenConfig{Security: built, ReadBuffer: 1 << 10, WriteBuffer: 2 << 10}}, nameAddr(t))
-	serves(t, listening, listening.Addr().(ipc.Addr))
+	listening := kit.ListenWith(t, ipc.ListenConfig{Sys: &ipc.SysListenConfig{Security: built, ReadBuffer: 1 << 10, WriteBuffer: 2 << 10}}, kit.NameAddr(t))
+	kit.Serves(t, listening, listening.Addr().(ipc.Addr))
 }
 
 func TestSecurityDescriptorIsEnforced(t *testing.T) {
-	onWine(t, "does not enforce security descriptors")
-	story(t)
+	kit.OnWine(t, "does not enforce security descriptors")
+	kit.Story(t)
 	sd, err := ipc.NewSecurityDescriptor(
-		ipc.AccessEntry{SID: me(t), Mask: 0x1, Deny: true}, // FILE_READ_DATA, which the listener opened already
-		ipc.AccessEntry{SID: me(t), Mask: ipc.ServerRights})
-	must(t, err)
-	if l, err := ipc.ListenPipe(pipePath(), ipc.PipeConfig{Security: sd}); err == nil {
+		ipc.AccessEntry{SID: kit.Me(t), Mask: 0x1, Deny: true}, // FILE_READ_DATA, which the listener opened already
+		ipc.AccessEntry{SID: kit.Me(t), Mask: ipc.ServerRights})
+	kit.Must(t, err)
+	if l, err := ipc.ListenPipe(kit.PipePath(), ipc.PipeConfig{Security: sd}); err == nil {
 		l.Close()
 		t.Error("more instances were made than the descriptor allows")
 	} else {
-		matches(t, err, os.ErrPermission)
+		kit.Matches(t, err, os.ErrPermission)
 	}
 }
 
 func TestDialDoesNotTrustAServerOfAnotherUser(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	sd, err := ipc.ParseSDDL("O:S-1-5-21-1-2-3-1001D:P(A;;FA;;;WD)")
-	must(t, err)
-	path := pipePath()
+	kit.Must(t, err)
+	path := kit.PipePath()
 	l, err := ipc.ListenPipe(path, ipc.PipeConfig{Security: sd})
 	if err != nil {
 		t.Skipf("this user cannot make a pipe that another owns: %v", err)
 	}
 	defer l.Close()
 	for _, addr := range []ipc.Addr{ipc.Path(path), ipc.Name(strings.TrimPrefix(path, `\\.\pipe\`))} {
-		_, err = ipc.Dialer{Timeout: soon}.Dial(addr)
-		matches(t, err, ipc.ErrUntrusted)
+		_, err = ipc.Dialer{Timeout: kit.Soon}.Dial(addr)
+		kit.Matches(t, err, ipc.ErrUntrusted)
 	}
-	_, err = ipc.DialPipe(background(), path, ipc.PipeDialer{})
-	matches(t, err, ipc.ErrUntrusted)
-	accepted := begin(func() error {
+	_, err = ipc.DialPipe(kit.Background(), path, ipc.PipeDialer{})
+	kit.Matches(t, err, ipc.ErrUntrusted)
+	accepted := kit.Begin(func() error {
 		c, err := l.Accept()
 		if err == nil {
 			c.Close()
 		}
 		return err
 	})
-	c, err := ipc.Dialer{Timeout: soon, Access: ipc.Everyone}.Dial(ipc.Path(path))
-	must(t, err)
-	must(t, c.Close())
+	c, err := ipc.Dialer{Timeout: kit.Soon, Access: ipc.Everyone}.Dial(ipc.Path(path))
+	kit.Must(t, err)
+	kit.Must(t, c.Close())
 	l.Close()
 	<-accepted
 }
 
 func TestPipeOfAnotherMachineIsNotTrusted(t *testing.T) {
-	onWine(t, "has no pipes of other machines")
-	story(t)
-	l, path := listenPipe(t, ipc.PipeConfig{AcceptRemote: true})
+	kit.OnWine(t, "has no pipes of other machines")
+	kit.Story(t)
+	l, path := kit.ListenPipe(t, ipc.PipeConfig{AcceptRemote: true})
 	defer l.Close()
-	_, err := ipc.Dialer{Timeout: soon}.Dial(ipc.Path(`\\localhost` + path[3:]))
-	matches(t, err, ipc.ErrUntrusted)
+	_, err := ipc.Dialer{Timeout: kit.Soon}.Dial(ipc.Path(`\\localhost` + path[3:]))
+	kit.Matches(t, err, ipc.ErrUntrusted)
 }
 
 // ---------------------------------------------------------------------------
@@ -366,7 +370,7 @@ func TestSecurityDescriptorEntrySaysWhoAndNothingElse(t *testing.T) {
 	}
 	for _, sid := range []string{"S-1-5-18", "SY"} {
 		sd, err := ipc.NewSecurityDescriptor(ipc.AccessEntry{SID: sid, Mask: ipc.ClientRights})
-		must(t, err)
+		kit.Must(t, err)
 		if entries, ok := sd.DACL(); !ok || fmt.Sprint(entries) != fmt.Sprint([]ipc.AccessEntry{{"S-1-5-18", ipc.ClientRights, false}}) {
 			t.Errorf("%q: %v", sid, sd)
 		}
@@ -375,12 +379,12 @@ func TestSecurityDescriptorEntrySaysWhoAndNothingElse(t *testing.T) {
 
 func TestSecurityDescriptorThatSaysNothingIsRefused(t *testing.T) {
 	nothing := &ipc.SecurityDescriptor{}
-	if l, err := ipc.ListenPipe(pipePath(), ipc.PipeConfig{Security: nothing}); err == nil {
+	if l, err := ipc.ListenPipe(kit.PipePath(), ipc.PipeConfig{Security: nothing}); err == nil {
 		l.Close()
 		t.Error("a pipe has it")
 	}
 	lc := ipc.ListenConfig{Sys: &ipc.SysListenConfig{Security: nothing}}
-	if l, err := lc.Listen(nameAddr(t)); err == nil {
+	if l, err := lc.Listen(kit.NameAddr(t)); err == nil {
 		l.Close()
 		t.Error("a listener has it")
 	}
@@ -390,21 +394,21 @@ func TestSecurityDescriptorThatSaysNothingIsRefused(t *testing.T) {
 }
 
 func TestPeerProcessErrorNamesItsCall(t *testing.T) {
-	story(t)
-	l := listen(t, nameAddr(t))
-	c := startChild(t, "connect", l.Addr().String())
-	server := accept(t, l)
-	p := peerOf(t, server)
+	kit.Story(t)
+	l := kit.Listen(t, kit.NameAddr(t))
+	c := kit.StartChild(t, "connect", l.Addr().String())
+	server := kit.Accept(t, l)
+	p := kit.PeerOf(t, server)
 	pid, _ := p.PID()
-	if pid != c.pid() {
-		t.Fatalf("process %d, want %d", pid, c.pid())
+	if pid != c.PID() {
+		t.Fatalf("process %d, want %d", pid, c.PID())
 	}
-	c.kill()
+	c.Kill()
 	// The number is nobody's now, or that of a process that began later.
-	eventually(t, "the process cannot be opened", func() bool {
+	kit.Eventually(t, "the process cannot be opened", func() bool {
 		process, err := server.PeerProcess(0)
 		if err == nil {
-			must(t, syscall.CloseHandle(process))
+			kit.Must(t, syscall.CloseHandle(process))
 			return false
 		}
 		if text := err.Error(); strings.Contains(text, ": : ") || !strings.Contains(text, "OpenProcess: ") && !strings.Contains(text, "has ended") {
@@ -417,17 +421,17 @@ func TestPeerProcessErrorNamesItsCall(t *testing.T) {
 func TestPipeConnThatWasDroppedGivesItsPlaceBack(t *testing.T) {
 	for _, used := range []bool{false, true} {
 		t.Run(fmt.Sprintf("used=%t", used), func(t *testing.T) {
-			story(t)
-			l, path := listenPipe(t, ipc.PipeConfig{MaxInstances: 1})
-			client := dialPipe(t, path, ipc.PipeDialer{})
+			kit.Story(t)
+			l, path := kit.ListenPipe(t, ipc.PipeConfig{MaxInstances: 1})
+			client := kit.DialPipe(t, path, ipc.PipeDialer{})
 			server, err := l.AcceptPipe()
-			must(t, err)
+			kit.Must(t, err)
 			if used {
-				send(t, client, "x")
-				expect(t, server, "x")
+				kit.Send(t, client, "x")
+				kit.Expect(t, server, "x")
 			}
 			server = nil
-			next := begin(func() error {
+			next := kit.Begin(func() error {
 				c, err := l.AcceptPipe()
 				if err == nil {
 					err = c.Close()
@@ -435,14 +439,14 @@ func TestPipeConnThatWasDroppedGivesItsPlaceBack(t *testing.T) {
 				return err
 			})
 			var again *ipc.PipeConn
-			eventually(t, "the place is free", func() bool {
+			kit.Eventually(t, "the place is free", func() bool {
 				runtime.GC()
-				again, err = tryDial(path, ipc.PipeDialer{})
+				again, err = kit.TryDial(path, ipc.PipeDialer{})
 				return err == nil
 			})
-			must(t, <-next)
-			must(t, again.Close())
-			expectEOF(t, client)
+			kit.Must(t, <-next)
+			kit.Must(t, again.Close())
+			kit.ExpectEOF(t, client)
 		})
 	}
 }
@@ -450,21 +454,101 @@ func TestPipeConnThatWasDroppedGivesItsPlaceBack(t *testing.T) {
 // A server that serves its own user alone knows that one by what the system took from
 // the client, not by the number of a process, which may be another's by now.
 func TestPeerThatHidesIsNotTheOwner(t *testing.T) {
-	onWine(t, "impersonates at any level")
-	story(t)
-	l := listen(t, nameAddr(t))
-	must(t, l.SetAccess(ipc.OwnerOnly, nil))
-	done := welcomeAll(l)
+	kit.OnWine(t, "impersonates at any level")
+	kit.Story(t)
+	l := kit.Listen(t, kit.NameAddr(t))
+	kit.Must(t, l.SetAccess(ipc.OwnerOnly, nil))
+	done := kit.WelcomeAll(l)
 	for level, welcome := range map[ipc.ImpersonationLevel]bool{ipc.Anonymous: false, ipc.Identification: true} {
-		c, err := ipc.Dialer{Timeout: soon, Sys: &ipc.SysDialer{Impersonation: level}}.Dial(l.Addr().(ipc.Addr))
-		must(t, err)
+		c, err := ipc.Dialer{Timeout: kit.Soon, Sys: &ipc.SysDialer{Impersonation: level}}.Dial(l.Addr().(ipc.Addr))
+		kit.Must(t, err)
 		if welcome {
-			expect(t, c, "welcome")
+			kit.Expect(t, c, "welcome")
 		} else {
-			expectEOF(t, c)
+			kit.ExpectEOF(t, c)
 		}
-		must(t, c.Close())
+		kit.Must(t, c.Close())
 	}
-	must(t, l.Close())
-	must(t, <-done)
+	kit.Must(t, l.Close())
+	kit.Must(t, <-done)
+}
+
+// ---------------------------------------------------------------------------
+// Shared memory with peers as only Windows has them
+
+func init() { kit.Roles["shares a busy pipe"] = childSharesABusyPipe }
+
+// A client passes a synchronous pipe in which it waits, as memory or as a doorbell. For such a
+// handle the kernel tells nothing until that wait ends.
+func TestSharedListenerIsNotHeldByABusyPipe(t *testing.T) {
+	for _, as := range []string{"memory", "doorbell"} {
+		t.Run(as, func(t *testing.T) {
+			kit.Story(t)
+			l := listenShared(t, kit.NameAddr(t))
+			client := kit.StartChild(t, "shares a busy pipe", l.Addr().String(), as)
+			client.MustSay("sent")
+			c, err := l.AcceptShared()
+			kit.Kept(t, c, err)
+			if as == "doorbell" {
+				kit.Must(t, c.SetDeadline(time.Now().Add(kit.Brief)))
+			}
+			for range 2 {
+				_, err = c.Read(make([]byte, 1))
+				busyOrRefused(t, as, err)
+				_, err = c.Write([]byte("x"))
+				busyOrRefused(t, as, err)
+			}
+			kit.Must(t, c.Close())
+			client.Say("ends")
+			client.End()
+		})
+	}
+}
+
+// busyOrRefused checks the error of a connection whose peer has sent a busy pipe. Wine does
+// not keep the answer back, so there the doorbell is refused at once.
+func busyOrRefused(t *testing.T, as string, err error) {
+	t.Helper()
+	if as == "doorbell" && errors.Is(err, os.ErrDeadlineExceeded) {
+		return
+	}
+	kit.Matches(t, err, syscall.EPROTO)
+}
+
+// childSharesABusyPipe sends a hello with the handles of memory and of doorbells, where the
+// memory, or each doorbell, is a pipe from which it reads.
+func childSharesABusyPipe(p *kit.Parent, args []string) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	m := kit.Sure(ipc.NewMemory(2 << 16)) // the control page and the smallest ring
+	near, far, err := ipc.Pair()
+	if err != nil {
+		return err
+	}
+	memory, bell := kit.Sure(m.File()), kit.Sure(far.File())
+	handles := map[string]*os.File{"memory": memory, "doorbell": bell}
+	handles[args[1]] = r
+	var numbers []uint32
+	for _, name := range []string{"memory", "doorbell", "doorbell"} {
+		numbers = append(numbers, uint32(kit.Sure(duplicateInto(handles[name], kit.ThisProcess))))
+	}
+	record := strings.TrimSuffix(newLetter(os.Getpid(), len(numbers)).write(numbers...), zeroByte)
+	busy := kit.Begin(func() error { _, err := r.Read(make([]byte, 1)); return err })
+	c := kit.Sure(ipc.Dial(kit.Sure(ipc.ParseAddr(args[0]))))
+	hello := "\xffipcshm\x01" + string(binary.NativeEndian.AppendUint32(nil, 0x01020304)) +
+		"\x01\x00\x00\x00" + "\x00\x00\x01\x00" + strings.Repeat("\x00", 12)
+	if _, err := io.WriteString(c, record+hello); err != nil {
+		return err
+	}
+	p.Say("sent")
+	p.Hear()
+	if err := w.Close(); err != nil {
+		return err
+	}
+	if err := <-busy; err != io.EOF {
+		return err
+	}
+	return errors.Join(r.Close(), memory.Close(), bell.Close(), m.Close(), near.Close(), far.Close(), c.Close())
 }

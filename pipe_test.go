@@ -19,32 +19,33 @@ import (
 	"time"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
 // ---------------------------------------------------------------------------
 // Reading, writing, closing
 
 func TestPipeCarriesWhatIsWritten(t *testing.T) {
-	story(t)
-	r, w := pipe(t)
-	send(t, w, "one")
-	send(t, w, "two")
-	expect(t, r, "onet")
-	expect(t, r, "wo")
-	send(t, w, "three")
-	must(t, w.Close())
-	expect(t, r, "three") // what was written before Close is not lost
-	expectEOF(t, r)
-	expectEOF(t, r)
+	kit.Story(t)
+	r, w := kit.Pipe(t)
+	kit.Send(t, w, "one")
+	kit.Send(t, w, "two")
+	kit.Expect(t, r, "onet")
+	kit.Expect(t, r, "wo")
+	kit.Send(t, w, "three")
+	kit.Must(t, w.Close())
+	kit.Expect(t, r, "three") // what was written before Close is not lost
+	kit.ExpectEOF(t, r)
+	kit.ExpectEOF(t, r)
 }
 
 func TestPipeCarriesMuch(t *testing.T) {
-	data := pattern(8<<20 + 321)
+	data := kit.Pattern(8<<20 + 321)
 	for _, step := range []int{777, 64 << 10, len(data)} {
 		t.Run(fmt.Sprint(step), func(t *testing.T) {
-			story(t)
-			r, w := pipe(t)
-			writing := begin(func() error {
+			kit.Story(t)
+			r, w := kit.Pipe(t)
+			writing := kit.Begin(func() error {
 				for rest := data; len(rest) > 0; {
 					p := rest[:min(step, len(rest))]
 					if n, err := w.Write(p); n != len(p) || err != nil {
@@ -61,12 +62,12 @@ func TestPipeCarriesMuch(t *testing.T) {
 				if err == io.EOF {
 					break
 				}
-				must(t, err)
+				kit.Must(t, err)
 				if n == 0 {
 					t.Fatal("a read of nothing that is not the end")
 				}
 			}
-			must(t, <-writing)
+			kit.Must(t, <-writing)
 			if !bytes.Equal(got, data) {
 				t.Errorf("%d bytes arrive of %d, or others", len(got), len(data))
 			}
@@ -75,13 +76,13 @@ func TestPipeCarriesMuch(t *testing.T) {
 }
 
 func TestPipeWithoutReader(t *testing.T) {
-	story(t)
-	r, w := pipe(t)
-	must(t, r.Close())
+	kit.Story(t)
+	r, w := kit.Pipe(t)
+	kit.Must(t, r.Close())
 	for range 3 {
 		n, err := w.Write([]byte("nobody reads this"))
-		matches(t, err, syscall.EPIPE)
-		isPipeError(t, err, "write")
+		kit.Matches(t, err, syscall.EPIPE)
+		kit.IsPipeError(t, err, "write")
 		if n != 0 {
 			t.Errorf("wrote %d bytes", n)
 		}
@@ -89,16 +90,16 @@ func TestPipeWithoutReader(t *testing.T) {
 }
 
 func TestPipeNothingWorksAfterClose(t *testing.T) {
-	story(t)
-	r, w := pipe(t)
-	send(t, w, "unread")
+	kit.Story(t)
+	r, w := kit.Pipe(t)
+	kit.Send(t, w, "unread")
 	rawR, err := r.SyscallConn()
-	must(t, err)
+	kit.Must(t, err)
 	rawW, err := w.SyscallConn()
-	must(t, err)
-	must(t, r.Close())
-	must(t, w.Close())
-	saysClosed(t, map[string]func() error{
+	kit.Must(t, err)
+	kit.Must(t, r.Close())
+	kit.Must(t, w.Close())
+	kit.SaysClosed(t, map[string]func() error{
 		"Read":             func() error { _, err := r.Read(make([]byte, 1)); return err },
 		"WriteTo":          func() error { _, err := r.WriteTo(io.Discard); return err },
 		"SetReadDeadline":  func() error { return r.SetReadDeadline(time.Now()) },
@@ -115,20 +116,20 @@ func TestPipeNothingWorksAfterClose(t *testing.T) {
 }
 
 func TestPipeLeavesNothingAfterManyRounds(t *testing.T) {
-	story(t)
-	leavesNothing(t, 1000, func() {
+	kit.Story(t)
+	kit.LeavesNothing(t, 1000, func() {
 		r, w, err := ipc.Pipe()
-		must(t, err)
-		reading := begin(func() error { _, err := io.ReadFull(r, make([]byte, 4)); return err })
-		must(t, w.SetWriteDeadline(time.Now().Add(time.Hour)))
-		send(t, w, "ping")
-		must(t, <-reading)
+		kit.Must(t, err)
+		reading := kit.Begin(func() error { _, err := io.ReadFull(r, make([]byte, 4)); return err })
+		kit.Must(t, w.SetWriteDeadline(time.Now().Add(time.Hour)))
+		kit.Send(t, w, "ping")
+		kit.Must(t, <-reading)
 		f, err := w.File()
-		must(t, err)
-		must(t, w.Close())
-		must(t, f.Close())
-		expectEOF(t, r)
-		must(t, r.Close())
+		kit.Must(t, err)
+		kit.Must(t, w.Close())
+		kit.Must(t, f.Close())
+		kit.ExpectEOF(t, r)
+		kit.Must(t, r.Close())
 	})
 }
 
@@ -136,53 +137,53 @@ func TestPipeLeavesNothingAfterManyRounds(t *testing.T) {
 // Files
 
 func TestPipeFileIsADuplicate(t *testing.T) {
-	story(t)
-	r, w := pipe(t)
+	kit.Story(t)
+	r, w := kit.Pipe(t)
 	rf, err := r.File()
-	must(t, err)
+	kit.Must(t, err)
 	wf, err := w.File()
-	must(t, err)
-	must(t, r.Close())
-	must(t, w.Close())
+	kit.Must(t, err)
+	kit.Must(t, r.Close())
+	kit.Must(t, w.Close())
 	r2, err := ipc.FileReader(rf)
-	must(t, err)
+	kit.Must(t, err)
 	defer r2.Close()
 	w2, err := ipc.FileWriter(wf)
-	must(t, err)
+	kit.Must(t, err)
 	defer w2.Close()
-	must(t, rf.Close())
-	must(t, wf.Close())
-	send(t, w2, "by duplicates")
-	expect(t, r2, "by duplicates")
+	kit.Must(t, rf.Close())
+	kit.Must(t, wf.Close())
+	kit.Send(t, w2, "by duplicates")
+	kit.Expect(t, r2, "by duplicates")
 
-	must(t, r2.SetReadDeadline(time.Now().Add(brief)))
+	kit.Must(t, r2.SetReadDeadline(time.Now().Add(kit.Brief)))
 	_, err = r2.Read(make([]byte, 1))
-	timedOut(t, err)
-	must(t, r2.SetReadDeadline(time.Time{}))
-	reading := beginRead(r2)
-	awaitParked(t, "(*PipeReader).Read", 1)
-	must(t, w2.Close()) // the last of the writers
+	kit.TimedOut(t, err)
+	kit.Must(t, r2.SetReadDeadline(time.Time{}))
+	reading := kit.BeginRead(r2)
+	kit.AwaitParked(t, "(*PipeReader).Read", 1)
+	kit.Must(t, w2.Close()) // the last of the writers
 	if err := <-reading; err != io.EOF {
 		t.Errorf("read ends with %v, want io.EOF", err)
 	}
-	must(t, r2.Close())
+	kit.Must(t, r2.Close())
 }
 
 func TestPipeSyscallConnReachesTheEnd(t *testing.T) {
-	story(t)
-	r, w := pipe(t)
+	kit.Story(t)
+	r, w := kit.Pipe(t)
 	rawR, err := r.SyscallConn()
-	must(t, err)
+	kit.Must(t, err)
 	rawW, err := w.SyscallConn()
-	must(t, err)
+	kit.Must(t, err)
 	var a, b uintptr
-	must(t, rawR.Control(func(sys uintptr) { a = sys }))
-	must(t, rawW.Control(func(sys uintptr) { b = sys }))
+	kit.Must(t, rawR.Control(func(sys uintptr) { a = sys }))
+	kit.Must(t, rawW.Control(func(sys uintptr) { b = sys }))
 	if a == b || a == 0 || b == 0 {
 		t.Errorf("the descriptors are %d and %d", a, b)
 	}
-	send(t, w, "as before")
-	expect(t, r, "as before")
+	kit.Send(t, w, "as before")
+	kit.Expect(t, r, "as before")
 }
 
 // isStillOpen checks that the file was left with its owner.
@@ -201,24 +202,24 @@ func isStillOpen(t *testing.T, what string, f *os.File) {
 }
 
 func TestFileReaderAndWriterRefuseWhatIsNoPipe(t *testing.T) {
-	story(t)
-	file, err := os.Create(tempDir(t) + "/file")
-	must(t, err)
+	kit.Story(t)
+	file, err := os.Create(kit.TempDir(t) + "/file")
+	kit.Must(t, err)
 	defer os.Remove(file.Name())
 	defer file.Close()
 	for what, f := range map[string]*os.File{"a file": file, "nil": nil} {
 		for op, adopt := range adopters {
 			err := adopt(f)
-			isPipeError(t, err, "file")
+			kit.IsPipeError(t, err, "file")
 			if err == nil {
 				t.Errorf("%s adopts %s", op, what)
 			} else if f != nil {
-				matches(t, err, errors.ErrUnsupported)
+				kit.Matches(t, err, errors.ErrUnsupported)
 				isStillOpen(t, what, f)
 			}
 		}
 	}
-	must(t, file.Close())
+	kit.Must(t, file.Close())
 	for op, adopt := range adopters {
 		if adopt(file) == nil {
 			t.Errorf("%s adopts a closed file", op)
@@ -248,24 +249,24 @@ func TestFileReaderAndWriterRefuseTheOtherDirection(t *testing.T) {
 	if runtime.GOOS == "freebsd" {
 		t.Skip("pipes are two-way here")
 	}
-	story(t)
-	r, w := pipe(t)
+	kit.Story(t)
+	r, w := kit.Pipe(t)
 	rf, err := r.File()
-	must(t, err)
+	kit.Must(t, err)
 	defer rf.Close()
 	wf, err := w.File()
-	must(t, err)
+	kit.Must(t, err)
 	defer wf.Close()
 	for op, f := range map[string]*os.File{"FileWriter": rf, "FileReader": wf} {
 		err := adopters[op](f)
 		if err == nil {
 			t.Errorf("%s adopts the other end", op)
 		}
-		isPipeError(t, err, "file")
+		kit.IsPipeError(t, err, "file")
 		isStillOpen(t, "the end", f)
 	}
-	send(t, w, "as before")
-	expect(t, r, "as before")
+	kit.Send(t, w, "as before")
+	kit.Expect(t, r, "as before")
 }
 
 // ---------------------------------------------------------------------------
@@ -309,18 +310,18 @@ func tcpPair(t *testing.T) (a, b *net.TCPConn) {
 	}
 	defer l.Close()
 	accepted := make(chan net.Conn, 1)
-	accepting := begin(func() error {
+	accepting := kit.Begin(func() error {
 		c, err := l.Accept()
 		accepted <- c
 		return err
 	})
-	dialed, err := net.DialTimeout("tcp", l.Addr().String(), soon)
+	dialed, err := net.DialTimeout("tcp", l.Addr().String(), kit.Soon)
 	if err != nil {
 		l.Close()
 		<-accepting
 		t.Skipf("the loopback leads nowhere: %v", err)
 	}
-	must(t, <-accepting)
+	kit.Must(t, <-accepting)
 	a, b = dialed.(*net.TCPConn), (<-accepted).(*net.TCPConn)
 	t.Cleanup(func() { a.Close(); b.Close() })
 	return a, b
@@ -332,12 +333,12 @@ func unixPair(t *testing.T) (a, b *net.UnixConn) {
 	if runtime.GOOS == "windows" {
 		t.Skip("package net adopts no socket here")
 	}
-	c, d := pair(t)
+	c, d := kit.Pair(t)
 	foreign := func(c *ipc.Conn) *net.UnixConn {
 		f, err := c.File()
-		must(t, err)
+		kit.Must(t, err)
 		conn, err := net.FileConn(f)
-		must(t, errors.Join(err, f.Close(), c.Close()))
+		kit.Must(t, errors.Join(err, f.Close(), c.Close()))
 		t.Cleanup(func() { conn.Close() })
 		return conn.(*net.UnixConn)
 	}
@@ -355,13 +356,13 @@ type source struct {
 // feed writes the data to w and closes it.
 func feed(t *testing.T, w io.WriteCloser, data []byte) {
 	t.Helper()
-	feeding := begin(func() error {
+	feeding := kit.Begin(func() error {
 		_, err := w.Write(data)
 		return errors.Join(err, w.Close())
 	})
 	t.Cleanup(func() {
 		if !t.Failed() && !t.Skipped() { // or it may wait for ever
-			must(t, <-feeding)
+			kit.Must(t, <-feeding)
 		}
 	})
 }
@@ -373,20 +374,20 @@ func keepsBack(t *testing.T, r io.Reader) {
 	t.Helper()
 	t.Cleanup(func() {
 		if !t.Failed() && !t.Skipped() {
-			expect(t, r, keptBack)
-			expectEOF(t, r)
+			kit.Expect(t, r, keptBack)
+			kit.ExpectEOF(t, r)
 		}
 	})
 }
 
 var sources = []source{
 	{"Conn", true, func(t *testing.T, data []byte) io.Reader {
-		a, b := pair(t)
+		a, b := kit.Pair(t)
 		feed(t, b, data)
 		return a
 	}},
 	{"PipeReader", true, func(t *testing.T, data []byte) io.Reader {
-		r, w := pipe(t)
+		r, w := kit.Pipe(t)
 		feed(t, w, data)
 		return r
 	}},
@@ -401,41 +402,41 @@ var sources = []source{
 		return a
 	}},
 	{"OSPipe", false, func(t *testing.T, data []byte) io.Reader {
-		r, w := osPipe(t)
+		r, w := kit.OsPipe(t)
 		feed(t, w, data)
 		return r
 	}},
 	{"File", false, func(t *testing.T, data []byte) io.Reader {
-		f, err := os.CreateTemp(tempDir(t), "")
-		must(t, err)
+		f, err := os.CreateTemp(kit.TempDir(t), "")
+		kit.Must(t, err)
 		t.Cleanup(func() { f.Close(); os.Remove(f.Name()) })
 		_, err = f.Write(append([]byte("skipped"), data...))
-		must(t, err)
+		kit.Must(t, err)
 		_, err = f.Seek(int64(len("skipped")), io.SeekStart)
-		must(t, err)
+		kit.Must(t, err)
 		return f
 	}},
 	{"BytesReader", false, func(t *testing.T, data []byte) io.Reader { return bytes.NewReader(data) }},
 	{"LimitedConn", false, func(t *testing.T, data []byte) io.Reader {
-		a, b := pair(t)
+		a, b := kit.Pair(t)
 		feed(t, b, append(bytes.Clone(data), keptBack...))
 		keepsBack(t, a)
 		return io.LimitReader(a, int64(len(data)))
 	}},
 	{"LimitedPipe", false, func(t *testing.T, data []byte) io.Reader {
-		r, w := pipe(t)
+		r, w := kit.Pipe(t)
 		feed(t, w, append(bytes.Clone(data), keptBack...))
 		keepsBack(t, r)
 		return io.LimitReader(r, int64(len(data)))
 	}},
 	{"TwiceLimitedConn", false, func(t *testing.T, data []byte) io.Reader {
-		a, b := pair(t)
+		a, b := kit.Pair(t)
 		feed(t, b, append(bytes.Clone(data), keptBack...))
 		keepsBack(t, a)
 		return io.LimitReader(io.LimitReader(a, int64(len(data))), int64(len(data)+3))
 	}},
 	{"WrappedConn", false, func(t *testing.T, data []byte) io.Reader {
-		a, b := pair(t)
+		a, b := kit.Pair(t)
 		data = bytes.Clone(data)
 		invert(data)
 		feed(t, b, data)
@@ -454,23 +455,23 @@ type sink struct {
 func collect(t *testing.T, r io.Reader) (arrived func() []byte) {
 	t.Helper()
 	var got bytes.Buffer
-	draining := begin(func() error {
+	draining := kit.Begin(func() error {
 		_, err := got.ReadFrom(struct{ io.Reader }{r})
 		return err
 	})
 	return func() []byte {
-		must(t, <-draining)
+		kit.Must(t, <-draining)
 		return got.Bytes()
 	}
 }
 
 var sinks = []sink{
 	{"Conn", true, func(t *testing.T) (io.WriteCloser, func() []byte) {
-		a, b := pair(t)
+		a, b := kit.Pair(t)
 		return a, collect(t, b)
 	}},
 	{"PipeWriter", true, func(t *testing.T) (io.WriteCloser, func() []byte) {
-		r, w := pipe(t)
+		r, w := kit.Pipe(t)
 		return w, collect(t, r)
 	}},
 	{"TCPConn", false, func(t *testing.T) (io.WriteCloser, func() []byte) {
@@ -482,19 +483,19 @@ var sinks = []sink{
 		return a, collect(t, b)
 	}},
 	{"OSPipe", false, func(t *testing.T) (io.WriteCloser, func() []byte) {
-		r, w := osPipe(t)
+		r, w := kit.OsPipe(t)
 		return w, collect(t, r)
 	}},
 	{"File", false, func(t *testing.T) (io.WriteCloser, func() []byte) {
-		name := tempDir(t) + "/sink"
-		must(t, os.WriteFile(name, []byte("kept, "), 0o600))
+		name := kit.TempDir(t) + "/sink"
+		kit.Must(t, os.WriteFile(name, []byte("kept, "), 0o600))
 		t.Cleanup(func() { os.Remove(name) })
 		f, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND, 0)
-		must(t, err)
+		kit.Must(t, err)
 		t.Cleanup(func() { f.Close() })
 		return f, func() []byte {
 			got, err := os.ReadFile(name)
-			must(t, err)
+			kit.Must(t, err)
 			got, kept := bytes.CutPrefix(got, []byte("kept, "))
 			if !kept {
 				t.Error("the copy is not behind what was in the file")
@@ -503,7 +504,7 @@ var sinks = []sink{
 		}
 	}},
 	{"WrappedConn", false, func(t *testing.T) (io.WriteCloser, func() []byte) {
-		a, b := pair(t)
+		a, b := kit.Pair(t)
 		arrived := collect(t, b)
 		return inverting{a}, func() []byte {
 			got := arrived()
@@ -514,8 +515,8 @@ var sinks = []sink{
 }
 
 func TestCopyIsExact(t *testing.T) {
-	together(t)
-	data := pattern(700<<10 + 123)
+	kit.Together(t)
+	data := kit.Pattern(700<<10 + 123)
 	for _, from := range sources {
 		for _, to := range sinks {
 			if !from.own && !to.own && !strings.Contains(from.name, "Limited") && from.name != "WrappedConn" && to.name != "WrappedConn" {
@@ -534,7 +535,7 @@ func TestCopyIsExact(t *testing.T) {
 					continue
 				}
 				t.Run(from.name+"To"+to.name+"By"+way, func(t *testing.T) {
-					story(t)
+					kit.Story(t)
 					for _, data := range [][]byte{data, data[:1], nil} {
 						src := from.open(t, data)
 						dst, arrived := to.open(t)
@@ -542,7 +543,7 @@ func TestCopyIsExact(t *testing.T) {
 						if n != int64(len(data)) || err != nil {
 							t.Errorf("copied %d of %d, %v", n, len(data), err)
 						}
-						must(t, dst.Close())
+						kit.Must(t, dst.Close())
 						if got := arrived(); !bytes.Equal(got, data) {
 							t.Errorf("of %d bytes %d arrive, or others", len(data), len(got))
 						}
@@ -579,7 +580,7 @@ func (w wrappingPipe) Write(p []byte) (int, error) { return inverting{w.PipeWrit
 func (w wrappingTCP) Write(p []byte) (int, error) { return inverting{w.TCPConn}.Write(p) }
 
 func TestCopyGoesThroughTheReadOfAWrapper(t *testing.T) {
-	data := pattern(100 << 10)
+	data := kit.Pattern(100 << 10)
 	invertedData := bytes.Clone(data)
 	invert(invertedData)
 	wrap := map[string]func(io.Reader) io.Reader{
@@ -594,18 +595,18 @@ func TestCopyGoesThroughTheReadOfAWrapper(t *testing.T) {
 				continue
 			}
 			t.Run(from.name+"To"+to.name, func(t *testing.T) {
-				story(t)
+				kit.Story(t)
 				for _, limited := range []bool{false, true} {
 					src := wrap[from.name](from.open(t, invertedData))
 					if limited {
-						src = io.LimitReader(src, tooMuch)
+						src = io.LimitReader(src, kit.TooMuch)
 					}
 					dst, arrived := to.open(t)
 					n, err := dst.(io.ReaderFrom).ReadFrom(src)
 					if n != int64(len(data)) || err != nil {
 						t.Errorf("copied %d of %d, %v", n, len(data), err)
 					}
-					must(t, dst.Close())
+					kit.Must(t, dst.Close())
 					if !bytes.Equal(arrived(), data) {
 						t.Error("the copy goes around the wrapper's Read")
 					}
@@ -616,7 +617,7 @@ func TestCopyGoesThroughTheReadOfAWrapper(t *testing.T) {
 }
 
 func TestCopyGoesThroughTheWriteOfAWrapper(t *testing.T) {
-	data := pattern(100 << 10)
+	data := kit.Pattern(100 << 10)
 	invertedData := bytes.Clone(data)
 	invert(invertedData)
 	wrap := map[string]func(io.Writer) io.Writer{
@@ -630,14 +631,14 @@ func TestCopyGoesThroughTheWriteOfAWrapper(t *testing.T) {
 				continue
 			}
 			t.Run(from.name+"To"+to.name, func(t *testing.T) {
-				story(t)
+				kit.Story(t)
 				src := from.open(t, data)
 				dst, arrived := to.open(t)
 				n, err := src.(io.WriterTo).WriteTo(wrap[to.name](dst))
 				if n != int64(len(data)) || err != nil {
 					t.Errorf("copied %d of %d, %v", n, len(data), err)
 				}
-				must(t, dst.Close())
+				kit.Must(t, dst.Close())
 				if !bytes.Equal(arrived(), invertedData) {
 					t.Error("the copy goes around the wrapper's Write")
 				}
@@ -652,9 +653,9 @@ func TestCopyOfALimitedReaderKnowsWhatWasCopied(t *testing.T) {
 			continue
 		}
 		t.Run(to.name, func(t *testing.T) {
-			story(t)
-			a, b := pair(t)
-			send(t, b, "abcdefghij")
+			kit.Story(t)
+			a, b := kit.Pair(t)
+			kit.Send(t, b, "abcdefghij")
 			dst, arrived := to.open(t)
 			l := &io.LimitedReader{R: a, N: 4}
 			if n, err := dst.(io.ReaderFrom).ReadFrom(l); n != 4 || err != nil || l.N != 0 {
@@ -663,7 +664,7 @@ func TestCopyOfALimitedReaderKnowsWhatWasCopied(t *testing.T) {
 			if n, err := dst.(io.ReaderFrom).ReadFrom(l); n != 0 || err != nil {
 				t.Errorf("beyond the limit: %d, %v", n, err)
 			}
-			must(t, b.Close())
+			kit.Must(t, b.Close())
 			l.N = 100
 			if n, err := dst.(io.ReaderFrom).ReadFrom(l); n != 6 || err != nil || l.N != 94 {
 				t.Errorf("copied %d, %v, and %d are left to copy", n, err, l.N)
@@ -672,7 +673,7 @@ func TestCopyOfALimitedReaderKnowsWhatWasCopied(t *testing.T) {
 			if n, err := dst.(io.ReaderFrom).ReadFrom(l); n != 0 || err != nil {
 				t.Errorf("with a negative limit: %d, %v", n, err)
 			}
-			must(t, dst.Close())
+			kit.Must(t, dst.Close())
 			if got := arrived(); string(got) != "abcdefghij" {
 				t.Errorf("%q arrives", got)
 			}
@@ -702,20 +703,20 @@ func overEachStretch(t *testing.T, tell func(t *testing.T, s stretch, copying fu
 		for _, to := range []string{"Conn", "Pipe"} {
 			for _, way := range []string{"WriteTo", "ReadFrom"} {
 				t.Run(from+"To"+to+"By"+way, func(t *testing.T) {
-					story(t)
+					kit.Story(t)
 					var s stretch
 					if from == "Conn" {
-						a, b := pair(t)
+						a, b := kit.Pair(t)
 						s.in, s.src = a, b
 					} else {
-						r, w := pipe(t)
+						r, w := kit.Pipe(t)
 						s.in, s.src = w, r
 					}
 					if to == "Conn" {
-						a, b := pair(t)
+						a, b := kit.Pair(t)
 						s.dst, s.out = a, b
 					} else {
-						r, w := pipe(t)
+						r, w := kit.Pipe(t)
 						s.dst, s.out = w, r
 					}
 					tell(t, s, func() (int64, error) {
@@ -732,7 +733,7 @@ func overEachStretch(t *testing.T, tell func(t *testing.T, s stretch, copying fu
 
 // flood writes to w until that fails.
 func flood(w io.Writer) <-chan error {
-	return begin(func() error {
+	return kit.Begin(func() error {
 		for p := make([]byte, 10<<10); ; {
 			if _, err := w.Write(p); err != nil {
 				return err
@@ -744,8 +745,8 @@ func flood(w io.Writer) <-chan error {
 // parkedCopying waits until the copy of a stretch waits for something.
 func parkedCopying(t *testing.T) {
 	t.Helper()
-	eventually(t, "the copy waits", func() bool {
-		for g := range strings.SplitSeq(stacks(), "\n\n") {
+	kit.Eventually(t, "the copy waits", func() bool {
+		for g := range strings.SplitSeq(kit.Stacks(), "\n\n") {
 			state, frames, _ := strings.Cut(g, "\n")
 			copying := strings.Contains(frames, "/ipc.copyOut(") || strings.Contains(frames, "/ipc.copyIn(")
 			awake := strings.Contains(state, "[runn") || runtime.GOOS != "windows" && strings.Contains(state, "[syscall")
@@ -759,22 +760,22 @@ func parkedCopying(t *testing.T) {
 
 func TestCopyEndsWithItsSource(t *testing.T) {
 	overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
-		done := begin(func() error {
+		done := kit.Begin(func() error {
 			n, err := copying()
 			if err == nil && n != 10 {
 				err = fmt.Errorf("copied %d of 10", n)
 			}
 			return err
 		})
-		send(t, s.in, "first")
-		expect(t, s.out, "first") // at once, not at the end
+		kit.Send(t, s.in, "first")
+		kit.Expect(t, s.out, "first") // at once, not at the end
 		parkedCopying(t)
-		send(t, s.in, "after")
-		expect(t, s.out, "after")
-		must(t, s.in.Close())
-		must(t, <-done)
-		must(t, s.dst.Close())
-		expectEOF(t, s.out)
+		kit.Send(t, s.in, "after")
+		kit.Expect(t, s.out, "after")
+		kit.Must(t, s.in.Close())
+		kit.Must(t, <-done)
+		kit.Must(t, s.dst.Close())
+		kit.ExpectEOF(t, s.out)
 	})
 }
 
@@ -786,73 +787,73 @@ func TestCopyOfAProxyWhoseServerSpeaksFirst(t *testing.T) {
 		"ReadFrom": func(dst, src *ipc.Conn) (int64, error) { return dst.ReadFrom(src) },
 	} {
 		t.Run(way, func(t *testing.T) {
-			story(t)
-			client, inner := pair(t)
-			outer, server := pair(t)
-			up := begin(func() error { _, err := copying(outer, inner); return err })
+			kit.Story(t)
+			client, inner := kit.Pair(t)
+			outer, server := kit.Pair(t)
+			up := kit.Begin(func() error { _, err := copying(outer, inner); return err })
 			parkedCopying(t)
-			down := begin(func() error { _, err := copying(inner, outer); return err })
-			send(t, server, "welcome")
-			must(t, client.SetReadDeadline(time.Now().Add(soon))) // or a copy that waits shows as a hang
-			expect(t, client, "welcome")
-			send(t, client, "thanks")
-			expect(t, server, "thanks")
-			must(t, server.Close())
-			must(t, <-down)
-			must(t, client.Close())
-			must(t, <-up)
+			down := kit.Begin(func() error { _, err := copying(inner, outer); return err })
+			kit.Send(t, server, "welcome")
+			kit.Must(t, client.SetReadDeadline(time.Now().Add(kit.Soon))) // or a copy that waits shows as a hang
+			kit.Expect(t, client, "welcome")
+			kit.Send(t, client, "thanks")
+			kit.Expect(t, server, "thanks")
+			kit.Must(t, server.Close())
+			kit.Must(t, <-down)
+			kit.Must(t, client.Close())
+			kit.Must(t, <-up)
 		})
 	}
 }
 
 func TestCopyEndsWhenNobodyReadsTheSink(t *testing.T) {
 	overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
-		done := begin(func() error { _, err := copying(); return err })
+		done := kit.Begin(func() error { _, err := copying(); return err })
 		flooding := flood(s.in)
-		expect(t, s.out, string(make([]byte, 300<<10)))
-		must(t, s.out.Close())
-		matches(t, <-done, syscall.EPIPE)
-		must(t, s.src.Close())
-		matches(t, <-flooding, syscall.EPIPE)
+		kit.Expect(t, s.out, string(make([]byte, 300<<10)))
+		kit.Must(t, s.out.Close())
+		kit.Matches(t, <-done, syscall.EPIPE)
+		kit.Must(t, s.src.Close())
+		kit.Matches(t, <-flooding, syscall.EPIPE)
 	})
 }
 
 func TestCopyEndsWhenItsSourceIsClosed(t *testing.T) {
 	overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
-		done := begin(func() error { _, err := copying(); return err })
-		send(t, s.in, "first")
-		expect(t, s.out, "first")
+		done := kit.Begin(func() error { _, err := copying(); return err })
+		kit.Send(t, s.in, "first")
+		kit.Expect(t, s.out, "first")
 		parkedCopying(t)
-		must(t, s.src.Close())
-		matches(t, <-done, net.ErrClosed)
-		send(t, s.dst, "and more") // is not of the copy's business
-		expect(t, s.out, "and more")
+		kit.Must(t, s.src.Close())
+		kit.Matches(t, <-done, net.ErrClosed)
+		kit.Send(t, s.dst, "and more") // is not of the copy's business
+		kit.Expect(t, s.out, "and more")
 	})
 }
 
 func TestCopyEndsWhenItsSinkIsClosed(t *testing.T) {
 	t.Run("WhileItWaitsForTheSource", func(t *testing.T) {
 		overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
-			done := begin(func() error { _, err := copying(); return err })
-			send(t, s.in, "first")
-			expect(t, s.out, "first")
+			done := kit.Begin(func() error { _, err := copying(); return err })
+			kit.Send(t, s.in, "first")
+			kit.Expect(t, s.out, "first")
 			parkedCopying(t)
-			must(t, s.dst.Close())
-			expectEOF(t, s.out)
-			send(t, s.in, "in vain") // a copy may not learn of it before
-			matches(t, <-done, net.ErrClosed)
+			kit.Must(t, s.dst.Close())
+			kit.ExpectEOF(t, s.out)
+			kit.Send(t, s.in, "in vain") // a copy may not learn of it before
+			kit.Matches(t, <-done, net.ErrClosed)
 		})
 	})
 	t.Run("WhileItWaitsForTheSink", func(t *testing.T) {
 		overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
 			flooding := flood(s.in)
-			done := begin(func() error { _, err := copying(); return err })
-			expect(t, s.out, string(make([]byte, 100<<10)))
+			done := kit.Begin(func() error { _, err := copying(); return err })
+			kit.Expect(t, s.out, string(make([]byte, 100<<10)))
 			parkedCopying(t)
-			must(t, s.dst.Close())
-			matches(t, <-done, net.ErrClosed)
-			must(t, s.src.Close())
-			matches(t, <-flooding, syscall.EPIPE)
+			kit.Must(t, s.dst.Close())
+			kit.Matches(t, <-done, net.ErrClosed)
+			kit.Must(t, s.src.Close())
+			kit.Matches(t, <-flooding, syscall.EPIPE)
 		})
 	})
 }
@@ -860,19 +861,19 @@ func TestCopyEndsWhenItsSinkIsClosed(t *testing.T) {
 func TestCopyEndsAtTheReadDeadline(t *testing.T) {
 	overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
 		for range 2 {
-			done := begin(func() error {
+			done := kit.Begin(func() error {
 				n, err := copying()
 				if n != 5 {
 					err = fmt.Errorf("copied %d of 5: %w", n, err)
 				}
 				return err
 			})
-			send(t, s.in, "first")
-			expect(t, s.out, "first")
+			kit.Send(t, s.in, "first")
+			kit.Expect(t, s.out, "first")
 			parkedCopying(t)
-			must(t, s.src.SetReadDeadline(time.Now().Add(brief)))
-			timedOut(t, <-done)
-			must(t, s.src.SetReadDeadline(time.Time{})) // and nothing was lost
+			kit.Must(t, s.src.SetReadDeadline(time.Now().Add(kit.Brief)))
+			kit.TimedOut(t, <-done)
+			kit.Must(t, s.src.SetReadDeadline(time.Time{})) // and nothing was lost
 		}
 	})
 }
@@ -880,13 +881,13 @@ func TestCopyEndsAtTheReadDeadline(t *testing.T) {
 func TestCopyEndsAtTheWriteDeadline(t *testing.T) {
 	overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
 		flooding := flood(s.in)
-		done := begin(func() error { _, err := copying(); return err })
-		expect(t, s.out, string(make([]byte, 100<<10)))
+		done := kit.Begin(func() error { _, err := copying(); return err })
+		kit.Expect(t, s.out, string(make([]byte, 100<<10)))
 		parkedCopying(t)
-		must(t, s.dst.SetWriteDeadline(time.Now().Add(brief)))
-		timedOut(t, <-done)
-		must(t, s.src.Close())
-		matches(t, <-flooding, syscall.EPIPE)
+		kit.Must(t, s.dst.SetWriteDeadline(time.Now().Add(kit.Brief)))
+		kit.TimedOut(t, <-done)
+		kit.Must(t, s.src.Close())
+		kit.Matches(t, <-flooding, syscall.EPIPE)
 	})
 }
 
@@ -898,11 +899,11 @@ func TestCopyThatNeverWaitsEndsAtTheDeadline(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
-				send(t, s.in, "there is data, and room for it")
-				must(t, set(s, time.Now().Add(-time.Hour)))
-				must(t, s.in.Close()) // or a copy that errs would wait
+				kit.Send(t, s.in, "there is data, and room for it")
+				kit.Must(t, set(s, time.Now().Add(-time.Hour)))
+				kit.Must(t, s.in.Close()) // or a copy that errs would wait
 				n, err := copying()
-				timedOut(t, err)
+				kit.TimedOut(t, err)
 				if n != 0 {
 					t.Errorf("copied %d bytes", n)
 				}
@@ -915,8 +916,8 @@ func TestCopyDoesNotComeBetweenTheBytesOfAWrite(t *testing.T) {
 	overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
 		const size, writes = 300 << 10, 10
 		flooding := flood(s.in) // with zeros
-		done := begin(func() error { _, err := copying(); return err })
-		writing := begin(func() error {
+		done := kit.Begin(func() error { _, err := copying(); return err })
+		writing := kit.Begin(func() error {
 			for range writes {
 				if _, err := s.dst.Write(bytes.Repeat([]byte{1}, size)); err != nil {
 					return err
@@ -927,7 +928,7 @@ func TestCopyDoesNotComeBetweenTheBytesOfAWrite(t *testing.T) {
 		run, ones := 0, 0
 		for p := make([]byte, 4<<10); ones < size*writes; {
 			n, err := s.out.Read(p)
-			must(t, err)
+			kit.Must(t, err)
 			for _, b := range p[:n] {
 				if b == 1 {
 					run++
@@ -939,42 +940,42 @@ func TestCopyDoesNotComeBetweenTheBytesOfAWrite(t *testing.T) {
 				}
 			}
 		}
-		must(t, <-writing)
-		must(t, s.src.Close())
-		discarding := begin(func() error { _, err := io.Copy(io.Discard, s.out); return err })
-		matches(t, <-done, net.ErrClosed)
-		matches(t, <-flooding, syscall.EPIPE)
-		must(t, s.dst.Close())
-		must(t, <-discarding)
+		kit.Must(t, <-writing)
+		kit.Must(t, s.src.Close())
+		discarding := kit.Begin(func() error { _, err := io.Copy(io.Discard, s.out); return err })
+		kit.Matches(t, <-done, net.ErrClosed)
+		kit.Matches(t, <-flooding, syscall.EPIPE)
+		kit.Must(t, s.dst.Close())
+		kit.Must(t, <-discarding)
 	})
 }
 
 func TestCopyLeavesNothingAfterManyRounds(t *testing.T) {
 	overEachStretch(t, func(t *testing.T, s stretch, copying func() (int64, error)) {
-		leavesNothing(t, 20, func() {
-			send(t, s.in, "data")
+		kit.LeavesNothing(t, 20, func() {
+			kit.Send(t, s.in, "data")
 			for copied := int64(0); copied < 4; {
-				must(t, s.src.SetReadDeadline(time.Now().Add(time.Millisecond)))
+				kit.Must(t, s.src.SetReadDeadline(time.Now().Add(time.Millisecond)))
 				n, err := copying()
-				timedOut(t, err)
+				kit.TimedOut(t, err)
 				copied += n
 			}
-			expect(t, s.out, "data")
+			kit.Expect(t, s.out, "data")
 		})
 	})
 }
 
 // Both errors of an end that was closed here: package os has the one, net the other.
 func TestPipeThatIsClosedIsSoToOsAndNet(t *testing.T) {
-	story(t)
-	r, w := pipe(t)
+	kit.Story(t)
+	r, w := kit.Pipe(t)
 	raw := map[string]syscall.RawConn{}
 	for what, end := range map[string]syscall.Conn{"reader": r, "writer": w} {
 		c, err := end.SyscallConn()
-		must(t, err)
+		kit.Must(t, err)
 		raw[what] = c
 	}
-	must(t, errors.Join(r.Close(), w.Close()))
+	kit.Must(t, errors.Join(r.Close(), w.Close()))
 	calls := map[string]func() error{
 		"Read":             func() error { _, err := r.Read(make([]byte, 1)); return err },
 		"Read of nothing":  func() error { _, err := r.Read(nil); return err },
@@ -1006,15 +1007,15 @@ func TestPipeThatIsClosedIsSoToOsAndNet(t *testing.T) {
 	}
 
 	// Those that wait at the time too.
-	r, w = pipe(t)
-	reading := beginRead(r)
-	awaitParked(t, "(*PipeReader).Read", 1)
-	must(t, r.Close())
-	matches(t, <-reading, net.ErrClosed, os.ErrClosed)
-	r, w = pipe(t)
-	writing := begin(func() error { _, err := w.Write(make([]byte, tooMuch)); return err })
-	awaitParked(t, "(*PipeWriter).Write", 1)
-	must(t, w.Close())
-	matches(t, <-writing, net.ErrClosed, os.ErrClosed)
-	must(t, r.Close())
+	r, w = kit.Pipe(t)
+	reading := kit.BeginRead(r)
+	kit.AwaitParked(t, "(*PipeReader).Read", 1)
+	kit.Must(t, r.Close())
+	kit.Matches(t, <-reading, net.ErrClosed, os.ErrClosed)
+	r, w = kit.Pipe(t)
+	writing := kit.Begin(func() error { _, err := w.Write(make([]byte, kit.TooMuch)); return err })
+	kit.AwaitParked(t, "(*PipeWriter).Write", 1)
+	kit.Must(t, w.Close())
+	kit.Matches(t, <-writing, net.ErrClosed, os.ErrClosed)
+	kit.Must(t, r.Close())
 }

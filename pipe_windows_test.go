@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"reflect"
 	"runtime"
+	"runtime/pprof"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,21 +24,22 @@ import (
 	"unsafe"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
 func init() {
-	roles["inherits"] = childInherits
-	roles["shared"] = childIsShared
-	roles["waits"] = func(p *parent, _ []string) error { p.say("here"); p.hear(); return nil }
+	kit.Roles["inherits"] = childInherits
+	kit.Roles["shared"] = childIsShared
+	kit.Roles["waits"] = func(p *kit.Parent, _ []string) error { p.Say("here"); p.Hear(); return nil }
 }
 
 // ---------------------------------------------------------------------------
 // Addresses
 
 func TestPipePathsHaveManySpellings(t *testing.T) {
-	story(t)
-	name := "Dir\\" + unique()
-	l := listen(t, ipc.Name(name))
+	kit.Story(t)
+	name := "Dir\\" + kit.Unique()
+	l := kit.Listen(t, ipc.Name(name))
 	for _, addr := range []ipc.Addr{
 		ipc.Name(name),
 		ipc.Name(strings.ToUpper(name)),
@@ -47,9 +49,9 @@ func TestPipePathsHaveManySpellings(t *testing.T) {
 		ipc.Path(`\\?\pipe\` + name),
 		ipc.Path(`//./pipe/` + name),
 	} {
-		serves(t, l, addr)
+		kit.Serves(t, l, addr)
 		_, err := ipc.Listen(addr)
-		matches(t, err, ipc.ErrAddrInUse)
+		kit.Matches(t, err, ipc.ErrAddrInUse)
 	}
 }
 
@@ -71,7 +73,7 @@ func TestListenPipeRefusesPathsThatAreNoPipes(t *testing.T) {
 		}
 	}
 	_, err := ipc.Dial(ipc.Path(`C:\socket`))
-	matches(t, err, errors.ErrUnsupported)
+	kit.Matches(t, err, errors.ErrUnsupported)
 	if !strings.Contains(err.Error(), `\\.\pipe\`) {
 		t.Errorf("%q does not say what to write", err)
 	}
@@ -79,27 +81,27 @@ func TestListenPipeRefusesPathsThatAreNoPipes(t *testing.T) {
 
 func TestPipeOfAnotherMachineCannotBeServed(t *testing.T) {
 	_, err := ipc.Listen(ipc.Path(`\\server\pipe\x`))
-	matches(t, err, errors.ErrUnsupported)
+	kit.Matches(t, err, errors.ErrUnsupported)
 }
 
 func TestPipePathsMayHave256Characters(t *testing.T) {
-	story(t)
-	name := unique()
+	kit.Story(t)
+	name := kit.Unique()
 	name += strings.Repeat("ü", 256-len(`\\.\pipe\`)-len(name))
-	l := listen(t, ipc.Name(name))
-	serves(t, l, ipc.Name(name))
+	l := kit.Listen(t, ipc.Name(name))
+	kit.Serves(t, l, ipc.Name(name))
 	_, err := ipc.Listen(ipc.Name(name + "ü"))
-	matches(t, err, ipc.ErrNameTooLong)
+	kit.Matches(t, err, ipc.ErrNameTooLong)
 }
 
 // ---------------------------------------------------------------------------
 // Bursts and races
 
 func TestPipeListenerBurstOfClientsGetsThrough(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	const clients = 200
-	l := listen(t, nameAddr(t))
-	served := begin(func() error {
+	l := kit.Listen(t, kit.NameAddr(t))
+	served := kit.Begin(func() error {
 		for range clients {
 			c, err := l.AcceptConn()
 			if err != nil {
@@ -116,7 +118,7 @@ func TestPipeListenerBurstOfClientsGetsThrough(t *testing.T) {
 	var busy sync.WaitGroup
 	for i := range clients {
 		busy.Go(func() {
-			c, err := ipc.Dialer{Timeout: soon}.Dial(l.Addr().(ipc.Addr))
+			c, err := ipc.Dialer{Timeout: kit.Soon}.Dial(l.Addr().(ipc.Addr))
 			if err != nil {
 				t.Errorf("client %d: %v", i, err)
 				return
@@ -133,21 +135,21 @@ func TestPipeListenerBurstOfClientsGetsThrough(t *testing.T) {
 	}
 	busy.Wait()
 	if !t.Failed() {
-		must(t, <-served)
+		kit.Must(t, <-served)
 	}
 }
 
 func TestPipeListenerClientsThatVanishNeverSurface(t *testing.T) {
 	for _, d := range []ipc.Direction{ipc.Duplex, ipc.ClientToServer, ipc.ServerToClient} {
 		t.Run(d.String(), func(t *testing.T) {
-			story(t)
-			l, path := listenPipe(t, ipc.PipeConfig{Direction: d, Backlog: 2})
+			kit.Story(t)
+			l, path := kit.ListenPipe(t, ipc.PipeConfig{Direction: d, Backlog: 2})
 			for round := range 20 {
 				// As many as have room, all gone before Accept.
 				for range 2 {
-					must(t, dialPipe(t, path, ipc.PipeDialer{Direction: d}).Close())
+					kit.Must(t, kit.DialPipe(t, path, ipc.PipeDialer{Direction: d}).Close())
 				}
-				server := begin(func() error {
+				server := kit.Begin(func() error {
 					c, err := l.AcceptPipe()
 					if err != nil {
 						return err
@@ -161,33 +163,33 @@ func TestPipeListenerClientsThatVanishNeverSurface(t *testing.T) {
 					}
 					return err
 				})
-				client := dialPipe(t, path, ipc.PipeDialer{Direction: d})
+				client := kit.DialPipe(t, path, ipc.PipeDialer{Direction: d})
 				if d == ipc.ServerToClient {
-					expect(t, client, "for you")
+					kit.Expect(t, client, "for you")
 				} else {
-					send(t, client, "from me")
+					kit.Send(t, client, "from me")
 				}
 				if err := <-server; err != nil {
 					t.Fatalf("round %d: %v", round, err)
 				}
-				must(t, client.Close())
+				kit.Must(t, client.Close())
 			}
 		})
 	}
 }
 
 func TestPipeListenerHearsAClientThatWroteAndLeft(t *testing.T) {
-	story(t)
-	l, path := listenPipe(t, ipc.PipeConfig{Messages: true})
+	kit.Story(t)
+	l, path := kit.ListenPipe(t, ipc.PipeConfig{Messages: true})
 	for _, words := range [][]string{{"last words"}, {""}, {"", "one", ""}} {
-		client := dialPipe(t, path, ipc.PipeDialer{Messages: true})
+		client := kit.DialPipe(t, path, ipc.PipeDialer{Messages: true})
 		for _, w := range words {
-			must(t, client.WriteMessage([]byte(w)))
+			kit.Must(t, client.WriteMessage([]byte(w)))
 		}
-		must(t, client.Close())
-		server := acceptPipe(t, l)
+		kit.Must(t, client.Close())
+		server := kit.AcceptPipe(t, l)
 		for _, w := range words {
-			expectMessage(t, server, w)
+			kit.ExpectMessage(t, server, w)
 		}
 		if n, more, err := server.ReadMessage(make([]byte, 9)); n != 0 || more || err != io.EOF {
 			t.Fatalf("%d, %v, %v after the last message, want io.EOF", n, more, err)
@@ -198,21 +200,21 @@ func TestPipeListenerHearsAClientThatWroteAndLeft(t *testing.T) {
 var rounds = flag.Int("ipc.rounds", 5000, "how often Close races with Dial")
 
 func TestPipeListenerCloseRacesWithDial(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	n := *rounds
 	if testing.Short() {
 		n = min(n, 200)
 	}
 	before := allHandles()
-	end := time.Now().Add(patience * 3 / 4) // a slow machine makes fewer rounds
+	end := time.Now().Add(kit.Patience * 3 / 4) // a slow machine makes fewer rounds
 	for round := range n {
 		if time.Now().After(end) {
 			t.Logf("%d rounds", round)
 			break
 		}
-		addr := nameAddr(t)
-		l := listen(t, addr)
-		accepted := begin(func() error {
+		addr := kit.NameAddr(t)
+		l := kit.Listen(t, addr)
+		accepted := kit.Begin(func() error {
 			c, err := l.AcceptConn()
 			if err == nil {
 				c.Close()
@@ -220,8 +222,8 @@ func TestPipeListenerCloseRacesWithDial(t *testing.T) {
 			}
 			return err
 		})
-		ctx, cancel := context.WithCancel(background())
-		dialed := begin(func() error {
+		ctx, cancel := context.WithCancel(kit.Background())
+		dialed := kit.Begin(func() error {
 			c, err := ipc.Dialer{}.DialContext(ctx, addr)
 			if err == nil {
 				io.WriteString(c, "x")
@@ -232,32 +234,32 @@ func TestPipeListenerCloseRacesWithDial(t *testing.T) {
 		if round%2 == 1 {
 			runtime.Gosched()
 		}
-		must(t, l.Close())
-		matches(t, <-accepted, net.ErrClosed)
+		kit.Must(t, l.Close())
+		kit.Matches(t, <-accepted, net.ErrClosed)
 		cancel()
 		if err := <-dialed; err != nil && !errors.Is(err, ipc.ErrNoListener) && !errors.Is(err, context.Canceled) && !errors.Is(err, ipc.ErrUntrusted) {
 			t.Fatal(err)
 		}
 	}
 	// Handles of threads of the runtime come and go; a leak shows many times.
-	eventually(t, "no handles are left", func() bool { return allHandles() < before+200 })
+	kit.Eventually(t, "no handles are left", func() bool { return allHandles() < before+200 })
 }
 
 func TestPipeListenerCloseEndsAcceptsAndAllOperations(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	for range 20 {
-		l := listen(t, nameAddr(t))
+		l := kit.Listen(t, kit.NameAddr(t))
 		var ends [8]<-chan error
 		for i := range ends {
-			ends[i] = begin(func() error { _, err := l.Accept(); return err })
+			ends[i] = kit.Begin(func() error { _, err := l.Accept(); return err })
 		}
-		awaitParked(t, "(*Listener).AcceptConn", len(ends))
-		must(t, l.Close())
+		kit.AwaitParked(t, "(*Listener).AcceptConn", len(ends))
+		kit.Must(t, l.Close())
 		for _, end := range ends {
-			matches(t, <-end, net.ErrClosed)
+			kit.Matches(t, <-end, net.ErrClosed)
 		}
-		matches(t, l.Close(), net.ErrClosed)
-		matches(t, l.SetDeadline(time.Time{}), net.ErrClosed)
+		kit.Matches(t, l.Close(), net.ErrClosed)
+		kit.Matches(t, l.SetDeadline(time.Time{}), net.ErrClosed)
 		runtime.GC() // the kernel writes nowhere any more
 	}
 }
@@ -265,10 +267,10 @@ func TestPipeListenerCloseEndsAcceptsAndAllOperations(t *testing.T) {
 func TestPipeListenerNameIsNeverFree(t *testing.T) {
 	for _, limit := range []int{0, 1, 2} {
 		t.Run(fmt.Sprint("MaxInstances ", limit), func(t *testing.T) {
-			story(t)
-			l, path := listenPipe(t, ipc.PipeConfig{MaxInstances: limit, Backlog: 1})
+			kit.Story(t)
+			l, path := kit.ListenPipe(t, ipc.PipeConfig{MaxInstances: limit, Backlog: 1})
 			var attempts atomic.Int64
-			squatterEnds := repeatedly(func() error {
+			squatterEnds := kit.Repeatedly(func() error {
 				s, err := ipc.Listen(ipc.Path(path))
 				if err == nil {
 					s.Close()
@@ -280,23 +282,23 @@ func TestPipeListenerNameIsNeverFree(t *testing.T) {
 				return nil
 			})
 			for round := 0; round < 100 || attempts.Load() < 100; round++ {
-				client := dialPipe(t, path, ipc.PipeDialer{})
-				server := acceptPipe(t, l)
+				client := kit.DialPipe(t, path, ipc.PipeDialer{})
+				server := kit.AcceptPipe(t, l)
 				first, second := server, client
 				if round%2 == 0 {
 					first, second = client, server
 				}
-				must(t, first.Close())
-				must(t, second.Close())
+				kit.Must(t, first.Close())
+				kit.Must(t, second.Close())
 			}
-			must(t, squatterEnds())
+			kit.Must(t, squatterEnds())
 		})
 	}
 }
 
 func TestPipeListenerNameThatIsTakenAndLeftIsInUseOrFree(t *testing.T) {
-	story(t)
-	addr := nameAddr(t)
+	kit.Story(t)
+	addr := kit.NameAddr(t)
 	var busy sync.WaitGroup
 	for range 3 {
 		busy.Go(func() {
@@ -316,13 +318,13 @@ func TestPipeListenerNameThatIsTakenAndLeftIsInUseOrFree(t *testing.T) {
 }
 
 func TestPipeListenerThatWasDroppedIsClosed(t *testing.T) {
-	story(t)
-	addr := nameAddr(t)
+	kit.Story(t)
+	addr := kit.NameAddr(t)
 	func() {
 		_, err := ipc.Listen(addr)
-		must(t, err)
+		kit.Must(t, err)
 	}()
-	eventually(t, "the name is free", func() bool {
+	kit.Eventually(t, "the name is free", func() bool {
 		runtime.GC()
 		l, err := ipc.Listen(addr)
 		if err == nil {
@@ -333,17 +335,17 @@ func TestPipeListenerThatWasDroppedIsClosed(t *testing.T) {
 }
 
 func TestPipeConnThatWasDroppedIsClosed(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	for _, used := range []bool{false, true} {
 		a, b, err := ipc.Pair()
-		must(t, err)
+		kit.Must(t, err)
 		if used {
-			send(t, a, "x")
-			expect(t, b, "x")
+			kit.Send(t, a, "x")
+			kit.Expect(t, b, "x")
 		}
 		a = nil
-		eof := beginRead(b)
-		eventually(t, "the other end reads io.EOF", func() bool {
+		eof := kit.BeginRead(b)
+		kit.Eventually(t, "the other end reads io.EOF", func() bool {
 			runtime.GC()
 			select {
 			case err := <-eof:
@@ -352,7 +354,7 @@ func TestPipeConnThatWasDroppedIsClosed(t *testing.T) {
 				return false
 			}
 		})
-		must(t, b.Close())
+		kit.Must(t, b.Close())
 	}
 }
 
@@ -362,23 +364,23 @@ func TestPipeConnThatWasDroppedIsClosed(t *testing.T) {
 func TestPipeConfigMaxInstancesMakesClientsWait(t *testing.T) {
 	for _, limit := range []int{1, 3} {
 		t.Run(strconv.Itoa(limit), func(t *testing.T) {
-			story(t)
-			l, path := listenPipe(t, ipc.PipeConfig{MaxInstances: limit})
+			kit.Story(t)
+			l, path := kit.ListenPipe(t, ipc.PipeConfig{MaxInstances: limit})
 			for range 5 {
 				var clients, servers []*ipc.PipeConn
 				for range limit {
-					clients = append(clients, dialPipe(t, path, ipc.PipeDialer{}))
-					servers = append(servers, acceptPipe(t, l))
+					clients = append(clients, kit.DialPipe(t, path, ipc.PipeDialer{}))
+					servers = append(servers, kit.AcceptPipe(t, l))
 				}
-				_, err := tryDial(path, ipc.PipeDialer{})
-				timedOut(t, err)
-				must(t, l.SetDeadline(time.Now().Add(brief)))
+				_, err := kit.TryDial(path, ipc.PipeDialer{})
+				kit.TimedOut(t, err)
+				kit.Must(t, l.SetDeadline(time.Now().Add(kit.Brief)))
 				_, err = l.Accept()
-				timedOut(t, err)
-				must(t, l.SetDeadline(time.Time{}))
+				kit.TimedOut(t, err)
+				kit.Must(t, l.SetDeadline(time.Time{}))
 
 				// Accept waits for the place that a Close gives back.
-				next := begin(func() error {
+				next := kit.Begin(func() error {
 					c, err := l.AcceptPipe()
 					if err != nil {
 						return err
@@ -387,41 +389,41 @@ func TestPipeConfigMaxInstancesMakesClientsWait(t *testing.T) {
 					_, err = io.WriteString(c, "you are next")
 					return err
 				})
-				awaitParked(t, "(*PipeListener).AcceptPipe", 1)
-				send(t, servers[0], "goodbye")
-				must(t, servers[0].Close())
-				client := dialPipe(t, path, ipc.PipeDialer{})
-				must(t, <-next)
-				expect(t, client, "you are next")
-				expectEOF(t, client)
+				kit.AwaitParked(t, "(*PipeListener).AcceptPipe", 1)
+				kit.Send(t, servers[0], "goodbye")
+				kit.Must(t, servers[0].Close())
+				client := kit.DialPipe(t, path, ipc.PipeDialer{})
+				kit.Must(t, <-next)
+				kit.Expect(t, client, "you are next")
+				kit.ExpectEOF(t, client)
 
 				// Close did not wait, and discarded nothing.
-				expect(t, clients[0], "goodbye")
-				expectEOF(t, clients[0])
+				kit.Expect(t, clients[0], "goodbye")
+				kit.ExpectEOF(t, clients[0])
 				for i := range clients {
-					must(t, clients[i].Close())
+					kit.Must(t, clients[i].Close())
 					servers[i].Close()
 				}
-				must(t, client.Close())
+				kit.Must(t, client.Close())
 			}
 		})
 	}
 }
 
 func TestPipeConnsOutliveTheListenerOfALimitedPipe(t *testing.T) {
-	story(t)
-	client, server := connectPipe(t, ipc.PipeConfig{MaxInstances: 1})
-	talk(t, client, server)
-	must(t, server.Close())
-	expectEOF(t, client)
+	kit.Story(t)
+	client, server := kit.ConnectPipe(t, ipc.PipeConfig{MaxInstances: 1})
+	kit.Talk(t, client, server)
+	kit.Must(t, server.Close())
+	kit.ExpectEOF(t, client)
 }
 
 func TestPipeConfigDirections(t *testing.T) {
 	for _, messages := range []bool{false, true} {
 		for _, d := range []ipc.Direction{ipc.Duplex, ipc.ClientToServer, ipc.ServerToClient} {
 			t.Run(fmt.Sprintf("%v messages %v", d, messages), func(t *testing.T) {
-				story(t)
-				client, server := connectPipe(t, ipc.PipeConfig{Direction: d, Messages: messages})
+				kit.Story(t)
+				client, server := kit.ConnectPipe(t, ipc.PipeConfig{Direction: d, Messages: messages})
 				carries(t, client, server, d != ipc.ServerToClient)
 				carries(t, server, client, d != ipc.ClientToServer)
 				if _, err := client.Peer(); err != nil {
@@ -435,8 +437,8 @@ func TestPipeConfigDirections(t *testing.T) {
 						t.Errorf("security descriptor %v, %v", sd, err)
 					}
 				}
-				must(t, client.Close())
-				must(t, server.Close())
+				kit.Must(t, client.Close())
+				kit.Must(t, server.Close())
 			})
 		}
 	}
@@ -447,57 +449,57 @@ func TestPipeConfigDirections(t *testing.T) {
 func carries(t *testing.T, w, r *ipc.PipeConn, can bool) {
 	t.Helper()
 	if can {
-		send(t, w, "data")
-		expect(t, r, "data")
+		kit.Send(t, w, "data")
+		kit.Expect(t, r, "data")
 		return
 	}
 	_, err := w.Write([]byte("data"))
-	matches(t, err, errors.ErrUnsupported)
+	kit.Matches(t, err, errors.ErrUnsupported)
 	_, err = r.Read(make([]byte, 4))
-	matches(t, err, errors.ErrUnsupported)
+	kit.Matches(t, err, errors.ErrUnsupported)
 	_, _, err = r.PeekMessage(nil)
-	matches(t, err, errors.ErrUnsupported)
-	must(t, w.Flush(background())) // has nothing to do
+	kit.Matches(t, err, errors.ErrUnsupported)
+	kit.Must(t, w.Flush(kit.Background())) // has nothing to do
 }
 
 func TestDialPipeInTheWrongDirectionIsRefused(t *testing.T) {
-	onWine(t, "looks at generic rights alone, which would include the one to make instances")
-	story(t)
+	kit.OnWine(t, "looks at generic rights alone, which would include the one to make instances")
+	kit.Story(t)
 	for _, d := range []ipc.Direction{ipc.ClientToServer, ipc.ServerToClient} {
-		_, path := listenPipe(t, ipc.PipeConfig{Direction: d})
+		_, path := kit.ListenPipe(t, ipc.PipeConfig{Direction: d})
 		for _, wrong := range []ipc.Direction{ipc.Duplex, ipc.ClientToServer, ipc.ServerToClient} {
 			if wrong == d {
 				continue
 			}
-			_, err := ipc.DialPipe(background(), path, ipc.PipeDialer{Direction: wrong})
-			matches(t, err, os.ErrPermission)
+			_, err := ipc.DialPipe(kit.Background(), path, ipc.PipeDialer{Direction: wrong})
+			kit.Matches(t, err, os.ErrPermission)
 		}
 	}
 }
 
 func TestPipeConfigByteStreamRefusesMessages(t *testing.T) {
-	story(t)
-	l, path := listenPipe(t, byteType)
-	if c, err := ipc.DialPipe(background(), path, ipc.PipeDialer{Messages: true}); err == nil {
+	kit.Story(t)
+	l, path := kit.ListenPipe(t, byteType)
+	if c, err := ipc.DialPipe(kit.Background(), path, ipc.PipeDialer{Messages: true}); err == nil {
 		c.Close()
 		t.Error("a pipe of bytes was opened for messages")
 	}
-	client, server := dialPipe(t, path, ipc.PipeDialer{}), acceptPipe(t, l)
+	client, server := kit.DialPipe(t, path, ipc.PipeDialer{}), kit.AcceptPipe(t, l)
 	_, _, err := server.ReadMessage(make([]byte, 9))
-	matches(t, err, errors.ErrUnsupported)
-	matches(t, client.WriteMessage([]byte("x")), errors.ErrUnsupported)
-	_, err = client.Transact(background(), []byte("x"), make([]byte, 9))
-	matches(t, err, errors.ErrUnsupported)
+	kit.Matches(t, err, errors.ErrUnsupported)
+	kit.Matches(t, client.WriteMessage([]byte("x")), errors.ErrUnsupported)
+	_, err = client.Transact(kit.Background(), []byte("x"), make([]byte, 9))
+	kit.Matches(t, err, errors.ErrUnsupported)
 }
 
 func TestPipeConfigBuffersAndDefaultWait(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	const wait = 100 * time.Millisecond
-	l, path := listenPipe(t, ipc.PipeConfig{ReadBuffer: 12 << 10, WriteBuffer: 20 << 10, DefaultWait: wait, MaxInstances: 1})
-	client, server := dialPipe(t, path, ipc.PipeDialer{}), acceptPipe(t, l)
-	control(t, server, func(h uintptr) {
+	l, path := kit.ListenPipe(t, ipc.PipeConfig{ReadBuffer: 12 << 10, WriteBuffer: 20 << 10, DefaultWait: wait, MaxInstances: 1})
+	client, server := kit.DialPipe(t, path, ipc.PipeDialer{}), kit.AcceptPipe(t, l)
+	kit.Control(t, server, func(h uintptr) {
 		var flags, out, in, limit uint32
-		r, _, err := getNamedPipeInfo.Call(h, uintptr(unsafe.Pointer(&flags)), uintptr(unsafe.Pointer(&out)),
+		r, _, err := kit.GetNamedPipeInfo.Call(h, uintptr(unsafe.Pointer(&flags)), uintptr(unsafe.Pointer(&out)),
 			uintptr(unsafe.Pointer(&in)), uintptr(unsafe.Pointer(&limit)))
 		if r == 0 {
 			t.Fatal(err)
@@ -507,30 +509,30 @@ func TestPipeConfigBuffersAndDefaultWait(t *testing.T) {
 		}
 	})
 	// A write that fits the buffer does not wait for its reader.
-	must(t, client.SetWriteDeadline(time.Now().Add(soon)))
-	send(t, client, string(pattern(12<<10)))
+	kit.Must(t, client.SetWriteDeadline(time.Now().Add(kit.Soon)))
+	kit.Send(t, client, string(kit.Pattern(12<<10)))
 
 	p, err := syscall.UTF16PtrFromString(path)
-	must(t, err)
+	kit.Must(t, err)
 	const useDefault, semTimeout = 0, syscall.Errno(121)
 	start := time.Now()
-	r, _, err := waitNamedPipe.Call(uintptr(unsafe.Pointer(p)), useDefault)
+	r, _, err := kit.WaitNamedPipe.Call(uintptr(unsafe.Pointer(p)), useDefault)
 	if waited := time.Since(start); r != 0 || err != semTimeout || waited < wait/2 {
 		t.Errorf("WaitNamedPipe: %d, %v, after %v", r, err, waited)
 	}
 }
 
 func TestPipeConfigInheritableAndWriteThroughReachTheHandle(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	for _, on := range []bool{false, true} {
-		l, path := listenPipe(t, ipc.PipeConfig{Inheritable: on, WriteThrough: on, AcceptRemote: on, DefaultWait: -1})
-		client := dialPipe(t, path, ipc.PipeDialer{})
-		server := acceptPipe(t, l)
-		talk(t, client, server)
+		l, path := kit.ListenPipe(t, ipc.PipeConfig{Inheritable: on, WriteThrough: on, AcceptRemote: on, DefaultWait: -1})
+		client := kit.DialPipe(t, path, ipc.PipeDialer{})
+		server := kit.AcceptPipe(t, l)
+		kit.Talk(t, client, server)
 		for _, c := range []syscall.Conn{l, server} {
-			control(t, c, func(h uintptr) {
+			kit.Control(t, c, func(h uintptr) {
 				var flags uint32
-				r, _, err := getHandleInformation.Call(h, uintptr(unsafe.Pointer(&flags)))
+				r, _, err := kit.GetHandleInformation.Call(h, uintptr(unsafe.Pointer(&flags)))
 				if r == 0 {
 					t.Fatal(err)
 				}
@@ -540,15 +542,15 @@ func TestPipeConfigInheritableAndWriteThroughReachTheHandle(t *testing.T) {
 				const fileModeInformation, fileWriteThrough = 16, 2
 				var status [2]uintptr
 				var mode uint32
-				ntQueryInformation.Call(h, uintptr(unsafe.Pointer(&status)), uintptr(unsafe.Pointer(&mode)), 4, fileModeInformation)
+				kit.NtQueryInformation.Call(h, uintptr(unsafe.Pointer(&status)), uintptr(unsafe.Pointer(&mode)), 4, fileModeInformation)
 				if (mode&fileWriteThrough != 0) != on {
 					t.Errorf("WriteThrough %v: mode %#x", on, mode)
 				}
 			})
 		}
-		control(t, client, func(h uintptr) {
+		kit.Control(t, client, func(h uintptr) {
 			var flags uint32
-			getHandleInformation.Call(h, uintptr(unsafe.Pointer(&flags)))
+			kit.GetHandleInformation.Call(h, uintptr(unsafe.Pointer(&flags)))
 			if flags&syscall.HANDLE_FLAG_INHERIT != 0 {
 				t.Error("the client's handle is inheritable")
 			}
@@ -560,16 +562,16 @@ func TestPipeConfigThatIsBadIsRefused(t *testing.T) {
 	for _, c := range []ipc.PipeConfig{
 		{Direction: 3}, {Access: 2}, {Backlog: -1}, {MaxInstances: -1}, {MaxInstances: 255}, {ReadBuffer: -1}, {WriteBuffer: -1},
 	} {
-		if l, err := ipc.ListenPipe(pipePath(), c); err == nil {
+		if l, err := ipc.ListenPipe(kit.PipePath(), c); err == nil {
 			l.Close()
 			t.Errorf("%+v was taken", c)
 		}
 	}
-	_, err := ipc.DialPipe(background(), pipePath(), ipc.PipeDialer{Direction: 3})
+	_, err := ipc.DialPipe(kit.Background(), kit.PipePath(), ipc.PipeDialer{Direction: 3})
 	if err == nil || errors.Is(err, ipc.ErrNoListener) {
 		t.Errorf("direction 3: %v", err)
 	}
-	_, err = ipc.DialPipe(background(), pipePath(), ipc.PipeDialer{Impersonation: 4})
+	_, err = ipc.DialPipe(kit.Background(), kit.PipePath(), ipc.PipeDialer{Impersonation: 4})
 	if err == nil || errors.Is(err, ipc.ErrNoListener) {
 		t.Errorf("impersonation level 4: %v", err)
 	}
@@ -581,8 +583,8 @@ func TestPipeConfigThatIsBadIsRefused(t *testing.T) {
 }
 
 func TestPipeListenerIsANetListener(t *testing.T) {
-	story(t)
-	l, path := listenPipe(t, ipc.PipeConfig{Check: func(p ipc.Peer) error {
+	kit.Story(t)
+	l, path := kit.ListenPipe(t, ipc.PipeConfig{Check: func(p ipc.Peer) error {
 		if pid, ok := p.PID(); !ok || pid != os.Getpid() {
 			return errors.New("a stranger")
 		}
@@ -592,19 +594,19 @@ func TestPipeListenerIsANetListener(t *testing.T) {
 	if a := listener.Addr(); a.Network() != "pipe" || a.String() != path {
 		t.Errorf("listens at %v %v", a.Network(), a)
 	}
-	client := dialPipe(t, path, ipc.PipeDialer{Wait: true, Check: func(ipc.Peer) error { return nil }})
+	client := kit.DialPipe(t, path, ipc.PipeDialer{Wait: true, Check: func(ipc.Peer) error { return nil }})
 	conn, err := listener.Accept()
-	must(t, err)
+	kit.Must(t, err)
 	server := conn.(*ipc.PipeConn)
-	talk(t, client, server)
-	must(t, server.Close())
-	must(t, client.Close())
-	must(t, l.Close())
+	kit.Talk(t, client, server)
+	kit.Must(t, server.Close())
+	kit.Must(t, client.Close())
+	kit.Must(t, l.Close())
 	for range l.Conns() {
 		t.Error("a client after Close")
 	}
-	_, err = tryDial(path, ipc.PipeDialer{})
-	matches(t, err, ipc.ErrNoListener, syscall.ERROR_FILE_NOT_FOUND)
+	_, err = kit.TryDial(path, ipc.PipeDialer{})
+	kit.Matches(t, err, ipc.ErrNoListener, syscall.ERROR_FILE_NOT_FOUND)
 	var oe *net.OpError
 	var se *os.SyscallError
 	if !errors.As(err, &oe) || !errors.As(err, &se) || oe.Addr.String() != path || se.Syscall != "CreateFile" {
@@ -616,19 +618,19 @@ func TestPipeListenerIsANetListener(t *testing.T) {
 // Messages
 
 func TestPipeMessagesKeepTheirBoundaries(t *testing.T) {
-	story(t)
-	client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
+	kit.Story(t)
+	client, server := kit.ConnectPipe(t, ipc.PipeConfig{Messages: true})
 	for _, ends := range [][2]*ipc.PipeConn{{client, server}, {server, client}} {
 		from, to := ends[0], ends[1]
 		for _, m := range []string{"one", "", "two", "", ""} {
-			must(t, from.WriteMessage([]byte(m)))
+			kit.Must(t, from.WriteMessage([]byte(m)))
 		}
 		for _, m := range []string{"one", "", "two", "", ""} {
-			expectMessage(t, to, m)
+			kit.ExpectMessage(t, to, m)
 		}
 		// One that comes while ReadMessage waits.
 		for _, m := range []string{"late", ""} {
-			got := begin(func() error {
+			got := kit.Begin(func() error {
 				p := make([]byte, 9)
 				n, more, err := to.ReadMessage(p)
 				if err == nil && (more || string(p[:n]) != m) {
@@ -636,9 +638,9 @@ func TestPipeMessagesKeepTheirBoundaries(t *testing.T) {
 				}
 				return err
 			})
-			awaitParked(t, "(*PipeConn).ReadMessage", 1)
-			must(t, from.WriteMessage([]byte(m)))
-			must(t, <-got)
+			kit.AwaitParked(t, "(*PipeConn).ReadMessage", 1)
+			kit.Must(t, from.WriteMessage([]byte(m)))
+			kit.Must(t, <-got)
 		}
 	}
 	_, _, err := server.ReadMessage(nil)
@@ -648,62 +650,62 @@ func TestPipeMessagesKeepTheirBoundaries(t *testing.T) {
 }
 
 func TestPipeMessageThatIsLongComesInParts(t *testing.T) {
-	story(t)
-	client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
-	long := string(pattern(300 << 10)) // longer than the buffers of the pipe
-	sent := begin(func() error { return client.WriteMessage([]byte(long)) })
+	kit.Story(t)
+	client, server := kit.ConnectPipe(t, ipc.PipeConfig{Messages: true})
+	long := string(kit.Pattern(300 << 10)) // longer than the buffers of the pipe
+	sent := kit.Begin(func() error { return client.WriteMessage([]byte(long)) })
 	var got []byte
 	p := make([]byte, 1000)
 	for more := true; more; {
 		var n int
 		var err error
 		n, more, err = server.ReadMessage(p)
-		must(t, err)
+		kit.Must(t, err)
 		got = append(got, p[:n]...)
 	}
-	must(t, <-sent)
+	kit.Must(t, <-sent)
 	if string(got) != long {
 		t.Errorf("%d bytes came, or others than were sent", len(got))
 	}
 }
 
 func TestPipeMessagesAreReadAsAStreamWhenAskedTo(t *testing.T) {
-	story(t)
-	l, path := listenPipe(t, ipc.PipeConfig{Messages: true})
-	client, server := dialPipe(t, path, ipc.PipeDialer{}), acceptPipe(t, l)
+	kit.Story(t)
+	l, path := kit.ListenPipe(t, ipc.PipeConfig{Messages: true})
+	client, server := kit.DialPipe(t, path, ipc.PipeDialer{}), kit.AcceptPipe(t, l)
 	for _, m := range []string{"", "one ", "", "two"} {
-		must(t, server.WriteMessage([]byte(m)))
+		kit.Must(t, server.WriteMessage([]byte(m)))
 	}
-	expect(t, client, "one two")
-	send(t, client, "three ")
-	send(t, client, "four")
-	expect(t, server, "three four")
+	kit.Expect(t, client, "one two")
+	kit.Send(t, client, "three ")
+	kit.Send(t, client, "four")
+	kit.Expect(t, server, "three four")
 	// An empty message is not the end of the stream.
-	read := begin(func() error {
+	read := kit.Begin(func() error {
 		p := make([]byte, 4)
 		_, err := io.ReadFull(server, p)
 		return err
 	})
 	dup, err := client.File()
-	must(t, err)
+	kit.Must(t, err)
 	defer dup.Close()
 	_, err = dup.Write(nil)
-	must(t, err)
-	send(t, client, "more")
-	must(t, <-read)
+	kit.Must(t, err)
+	kit.Send(t, client, "more")
+	kit.Must(t, <-read)
 }
 
 func TestMsgConnOverPipes(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	a, b, err := ipc.MsgPair()
-	must(t, err)
+	kit.Must(t, err)
 	defer a.Close()
 	defer b.Close()
 	for range 2 {
-		must(t, a.Send([]byte("hello")))
-		must(t, a.Send(nil))
-		must(t, a.Send(pattern(1000)))
-		must(t, a.Send([]byte("there")))
+		kit.Must(t, a.Send([]byte("hello")))
+		kit.Must(t, a.Send(nil))
+		kit.Must(t, a.Send(kit.Pattern(1000)))
+		kit.Must(t, a.Send([]byte("there")))
 		p := make([]byte, 100)
 		if n, err := b.Recv(p); err != nil || string(p[:n]) != "hello" {
 			t.Errorf("%q, %v", p[:n], err)
@@ -712,8 +714,8 @@ func TestMsgConnOverPipes(t *testing.T) {
 			t.Errorf("%q, %v, want an empty message", p[:n], err)
 		}
 		n, err := b.Recv(p)
-		matches(t, err, ipc.ErrMsgTooLong)
-		if n != len(p) || string(p) != string(pattern(1000)[:100]) {
+		kit.Matches(t, err, ipc.ErrMsgTooLong)
+		if n != len(p) || string(p) != string(kit.Pattern(1000)[:100]) {
 			t.Errorf("%d bytes of the long message", n)
 		}
 		if n, err := b.Recv(p); err != nil || string(p[:n]) != "there" {
@@ -721,36 +723,36 @@ func TestMsgConnOverPipes(t *testing.T) {
 		}
 		a, b = b, a
 	}
-	for _, m := range []string{"x", "", string(pattern(100000)), "end"} {
-		sent := begin(func() error { return a.Send([]byte(m)) })
+	for _, m := range []string{"x", "", string(kit.Pattern(100000)), "end"} {
+		sent := kit.Begin(func() error { return a.Send([]byte(m)) })
 		p, err := b.RecvAppend([]byte("> "))
 		if err != nil || string(p) != "> "+m {
 			t.Fatalf("%d bytes, %v", len(p), err)
 		}
-		must(t, <-sent)
+		kit.Must(t, <-sent)
 	}
-	must(t, a.Send([]byte("x")))
+	kit.Must(t, a.Send([]byte("x")))
 	_, err = b.Recv(nil)
-	matches(t, err, ipc.ErrMsgTooLong)
-	must(t, a.Send(nil))
+	kit.Matches(t, err, ipc.ErrMsgTooLong)
+	kit.Must(t, a.Send(nil))
 	_, err = b.Recv(nil)
-	must(t, err)
-	must(t, a.Send(nil))
-	must(t, a.Close())
+	kit.Must(t, err)
+	kit.Must(t, a.Send(nil))
+	kit.Must(t, a.Close())
 	if n, err := b.Recv(nil); n != 0 || err != nil {
 		t.Errorf("the last, empty message: %d, %v", n, err)
 	}
 	if n, err := b.Recv(make([]byte, 1)); n != 0 || err != io.EOF {
 		t.Errorf("%d, %v, want io.EOF", n, err)
 	}
-	matches(t, b.Send([]byte("x")), syscall.EPIPE)
+	kit.Matches(t, b.Send([]byte("x")), syscall.EPIPE)
 }
 
 func TestPipeMessagesAllocateNothing(t *testing.T) {
-	story(t)
-	a, b := msgPair(t)
+	kit.Story(t)
+	a, b := kit.MsgPair(t)
 	p, q := make([]byte, 64), make([]byte, 64)
-	allocatesNothing(t, "a message and an empty one back", func() error {
+	kit.AllocatesNothing(t, "a message and an empty one back", func() error {
 		if err := a.Send(p); err != nil {
 			return err
 		}
@@ -767,8 +769,8 @@ func TestPipeMessagesAllocateNothing(t *testing.T) {
 
 // A message that is too long costs its receiver no memory, however long its sender says it is.
 func TestMsgConnRecvMakesNoRoom(t *testing.T) {
-	story(t)
-	a, b := msgPair(t)
+	kit.Story(t)
+	a, b := kit.MsgPair(t)
 	const long = 32 << 20
 	message, p := make([]byte, long), make([]byte, 1<<10)
 	for _, first := range []string{"the message", "the receiver"} { // is there first
@@ -778,16 +780,16 @@ func TestMsgConnRecvMakesNoRoom(t *testing.T) {
 		receive := func() error { _, err := b.Recv(p); return err }
 		var sent, received <-chan error
 		if first == "the message" {
-			sent = begin(send)
-			awaitParked(t, "(*MsgConn).Send", 1)
-			received = begin(receive)
+			sent = kit.Begin(send)
+			kit.AwaitParked(t, "(*MsgConn).Send", 1)
+			received = kit.Begin(receive)
 		} else {
-			received = begin(receive)
-			awaitParked(t, "(*MsgConn).Recv", 1)
-			sent = begin(send)
+			received = kit.Begin(receive)
+			kit.AwaitParked(t, "(*MsgConn).Recv", 1)
+			sent = kit.Begin(send)
 		}
-		matches(t, <-received, ipc.ErrMsgTooLong)
-		must(t, <-sent)
+		kit.Matches(t, <-received, ipc.ErrMsgTooLong)
+		kit.Must(t, <-sent)
 		runtime.ReadMemStats(&after)
 		if made := after.TotalAlloc - before.TotalAlloc; made > long/4 {
 			t.Errorf("%s is there first: %d bytes were made", first, made)
@@ -796,13 +798,13 @@ func TestMsgConnRecvMakesNoRoom(t *testing.T) {
 }
 
 func TestPipeConnPeekMessage(t *testing.T) {
-	story(t)
-	client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
+	kit.Story(t)
+	client, server := kit.ConnectPipe(t, ipc.PipeConfig{Messages: true})
 	if n, size, err := server.PeekMessage(make([]byte, 9)); n != 0 || size != 0 || err != nil {
 		t.Errorf("nothing there: %d, %d, %v", n, size, err)
 	}
-	must(t, client.WriteMessage([]byte("a message")))
-	must(t, client.WriteMessage([]byte("another")))
+	kit.Must(t, client.WriteMessage([]byte("a message")))
+	kit.Must(t, client.WriteMessage([]byte("another")))
 	p := make([]byte, 4)
 	for range 2 {
 		if n, size, err := server.PeekMessage(p); n != 4 || size != 9 || err != nil || string(p) != "a me" {
@@ -812,17 +814,17 @@ func TestPipeConnPeekMessage(t *testing.T) {
 	if n, size, err := server.PeekMessage(nil); n != 0 || size != 9 || err != nil {
 		t.Errorf("without a buffer: %d, %d, %v", n, size, err)
 	}
-	expectMessage(t, server, "a message")
-	expectMessage(t, server, "another")
-	must(t, client.Close())
+	kit.ExpectMessage(t, server, "a message")
+	kit.ExpectMessage(t, server, "another")
+	kit.Must(t, client.Close())
 	_, _, err := server.PeekMessage(p)
 	if err != io.EOF {
 		t.Errorf("%v after the end, want io.EOF", err)
 	}
 
-	client, server = connectPipe(t, byteType)
-	send(t, client, "one")
-	send(t, client, "two")
+	client, server = kit.ConnectPipe(t, byteType)
+	kit.Send(t, client, "one")
+	kit.Send(t, client, "two")
 	if n, size, err := server.PeekMessage(p); n != 4 || size != 6 || err != nil || string(p) != "onet" {
 		t.Errorf("of a stream: %q, %d, %v", p[:n], size, err)
 	}
@@ -836,68 +838,68 @@ const asItIs time.Duration = 0
 // overEachWait tells a story over ends that park at once, that wait as they do by
 // default, and that wait long before they park.
 func overEachWait(t *testing.T, tell func(t *testing.T, spin time.Duration)) {
-	for _, spin := range []time.Duration{-1, asItIs, patience} {
-		t.Run(spin.String(), func(t *testing.T) { story(t); tell(t, spin) })
+	for _, spin := range []time.Duration{-1, asItIs, kit.Patience} {
+		t.Run(spin.String(), func(t *testing.T) { kit.Story(t); tell(t, spin) })
 	}
 }
 
 func TestPipeStreamsAreTheSameHoweverReadsWait(t *testing.T) {
 	overEachWait(t, func(t *testing.T, spin time.Duration) {
-		a, b := pair(t)
+		a, b := kit.Pair(t)
 		limitSpin(spin, a, b)
-		echoed := begin(func() error { _, err := io.Copy(b, b); return err })
-		sent := begin(func() error { _, err := a.Write(pattern(1 << 20)); return err })
-		expect(t, a, string(pattern(1<<20)))
-		must(t, <-sent)
+		echoed := kit.Begin(func() error { _, err := io.Copy(b, b); return err })
+		sent := kit.Begin(func() error { _, err := a.Write(kit.Pattern(1 << 20)); return err })
+		kit.Expect(t, a, string(kit.Pattern(1<<20)))
+		kit.Must(t, <-sent)
 
-		must(t, a.SetReadDeadline(time.Now().Add(brief)))
+		kit.Must(t, a.SetReadDeadline(time.Now().Add(kit.Brief)))
 		_, err := a.Read(make([]byte, 1))
-		timedOut(t, err)
-		must(t, a.SetReadDeadline(time.Time{}))
-		read := beginRead(a)
-		awaitParked(t, "(*Conn).Read", 2)
-		must(t, a.SetReadDeadline(time.Now()))
-		timedOut(t, <-read)
-		must(t, a.SetReadDeadline(time.Time{}))
-		read = beginRead(a)
-		awaitParked(t, "(*Conn).Read", 2)
-		must(t, a.Close())
-		matches(t, <-read, net.ErrClosed)
-		must(t, <-echoed)
+		kit.TimedOut(t, err)
+		kit.Must(t, a.SetReadDeadline(time.Time{}))
+		read := kit.BeginRead(a)
+		kit.AwaitParked(t, "(*Conn).Read", 2)
+		kit.Must(t, a.SetReadDeadline(time.Now()))
+		kit.TimedOut(t, <-read)
+		kit.Must(t, a.SetReadDeadline(time.Time{}))
+		read = kit.BeginRead(a)
+		kit.AwaitParked(t, "(*Conn).Read", 2)
+		kit.Must(t, a.Close())
+		kit.Matches(t, <-read, net.ErrClosed)
+		kit.Must(t, <-echoed)
 	})
 }
 
 func TestPipeMessagesAreTheSameHoweverReadsWait(t *testing.T) {
 	overEachWait(t, func(t *testing.T, spin time.Duration) {
 		a, b, err := ipc.MsgPair()
-		must(t, err)
+		kit.Must(t, err)
 		defer a.Close()
 		defer b.Close()
 		for _, end := range []*ipc.MsgConn{a, b} {
 			limitSpin(spin, end)
-			must(t, end.SetReadDeadline(time.Now().Add(brief)))
+			kit.Must(t, end.SetReadDeadline(time.Now().Add(kit.Brief)))
 			_, err = end.Recv(nil)
-			timedOut(t, err)
-			must(t, end.SetReadDeadline(time.Time{}))
+			kit.TimedOut(t, err)
+			kit.Must(t, end.SetReadDeadline(time.Time{}))
 		}
 		p := make([]byte, 9)
 		for _, m := range []string{"one", "", "two"} {
-			received := begin(func() error {
+			received := kit.Begin(func() error {
 				n, err := b.Recv(p)
 				if err == nil && string(p[:n]) != m {
 					err = fmt.Errorf("%q, want %q", p[:n], m)
 				}
 				return err
 			})
-			awaitParked(t, "(*MsgConn).Recv", 1)
-			must(t, a.Send([]byte(m)))
-			must(t, <-received)
+			kit.AwaitParked(t, "(*MsgConn).Recv", 1)
+			kit.Must(t, a.Send([]byte(m)))
+			kit.Must(t, <-received)
 		}
-		must(t, a.Send([]byte("a long message")))
+		kit.Must(t, a.Send([]byte("a long message")))
 		_, err = b.Recv(p)
-		matches(t, err, ipc.ErrMsgTooLong)
-		must(t, a.Send(nil)) // is there still when its sender is gone
-		must(t, a.Close())
+		kit.Matches(t, err, ipc.ErrMsgTooLong)
+		kit.Must(t, a.Send(nil)) // is there still when its sender is gone
+		kit.Must(t, a.Close())
 		if n, err := b.Recv(p); n != 0 || err != nil {
 			t.Errorf("the last, empty message: %d, %v", n, err)
 		}
@@ -908,12 +910,12 @@ func TestPipeMessagesAreTheSameHoweverReadsWait(t *testing.T) {
 }
 
 func TestPipeConnDeadlineDoesNotTearAMessage(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	const rounds = 300
-	a, b := msgPair(t)
-	sent := begin(func() error {
+	a, b := kit.MsgPair(t)
+	sent := kit.Begin(func() error {
 		for i := range rounds {
-			if err := a.Send(pattern(1000 * (1 + i%50))); err != nil {
+			if err := a.Send(kit.Pattern(1000 * (1 + i%50))); err != nil {
 				return err
 			}
 		}
@@ -921,7 +923,7 @@ func TestPipeConnDeadlineDoesNotTearAMessage(t *testing.T) {
 	})
 	timeouts, short := 0, make([]byte, 700)
 	for i := 0; ; {
-		must(t, b.SetReadDeadline(time.Now().Add(time.Duration(timeouts%9)*20*time.Microsecond)))
+		kit.Must(t, b.SetReadDeadline(time.Now().Add(time.Duration(timeouts%9)*20*time.Microsecond)))
 		var n int
 		var msg []byte
 		var err error
@@ -938,44 +940,44 @@ func TestPipeConnDeadlineDoesNotTearAMessage(t *testing.T) {
 		if err == io.EOF && i == rounds {
 			break
 		}
-		must(t, err)
+		kit.Must(t, err)
 		want := 1000 * (1 + i%50)
 		if i%2 != 0 {
 			want, msg = len(short), short
 		}
-		if n != want || !bytes.Equal(msg, pattern(want)) {
+		if n != want || !bytes.Equal(msg, kit.Pattern(want)) {
 			t.Fatalf("message %d arrives with %d bytes, want %d", i, n, want)
 		}
 		i++
 	}
-	must(t, <-sent)
+	kit.Must(t, <-sent)
 	if timeouts == 0 {
 		t.Error("no receive timed out: nothing was tested")
 	}
 }
 
 func TestPipeConnWaitsHoldFewThreads(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	const many, few = 200, 100
 	before := threads()
 	var busy sync.WaitGroup
 	var ends [many]*ipc.Conn
 	for i := range ends {
-		a, b := pair(t)
+		a, b := kit.Pair(t)
 		ends[i] = b
 		busy.Go(func() {
 			got := make([]byte, 300<<10)
-			if _, err := io.ReadFull(a, got); err != nil || string(got) != string(pattern(len(got))) {
+			if _, err := io.ReadFull(a, got); err != nil || string(got) != string(kit.Pattern(len(got))) {
 				t.Errorf("read %v", err)
 			}
 		})
 	}
-	awaitParked(t, "(*Conn).Read", many)
+	kit.AwaitParked(t, "(*Conn).Read", many)
 	if n := threads() - before; n > few {
 		t.Errorf("%d reads that wait take %d threads", many, n)
 	}
 	for _, b := range ends {
-		send(t, b, string(pattern(300<<10)))
+		kit.Send(t, b, string(kit.Pattern(300<<10)))
 	}
 	busy.Wait()
 
@@ -987,12 +989,12 @@ func TestPipeConnWaitsHoldFewThreads(t *testing.T) {
 			}
 		})
 	}
-	awaitParked(t, "(*Conn).Write", many)
-	if n := threads() - before; n > few && !underRace() {
+	kit.AwaitParked(t, "(*Conn).Write", many)
+	if n := threads() - before; n > few && !kit.UnderRace() {
 		t.Errorf("%d writes that wait take %d threads", many, n)
 	}
 	for _, b := range ends {
-		must(t, b.Close())
+		kit.Must(t, b.Close())
 	}
 	busy.Wait()
 }
@@ -1001,14 +1003,14 @@ func TestPipeConnWaitsHoldFewThreads(t *testing.T) {
 // Transact, Flush, Disconnect
 
 func TestTransact(t *testing.T) {
-	story(t)
-	client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
+	kit.Story(t)
+	client, server := kit.ConnectPipe(t, ipc.PipeConfig{Messages: true})
 	reply := make([]byte, 8)
 	for _, c := range []struct {
 		answer string
 		err    error
 	}{{"fine", nil}, {"12345678", nil}, {"123456789", ipc.ErrMsgTooLong}, {"", nil}, {"again", nil}} {
-		answered := begin(func() error {
+		answered := kit.Begin(func() error {
 			p := make([]byte, 9)
 			n, _, err := server.ReadMessage(p)
 			if err == nil && string(p[:n]) != "question" {
@@ -1019,68 +1021,68 @@ func TestTransact(t *testing.T) {
 			}
 			return err
 		})
-		n, err := client.Transact(background(), []byte("question"), reply)
+		n, err := client.Transact(kit.Background(), []byte("question"), reply)
 		if c.err != nil {
-			matches(t, err, c.err)
+			kit.Matches(t, err, c.err)
 		} else {
-			must(t, err)
+			kit.Must(t, err)
 		}
 		if want := c.answer[:min(len(c.answer), len(reply))]; string(reply[:n]) != want {
 			t.Errorf("the reply is %q, want %q", reply[:n], want)
 		}
-		must(t, <-answered)
+		kit.Must(t, <-answered)
 	}
 
 	// Nobody answers.
-	ctx, cancel := context.WithCancel(background())
-	done := begin(func() error { _, err := client.Transact(ctx, []byte("question"), reply); return err })
-	awaitParked(t, "(*PipeConn).Transact", 1)
+	ctx, cancel := context.WithCancel(kit.Background())
+	done := kit.Begin(func() error { _, err := client.Transact(ctx, []byte("question"), reply); return err })
+	kit.AwaitParked(t, "(*PipeConn).Transact", 1)
 	cancel()
-	matches(t, <-done, context.Canceled)
-	ctx, cancel = context.WithTimeout(background(), brief)
+	kit.Matches(t, <-done, context.Canceled)
+	ctx, cancel = context.WithTimeout(kit.Background(), kit.Brief)
 	defer cancel()
 	_, err := client.Transact(ctx, []byte("question"), reply)
-	timedOut(t, err)
-	done = begin(func() error { _, err := client.Transact(background(), []byte("question"), reply); return err })
-	awaitParked(t, "(*PipeConn).Transact", 1)
-	must(t, client.Close())
-	matches(t, <-done, net.ErrClosed)
+	kit.TimedOut(t, err)
+	done = kit.Begin(func() error { _, err := client.Transact(kit.Background(), []byte("question"), reply); return err })
+	kit.AwaitParked(t, "(*PipeConn).Transact", 1)
+	kit.Must(t, client.Close())
+	kit.Matches(t, <-done, net.ErrClosed)
 
-	client, server = connectPipe(t, ipc.PipeConfig{Messages: true})
-	must(t, server.Close())
-	_, err = client.Transact(background(), []byte("question"), reply)
-	matches(t, err, syscall.EPIPE)
+	client, server = kit.ConnectPipe(t, ipc.PipeConfig{Messages: true})
+	kit.Must(t, server.Close())
+	_, err = client.Transact(kit.Background(), []byte("question"), reply)
+	kit.Matches(t, err, syscall.EPIPE)
 }
 
 func TestFlushWaitsForTheReader(t *testing.T) {
-	story(t)
-	client, server := connectPipe(t, ipc.PipeConfig{})
-	must(t, client.Flush(background())) // nothing was written
-	send(t, client, "unread")
-	flushed := begin(func() error { return client.Flush(background()) })
-	awaitParked(t, "(*PipeConn).Flush", 1)
+	kit.Story(t)
+	client, server := kit.ConnectPipe(t, ipc.PipeConfig{})
+	kit.Must(t, client.Flush(kit.Background())) // nothing was written
+	kit.Send(t, client, "unread")
+	flushed := kit.Begin(func() error { return client.Flush(kit.Background()) })
+	kit.AwaitParked(t, "(*PipeConn).Flush", 1)
 	select {
 	case err := <-flushed:
 		t.Fatalf("Flush returns %v before anything was read", err)
 	default:
 	}
-	expect(t, server, "unread")
-	must(t, <-flushed)
+	kit.Expect(t, server, "unread")
+	kit.Must(t, <-flushed)
 
-	send(t, client, "lost")
-	flushed = begin(func() error { return client.Flush(background()) })
-	awaitParked(t, "(*PipeConn).Flush", 1)
-	must(t, server.Close())
-	must(t, <-flushed)
-	must(t, client.Flush(background()))
+	kit.Send(t, client, "lost")
+	flushed = kit.Begin(func() error { return client.Flush(kit.Background()) })
+	kit.AwaitParked(t, "(*PipeConn).Flush", 1)
+	kit.Must(t, server.Close())
+	kit.Must(t, <-flushed)
+	kit.Must(t, client.Flush(kit.Background()))
 }
 
 func TestFlushCanBeCancelled(t *testing.T) {
-	story(t)
-	client, server := connectPipe(t, ipc.PipeConfig{})
-	send(t, client, "unread")
+	kit.Story(t)
+	client, server := kit.ConnectPipe(t, ipc.PipeConfig{})
+	kit.Send(t, client, "unread")
 	// A read that waits is not disturbed.
-	read := begin(func() error {
+	read := kit.Begin(func() error {
 		p := make([]byte, 4)
 		_, err := io.ReadFull(client, p)
 		if err == nil && string(p) != "news" {
@@ -1088,152 +1090,152 @@ func TestFlushCanBeCancelled(t *testing.T) {
 		}
 		return err
 	})
-	awaitParked(t, "(*Conn).Read", 1)
+	kit.AwaitParked(t, "(*Conn).Read", 1)
 	for range 5 {
-		ctx, cancel := context.WithCancel(background())
-		flushed := begin(func() error { return client.Flush(ctx) })
-		awaitParked(t, "(*PipeConn).Flush", 1)
+		ctx, cancel := context.WithCancel(kit.Background())
+		flushed := kit.Begin(func() error { return client.Flush(ctx) })
+		kit.AwaitParked(t, "(*PipeConn).Flush", 1)
 		cancel()
-		matches(t, <-flushed, context.Canceled)
-		matches(t, client.Flush(ctx), context.Canceled)
+		kit.Matches(t, <-flushed, context.Canceled)
+		kit.Matches(t, client.Flush(ctx), context.Canceled)
 	}
-	ctx, cancel := context.WithTimeout(background(), brief)
+	ctx, cancel := context.WithTimeout(kit.Background(), kit.Brief)
 	defer cancel()
-	timedOut(t, client.Flush(ctx))
-	send(t, server, "news")
-	must(t, <-read)
+	kit.TimedOut(t, client.Flush(ctx))
+	kit.Send(t, server, "news")
+	kit.Must(t, <-read)
 
-	flushed := begin(func() error { return client.Flush(background()) })
-	awaitParked(t, "(*PipeConn).Flush", 1)
-	must(t, client.Close())
-	matches(t, <-flushed, net.ErrClosed)
-	matches(t, client.Flush(background()), net.ErrClosed)
-	expect(t, server, "unread")
-	expectEOF(t, server)
+	flushed := kit.Begin(func() error { return client.Flush(kit.Background()) })
+	kit.AwaitParked(t, "(*PipeConn).Flush", 1)
+	kit.Must(t, client.Close())
+	kit.Matches(t, <-flushed, net.ErrClosed)
+	kit.Matches(t, client.Flush(kit.Background()), net.ErrClosed)
+	kit.Expect(t, server, "unread")
+	kit.ExpectEOF(t, server)
 }
 
 func TestPipeConnDisconnectThrowsTheClientOut(t *testing.T) {
-	story(t)
-	client, server := connectPipe(t, ipc.PipeConfig{})
-	matches(t, client.Disconnect(), errors.ErrUnsupported)
-	send(t, server, "unread")
-	read := beginRead(server)
-	awaitParked(t, "(*Conn).Read", 1)
-	must(t, server.Disconnect())
+	kit.Story(t)
+	client, server := kit.ConnectPipe(t, ipc.PipeConfig{})
+	kit.Matches(t, client.Disconnect(), errors.ErrUnsupported)
+	kit.Send(t, server, "unread")
+	read := kit.BeginRead(server)
+	kit.AwaitParked(t, "(*Conn).Read", 1)
+	kit.Must(t, server.Disconnect())
 	if err := <-read; err != io.EOF {
 		t.Errorf("the server's read that waited: %v, want io.EOF", err)
 	}
-	expectEOF(t, client)
-	expectEOF(t, server)
+	kit.ExpectEOF(t, client)
+	kit.ExpectEOF(t, server)
 	_, err := client.Write([]byte("x"))
-	matches(t, err, syscall.EPIPE)
+	kit.Matches(t, err, syscall.EPIPE)
 	_, err = server.Write([]byte("x"))
-	matches(t, err, syscall.EPIPE)
-	must(t, server.Close())
-	matches(t, server.Disconnect(), net.ErrClosed)
+	kit.Matches(t, err, syscall.EPIPE)
+	kit.Must(t, server.Close())
+	kit.Matches(t, server.Disconnect(), net.ErrClosed)
 }
 
 // ---------------------------------------------------------------------------
 // Handles
 
 func TestFileConnIsAnotherHandleOfTheSameEnd(t *testing.T) {
-	story(t)
-	a, b := pair(t)
+	kit.Story(t)
+	a, b := kit.Pair(t)
 	f, err := a.File()
-	must(t, err)
+	kit.Must(t, err)
 	c, err := ipc.FileConn(f)
-	must(t, err)
-	must(t, f.Close())
-	talk(t, c, b)
-	talk(t, a, b)
+	kit.Must(t, err)
+	kit.Must(t, f.Close())
+	kit.Talk(t, c, b)
+	kit.Talk(t, a, b)
 	// Close of the duplicate ends its own reads and not those of a.
-	read := begin(func() error {
+	read := kit.Begin(func() error {
 		p := make([]byte, 4)
 		_, err := io.ReadFull(a, p)
 		return err
 	})
-	awaitParked(t, "(*Conn).Read", 1)
-	must(t, c.Close())
-	send(t, b, "done")
-	must(t, <-read)
+	kit.AwaitParked(t, "(*Conn).Read", 1)
+	kit.Must(t, c.Close())
+	kit.Send(t, b, "done")
+	kit.Must(t, <-read)
 }
 
 func TestFileConnRefusesHandlesThatAreNoConns(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	r, w, err := os.Pipe() // not overlapped
-	must(t, err)
+	kit.Must(t, err)
 	defer r.Close()
 	defer w.Close()
 	nul, err := os.Open(os.DevNull)
-	must(t, err)
+	kit.Must(t, err)
 	defer nul.Close()
 	for _, f := range []*os.File{r, w, nul} {
 		_, err := ipc.FileConn(f)
-		matches(t, err, errors.ErrUnsupported)
+		kit.Matches(t, err, errors.ErrUnsupported)
 	}
-	client, _ := connectPipe(t, ipc.PipeConfig{Direction: ipc.ClientToServer})
+	client, _ := kit.ConnectPipe(t, ipc.PipeConfig{Direction: ipc.ClientToServer})
 	f, err := client.File()
-	must(t, err)
+	kit.Must(t, err)
 	defer f.Close()
 	_, err = ipc.FileConn(f)
-	matches(t, err, errors.ErrUnsupported)
+	kit.Matches(t, err, errors.ErrUnsupported)
 	_, err = ipc.FileReader(f)
-	matches(t, err, errors.ErrUnsupported)
+	kit.Matches(t, err, errors.ErrUnsupported)
 	wr, err := ipc.FileWriter(f)
-	must(t, err)
-	must(t, wr.Close())
+	kit.Must(t, err)
+	kit.Must(t, wr.Close())
 }
 
 func TestConnSyscallConnNeverWaits(t *testing.T) {
-	story(t)
-	a, b := pair(t)
+	kit.Story(t)
+	a, b := kit.Pair(t)
 	raw, err := a.SyscallConn()
-	must(t, err)
+	kit.Must(t, err)
 	called := 0
 	for _, call := range []func(func(uintptr) bool) error{raw.Read, raw.Write} {
-		must(t, call(func(uintptr) bool { called++; return true }))
-		matches(t, call(func(uintptr) bool { called++; return false }), errors.ErrUnsupported)
+		kit.Must(t, call(func(uintptr) bool { called++; return true }))
+		kit.Matches(t, call(func(uintptr) bool { called++; return false }), errors.ErrUnsupported)
 	}
 	if called != 4 {
 		t.Errorf("called %d times", called)
 	}
-	talk(t, a, b)
-	must(t, a.Close())
-	matches(t, raw.Control(func(uintptr) { t.Error("called") }), net.ErrClosed)
+	kit.Talk(t, a, b)
+	kit.Must(t, a.Close())
+	kit.Matches(t, raw.Control(func(uintptr) { t.Error("called") }), net.ErrClosed)
 }
 
 func TestInheritedHandleWorksInTheChild(t *testing.T) {
-	story(t)
-	mine, theirs := pair(t)
+	kit.Story(t)
+	mine, theirs := kit.Pair(t)
 	program, err := os.Executable()
-	must(t, err)
+	kit.Must(t, err)
 	cmd := exec.Command(program)
-	cmd.Env = append(os.Environ(), childRole+"=inherits")
+	cmd.Env = append(os.Environ(), kit.ChildRole+"=inherits")
 	cmd.Stdin, err = os.Open(os.DevNull)
-	must(t, err)
+	kit.Must(t, err)
 	defer cmd.Stdin.(*os.File).Close()
 	cmd.Stderr = os.Stderr
-	must(t, ipc.Inherit(cmd, "line", theirs))
-	must(t, cmd.Start())
-	must(t, theirs.Close())
+	kit.Must(t, ipc.Inherit(cmd, "line", theirs))
+	kit.Must(t, cmd.Start())
+	kit.Must(t, theirs.Close())
 	defer cmd.Process.Kill()
-	send(t, mine, "echo")
-	expect(t, mine, "echo")
-	isProcess(t, peerOf(t, mine), os.Getpid()) // who opened it
-	must(t, mine.Close())
-	must(t, cmd.Wait())
+	kit.Send(t, mine, "echo")
+	kit.Expect(t, mine, "echo")
+	kit.IsProcess(t, kit.PeerOf(t, mine), os.Getpid()) // who opened it
+	kit.Must(t, mine.Close())
+	kit.Must(t, cmd.Wait())
 
-	used, other := pair(t)
-	talk(t, used, other)
-	matches(t, ipc.Inherit(exec.Command(program), "line", used), errors.ErrUnsupported)
+	used, other := kit.Pair(t)
+	kit.Talk(t, used, other)
+	kit.Matches(t, ipc.Inherit(exec.Command(program), "line", used), errors.ErrUnsupported)
 }
 
 // childInherits echoes over the inherited connection, with a deadline: only a
 // handle that belongs to this process's completion port has one.
-func childInherits(*parent, []string) error {
-	c := sure(ipc.InheritedConn("line"))
+func childInherits(*kit.Parent, []string) error {
+	c := kit.Sure(ipc.InheritedConn("line"))
 	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(kit.Patience)); err != nil {
 		return err
 	}
 	if p, err := c.Peer(); err != nil {
@@ -1246,23 +1248,23 @@ func childInherits(*parent, []string) error {
 }
 
 func TestShareHandleGivesAHandleToAProcess(t *testing.T) {
-	story(t)
-	c := startChild(t, "shared")
-	c.mustSay("ready")
+	kit.Story(t)
+	c := kit.StartChild(t, "shared")
+	c.MustSay("ready")
 	const dupHandle = 0x40 // PROCESS_DUP_HANDLE
-	process, err := syscall.OpenProcess(dupHandle, false, uint32(c.pid()))
-	must(t, err)
+	process, err := syscall.OpenProcess(dupHandle, false, uint32(c.PID()))
+	kit.Must(t, err)
 	defer syscall.CloseHandle(process)
 	r, w, err := os.Pipe()
-	must(t, err)
+	kit.Must(t, err)
 	defer r.Close()
 	var there syscall.Handle
-	control(t, w, func(h uintptr) { there, err = ipc.ShareHandle(syscall.Handle(h), process) })
-	must(t, err)
-	must(t, w.Close())
-	c.say(strconv.FormatUint(uint64(there), 10))
-	expect(t, r, "hello from a child")
-	c.end()
+	kit.Control(t, w, func(h uintptr) { there, err = ipc.ShareHandle(syscall.Handle(h), process) })
+	kit.Must(t, err)
+	kit.Must(t, w.Close())
+	c.Say(strconv.FormatUint(uint64(there), 10))
+	kit.Expect(t, r, "hello from a child")
+	c.End()
 	_, err = ipc.ShareHandle(0, process)
 	var oe *net.OpError
 	if !errors.As(err, &oe) {
@@ -1270,9 +1272,9 @@ func TestShareHandleGivesAHandleToAProcess(t *testing.T) {
 	}
 }
 
-func childIsShared(p *parent, _ []string) error {
-	p.say("ready")
-	h := sure(strconv.ParseUint(p.hear(), 10, 64))
+func childIsShared(p *kit.Parent, _ []string) error {
+	p.Say("ready")
+	h := kit.Sure(strconv.ParseUint(p.Hear(), 10, 64))
 	f := os.NewFile(uintptr(h), "shared")
 	defer f.Close()
 	_, err := io.WriteString(f, "hello from a child")
@@ -1280,9 +1282,9 @@ func childIsShared(p *parent, _ []string) error {
 }
 
 func TestUserAddrHasTheSID(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	addr, err := ipc.UserAddr("agent")
-	if want := ipc.Name(`ipc\` + me(t) + `\agent`); addr != want || err != nil {
+	if want := ipc.Name(`ipc\` + kit.Me(t) + `\agent`); addr != want || err != nil {
 		t.Errorf("it is %v, %v; want %v", addr, err, want)
 	}
 }
@@ -1293,8 +1295,8 @@ func TestUserAddrHasTheSID(t *testing.T) {
 // stuckWrite waits in a write that nobody reads.
 func stuckWrite(t *testing.T, c *ipc.PipeConn) <-chan error {
 	t.Helper()
-	done := begin(func() error { _, err := c.Write(make([]byte, 1<<20)); return err })
-	awaitParked(t, "(*Conn).Write", 1)
+	done := kit.Begin(func() error { _, err := c.Write(make([]byte, 1<<20)); return err })
+	kit.AwaitParked(t, "(*Conn).Write", 1)
 	return done
 }
 
@@ -1313,80 +1315,80 @@ func TestPipeConnLimitsEndWaitsForOtherOperations(t *testing.T) {
 			return err
 		}},
 		{"Transact during Read", func(t *testing.T, c *ipc.PipeConn) <-chan error {
-			done := beginRead(c)
-			awaitParked(t, "(*Conn).Read", 1)
+			done := kit.BeginRead(c)
+			kit.AwaitParked(t, "(*Conn).Read", 1)
 			return done
 		}, func(c *ipc.PipeConn, ctx context.Context) error {
 			_, err := c.Transact(ctx, question, make([]byte, 9))
 			return err
 		}},
 		{"Flush during Flush", func(t *testing.T, c *ipc.PipeConn) <-chan error {
-			send(t, c, "unread")
-			done := begin(func() error { return c.Flush(background()) })
-			awaitParked(t, "(*PipeConn).Flush", 1)
+			kit.Send(t, c, "unread")
+			done := kit.Begin(func() error { return c.Flush(kit.Background()) })
+			kit.AwaitParked(t, "(*PipeConn).Flush", 1)
 			return done
 		}, func(c *ipc.PipeConn, ctx context.Context) error { return c.Flush(ctx) }},
 		{"Write during Flush", func(t *testing.T, c *ipc.PipeConn) <-chan error {
-			send(t, c, "unread")
-			done := begin(func() error { return c.Flush(background()) })
-			awaitParked(t, "(*PipeConn).Flush", 1)
+			kit.Send(t, c, "unread")
+			done := kit.Begin(func() error { return c.Flush(kit.Background()) })
+			kit.AwaitParked(t, "(*PipeConn).Flush", 1)
 			return done
 		}, func(c *ipc.PipeConn, _ context.Context) error { return nil }},
 		{"Write during Transact", func(t *testing.T, c *ipc.PipeConn) <-chan error {
-			done := begin(func() error { _, err := c.Transact(background(), question, make([]byte, 9)); return err })
-			awaitParked(t, "(*PipeConn).Transact", 1)
+			done := kit.Begin(func() error { _, err := c.Transact(kit.Background(), question, make([]byte, 9)); return err })
+			kit.AwaitParked(t, "(*PipeConn).Transact", 1)
 			return done
 		}, func(c *ipc.PipeConn, _ context.Context) error { return nil }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			story(t)
-			client, _ := connectPipe(t, ipc.PipeConfig{Messages: true})
+			kit.Story(t)
+			client, _ := kit.ConnectPipe(t, ipc.PipeConfig{Messages: true})
 			first := test.first(t, client)
 			for range 3 {
-				ctx, cancel := context.WithTimeout(background(), brief)
+				ctx, cancel := context.WithTimeout(kit.Background(), kit.Brief)
 				if err := test.then(client, ctx); err != nil {
-					timedOut(t, err)
+					kit.TimedOut(t, err)
 				}
 				cancel()
 			}
-			ctx, cancel := context.WithCancel(background())
-			time.AfterFunc(brief, cancel)
+			ctx, cancel := context.WithCancel(kit.Background())
+			time.AfterFunc(kit.Brief, cancel)
 			if err := test.then(client, ctx); err != nil {
-				matches(t, err, context.Canceled)
+				kit.Matches(t, err, context.Canceled)
 			}
 			cancel()
 			if test.name == "Transact during Read" {
-				must(t, client.Close())
-				matches(t, <-first, net.ErrClosed)
+				kit.Must(t, client.Close())
+				kit.Matches(t, <-first, net.ErrClosed)
 				return
 			}
 			// A deadline that comes while it waits, which is for writing. It ends
 			// what is under way as well.
-			second := begin(func() error { _, err := client.Write(make([]byte, 1)); return err })
-			awaitParked(t, "(*Conn).Write", 1)
-			must(t, client.SetWriteDeadline(time.Now().Add(brief)))
+			second := kit.Begin(func() error { _, err := client.Write(make([]byte, 1)); return err })
+			kit.AwaitParked(t, "(*Conn).Write", 1)
+			kit.Must(t, client.SetWriteDeadline(time.Now().Add(kit.Brief)))
 			timedOutOrTorn(t, <-second) // the first may have ended before its time has come
-			timedOut(t, <-first)
+			kit.TimedOut(t, <-first)
 		})
 	}
 }
 
 // A deadline that is set before counts as well.
 func TestFlushAndTransactEndAtTheDeadline(t *testing.T) {
-	story(t)
-	client, _ := connectPipe(t, ipc.PipeConfig{Messages: true})
-	send(t, client, "unread")
+	kit.Story(t)
+	client, _ := kit.ConnectPipe(t, ipc.PipeConfig{Messages: true})
+	kit.Send(t, client, "unread")
 	for _, set := range []func(time.Time) error{client.SetWriteDeadline, client.SetDeadline} {
-		must(t, set(time.Now().Add(brief)))
-		timedOut(t, client.Flush(background()))
-		timedOut(t, client.Flush(background()))
+		kit.Must(t, set(time.Now().Add(kit.Brief)))
+		kit.TimedOut(t, client.Flush(kit.Background()))
+		kit.TimedOut(t, client.Flush(kit.Background()))
 	}
-	must(t, client.SetDeadline(time.Time{}))
+	kit.Must(t, client.SetDeadline(time.Time{}))
 	for _, set := range []func(time.Time) error{client.SetWriteDeadline, client.SetReadDeadline} {
-		must(t, set(time.Now().Add(brief)))
-		_, err := client.Transact(background(), []byte("question"), make([]byte, 9))
-		timedOut(t, err)
-		must(t, set(time.Time{}))
+		kit.Must(t, set(time.Now().Add(kit.Brief)))
+		_, err := client.Transact(kit.Background(), []byte("question"), make([]byte, 9))
+		kit.TimedOut(t, err)
+		kit.Must(t, set(time.Time{}))
 	}
 }
 
@@ -1394,12 +1396,12 @@ func TestFlushAndTransactEndAtTheDeadline(t *testing.T) {
 // What is withdrawn
 
 func TestMsgConnSendThatTimesOutLeavesNoPartOfAMessage(t *testing.T) {
-	story(t)
-	big := pattern(1 << 20)
+	kit.Story(t)
+	big := kit.Pattern(1 << 20)
 	for round := range 12 {
-		a, b := msgPair(t)
+		a, b := kit.MsgPair(t)
 		received := make(chan []byte, 100)
-		receiving := begin(func() error {
+		receiving := kit.Begin(func() error {
 			small := make([]byte, 100)
 			for i := 0; ; i++ {
 				var msg []byte
@@ -1418,17 +1420,17 @@ func TestMsgConnSendThatTimesOutLeavesNoPartOfAMessage(t *testing.T) {
 			}
 		})
 		for range 20 {
-			must(t, a.SetWriteDeadline(time.Now().Add(time.Duration(round)*50*time.Microsecond)))
+			kit.Must(t, a.SetWriteDeadline(time.Now().Add(time.Duration(round)*50*time.Microsecond)))
 			if err := a.Send(big); err != nil {
 				timedOutOrTorn(t, err)
 			}
-			must(t, a.SetWriteDeadline(time.Time{}))
+			kit.Must(t, a.SetWriteDeadline(time.Time{}))
 			if err := a.Send([]byte("next")); err != nil {
-				matches(t, err, syscall.EPIPE) // a part of the one before may have been read
+				kit.Matches(t, err, syscall.EPIPE) // a part of the one before may have been read
 				break
 			}
 		}
-		must(t, a.Close())
+		kit.Must(t, a.Close())
 		if err := <-receiving; err != io.EOF && !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Fatalf("round %d: %v", round, err)
 		}
@@ -1438,43 +1440,43 @@ func TestMsgConnSendThatTimesOutLeavesNoPartOfAMessage(t *testing.T) {
 				t.Fatalf("round %d: a message of %d bytes, %.20q ... %q", round, len(msg), msg, msg[max(len(msg)-20, 0):])
 			}
 		}
-		must(t, b.Close())
+		kit.Must(t, b.Close())
 	}
 }
 
 func timedOutOrTorn(t *testing.T, err error) {
 	t.Helper()
 	if !errors.Is(err, syscall.EPIPE) {
-		timedOut(t, err)
+		kit.TimedOut(t, err)
 	}
 }
 
 func TestPipeMessageThatWasReadInPartIsTheLast(t *testing.T) {
 	for what, messages := range map[string]bool{"Messages": true, "Stream": false} { // what the client reads
 		t.Run(what, func(t *testing.T) {
-			story(t)
-			l, path := listenPipe(t, ipc.PipeConfig{Messages: true})
-			client := dialPipe(t, path, ipc.PipeDialer{Messages: messages})
-			server := acceptPipe(t, l)
-			sending := begin(func() error { _, err := client.Write(pattern(1 << 20)); return err })
+			kit.Story(t)
+			l, path := kit.ListenPipe(t, ipc.PipeConfig{Messages: true})
+			client := kit.DialPipe(t, path, ipc.PipeDialer{Messages: messages})
+			server := kit.AcceptPipe(t, l)
+			sending := kit.Begin(func() error { _, err := client.Write(kit.Pattern(1 << 20)); return err })
 			n, more, err := server.ReadMessage(make([]byte, 512))
 			if n != 512 || !more || err != nil {
 				t.Fatalf("%d, %v, %v", n, more, err)
 			}
-			must(t, client.SetWriteDeadline(time.Now().Add(brief)))
-			timedOut(t, <-sending)
-			must(t, client.SetWriteDeadline(time.Time{}))
+			kit.Must(t, client.SetWriteDeadline(time.Now().Add(kit.Brief)))
+			kit.TimedOut(t, <-sending)
+			kit.Must(t, client.SetWriteDeadline(time.Time{}))
 			for range 2 {
 				if messages {
-					matches(t, client.WriteMessage([]byte("next")), syscall.EPIPE)
+					kit.Matches(t, client.WriteMessage([]byte("next")), syscall.EPIPE)
 				}
 				_, err = client.Write([]byte("next"))
-				matches(t, err, syscall.EPIPE)
-				matches(t, client.SendFiles(textFile(t, "next")), syscall.EPIPE)
+				kit.Matches(t, err, syscall.EPIPE)
+				kit.Matches(t, client.SendFiles(kit.TextFile(t, "next")), syscall.EPIPE)
 			}
-			send(t, server, "the other way") // goes on
-			expect(t, client, "the other way")
-			must(t, client.Close())
+			kit.Send(t, server, "the other way") // goes on
+			kit.Expect(t, client, "the other way")
+			kit.Must(t, client.Close())
 			if n, _, err := server.ReadMessage(make([]byte, 512)); n != 0 || err != io.EOF {
 				t.Errorf("%d, %v", n, err)
 			}
@@ -1485,7 +1487,7 @@ func TestPipeMessageThatWasReadInPartIsTheLast(t *testing.T) {
 // cancelAll cancels everything that is under way on the handle, as anybody can who has it.
 func cancelAll(t *testing.T, c syscall.Conn) {
 	t.Helper()
-	control(t, c, func(h uintptr) {
+	kit.Control(t, c, func(h uintptr) {
 		if err := syscall.CancelIoEx(syscall.Handle(h), nil); err != nil && err != syscall.ERROR_NOT_FOUND {
 			t.Error(err)
 		}
@@ -1494,17 +1496,17 @@ func cancelAll(t *testing.T, c syscall.Conn) {
 
 // A write can be withdrawn by somebody else who has the handle.
 func TestPipeMessageThatOthersWithdrewIsTheLast(t *testing.T) {
-	story(t)
-	client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
-	sending := begin(func() error { return client.WriteMessage(pattern(1 << 20)) })
+	kit.Story(t)
+	client, server := kit.ConnectPipe(t, ipc.PipeConfig{Messages: true})
+	sending := kit.Begin(func() error { return client.WriteMessage(kit.Pattern(1 << 20)) })
 	n, more, err := server.ReadMessage(make([]byte, 512))
 	if n != 512 || !more || err != nil {
 		t.Fatalf("%d, %v, %v", n, more, err)
 	}
 	cancelAll(t, client)
-	matches(t, <-sending, syscall.ERROR_OPERATION_ABORTED)
-	matches(t, client.WriteMessage([]byte("next")), syscall.EPIPE)
-	must(t, client.Close())
+	kit.Matches(t, <-sending, syscall.ERROR_OPERATION_ABORTED)
+	kit.Matches(t, client.WriteMessage([]byte("next")), syscall.EPIPE)
+	kit.Must(t, client.Close())
 	if n, _, err := server.ReadMessage(make([]byte, 512)); n != 0 || err != io.EOF {
 		t.Errorf("%d, %v", n, err)
 	}
@@ -1512,9 +1514,9 @@ func TestPipeMessageThatOthersWithdrewIsTheLast(t *testing.T) {
 
 // What somebody else cancels who has the handle goes on.
 func TestPipeReadAndFlushGoOnWhenOthersCancelThem(t *testing.T) {
-	story(t)
-	client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
-	reading := begin(func() error {
+	kit.Story(t)
+	client, server := kit.ConnectPipe(t, ipc.PipeConfig{Messages: true})
+	reading := kit.Begin(func() error {
 		p := make([]byte, 10)
 		n, _, err := client.ReadMessage(p)
 		if string(p[:n]) != "answer" {
@@ -1522,13 +1524,13 @@ func TestPipeReadAndFlushGoOnWhenOthersCancelThem(t *testing.T) {
 		}
 		return err
 	})
-	send(t, client, "unread")
-	flushed := begin(func() error { return client.Flush(background()) })
-	awaitParked(t, "(*PipeConn).ReadMessage", 1)
-	awaitParked(t, "(*PipeConn).Flush", 1)
+	kit.Send(t, client, "unread")
+	flushed := kit.Begin(func() error { return client.Flush(kit.Background()) })
+	kit.AwaitParked(t, "(*PipeConn).ReadMessage", 1)
+	kit.AwaitParked(t, "(*PipeConn).Flush", 1)
 	for range 3 {
 		cancelAll(t, client)
-		time.Sleep(brief) // they could end
+		time.Sleep(kit.Brief) // they could end
 	}
 	select {
 	case err := <-reading:
@@ -1537,52 +1539,52 @@ func TestPipeReadAndFlushGoOnWhenOthersCancelThem(t *testing.T) {
 		t.Fatal(err)
 	default:
 	}
-	expectMessage(t, server, "unread")
-	must(t, <-flushed)
-	send(t, server, "answer")
-	must(t, <-reading)
+	kit.ExpectMessage(t, server, "unread")
+	kit.Must(t, <-flushed)
+	kit.Send(t, server, "answer")
+	kit.Must(t, <-reading)
 }
 
 // While Transact waits for one direction, the other is free.
 func TestPipeTransactHoldsNothingWhileItWaits(t *testing.T) {
 	for name, isIn := range map[string]func(t *testing.T, client, server *ipc.PipeConn) (ends func()){
 		"Read": func(t *testing.T, client, server *ipc.PipeConn) func() {
-			reading := beginRead(client)
-			awaitParked(t, "(*Conn).Read", 1)
+			reading := kit.BeginRead(client)
+			kit.AwaitParked(t, "(*Conn).Read", 1)
 			return func() {
-				send(t, client, "ask") // what the read waits for
-				expectMessage(t, server, "ask")
-				send(t, server, "x")
-				must(t, <-reading)
+				kit.Send(t, client, "ask") // what the read waits for
+				kit.ExpectMessage(t, server, "ask")
+				kit.Send(t, server, "x")
+				kit.Must(t, <-reading)
 			}
 		},
 		"Write": func(t *testing.T, client, server *ipc.PipeConn) func() {
 			writing := stuckWrite(t, client)
 			return func() {
-				send(t, server, "x") // what the peer waits for before it reads
-				expect(t, client, "x")
+				kit.Send(t, server, "x") // what the peer waits for before it reads
+				kit.Expect(t, client, "x")
 				n, more, err := server.ReadMessage(make([]byte, 1<<20))
 				if n != 1<<20 || more || err != nil {
 					t.Errorf("%d, %t, %v", n, more, err)
 				}
-				must(t, <-writing)
+				kit.Must(t, <-writing)
 			}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			story(t)
-			client, server := connectPipe(t, ipc.PipeConfig{Messages: true})
+			kit.Story(t)
+			client, server := kit.ConnectPipe(t, ipc.PipeConfig{Messages: true})
 			ends := isIn(t, client, server)
 			reply := make([]byte, 10)
-			answered := begin(func() error {
-				n, err := client.Transact(background(), []byte("question"), reply)
+			answered := kit.Begin(func() error {
+				n, err := client.Transact(kit.Background(), []byte("question"), reply)
 				reply = reply[:n]
 				return err
 			})
-			awaitParked(t, "(*PipeConn).Transact", 1)
+			kit.AwaitParked(t, "(*PipeConn).Transact", 1)
 			ends()
-			expectMessage(t, server, "question")
-			must(t, server.WriteMessage([]byte("answer")))
+			kit.ExpectMessage(t, server, "question")
+			kit.Must(t, server.WriteMessage([]byte("answer")))
 			if err := <-answered; string(reply) != "answer" || err != nil {
 				t.Errorf("%q, %v", reply, err)
 			}
@@ -1602,13 +1604,13 @@ func TestConnCloseWithinACall(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			story(t)
-			a, b := pair(t)
+			kit.Story(t)
+			a, b := kit.Pair(t)
 			raw, err := a.SyscallConn()
-			must(t, err)
-			must(t, within(raw, func(h uintptr) {
-				must(t, a.SetDeadline(time.Now().Add(time.Hour)))
-				must(t, a.Close())
+			kit.Must(t, err)
+			kit.Must(t, within(raw, func(h uintptr) {
+				kit.Must(t, a.SetDeadline(time.Now().Add(time.Hour)))
+				kit.Must(t, a.Close())
 				if kind, err := syscall.GetFileType(syscall.Handle(h)); kind != syscall.FILE_TYPE_PIPE || err != nil {
 					t.Errorf("the handle is gone: %d, %v", kind, err)
 				}
@@ -1616,34 +1618,34 @@ func TestConnCloseWithinACall(t *testing.T) {
 			if _, err := b.Read(make([]byte, 1)); err != io.EOF {
 				t.Error(err)
 			}
-			matches(t, raw.Control(func(uintptr) {}), net.ErrClosed)
+			kit.Matches(t, raw.Control(func(uintptr) {}), net.ErrClosed)
 		})
 	}
 }
 
 // Where nothing can have been read of it, a message that is withdrawn is no loss.
 func TestPipeMessageThatWasNotReadMayBeFollowed(t *testing.T) {
-	story(t)
-	a, b := msgPair(t)
+	kit.Story(t)
+	a, b := kit.MsgPair(t)
 	sent := 0
 	for {
-		must(t, a.SetWriteDeadline(time.Now().Add(brief)))
-		err := a.Send(pattern(4000))
+		kit.Must(t, a.SetWriteDeadline(time.Now().Add(kit.Brief)))
+		err := a.Send(kit.Pattern(4000))
 		if err != nil {
-			timedOut(t, err)
+			kit.TimedOut(t, err)
 			break
 		}
 		sent++
 	}
-	must(t, a.SetWriteDeadline(time.Time{}))
+	kit.Must(t, a.SetWriteDeadline(time.Time{}))
 	for range sent {
 		msg, err := b.RecvAppend(nil)
-		if must(t, err); !bytes.Equal(msg, pattern(4000)) {
+		if kit.Must(t, err); !bytes.Equal(msg, kit.Pattern(4000)) {
 			t.Fatalf("%d bytes", len(msg))
 		}
 	}
-	must(t, a.Send([]byte("next")))
-	hear(t, b, "next")
+	kit.Must(t, a.Send([]byte("next")))
+	kit.Hear(t, b, "next")
 }
 
 // A record that does not fit into the pipe is there to be seen while its write pends,
@@ -1651,28 +1653,28 @@ func TestPipeMessageThatWasNotReadMayBeFollowed(t *testing.T) {
 func TestSendFilesThatTimesOutLeavesWhatFollows(t *testing.T) {
 	for _, messages := range []bool{false, true} {
 		t.Run(map[bool]string{false: "Stream", true: "Messages"}[messages], func(t *testing.T) {
-			story(t)
-			ofMessages := messages || isWine() // see byteType
-			f := textFile(t, "x")
+			kit.Story(t)
+			ofMessages := messages || kit.IsWine() // see byteType
+			f := kit.TextFile(t, "x")
 			var files [10]*os.File // 76 bytes
 			for i := range files {
 				files[i] = f
 			}
 			for round := range 40 {
-				client, server := connectPipe(t, ipc.PipeConfig{Messages: messages, ReadBuffer: 64, WriteBuffer: 64})
-				receiving := begin(func() error {
+				client, server := kit.ConnectPipe(t, ipc.PipeConfig{Messages: messages, ReadBuffer: 64, WriteBuffer: 64})
+				receiving := kit.Begin(func() error {
 					got, err := server.RecvFiles(len(files))
 					for _, f := range got {
 						f.Close()
 					}
 					return err
 				})
-				must(t, client.SetWriteDeadline(time.Now().Add(time.Duration(round)*200*time.Microsecond)))
+				kit.Must(t, client.SetWriteDeadline(time.Now().Add(time.Duration(round)*200*time.Microsecond)))
 				err := client.SendFiles(files[:]...)
-				must(t, client.SetWriteDeadline(time.Time{}))
-				data := pattern(5000)
+				kit.Must(t, client.SetWriteDeadline(time.Time{}))
+				data := kit.Pattern(5000)
 				withdrawn := err != nil
-				writing := begin(func() error {
+				writing := kit.Begin(func() error {
 					_, err := client.Write(data)
 					if withdrawn && ofMessages && errors.Is(err, syscall.EPIPE) { // a part of the record was read
 						client.Close()
@@ -1682,21 +1684,21 @@ func TestSendFilesThatTimesOutLeavesWhatFollows(t *testing.T) {
 					return err
 				})
 				if !withdrawn {
-					must(t, <-receiving)
+					kit.Must(t, <-receiving)
 				} else {
-					timedOut(t, err)
+					kit.TimedOut(t, err)
 					if err := <-receiving; !errors.Is(err, ipc.ErrNoFiles) && err != io.EOF {
 						t.Fatalf("round %d: %v", round, err)
 					}
 				}
 				got := make([]byte, 5000)
 				n, err := io.ReadFull(server, got)
-				must(t, <-writing)
+				kit.Must(t, <-writing)
 				if !bytes.Equal(got[:n], data) {
 					t.Fatalf("round %d: what follows is %d bytes, %.20q, %v", round, n, got, err)
 				}
 				client.Close()
-				must(t, server.Close())
+				kit.Must(t, server.Close())
 			}
 		})
 	}
@@ -1706,56 +1708,56 @@ func TestSendFilesThatTimesOutLeavesWhatFollows(t *testing.T) {
 // Listeners
 
 func TestListenerControlMayUseTheListener(t *testing.T) {
-	story(t)
-	l := listen(t, nameAddr(t))
+	kit.Story(t)
+	l := kit.Listen(t, kit.NameAddr(t))
 	raw, err := l.SyscallConn()
-	must(t, err)
-	must(t, raw.Control(func(uintptr) {
-		must(t, l.SetDeadline(time.Now().Add(soon)))
-		must(t, raw.Control(func(h uintptr) {
+	kit.Must(t, err)
+	kit.Must(t, raw.Control(func(uintptr) {
+		kit.Must(t, l.SetDeadline(time.Now().Add(kit.Soon)))
+		kit.Must(t, raw.Control(func(h uintptr) {
 			kind, err := syscall.GetFileType(syscall.Handle(h))
-			if must(t, err); kind != syscall.FILE_TYPE_PIPE {
+			if kit.Must(t, err); kind != syscall.FILE_TYPE_PIPE {
 				t.Errorf("type %d", kind)
 			}
 		}))
-		serves(t, l, l.Addr().(ipc.Addr))
-		must(t, l.Close())
+		kit.Serves(t, l, l.Addr().(ipc.Addr))
+		kit.Must(t, l.Close())
 	}))
-	matches(t, raw.Control(func(uintptr) { t.Error("it is closed") }), net.ErrClosed)
+	kit.Matches(t, raw.Control(func(uintptr) { t.Error("it is closed") }), net.ErrClosed)
 }
 
 func TestPipeListenerClientsThatLeftMakeRoomWithoutAccept(t *testing.T) {
 	for _, d := range []ipc.Direction{ipc.Duplex, ipc.ClientToServer, ipc.ServerToClient} {
 		t.Run(d.String(), func(t *testing.T) {
-			story(t)
-			l, path := listenPipe(t, ipc.PipeConfig{Direction: d, Backlog: 2})
+			kit.Story(t)
+			l, path := kit.ListenPipe(t, ipc.PipeConfig{Direction: d, Backlog: 2})
 			for range 3 {
-				one, two := dialPipe(t, path, ipc.PipeDialer{Direction: d}), dialPipe(t, path, ipc.PipeDialer{Direction: d})
-				_, err := tryDial(path, ipc.PipeDialer{Direction: d})
-				timedOut(t, err) // there is no room now, and the listener has seen that
-				must(t, errors.Join(one.Close(), two.Close()))
+				one, two := kit.DialPipe(t, path, ipc.PipeDialer{Direction: d}), kit.DialPipe(t, path, ipc.PipeDialer{Direction: d})
+				_, err := kit.TryDial(path, ipc.PipeDialer{Direction: d})
+				kit.TimedOut(t, err) // there is no room now, and the listener has seen that
+				kit.Must(t, errors.Join(one.Close(), two.Close()))
 			}
-			must(t, l.Close())
+			kit.Must(t, l.Close())
 		})
 	}
 }
 
 func TestListenerAcceptsHoldNoThread(t *testing.T) {
-	story(t)
-	l := listen(t, nameAddr(t))
+	kit.Story(t)
+	l := kit.Listen(t, kit.NameAddr(t))
 	before := threads()
 	done := make(chan error)
 	const many = 50
 	for range many {
 		go func() { _, err := l.Accept(); done <- err }()
 	}
-	awaitParked(t, "(*Listener).AcceptConn", many)
+	kit.AwaitParked(t, "(*Listener).AcceptConn", many)
 	if n := threads() - before; n > many/2 {
 		t.Errorf("%d accepts take %d threads", many, n)
 	}
-	must(t, l.SetDeadline(time.Now().Add(brief)))
+	kit.Must(t, l.SetDeadline(time.Now().Add(kit.Brief)))
 	for range many {
-		timedOut(t, <-done)
+		kit.TimedOut(t, <-done)
 	}
 }
 
@@ -1764,14 +1766,14 @@ func TestListenerAcceptsHoldNoThread(t *testing.T) {
 
 // What another handle of the end has under way is not cancelled by Flush and Close.
 func TestPipeConnCloseLeavesOtherHandlesAlone(t *testing.T) {
-	story(t)
-	client, server := connectPipe(t, byteType)
-	event, _, err := createEvent.Call(0, 1, 0, 0)
+	kit.Story(t)
+	client, server := kit.ConnectPipe(t, byteType)
+	event, _, err := kit.CreateEvent.Call(0, 1, 0, 0)
 	if event == 0 {
 		t.Fatal(err)
 	}
 	defer syscall.CloseHandle(syscall.Handle(event))
-	h := handleOf(t, client)
+	h := kit.HandleOf(t, client)
 	defer syscall.CloseHandle(h)
 	read := &struct {
 		overlapped syscall.Overlapped
@@ -1783,16 +1785,16 @@ func TestPipeConnCloseLeavesOtherHandlesAlone(t *testing.T) {
 	if err := syscall.ReadFile(h, read.room[:], &n, &read.overlapped); err != syscall.ERROR_IO_PENDING {
 		t.Fatal(err)
 	}
-	send(t, client, "unread")
-	ctx, cancel := context.WithTimeout(background(), brief)
+	kit.Send(t, client, "unread")
+	ctx, cancel := context.WithTimeout(kit.Background(), kit.Brief)
 	defer cancel()
-	timedOut(t, client.Flush(ctx))
-	flushed := begin(func() error { return client.Flush(background()) })
-	awaitParked(t, "(*PipeConn).Flush", 1)
-	must(t, client.Close())
-	matches(t, <-flushed, net.ErrClosed)
-	send(t, server, "x")
-	if s, err := syscall.WaitForSingleObject(syscall.Handle(event), uint32(soon/time.Millisecond)); s != 0 {
+	kit.TimedOut(t, client.Flush(ctx))
+	flushed := kit.Begin(func() error { return client.Flush(kit.Background()) })
+	kit.AwaitParked(t, "(*PipeConn).Flush", 1)
+	kit.Must(t, client.Close())
+	kit.Matches(t, <-flushed, net.ErrClosed)
+	kit.Send(t, server, "x")
+	if s, err := syscall.WaitForSingleObject(syscall.Handle(event), uint32(kit.Soon/time.Millisecond)); s != 0 {
 		t.Fatal(s, err)
 	}
 	const statusSuccess = 0
@@ -1848,3 +1850,31 @@ func TestPipeDialerLimitsEnd(t *testing.T) {
 		}
 	}
 }
+
+// ---------------------------------------------------------------------------
+// Words of this file
+
+// Wine makes a pipe one of message type if it is to reject clients of other
+// machines: see NtCreateNamedPipeFile there. byteType makes one of bytes.
+var byteType = ipc.PipeConfig{AcceptRemote: kit.IsWine()}
+
+// allHandles counts the handles of this process.
+func allHandles() int {
+	return kit.CountHandles(func(h uintptr) (open, accepted bool) {
+		var flags uint32
+		r, _, _ := kit.GetHandleInformation.Call(h, uintptr(unsafe.Pointer(&flags)))
+		return r != 0, r != 0
+	})
+}
+
+// limitSpin bounds the waits of the ends unless they are to stay as they are.
+func limitSpin(spin time.Duration, ends ...interface{ SetSpin(time.Duration) }) {
+	for _, end := range ends {
+		if spin != asItIs {
+			end.SetSpin(spin)
+		}
+	}
+}
+
+// threads is how many threads the program has had.
+func threads() int { return pprof.Lookup("threadcreate").Count() }

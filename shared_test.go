@@ -18,16 +18,16 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
 func init() {
-	for role, play := range map[string]func(*parent, []string) error{
+	for role, play := range map[string]func(*kit.Parent, []string) error{
 		"shared memory":  childChangesMemory,
 		"shared serve":   childServesShared,
 		"shared dial":    childDialsShared,
@@ -36,26 +36,7 @@ func init() {
 
 		"shared listener inherit": childInheritsSharedListener,
 	} {
-		roles[role] = play
-	}
-}
-
-// hasMemory reports whether the system has memory that can be shared safely. The
-// systems of which the documentation says so must have it.
-var hasMemory = sync.OnceValue(func() bool {
-	m, err := ipc.NewMemory(1)
-	if err != nil {
-		return false
-	}
-	m.Close()
-	return true
-})
-
-// needsMemory skips the test where there is no memory that can be shared.
-func needsMemory(t *testing.T) {
-	t.Helper()
-	if !hasMemory() {
-		t.Skip("this system has no memory that cannot shrink")
+		kit.Roles[role] = play
 	}
 }
 
@@ -66,45 +47,29 @@ func TestMemoryIsThereWhereTheDocumentationSaysSo(t *testing.T) {
 		if errors.Is(err, syscall.ENOSYS) {
 			t.Skip("this kernel, or what stands in for it, is too old: ", err)
 		}
-		must(t, err)
-		must(t, m.Close())
+		kit.Must(t, err)
+		kit.Must(t, m.Close())
 	default:
 		_, err := ipc.NewMemory(1)
-		matches(t, err, errors.ErrUnsupported)
+		kit.Matches(t, err, errors.ErrUnsupported)
 	}
 }
 
 // ---------------------------------------------------------------------------
 // Memory
 
-func newMemory(t *testing.T, size int) *ipc.Memory {
-	t.Helper()
-	m, err := ipc.NewMemory(size)
-	return kept(t, m, err)
-}
-
-func memoryFile(t *testing.T, m *ipc.Memory, readOnly bool) *os.File {
-	t.Helper()
-	file := m.File
-	if readOnly {
-		file = m.ReadOnlyFile
-	}
-	f, err := file()
-	return kept(t, f, err)
-}
-
 func TestMemoryIsSharedByItsFiles(t *testing.T) {
-	needsMemory(t)
+	kit.NeedsMemory(t)
 	for _, size := range []int{1, 4096, 5000, 1 << 20} {
 		t.Run(strconv.Itoa(size), func(t *testing.T) {
-			story(t)
-			m := newMemory(t, size)
+			kit.Story(t)
+			m := kit.NewMemory(t, size)
 			if len(m.Bytes()) != size || !m.Writable() {
 				t.Fatalf("%d bytes, writable %v", len(m.Bytes()), m.Writable())
 			}
 			m.Bytes()[size-1] = 'x'
-			same, err := ipc.FileMemory(memoryFile(t, m, false), 2<<20)
-			kept(t, same, err)
+			same, err := ipc.FileMemory(kit.MemoryFile(t, m, false), 2<<20)
+			kit.Kept(t, same, err)
 			if len(same.Bytes()) < size || !same.Writable() || same.Bytes()[size-1] != 'x' {
 				t.Fatalf("%d bytes, writable %v", len(same.Bytes()), same.Writable())
 			}
@@ -112,40 +77,40 @@ func TestMemoryIsSharedByItsFiles(t *testing.T) {
 			if m.Bytes()[0] != 'y' {
 				t.Error("the two are not the same memory")
 			}
-			reader, err := ipc.FileMemory(memoryFile(t, m, true), 2<<20)
-			kept(t, reader, err)
+			reader, err := ipc.FileMemory(kit.MemoryFile(t, m, true), 2<<20)
+			kit.Kept(t, reader, err)
 			if reader.Writable() || reader.Bytes()[0] != 'y' {
 				t.Errorf("writable %v", reader.Writable())
 			}
 			again, err := reader.ReadOnlyFile()
-			kept(t, again, err)
+			kit.Kept(t, again, err)
 		})
 	}
 }
 
 func TestMemoryGoesToAnotherProcess(t *testing.T) {
-	needsMemory(t)
-	story(t)
-	addr := pathAddr(t)
-	l := listen(t, addr)
-	c := startChild(t, "shared memory", addr.String())
-	conn := accept(t, l)
-	m := newMemory(t, 10000)
+	kit.NeedsMemory(t)
+	kit.Story(t)
+	addr := kit.PathAddr(t)
+	l := kit.Listen(t, addr)
+	c := kit.StartChild(t, "shared memory", addr.String())
+	conn := kit.Accept(t, l)
+	m := kit.NewMemory(t, 10000)
 	copy(m.Bytes(), "question")
-	must(t, conn.SendFiles(memoryFile(t, m, false), memoryFile(t, m, true)))
-	expect(t, conn, "done")
+	kit.Must(t, conn.SendFiles(kit.MemoryFile(t, m, false), kit.MemoryFile(t, m, true)))
+	kit.Expect(t, conn, "done")
 	if string(m.Bytes()[:6]) != "answer" {
 		t.Errorf("the child left %q", m.Bytes()[:10])
 	}
-	c.end()
+	c.End()
 }
 
 // childChangesMemory answers in the memory that it receives.
-func childChangesMemory(p *parent, args []string) error {
-	c := sure(ipc.Dial(sure(ipc.ParseAddr(args[0]))))
-	files := sure(c.RecvFiles(2))
-	m := sure(ipc.FileMemory(files[0], 1<<20))
-	r := sure(ipc.FileMemory(files[1], 1<<20))
+func childChangesMemory(p *kit.Parent, args []string) error {
+	c := kit.Sure(ipc.Dial(kit.Sure(ipc.ParseAddr(args[0]))))
+	files := kit.Sure(c.RecvFiles(2))
+	m := kit.Sure(ipc.FileMemory(files[0], 1<<20))
+	r := kit.Sure(ipc.FileMemory(files[1], 1<<20))
 	if string(r.Bytes()[:8]) != "question" || r.Writable() || !m.Writable() {
 		return fmt.Errorf("the memory has %q, writable %v and %v", r.Bytes()[:8], r.Writable(), m.Writable())
 	}
@@ -155,20 +120,20 @@ func childChangesMemory(p *parent, args []string) error {
 }
 
 func TestFileMemoryRefusesWhatIsNoMemory(t *testing.T) {
-	needsMemory(t)
-	story(t)
+	kit.NeedsMemory(t)
+	kit.Story(t)
 	file, err := os.Create(filepath.Join(t.TempDir(), "file"))
-	kept(t, file, err)
-	must(t, file.Truncate(1<<16))
+	kit.Kept(t, file, err)
+	kit.Must(t, file.Truncate(1<<16))
 	r, w, err := os.Pipe()
-	kept(t, r, err)
-	kept(t, w, err)
-	a, _ := pair(t)
+	kit.Kept(t, r, err)
+	kit.Kept(t, w, err)
+	a, _ := kit.Pair(t)
 	conn, err := a.File()
-	kept(t, conn, err)
+	kit.Kept(t, conn, err)
 	closed, err := os.Open(os.DevNull)
-	must(t, err)
-	must(t, closed.Close())
+	kit.Must(t, err)
+	kit.Must(t, closed.Close())
 	for what, f := range map[string]*os.File{
 		"a file": file, "a pipe": r, "a socket": conn, "a closed file": closed, "nil": nil,
 	} {
@@ -177,8 +142,8 @@ func TestFileMemoryRefusesWhatIsNoMemory(t *testing.T) {
 			m.Close()
 		}
 	}
-	_, err = ipc.FileMemory(memoryFile(t, newMemory(t, 1<<20), false), 1<<20-1)
-	matches(t, err, ipc.ErrMsgTooLong)
+	_, err = ipc.FileMemory(kit.MemoryFile(t, kit.NewMemory(t, 1<<20), false), 1<<20-1)
+	kit.Matches(t, err, ipc.ErrMsgTooLong)
 	for _, size := range []int{0, -1} {
 		if _, err := ipc.NewMemory(size); err == nil {
 			t.Errorf("there is memory of %d bytes", size)
@@ -187,26 +152,26 @@ func TestFileMemoryRefusesWhatIsNoMemory(t *testing.T) {
 }
 
 func TestMemoryCloses(t *testing.T) {
-	needsMemory(t)
-	story(t)
-	leavesNothing(t, 20, func() {
-		m := newMemory(t, 1<<16)
+	kit.NeedsMemory(t)
+	kit.Story(t)
+	kit.LeavesNothing(t, 20, func() {
+		m := kit.NewMemory(t, 1<<16)
 		f, err := m.File()
-		must(t, err)
-		must(t, m.Close())
+		kit.Must(t, err)
+		kit.Must(t, m.Close())
 		if m.Bytes() != nil {
 			t.Error("there are bytes after Close")
 		}
-		matches(t, m.Close(), net.ErrClosed)
+		kit.Matches(t, m.Close(), net.ErrClosed)
 		_, err = m.File()
-		matches(t, err, net.ErrClosed)
+		kit.Matches(t, err, net.ErrClosed)
 		_, err = m.ReadOnlyFile()
-		matches(t, err, net.ErrClosed)
+		kit.Matches(t, err, net.ErrClosed)
 		other, err := ipc.FileMemory(f, 1<<16) // lives on
-		must(t, err)
-		must(t, f.Close())
+		kit.Must(t, err)
+		kit.Must(t, f.Close())
 		other.Bytes()[0] = 1
-		must(t, other.Close())
+		kit.Must(t, other.Close())
 	})
 }
 
@@ -216,20 +181,20 @@ func TestMemoryCloses(t *testing.T) {
 // sharedPair returns two ends that do nothing for each other, unlike those of SharedPair.
 func sharedPair(t *testing.T) (a, b *ipc.SharedConn) {
 	t.Helper()
-	x, y := pair(t)
+	x, y := kit.Pair(t)
 	return share(t, x, ipc.ShareConfig{}), share(t, y, ipc.ShareConfig{})
 }
 
 func listenShared(t *testing.T, addr ipc.Addr) *ipc.SharedListener {
 	t.Helper()
 	l, err := ipc.ListenShared(addr)
-	return kept(t, l, err)
+	return kit.Kept(t, l, err)
 }
 
 func share(t *testing.T, c *ipc.Conn, cfg ipc.ShareConfig) *ipc.SharedConn {
 	t.Helper()
 	s, err := c.Share(cfg)
-	return kept(t, s, err)
+	return kit.Kept(t, s, err)
 }
 
 // tooLarge is a buffer that a SharedListener does not accept.
@@ -243,14 +208,14 @@ var sharedWays = []struct {
 }{
 	{"Pair", true, sharedPair},
 	{"Listener", true, func(t *testing.T) (a, b *ipc.SharedConn) {
-		l := listenShared(t, pathAddr(t))
+		l := listenShared(t, kit.PathAddr(t))
 		a, err := ipc.DialShared(l.Addr().(ipc.Addr))
-		kept(t, a, err)
+		kit.Kept(t, a, err)
 		b, err = l.AcceptShared()
-		return a, kept(t, b, err)
+		return a, kit.Kept(t, b, err)
 	}},
 	{"Share", true, func(t *testing.T) (a, b *ipc.SharedConn) {
-		x, y := connect(t, listen(t, nameAddr(t)))
+		x, y := kit.Connect(t, kit.Listen(t, kit.NameAddr(t)))
 		return share(t, x, ipc.ShareConfig{Buffer: 1}), share(t, y, ipc.ShareConfig{Buffer: 300 << 10})
 	}},
 	{"NoSpin", true, func(t *testing.T) (a, b *ipc.SharedConn) {
@@ -266,10 +231,10 @@ var sharedWays = []struct {
 		return a, b
 	}},
 	{"OverSocket", false, func(t *testing.T) (a, b *ipc.SharedConn) {
-		l := listenShared(t, pathAddr(t))
-		a = share(t, dial(t, l.Addr()), ipc.ShareConfig{Buffer: tooLarge})
+		l := listenShared(t, kit.PathAddr(t))
+		a = share(t, kit.Dial(t, l.Addr()), ipc.ShareConfig{Buffer: tooLarge})
 		b, err := l.AcceptShared()
-		return a, kept(t, b, err)
+		return a, kit.Kept(t, b, err)
 	}},
 }
 
@@ -278,7 +243,7 @@ func overEachShared(t *testing.T, tell func(t *testing.T, a, b *ipc.SharedConn))
 	overEachSetUp(t, tell)
 	for _, way := range sharedWays {
 		t.Run(way.name+"Early", func(t *testing.T) {
-			story(t)
+			kit.Story(t)
 			defer func(words string) { firstWords = words }(firstWords)
 			firstWords = "ping"
 			a, b := way.make(t)
@@ -302,7 +267,7 @@ func overEachReceived(t *testing.T, tell func(t *testing.T, a, b *ipc.SharedConn
 func overEachWay(t *testing.T, tell func(t *testing.T, a, b *ipc.SharedConn, memory bool)) {
 	for _, way := range sharedWays {
 		t.Run(way.name, func(t *testing.T) {
-			story(t)
+			kit.Story(t)
 			a, b := way.make(t)
 			tell(t, a, b, way.memory)
 		})
@@ -313,7 +278,7 @@ func overEachWay(t *testing.T, tell func(t *testing.T, a, b *ipc.SharedConn, mem
 func overEachSetUp(t *testing.T, tell func(t *testing.T, a, b *ipc.SharedConn)) {
 	overEachWay(t, func(t *testing.T, a, b *ipc.SharedConn, memory bool) {
 		tell(t, a, b)
-		if memory && hasMemory() != ipc.UsesMemory(a) || ipc.UsesMemory(a) != ipc.UsesMemory(b) {
+		if memory && kit.HasMemory() != ipc.UsesMemory(a) || ipc.UsesMemory(a) != ipc.UsesMemory(b) {
 			t.Errorf("in memory: %v and %v", ipc.UsesMemory(a), ipc.UsesMemory(b))
 		}
 	})
@@ -328,11 +293,11 @@ var firstWords = large
 // meet makes the ends set their memory up, or not if firstWords are few.
 func meet(t *testing.T, a, b *ipc.SharedConn) {
 	t.Helper()
-	done := begin(func() error { _, err := io.WriteString(a, firstWords); return err })
-	expect(t, b, firstWords)
-	must(t, <-done)
-	send(t, b, "pong")
-	expect(t, a, "pong")
+	done := kit.Begin(func() error { _, err := io.WriteString(a, firstWords); return err })
+	kit.Expect(t, b, firstWords)
+	kit.Must(t, <-done)
+	kit.Send(t, b, "pong")
+	kit.Expect(t, a, "pong")
 }
 
 func TestSharedConnCarriesBothWays(t *testing.T) {
@@ -340,8 +305,8 @@ func TestSharedConnCarriesBothWays(t *testing.T) {
 		meet(t, a, b)
 		for n := 1; n < 100; n += 7 {
 			text := strings.Repeat("x", n)
-			send(t, b, text)
-			expect(t, a, text)
+			kit.Send(t, b, text)
+			kit.Expect(t, a, text)
 		}
 	})
 }
@@ -351,17 +316,17 @@ func TestSharedConnCarriesBothWays(t *testing.T) {
 func TestSharedConnCarriesMuch(t *testing.T) {
 	overEachShared(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		total := 8 << 20
-		if testing.Short() || underRace() {
+		if testing.Short() || kit.UnderRace() {
 			total = 2 << 20
 		}
 		var ends []<-chan error
 		for i, c := range []*ipc.SharedConn{a, b} {
 			ends = append(ends,
-				begin(func() error { return writePattern(c, total, int64(i)) }),
-				begin(func() error { return readPattern(c, total, int64(i)+10) }))
+				kit.Begin(func() error { return writePattern(c, total, int64(i)) }),
+				kit.Begin(func() error { return readPattern(c, total, int64(i)+10) }))
 		}
 		for _, end := range ends {
-			must(t, <-end)
+			kit.Must(t, <-end)
 		}
 	})
 }
@@ -430,199 +395,199 @@ func readPattern(c *ipc.SharedConn, total int, seed int64) error {
 func sizeOf(random *rand.Rand) int { return 1 + random.Intn(1<<(1+random.Intn(18))) }
 
 func TestSharedConnIsAGoodNetConn(t *testing.T) {
-	story(t)
-	addr := pathAddr(t)
+	kit.Story(t)
+	addr := kit.PathAddr(t)
 	l := listenShared(t, addr)
-	a, err := ipc.Dialer{Timeout: soon, Spin: time.Microsecond}.DialShared(context.Background(), addr)
-	kept(t, a, err)
+	a, err := ipc.Dialer{Timeout: kit.Soon, Spin: time.Microsecond}.DialShared(context.Background(), addr)
+	kit.Kept(t, a, err)
 	b, err := l.AcceptShared()
-	kept(t, b, err)
+	kit.Kept(t, b, err)
 	meet(t, a, b)
 	if a.RemoteAddr() != addr || b.LocalAddr() != addr || a.LocalAddr() != (ipc.Addr{}) {
 		t.Errorf("addresses are %v, %v, %v", a.RemoteAddr(), b.LocalAddr(), a.LocalAddr())
 	}
-	isProcess(t, peerOf(t, a), os.Getpid())
+	kit.IsProcess(t, kit.PeerOf(t, a), os.Getpid())
 	if n, err := a.Read(nil); n != 0 || err != nil {
 		t.Errorf("a read of nothing: %d, %v", n, err)
 	}
 	if n, err := a.Write(nil); n != 0 || err != nil {
 		t.Errorf("a write of nothing: %d, %v", n, err)
 	}
-	must(t, b.Close())
+	kit.Must(t, b.Close())
 	_, err = a.Write([]byte("x"))
-	isWriteError(t, err, a)
-	matches(t, err, syscall.EPIPE)
+	kit.IsWriteError(t, err, a)
+	kit.Matches(t, err, syscall.EPIPE)
 }
 
 // ---------------------------------------------------------------------------
 // The handshake
 
 func TestSharedListenerAcceptsAClientThatDoesNothing(t *testing.T) {
-	story(t)
-	addr := pathAddr(t)
+	kit.Story(t)
+	addr := kit.PathAddr(t)
 	l := listenShared(t, addr)
-	idle := dial(t, addr)
+	idle := kit.Dial(t, addr)
 	slow, err := l.AcceptShared()
-	kept(t, slow, err)
+	kit.Kept(t, slow, err)
 	later, err := ipc.DialShared(addr)
-	kept(t, later, err)
+	kit.Kept(t, later, err)
 	quick, err := l.AcceptShared()
-	kept(t, quick, err)
+	kit.Kept(t, quick, err)
 	meet(t, later, quick)
 
-	must(t, slow.SetReadDeadline(time.Now().Add(brief)))
+	kit.Must(t, slow.SetReadDeadline(time.Now().Add(kit.Brief)))
 	_, err = slow.Read(make([]byte, 1))
-	timedOut(t, err)
-	must(t, slow.SetWriteDeadline(time.Now().Add(brief)))
+	kit.TimedOut(t, err)
+	kit.Must(t, slow.SetWriteDeadline(time.Now().Add(kit.Brief)))
 	_, err = slow.Write(make([]byte, 1))
-	timedOut(t, err)
+	kit.TimedOut(t, err)
 
 	// It is not too late for either.
-	must(t, slow.SetDeadline(time.Time{}))
+	kit.Must(t, slow.SetDeadline(time.Time{}))
 	meet(t, share(t, idle, ipc.ShareConfig{}), slow)
 }
 
 // The two ends of a SharedPair can be used by one goroutine, in any order.
 func TestSharedPairWaitsForNobodyAtTheOtherEnd(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	fresh := func() (a, b *ipc.SharedConn) {
 		a, b, err := ipc.SharedPair()
-		kept(t, a, err)
-		kept(t, b, err)
-		must(t, a.SetDeadline(time.Now().Add(patience)))
-		must(t, b.SetDeadline(time.Now().Add(patience)))
+		kit.Kept(t, a, err)
+		kit.Kept(t, b, err)
+		kit.Must(t, a.SetDeadline(time.Now().Add(kit.Patience)))
+		kit.Must(t, b.SetDeadline(time.Now().Add(kit.Patience)))
 		return a, b
 	}
 	a, b := fresh()
 	for range 200 {
-		send(t, a, "ping")
-		expect(t, b, "ping")
-		send(t, b, "pong")
-		expect(t, a, "pong")
+		kit.Send(t, a, "ping")
+		kit.Expect(t, b, "ping")
+		kit.Send(t, b, "pong")
+		kit.Expect(t, a, "pong")
 	}
 	if a.InMemory() != b.InMemory() {
 		t.Error("one end is in memory, and the other is not")
 	}
 	a, b = fresh()
 	much := strings.Repeat("x", 10<<10)
-	send(t, a, much)
-	expect(t, b, much)
+	kit.Send(t, a, much)
+	kit.Expect(t, b, much)
 	a, b = fresh()
 	p, err := a.Reserve(100 << 10)
-	must(t, err)
+	kit.Must(t, err)
 	clear(p)
-	must(t, a.Commit(len(p)))
+	kit.Must(t, a.Commit(len(p)))
 	q, err := b.Peek(100 << 10)
-	must(t, err)
+	kit.Must(t, err)
 	if !bytes.Equal(p, q) {
 		t.Error("other bytes arrive")
 	}
-	must(t, b.Discard(len(q)))
+	kit.Must(t, b.Discard(len(q)))
 	a, b = fresh()
 	f, err := os.Open(os.DevNull)
-	kept(t, f, err)
-	must(t, a.SendFiles(f))
+	kit.Kept(t, f, err)
+	kit.Must(t, a.SendFiles(f))
 	files, err := b.RecvFiles(1)
-	must(t, err)
-	must(t, files[0].Close())
+	kit.Must(t, err)
+	kit.Must(t, files[0].Close())
 }
 
 func TestSharedHandshakeHeedsDeadlinesThatChange(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	a, b := sharedPair(t)
-	reading, writing := beginRead(a), begin(func() error { _, err := io.WriteString(a, large); return err })
-	awaitParked(t, "(*SharedConn).setUp", 2)
-	must(t, a.SetWriteDeadline(time.Now()))
-	timedOut(t, <-writing)
-	must(t, a.SetReadDeadline(time.Now()))
-	timedOut(t, <-reading)
-	must(t, a.SetDeadline(time.Time{}))
+	reading, writing := kit.BeginRead(a), kit.Begin(func() error { _, err := io.WriteString(a, large); return err })
+	kit.AwaitParked(t, "(*SharedConn).setUp", 2)
+	kit.Must(t, a.SetWriteDeadline(time.Now()))
+	kit.TimedOut(t, <-writing)
+	kit.Must(t, a.SetReadDeadline(time.Now()))
+	kit.TimedOut(t, <-reading)
+	kit.Must(t, a.SetDeadline(time.Time{}))
 	meet(t, a, b)
 }
 
 func TestSharedHandshakeEndsWithClose(t *testing.T) {
-	story(t)
-	leavesNothing(t, 20, func() {
+	kit.Story(t)
+	kit.LeavesNothing(t, 20, func() {
 		a, b := sharedPair(t)
-		reading, writing := beginRead(a), begin(func() error { _, err := io.WriteString(a, large); return err })
-		awaitParked(t, "(*SharedConn).setUp", 2)
-		must(t, a.Close())
-		matches(t, <-reading, net.ErrClosed)
-		matches(t, <-writing, net.ErrClosed)
-		expectEOF(t, b)
+		reading, writing := kit.BeginRead(a), kit.Begin(func() error { _, err := io.WriteString(a, large); return err })
+		kit.AwaitParked(t, "(*SharedConn).setUp", 2)
+		kit.Must(t, a.Close())
+		kit.Matches(t, <-reading, net.ErrClosed)
+		kit.Matches(t, <-writing, net.ErrClosed)
+		kit.ExpectEOF(t, b)
 		_, err := b.Write([]byte("x"))
-		matches(t, err, syscall.EPIPE)
-		must(t, b.Close())
+		kit.Matches(t, err, syscall.EPIPE)
+		kit.Must(t, b.Close())
 	})
 }
 
 func TestSharedListenerServesPlainClients(t *testing.T) {
 	for _, first := range []string{"GET / HTTP/1.1\r\n", "x", "\xff", "\xffipc", "\xffipcshm\x02 and so on"} {
 		t.Run(strconv.Quote(first), func(t *testing.T) {
-			story(t)
-			l := listenShared(t, pathAddr(t))
-			a := dial(t, l.Addr())
+			kit.Story(t)
+			l := listenShared(t, kit.PathAddr(t))
+			a := kit.Dial(t, l.Addr())
 			b, err := l.AcceptShared()
-			kept(t, b, err)
-			send(t, a, first)
-			send(t, a, " and more")
+			kit.Kept(t, b, err)
+			kit.Send(t, a, first)
+			kit.Send(t, a, " and more")
 			if p, err := b.Peek(1); err != nil || p[0] != first[0] {
 				t.Fatalf("peek: %q, %v", p, err)
 			}
-			must(t, b.Discard(0))
-			expect(t, b, first+" and more")
-			talk(t, b, a)
+			kit.Must(t, b.Discard(0))
+			kit.Expect(t, b, first+" and more")
+			kit.Talk(t, b, a)
 			if b.InMemory() {
 				t.Error("in memory with a client that has none")
 			}
 			f, err := os.Open(os.DevNull)
-			kept(t, f, err)
-			must(t, a.SendFiles(f))
+			kit.Kept(t, f, err)
+			kit.Must(t, a.SendFiles(f))
 			files, err := b.RecvFiles(1)
-			must(t, err)
-			must(t, files[0].Close())
-			must(t, a.Close())
-			expectEOF(t, b)
+			kit.Must(t, err)
+			kit.Must(t, files[0].Close())
+			kit.Must(t, a.Close())
+			kit.ExpectEOF(t, b)
 		})
 	}
 }
 
 func TestSharedListenerSeesThatAPlainClientLeft(t *testing.T) {
-	story(t)
-	l := listenShared(t, pathAddr(t))
+	kit.Story(t)
+	l := listenShared(t, kit.PathAddr(t))
 	for _, said := range []string{"\xff", "bye"} {
-		a := dial(t, l.Addr())
-		send(t, a, said)
-		must(t, a.Close())
+		a := kit.Dial(t, l.Addr())
+		kit.Send(t, a, said)
+		kit.Must(t, a.Close())
 		b, err := l.AcceptShared()
-		kept(t, b, err)
+		kit.Kept(t, b, err)
 		if said == "bye" {
-			expect(t, b, said)
-			expectEOF(t, b)
+			kit.Expect(t, b, said)
+			kit.ExpectEOF(t, b)
 		} else if _, err := b.Read(make([]byte, 1)); !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("a hello that was cut off: %v", err)
 		}
-		must(t, b.Close())
+		kit.Must(t, b.Close())
 	}
 }
 
 func TestDialSharedFindsOutThatTheServerDoesNotShare(t *testing.T) {
-	story(t)
-	l := listen(t, pathAddr(t))
+	kit.Story(t)
+	l := kit.Listen(t, kit.PathAddr(t))
 	a, err := ipc.DialShared(l.Addr().(ipc.Addr))
-	kept(t, a, err)
-	b := accept(t, l)
-	send(t, b, "220 welcome, this is something else\r\n")
+	kit.Kept(t, a, err)
+	b := kit.Accept(t, l)
+	kit.Send(t, b, "220 welcome, this is something else\r\n")
 	_, err = a.Read(make([]byte, 10))
-	matches(t, err, syscall.EPROTO)
+	kit.Matches(t, err, syscall.EPROTO)
 	_, err = a.Write(make([]byte, 10))
-	matches(t, err, syscall.EPROTO)
+	kit.Matches(t, err, syscall.EPROTO)
 }
 
 func TestShareRefusesBadSizes(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	for _, cfg := range []ipc.ShareConfig{{Buffer: -1}, {Buffer: 1<<30 + 1}, {MaxPeerBuffer: -1}} {
-		a, _ := pair(t)
+		a, _ := kit.Pair(t)
 		if _, err := a.Share(cfg); err == nil {
 			t.Errorf("%+v is accepted", cfg)
 		}
@@ -630,18 +595,18 @@ func TestShareRefusesBadSizes(t *testing.T) {
 }
 
 func TestShareRefusesAPeersBufferThatIsTooLarge(t *testing.T) {
-	needsMemory(t)
-	story(t)
-	x, y := pair(t)
+	kit.NeedsMemory(t)
+	kit.Story(t)
+	x, y := kit.Pair(t)
 	a := share(t, x, ipc.ShareConfig{Buffer: 1 << 20})
 	b := share(t, y, ipc.ShareConfig{MaxPeerBuffer: 1<<20 - 1})
-	writing := begin(func() error { _, err := a.Write(make([]byte, 10)); return err })
+	writing := kit.Begin(func() error { _, err := a.Write(make([]byte, 10)); return err })
 	_, err := b.Read(make([]byte, 10))
-	matches(t, err, ipc.ErrMsgTooLong)
-	must(t, b.Close())
+	kit.Matches(t, err, ipc.ErrMsgTooLong)
+	kit.Must(t, b.Close())
 	<-writing // it may have been quicker
 	_, err = a.Write(make([]byte, 4<<20))
-	matches(t, err, syscall.EPIPE)
+	kit.Matches(t, err, syscall.EPIPE)
 }
 
 // ---------------------------------------------------------------------------
@@ -650,32 +615,32 @@ func TestShareRefusesAPeersBufferThatIsTooLarge(t *testing.T) {
 func TestSharedConnCloseIsTheEnd(t *testing.T) {
 	overEachShared(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
-		send(t, a, "the last words")
-		must(t, a.Close())
-		matches(t, a.Close(), net.ErrClosed)
-		expect(t, b, "the last words")
-		expectEOF(t, b)
-		expectEOF(t, b)
+		kit.Send(t, a, "the last words")
+		kit.Must(t, a.Close())
+		kit.Matches(t, a.Close(), net.ErrClosed)
+		kit.Expect(t, b, "the last words")
+		kit.ExpectEOF(t, b)
+		kit.ExpectEOF(t, b)
 		_, err := b.Write(make([]byte, 10))
-		matches(t, err, syscall.EPIPE)
+		kit.Matches(t, err, syscall.EPIPE)
 	})
 }
 
 func TestSharedConnCloseEndsWhatWaits(t *testing.T) {
 	overEachReceived(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
-		first, second := beginRead(a), beginRead(a)
-		writing := begin(func() error {
+		first, second := kit.BeginRead(a), kit.BeginRead(a)
+		writing := kit.Begin(func() error {
 			for {
 				if _, err := a.Write(make([]byte, 100<<10)); err != nil {
 					return err
 				}
 			}
 		})
-		awaitParked(t, "(*SharedConn).Write", 1)
-		must(t, a.Close())
+		kit.AwaitParked(t, "(*SharedConn).Write", 1)
+		kit.Must(t, a.Close())
 		for _, done := range []<-chan error{first, second, writing} {
-			matches(t, <-done, net.ErrClosed)
+			kit.Matches(t, <-done, net.ErrClosed)
 		}
 	})
 }
@@ -683,20 +648,20 @@ func TestSharedConnCloseEndsWhatWaits(t *testing.T) {
 func TestSharedConnPeersCloseEndsWhatWaits(t *testing.T) {
 	overEachReceived(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
-		reading := beginRead(a)
-		writing := begin(func() error {
+		reading := kit.BeginRead(a)
+		writing := kit.Begin(func() error {
 			for {
 				if _, err := a.Write(make([]byte, 100<<10)); err != nil {
 					return err
 				}
 			}
 		})
-		awaitParked(t, "(*SharedConn).Write", 1)
-		must(t, b.Close())
+		kit.AwaitParked(t, "(*SharedConn).Write", 1)
+		kit.Must(t, b.Close())
 		if err := <-reading; err != io.EOF && !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("read: %v", err)
 		}
-		matches(t, <-writing, syscall.EPIPE)
+		kit.Matches(t, <-writing, syscall.EPIPE)
 	})
 }
 
@@ -704,53 +669,53 @@ func TestSharedConnHalfClose(t *testing.T) {
 	overEachShared(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
 		if !ipc.UsesMemory(a) && runtime.GOOS == "windows" && firstWords == large {
-			matches(t, a.CloseWrite(), errors.ErrUnsupported)
+			kit.Matches(t, a.CloseWrite(), errors.ErrUnsupported)
 			return
 		}
-		send(t, a, "question")
-		must(t, a.CloseWrite())
-		expect(t, b, "question")
-		expectEOF(t, b)
+		kit.Send(t, a, "question")
+		kit.Must(t, a.CloseWrite())
+		kit.Expect(t, b, "question")
+		kit.ExpectEOF(t, b)
 		_, err := a.Write([]byte("more"))
-		matches(t, err, syscall.EPIPE)
-		send(t, b, "answer")
-		expect(t, a, "answer")
+		kit.Matches(t, err, syscall.EPIPE)
+		kit.Send(t, b, "answer")
+		kit.Expect(t, a, "answer")
 		if !ipc.UsesMemory(a) && runtime.GOOS == "windows" {
-			matches(t, a.CloseRead(), errors.ErrUnsupported)
+			kit.Matches(t, a.CloseRead(), errors.ErrUnsupported)
 			return
 		}
-		must(t, a.CloseRead())
-		expectEOF(t, a)
+		kit.Must(t, a.CloseRead())
+		kit.ExpectEOF(t, a)
 		if ipc.UsesMemory(a) {
 			_, err = b.Write([]byte("more"))
-			matches(t, err, syscall.EPIPE)
+			kit.Matches(t, err, syscall.EPIPE)
 		}
 	})
 }
 
 func TestSharedConnHalfCloseEndsWhatWaits(t *testing.T) {
-	needsMemory(t)
-	story(t)
+	kit.NeedsMemory(t)
+	kit.Story(t)
 	a, b := sharedPair(t)
 	meet(t, a, b)
-	reading := beginRead(a)
-	writing := begin(func() error { _, err := a.Write(make([]byte, 1<<20)); return err })
-	awaitParked(t, "(*SharedConn).Write", 1)
-	awaitParked(t, "(*SharedConn).Read", 1)
-	must(t, a.CloseRead())
+	reading := kit.BeginRead(a)
+	writing := kit.Begin(func() error { _, err := a.Write(make([]byte, 1<<20)); return err })
+	kit.AwaitParked(t, "(*SharedConn).Write", 1)
+	kit.AwaitParked(t, "(*SharedConn).Read", 1)
+	kit.Must(t, a.CloseRead())
 	if err := <-reading; err != io.EOF {
 		t.Errorf("read: %v", err)
 	}
-	must(t, a.CloseWrite())
-	matches(t, <-writing, syscall.EPIPE)
+	kit.Must(t, a.CloseWrite())
+	kit.Matches(t, <-writing, syscall.EPIPE)
 	n, err := io.Copy(io.Discard, b)
-	must(t, err)
+	kit.Must(t, err)
 	if n == 0 {
 		t.Error("nothing of what was written is left")
 	}
-	must(t, a.SetDeadline(time.Now().Add(-time.Second)))
-	must(t, a.SetDeadline(time.Time{}))
-	expectEOF(t, a)
+	kit.Must(t, a.SetDeadline(time.Now().Add(-time.Second)))
+	kit.Must(t, a.SetDeadline(time.Time{}))
+	kit.ExpectEOF(t, a)
 }
 
 // Files go through the socket also if the bytes do not.
@@ -761,47 +726,47 @@ func TestSharedConnHalfCloseEndsSendFilesAndRecvFiles(t *testing.T) {
 			t.Skip("it is the half-close of a socket")
 		}
 		f, err := os.Open(os.DevNull)
-		kept(t, f, err)
-		receiving := begin(func() error { _, err := a.RecvFiles(1); return err })
-		awaitParked(t, "(*SharedConn).RecvFiles", 1)
-		must(t, a.CloseRead())
+		kit.Kept(t, f, err)
+		receiving := kit.Begin(func() error { _, err := a.RecvFiles(1); return err })
+		kit.AwaitParked(t, "(*SharedConn).RecvFiles", 1)
+		kit.Must(t, a.CloseRead())
 		if err := <-receiving; err != io.EOF {
 			t.Errorf("RecvFiles: %v", err)
 		}
 		sent := 0
-		sending := begin(func() error {
+		sending := kit.Begin(func() error {
 			for ; ; sent++ {
 				if err := a.SendFiles(f); err != nil {
 					return err
 				}
 			}
 		})
-		awaitParked(t, "(*SharedConn).SendFiles", 1)
-		must(t, a.CloseWrite())
-		matches(t, <-sending, syscall.EPIPE)
+		kit.AwaitParked(t, "(*SharedConn).SendFiles", 1)
+		kit.Must(t, a.CloseWrite())
+		kit.Matches(t, <-sending, syscall.EPIPE)
 		for range sent {
 			files, err := b.RecvFiles(1)
-			must(t, err)
-			must(t, files[0].Close())
+			kit.Must(t, err)
+			kit.Must(t, files[0].Close())
 		}
 	})
 }
 
 // What Conn has read and kept is not lost.
 func TestShareAfterRecvFilesThatFoundNone(t *testing.T) {
-	story(t)
-	x, y := pair(t)
+	kit.Story(t)
+	x, y := kit.Pair(t)
 	a := share(t, x, ipc.ShareConfig{})
-	send(t, a, "early")
+	kit.Send(t, a, "early")
 	_, err := y.RecvFiles(1)
-	matches(t, err, ipc.ErrNoFiles)
+	kit.Matches(t, err, ipc.ErrNoFiles)
 	b := share(t, y, ipc.ShareConfig{})
-	expect(t, b, "early")
-	talk(t, a, b)
+	kit.Expect(t, b, "early")
+	kit.Talk(t, a, b)
 }
 
 func TestSharedConnWaitPeerWaitsForTheProcess(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	a, _ := sharedPair(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -814,65 +779,65 @@ func TestSharedConnWaitPeerWaitsForTheProcess(t *testing.T) {
 func TestSharedConnDeadlines(t *testing.T) {
 	overEachReceived(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
-		must(t, a.SetReadDeadline(time.Now().Add(brief)))
+		kit.Must(t, a.SetReadDeadline(time.Now().Add(kit.Brief)))
 		_, err := a.Read(make([]byte, 1))
-		timedOut(t, err)
+		kit.TimedOut(t, err)
 		_, err = a.Peek(1)
-		timedOut(t, err)
-		must(t, a.SetReadDeadline(time.Time{}))
-		send(t, b, "still usable")
-		expect(t, a, "still usable")
+		kit.TimedOut(t, err)
+		kit.Must(t, a.SetReadDeadline(time.Time{}))
+		kit.Send(t, b, "still usable")
+		kit.Expect(t, a, "still usable")
 
-		reading := beginRead(a)
-		awaitParked(t, "(*SharedConn).Read", 1)
-		must(t, a.SetReadDeadline(time.Now()))
-		timedOut(t, <-reading)
-		must(t, a.SetDeadline(time.Time{}))
+		reading := kit.BeginRead(a)
+		kit.AwaitParked(t, "(*SharedConn).Read", 1)
+		kit.Must(t, a.SetReadDeadline(time.Now()))
+		kit.TimedOut(t, <-reading)
+		kit.Must(t, a.SetDeadline(time.Time{}))
 
-		must(t, a.SetWriteDeadline(time.Now().Add(brief)))
+		kit.Must(t, a.SetWriteDeadline(time.Now().Add(kit.Brief)))
 		written := 0
 		for err = nil; err == nil; {
 			var n int
 			n, err = a.Write(make([]byte, 50<<10))
 			written += n
 		}
-		timedOut(t, err)
+		kit.TimedOut(t, err)
 		_, err = a.Write([]byte("x"))
-		timedOut(t, err)
+		kit.TimedOut(t, err)
 		if ipc.UsesMemory(a) {
 			_, err = a.Reserve(1000)
-			timedOut(t, err)
-			must(t, a.SetDeadline(time.Time{}))
+			kit.TimedOut(t, err)
+			kit.Must(t, a.SetDeadline(time.Time{}))
 			_, err = io.ReadFull(b, make([]byte, written))
-			must(t, err)
-			send(t, a, "no more, no less")
-			expect(t, b, "no more, no less")
+			kit.Must(t, err)
+			kit.Send(t, a, "no more, no less")
+			kit.Expect(t, b, "no more, no less")
 		}
 	})
 }
 
 func TestSharedConnDeadlineEndsASpin(t *testing.T) {
-	needsMemory(t)
-	story(t)
+	kit.NeedsMemory(t)
+	kit.Story(t)
 	a, b := sharedPair(t)
 	meet(t, a, b)
 	a.SetSpin(time.Hour)
-	must(t, a.SetReadDeadline(time.Now().Add(brief)))
+	kit.Must(t, a.SetReadDeadline(time.Now().Add(kit.Brief)))
 	_, err := a.Read(make([]byte, 1))
-	timedOut(t, err)
-	must(t, a.SetReadDeadline(time.Time{}))
-	reading := beginRead(a)
+	kit.TimedOut(t, err)
+	kit.Must(t, a.SetReadDeadline(time.Time{}))
+	reading := kit.BeginRead(a)
 	time.Sleep(time.Millisecond) // it should be spinning; if it is not yet, the test is the weaker
-	must(t, a.Close())
-	matches(t, <-reading, net.ErrClosed)
+	kit.Must(t, a.Close())
+	kit.Matches(t, <-reading, net.ErrClosed)
 }
 
 func TestSharedConnNothingWorksAfterClose(t *testing.T) {
 	overEachShared(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
 		memory := ipc.UsesMemory(a)
-		must(t, a.Close())
-		saysClosed(t, map[string]func() error{
+		kit.Must(t, a.Close())
+		kit.SaysClosed(t, map[string]func() error{
 			"Close":       a.Close,
 			"Read":        func() error { _, err := a.Read(make([]byte, 1)); return err },
 			"Write":       func() error { _, err := a.Write(make([]byte, 1)); return err },
@@ -894,11 +859,11 @@ func TestSharedConnNothingWorksAfterClose(t *testing.T) {
 }
 
 func TestSharedConnCloseWhileEverythingIsUnderWay(t *testing.T) {
-	together(t)
-	story(t)
+	kit.Together(t)
+	kit.Story(t)
 	for range 30 {
 		a, b := sharedPair(t)
-		ended := untilClosed(t,
+		ended := kit.UntilClosed(t,
 			func() error { _, err := a.Read(make([]byte, 10)); return err },
 			func() error { _, err := a.Write(make([]byte, 10000)); return err },
 			func() error { return a.SetReadDeadline(time.Now().Add(time.Hour)) },
@@ -906,42 +871,42 @@ func TestSharedConnCloseWhileEverythingIsUnderWay(t *testing.T) {
 			func() error { _, err := a.Peer(); return err },
 			func() error { a.SetSpin(time.Microsecond); a.InMemory(); return a.SetDeadline(time.Time{}) },
 		)
-		send(t, b, "some news")
+		kit.Send(t, b, "some news")
 		_, err := io.ReadFull(b, make([]byte, 1<<20))
-		must(t, err)
-		must(t, a.Close())
+		kit.Must(t, err)
+		kit.Must(t, a.Close())
 		ended()
-		must(t, b.Close())
+		kit.Must(t, b.Close())
 	}
 }
 
 func TestSharedConnLeavesNothing(t *testing.T) {
 	overEachShared(t, func(t *testing.T, a, b *ipc.SharedConn) { meet(t, a, b) })
-	story(t)
-	leavesNothing(t, 20, func() {
+	kit.Story(t)
+	kit.LeavesNothing(t, 20, func() {
 		a, b := sharedPair(t)
 		meet(t, a, b)
-		reading := beginRead(b)
-		must(t, a.Close())
+		reading := kit.BeginRead(b)
+		kit.Must(t, a.Close())
 		<-reading
-		must(t, b.Close())
+		kit.Must(t, b.Close())
 	})
 }
 
 // A connection that was dropped without Close is closed by the garbage collector.
 func TestSharedConnThatWasDroppedIsClosed(t *testing.T) {
-	story(t)
-	before := openDescriptors()
+	kit.Story(t)
+	before := kit.OpenDescriptors()
 	func() {
 		for range 20 {
 			a, _, err := ipc.SharedPair()
-			must(t, err)
+			kit.Must(t, err)
 			if _, err := a.Reserve(10 << 10); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}()
-	eventually(t, "the descriptors are closed", func() bool { runtime.GC(); return openDescriptors() <= before })
+	kit.Eventually(t, "the descriptors are closed", func() bool { runtime.GC(); return kit.OpenDescriptors() <= before })
 }
 
 // ---------------------------------------------------------------------------
@@ -951,7 +916,7 @@ func TestSharedLoans(t *testing.T) {
 	overEachSetUp(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
 		p, err := a.Reserve(100)
-		must(t, err)
+		kit.Must(t, err)
 		if len(p) != 100 || cap(p) != 100 {
 			t.Fatalf("%d bytes of %d are reserved", len(p), cap(p))
 		}
@@ -963,15 +928,15 @@ func TestSharedLoans(t *testing.T) {
 			t.Error("more is committed than was reserved")
 		}
 		p, err = a.Reserve(100)
-		must(t, err)
+		kit.Must(t, err)
 		copy(p, "in place, and what is not committed is not sent")
-		must(t, a.Commit(8))
+		kit.Must(t, a.Commit(8))
 		if err := a.Commit(1); err == nil {
 			t.Error("a loan is given back twice")
 		}
-		send(t, a, "!")
+		kit.Send(t, a, "!")
 		q, err := b.Peek(9)
-		must(t, err)
+		kit.Must(t, err)
 		if string(q) != "in place!" || cap(q) != 9 {
 			t.Fatalf("%q is there, of %d", q, cap(q))
 		}
@@ -979,12 +944,12 @@ func TestSharedLoans(t *testing.T) {
 			t.Error("more is discarded than was seen")
 		}
 		q, err = b.Peek(0)
-		must(t, err)
+		kit.Must(t, err)
 		if string(q) != "in place!" {
 			t.Fatalf("%q is there", q)
 		}
-		must(t, b.Discard(3))
-		expect(t, b, "place!")
+		kit.Must(t, b.Discard(3))
+		kit.Expect(t, b, "place!")
 		for _, n := range []int{-1, 1 << 30} {
 			if _, err := a.Reserve(n); err == nil {
 				t.Errorf("%d bytes are reserved", n)
@@ -994,15 +959,15 @@ func TestSharedLoans(t *testing.T) {
 			}
 		}
 		_, err = a.Reserve(1 << 30)
-		matches(t, err, ipc.ErrMsgTooLong)
+		kit.Matches(t, err, ipc.ErrMsgTooLong)
 
-		send(t, a, "short")
-		must(t, a.Close())
+		kit.Send(t, a, "short")
+		kit.Must(t, a.Close())
 		q, err = b.Peek(6)
 		if string(q) != "short" || err != io.EOF {
 			t.Errorf("%q, %v", q, err)
 		}
-		must(t, b.Discard(5))
+		kit.Must(t, b.Discard(5))
 		if q, err = b.Peek(1); len(q) != 0 || err != io.EOF {
 			t.Errorf("%q, %v", q, err)
 		}
@@ -1014,35 +979,35 @@ func TestSharedLoansOutliveClose(t *testing.T) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	overEachSetUp(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
-		send(t, b, "something")
+		kit.Send(t, b, "something")
 		p, err := a.Peek(9)
-		must(t, err)
+		kit.Must(t, err)
 		q, err := a.Reserve(1000)
-		must(t, err)
-		must(t, a.Close())
-		must(t, b.Close())
+		kit.Must(t, err)
+		kit.Must(t, a.Close())
+		kit.Must(t, b.Close())
 		for i := range q {
 			q[i] = 1
 		}
 		if string(p) != "something" {
 			t.Errorf("on loan is %q", p)
 		}
-		matches(t, a.Discard(9), net.ErrClosed)
-		matches(t, a.Commit(10), net.ErrClosed)
-		matches(t, a.Commit(0), net.ErrClosed)
+		kit.Matches(t, a.Discard(9), net.ErrClosed)
+		kit.Matches(t, a.Commit(10), net.ErrClosed)
+		kit.Matches(t, a.Commit(0), net.ErrClosed)
 	})
 	t.Run("Dropped", func(t *testing.T) {
-		story(t)
+		kit.Story(t)
 		var p, q []byte
 		func() {
 			a, b := dropped(t)
 			meet(t, a, b)
-			send(t, b, "something")
+			kit.Send(t, b, "something")
 			var err error
 			p, err = a.Peek(9)
-			must(t, err)
+			kit.Must(t, err)
 			q, err = a.Reserve(1000)
-			must(t, err)
+			kit.Must(t, err)
 			b.Close()
 		}()
 		for range 5 {
@@ -1059,32 +1024,32 @@ func TestSharedLoansOutliveClose(t *testing.T) {
 // dropped returns a connection that the test does not hold on to.
 func dropped(t *testing.T) (a, b *ipc.SharedConn) {
 	a, b, err := ipc.SharedPair()
-	must(t, err)
+	kit.Must(t, err)
 	return a, b
 }
 
 // Half of the buffer can always be reserved, and half of it seen, wherever the ring ends.
 func TestSharedLoansAreInOnePiece(t *testing.T) {
-	story(t)
-	x, y := pair(t)
+	kit.Story(t)
+	x, y := kit.Pair(t)
 	a, b := share(t, x, ipc.ShareConfig{Buffer: 64 << 10}), share(t, y, ipc.ShareConfig{Buffer: 64 << 10})
 	meet(t, a, b)
 	for n := range 200 {
 		size := 32<<10 - n*17%100
 		p, err := a.Reserve(size)
-		must(t, err)
+		kit.Must(t, err)
 		for i := range p {
 			p[i] = patternAt(n + i)
 		}
-		must(t, a.Commit(size))
+		kit.Must(t, a.Commit(size))
 		q, err := b.Peek(size)
-		must(t, err)
+		kit.Must(t, err)
 		for i := range q {
 			if q[i] != patternAt(n+i) {
 				t.Fatalf("round %d: byte %d is %d", n, i, q[i])
 			}
 		}
-		must(t, b.Discard(size))
+		kit.Must(t, b.Discard(size))
 	}
 }
 
@@ -1094,27 +1059,27 @@ func TestSharedLoansAreInOnePiece(t *testing.T) {
 func TestSharedConnPassesFiles(t *testing.T) {
 	overEachSetUp(t, func(t *testing.T, a, b *ipc.SharedConn) {
 		meet(t, a, b)
-		r, w := pipe(t)
+		r, w := kit.Pipe(t)
 		f, err := r.File()
-		kept(t, f, err)
-		must(t, a.SendFiles(f))
+		kit.Kept(t, f, err)
+		kit.Must(t, a.SendFiles(f))
 		if ipc.UsesMemory(a) {
-			send(t, a, "bytes go their own way")
-			expect(t, b, "bytes go their own way")
+			kit.Send(t, a, "bytes go their own way")
+			kit.Expect(t, b, "bytes go their own way")
 		}
 		files, err := b.RecvFiles(3)
-		must(t, err)
+		kit.Must(t, err)
 		defer files[0].Close()
 		got, err := ipc.FileReader(files[0])
-		kept(t, got, err)
-		send(t, w, "through the file")
-		expect(t, got, "through the file")
+		kit.Kept(t, got, err)
+		kit.Send(t, w, "through the file")
+		kit.Expect(t, got, "through the file")
 
-		must(t, b.SetReadDeadline(time.Now().Add(brief)))
+		kit.Must(t, b.SetReadDeadline(time.Now().Add(kit.Brief)))
 		_, err = b.RecvFiles(1)
-		timedOut(t, err)
-		must(t, b.SetReadDeadline(time.Time{}))
-		must(t, a.Close())
+		kit.TimedOut(t, err)
+		kit.Must(t, b.SetReadDeadline(time.Time{}))
+		kit.Must(t, a.Close())
 		_, err = b.RecvFiles(1)
 		if !errors.Is(err, io.EOF) {
 			t.Errorf("files after the end: %v", err)
@@ -1123,9 +1088,9 @@ func TestSharedConnPassesFiles(t *testing.T) {
 }
 
 // childServesShared serves as a SharedListener, and echoes.
-func childServesShared(p *parent, args []string) error {
-	l := sure(ipc.ListenShared(sure(ipc.ParseAddr(args[0]))))
-	done := begin(func() error {
+func childServesShared(p *kit.Parent, args []string) error {
+	l := kit.Sure(ipc.ListenShared(kit.Sure(ipc.ParseAddr(args[0]))))
+	done := kit.Begin(func() error {
 		for c, err := range l.Conns() {
 			if err != nil {
 				return err
@@ -1134,30 +1099,30 @@ func childServesShared(p *parent, args []string) error {
 		}
 		return nil
 	})
-	p.say("serving")
-	p.hear()
+	p.Say("serving")
+	p.Hear()
 	return errors.Join(l.Close(), <-done)
 }
 
 // childDialsShared dials and does what it is told.
-func childDialsShared(p *parent, args []string) error {
-	c := sure(ipc.DialShared(sure(ipc.ParseAddr(args[0]))))
+func childDialsShared(p *kit.Parent, args []string) error {
+	c := kit.Sure(ipc.DialShared(kit.Sure(ipc.ParseAddr(args[0]))))
 	for {
-		switch word, arg, _ := strings.Cut(p.hear(), " "); word {
+		switch word, arg, _ := strings.Cut(p.Hear(), " "); word {
 		case "write":
-			sure(io.WriteString(c, arg))
+			kit.Sure(io.WriteString(c, arg))
 		case "read":
 			buf := make([]byte, len(arg))
-			if sure(io.ReadFull(c, buf)); string(buf) != arg {
+			if kit.Sure(io.ReadFull(c, buf)); string(buf) != arg {
 				return fmt.Errorf("read %q, not %q", buf, arg)
 			}
 		case "flood":
-			p.say("now")
+			p.Say("now")
 			for {
-				sure(c.Write(make([]byte, 1000)))
+				kit.Sure(c.Write(make([]byte, 1000)))
 			}
 		case "park":
-			p.say("now")
+			p.Say("now")
 			c.Read(make([]byte, 1))
 		case "close":
 			if err := c.Close(); err != nil {
@@ -1166,65 +1131,65 @@ func childDialsShared(p *parent, args []string) error {
 		case "":
 			return nil
 		}
-		p.say("done")
+		p.Say("done")
 	}
 }
 
 func echoesAll(t *testing.T, c io.ReadWriter, text string) {
 	t.Helper()
-	send(t, c, text)
-	expect(t, c, text)
+	kit.Send(t, c, text)
+	kit.Expect(t, c, text)
 }
 
 func TestSharedConnBetweenProcesses(t *testing.T) {
-	story(t)
-	addr := pathAddr(t)
-	server := startChild(t, "shared serve", addr.String())
-	server.mustSay("serving")
+	kit.Story(t)
+	addr := kit.PathAddr(t)
+	server := kit.StartChild(t, "shared serve", addr.String())
+	server.MustSay("serving")
 	c, err := ipc.DialShared(addr)
-	kept(t, c, err)
+	kit.Kept(t, c, err)
 	echoesAll(t, c, large)
-	if c.InMemory() != hasMemory() {
+	if c.InMemory() != kit.HasMemory() {
 		t.Errorf("in memory: %v", c.InMemory())
 	}
-	isProcess(t, peerOf(t, c), server.pid())
+	kit.IsProcess(t, kit.PeerOf(t, c), server.PID())
 	total := 4 << 20
-	done := begin(func() error { return writePattern(c, total, 1) })
-	must(t, readPattern(c, total, 2))
-	must(t, <-done)
-	must(t, c.Close())
-	server.end()
+	done := kit.Begin(func() error { return writePattern(c, total, 1) })
+	kit.Must(t, readPattern(c, total, 2))
+	kit.Must(t, <-done)
+	kit.Must(t, c.Close())
+	server.End()
 }
 
 // A process that is killed leaves what it had written, and then the end.
 func TestSharedConnPeerIsKilled(t *testing.T) {
 	for _, at := range []string{"dial", "write", "park", "flood"} {
 		t.Run(at, func(t *testing.T) {
-			story(t)
-			addr := pathAddr(t)
+			kit.Story(t)
+			addr := kit.PathAddr(t)
 			l := listenShared(t, addr)
-			client := startChild(t, "shared dial", addr.String())
+			client := kit.StartChild(t, "shared dial", addr.String())
 			c, err := l.AcceptShared()
-			kept(t, c, err)
+			kit.Kept(t, c, err)
 			reading := (<-chan error)(nil)
 			switch at {
 			case "write":
-				client.say("write last words")
-				expect(t, c, "last words")
-				client.mustSay("done")
-				reading = beginRead(c)
-				awaitParked(t, "(*SharedConn).Read", 1)
+				client.Say("write last words")
+				kit.Expect(t, c, "last words")
+				client.MustSay("done")
+				reading = kit.BeginRead(c)
+				kit.AwaitParked(t, "(*SharedConn).Read", 1)
 			case "park":
-				client.say("park")
-				client.mustSay("now")
-				send(t, c, "")
+				client.Say("park")
+				client.MustSay("now")
+				kit.Send(t, c, "")
 			case "flood":
-				client.say("flood")
-				client.mustSay("now")
+				client.Say("flood")
+				client.MustSay("now")
 				_, err := io.ReadFull(c, make([]byte, 100<<10))
-				must(t, err)
+				kit.Must(t, err)
 			}
-			client.kill()
+			client.Kill()
 			if reading != nil {
 				if err := <-reading; err != io.EOF {
 					t.Errorf("read: %v", err)
@@ -1234,28 +1199,28 @@ func TestSharedConnPeerIsKilled(t *testing.T) {
 				t.Errorf("read: %v", err)
 			}
 			_, err = c.Write(make([]byte, 10))
-			matches(t, err, syscall.EPIPE)
+			kit.Matches(t, err, syscall.EPIPE)
 		})
 	}
 }
 
 // childDiesInTheHandshake goes as far as it is told, and waits to be killed.
-func childDiesInTheHandshake(p *parent, args []string) error {
-	addr := sure(ipc.ParseAddr(args[0]))
+func childDiesInTheHandshake(p *kit.Parent, args []string) error {
+	addr := kit.Sure(ipc.ParseAddr(args[0]))
 	switch args[1] {
 	case "connected":
-		defer sure(ipc.Dial(addr)).Close()
+		defer kit.Sure(ipc.Dial(addr)).Close()
 	case "half a hello":
-		sure(sure(ipc.Dial(addr)).Write([]byte("\xffipcshm\x01\x04\x03")))
+		kit.Sure(kit.Sure(ipc.Dial(addr)).Write([]byte("\xffipcshm\x01\x04\x03")))
 	case "a hello without memory":
 		hello := make([]byte, 32)
 		copy(hello, "\xffipcshm\x01")
-		sure(sure(ipc.Dial(addr)).Write(hello))
+		kit.Sure(kit.Sure(ipc.Dial(addr)).Write(hello))
 	case "its hello":
-		c := sure(ipc.DialShared(addr))
+		c := kit.Sure(ipc.DialShared(addr))
 		go c.Write([]byte("x"))
 	case "everything":
-		c := sure(ipc.DialShared(addr))
+		c := kit.Sure(ipc.DialShared(addr))
 		go func() {
 			c.Read(make([]byte, 1))
 			for {
@@ -1263,8 +1228,8 @@ func childDiesInTheHandshake(p *parent, args []string) error {
 			}
 		}()
 	}
-	p.say("here")
-	p.hear()
+	p.Say("here")
+	p.Hear()
 	return nil
 }
 
@@ -1272,23 +1237,23 @@ func childDiesInTheHandshake(p *parent, args []string) error {
 func TestSharedConnPeerIsKilledInTheHandshake(t *testing.T) {
 	for _, at := range []string{"connected", "half a hello", "a hello without memory", "its hello", "everything"} {
 		t.Run(at, func(t *testing.T) {
-			story(t)
+			kit.Story(t)
 			for _, first := range []string{"read", "write", "accept"} {
 				if first == "accept" && runtime.GOOS == "windows" {
 					continue // where one that has left without a word is never seen
 				}
-				addr := pathAddr(t)
+				addr := kit.PathAddr(t)
 				l := listenShared(t, addr)
-				client := startChild(t, "shared dies", addr.String(), at)
-				client.mustSay("here")
+				client := kit.StartChild(t, "shared dies", addr.String(), at)
+				client.MustSay("here")
 				if first == "accept" {
-					client.kill()
+					client.Kill()
 				}
 				c, err := l.AcceptShared()
 				if err != nil {
 					t.Fatal(err)
 				}
-				waiting := begin(func() error {
+				waiting := kit.Begin(func() error {
 					if first == "write" {
 						for {
 							if _, err := c.Write(make([]byte, 1000)); err != nil {
@@ -1299,88 +1264,88 @@ func TestSharedConnPeerIsKilledInTheHandshake(t *testing.T) {
 					_, err := io.Copy(io.Discard, c)
 					return err
 				})
-				client.kill()
+				client.Kill()
 				err = <-waiting
 				if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
 					t.Errorf("%s first: %v", first, err)
 				}
-				must(t, c.Close())
-				must(t, l.Close())
+				kit.Must(t, c.Close())
+				kit.Must(t, l.Close())
 			}
 		})
 	}
 }
 
-func childInheritsShared(p *parent, args []string) error {
-	c := sure(ipc.InheritedSharedConn("shared"))
-	plain := sure(ipc.InheritedConn("plain"))
-	s := sure(plain.Share(ipc.ShareConfig{}))
+func childInheritsShared(p *kit.Parent, args []string) error {
+	c := kit.Sure(ipc.InheritedSharedConn("shared"))
+	plain := kit.Sure(ipc.InheritedConn("plain"))
+	s := kit.Sure(plain.Share(ipc.ShareConfig{}))
 	for _, c := range []*ipc.SharedConn{c, s} {
 		go io.Copy(struct{ io.Writer }{c}, c)
 	}
-	p.hear()
+	p.Hear()
 	return errors.Join(c.Close(), s.Close())
 }
 
 func TestSharedConnIsInherited(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	a, b := sharedPair(t)
-	x, y := pair(t)
-	h := newHeir(t)
-	h.gets("shared", b)
-	h.gets("plain", y)
-	c := h.start("shared inherit")
-	must(t, b.Close())
-	must(t, y.Close())
+	x, y := kit.Pair(t)
+	h := kit.NewHeir(t)
+	h.Gets("shared", b)
+	h.Gets("plain", y)
+	c := h.Start("shared inherit")
+	kit.Must(t, b.Close())
+	kit.Must(t, y.Close())
 	for _, c := range []*ipc.SharedConn{a, share(t, x, ipc.ShareConfig{})} {
 		echoesAll(t, c, large)
-		if c.InMemory() != hasMemory() {
+		if c.InMemory() != kit.HasMemory() {
 			t.Errorf("in memory: %v", c.InMemory())
 		}
 	}
-	err := ipc.Inherit(&newHeir(t).cmd, "late", a)
-	matches(t, err, errors.ErrUnsupported)
-	c.end()
-	expectEOF(t, a)
+	err := ipc.Inherit(&kit.NewHeir(t).Cmd, "late", a)
+	kit.Matches(t, err, errors.ErrUnsupported)
+	c.End()
+	kit.ExpectEOF(t, a)
 }
 
-func childInheritsSharedListener(p *parent, args []string) error {
+func childInheritsSharedListener(p *kit.Parent, args []string) error {
 	if _, err := ipc.InheritedListener("l"); err == nil {
 		return errors.New("the listener is taken as another kind")
 	}
-	l := sure(ipc.InheritedSharedListener("l"))
-	p.say("serving")
-	c := sure(l.AcceptShared())
+	l := kit.Sure(ipc.InheritedSharedListener("l"))
+	p.Say("serving")
+	c := kit.Sure(l.AcceptShared())
 	io.Copy(struct{ io.Writer }{c}, c)
 	return errors.Join(c.Close(), l.Close())
 }
 
 func TestSharedListenerIsInherited(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := listenShared(t, addr)
-		h := newHeir(t)
-		h.gets("l", l)
-		child := h.start("shared listener inherit")
-		child.mustSay("serving")
-		must(t, l.Close())
+		h := kit.NewHeir(t)
+		h.Gets("l", l)
+		child := h.Start("shared listener inherit")
+		child.MustSay("serving")
+		kit.Must(t, l.Close())
 		c, err := ipc.DialShared(addr)
-		kept(t, c, err)
+		kit.Kept(t, c, err)
 		echoesAll(t, c, large)
-		if ipc.UsesMemory(c) != hasMemory() {
+		if ipc.UsesMemory(c) != kit.HasMemory() {
 			t.Errorf("in memory: %v", ipc.UsesMemory(c))
 		}
-		must(t, c.Close())
-		child.end()
-		serves(t, listen(t, addr), addr) // the name went with the child
+		kit.Must(t, c.Close())
+		child.End()
+		kit.Serves(t, kit.Listen(t, addr), addr) // the name went with the child
 	})
 }
 
 // What serves a net.Listener serves a SharedListener unchanged.
 func TestSharedListenerServesHTTP(t *testing.T) {
-	story(t)
-	addr := pathAddr(t)
+	kit.Story(t)
+	addr := kit.PathAddr(t)
 	l, err := ipc.ListenShared(addr)
-	must(t, err)
+	kit.Must(t, err)
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
@@ -1388,7 +1353,7 @@ func TestSharedListenerServesHTTP(t *testing.T) {
 		}
 		w.Write(bytes.ToUpper(body))
 	})}
-	serving := begin(func() error { return server.Serve(l) })
+	serving := kit.Begin(func() error { return server.Serve(l) })
 	for name, dial := range map[string]func(ctx context.Context) (net.Conn, error){
 		"shared": func(ctx context.Context) (net.Conn, error) { return ipc.Dialer{}.DialShared(ctx, addr) },
 		"plain":  func(ctx context.Context) (net.Conn, error) { return ipc.Dialer{}.DialContext(ctx, addr) },
@@ -1400,30 +1365,30 @@ func TestSharedListenerServesHTTP(t *testing.T) {
 			for _, n := range []int{0, 10, 1 << 20} {
 				body := strings.Repeat("a", n)
 				resp, err := client.Post("http://server/", "text/plain", strings.NewReader(body))
-				must(t, err)
+				kit.Must(t, err)
 				got, err := io.ReadAll(resp.Body)
-				must(t, err)
-				must(t, resp.Body.Close())
+				kit.Must(t, err)
+				kit.Must(t, resp.Body.Close())
 				if string(got) != strings.ToUpper(body) {
 					t.Errorf("%d bytes came back, not %d", len(got), n)
 				}
 			}
 		})
 	}
-	must(t, server.Shutdown(context.Background()))
-	matches(t, <-serving, http.ErrServerClosed)
+	kit.Must(t, server.Shutdown(context.Background()))
+	kit.Matches(t, <-serving, http.ErrServerClosed)
 }
 
 func TestSharedListenerIsAListener(t *testing.T) {
-	story(t)
-	addr := pathAddr(t)
+	kit.Story(t)
+	addr := kit.PathAddr(t)
 	l := listenShared(t, addr)
-	must(t, l.SetDeadline(time.Now().Add(brief)))
+	kit.Must(t, l.SetDeadline(time.Now().Add(kit.Brief)))
 	_, err := l.Accept()
-	timedOut(t, err)
-	must(t, l.SetDeadline(time.Time{}))
-	must(t, l.SetAccess(ipc.Everyone, func(ipc.Peer) error { return nil }))
-	done := begin(func() error {
+	kit.TimedOut(t, err)
+	kit.Must(t, l.SetDeadline(time.Time{}))
+	kit.Must(t, l.SetAccess(ipc.Everyone, func(ipc.Peer) error { return nil }))
+	done := kit.Begin(func() error {
 		for c, err := range l.Conns() {
 			if err != nil {
 				return err
@@ -1434,33 +1399,33 @@ func TestSharedListenerIsAListener(t *testing.T) {
 	})
 	for range 3 {
 		c, err := ipc.DialShared(addr)
-		kept(t, c, err)
-		expect(t, c, "welcome")
-		expectEOF(t, c)
-		must(t, c.Close())
+		kit.Kept(t, c, err)
+		kit.Expect(t, c, "welcome")
+		kit.ExpectEOF(t, c)
+		kit.Must(t, c.Close())
 	}
-	must(t, l.Close())
-	must(t, <-done)
+	kit.Must(t, l.Close())
+	kit.Must(t, <-done)
 	_, err = ipc.DialShared(addr)
-	matches(t, err, ipc.ErrNoListener)
+	kit.Matches(t, err, ipc.ErrNoListener)
 }
 
 // ---------------------------------------------------------------------------
 // Cost
 
 func TestSharedConnDoesNotAllocate(t *testing.T) {
-	if underRace() {
+	if kit.UnderRace() {
 		t.Skip("the race detector allocates")
 	}
-	needsMemory(t)
+	kit.NeedsMemory(t)
 	for _, spin := range []time.Duration{0, time.Millisecond} {
 		t.Run(spin.String(), func(t *testing.T) {
-			story(t)
+			kit.Story(t)
 			a, b := sharedPair(t)
 			a.SetSpin(spin)
 			b.SetSpin(spin)
 			meet(t, a, b)
-			echo := begin(func() error {
+			echo := kit.Begin(func() error {
 				buf := make([]byte, 100)
 				for {
 					n, err := b.Read(buf)
@@ -1499,19 +1464,19 @@ func TestSharedConnDoesNotAllocate(t *testing.T) {
 			}); n != 0 {
 				t.Errorf("%v allocations", n)
 			}
-			must(t, a.Close())
-			must(t, <-echo)
+			kit.Must(t, a.Close())
+			kit.Must(t, <-echo)
 		})
 	}
 }
 
 func TestSharedConnsThatAreIdle(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	many := 300 // descriptors: 6 for each
-	if testing.Short() || underRace() {
+	if testing.Short() || kit.UnderRace() {
 		many = 50
 	}
-	if countDescriptors == nil {
+	if kit.CountDescriptors == nil {
 		many = 30 // a limit of 256 is common
 	}
 	var ends [][2]*ipc.SharedConn
@@ -1520,12 +1485,12 @@ func TestSharedConnsThatAreIdle(t *testing.T) {
 		a, b := sharedPair(t)
 		meet(t, a, b)
 		ends = append(ends, [2]*ipc.SharedConn{a, b})
-		waits = append(waits, beginRead(b))
+		waits = append(waits, kit.BeginRead(b))
 	}
 	for _, c := range ends {
-		send(t, c[1], "still here")
-		expect(t, c[0], "still here")
-		must(t, c[0].Close())
+		kit.Send(t, c[1], "still here")
+		kit.Expect(t, c[0], "still here")
+		kit.Must(t, c[0].Close())
 	}
 	for _, wait := range waits {
 		<-wait
@@ -1542,16 +1507,16 @@ func TestSharedConnBecomesShared(t *testing.T) {
 		for _, speaker := range []string{"client", "server", "both"} {
 			for _, sizes := range [][]int{{1}, {5000}, {3000, 3000}, {4096, 1}, {100, 4097, 1}, {0, 7, 64}} {
 				t.Run(fmt.Sprint(way.name, speaker, sizes), func(t *testing.T) {
-					story(t)
+					kit.Story(t)
 					a, b := way.make(t)
-					send(t, a, "hello")
-					expect(t, b, "hello")
-					send(t, b, "welcome")
-					expect(t, a, "welcome")
+					kit.Send(t, a, "hello")
+					kit.Expect(t, b, "hello")
+					kit.Send(t, b, "welcome")
+					kit.Expect(t, a, "welcome")
 					if ipc.UsesMemory(a) || ipc.UsesMemory(b) {
 						t.Error("little is said, and they share memory")
 					}
-					if way.memory && (a.InMemory() != hasMemory() || b.InMemory() != hasMemory()) {
+					if way.memory && (a.InMemory() != kit.HasMemory() || b.InMemory() != kit.HasMemory()) {
 						t.Errorf("in memory once there is more to say: %v and %v", a.InMemory(), b.InMemory())
 					}
 					total := 64 << 10
@@ -1585,15 +1550,15 @@ func TestSharedConnBecomesShared(t *testing.T) {
 					}
 					var done []<-chan error
 					if speaker != "server" {
-						done = append(done, begin(func() error { return speak(a) }), begin(func() error { return hear(b) }))
+						done = append(done, kit.Begin(func() error { return speak(a) }), kit.Begin(func() error { return hear(b) }))
 					}
 					if speaker != "client" {
-						done = append(done, begin(func() error { return speak(b) }), begin(func() error { return hear(a) }))
+						done = append(done, kit.Begin(func() error { return speak(b) }), kit.Begin(func() error { return hear(a) }))
 					}
 					for _, d := range done {
-						must(t, <-d)
+						kit.Must(t, <-d)
 					}
-					if memory := way.memory && hasMemory(); ipc.UsesMemory(a) != memory || ipc.UsesMemory(b) != memory {
+					if memory := way.memory && kit.HasMemory(); ipc.UsesMemory(a) != memory || ipc.UsesMemory(b) != memory {
 						t.Errorf("in memory: %v and %v", ipc.UsesMemory(a), ipc.UsesMemory(b))
 					}
 				})
@@ -1605,29 +1570,29 @@ func TestSharedConnBecomesShared(t *testing.T) {
 // Peek goes on from what came early to what came through memory.
 func TestSharedPeekOverEarlyData(t *testing.T) {
 	overEachWay(t, func(t *testing.T, a, b *ipc.SharedConn, _ bool) {
-		send(t, a, "early, ")
+		kit.Send(t, a, "early, ")
 		p, err := b.Peek(3)
-		if must(t, err); string(p) != "ear" {
+		if kit.Must(t, err); string(p) != "ear" {
 			t.Errorf("peeked %q", p)
 		}
-		writing := begin(func() error { _, err := io.WriteString(a, large); return err })
+		writing := kit.Begin(func() error { _, err := io.WriteString(a, large); return err })
 		p, err = b.Peek(5000)
-		if must(t, err); string(p) != ("early, " + large)[:5000] {
+		if kit.Must(t, err); string(p) != ("early, " + large)[:5000] {
 			t.Errorf("peeked %.40q", p)
 		}
-		must(t, <-writing)
-		must(t, b.Discard(2))
+		kit.Must(t, <-writing)
+		kit.Must(t, b.Discard(2))
 		p, err = b.Peek(0)
-		if must(t, err); !strings.HasPrefix("rly, "+large, string(p)) {
+		if kit.Must(t, err); !strings.HasPrefix("rly, "+large, string(p)) {
 			t.Errorf("peeked %.40q", p)
 		}
-		must(t, b.Discard(1))
-		expect(t, b, "ly, "+large)
+		kit.Must(t, b.Discard(1))
+		kit.Expect(t, b, "ly, "+large)
 		p, err = a.Reserve(4)
-		must(t, err)
+		kit.Must(t, err)
 		copy(p, "more")
-		must(t, a.Commit(4))
-		expect(t, b, "more")
+		kit.Must(t, a.Commit(4))
+		kit.Expect(t, b, "more")
 	})
 }
 
@@ -1635,43 +1600,43 @@ func TestSharedPeekOverEarlyData(t *testing.T) {
 func TestSharedConnHalfCloseEarly(t *testing.T) {
 	for _, way := range sharedWays {
 		t.Run(way.name, func(t *testing.T) {
-			story(t)
+			kit.Story(t)
 			a, b := way.make(t)
-			send(t, a, "hello")
-			expect(t, b, "hello")
-			send(t, b, "to be read")
-			must(t, a.CloseWrite())
-			must(t, a.CloseWrite())
+			kit.Send(t, a, "hello")
+			kit.Expect(t, b, "hello")
+			kit.Send(t, b, "to be read")
+			kit.Must(t, a.CloseWrite())
+			kit.Must(t, a.CloseWrite())
 			_, err := a.Write([]byte("x"))
-			matches(t, err, syscall.EPIPE)
-			send(t, b, " and more")
-			expect(t, a, "to be read and more")
-			expectEOF(t, b)
-			writing := begin(func() error { _, err := io.WriteString(b, large); return err })
-			expect(t, a, large)
-			must(t, <-writing)
-			must(t, b.Close())
-			expectEOF(t, a)
+			kit.Matches(t, err, syscall.EPIPE)
+			kit.Send(t, b, " and more")
+			kit.Expect(t, a, "to be read and more")
+			kit.ExpectEOF(t, b)
+			writing := kit.Begin(func() error { _, err := io.WriteString(b, large); return err })
+			kit.Expect(t, a, large)
+			kit.Must(t, <-writing)
+			kit.Must(t, b.Close())
+			kit.ExpectEOF(t, a)
 
 			a, b = way.make(t)
-			send(t, a, "hello")
-			expect(t, b, "hello")
-			reading := beginRead(b)
-			awaitParked(t, "(*SharedConn).Read", 1)
-			must(t, b.CloseRead())
+			kit.Send(t, a, "hello")
+			kit.Expect(t, b, "hello")
+			reading := kit.BeginRead(b)
+			kit.AwaitParked(t, "(*SharedConn).Read", 1)
+			kit.Must(t, b.CloseRead())
 			if err := <-reading; err != io.EOF {
 				t.Errorf("a read that waited: %v", err)
 			}
-			expectEOF(t, b)
+			kit.ExpectEOF(t, b)
 			for {
 				if _, err = a.Write(make([]byte, 1000)); err != nil {
 					break
 				}
 			}
-			matches(t, err, syscall.EPIPE)
-			writing = begin(func() error { _, err := io.WriteString(b, large); return err })
-			expect(t, a, large)
-			must(t, <-writing)
+			kit.Matches(t, err, syscall.EPIPE)
+			writing = kit.Begin(func() error { _, err := io.WriteString(b, large); return err })
+			kit.Expect(t, a, large)
+			kit.Must(t, <-writing)
 		})
 	}
 }
@@ -1680,50 +1645,50 @@ func TestSharedConnHalfCloseEarly(t *testing.T) {
 // something unread.
 func TestSharedConnCloseLeavesEarlyData(t *testing.T) {
 	overEachWay(t, func(t *testing.T, a, b *ipc.SharedConn, _ bool) {
-		send(t, a, "hello")
-		expect(t, b, "hello")
-		send(t, b, "nobody reads this")
-		send(t, a, "the last words")
-		must(t, a.Close())
-		expect(t, b, "the last words")
-		expectEOF(t, b)
+		kit.Send(t, a, "hello")
+		kit.Expect(t, b, "hello")
+		kit.Send(t, b, "nobody reads this")
+		kit.Send(t, a, "the last words")
+		kit.Must(t, a.Close())
+		kit.Expect(t, b, "the last words")
+		kit.ExpectEOF(t, b)
 		_, err := b.Write([]byte("x"))
-		matches(t, err, syscall.EPIPE)
+		kit.Matches(t, err, syscall.EPIPE)
 	})
 }
 
 // Files take the way over the socket, whoever sends them first.
 func TestSharedConnPassesFilesAtFirst(t *testing.T) {
 	overEachWay(t, func(t *testing.T, a, b *ipc.SharedConn, _ bool) {
-		send(t, a, "hello")
-		expect(t, b, "hello")
-		r, w := pipe(t)
+		kit.Send(t, a, "hello")
+		kit.Expect(t, b, "hello")
+		r, w := kit.Pipe(t)
 		f, err := w.File()
-		kept(t, f, err)
-		sending := begin(func() error { return b.SendFiles(f) })
+		kit.Kept(t, f, err)
+		sending := kit.Begin(func() error { return b.SendFiles(f) })
 		files, err := a.RecvFiles(1)
-		must(t, err)
-		must(t, <-sending)
+		kit.Must(t, err)
+		kit.Must(t, <-sending)
 		_, err = files[0].WriteString("through the file")
-		must(t, err)
-		must(t, files[0].Close())
-		expect(t, r, "through the file")
+		kit.Must(t, err)
+		kit.Must(t, files[0].Close())
+		kit.Expect(t, r, "through the file")
 	})
 }
 
 // What is looked at or reserved early stays as it is while the other half sets the memory up.
 func TestSharedLoansWhileMemoryIsSetUp(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	for range 20 {
 		a, b := sharedPair(t)
-		send(t, b, "1234")
+		kit.Send(t, b, "1234")
 		written := make(chan struct{})
-		writing := begin(func() error {
+		writing := kit.Begin(func() error {
 			defer close(written)
 			_, err := io.WriteString(a, large)
 			return err
 		})
-		reading := begin(func() error {
+		reading := kit.Begin(func() error {
 			for i := range 4 {
 				p, err := a.Peek(1)
 				if err != nil {
@@ -1739,7 +1704,7 @@ func TestSharedLoansWhileMemoryIsSetUp(t *testing.T) {
 			}
 			return nil
 		})
-		reserving := begin(func() error {
+		reserving := kit.Begin(func() error {
 			p, err := b.Reserve(4)
 			if err == nil {
 				copy(p, "more")
@@ -1747,66 +1712,66 @@ func TestSharedLoansWhileMemoryIsSetUp(t *testing.T) {
 			}
 			return err
 		})
-		expect(t, b, large)
-		must(t, <-writing)
-		must(t, <-reading)
-		must(t, <-reserving)
-		expect(t, a, "more")
-		must(t, a.Close())
-		must(t, b.Close())
+		kit.Expect(t, b, large)
+		kit.Must(t, <-writing)
+		kit.Must(t, <-reading)
+		kit.Must(t, <-reserving)
+		kit.Expect(t, a, "more")
+		kit.Must(t, a.Close())
+		kit.Must(t, b.Close())
 	}
 }
 
 // What was reserved early may be reserved again when the memory is there, and stays as it was.
 func TestSharedReserveAgain(t *testing.T) {
 	overEachWay(t, func(t *testing.T, a, b *ipc.SharedConn, _ bool) {
-		send(t, a, "hello")
-		expect(t, b, "hello")
+		kit.Send(t, a, "hello")
+		kit.Expect(t, b, "hello")
 		p, err := a.Reserve(4)
-		must(t, err)
+		kit.Must(t, err)
 		copy(p, "long")
-		writing := begin(func() error { _, err := io.WriteString(b, large); return err })
-		expect(t, a, large)
-		must(t, <-writing)
+		writing := kit.Begin(func() error { _, err := io.WriteString(b, large); return err })
+		kit.Expect(t, a, large)
+		kit.Must(t, <-writing)
 		p, err = a.Reserve(100)
-		must(t, err)
+		kit.Must(t, err)
 		copy(p[4:], "er than that")
-		must(t, a.Commit(16))
-		expect(t, b, "longer than that")
+		kit.Must(t, a.Commit(16))
+		kit.Expect(t, b, "longer than that")
 	})
 }
 
 // A write into what Reserve has lent fails at once, though it is more than early data.
 func TestSharedWriteWhileReservedEarly(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	a, b := sharedPair(t)
-	send(t, a, "hello")
-	expect(t, b, "hello")
+	kit.Send(t, a, "hello")
+	kit.Expect(t, b, "hello")
 	_, err := a.Reserve(4)
-	must(t, err)
+	kit.Must(t, err)
 	if _, err := io.WriteString(a, large); err == nil {
 		t.Error("a write goes beside what is reserved")
 	}
-	must(t, a.Commit(0))
+	kit.Must(t, a.Commit(0))
 }
 
 // A read gets early data also while a write of the same end waits for the memory.
 func TestSharedReadWhileMemoryIsSetUp(t *testing.T) {
 	overEachWay(t, func(t *testing.T, a, b *ipc.SharedConn, _ bool) {
-		send(t, a, "hello")
-		expect(t, b, "hello")
-		writing := begin(func() error { _, err := io.WriteString(a, large); return err })
-		awaitParked(t, "(*SharedConn).Write", 1)
-		reading := begin(func() error {
+		kit.Send(t, a, "hello")
+		kit.Expect(t, b, "hello")
+		writing := kit.Begin(func() error { _, err := io.WriteString(a, large); return err })
+		kit.AwaitParked(t, "(*SharedConn).Write", 1)
+		reading := kit.Begin(func() error {
 			p := make([]byte, len("an event"))
 			_, err := io.ReadFull(a, p)
 			return err
 		})
-		awaitParked(t, "(*SharedConn).Read", 1)
-		send(t, b, "an event")
-		must(t, <-reading)
-		expect(t, b, large)
-		must(t, <-writing)
+		kit.AwaitParked(t, "(*SharedConn).Read", 1)
+		kit.Send(t, b, "an event")
+		kit.Must(t, <-reading)
+		kit.Expect(t, b, large)
+		kit.Must(t, <-writing)
 	})
 }
 
@@ -1818,13 +1783,13 @@ func TestSharedConnClosesBothHalvesEarly(t *testing.T) {
 	for _, way := range sharedWays {
 		for _, order := range []string{"read, write", "write, read", "at once"} {
 			t.Run(way.name+" "+order, func(t *testing.T) {
-				story(t)
+				kit.Story(t)
 				a, b := way.make(t)
-				send(t, a, "hello")
-				expect(t, b, "hello")
-				send(t, b, "abcd")
-				expect(t, a, "ab")
-				must(t, a.SetDeadline(time.Unix(1, 0)))
+				kit.Send(t, a, "hello")
+				kit.Expect(t, b, "hello")
+				kit.Send(t, b, "abcd")
+				kit.Expect(t, a, "ab")
+				kit.Must(t, a.SetDeadline(time.Unix(1, 0)))
 				closes := []func() error{a.CloseRead, a.CloseWrite}
 				switch order {
 				case "write, read":
@@ -1832,27 +1797,27 @@ func TestSharedConnClosesBothHalvesEarly(t *testing.T) {
 				case "at once":
 					var done []<-chan error
 					for _, end := range append(closes, closes...) {
-						done = append(done, begin(end))
+						done = append(done, kit.Begin(end))
 					}
 					for _, d := range done {
-						must(t, <-d)
+						kit.Must(t, <-d)
 					}
 				}
 				for _, end := range append(closes, closes...) {
-					must(t, end())
+					kit.Must(t, end())
 				}
-				must(t, a.SetDeadline(time.Time{}))
-				expectEOF(t, a)
+				kit.Must(t, a.SetDeadline(time.Time{}))
+				kit.ExpectEOF(t, a)
 				if _, err := a.Peek(1); err != io.EOF {
 					t.Errorf("peek: %v", err)
 				}
 				_, err := a.Write([]byte("x"))
-				matches(t, err, syscall.EPIPE)
-				expectEOF(t, b)
+				kit.Matches(t, err, syscall.EPIPE)
+				kit.ExpectEOF(t, b)
 				for err = nil; err == nil; {
 					_, err = b.Write(make([]byte, 1000))
 				}
-				matches(t, err, syscall.EPIPE)
+				kit.Matches(t, err, syscall.EPIPE)
 			})
 		}
 	}
@@ -1869,15 +1834,15 @@ func closesHalves(t *testing.T, c *ipc.SharedConn, how string, reading, writing 
 	if how == "at once" {
 		var done []<-chan error
 		for range 2 {
-			done = append(done, begin(c.CloseRead), begin(c.CloseWrite))
+			done = append(done, kit.Begin(c.CloseRead), kit.Begin(c.CloseWrite))
 		}
 		for _, d := range done {
-			must(t, <-d)
+			kit.Must(t, <-d)
 		}
 	} else {
 		for range 2 {
 			for half := range strings.SplitSeq(how, ", ") {
-				must(t, ends[half]())
+				kit.Must(t, ends[half]())
 			}
 		}
 	}
@@ -1885,15 +1850,15 @@ func closesHalves(t *testing.T, c *ipc.SharedConn, how string, reading, writing 
 		if err := <-reading; err != io.EOF {
 			t.Errorf("a read that waited: %v", err)
 		}
-		expectEOF(t, c)
+		kit.ExpectEOF(t, c)
 		if _, err := c.Peek(1); err != io.EOF {
 			t.Errorf("peek: %v", err)
 		}
 	}
 	if write {
-		matches(t, <-writing, syscall.EPIPE)
+		kit.Matches(t, <-writing, syscall.EPIPE)
 		_, err := c.Write([]byte("x"))
-		matches(t, err, syscall.EPIPE)
+		kit.Matches(t, err, syscall.EPIPE)
 	}
 	return read, write
 }
@@ -1903,7 +1868,7 @@ func writesEnd(t *testing.T, c io.Writer) {
 	t.Helper()
 	for {
 		if _, err := c.Write(make([]byte, 1000)); err != nil {
-			matches(t, err, syscall.EPIPE)
+			kit.Matches(t, err, syscall.EPIPE)
 			return
 		}
 	}
@@ -1915,13 +1880,13 @@ func TestSharedListenerClosesHalvesOfASilentClient(t *testing.T) {
 	for _, how := range halvesToClose {
 		for _, client := range []string{"writes little", "writes much", "reads", "is plain", "says nothing", "leaves"} {
 			t.Run(how+", it "+client, func(t *testing.T) {
-				story(t)
-				l := listenShared(t, pathAddr(t))
-				raw := dial(t, l.Addr())
+				kit.Story(t)
+				l := listenShared(t, kit.PathAddr(t))
+				raw := kit.Dial(t, l.Addr())
 				b, err := l.AcceptShared()
-				kept(t, b, err)
-				reading, writing := beginRead(b), begin(func() error { _, err := io.WriteString(b, "answer"); return err })
-				awaitParked(t, "(*SharedConn).setUp", 2)
+				kit.Kept(t, b, err)
+				reading, writing := kit.BeginRead(b), kit.Begin(func() error { _, err := io.WriteString(b, "answer"); return err })
+				kit.AwaitParked(t, "(*SharedConn).setUp", 2)
 				read, write := closesHalves(t, b, how, reading, writing)
 				if b.InMemory() {
 					t.Error("in memory")
@@ -1929,11 +1894,11 @@ func TestSharedListenerClosesHalvesOfASilentClient(t *testing.T) {
 				a, told := net.Conn(raw), true
 				switch client {
 				case "says nothing":
-					must(t, b.Close())
-					expectEOF(t, a)
+					kit.Must(t, b.Close())
+					kit.ExpectEOF(t, a)
 					return
 				case "leaves":
-					must(t, a.Close())
+					kit.Must(t, a.Close())
 					return
 				case "is plain":
 					told = runtime.GOOS == "linux" // of both by the socket
@@ -1941,21 +1906,21 @@ func TestSharedListenerClosesHalvesOfASilentClient(t *testing.T) {
 					a = share(t, raw, ipc.ShareConfig{})
 				}
 				said := map[string]string{"writes little": "hello", "is plain": "hello", "writes much": large}[client]
-				speaking := begin(func() error { _, err := io.WriteString(a, said); return err })
+				speaking := kit.Begin(func() error { _, err := io.WriteString(a, said); return err })
 				if !read && said != "" {
-					must(t, <-reading)
-					expect(t, b, said[1:])
+					kit.Must(t, <-reading)
+					kit.Expect(t, b, said[1:])
 				}
 				if err := <-speaking; !read || client != "writes much" {
-					must(t, err)
+					kit.Must(t, err)
 				} else {
-					matches(t, err, syscall.EPIPE)
+					kit.Matches(t, err, syscall.EPIPE)
 				}
 				if !write {
-					expect(t, a, "answer")
-					must(t, <-writing)
+					kit.Expect(t, a, "answer")
+					kit.Must(t, <-writing)
 				} else if told {
-					expectEOF(t, a)
+					kit.ExpectEOF(t, a)
 				}
 				// On Windows the handles of a hello that nobody receives stay open in the process
 				// that they were made for, which is this one.
@@ -1979,28 +1944,28 @@ func TestSharedConnClosesHalvesBeforeThePeerAnswers(t *testing.T) {
 				if !memory && runtime.GOOS != "linux" {
 					t.Skip("a socket of this system does not tell the peer of both halves")
 				}
-				writing := begin(func() error { _, err := io.WriteString(a, large); return err })
-				awaitParked(t, "(*SharedConn).Write", 1)
-				reading := beginRead(a)
-				awaitParked(t, "(*SharedConn).Read", 1)
-				eventually(t, "the memory is sent", func() bool { return ipc.SentMemory(a) })
+				writing := kit.Begin(func() error { _, err := io.WriteString(a, large); return err })
+				kit.AwaitParked(t, "(*SharedConn).Write", 1)
+				reading := kit.BeginRead(a)
+				kit.AwaitParked(t, "(*SharedConn).Read", 1)
+				kit.Eventually(t, "the memory is sent", func() bool { return ipc.SentMemory(a) })
 				read, write := closesHalves(t, a, how, reading, writing)
-				if a.InMemory() != hasMemory() {
+				if a.InMemory() != kit.HasMemory() {
 					t.Errorf("in memory as soon as the peer has answered: %v", a.InMemory())
 				}
 				if write {
-					expectEOF(t, b)
+					kit.ExpectEOF(t, b)
 				} else {
-					expect(t, b, large)
-					must(t, <-writing)
+					kit.Expect(t, b, large)
+					kit.Must(t, <-writing)
 				}
 				if read {
 					writesEnd(t, b)
 				} else {
-					send(t, b, "x")
-					must(t, <-reading)
+					kit.Send(t, b, "x")
+					kit.Must(t, <-reading)
 				}
-				if ipc.UsesMemory(b) != (memory && hasMemory()) {
+				if ipc.UsesMemory(b) != (memory && kit.HasMemory()) {
 					t.Errorf("in memory: %v", ipc.UsesMemory(b))
 				}
 			})
@@ -2010,22 +1975,22 @@ func TestSharedConnClosesHalvesBeforeThePeerAnswers(t *testing.T) {
 
 // A server that has closed a half leaves nothing, whether its client has said anything or not.
 func TestSharedListenerHalfCloseLeavesNothing(t *testing.T) {
-	story(t)
-	l := listenShared(t, pathAddr(t))
+	kit.Story(t)
+	l := listenShared(t, kit.PathAddr(t))
 	for _, says := range []string{"", "hello"} {
-		leavesNothing(t, 20, func() {
+		kit.LeavesNothing(t, 20, func() {
 			a, err := ipc.DialShared(l.Addr().(ipc.Addr))
-			must(t, err)
+			kit.Must(t, err)
 			b, err := l.AcceptShared()
-			must(t, err)
-			must(t, b.CloseWrite())
+			kit.Must(t, err)
+			kit.Must(t, b.CloseWrite())
 			if says != "" {
-				send(t, a, says)
-				expect(t, b, says)
+				kit.Send(t, a, says)
+				kit.Expect(t, b, says)
 			}
-			must(t, b.Close())
-			expectEOF(t, a)
-			must(t, a.Close())
+			kit.Must(t, b.Close())
+			kit.ExpectEOF(t, a)
+			kit.Must(t, a.Close())
 		})
 	}
 }
@@ -2033,35 +1998,35 @@ func TestSharedListenerHalfCloseLeavesNothing(t *testing.T) {
 // After CloseRead nothing is read, also not what had come with other data before.
 func TestSharedConnCloseReadKeepsNothing(t *testing.T) {
 	overEachWay(t, func(t *testing.T, a, b *ipc.SharedConn, _ bool) {
-		send(t, a, "hello")
-		expect(t, b, "hello")
-		send(t, b, "abcd")
-		expect(t, a, "ab")
-		must(t, a.CloseRead())
-		expectEOF(t, a)
-		writing := begin(func() error { _, err := io.WriteString(a, large); return err })
-		expect(t, b, large)
-		must(t, <-writing)
-		expectEOF(t, a)
+		kit.Send(t, a, "hello")
+		kit.Expect(t, b, "hello")
+		kit.Send(t, b, "abcd")
+		kit.Expect(t, a, "ab")
+		kit.Must(t, a.CloseRead())
+		kit.ExpectEOF(t, a)
+		writing := kit.Begin(func() error { _, err := io.WriteString(a, large); return err })
+		kit.Expect(t, b, large)
+		kit.Must(t, <-writing)
+		kit.ExpectEOF(t, a)
 	})
 }
 
 // The end of a peer that has left a hello unread is io.EOF.
 func TestSharedConnEndsBehindAnUnreadHello(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	for range 100 {
 		a, b := sharedPair(t)
-		send(t, a, "hello")
-		expect(t, b, "hello")
-		here, there := beginRead(a), beginRead(b)
-		must(t, a.CloseRead())
+		kit.Send(t, a, "hello")
+		kit.Expect(t, b, "hello")
+		here, there := kit.BeginRead(a), kit.BeginRead(b)
+		kit.Must(t, a.CloseRead())
 		if err := <-here; err != io.EOF {
 			t.Errorf("a read that waited: %v", err)
 		}
-		must(t, a.Close())
+		kit.Must(t, a.Close())
 		if err := <-there; err != io.EOF {
 			t.Errorf("the peer's read: %v", err)
 		}
-		must(t, b.Close())
+		kit.Must(t, b.Close())
 	}
 }

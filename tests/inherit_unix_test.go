@@ -1,7 +1,7 @@
 //go:build unix
 
 // Ends that a child process is given, and descriptors that others hold too.
-package ipc_test
+package tests
 
 import (
 	"errors"
@@ -17,16 +17,17 @@ import (
 	"time"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
 func init() {
-	for role, play := range map[string]func(*parent, []string) error{
+	for role, play := range map[string]func(*kit.Parent, []string) error{
 		"owns a listener":  childOwnsAListener,
 		"replaces its end": childReplacesItsEnd,
 		"is refused":       childIsRefusedItsEnd,
 		"has it blocking":  childHasItBlocking,
 	} {
-		roles[role] = play
+		kit.Roles[role] = play
 	}
 }
 
@@ -35,27 +36,27 @@ func init() {
 
 // A launcher closed what the parent gave, and has something else there.
 func TestInheritedEndThatALauncherReplacedIsRefused(t *testing.T) {
-	story(t)
-	_, b := pair(t)
-	_, other := pair(t)
-	r, _ := pipe(t)
-	_, w := pipe(t)
-	l, foreign := listen(t, ipc.Addr{}), listen(t, ipc.Addr{})
+	kit.Story(t)
+	_, b := kit.Pair(t)
+	_, other := kit.Pair(t)
+	r, _ := kit.Pipe(t)
+	_, w := kit.Pipe(t)
+	l, foreign := kit.Listen(t, ipc.Addr{}), kit.Listen(t, ipc.Addr{})
 	for what, c := range map[string]struct {
 		end     ipc.Inheritable
 		instead interface{ File() (*os.File, error) }
 	}{"conn": {b, other}, "reader": {r, w}, "listener": {l, foreign}} {
 		t.Run(what, func(t *testing.T) {
-			h := newHeir(t)
-			h.gets("x", c.end)
-			h.cmd.ExtraFiles[0] = fileOf(t, c.instead)
-			h.start("is refused", what).end()
+			h := kit.NewHeir(t)
+			h.Gets("x", c.end)
+			h.Cmd.ExtraFiles[0] = kit.FileOf(t, c.instead)
+			h.Start("is refused", what).End()
 		})
 	}
 }
 
 // childIsRefusedItsEnd takes the end "x", which it must not get.
-func childIsRefusedItsEnd(_ *parent, args []string) error {
+func childIsRefusedItsEnd(_ *kit.Parent, args []string) error {
 	for range 2 {
 		end, err := inheritors[args[0]]("x")
 		if err == nil {
@@ -69,24 +70,24 @@ func childIsRefusedItsEnd(_ *parent, args []string) error {
 }
 
 func TestInheritedEndThatWasReplacedIsRefused(t *testing.T) {
-	story(t)
-	_, b := pair(t)
-	h := newHeir(t)
-	h.gets("x", b)
-	h.start("replaces its end").end()
+	kit.Story(t)
+	_, b := kit.Pair(t)
+	h := kit.NewHeir(t)
+	h.Gets("x", b)
+	h.Start("replaces its end").End()
 
 	// Also if the parent does not say what it gave.
-	h.cmd.Env[0], _, _ = strings.Cut(h.cmd.Env[0], "@")
-	h.start("replaces its end").end()
+	h.Cmd.Env[0], _, _ = strings.Cut(h.Cmd.Env[0], "@")
+	h.Start("replaces its end").End()
 }
 
 // What was read ahead of the caller would be lost in this process.
 func TestInheritRefusesAnEndWithDataReadAhead(t *testing.T) {
-	story(t)
-	a, b := pair(t)
-	send(t, a, "word")
+	kit.Story(t)
+	a, b := kit.Pair(t)
+	kit.Send(t, a, "word")
 	_, err := b.RecvFiles(1) // finds a byte that is no file's
-	matches(t, err, ipc.ErrNoFiles)
+	kit.Matches(t, err, ipc.ErrNoFiles)
 	for range 2 {
 		var cmd exec.Cmd
 		if err := ipc.Inherit(&cmd, "x", b); err == nil || cmd.ExtraFiles != nil || cmd.Env != nil {
@@ -97,20 +98,20 @@ func TestInheritRefusesAnEndWithDataReadAhead(t *testing.T) {
 			t.Error("it is given away")
 		}
 	}
-	expect(t, b, "word")
+	kit.Expect(t, b, "word")
 	f, err := b.BlockingFile()
-	must(t, err)
-	must(t, f.Close())
+	kit.Must(t, err)
+	kit.Must(t, f.Close())
 }
 
 // What was read ahead may also be the beginning of a frame.
 func TestInheritRefusesAnEndWithMessagesReadAhead(t *testing.T) {
-	overEachFraming(t, func(t *testing.T) {
-		story(t)
-		a, b := msgPair(t)
-		must(t, a.Send([]byte("word")))
+	kit.OverEachFraming(t, func(t *testing.T) {
+		kit.Story(t)
+		a, b := kit.MsgPair(t)
+		kit.Must(t, a.Send([]byte("word")))
 		_, err := b.RecvFiles(1)
-		matches(t, err, ipc.ErrNoFiles)
+		kit.Matches(t, err, ipc.ErrNoFiles)
 		var cmd exec.Cmd
 		if err := ipc.Inherit(&cmd, "x", b); err == nil || cmd.ExtraFiles != nil || cmd.Env != nil {
 			t.Errorf("Inherit: %v, %+v", err, cmd)
@@ -119,17 +120,17 @@ func TestInheritRefusesAnEndWithMessagesReadAhead(t *testing.T) {
 			f.Close()
 			t.Fatal("it is given away")
 		}
-		expectMsg(t, b, "word")
-		must(t, ipc.Inherit(&cmd, "x", b))
+		kit.ExpectMsg(t, b, "word")
+		kit.Must(t, ipc.Inherit(&cmd, "x", b))
 		f, err := b.BlockingFile()
-		must(t, err)
-		must(t, f.Close())
-		matches(t, b.Close(), net.ErrClosed)
+		kit.Must(t, err)
+		kit.Must(t, f.Close())
+		kit.Matches(t, b.Close(), net.ErrClosed)
 	})
 }
 
 // childReplacesItsEnd closes the end "x" and has another under its number.
-func childReplacesItsEnd(p *parent, _ []string) error {
+func childReplacesItsEnd(p *kit.Parent, _ []string) error {
 	if err := syscall.Close(3); err != nil {
 		return err
 	}
@@ -157,33 +158,33 @@ func childReplacesItsEnd(p *parent, _ []string) error {
 
 // childOwnsAListener takes the listener of that kind under the name, tells its
 // address and does as it is told.
-func childOwnsAListener(p *parent, args []string) error {
+func childOwnsAListener(p *kit.Parent, args []string) error {
 	var l interface {
 		io.Closer
 		Addr() net.Addr
 	}
 	switch kind := args[0]; kind {
 	case "listener":
-		l = sure(ipc.InheritedListener("l"))
+		l = kit.Sure(ipc.InheritedListener("l"))
 	case "msglistener":
-		l = sure(ipc.InheritedMsgListener("l"))
+		l = kit.Sure(ipc.InheritedMsgListener("l"))
 	case "nothing":
-		p.say("without")
-		p.hear()
+		p.Say("without")
+		p.Hear()
 		return nil
 	}
-	p.say("%v", l.Addr())
+	p.Say("%v", l.Addr())
 	for {
-		switch p.hear() {
+		switch p.Hear() {
 		case "":
 			return nil
 		case "close":
 			if err := l.Close(); err != nil {
 				return err
 			}
-			p.say("closed")
+			p.Say("closed")
 		case "give":
-			next := again("owns a listener", args[0])
+			next := kit.Again("owns a listener", args[0])
 			if err := ipc.Inherit(next, "l", l.(ipc.Inheritable)); err != nil {
 				return err
 			}
@@ -200,29 +201,29 @@ type ownership struct {
 	t    *testing.T
 	path string
 	l    io.Closer
-	heir *child
+	heir *kit.Child
 }
 
 // overEachOwnership tells the story of both kinds of listeners.
 func overEachOwnership(t *testing.T, lc ipc.ListenConfig, tell func(t *testing.T, o ownership)) {
 	t.Run("Listener", func(t *testing.T) {
-		story(t)
-		path := sockPath(t)
-		l := listenWith(t, lc, ipc.Path(path))
-		h := newHeir(t)
-		h.gets("l", l)
-		c := h.start("owns a listener", "listener")
-		c.mustSay(path)
+		kit.Story(t)
+		path := kit.SockPath(t)
+		l := kit.ListenWith(t, lc, ipc.Path(path))
+		h := kit.NewHeir(t)
+		h.Gets("l", l)
+		c := h.Start("owns a listener", "listener")
+		c.MustSay(path)
 		tell(t, ownership{t, path, l, c})
 	})
 	t.Run("MsgListener", func(t *testing.T) {
-		story(t)
-		path := sockPath(t)
-		l := listenMsgWith(t, lc, ipc.Path(path))
-		h := newHeir(t)
-		h.gets("l", l)
-		c := h.start("owns a listener", "msglistener")
-		c.mustSay(path)
+		kit.Story(t)
+		path := kit.SockPath(t)
+		l := kit.ListenMsgWith(t, lc, ipc.Path(path))
+		h := kit.NewHeir(t)
+		h.Gets("l", l)
+		c := h.Start("owns a listener", "msglistener")
+		c.MustSay(path)
 		tell(t, ownership{t, path, l, c})
 	})
 }
@@ -237,7 +238,7 @@ func (o ownership) isThere(want bool) {
 	}
 	_, err := ipc.Listen(ipc.Path(o.path))
 	if want {
-		matches(o.t, err, ipc.ErrAddrInUse)
+		kit.Matches(o.t, err, ipc.ErrAddrInUse)
 	} else if err == nil {
 		o.t.Fatal("a listener is left open")
 	}
@@ -251,130 +252,130 @@ func (o ownership) isFree() {
 			o.t.Errorf("%s is left: %v", path, err)
 		}
 	}
-	must(o.t, listen(o.t, ipc.Path(o.path)).Close())
+	kit.Must(o.t, kit.Listen(o.t, ipc.Path(o.path)).Close())
 }
 
 func TestListenerFileGoesWithItsLastOwner(t *testing.T) {
 	t.Run("heir last", func(t *testing.T) {
 		overEachOwnership(t, ipc.ListenConfig{}, func(t *testing.T, o ownership) {
-			must(t, o.l.Close())
+			kit.Must(t, o.l.Close())
 			o.isThere(true)
-			o.heir.say("close")
-			o.heir.mustSay("closed")
+			o.heir.Say("close")
+			o.heir.MustSay("closed")
 			o.isFree()
-			o.heir.end()
+			o.heir.End()
 		})
 	})
 	t.Run("parent last", func(t *testing.T) {
 		overEachOwnership(t, ipc.ListenConfig{}, func(t *testing.T, o ownership) {
-			o.heir.say("close")
-			o.heir.mustSay("closed")
+			o.heir.Say("close")
+			o.heir.MustSay("closed")
 			o.isThere(true)
-			must(t, o.l.Close())
+			kit.Must(t, o.l.Close())
 			o.isFree()
-			o.heir.end()
+			o.heir.End()
 		})
 	})
 	t.Run("heir killed", func(t *testing.T) {
 		overEachOwnership(t, ipc.ListenConfig{}, func(t *testing.T, o ownership) {
-			o.heir.kill()
+			o.heir.Kill()
 			o.isThere(true)
-			must(t, o.l.Close())
+			kit.Must(t, o.l.Close())
 			o.isFree()
 		})
 	})
 	t.Run("heir killed last", func(t *testing.T) {
 		overEachOwnership(t, ipc.ListenConfig{}, func(t *testing.T, o ownership) {
-			must(t, o.l.Close())
+			kit.Must(t, o.l.Close())
 			o.isThere(true)
-			o.heir.kill()
-			must(t, listen(t, ipc.Path(o.path)).Close()) // the file is stale
+			o.heir.Kill()
+			kit.Must(t, kit.Listen(t, ipc.Path(o.path)).Close()) // the file is stale
 			o.isFree()
 		})
 	})
 	t.Run("third generation", func(t *testing.T) {
 		overEachOwnership(t, ipc.ListenConfig{}, func(t *testing.T, o ownership) {
-			must(t, o.l.Close())
-			o.heir.say("give")
-			o.heir.mustSay(o.path)
+			kit.Must(t, o.l.Close())
+			o.heir.Say("give")
+			o.heir.MustSay(o.path)
 			o.isThere(true)
-			o.heir.say("close")
-			o.heir.mustSay("closed")
+			o.heir.Say("close")
+			o.heir.MustSay("closed")
 			o.isFree()
-			o.heir.end()
+			o.heir.End()
 		})
 	})
 	t.Run("KeepName", func(t *testing.T) {
 		overEachOwnership(t, ipc.ListenConfig{KeepName: true}, func(t *testing.T, o ownership) {
-			must(t, o.l.Close())
+			kit.Must(t, o.l.Close())
 			o.isThere(true)
-			o.heir.say("close")
-			o.heir.mustSay("closed")
+			o.heir.Say("close")
+			o.heir.MustSay("closed")
 			if _, err := os.Lstat(o.path); err != nil {
 				t.Error(err)
 			}
-			must(t, listen(t, ipc.Path(o.path)).Close()) // removes it
+			kit.Must(t, kit.Listen(t, ipc.Path(o.path)).Close()) // removes it
 			o.isFree()
-			o.heir.end()
+			o.heir.End()
 		})
 	})
 	t.Run("displaced", func(t *testing.T) {
 		overEachOwnership(t, ipc.ListenConfig{}, func(t *testing.T, o ownership) {
-			successor := listenWith(t, ipc.ListenConfig{Takeover: ipc.TakeoverAlways}, ipc.Path(o.path))
-			o.heir.say("close")
-			o.heir.mustSay("closed")
-			must(t, o.l.Close())
+			successor := kit.ListenWith(t, ipc.ListenConfig{Takeover: ipc.TakeoverAlways}, ipc.Path(o.path))
+			o.heir.Say("close")
+			o.heir.MustSay("closed")
+			kit.Must(t, o.l.Close())
 			o.isThere(true)
-			serves(t, successor, ipc.Path(o.path))
-			must(t, successor.Close())
+			kit.Serves(t, successor, ipc.Path(o.path))
+			kit.Must(t, successor.Close())
 			o.isFree()
-			o.heir.end()
+			o.heir.End()
 		})
 	})
 	t.Run("never taken", func(t *testing.T) {
-		story(t)
-		path := sockPath(t)
-		l := listen(t, ipc.Path(path))
-		h := newHeir(t)
-		h.gets("l", l)
-		c := h.start("owns a listener", "nothing")
-		c.mustSay("without")
-		must(t, l.Close())
+		kit.Story(t)
+		path := kit.SockPath(t)
+		l := kit.Listen(t, ipc.Path(path))
+		h := kit.NewHeir(t)
+		h.Gets("l", l)
+		c := h.Start("owns a listener", "nothing")
+		c.MustSay("without")
+		kit.Must(t, l.Close())
 		o := ownership{t: t, path: path}
 		o.isThere(true) // its descriptors are
-		c.end()
-		must(t, listen(t, ipc.Path(path)).Close())
+		c.End()
+		kit.Must(t, kit.Listen(t, ipc.Path(path)).Close())
 		o.isFree()
 	})
 	t.Run("never started", func(t *testing.T) {
-		story(t)
-		path := sockPath(t)
-		l := listen(t, ipc.Path(path))
+		kit.Story(t)
+		path := kit.SockPath(t)
+		l := kit.Listen(t, ipc.Path(path))
 		for range 2 {
 			cmd := exec.Command(path + "/no such program")
-			must(t, ipc.Inherit(cmd, "l", l))
+			kit.Must(t, ipc.Inherit(cmd, "l", l))
 			if cmd.Start() == nil {
 				t.Fatal("it starts")
 			}
 		}
-		must(t, l.Close())
+		kit.Must(t, l.Close())
 		ownership{t: t, path: path}.isFree()
-		matches(t, ipc.Inherit(new(exec.Cmd), "l", l), net.ErrClosed)
+		kit.Matches(t, ipc.Inherit(new(exec.Cmd), "l", l), net.ErrClosed)
 	})
 }
 
 // TestInheritWhileTheListenerCloses has nothing left of the listener, whichever of the
 // two comes first, as no child is started.
 func TestInheritWhileTheListenerCloses(t *testing.T) {
-	story(t)
-	path := sockPath(t)
+	kit.Story(t)
+	path := kit.SockPath(t)
 	for range 20 {
-		l := listen(t, ipc.Path(path))
+		l := kit.Listen(t, ipc.Path(path))
 		inherited := make(chan error)
 		go func() { inherited <- ipc.Inherit(&exec.Cmd{Env: []string{}}, "l", l) }()
-		must(t, l.Close())
+		kit.Must(t, l.Close())
 		if err := <-inherited; err != nil {
-			matches(t, err, net.ErrClosed)
+			kit.Matches(t, err, net.ErrClosed)
 		}
 		ownership{t: t, path: path}.isFree()
 	}
@@ -383,21 +384,21 @@ func TestInheritWhileTheListenerCloses(t *testing.T) {
 // The path of a new generation's listener is the one that clients know, also if the
 // socket had to be bound to another.
 func TestInheritedListenerKnowsTheAddress(t *testing.T) {
-	story(t)
-	dir := openDir(t) + "/" + strings.Repeat("d", 120)
-	must(t, os.Mkdir(dir, 0o777))
+	kit.Story(t)
+	dir := kit.OpenDir(t) + "/" + strings.Repeat("d", 120)
+	kit.Must(t, os.Mkdir(dir, 0o777))
 	defer os.Remove(dir)
 	path := dir + "/s,o;c:k=e\xfft"
-	l := listen(t, ipc.Path(path))
-	h := newHeir(t)
-	h.gets("l", l)
-	c := h.start("owns a listener", "listener")
-	c.mustSay(path)
-	must(t, l.Close())
-	c.say("close")
-	c.mustSay("closed")
+	l := kit.Listen(t, ipc.Path(path))
+	h := kit.NewHeir(t)
+	h.Gets("l", l)
+	c := h.Start("owns a listener", "listener")
+	c.MustSay(path)
+	kit.Must(t, l.Close())
+	c.Say("close")
+	c.MustSay("closed")
 	ownership{t: t, path: path}.isFree()
-	c.end()
+	c.End()
 }
 
 // ---------------------------------------------------------------------------
@@ -407,9 +408,9 @@ func TestInheritedListenerKnowsTheAddress(t *testing.T) {
 func makesBlock(t *testing.T, f *os.File) {
 	t.Helper()
 	raw, err := f.SyscallConn()
-	must(t, err)
-	must(t, raw.Control(func(fd uintptr) { err = syscall.SetNonblock(int(fd), false) }))
-	must(t, err)
+	kit.Must(t, err)
+	kit.Must(t, raw.Control(func(fd uintptr) { err = syscall.SetNonblock(int(fd), false) }))
+	kit.Must(t, err)
 }
 
 // A waiter is an end with a call that waits.
@@ -427,100 +428,100 @@ func waiters() map[string]func(t *testing.T) (waiter, *os.File) {
 	}
 	return map[string]func(t *testing.T) (waiter, *os.File){
 		"Conn.File": func(t *testing.T) (waiter, *os.File) {
-			a, _ := pair(t)
-			return waiter{a, read(a), a.SetDeadline}, fileOf(t, a)
+			a, _ := kit.Pair(t)
+			return waiter{a, read(a), a.SetDeadline}, kit.FileOf(t, a)
 		},
 		"FileConn": func(t *testing.T) (waiter, *os.File) {
-			a, _ := pair(t)
-			f := fileOf(t, a)
+			a, _ := kit.Pair(t)
+			f := kit.FileOf(t, a)
 			c, err := ipc.FileConn(f)
-			must(t, err)
+			kit.Must(t, err)
 			return waiter{c, read(c), c.SetDeadline}, f
 		},
 		"FileMsgConn": func(t *testing.T) (waiter, *os.File) {
-			a, _ := msgPair(t)
-			f := fileOf(t, a)
+			a, _ := kit.MsgPair(t)
+			f := kit.FileOf(t, a)
 			c, err := ipc.FileMsgConn(f)
-			must(t, err)
+			kit.Must(t, err)
 			return waiter{c, func() error { _, err := c.Recv(make([]byte, 1)); return err }, c.SetDeadline}, f
 		},
 		"PipeReader.File": func(t *testing.T) (waiter, *os.File) {
-			r, _ := pipe(t)
-			return waiter{r, read(r), r.SetReadDeadline}, fileOf(t, r)
+			r, _ := kit.Pipe(t)
+			return waiter{r, read(r), r.SetReadDeadline}, kit.FileOf(t, r)
 		},
 		"FileReader": func(t *testing.T) (waiter, *os.File) {
-			r, _ := pipe(t)
-			f := fileOf(t, r)
+			r, _ := kit.Pipe(t)
+			f := kit.FileOf(t, r)
 			c, err := ipc.FileReader(f)
-			must(t, err)
+			kit.Must(t, err)
 			return waiter{c, read(c), c.SetReadDeadline}, f
 		},
 		"FileWriter": func(t *testing.T) (waiter, *os.File) {
-			_, w := pipe(t)
-			f := fileOf(t, w)
+			_, w := kit.Pipe(t)
+			f := kit.FileOf(t, w)
 			c, err := ipc.FileWriter(f)
-			must(t, err)
-			return waiter{c, func() error { _, err := c.Write(make([]byte, tooMuch)); return err }, c.SetWriteDeadline}, f
+			kit.Must(t, err)
+			return waiter{c, func() error { _, err := c.Write(make([]byte, kit.TooMuch)); return err }, c.SetWriteDeadline}, f
 		},
 		"FileListener": func(t *testing.T) (waiter, *os.File) {
-			f := fileOf(t, listen(t, ipc.Addr{}))
+			f := kit.FileOf(t, kit.Listen(t, ipc.Addr{}))
 			l, err := ipc.FileListener(f)
-			must(t, err)
+			kit.Must(t, err)
 			return waiter{l, func() error { _, err := l.Accept(); return err }, l.SetDeadline}, f
 		},
 		"FileMsgListener": func(t *testing.T) (waiter, *os.File) {
-			f := fileOf(t, listenMsg(t, ipc.Addr{}))
+			f := kit.FileOf(t, kit.ListenMsg(t, ipc.Addr{}))
 			l, err := ipc.FileMsgListener(f)
-			must(t, err)
+			kit.Must(t, err)
 			return waiter{l, func() error { _, err := l.Accept(); return err }, l.SetDeadline}, f
 		},
 		"Inherit": func(t *testing.T) (waiter, *os.File) {
-			r, _ := pipe(t)
+			r, _ := kit.Pipe(t)
 			var cmd exec.Cmd
-			must(t, ipc.Inherit(&cmd, "x", r))
+			kit.Must(t, ipc.Inherit(&cmd, "x", r))
 			return waiter{r, read(r), r.SetReadDeadline}, cmd.ExtraFiles[0]
 		},
 	}
 }
 
 func TestConnFileThatBlocksStallsNoWaiter(t *testing.T) {
-	together(t)
+	kit.Together(t)
 	for way, adopt := range waiters() {
 		t.Run(way, func(t *testing.T) {
-			story(t)
+			kit.Story(t)
 			w, f := adopt(t)
 			for range 2 { // before it first waits, and after
 				makesBlock(t, f)
-				must(t, w.set(time.Now().Add(brief)))
-				timedOut(t, w.wait())
+				kit.Must(t, w.set(time.Now().Add(kit.Brief)))
+				kit.TimedOut(t, w.wait())
 			}
-			must(t, w.set(time.Time{}))
+			kit.Must(t, w.set(time.Time{}))
 			makesBlock(t, f)
-			waiting := begin(w.wait)
-			time.Sleep(brief) // either way Close ends it
-			must(t, w.Close())
-			matches(t, <-waiting, net.ErrClosed)
+			waiting := kit.Begin(w.wait)
+			time.Sleep(kit.Brief) // either way Close ends it
+			kit.Must(t, w.Close())
+			kit.Matches(t, <-waiting, net.ErrClosed)
 		})
 	}
 }
 
 func TestFileReaderLeavesModeAlone(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	r, w, err := os.Pipe()
-	must(t, err)
+	kit.Must(t, err)
 	defer r.Close()
 	defer w.Close()
 	makesBlock(t, r)
 	c, err := ipc.FileReader(r)
-	must(t, err)
+	kit.Must(t, err)
 	defer c.Close()
-	if canReopen() && !blocks(t, r) {
+	if canReopen() && !kit.Blocks(t, r) {
 		t.Error("the caller's file does not block any more")
 	}
 	if _, err := w.Write([]byte("x")); err != nil {
 		t.Fatal(err)
 	}
-	expect(t, c, "x")
+	kit.Expect(t, c, "x")
 }
 
 // ---------------------------------------------------------------------------
@@ -531,21 +532,21 @@ func TestConnFileThatBlocksGivesTheEndAway(t *testing.T) {
 		io.Closer
 		BlockingFile() (*os.File, error)
 	}
-	a, b := pair(t)
-	m, n := msgPair(t)
-	r, w := pipe(t)
-	in, out := pipe(t)
-	l, ml := listen(t, ipc.Addr{}), listenMsg(t, ipc.Addr{})
+	a, b := kit.Pair(t)
+	m, n := kit.MsgPair(t)
+	r, w := kit.Pipe(t)
+	in, out := kit.Pipe(t)
+	l, ml := kit.Listen(t, ipc.Addr{}), kit.ListenMsg(t, ipc.Addr{})
 	for what, c := range map[string]struct {
 		end  end
 		talk func(f *os.File)
 	}{
 		"Conn": {b, func(f *os.File) {
-			send(t, a, "word")
-			expect(t, f, "word")
+			kit.Send(t, a, "word")
+			kit.Expect(t, f, "word")
 		}},
 		"MsgConn": {n, func(f *os.File) {
-			must(t, m.Send([]byte("word")))
+			kit.Must(t, m.Send([]byte("word")))
 			if c, err := ipc.FileMsgConn(f); err != nil {
 				t.Error(err)
 			} else {
@@ -557,37 +558,37 @@ func TestConnFileThatBlocksGivesTheEndAway(t *testing.T) {
 			}
 		}},
 		"PipeReader": {r, func(f *os.File) {
-			send(t, w, "word")
-			expect(t, f, "word")
+			kit.Send(t, w, "word")
+			kit.Expect(t, f, "word")
 		}},
 		"PipeWriter": {out, func(f *os.File) {
-			send(t, f, "word")
-			expect(t, in, "word")
+			kit.Send(t, f, "word")
+			kit.Expect(t, in, "word")
 		}},
-		"Listener":    {l, func(f *os.File) { must(t, dial(t, l.Addr()).Close()) }},
-		"MsgListener": {ml, func(f *os.File) { must(t, dialMsg(t, ml.Addr()).Close()) }},
+		"Listener":    {l, func(f *os.File) { kit.Must(t, kit.Dial(t, l.Addr()).Close()) }},
+		"MsgListener": {ml, func(f *os.File) { kit.Must(t, kit.DialMsg(t, ml.Addr()).Close()) }},
 	} {
 		t.Run(what, func(t *testing.T) {
-			story(t)
+			kit.Story(t)
 			f, err := c.end.BlockingFile()
-			must(t, err)
+			kit.Must(t, err)
 			defer f.Close()
-			if !blocks(t, f) {
+			if !kit.Blocks(t, f) {
 				t.Error("the file does not block")
 			}
-			matches(t, c.end.Close(), net.ErrClosed)
+			kit.Matches(t, c.end.Close(), net.ErrClosed)
 			if f, err := c.end.BlockingFile(); f != nil || !errors.Is(err, net.ErrClosed) {
 				t.Errorf("a second one is %v, %v", f, err)
 			}
 			cmd := exec.Cmd{ExtraFiles: []*os.File{f}}
-			startChildWith(t, cmd, "has it blocking").end()
+			kit.StartChildWith(t, cmd, "has it blocking").End()
 			c.talk(f)
 		})
 	}
 }
 
 // childHasItBlocking looks whether descriptor 3 blocks.
-func childHasItBlocking(*parent, []string) error {
+func childHasItBlocking(*kit.Parent, []string) error {
 	f := os.NewFile(3, "given")
 	defer f.Close()
 	if err := f.SetDeadline(time.Time{}); !errors.Is(err, os.ErrNoDeadline) {
@@ -597,17 +598,17 @@ func childHasItBlocking(*parent, []string) error {
 }
 
 func TestListenerFileThatBlocksLeavesTheSocketFile(t *testing.T) {
-	story(t)
-	path := sockPath(t)
-	l := listen(t, ipc.Path(path))
+	kit.Story(t)
+	path := kit.SockPath(t)
+	l := kit.Listen(t, ipc.Path(path))
 	f, err := l.BlockingFile()
-	must(t, err)
-	must(t, dial(t, ipc.Path(path)).Close())
+	kit.Must(t, err)
+	kit.Must(t, kit.Dial(t, ipc.Path(path)).Close())
 	if _, err := os.Lstat(path + ".lock"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the lock is left: %v", err)
 	}
-	must(t, f.Close())
-	must(t, listen(t, ipc.Path(path)).Close()) // stale now
+	kit.Must(t, f.Close())
+	kit.Must(t, kit.Listen(t, ipc.Path(path)).Close()) // stale now
 }
 
 // canReopen reports whether a pipe can be opened anew, by itself.

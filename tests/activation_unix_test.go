@@ -1,7 +1,7 @@
 //go:build unix
 
 // Listening sockets from a service manager, and from an older process of the same server; what a manager is told.
-package ipc_test
+package tests
 
 import (
 	"context"
@@ -22,10 +22,11 @@ import (
 	"time"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
 func init() {
-	for role, play := range map[string]func(*parent, []string) error{
+	for role, play := range map[string]func(*kit.Parent, []string) error{
 		"trampoline": childBecomesActivated,
 		"activated":  childServesAsActivated,
 		"inactive":   childIsNotActivated,
@@ -36,9 +37,9 @@ func init() {
 		"opens since": childOpensSinceItWasActivated,
 		"successor":   childTakesOver,
 	} {
-		roles[role] = play
+		kit.Roles[role] = play
 	}
-	roles["notifies"] = childNotifies
+	kit.Roles["notifies"] = childNotifies
 }
 
 // ---------------------------------------------------------------------------
@@ -55,21 +56,21 @@ type activation struct {
 const unset = "-"
 
 // start starts a child that is told so. The files are its descriptors from 3 on.
-func (a activation) start(t *testing.T, role string, args ...string) *child {
+func (a activation) start(t *testing.T, role string, args ...string) *kit.Child {
 	t.Helper()
-	return startChildWith(t, exec.Cmd{ExtraFiles: a.files}, "trampoline",
+	return kit.StartChildWith(t, exec.Cmd{ExtraFiles: a.files}, "trampoline",
 		append([]string{role, a.pid, a.fds, a.names}, args...)...)
 }
 
 // childBecomesActivated turns into a program of the other role, which only thus
 // can be told its own process id before it starts.
-func childBecomesActivated(_ *parent, args []string) error {
+func childBecomesActivated(_ *kit.Parent, args []string) error {
 	pid := args[1]
 	if pid == "self" {
 		pid = strconv.Itoa(os.Getpid())
 	}
 	for name, value := range map[string]string{
-		childRole: args[0], "LISTEN_PID": pid, "LISTEN_FDS": args[2], "LISTEN_FDNAMES": args[3],
+		kit.ChildRole: args[0], "LISTEN_PID": pid, "LISTEN_FDS": args[2], "LISTEN_FDNAMES": args[3],
 	} {
 		if value == unset {
 			os.Unsetenv(name)
@@ -77,7 +78,7 @@ func childBecomesActivated(_ *parent, args []string) error {
 			return err
 		}
 	}
-	cmd := again("", args[4:]...)
+	cmd := kit.Again("", args[4:]...)
 	if cmd.Err != nil {
 		return cmd.Err
 	}
@@ -86,8 +87,8 @@ func childBecomesActivated(_ *parent, args []string) error {
 
 // childServesAsActivated tells the name and the address of each listener, serves
 // one client of each, and closes it.
-func childServesAsActivated(p *parent, args []string) error {
-	ls := sure(ipc.Activated())
+func childServesAsActivated(p *kit.Parent, args []string) error {
+	ls := kit.Sure(ipc.Activated())
 	for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
 		if value, ok := os.LookupEnv(name); ok {
 			return fmt.Errorf("%s is still %q", name, value)
@@ -105,7 +106,7 @@ func childServesAsActivated(p *parent, args []string) error {
 		}
 		descriptors = append(descriptors, fmt.Sprintf("%d %d %d", 3+i, st.Dev, st.Ino))
 	}
-	grandchild := again("inherits", descriptors...)
+	grandchild := kit.Again("inherits", descriptors...)
 	grandchild.Stdin = nil
 	if err := grandchild.Run(); err != nil {
 		return fmt.Errorf("a child of the child: %w", err)
@@ -120,9 +121,9 @@ func childServesAsActivated(p *parent, args []string) error {
 		if err := l.SetDeadline(time.Time{}); err != nil {
 			return err
 		}
-		p.say("%s %v", l.FDName(), l.Addr())
+		p.Say("%s %v", l.FDName(), l.Addr())
 	}
-	p.say("that is all")
+	p.Say("that is all")
 	for _, l := range ls {
 		c, err := l.Accept()
 		if err != nil {
@@ -139,59 +140,47 @@ func childServesAsActivated(p *parent, args []string) error {
 func TestActivatedTakesTheListeners(t *testing.T) {
 	for names, want := range map[string][2]string{"web:admin": {"web", "admin"}, unset: {"unknown", "unknown"}, ":": {"", ""}} {
 		t.Run(names, func(t *testing.T) {
-			story(t)
-			path := sockPath(t)
-			first := listen(t, ipc.Path(path))
-			second := listen(t, nameAddr(t))
+			kit.Story(t)
+			path := kit.SockPath(t)
+			first := kit.Listen(t, ipc.Path(path))
+			second := kit.Listen(t, kit.NameAddr(t))
 			if first.FDName() != "" {
 				t.Errorf("a listener of this package is called %q", first.FDName())
 			}
-			c := activation{"self", "2", names, []*os.File{fileOf(t, first), fileOf(t, second)}}.start(t, "activated")
+			c := activation{"self", "2", names, []*os.File{kit.FileOf(t, first), kit.FileOf(t, second)}}.start(t, "activated")
 			for i, l := range []*ipc.Listener{first, second} {
-				c.mustSay(strings.TrimSpace(want[i] + " " + addrOfSocket(l)))
+				c.MustSay(strings.TrimSpace(want[i] + " " + kit.AddrOfSocket(l)))
 			}
-			c.mustSay("that is all")
+			c.MustSay("that is all")
 			for _, l := range []*ipc.Listener{first, second} {
-				client := dial(t, l.Addr())
-				talkToEcho(t, client)
-				must(t, client.Close())
+				client := kit.Dial(t, l.Addr())
+				kit.TalkToEcho(t, client)
+				kit.Must(t, client.Close())
 			}
-			c.end()
-			serves(t, first, ipc.Path(path)) // the child's Close removed nothing
-			serves(t, second, second.Addr().(ipc.Addr))
+			c.End()
+			kit.Serves(t, first, ipc.Path(path)) // the child's Close removed nothing
+			kit.Serves(t, second, second.Addr().(ipc.Addr))
 		})
 	}
 }
 
-// addrOfSocket returns the listener's address as its socket alone tells it: a
-// name is a path where names are files.
-func addrOfSocket(l *ipc.Listener) string {
-	text := l.Addr().String()
-	if name, ok := strings.CutPrefix(text, "@"); ok {
-		if _, err := os.Lstat("/tmp/" + name); err == nil {
-			return "/tmp/" + name
-		}
-	}
-	return text
-}
-
 func TestActivatedTakesBlockingSockets(t *testing.T) {
-	story(t)
-	path := openDir(t) + "/socket"
+	kit.Story(t)
+	path := kit.OpenDir(t) + "/socket"
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0) // as C programs make it
-	must(t, err)
+	kit.Must(t, err)
 	f := os.NewFile(uintptr(fd), "socket")
 	defer f.Close()
-	must(t, syscall.Bind(fd, &syscall.SockaddrUnix{Name: path}))
+	kit.Must(t, syscall.Bind(fd, &syscall.SockaddrUnix{Name: path}))
 	defer os.Remove(path)
-	must(t, syscall.Listen(fd, 5))
+	kit.Must(t, syscall.Listen(fd, 5))
 	c := activation{"self", "1", "socket", []*os.File{f}}.start(t, "activated") // sets deadlines
-	c.mustSay("socket " + path)
-	c.mustSay("that is all")
-	client := dial(t, ipc.Path(path))
-	talkToEcho(t, client)
-	must(t, client.Close())
-	c.end()
+	c.MustSay("socket " + path)
+	c.MustSay("that is all")
+	client := kit.Dial(t, ipc.Path(path))
+	kit.TalkToEcho(t, client)
+	kit.Must(t, client.Close())
+	c.End()
 	if _, err := os.Lstat(path); err != nil {
 		t.Errorf("the manager's socket is gone: %v", err)
 	}
@@ -200,7 +189,7 @@ func TestActivatedTakesBlockingSockets(t *testing.T) {
 // childIsNotActivated calls Activated, which must not take anything: the error
 // holds the words, or it is none if there are no words. The argument before them
 // says whether the variables are left.
-func childIsNotActivated(_ *parent, args []string) error {
+func childIsNotActivated(_ *kit.Parent, args []string) error {
 	before := os.Environ()
 	var stats []syscall.Stat_t
 	for fd := 3; ; fd++ {
@@ -245,25 +234,25 @@ func childIsNotActivated(_ *parent, args []string) error {
 }
 
 func TestActivatedOnceAmongMany(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	var files []*os.File
 	for range 20 {
-		files = append(files, fileOf(t, listen(t, ipc.Addr{})))
+		files = append(files, kit.FileOf(t, kit.Listen(t, ipc.Addr{})))
 	}
-	activation{"self", strconv.Itoa(len(files)), unset, files}.start(t, "impatient", strconv.Itoa(len(files))).end()
+	activation{"self", strconv.Itoa(len(files)), unset, files}.start(t, "impatient", strconv.Itoa(len(files))).End()
 }
 
-func childActivatesManyTimesAtOnce(_ *parent, args []string) error {
+func childActivatesManyTimesAtOnce(_ *kit.Parent, args []string) error {
 	var taken atomic.Int32
 	var calls sync.WaitGroup
 	ready := make(chan struct{})
 	for range 20 {
 		calls.Go(func() {
 			<-ready
-			ls := sure(ipc.Activated())
+			ls := kit.Sure(ipc.Activated())
 			taken.Add(int32(len(ls)))
 			for _, l := range ls {
-				sure(0, l.Close())
+				kit.Sure(0, l.Close())
 			}
 		})
 	}
@@ -276,9 +265,9 @@ func childActivatesManyTimesAtOnce(_ *parent, args []string) error {
 }
 
 func TestActivatedWithoutAManager(t *testing.T) {
-	story(t)
-	l := listen(t, ipc.Addr{})
-	f := fileOf(t, l)
+	kit.Story(t)
+	l := kit.Listen(t, ipc.Addr{})
+	f := kit.FileOf(t, l)
 	for what, c := range map[string]struct {
 		activation
 		want []string
@@ -304,30 +293,30 @@ func TestActivatedWithoutAManager(t *testing.T) {
 		"separators alone":     {activation{pid: "self", fds: "1", names: ":,:"}, []string{"left", "LISTEN_FDNAMES"}},
 	} {
 		t.Run(what, func(t *testing.T) {
-			story(t)
+			kit.Story(t)
 			c.files = []*os.File{f}
-			c.start(t, "inactive", c.want...).end()
+			c.start(t, "inactive", c.want...).End()
 		})
 	}
-	serves(t, l, l.Addr().(ipc.Addr))
+	kit.Serves(t, l, l.Addr().(ipc.Addr))
 }
 
 // childTellsWhatItWasPassed says of each descriptor that it was passed what it became,
 // and under which name; then it passes a word through what carries one.
-func childTellsWhatItWasPassed(p *parent, args []string) error {
+func childTellsWhatItWasPassed(p *kit.Parent, args []string) error {
 	for _, what := range args { // in the order in which they are asked for
 		switch what {
 		case "files":
-			for _, f := range sure(ipc.ActivatedFiles()) {
-				raw := sure(f.SyscallConn())
+			for _, f := range kit.Sure(ipc.ActivatedFiles()) {
+				raw := kit.Sure(f.SyscallConn())
 				var sys int
 				var st syscall.Stat_t
 				err := raw.Control(func(fd uintptr) { sys = int(fd); syscall.Fstat(sys, &st) })
 				if err != nil {
 					return err
 				}
-				p.say("file %s %d %x", f.Name(), sys, st.Mode&syscall.S_IFMT)
-				grandchild := again("inherits", fmt.Sprintf("%d %d %d", sys, st.Dev, st.Ino))
+				p.Say("file %s %d %x", f.Name(), sys, st.Mode&syscall.S_IFMT)
+				grandchild := kit.Again("inherits", fmt.Sprintf("%d %d %d", sys, st.Dev, st.Ino))
 				grandchild.Stdin = nil
 				if err := grandchild.Run(); err != nil {
 					return fmt.Errorf("a child of the child, %s: %w", f.Name(), err)
@@ -335,17 +324,17 @@ func childTellsWhatItWasPassed(p *parent, args []string) error {
 				f.Close()
 			}
 		case "messages":
-			for _, l := range sure(ipc.ActivatedMsg()) {
-				p.say("messages %s", l.FDName())
-				c := sure(l.Accept())
+			for _, l := range kit.Sure(ipc.ActivatedMsg()) {
+				p.Say("messages %s", l.FDName())
+				c := kit.Sure(l.Accept())
 				if err := errors.Join(returnMessages(c), c.Close(), l.Close()); err != nil {
 					return err
 				}
 			}
 		case "streams":
-			for _, l := range sure(ipc.Activated()) {
-				p.say("streams %s", l.FDName())
-				c := sure(l.AcceptConn())
+			for _, l := range kit.Sure(ipc.Activated()) {
+				p.Say("streams %s", l.FDName())
+				c := kit.Sure(l.AcceptConn())
 				_, err := io.Copy(c, c)
 				if err := errors.Join(err, c.Close(), l.Close()); err != nil {
 					return err
@@ -356,7 +345,7 @@ func childTellsWhatItWasPassed(p *parent, args []string) error {
 	if _, ok := os.LookupEnv("LISTEN_FDS"); ok {
 		return errors.New("LISTEN_FDS is still there")
 	}
-	p.say("that is all")
+	p.Say("that is all")
 	return nil
 }
 
@@ -368,28 +357,28 @@ func passedFiles(t *testing.T) (files []*os.File, names []string) {
 	}
 	socket := func(family, typ int) *os.File {
 		fd, err := syscall.Socket(family, typ, 0)
-		must(t, err)
+		kit.Must(t, err)
 		f := os.NewFile(uintptr(fd), "socket")
 		t.Cleanup(func() { f.Close() })
 		return f
 	}
-	a, _ := pair(t)
-	_, w := pipe(t)
+	a, _ := kit.Pair(t)
+	_, w := kit.Pipe(t)
 	null, err := os.Open(os.DevNull)
-	must(t, err)
+	kit.Must(t, err)
 	t.Cleanup(func() { null.Close() })
-	regular, err := os.Create(openDir(t) + "/file")
-	must(t, err)
+	regular, err := os.Create(kit.OpenDir(t) + "/file")
+	kit.Must(t, err)
 	t.Cleanup(func() { regular.Close(); os.Remove(regular.Name()) })
-	add("connection", fileOf(t, a))
-	add("pipe", fileOf(t, w))
+	add("connection", kit.FileOf(t, a))
+	add("pipe", kit.FileOf(t, w))
 	add("device", null)
 	add("file", regular)
 	add("unbound", socket(syscall.AF_UNIX, syscall.SOCK_STREAM))
 	add("datagrams", socket(syscall.AF_UNIX, syscall.SOCK_DGRAM))
 	if tcp, err := net.Listen("tcp", "127.0.0.1:0"); err == nil {
 		t.Cleanup(func() { tcp.Close() })
-		add("tcp", fileOf(t, tcp.(*net.TCPListener)))
+		add("tcp", kit.FileOf(t, tcp.(*net.TCPListener)))
 	}
 	return files, names
 }
@@ -397,19 +386,19 @@ func passedFiles(t *testing.T) (files []*os.File, names []string) {
 func TestActivatedOfOtherKindsSpoilsNothing(t *testing.T) {
 	for _, order := range [][]string{{"streams", "files"}, {"files", "streams"}} {
 		t.Run(order[0]+" first", func(t *testing.T) {
-			story(t)
-			l := listen(t, ipc.Addr{})
+			kit.Story(t)
+			l := kit.Listen(t, ipc.Addr{})
 			files, names := passedFiles(t)
 			at := len(files) / 2 // the listener is among them
-			files = slices.Insert(files, at, fileOf(t, l))
+			files = slices.Insert(files, at, kit.FileOf(t, l))
 			names = slices.Insert(names, at, "listener")
 			c := activation{"self", strconv.Itoa(len(files)), strings.Join(names, ":"), files}.start(t, "passed", order...)
 			for _, what := range order {
 				if what == "streams" {
-					c.mustSay("streams listener")
-					client := dial(t, l.Addr())
-					talkToEcho(t, client)
-					must(t, client.Close())
+					c.MustSay("streams listener")
+					client := kit.Dial(t, l.Addr())
+					kit.TalkToEcho(t, client)
+					kit.Must(t, client.Close())
 					continue
 				}
 				for i, f := range files {
@@ -418,58 +407,58 @@ func TestActivatedOfOtherKindsSpoilsNothing(t *testing.T) {
 					}
 					var st syscall.Stat_t
 					raw, err := f.SyscallConn()
-					must(t, err)
-					must(t, raw.Control(func(fd uintptr) { err = syscall.Fstat(int(fd), &st) }))
-					must(t, err)
-					c.mustSay(fmt.Sprintf("file %s %d %x", names[i], 3+i, st.Mode&syscall.S_IFMT))
+					kit.Must(t, err)
+					kit.Must(t, raw.Control(func(fd uintptr) { err = syscall.Fstat(int(fd), &st) }))
+					kit.Must(t, err)
+					c.MustSay(fmt.Sprintf("file %s %d %x", names[i], 3+i, st.Mode&syscall.S_IFMT))
 				}
 			}
-			c.mustSay("that is all")
-			c.end()
-			serves(t, l, l.Addr().(ipc.Addr))
+			c.MustSay("that is all")
+			c.End()
+			kit.Serves(t, l, l.Addr().(ipc.Addr))
 		})
 	}
 }
 
 func TestActivatedMsgTakesMessageListeners(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	if framesHere(t) {
 		t.Skip("a listener for messages is one for streams here")
 	}
-	l, m := listen(t, ipc.Addr{}), listenMsg(t, ipc.Addr{})
-	c := activation{"self", "2", "m:s", []*os.File{fileOf(t, m), fileOf(t, l)}}.start(t, "passed", "messages", "streams", "files")
-	c.mustSay("messages m")
-	client := dialMsg(t, m.Addr())
+	l, m := kit.Listen(t, ipc.Addr{}), kit.ListenMsg(t, ipc.Addr{})
+	c := activation{"self", "2", "m:s", []*os.File{kit.FileOf(t, m), kit.FileOf(t, l)}}.start(t, "passed", "messages", "streams", "files")
+	c.MustSay("messages m")
+	client := kit.DialMsg(t, m.Addr())
 	echoesMessages(t, client)
-	must(t, client.Close())
-	c.mustSay("streams s")
-	stream := dial(t, l.Addr())
-	talkToEcho(t, stream)
-	must(t, stream.Close())
-	c.mustSay("that is all")
-	c.end()
+	kit.Must(t, client.Close())
+	c.MustSay("streams s")
+	stream := kit.Dial(t, l.Addr())
+	kit.TalkToEcho(t, stream)
+	kit.Must(t, stream.Close())
+	c.MustSay("that is all")
+	c.End()
 }
 
 // framesHere reports whether messages go through stream sockets on this system.
 func framesHere(t *testing.T) bool {
 	t.Helper()
-	a, _ := msgPair(t)
+	a, _ := kit.MsgPair(t)
 	return !a.Native()
 }
 
 // What a launcher closed is not passed, whatever this process opened in its place,
 // before main or after.
 func TestActivatedTakesNothingThatWasOpenedSince(t *testing.T) {
-	story(t)
-	l := listen(t, ipc.Addr{})
-	c := activation{"self", "2", unset, []*os.File{fileOf(t, l)}}.start(t, "opens since")
-	c.end()
-	serves(t, l, l.Addr().(ipc.Addr))
+	kit.Story(t)
+	l := kit.Listen(t, ipc.Addr{})
+	c := activation{"self", "2", unset, []*os.File{kit.FileOf(t, l)}}.start(t, "opens since")
+	c.End()
+	kit.Serves(t, l, l.Addr().(ipc.Addr))
 }
 
 // childOpensSinceItWasActivated was passed descriptor 4, it is told, which was closed
 // on the way.
-func childOpensSinceItWasActivated(_ *parent, args []string) error {
+func childOpensSinceItWasActivated(_ *kit.Parent, args []string) error {
 	var opened []*os.File // one of them is descriptor 4, unless the runtime has it
 	for range 10 {
 		l, err := ipc.ListenConfig{}.Listen(ipc.Addr{})
@@ -477,7 +466,7 @@ func childOpensSinceItWasActivated(_ *parent, args []string) error {
 			return err
 		}
 		defer l.Close()
-		opened = append(opened, sure(l.File()))
+		opened = append(opened, kit.Sure(l.File()))
 	}
 	for range 2 {
 		ls, err := ipc.Activated()
@@ -495,7 +484,7 @@ func childOpensSinceItWasActivated(_ *parent, args []string) error {
 	if err := syscall.Close(3); err != nil {
 		return err
 	}
-	if f := sure(os.Open(os.DevNull)); f.Fd() != 3 {
+	if f := kit.Sure(os.Open(os.DevNull)); f.Fd() != 3 {
 		return fmt.Errorf("the descriptor is %d", f.Fd())
 	}
 	for _, f := range opened {
@@ -505,24 +494,24 @@ func childOpensSinceItWasActivated(_ *parent, args []string) error {
 }
 
 func TestActivatedNoticesWhatWasReplaced(t *testing.T) {
-	story(t)
-	l := listen(t, ipc.Addr{})
-	activation{"self", "1", "x", []*os.File{fileOf(t, l)}}.start(t, "replaces").end()
+	kit.Story(t)
+	l := kit.Listen(t, ipc.Addr{})
+	activation{"self", "1", "x", []*os.File{kit.FileOf(t, l)}}.start(t, "replaces").End()
 }
 
 // childReplacesWhatItWasPassed closes descriptor 3 and listens on its number.
-func childReplacesWhatItWasPassed(*parent, []string) error {
+func childReplacesWhatItWasPassed(*kit.Parent, []string) error {
 	own, err := ipc.Listen(ipc.Addr{})
 	if err != nil {
 		return err
 	}
 	defer own.Close()
-	f := sure(own.File())
+	f := kit.Sure(own.File())
 	defer f.Close()
 	if err := syscall.Close(3); err != nil {
 		return err
 	}
-	raw := sure(f.SyscallConn())
+	raw := kit.Sure(f.SyscallConn())
 	var three int
 	raw.Control(func(fd uintptr) { three, err = syscall.Dup(int(fd)) })
 	if err != nil || three != 3 {
@@ -537,33 +526,33 @@ func childReplacesWhatItWasPassed(*parent, []string) error {
 }
 
 func TestActivatedBySystemd(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	const program = "systemd-socket-activate"
 	if _, err := exec.LookPath(program); err != nil {
 		t.Skipf("%s is not installed", program)
 	}
-	dir := openDir(t)
+	dir := kit.OpenDir(t)
 	paths := []string{dir + "/web", dir + "/admin"}
 	// The manager runs the child, and clears its environment but for -E.
-	t.Setenv(childExec, fmt.Sprintf("%s -l %s -l %s --fdname=web:admin -E %s=activated -E %s=%s %s",
-		program, paths[0], paths[1], childRole, childExec, os.Getenv(childExec), os.Getenv(childExec)))
-	c := startChild(t, "nothing, but for -E")
+	t.Setenv(kit.ChildExec, fmt.Sprintf("%s -l %s -l %s --fdname=web:admin -E %s=activated -E %s=%s %s",
+		program, paths[0], paths[1], kit.ChildRole, kit.ChildExec, os.Getenv(kit.ChildExec), os.Getenv(kit.ChildExec)))
+	c := kit.StartChild(t, "nothing, but for -E")
 	var clients []*ipc.Conn
 	for _, path := range paths {
 		defer os.Remove(path)
-		client, err := ipc.Dialer{Wait: true, Timeout: soon}.Dial(ipc.Path(path)) // starts the child
-		must(t, err)
+		client, err := ipc.Dialer{Wait: true, Timeout: kit.Soon}.Dial(ipc.Path(path)) // starts the child
+		kit.Must(t, err)
 		defer client.Close()
 		clients = append(clients, client)
 	}
-	c.mustSay("web " + paths[0])
-	c.mustSay("admin " + paths[1])
-	c.mustSay("that is all")
+	c.MustSay("web " + paths[0])
+	c.MustSay("admin " + paths[1])
+	c.MustSay("that is all")
 	for _, client := range clients {
-		talkToEcho(t, client)
-		must(t, client.Close())
+		kit.TalkToEcho(t, client)
+		kit.Must(t, client.Close())
 	}
-	c.end()
+	c.End()
 	for _, path := range paths {
 		if _, err := os.Lstat(path); err != nil {
 			t.Errorf("the manager's socket is gone: %v", err)
@@ -622,7 +611,7 @@ func bequest(cmd *exec.Cmd, way string, l *ipc.Listener) (release func(), err er
 
 // childTakesOver serves as the successor of the process that started it, and
 // when it is told to, starts its own and leaves the rest to it.
-func childTakesOver(p *parent, args []string) error {
+func childTakesOver(p *kit.Parent, args []string) error {
 	way := args[0]
 	var l *ipc.Listener
 	var err error
@@ -637,14 +626,14 @@ func childTakesOver(p *parent, args []string) error {
 		return err
 	}
 	s := beginShift(l)
-	p.say("serving %d", os.Getpid())
-	if p.hear() == "" {
+	p.Say("serving %d", os.Getpid())
+	if p.Hear() == "" {
 		return s.end()
 	}
-	next := again("successor", way)
+	next := kit.Again("successor", way)
 	next.Stdout = nil
-	said := sure(next.StdoutPipe())
-	release := sure(bequest(next, way, l))
+	said := kit.Sure(next.StdoutPipe())
+	release := kit.Sure(bequest(next, way, l))
 	if err := next.Start(); err != nil {
 		return err
 	}
@@ -656,15 +645,15 @@ func childTakesOver(p *parent, args []string) error {
 	if err := s.end(); err != nil {
 		return err
 	}
-	p.say("handed over to %d", pid)
+	p.Say("handed over to %d", pid)
 	return next.Wait()
 }
 
 func TestListenerHandOverRefusesNoClient(t *testing.T) {
 	for _, way := range []string{"Inherit", "File"} {
 		t.Run(way, func(t *testing.T) {
-			overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-				first := beginShift(listenWith(t, ipc.ListenConfig{KeepName: true}, addr))
+			kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+				first := beginShift(kit.ListenWith(t, ipc.ListenConfig{KeepName: true}, addr))
 				defer removeSocket(addr)
 
 				var mu sync.Mutex
@@ -674,13 +663,13 @@ func TestListenerHandOverRefusesNoClient(t *testing.T) {
 				defer stop()
 				var clients []<-chan error
 				for range 3 {
-					clients = append(clients, begin(func() error {
+					clients = append(clients, kit.Begin(func() error {
 						for ctx.Err() == nil {
-							c, err := ipc.Dialer{Timeout: soon}.Dial(addr)
+							c, err := ipc.Dialer{Timeout: kit.Soon}.Dial(addr)
 							if err != nil {
 								return err
 							}
-							c.SetDeadline(time.Now().Add(soon))
+							c.SetDeadline(time.Now().Add(kit.Soon))
 							var pid int
 							if _, err := fmt.Fscan(c, &pid); err != nil {
 								return fmt.Errorf("a client is not served: %w", err)
@@ -694,37 +683,37 @@ func TestListenerHandOverRefusesNoClient(t *testing.T) {
 					}))
 				}
 				const enough = 20
-				eventually(t, "the first serves", func() bool { return count(os.Getpid()) >= enough })
+				kit.Eventually(t, "the first serves", func() bool { return count(os.Getpid()) >= enough })
 
 				var cmd exec.Cmd
 				cmd.Env = []string{}
 				release, err := bequest(&cmd, way, first.l)
-				must(t, err)
-				c := startChildWith(t, cmd, "successor", way)
+				kit.Must(t, err)
+				c := kit.StartChildWith(t, cmd, "successor", way)
 				release()
 				var second, third int
-				if _, err := fmt.Sscanf(c.hear(), "serving %d", &second); err != nil {
+				if _, err := fmt.Sscanf(c.Hear(), "serving %d", &second); err != nil {
 					t.Fatal(err)
 				}
-				must(t, first.end())
-				eventually(t, "the second serves", func() bool { return count(second) >= enough })
+				kit.Must(t, first.end())
+				kit.Eventually(t, "the second serves", func() bool { return count(second) >= enough })
 				_, err = ipc.Listen(addr)
-				matches(t, err, ipc.ErrAddrInUse) // though the first has given its claim up
+				kit.Matches(t, err, ipc.ErrAddrInUse) // though the first has given its claim up
 
-				c.say("hand over")
-				if _, err := fmt.Sscanf(c.hear(), "handed over to %d", &third); err != nil {
+				c.Say("hand over")
+				if _, err := fmt.Sscanf(c.Hear(), "handed over to %d", &third); err != nil {
 					t.Fatal(err)
 				}
 				late := count(second)
-				eventually(t, "the third serves", func() bool { return count(third) >= enough })
+				kit.Eventually(t, "the third serves", func() bool { return count(third) >= enough })
 				if count(second) > late+len(clients) || third == second || second == os.Getpid() {
 					t.Errorf("the process that left goes on to serve: %v", served)
 				}
 				stop()
 				for _, done := range clients {
-					must(t, <-done)
+					kit.Must(t, <-done)
 				}
-				c.outlive()
+				c.Outlive()
 			})
 		})
 	}
@@ -752,7 +741,7 @@ type manager struct {
 func startManager(t *testing.T, name string) *manager {
 	t.Helper()
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
-	must(t, err)
+	kit.Must(t, err)
 	t.Cleanup(func() { conn.Close(); os.Remove(name) })
 	t.Setenv("NOTIFY_SOCKET", name)
 	return &manager{t, conn}
@@ -763,12 +752,12 @@ func (m *manager) receive() (state string, files []*os.File) {
 	m.t.Helper()
 	p, oob := make([]byte, 64<<10), make([]byte, 4<<10)
 	n, oobn, _, _, err := m.conn.ReadMsgUnix(p, oob)
-	must(m.t, err)
+	kit.Must(m.t, err)
 	messages, err := syscall.ParseSocketControlMessage(oob[:oobn])
-	must(m.t, err)
+	kit.Must(m.t, err)
 	for _, message := range messages {
 		fds, err := syscall.ParseUnixRights(&message)
-		must(m.t, err)
+		kit.Must(m.t, err)
 		for _, fd := range fds {
 			f := os.NewFile(uintptr(fd), "stored")
 			m.t.Cleanup(func() { f.Close() })
@@ -780,9 +769,9 @@ func (m *manager) receive() (state string, files []*os.File) {
 
 // managerNames are names that NOTIFY_SOCKET may have.
 func managerNames(t *testing.T) map[string]string {
-	dir := openDir(t)
+	dir := kit.OpenDir(t)
 	long := dir + "/" + strings.Repeat("d", 120)
-	must(t, os.Mkdir(long, 0o777))
+	kit.Must(t, os.Mkdir(long, 0o777))
 	t.Cleanup(func() { os.Remove(long) })
 	names := map[string]string{"path": dir + "/notify"}
 	if runtime.GOOS == "linux" || runtime.GOOS == "android" {
@@ -794,7 +783,7 @@ func managerNames(t *testing.T) map[string]string {
 func TestNotifyTellsTheManager(t *testing.T) {
 	for what, name := range managerNames(t) {
 		t.Run(what, func(t *testing.T) {
-			story(t)
+			kit.Story(t)
 			m := startManager(t, name)
 			for _, state := range []string{"READY=1", "STATUS=one\nMAINPID=1", strings.Repeat("X=1\n", 500)} {
 				if sent, err := ipc.Notify(state); !sent || err != nil {
@@ -812,11 +801,11 @@ func TestNotifyTellsTheManager(t *testing.T) {
 }
 
 func TestNotifyStoresFiles(t *testing.T) {
-	story(t)
-	m := startManager(t, openDir(t)+"/notify")
-	r, w := pipe(t)
-	l := listen(t, ipc.Addr{})
-	sent, err := ipc.Notify("FDSTORE=1\nFDNAME=x", fileOf(t, w), fileOf(t, l))
+	kit.Story(t)
+	m := startManager(t, kit.OpenDir(t)+"/notify")
+	r, w := kit.Pipe(t)
+	l := kit.Listen(t, ipc.Addr{})
+	sent, err := ipc.Notify("FDSTORE=1\nFDNAME=x", kit.FileOf(t, w), kit.FileOf(t, l))
 	if !sent || err != nil {
 		t.Fatalf("sent %v, %v", sent, err)
 	}
@@ -824,16 +813,16 @@ func TestNotifyStoresFiles(t *testing.T) {
 	if state != "FDSTORE=1\nFDNAME=x" || len(files) != 2 {
 		t.Fatalf("the manager hears %q, with %d files", state, len(files))
 	}
-	send(t, files[0], "through the store")
-	expect(t, r, "through the store")
+	kit.Send(t, files[0], "through the store")
+	kit.Expect(t, r, "through the store")
 	stored, err := ipc.FileListener(files[1])
-	must(t, err)
+	kit.Must(t, err)
 	defer stored.Close()
-	serves(t, stored, l.Addr().(ipc.Addr))
+	kit.Serves(t, stored, l.Addr().(ipc.Addr))
 }
 
 func TestNotifyWithoutAManagerSendsNothing(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	t.Setenv("NOTIFY_SOCKET", "") // not there, as far as anybody can tell
 	os.Unsetenv("NOTIFY_SOCKET")
 	if sent, err := ipc.Notify("READY=1"); sent || err != nil {
@@ -842,8 +831,8 @@ func TestNotifyWithoutAManagerSendsNothing(t *testing.T) {
 }
 
 func TestNotifyRefusesWhatItCannotSend(t *testing.T) {
-	story(t)
-	path := openDir(t) + "/notify"
+	kit.Story(t)
+	path := kit.OpenDir(t) + "/notify"
 	m := startManager(t, path)
 	refused := func(sent bool, err error) error {
 		t.Helper()
@@ -856,41 +845,41 @@ func TestNotifyRefusesWhatItCannotSend(t *testing.T) {
 	refused(ipc.Notify(""))
 	refused(ipc.Notify("FDSTORE=1", nil))
 	closed, err := os.Open(os.DevNull)
-	must(t, err)
-	must(t, closed.Close())
-	matches(t, refused(ipc.Notify("FDSTORE=1", closed)), os.ErrClosed)
-	matches(t, refused(ipc.Notify(strings.Repeat("X", 16<<20))), ipc.ErrMsgTooLong)
-	must(t, m.conn.Close())
+	kit.Must(t, err)
+	kit.Must(t, closed.Close())
+	kit.Matches(t, refused(ipc.Notify("FDSTORE=1", closed)), os.ErrClosed)
+	kit.Matches(t, refused(ipc.Notify(strings.Repeat("X", 16<<20))), ipc.ErrMsgTooLong)
+	kit.Must(t, m.conn.Close())
 	os.Remove(path)
-	matches(t, refused(ipc.Notify("READY=1")), ipc.ErrNoListener)
+	kit.Matches(t, refused(ipc.Notify("READY=1")), ipc.ErrNoListener)
 	for _, name := range []string{"vsock:2:1234", "relative/path", "x"} {
 		t.Setenv("NOTIFY_SOCKET", name)
-		matches(t, refused(ipc.Notify("READY=1")), errors.ErrUnsupported)
+		kit.Matches(t, refused(ipc.Notify("READY=1")), errors.ErrUnsupported)
 	}
 	t.Setenv("NOTIFY_SOCKET", "/"+strings.Repeat("x", 5000))
-	matches(t, refused(ipc.Notify("READY=1")), ipc.ErrNameTooLong)
+	kit.Matches(t, refused(ipc.Notify("READY=1")), ipc.ErrNameTooLong)
 }
 
 // A manager that does not listen makes Notify wait, but not for ever.
 func TestNotifyToADeafManagerEnds(t *testing.T) {
-	path := openDir(t) + "/notify"
+	path := kit.OpenDir(t) + "/notify"
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
-	must(t, err)
+	kit.Must(t, err)
 	defer os.Remove(path)
 	defer conn.Close()
-	together(t)
-	c := startChildWith(t, exec.Cmd{Env: []string{"NOTIFY_SOCKET=" + path}}, "notifies")
-	c.mustSay("the queue is full")
+	kit.Together(t)
+	c := kit.StartChildWith(t, exec.Cmd{Env: []string{"NOTIFY_SOCKET=" + path}}, "notifies")
+	c.MustSay("the queue is full")
 	m := &manager{t, conn}
 	m.receive()
-	c.say("there is room again")
-	c.mustSay("sent")
-	c.end()
+	c.Say("there is room again")
+	c.MustSay("sent")
+	c.End()
 }
 
 // childNotifies tells a manager that does not listen until that is an error, and
 // once more when it is told to.
-func childNotifies(p *parent, _ []string) error {
+func childNotifies(p *kit.Parent, _ []string) error {
 	for n := 0; ; n++ {
 		sent, err := ipc.Notify("WATCHDOG=1")
 		if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -900,11 +889,11 @@ func childNotifies(p *parent, _ []string) error {
 			return fmt.Errorf("%d: sent %v, %w", n, sent, err)
 		}
 	}
-	p.say("the queue is full")
-	p.hear()
+	p.Say("the queue is full")
+	p.Hear()
 	if sent, err := ipc.Notify("READY=1"); !sent || err != nil {
 		return fmt.Errorf("sent %v, %w", sent, err)
 	}
-	p.say("sent")
+	p.Say("sent")
 	return nil
 }

@@ -1,7 +1,7 @@
 //go:build unix || windows
 
 // Ends that a child process is given.
-package ipc_test
+package tests
 
 import (
 	"bytes"
@@ -21,10 +21,11 @@ import (
 	"time"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
 func init() {
-	for role, play := range map[string]func(*parent, []string) error{
+	for role, play := range map[string]func(*kit.Parent, []string) error{
 		"takes ends":  childServesItsEnds,
 		"tries ends":  childTakesEndsInEveryWay,
 		"keeps ends":  childKeepsItsEnds,
@@ -36,7 +37,7 @@ func init() {
 		"holds a listener": childHoldsAListener,
 		"succeeds":         childSucceeds,
 	} {
-		roles[role] = play
+		kit.Roles[role] = play
 	}
 }
 
@@ -47,7 +48,7 @@ const inheritVar = "IPC_INHERIT"
 // childServesItsEnds takes the ends that the arguments tell, "kind name", and
 // serves each until its end: connections and clients of listeners by an echo, a
 // reader by a copy to the writer.
-func childServesItsEnds(p *parent, args []string) error {
+func childServesItsEnds(p *kit.Parent, args []string) error {
 	var r *ipc.PipeReader
 	var w *ipc.PipeWriter
 	var failed []error
@@ -111,7 +112,7 @@ func childServesItsEnds(p *parent, args []string) error {
 	if r != nil {
 		serve("reader to writer", func() error { _, err := io.Copy(w, r); return errors.Join(err, r.Close(), w.Close()) })
 	}
-	p.say("serving")
+	p.Say("serving")
 	busy.Wait()
 	return errors.Join(failed...)
 }
@@ -133,20 +134,20 @@ func returnMessages(c *ipc.MsgConn) error {
 // echoes proves that what is written to w comes back from r.
 func echoes(t *testing.T, w io.Writer, r io.Reader) {
 	t.Helper()
-	data := pattern(500 << 10)
-	writing := begin(func() error { _, err := w.Write(data); return err })
+	data := kit.Pattern(500 << 10)
+	writing := kit.Begin(func() error { _, err := w.Write(data); return err })
 	got := make([]byte, len(data))
 	if n, err := io.ReadFull(r, got); err != nil || !bytes.Equal(got, data) {
 		t.Fatalf("of %d bytes %d come back, %v", len(data), n, err)
 	}
-	must(t, <-writing)
+	kit.Must(t, <-writing)
 }
 
 // echoesMessages proves it of messages.
 func echoesMessages(t *testing.T, c *ipc.MsgConn) {
 	t.Helper()
-	for _, msg := range []string{"one", "another", string(pattern(3000)), "a last one"} {
-		must(t, c.Send([]byte(msg)))
+	for _, msg := range []string{"one", "another", string(kit.Pattern(3000)), "a last one"} {
+		kit.Must(t, c.Send([]byte(msg)))
 		if got, err := c.RecvAppend(nil); string(got) != msg || err != nil {
 			t.Fatalf("%.20q comes back for %.20q, %v", got, msg, err)
 		}
@@ -158,88 +159,88 @@ func echoesMessages(t *testing.T, c *ipc.MsgConn) {
 
 func TestInheritedEndsAreUsed(t *testing.T) {
 	t.Run("Conn", func(t *testing.T) {
-		overEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
-			h := newHeir(t)
-			h.gets("c", b)
-			c := h.start("takes ends", "conn c")
-			must(t, b.Close())
-			c.mustSay("serving")
+		kit.OverEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
+			h := kit.NewHeir(t)
+			h.Gets("c", b)
+			c := h.Start("takes ends", "conn c")
+			kit.Must(t, b.Close())
+			c.MustSay("serving")
 			echoes(t, a, a)
-			must(t, a.Close())
-			c.end()
+			kit.Must(t, a.Close())
+			c.End()
 		})
 	})
 	t.Run("MsgConn", func(t *testing.T) {
-		story(t)
-		a, b := msgPair(t)
-		h := newHeir(t)
-		h.gets("m", b)
-		c := h.start("takes ends", "msgconn m")
-		must(t, b.Close())
-		c.mustSay("serving")
+		kit.Story(t)
+		a, b := kit.MsgPair(t)
+		h := kit.NewHeir(t)
+		h.Gets("m", b)
+		c := h.Start("takes ends", "msgconn m")
+		kit.Must(t, b.Close())
+		c.MustSay("serving")
 		echoesMessages(t, a)
-		must(t, a.Close())
-		c.end()
+		kit.Must(t, a.Close())
+		c.End()
 	})
 	t.Run("Pipes", func(t *testing.T) {
-		story(t)
-		r, w := pipe(t)
-		back, answer := pipe(t)
-		h := newHeir(t)
-		h.gets("in", r)
-		h.gets("out", answer)
-		c := h.start("takes ends", "reader in", "writer out")
-		must(t, errors.Join(r.Close(), answer.Close()))
-		c.mustSay("serving")
+		kit.Story(t)
+		r, w := kit.Pipe(t)
+		back, answer := kit.Pipe(t)
+		h := kit.NewHeir(t)
+		h.Gets("in", r)
+		h.Gets("out", answer)
+		c := h.Start("takes ends", "reader in", "writer out")
+		kit.Must(t, errors.Join(r.Close(), answer.Close()))
+		c.MustSay("serving")
 		echoes(t, w, back)
-		must(t, w.Close())
-		expectEOF(t, back)
-		c.end()
+		kit.Must(t, w.Close())
+		kit.ExpectEOF(t, back)
+		c.End()
 	})
 	t.Run("MsgListener", func(t *testing.T) {
-		overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-			l := listenMsg(t, addr)
-			h := newHeir(t)
-			h.gets("l", l)
-			c := h.start("takes ends", "msglistener l")
+		kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+			l := kit.ListenMsg(t, addr)
+			h := kit.NewHeir(t)
+			h.Gets("l", l)
+			c := h.Start("takes ends", "msglistener l")
 			if runtime.GOOS == "windows" { // where both have clients of their own
-				c.mustSay("serving")
-				must(t, l.Close())
+				c.MustSay("serving")
+				kit.Must(t, l.Close())
 			}
-			client := dialMsg(t, addr)
+			client := kit.DialMsg(t, addr)
 			if runtime.GOOS != "windows" {
-				c.mustSay("serving")
+				c.MustSay("serving")
 			}
 			echoesMessages(t, client)
-			must(t, client.Close())
-			c.end()
+			kit.Must(t, client.Close())
+			c.End()
 		})
 	})
 	t.Run("Listener", func(t *testing.T) {
-		overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-			l := listen(t, addr)
-			h := newHeir(t)
-			h.gets("l", l)
-			c := h.start("takes ends", "listener l")
+		kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+			l := kit.Listen(t, addr)
+			h := kit.NewHeir(t)
+			h.Gets("l", l)
+			c := h.Start("takes ends", "listener l")
 			if runtime.GOOS == "windows" { // where both have clients of their own
-				must(t, l.Close())
+				kit.Must(t, l.Close())
 			}
-			client := dial(t, addr) // the child is the one to accept it
-			c.mustSay("serving")
+			client := kit.Dial(t, addr) // the child is the one to accept it
+			c.MustSay("serving")
 			echoes(t, client, client)
-			must(t, client.Close())
-			c.end()
+			kit.Must(t, client.Close())
+			c.End()
 			if runtime.GOOS == "windows" {
-				l = listen(t, addr) // the name went with the child
+				l = kit.Listen(t, addr) // the name went with the child
 			}
-			serves(t, l, addr) // neither the socket nor its file went with the child
+			kit.Serves(t, l, addr) // neither the socket nor its file went with the child
 		})
 	})
 }
 
 func TestInheritManyEnds(t *testing.T) {
-	story(t)
-	h := newHeir(t)
+	kit.Story(t)
+	h := kit.NewHeir(t)
 	var args []string
 	var conns []*ipc.Conn
 	var given []io.Closer
@@ -247,52 +248,52 @@ func TestInheritManyEnds(t *testing.T) {
 		ipc.Inheritable
 		io.Closer
 	}) {
-		h.gets(name, end)
+		h.Gets(name, end)
 		args = append(args, kind+" "+name)
 		given = append(given, end)
 	}
 	for i := range 8 {
-		a, b := pair(t)
+		a, b := kit.Pair(t)
 		give("conn", fmt.Sprintf("conn-%d.x_Y", i), b)
 		conns = append(conns, a)
 	}
-	m, n := msgPair(t)
+	m, n := kit.MsgPair(t)
 	give("msgconn", "M", n)
-	r, w := pipe(t)
-	back, answer := pipe(t)
+	r, w := kit.Pipe(t)
+	back, answer := kit.Pipe(t)
 	give("writer", ".", answer)
 	give("reader", "-", r)
 	slices.Reverse(args) // the order in which they are taken is the child's
-	c := h.start("takes ends", args...)
+	c := h.Start("takes ends", args...)
 	for _, end := range given {
-		must(t, end.Close())
+		kit.Must(t, end.Close())
 	}
-	c.mustSay("serving")
+	c.MustSay("serving")
 	for i, conn := range conns { // each is the one of its name
-		send(t, conn, fmt.Sprint("to ", i))
-		expect(t, conn, fmt.Sprint("to ", i))
+		kit.Send(t, conn, fmt.Sprint("to ", i))
+		kit.Expect(t, conn, fmt.Sprint("to ", i))
 	}
 	echoesMessages(t, m)
 	echoes(t, w, back)
 	for _, conn := range conns {
-		must(t, conn.Close())
+		kit.Must(t, conn.Close())
 	}
-	must(t, errors.Join(m.Close(), w.Close()))
-	c.end()
+	kit.Must(t, errors.Join(m.Close(), w.Close()))
+	c.End()
 }
 
 func TestListenerServesOnWithoutItsHeirs(t *testing.T) {
-	overEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := listen(t, addr)
-		serves(t, l, addr)
-		h := newHeir(t)
-		h.gets("l", l)
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.Listen(t, addr)
+		kit.Serves(t, l, addr)
+		h := kit.NewHeir(t)
+		h.Gets("l", l)
 		for _, args := range [][]string{{"l"}, {}} { // one takes the listener, one does not
-			c := h.start("holds a listener", args...)
-			c.mustSay("ready")
-			c.end()
+			c := h.Start("holds a listener", args...)
+			c.MustSay("ready")
+			c.End()
 			for range 5 {
-				serves(t, l, addr)
+				kit.Serves(t, l, addr)
 			}
 		}
 	})
@@ -300,7 +301,7 @@ func TestListenerServesOnWithoutItsHeirs(t *testing.T) {
 
 // childHoldsAListener takes the listener of the argument, if there is one, and
 // accepts nobody.
-func childHoldsAListener(p *parent, args []string) error {
+func childHoldsAListener(p *kit.Parent, args []string) error {
 	if len(args) > 0 {
 		l, err := ipc.InheritedListener(args[0])
 		if err != nil {
@@ -308,23 +309,23 @@ func childHoldsAListener(p *parent, args []string) error {
 		}
 		defer l.Close()
 	}
-	p.say("ready")
-	p.hear()
+	p.Say("ready")
+	p.Hear()
 	return nil
 }
 
 func TestInheritedListenerTakesOverWithoutAGap(t *testing.T) {
-	story(t)
-	addr := pathAddr(t)
-	l := listenWith(t, ipc.ListenConfig{KeepName: true}, addr)
+	kit.Story(t)
+	addr := kit.PathAddr(t)
+	l := kit.ListenWith(t, ipc.ListenConfig{KeepName: true}, addr)
 	serving := welcome(l, "parent")
 
 	var clients []func() error // end them
 	var mu sync.Mutex
 	served := map[string]int{} // by whom
 	for range 4 {
-		clients = append(clients, repeatedly(func() error {
-			c, err := ipc.Dialer{Timeout: soon}.Dial(addr)
+		clients = append(clients, kit.Repeatedly(func() error {
+			c, err := ipc.Dialer{Timeout: kit.Soon}.Dial(addr)
 			if err != nil {
 				t.Errorf("a client was refused: %v", err)
 				return err
@@ -345,40 +346,40 @@ func TestInheritedListenerTakesOverWithoutAGap(t *testing.T) {
 	}
 	isServedBy := func(who string) {
 		t.Helper()
-		eventually(t, who+" serves", func() bool {
+		kit.Eventually(t, who+" serves", func() bool {
 			mu.Lock()
 			defer mu.Unlock()
 			return served[who] >= 20 || t.Failed()
 		})
 	}
 	isServedBy("parent")
-	h := newHeir(t)
-	h.gets("l", l)
-	c := h.start("succeeds", "l", "3")
-	must(t, l.Close()) // before the child can have taken its own
-	must(t, <-serving)
+	h := kit.NewHeir(t)
+	h.Gets("l", l)
+	c := h.Start("succeeds", "l", "3")
+	kit.Must(t, l.Close()) // before the child can have taken its own
+	kit.Must(t, <-serving)
 	for generation := 3; ; generation-- {
 		isServedBy(fmt.Sprint("generation ", generation))
 		if generation == 1 {
 			break
 		}
-		c.say("next")
+		c.Say("next")
 	}
 	for _, end := range clients {
-		must(t, end())
+		kit.Must(t, end())
 	}
-	c.say("next") // to nobody
-	c.outlive()
+	c.Say("next") // to nobody
+	c.Outlive()
 	if runtime.GOOS != "windows" {
-		must(t, os.Remove(addr.String()))
+		kit.Must(t, os.Remove(addr.String()))
 	}
 	_, err := ipc.Dial(addr)
-	matches(t, err, ipc.ErrNoListener)
+	kit.Matches(t, err, ipc.ErrNoListener)
 }
 
 // welcome tells each client who serves it, until the listener is closed.
 func welcome(l *ipc.Listener, who string) <-chan error {
-	return serveEach(l, func(c *ipc.Conn) error {
+	return kit.ServeEach(l, func(c *ipc.Conn) error {
 		io.WriteString(c, who) // to one that may be gone
 		return c.Close()
 	})
@@ -387,9 +388,9 @@ func welcome(l *ipc.Listener, who string) <-chan error {
 // childSucceeds serves the listener of the first argument in as many generations
 // as the second one says, each of which at the word gives it to the next, by a
 // copy of its standard streams.
-func childSucceeds(p *parent, args []string) error {
-	l := sure(ipc.InheritedListener(args[0]))
-	left := sure(strconv.Atoi(args[1]))
+func childSucceeds(p *kit.Parent, args []string) error {
+	l := kit.Sure(ipc.InheritedListener(args[0]))
+	left := kit.Sure(strconv.Atoi(args[1]))
 	serving := welcome(l, fmt.Sprint("generation ", left))
 	// One byte at a time: the rest is for the next generation.
 	for b := []byte{0}; b[0] != '\n'; {
@@ -398,7 +399,7 @@ func childSucceeds(p *parent, args []string) error {
 		}
 	}
 	if left > 1 {
-		next := again("succeeds", args[0], strconv.Itoa(left-1))
+		next := kit.Again("succeeds", args[0], strconv.Itoa(left-1))
 		if err := ipc.Inherit(next, args[0], l); err != nil {
 			return err
 		}
@@ -410,51 +411,51 @@ func childSucceeds(p *parent, args []string) error {
 }
 
 func TestInheritedEndsEndWithTheChild(t *testing.T) {
-	story(t)
-	a, b := pair(t)
-	m, n := msgPair(t)
-	r, w := pipe(t)
-	in, out := pipe(t)
-	h := newHeir(t)
-	h.gets("c", b)
-	h.gets("m", n)
-	h.gets("w", w)
-	h.gets("r", in)
-	c := h.start("takes ends", "conn c", "msgconn m", "reader r", "writer w")
-	must(t, errors.Join(b.Close(), n.Close(), w.Close(), in.Close()))
-	c.mustSay("serving")
+	kit.Story(t)
+	a, b := kit.Pair(t)
+	m, n := kit.MsgPair(t)
+	r, w := kit.Pipe(t)
+	in, out := kit.Pipe(t)
+	h := kit.NewHeir(t)
+	h.Gets("c", b)
+	h.Gets("m", n)
+	h.Gets("w", w)
+	h.Gets("r", in)
+	c := h.Start("takes ends", "conn c", "msgconn m", "reader r", "writer w")
+	kit.Must(t, errors.Join(b.Close(), n.Close(), w.Close(), in.Close()))
+	c.MustSay("serving")
 	reading := []<-chan error{
-		beginRead(a),
-		begin(func() error { _, err := m.Recv(make([]byte, 1)); return err }),
-		beginRead(r),
+		kit.BeginRead(a),
+		kit.Begin(func() error { _, err := m.Recv(make([]byte, 1)); return err }),
+		kit.BeginRead(r),
 	}
-	awaitParked(t, "(*Conn).Read", 1)
-	awaitParked(t, "(*MsgConn).Recv", 1)
-	awaitParked(t, "(*PipeReader).Read", 1)
-	c.kill()
+	kit.AwaitParked(t, "(*Conn).Read", 1)
+	kit.AwaitParked(t, "(*MsgConn).Recv", 1)
+	kit.AwaitParked(t, "(*PipeReader).Read", 1)
+	c.Kill()
 	for _, done := range reading {
 		if err := <-done; err != io.EOF {
 			t.Errorf("a read ends with %v, want io.EOF", err)
 		}
 	}
 	_, err := a.Write([]byte("x"))
-	matches(t, err, syscall.EPIPE)
-	matches(t, m.Send([]byte("x")), syscall.EPIPE)
+	kit.Matches(t, err, syscall.EPIPE)
+	kit.Matches(t, m.Send([]byte("x")), syscall.EPIPE)
 	_, err = out.Write([]byte("x"))
-	matches(t, err, syscall.EPIPE)
+	kit.Matches(t, err, syscall.EPIPE)
 }
 
 func TestInheritLeavesTheParentItsDeadlines(t *testing.T) {
-	story(t)
-	a, b := pair(t)
-	r, w := pipe(t)
-	in, out := pipe(t)
-	h := newHeir(t)
-	h.gets("c", b)
-	h.gets("w", w)
-	h.gets("r", in)
-	c := h.start("keeps ends") // reads nothing and writes nothing
-	c.mustSay("ready")
+	kit.Story(t)
+	a, b := kit.Pair(t)
+	r, w := kit.Pipe(t)
+	in, out := kit.Pipe(t)
+	h := kit.NewHeir(t)
+	h.Gets("c", b)
+	h.Gets("w", w)
+	h.Gets("r", in)
+	c := h.Start("keeps ends") // reads nothing and writes nothing
+	c.MustSay("ready")
 	type end struct {
 		what  string
 		read  func(p []byte) (int, error)
@@ -479,42 +480,42 @@ func TestInheritLeavesTheParentItsDeadlines(t *testing.T) {
 				continue
 			}
 			begun := time.Now()
-			must(t, e.set(begun.Add(brief)))
-			_, err := call(make([]byte, tooMuch))
+			kit.Must(t, e.set(begun.Add(kit.Brief)))
+			_, err := call(make([]byte, kit.TooMuch))
 			for err == nil { // what an earlier end wrote
-				_, err = call(make([]byte, tooMuch))
+				_, err = call(make([]byte, kit.TooMuch))
 			}
-			timedOut(t, err)
-			if waited := time.Since(begun); waited < brief {
+			kit.TimedOut(t, err)
+			if waited := time.Since(begun); waited < kit.Brief {
 				t.Errorf("%s gave up after %v", e.what, waited)
 			}
-			must(t, e.set(time.Time{}))
+			kit.Must(t, e.set(time.Time{}))
 		}
 	}
-	reading := begin(func() error { _, err := r.Read(make([]byte, tooMuch)); return err })
+	reading := kit.Begin(func() error { _, err := r.Read(make([]byte, kit.TooMuch)); return err })
 	for _, e := range ends {
-		must(t, e.close())
+		kit.Must(t, e.close())
 	}
 	if err := <-reading; err != nil {
-		matches(t, err, net.ErrClosed)
+		kit.Matches(t, err, net.ErrClosed)
 	}
-	c.end()
+	c.End()
 }
 
 func TestInheritedEndIsTakenOnce(t *testing.T) {
-	story(t)
-	a, b := pair(t)
-	r, w := pipe(t)
-	h := newHeir(t)
-	h.gets("c", b)
-	h.gets("r", r)
-	c := h.start("tries ends", "c", "r")
-	must(t, errors.Join(b.Close(), r.Close()))
-	c.mustSay("as it should")
-	send(t, w, "by the pipe")
-	expect(t, a, "by the pipe")
-	send(t, a, ".")
-	c.end()
+	kit.Story(t)
+	a, b := kit.Pair(t)
+	r, w := kit.Pipe(t)
+	h := kit.NewHeir(t)
+	h.Gets("c", b)
+	h.Gets("r", r)
+	c := h.Start("tries ends", "c", "r")
+	kit.Must(t, errors.Join(b.Close(), r.Close()))
+	c.MustSay("as it should")
+	kit.Send(t, w, "by the pipe")
+	kit.Expect(t, a, "by the pipe")
+	kit.Send(t, a, ".")
+	c.End()
 }
 
 // inheritors take an end in each way, and say what is wrong with it.
@@ -562,7 +563,7 @@ func refusedEnd(err error, words ...string) error {
 
 // childTakesEndsInEveryWay takes a connection and a reader, each in every wrong
 // way, then in the right one, then again, and passes on what it reads.
-func childTakesEndsInEveryWay(p *parent, args []string) error {
+func childTakesEndsInEveryWay(p *kit.Parent, args []string) error {
 	if list, ok := os.LookupEnv(inheritVar); ok {
 		return fmt.Errorf("%s is still there: %s", inheritVar, list)
 	}
@@ -577,8 +578,8 @@ func childTakesEndsInEveryWay(p *parent, args []string) error {
 			}
 		}
 	}
-	c := sure(ipc.InheritedConn(args[0]))
-	r := sure(ipc.InheritedReader(args[1]))
+	c := kit.Sure(ipc.InheritedConn(args[0]))
+	r := kit.Sure(ipc.InheritedReader(args[1]))
 	for _, take := range inheritors {
 		for _, name := range append(args, "another", "") {
 			_, err := take(name)
@@ -587,7 +588,7 @@ func childTakesEndsInEveryWay(p *parent, args []string) error {
 			}
 		}
 	}
-	if err := c.SetReadDeadline(time.Now().Add(brief)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(kit.Brief)); err != nil {
 		return err
 	}
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -596,7 +597,7 @@ func childTakesEndsInEveryWay(p *parent, args []string) error {
 	if err := errors.Join(c.SetReadDeadline(time.Time{})); err != nil {
 		return err
 	}
-	p.say("as it should")
+	p.Say("as it should")
 	if _, err := io.CopyN(c, r, int64(len("by the pipe"))); err != nil {
 		return err
 	}
@@ -609,46 +610,35 @@ func childTakesEndsInEveryWay(p *parent, args []string) error {
 // ---------------------------------------------------------------------------
 // What a grandchild is given
 
-// outlive waits until everything that has the child's standard output, also a
-// child of it, has ended.
-func (c *child) outlive() {
-	c.t.Helper()
-	c.in.Close()
-	if rest, err := io.ReadAll(c.out); len(rest) > 0 || err != nil {
-		c.t.Errorf("the child goes on to say %q, %v", rest, err)
-	}
-	c.end()
-}
-
 func TestInheritedEndsAreNotPassedOn(t *testing.T) {
-	story(t)
-	taken, b := pair(t)
-	left, d := pair(t)
-	r, w := pipe(t)
-	h := newHeir(t)
-	h.gets("taken", b)
-	h.gets("left", d)
-	h.gets("w", w)
-	c := h.start("keeps ends", "taken")
-	must(t, errors.Join(b.Close(), d.Close(), w.Close()))
-	c.mustSay("ready")
-	c.say("start a child and leave")
-	c.mustSay("alive")
+	kit.Story(t)
+	taken, b := kit.Pair(t)
+	left, d := kit.Pair(t)
+	r, w := kit.Pipe(t)
+	h := kit.NewHeir(t)
+	h.Gets("taken", b)
+	h.Gets("left", d)
+	h.Gets("w", w)
+	c := h.Start("keeps ends", "taken")
+	kit.Must(t, errors.Join(b.Close(), d.Close(), w.Close()))
+	c.MustSay("ready")
+	c.Say("start a child and leave")
+	c.MustSay("alive")
 	// The child is gone, its child is not: had that one of the ends, they would
 	// not be closed.
 	for _, end := range []interface {
 		io.Reader
 		SetReadDeadline(time.Time) error
 	}{taken, left, r} {
-		must(t, end.SetReadDeadline(time.Now().Add(soon)))
-		expectEOF(t, end)
+		kit.Must(t, end.SetReadDeadline(time.Now().Add(kit.Soon)))
+		kit.ExpectEOF(t, end)
 	}
-	c.outlive()
+	c.Outlive()
 }
 
 // childKeepsItsEnds takes the end of the argument, if there is one, and starts a
 // child that outlives it.
-func childKeepsItsEnds(p *parent, args []string) error {
+func childKeepsItsEnds(p *kit.Parent, args []string) error {
 	if len(args) > 0 {
 		c, err := ipc.InheritedConn(args[0])
 		if err != nil {
@@ -656,52 +646,52 @@ func childKeepsItsEnds(p *parent, args []string) error {
 		}
 		defer c.Close()
 	}
-	p.say("ready")
-	if p.hear() == "" {
+	p.Say("ready")
+	if p.Hear() == "" {
 		return nil
 	}
-	return again("lives on").Start()
+	return kit.Again("lives on").Start()
 }
 
 // childLives says whether it is told of ends, and lives until its input ends.
-func childLives(p *parent, args []string) error {
+func childLives(p *kit.Parent, args []string) error {
 	if list, ok := os.LookupEnv(inheritVar); ok {
-		p.say("told of %s", list)
+		p.Say("told of %s", list)
 	}
 	if _, err := ipc.InheritedConn("left"); err == nil {
-		p.say("given an end")
+		p.Say("given an end")
 	}
-	p.say("alive")
-	p.hear()
+	p.Say("alive")
+	p.Hear()
 	return nil
 }
 
 func TestInheritedEndIsPassedOnByInheritAlone(t *testing.T) {
-	story(t)
-	a, b := pair(t)
-	in, out := pipe(t)
-	r, w := pipe(t)
-	h := newHeir(t)
-	h.gets("c", b)
-	h.gets("r", in)
-	h.gets("w", w)
-	c := h.start("relays ends", "c", "r", "w")
-	must(t, errors.Join(b.Close(), in.Close(), w.Close()))
-	c.mustSay("serving") // says the grandchild
+	kit.Story(t)
+	a, b := kit.Pair(t)
+	in, out := kit.Pipe(t)
+	r, w := kit.Pipe(t)
+	h := kit.NewHeir(t)
+	h.Gets("c", b)
+	h.Gets("r", in)
+	h.Gets("w", w)
+	c := h.Start("relays ends", "c", "r", "w")
+	kit.Must(t, errors.Join(b.Close(), in.Close(), w.Close()))
+	c.MustSay("serving") // says the grandchild
 	echoes(t, a, a)
 	echoes(t, out, r)
-	must(t, errors.Join(a.Close(), out.Close()))
-	c.mustSay("relayed")
-	c.end()
+	kit.Must(t, errors.Join(a.Close(), out.Close()))
+	c.MustSay("relayed")
+	c.End()
 }
 
 // childPassesItsEndOn gives what it was given to a child of its own, under other
 // names.
-func childPassesItsEndOn(p *parent, args []string) error {
-	c := sure(ipc.InheritedConn(args[0]))
-	r := sure(ipc.InheritedReader(args[1]))
-	w := sure(ipc.InheritedWriter(args[2]))
-	cmd := again("takes ends", "conn other", "reader in", "writer out")
+func childPassesItsEndOn(p *kit.Parent, args []string) error {
+	c := kit.Sure(ipc.InheritedConn(args[0]))
+	r := kit.Sure(ipc.InheritedReader(args[1]))
+	w := kit.Sure(ipc.InheritedWriter(args[2]))
+	cmd := kit.Again("takes ends", "conn other", "reader in", "writer out")
 	err := errors.Join(ipc.Inherit(cmd, "other", c), ipc.Inherit(cmd, "in", r), ipc.Inherit(cmd, "out", w))
 	if err == nil {
 		err = cmd.Start()
@@ -710,7 +700,7 @@ func childPassesItsEndOn(p *parent, args []string) error {
 		err = errors.Join(c.Close(), r.Close(), w.Close(), cmd.Wait())
 	}
 	if err == nil {
-		p.say("relayed")
+		p.Say("relayed")
 	}
 	return err
 }
@@ -719,8 +709,8 @@ func childPassesItsEndOn(p *parent, args []string) error {
 // What cannot be given
 
 func TestInheritRefusesBadNames(t *testing.T) {
-	story(t)
-	_, b := pair(t)
+	kit.Story(t)
+	_, b := kit.Pair(t)
 	for _, name := range []string{"", " ", "a b", "a,b", "a;b", "a=b", "a/b", "ü", "a\x00", "a\n"} {
 		var cmd exec.Cmd
 		err := ipc.Inherit(&cmd, name, b)
@@ -736,34 +726,34 @@ func TestInheritRefusesBadNames(t *testing.T) {
 }
 
 func TestInheritGivesANameOnce(t *testing.T) {
-	story(t)
-	_, b := pair(t)
-	_, d := pair(t)
-	h := newHeir(t)
-	h.gets("x", b)
-	env, files := slices.Clone(h.cmd.Env), len(h.cmd.ExtraFiles)
+	kit.Story(t)
+	_, b := kit.Pair(t)
+	_, d := kit.Pair(t)
+	h := kit.NewHeir(t)
+	h.Gets("x", b)
+	env, files := slices.Clone(h.Cmd.Env), len(h.Cmd.ExtraFiles)
 	for _, end := range []ipc.Inheritable{b, d} {
-		if err := refusedEnd(ipc.Inherit(&h.cmd, "x", end), "x", "once"); err != nil {
+		if err := refusedEnd(ipc.Inherit(&h.Cmd, "x", end), "x", "once"); err != nil {
 			t.Error(err)
 		}
 	}
-	if !slices.Equal(h.cmd.Env, env) || len(h.cmd.ExtraFiles) != files {
-		t.Errorf("a refused end is in the command: %v", h.cmd.Env)
+	if !slices.Equal(h.Cmd.Env, env) || len(h.Cmd.ExtraFiles) != files {
+		t.Errorf("a refused end is in the command: %v", h.Cmd.Env)
 	}
-	h.gets("y", d)
+	h.Gets("y", d)
 }
 
 func TestInheritRefusesAClosedEnd(t *testing.T) {
-	story(t)
-	a, b := pair(t)
-	r, w := pipe(t)
-	l := listen(t, ipc.Addr{})
-	m, n := msgPair(t)
-	must(t, errors.Join(a.Close(), b.Close(), r.Close(), w.Close(), l.Close(), m.Close(), n.Close()))
+	kit.Story(t)
+	a, b := kit.Pair(t)
+	r, w := kit.Pipe(t)
+	l := kit.Listen(t, ipc.Addr{})
+	m, n := kit.MsgPair(t)
+	kit.Must(t, errors.Join(a.Close(), b.Close(), r.Close(), w.Close(), l.Close(), m.Close(), n.Close()))
 	for _, end := range []ipc.Inheritable{a, r, w, l, m} {
 		var cmd exec.Cmd
 		err := ipc.Inherit(&cmd, "x", end)
-		matches(t, err, net.ErrClosed)
+		kit.Matches(t, err, net.ErrClosed)
 		if err := refusedEnd(err); err != nil {
 			t.Error(err)
 		}
@@ -777,38 +767,38 @@ func TestInheritRefusesAUsedEndWhereItBelongsToTheProcess(t *testing.T) {
 	if runtime.GOOS != "windows" {
 		t.Skip("here it can")
 	}
-	story(t)
-	a, b := pair(t)
-	talk(t, a, b)
+	kit.Story(t)
+	a, b := kit.Pair(t)
+	kit.Talk(t, a, b)
 	var cmd exec.Cmd
-	matches(t, ipc.Inherit(&cmd, "x", b), errors.ErrUnsupported)
+	kit.Matches(t, ipc.Inherit(&cmd, "x", b), errors.ErrUnsupported)
 }
 
 func TestInheritForAChildThatDoesNotStart(t *testing.T) {
-	story(t)
-	a, b := pair(t)
-	cmd := exec.Command(tempDir(t) + "/no such program")
-	must(t, ipc.Inherit(cmd, "x", b))
+	kit.Story(t)
+	a, b := kit.Pair(t)
+	cmd := exec.Command(kit.TempDir(t) + "/no such program")
+	kit.Must(t, ipc.Inherit(cmd, "x", b))
 	if cmd.Start() == nil {
 		t.Fatal("it starts")
 	}
-	talk(t, a, b)
-	must(t, b.SetReadDeadline(time.Now().Add(brief)))
+	kit.Talk(t, a, b)
+	kit.Must(t, b.SetReadDeadline(time.Now().Add(kit.Brief)))
 	_, err := b.Read(make([]byte, 1))
-	timedOut(t, err)
+	kit.TimedOut(t, err)
 }
 
 // ---------------------------------------------------------------------------
 // The command and its environment
 
 func TestInheritKeepsTheEnvironment(t *testing.T) {
-	story(t)
-	_, b := pair(t)
-	_, d := pair(t)
+	kit.Story(t)
+	_, b := kit.Pair(t)
+	_, d := kit.Pair(t)
 	t.Setenv("IPC_TEST_MARK", "of the parent")
 	var cmd exec.Cmd // whose environment is this process's
-	must(t, ipc.Inherit(&cmd, "b", b))
-	must(t, ipc.Inherit(&cmd, "d", d))
+	kit.Must(t, ipc.Inherit(&cmd, "b", b))
+	kit.Must(t, ipc.Inherit(&cmd, "d", d))
 	if n := len(cmd.Env); n != len(os.Environ())+1 || !slices.Equal(cmd.Env[:n-1], os.Environ()) {
 		t.Errorf("the environment became %q", cmd.Env)
 	}
@@ -816,7 +806,7 @@ func TestInheritKeepsTheEnvironment(t *testing.T) {
 	// A shell goes by this variable, which Start would set.
 	cmd = exec.Cmd{Dir: os.TempDir()}
 	start := cmd.Environ()
-	must(t, ipc.Inherit(&cmd, "b", b))
+	kit.Must(t, ipc.Inherit(&cmd, "b", b))
 	if n := len(cmd.Env); n != len(start)+1 || !slices.Equal(cmd.Env[:n-1], start) {
 		t.Errorf("the environment in another folder became %q", cmd.Env)
 	}
@@ -825,8 +815,8 @@ func TestInheritKeepsTheEnvironment(t *testing.T) {
 	own[0], own[1] = "A=1", "B=2"
 	spare := own[:10]
 	cmd = exec.Cmd{Env: own}
-	must(t, ipc.Inherit(&cmd, "b", b))
-	must(t, ipc.Inherit(&cmd, "d", d))
+	kit.Must(t, ipc.Inherit(&cmd, "b", b))
+	kit.Must(t, ipc.Inherit(&cmd, "d", d))
 	if len(cmd.Env) != 3 || !slices.Equal(cmd.Env[:2], own) || !strings.HasPrefix(cmd.Env[2], inheritVar+"=") {
 		t.Errorf("the environment became %q", cmd.Env)
 	}
@@ -846,14 +836,14 @@ func TestInheritKeepsTheEnvironment(t *testing.T) {
 }
 
 func TestInheritByTwoCommandsSharesNothing(t *testing.T) {
-	story(t)
-	_, b := pair(t)
-	_, d := pair(t)
+	kit.Story(t)
+	_, b := kit.Pair(t)
+	_, d := kit.Pair(t)
 	files := make([]*os.File, 0, 4)
 	first, second := exec.Cmd{ExtraFiles: files}, exec.Cmd{ExtraFiles: files}
-	must(t, ipc.Inherit(&first, "x", b))
+	kit.Must(t, ipc.Inherit(&first, "x", b))
 	given := slices.Clone(first.ExtraFiles)
-	must(t, ipc.Inherit(&second, "x", d))
+	kit.Must(t, ipc.Inherit(&second, "x", d))
 	if !slices.Equal(first.ExtraFiles, given) {
 		t.Error("the end for one command is given to another")
 	}
@@ -902,9 +892,9 @@ var garbledLists = map[string]string{
 }
 
 func TestInheritedWithAMalformedVariable(t *testing.T) {
-	longStory(t, patience+time.Duration(len(garbledLists))*soon)
-	file, err := os.Create(tempDir(t) + "/file")
-	must(t, err)
+	kit.LongStory(t, kit.Patience+time.Duration(len(garbledLists))*kit.Soon)
+	file, err := os.Create(kit.TempDir(t) + "/file")
+	kit.Must(t, err)
 	defer os.Remove(file.Name())
 	defer file.Close()
 	inexistent := exec.Cmd{}
@@ -914,24 +904,24 @@ func TestInheritedWithAMalformedVariable(t *testing.T) {
 	for list, word := range garbledLists {
 		cmd := inexistent
 		cmd.Env = []string{inheritVar + "=" + list}
-		c := startChildWith(t, cmd, "has no ends", word)
+		c := kit.StartChildWith(t, cmd, "has no ends", word)
 		for { // to its last word, which may be a panic
-			line, err := c.out.ReadString('\n')
+			line, err := c.Out.ReadString('\n')
 			if err != nil {
 				break
 			}
 			t.Errorf("%.60q: %s", list, line)
 		}
-		c.ended = true
-		c.in.Close()
-		if err := c.cmd.Wait(); err != nil {
-			t.Errorf("%.60q: %v: %s", list, err, c.errors.Bytes())
+		c.Ended = true
+		c.In.Close()
+		if err := c.Cmd.Wait(); err != nil {
+			t.Errorf("%.60q: %v: %s", list, err, c.Errors.Bytes())
 		}
 	}
 }
 
 func TestInheritedWithAMissingVariable(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	for _, take := range inheritors {
 		for _, name := range []string{"x", ""} {
 			_, err := take(name)
@@ -944,33 +934,33 @@ func TestInheritedWithAMissingVariable(t *testing.T) {
 
 // childAsksForWhatItHasNot asks for the end "x", and says so if it is given one
 // or the error does not hold the word.
-func childAsksForWhatItHasNot(p *parent, args []string) error {
+func childAsksForWhatItHasNot(p *kit.Parent, args []string) error {
 	for range 2 {
 		c, err := inheritors["conn"]("x")
 		if err == nil {
-			p.say("there is an end %#v", c)
+			p.Say("there is an end %#v", c)
 			continue
 		}
 		if err := refusedEnd(err, args[0]); err != nil {
-			p.say("%v", err)
+			p.Say("%v", err)
 		}
 		for _, take := range inheritors {
 			for _, name := range []string{"", "nothing", "x\x00"} {
 				if _, err := take(name); err == nil {
-					p.say("there is an end %q", name)
+					p.Say("there is an end %q", name)
 				}
 			}
 		}
 	}
 	if list, ok := os.LookupEnv(inheritVar); ok {
-		p.say("%s is still there: %.20s", inheritVar, list)
+		p.Say("%s is still there: %.20s", inheritVar, list)
 	}
 	return nil
 }
 
 // A launcher closed what the parent gave; the child opens its own under the number.
 func TestInheritedEndThatALauncherClosedIsRefused(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	for kind := range inheritors {
 		var cmd exec.Cmd
 		var list []string
@@ -989,21 +979,21 @@ func TestInheritedEndThatALauncherClosedIsRefused(t *testing.T) {
 			list = append(list, fmt.Sprintf("x%d,%s,%s", n, kind, token))
 		}
 		cmd.Env = []string{inheritVar + "=" + strings.Join(list, ";")}
-		startChildWith(t, cmd, "opens ends", kind).end()
+		kit.StartChildWith(t, cmd, "opens ends", kind).End()
 	}
 }
 
 // childOpensEndsItWasNotGiven opens ends of its own until they have the numbers of
 // those that it was given, as the variable says, and takes none of them.
-func childOpensEndsItWasNotGiven(p *parent, args []string) error {
+func childOpensEndsItWasNotGiven(p *kit.Parent, args []string) error {
 	var own []*ipc.Conn
 	for range 40 {
-		a, b := sure2(ipc.Pair())
+		a, b := kit.Sure2(ipc.Pair())
 		defer a.Close()
 		defer b.Close()
 		own = append(own, a, b)
 	}
-	r, w := sure2(ipc.Pipe())
+	r, w := kit.Sure2(ipc.Pipe())
 	defer r.Close()
 	defer w.Close()
 	l, err := ipc.Listen(ipc.Addr{})
@@ -1041,46 +1031,46 @@ func childOpensEndsItWasNotGiven(p *parent, args []string) error {
 
 // The child says that the variable is missing, since the parent cannot.
 func TestInheritedWithoutTheVariableSaysSo(t *testing.T) {
-	story(t)
-	_, b := pair(t)
-	h := newHeir(t)
-	h.gets("x", b)
-	h.cmd.Env = []string{"A=1"} // replaced after Inherit
-	c := h.start("has no ends", inheritVar+" was not set")
-	if line, err := c.out.ReadString('\n'); err != io.EOF {
+	kit.Story(t)
+	_, b := kit.Pair(t)
+	h := kit.NewHeir(t)
+	h.Gets("x", b)
+	h.Cmd.Env = []string{"A=1"} // replaced after Inherit
+	c := h.Start("has no ends", inheritVar+" was not set")
+	if line, err := c.Out.ReadString('\n'); err != io.EOF {
 		t.Errorf("the child says %q, %v", line, err)
 	}
-	c.end()
+	c.End()
 }
 
 func TestInheritOfNothingIsAnError(t *testing.T) {
-	story(t)
-	_, b := pair(t)
-	matches(t, ipc.Inherit(nil, "x", b), syscall.EINVAL)
-	matches(t, ipc.Inherit(new(exec.Cmd), "x", nil), syscall.EINVAL)
+	kit.Story(t)
+	_, b := kit.Pair(t)
+	kit.Matches(t, ipc.Inherit(nil, "x", b), syscall.EINVAL)
+	kit.Matches(t, ipc.Inherit(new(exec.Cmd), "x", nil), syscall.EINVAL)
 }
 
 // What is appended to the environment after Inherit keeps the variable.
 func TestInheritBeforeTheEnvironmentIsAppendedTo(t *testing.T) {
-	story(t)
-	a, b := pair(t)
-	cmd := rerun("takes ends", "conn c")
+	kit.Story(t)
+	a, b := kit.Pair(t)
+	cmd := kit.Rerun("takes ends", "conn c")
 	cmd.Env = nil // this process's
-	must(t, ipc.Inherit(cmd, "c", b))
-	cmd.Env = append(cmd.Env, childRole+"=takes ends")
-	must(t, cmd.Start())
-	must(t, b.Close())
+	kit.Must(t, ipc.Inherit(cmd, "c", b))
+	cmd.Env = append(cmd.Env, kit.ChildRole+"=takes ends")
+	kit.Must(t, cmd.Start())
+	kit.Must(t, b.Close())
 	echoes(t, a, a)
-	must(t, a.Close())
-	must(t, cmd.Wait())
+	kit.Must(t, a.Close())
+	kit.Must(t, cmd.Wait())
 }
 
 func TestInheritErrorsNameTheNetwork(t *testing.T) {
-	story(t)
-	a, _ := pair(t)
-	m, _ := msgPair(t)
-	r, w := pipe(t)
-	l := listen(t, ipc.Addr{})
+	kit.Story(t)
+	a, _ := kit.Pair(t)
+	m, _ := kit.MsgPair(t)
+	r, w := kit.Pipe(t)
+	l := kit.Listen(t, ipc.Addr{})
 	for _, c := range []struct {
 		end  ipc.Inheritable
 		want string

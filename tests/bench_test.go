@@ -1,6 +1,6 @@
 //go:build unix || windows
 
-package ipc_test
+package tests
 
 import (
 	"errors"
@@ -14,19 +14,20 @@ import (
 	"time"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
 // The plain benchmarks, for go test -bench and benchstat. Times are never
 // asserted, but a benchmark fails if what it measures allocates, so that a short
 // run sees to that too:
 //
-//	go test -run '^$' -bench 'Pair|Operations' -benchtime 2000x .
+//	go test -run '^$' -bench 'Pair|Operations' -benchtime 2000x ./tests
 //
 // The comparison with package net is in the folder tests.
 
 // steadily measures op, which may allocate only until it is warm.
 func steadily(b *testing.B, op func() error) {
-	if underRace() {
+	if kit.UnderRace() {
 		b.Skip("the race detector allocates")
 	}
 	for range 200 {

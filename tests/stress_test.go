@@ -2,14 +2,14 @@
 
 // Stress: everything at once, at random, for as long as one likes.
 //
-//	go test -run Stress .                                    rounds for a few seconds
-//	go test -run Stress -timeout 0 -ipc.stress=1h .          rounds for an hour
-//	go test -run Stress/Closes -ipc.seed=42 -ipc.stress=5s . a scenario, from a seed on
+//	go test -run Stress ./tests                                    rounds for a few seconds
+//	go test -run Stress -timeout 0 ./tests -ipc.stress=1h          rounds for an hour
+//	go test -run Stress/Closes ./tests -ipc.seed=42 -ipc.stress=5s a scenario, from a seed on
 //
 // A round that fails is named by its scenario and its seed, which makes the same
 // choices again, though not the same timing. Each is a story: it leaves no
 // goroutine, descriptor or file behind.
-package ipc_test
+package tests
 
 import (
 	"bytes"
@@ -30,6 +30,7 @@ import (
 	"time"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
 var (
@@ -57,12 +58,12 @@ var scenarios = []scenario{
 }
 
 func init() {
-	roles["stress serve"] = childServesStress
-	roles["stress dial"] = childDialsStress
+	kit.Roles["stress serve"] = childServesStress
+	kit.Roles["stress dial"] = childDialsStress
 }
 
 func TestStress(t *testing.T) {
-	if underEmulation() {
+	if kit.UnderEmulation() {
 		t.Skip("how well the emulator holds out is not the question")
 	}
 	seed := *stressSeed
@@ -81,7 +82,7 @@ func TestStress(t *testing.T) {
 		for _, s := range scenarios {
 			t.Run(s.name+"/"+strconv.FormatUint(seed, 10), func(t *testing.T) {
 				played = true
-				story(t)
+				kit.Story(t)
 				s.play(t, newDice(seed))
 				if t.Failed() {
 					t.Logf("-ipc.seed=%d plays this round again", seed)
@@ -131,9 +132,9 @@ func (d dice) micros(n int) time.Duration {
 // addr returns an address of either kind.
 func (d dice) addr(t *testing.T) ipc.Addr {
 	if d.one(2) {
-		return pathAddr(t)
+		return kit.PathAddr(t)
 	}
-	return nameAddr(t)
+	return kit.NameAddr(t)
 }
 
 // dawdle sleeps or yields, now and then.
@@ -152,7 +153,7 @@ type gang struct {
 	doing []<-chan error
 }
 
-func (g *gang) begin(f func() error) { g.doing = append(g.doing, begin(f)) }
+func (g *gang) begin(f func() error) { g.doing = append(g.doing, kit.Begin(f)) }
 
 func (g *gang) end() {
 	g.t.Helper()
@@ -186,7 +187,7 @@ func conversations[C any](g *gang, clients, each int, d dice, dial func(d dice) 
 // answers accepts so many clients, and talks with all of them at once.
 func answers[C any](g *gang, l interface{ SetDeadline(time.Time) error }, clients int, d dice, accept func() (C, error), talk func(c C, d dice) (sent, received error)) {
 	for range clients {
-		must(g.t, l.SetDeadline(time.Now().Add(soon)))
+		kit.Must(g.t, l.SetDeadline(time.Now().Add(kit.Soon)))
 		c, err := accept()
 		if err != nil {
 			g.t.Error(err)
@@ -404,7 +405,7 @@ func chat(c *ipc.Conn, dialed bool, size int, d dice) (sent, received error) {
 // and then does so. Who dialed names its own, and the other answers with the
 // complement, so that no two connections can be mixed up. When receiving
 // fails it closes c, or sending might never end.
-func introduced(c end, dialed bool, size int, d dice, say func(mine sequence, d dice) error, hear func(theirs sequence, size int) error) (sent, received error) {
+func introduced(c kit.End, dialed bool, size int, d dice, say func(mine sequence, d dice) error, hear func(theirs sequence, size int) error) (sent, received error) {
 	mine := sequence(d.Uint64())
 	var theirs sequence
 	var theirSize int
@@ -424,7 +425,7 @@ func introduced(c end, dialed bool, size int, d dice, say func(mine sequence, d 
 		mine = ^theirs
 	}
 	dd := d.more()
-	sending := begin(func() error {
+	sending := kit.Begin(func() error {
 		head := binary.BigEndian.AppendUint64(nil, uint64(mine))
 		if _, err := c.Write(binary.BigEndian.AppendUint64(head, uint64(size))); err != nil {
 			return err
@@ -467,10 +468,10 @@ func stressStreams(t *testing.T, d dice) {
 	if d.one(2) {
 		lc.Check = func(ipc.Peer) error { return nil }
 	}
-	l := listenWith(t, lc, addr)
+	l := kit.ListenWith(t, lc, addr)
 	all := gang{t: t}
 	conversations(&all, clients, each, d, func(dice) (*ipc.Conn, error) {
-		return ipc.Dialer{Timeout: soon}.Dial(addr)
+		return ipc.Dialer{Timeout: kit.Soon}.Dial(addr)
 	}, func(c *ipc.Conn, d dice) (sent, received error) {
 		return chat(c, true, d.upTo(256<<10), d)
 	})
@@ -530,7 +531,7 @@ func (o discourse) place(i int) int { return i << 20 }
 func (o discourse) send(c *ipc.MsgConn, d dice) error {
 	for i := 0; i < o.count; {
 		// One that is cut off may be the last.
-		hurry := d.one(4) && !mayCutOff(c) && runtime.GOOS != "windows"
+		hurry := d.one(4) && !kit.MayCutOff(c) && runtime.GOOS != "windows"
 		if hurry {
 			if err := c.SetWriteDeadline(time.Now().Add(d.micros(300))); err != nil {
 				return err
@@ -614,7 +615,7 @@ func (o discourse) recv(c *ipc.MsgConn, d dice) error {
 // chatMessages is chat by messages: who dialed waits for the end of the other.
 func chatMessages(c *ipc.MsgConn, dialed bool, count int, d dice) (sent, received error) {
 	defer c.Close()
-	sent, received = introduced(msgEnd{c}, dialed, count, d, func(mine sequence, d dice) error {
+	sent, received = introduced(kit.MsgEnd{MsgConn: c}, dialed, count, d, func(mine sequence, d dice) error {
 		return discourse{mine, count, msgMin(c), msgMax(c)}.send(c, d)
 	}, func(theirs sequence, count int) error {
 		return discourse{theirs, count, msgMin(c), msgMax(c)}.recv(c, d)
@@ -629,18 +630,18 @@ func chatMessages(c *ipc.MsgConn, dialed bool, count int, d dice) (sent, receive
 
 // framedOrNot decides how this round's messages keep their boundaries.
 func framedOrNot(t *testing.T, d dice) {
-	before := ipc.FrameMessages(ipc.FramedHere || d.one(2))
-	t.Cleanup(func() { ipc.FrameMessages(before) })
+	before := kit.FrameMessages(kit.FramedHere || d.one(2))
+	t.Cleanup(func() { kit.FrameMessages(before) })
 }
 
 func stressMessages(t *testing.T, d dice) {
 	framedOrNot(t, d)
 	clients, each := some(12), some(8)
 	addr := d.addr(t)
-	l := listenMsgWith(t, ipc.ListenConfig{Backlog: d.IntN(4)}, addr)
+	l := kit.ListenMsgWith(t, ipc.ListenConfig{Backlog: d.IntN(4)}, addr)
 	all := gang{t: t}
 	conversations(&all, clients, each, d, func(dice) (*ipc.MsgConn, error) {
-		return ipc.Dialer{Timeout: soon}.DialMsg(t.Context(), addr)
+		return ipc.Dialer{Timeout: kit.Soon}.DialMsg(t.Context(), addr)
 	}, func(c *ipc.MsgConn, d dice) (sent, received error) {
 		return chatMessages(c, true, d.upTo(100), d)
 	})
@@ -653,7 +654,7 @@ func stressMessages(t *testing.T, d dice) {
 func stressPipes(t *testing.T, d dice) {
 	all := gang{t: t}
 	for range some(60) {
-		r, w := pipe(t)
+		r, w := kit.Pipe(t)
 		s, size := sequence(d.Uint64()), d.upTo(512<<10)
 		sending, receiving := d.more(), d.more()
 		all.begin(func() error { return s.pour(w, size, sending) })
@@ -689,17 +690,17 @@ func stressCloses(t *testing.T, d dice) {
 		var a, b *ipc.Conn
 		switch d.IntN(2) {
 		case 0:
-			a, b = pair(t)
+			a, b = kit.Pair(t)
 		case 1:
 			if l == nil {
-				l = listen(t, d.addr(t))
+				l = kit.Listen(t, d.addr(t))
 			}
-			a, b = connect(t, l)
+			a, b = kit.Connect(t, l)
 		}
 		da, dp := d.more(), d.more()
 		all.begin(func() error { return tornApart(a, b, da) })
 		if d.one(2) {
-			r, w := pipe(t)
+			r, w := kit.Pipe(t)
 			all.begin(func() error { return tornPipe(r, w, dp) })
 		}
 	}
@@ -716,10 +717,10 @@ func tornApart(a, b *ipc.Conn, d dice) error {
 	var flows []<-chan error
 	for _, x := range sides {
 		s, sending, receiving := sequence(d.Uint64()), d.more(), d.more()
-		flows = append(flows, begin(func() (err error) {
+		flows = append(flows, kit.Begin(func() (err error) {
 			x.sent, err = s.send(x.to, endless, sending)
 			return gone(err)
-		}), begin(func() (err error) {
+		}), kit.Begin(func() (err error) {
 			x.received, err = s.recv(x.from, -1, receiving)
 			if e := gone(err); e != nil {
 				return e
@@ -739,7 +740,7 @@ func tornApart(a, b *ipc.Conn, d dice) error {
 		if i >= 4 {
 			cuts[5-i] = true // what a no longer receives is what b sends
 		}
-		doing = append(doing, begin(func() error {
+		doing = append(doing, kit.Begin(func() error {
 			time.Sleep(pause)
 			err := acts[i]()
 			if errors.Is(err, net.ErrClosed) { // another was faster
@@ -753,7 +754,7 @@ func tornApart(a, b *ipc.Conn, d dice) error {
 		err = errors.Join(err, <-done)
 	}
 	time.Sleep(d.micros(500))
-	closing := begin(a.Close)
+	closing := kit.Begin(a.Close)
 	for _, e := range []error{b.Close(), <-closing} {
 		if !errors.Is(e, net.ErrClosed) {
 			err = errors.Join(err, e)
@@ -784,11 +785,11 @@ func tornPipe(r *ipc.PipeReader, w *ipc.PipeWriter, d dice) error {
 	s, sending, receiving := sequence(d.Uint64()), d.more(), d.more()
 	var sent, received int
 	cut := false
-	pouring := begin(func() (err error) {
+	pouring := kit.Begin(func() (err error) {
 		sent, err = s.send(w, endless, sending)
 		return gone(err)
 	})
-	tasting := begin(func() (err error) {
+	tasting := kit.Begin(func() (err error) {
 		received, err = s.recv(r, -1, receiving)
 		cut = err != nil
 		return gone(err)
@@ -818,7 +819,7 @@ func tornPipe(r *ipc.PipeReader, w *ipc.PipeWriter, d dice) error {
 func stressDials(t *testing.T, d dice) {
 	clients, each := some(12), some(8)
 	addr := d.addr(t)
-	l := listenWith(t, ipc.ListenConfig{Backlog: 1 + d.IntN(2)}, addr)
+	l := kit.ListenWith(t, ipc.ListenConfig{Backlog: 1 + d.IntN(2)}, addr)
 	all := gang{t: t}
 	conversations(&all, clients, each, d, func(d dice) (*ipc.Conn, error) {
 		for {
@@ -840,12 +841,12 @@ func stressDials(t *testing.T, d dice) {
 		return chat(c, false, d.upTo(4<<10), d)
 	})
 	all.end()
-	must(t, l.SetDeadline(time.Now().Add(time.Millisecond)))
+	kit.Must(t, l.SetDeadline(time.Now().Add(time.Millisecond)))
 	if c, err := l.AcceptConn(); err == nil {
 		c.Close()
 		t.Error("a client that gave up is served")
 	} else {
-		timedOut(t, err)
+		kit.TimedOut(t, err)
 	}
 }
 
@@ -873,7 +874,7 @@ func stressTakeovers(t *testing.T, d dice) {
 	var starters []func() error // end them
 	for range 3 {
 		d := d.more()
-		starters = append(starters, repeatedly(func() error {
+		starters = append(starters, kit.Repeatedly(func() error {
 			l, err := ipc.ListenConfig{Takeover: ipc.Takeover(d.IntN(3))}.Listen(addr)
 			if errors.Is(err, ipc.ErrAddrInUse) {
 				time.Sleep(d.micros(200))
@@ -889,7 +890,7 @@ func stressTakeovers(t *testing.T, d dice) {
 		d := d.more()
 		clients.begin(func() error {
 			for served := 0; served < 16; {
-				c, err := ipc.Dialer{Wait: true, Timeout: soon}.Dial(addr)
+				c, err := ipc.Dialer{Wait: true, Timeout: kit.Soon}.Dial(addr)
 				if err != nil {
 					return err
 				}
@@ -926,7 +927,7 @@ func shortService(l *ipc.Listener, d dice) error {
 			return err
 		}
 		d := d.more()
-		serving = append(serving, begin(func() error { return gone(chat(c, false, d.upTo(4<<10), d)) }))
+		serving = append(serving, kit.Begin(func() error { return gone(chat(c, false, d.upTo(4<<10), d)) }))
 	}
 	err := l.Close()
 	for _, done := range serving {
@@ -941,14 +942,14 @@ func shortService(l *ipc.Listener, d dice) error {
 // stressFiles mixes files and data. Both ends know what comes when.
 func stressFiles(t *testing.T, d dice) {
 	framedOrNot(t, d)
-	deck := cards(t, 8)
+	deck := kit.Cards(t, 8)
 	all := gang{t: t}
 	for range some(40) {
-		var a, b carrier
+		var a, b kit.Carrier
 		if d.one(2) {
-			a, b = pair(t)
+			a, b = kit.Pair(t)
 		} else {
-			a, b = msgPair(t)
+			a, b = kit.MsgPair(t)
 		}
 		script, count := d.Uint64(), d.upTo(60)
 		da, db := d.more(), d.more()
@@ -972,7 +973,7 @@ func ofMixture(script dice) (places []int, data []byte) {
 	return nil, data
 }
 
-func sendMixture(c carrier, deck []*os.File, script dice, count int, d dice) error {
+func sendMixture(c kit.Carrier, deck []*os.File, script dice, count int, d dice) error {
 	for range count {
 		var err error
 		switch places, data := ofMixture(script); {
@@ -998,7 +999,7 @@ func sendMixture(c carrier, deck []*os.File, script dice, count int, d dice) err
 	return nil
 }
 
-func recvMixture(c carrier, script dice, count int, d dice) (err error) {
+func recvMixture(c kit.Carrier, script dice, count int, d dice) (err error) {
 	for i := range count {
 		places, data := ofMixture(script)
 		got := make([]byte, len(data))
@@ -1047,7 +1048,7 @@ func recvMixture(c carrier, script dice, count int, d dice) (err error) {
 }
 
 // checkFiles receives files and looks whether they are the ones of those places.
-func checkFiles(c carrier, places []int) error {
+func checkFiles(c kit.Carrier, places []int) error {
 	files, err := c.RecvFiles(len(places))
 	if err != nil {
 		return err
@@ -1056,7 +1057,7 @@ func checkFiles(c carrier, places []int) error {
 		err = &garbled{fmt.Sprintf("%d files of %d arrive", len(files), len(places))}
 	}
 	for i, f := range files {
-		place, e := card(f)
+		place, e := kit.Card(f)
 		if e == nil && err == nil && place != places[i] {
 			e = &garbled{fmt.Sprintf("file %d is that of place %d, not of %d", i, place, places[i])}
 		}
@@ -1070,21 +1071,21 @@ func checkFiles(c carrier, places []int) error {
 
 // childServesStress listens at the address, and talks with whoever comes without
 // an end, or for as many bytes as it is told.
-func childServesStress(p *parent, args []string) error {
+func childServesStress(p *kit.Parent, args []string) error {
 	addr, seed, size, err := stressArgs(args)
 	if err != nil {
 		return err
 	}
-	l := sure(ipc.Listen(addr))
+	l := kit.Sure(ipc.Listen(addr))
 	d := newDice(seed)
 	var serving []<-chan error
-	accepting := serveEach(l, func(c *ipc.Conn) error {
+	accepting := kit.ServeEach(l, func(c *ipc.Conn) error {
 		d := d.more()
-		serving = append(serving, begin(func() error { return errors.Join(chat(c, false, size, d)) }))
+		serving = append(serving, kit.Begin(func() error { return errors.Join(chat(c, false, size, d)) }))
 		return nil
 	})
-	p.say("serving")
-	p.hear()
+	p.Say("serving")
+	p.Hear()
 	err = errors.Join(l.Close(), <-accepting)
 	for _, done := range serving {
 		err = errors.Join(err, <-done)
@@ -1093,7 +1094,7 @@ func childServesStress(p *parent, args []string) error {
 }
 
 // childDialsStress dials the address some times and talks without an end.
-func childDialsStress(p *parent, args []string) error {
+func childDialsStress(p *kit.Parent, args []string) error {
 	addr, seed, size, err := stressArgs(args)
 	if err != nil {
 		return err
@@ -1106,9 +1107,9 @@ func childDialsStress(p *parent, args []string) error {
 			return err
 		}
 		d := d.more()
-		talking = append(talking, begin(func() error { return errors.Join(chat(c, true, size, d)) }))
+		talking = append(talking, kit.Begin(func() error { return errors.Join(chat(c, true, size, d)) }))
 	}
-	p.say("talking")
+	p.Say("talking")
 	for _, done := range talking {
 		err = errors.Join(err, <-done)
 	}
@@ -1123,9 +1124,9 @@ func stressArgs(args []string) (addr ipc.Addr, seed uint64, size int, err error)
 }
 
 // startStress starts a child of such a role.
-func startStress(t *testing.T, role string, addr ipc.Addr, size int, d dice) *child {
+func startStress(t *testing.T, role string, addr ipc.Addr, size int, d dice) *kit.Child {
 	t.Helper()
-	return startChild(t, role, addr.String(), strconv.FormatUint(d.Uint64(), 10), strconv.Itoa(size))
+	return kit.StartChild(t, role, addr.String(), strconv.FormatUint(d.Uint64(), 10), strconv.Itoa(size))
 }
 
 // stressKilledServers kills a server in the midst of its conversations. Its
@@ -1134,10 +1135,10 @@ func stressKilledServers(t *testing.T, d dice) {
 	addr := d.addr(t)
 	for range some(2) {
 		server := startStress(t, "stress serve", addr, endless, d)
-		server.mustSay("serving")
+		server.MustSay("serving")
 		all := gang{t: t}
 		for range 4 {
-			c := dial(t, addr)
+			c := kit.Dial(t, addr)
 			d := d.more()
 			all.begin(func() error {
 				sent, received := chat(c, true, endless, d)
@@ -1148,12 +1149,12 @@ func stressKilledServers(t *testing.T, d dice) {
 			})
 		}
 		time.Sleep(d.micros(20000))
-		server.kill()
+		server.Kill()
 		all.end()
 
-		l := listen(t, addr)
-		serves(t, l, addr)
-		must(t, l.Close())
+		l := kit.Listen(t, addr)
+		kit.Serves(t, l, addr)
+		kit.Must(t, l.Close())
 	}
 }
 
@@ -1161,29 +1162,29 @@ func stressKilledServers(t *testing.T, d dice) {
 // others are served.
 func stressKilledClients(t *testing.T, d dice) {
 	addr := d.addr(t)
-	l := listen(t, addr)
+	l := kit.Listen(t, addr)
 	dd := d.more() // the first are the server's
 	all := gang{t: t}
-	accepting := serveEach(l, func(c *ipc.Conn) error {
+	accepting := kit.ServeEach(l, func(c *ipc.Conn) error {
 		d := d.more()
 		all.begin(func() error { return gone(chat(c, false, endless, d)) })
 		return nil
 	})
 	for range some(2) {
 		client := startStress(t, "stress dial", addr, endless, dd)
-		client.mustSay("talking")
+		client.MustSay("talking")
 		time.Sleep(dd.micros(20000))
-		client.kill()
-		other := dial(t, addr)
+		client.Kill()
+		other := kit.Dial(t, addr)
 		head := binary.BigEndian.AppendUint64(nil, 1)
-		send(t, other, string(binary.BigEndian.AppendUint64(head, 0)))
+		kit.Send(t, other, string(binary.BigEndian.AppendUint64(head, 0)))
 		answer := make([]byte, 16)
 		if _, err := io.ReadFull(other, answer); err != nil || binary.BigEndian.Uint64(answer) != ^uint64(1) {
 			t.Errorf("another client is answered %x, %v", answer, err)
 		}
-		must(t, other.Close())
+		kit.Must(t, other.Close())
 	}
-	must(t, l.Close())
-	must(t, <-accepting)
+	kit.Must(t, l.Close())
+	kit.Must(t, <-accepting)
 	all.end()
 }

@@ -1,6 +1,6 @@
 // What strace(1) sees of the package: how descriptors are made, and what a thread
 // does while calls wait.
-package ipc_test
+package tests
 
 import (
 	"context"
@@ -19,19 +19,20 @@ import (
 	"time"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
 func init() {
-	roles["ends at once"] = func(*parent, []string) error { return nil }
-	roles["makes descriptors"] = childMakesDescriptors
-	roles["waits in every way"] = childWaitsInEveryWay
+	kit.Roles["ends at once"] = func(*kit.Parent, []string) error { return nil }
+	kit.Roles["makes descriptors"] = childMakesDescriptors
+	kit.Roles["waits in every way"] = childWaitsInEveryWay
 }
 
 // traceChildren makes strace run the children of the test. What it sees goes to
 // the file, or with -ff to a file of that name and a suffix for each thread.
 func traceChildren(t *testing.T, options ...string) (file string) {
 	t.Helper()
-	if underEmulation() {
+	if kit.UnderEmulation() {
 		t.Skip("strace sees the calls of the emulator")
 	}
 	strace, err := exec.LookPath("strace")
@@ -39,8 +40,8 @@ func traceChildren(t *testing.T, options ...string) (file string) {
 		t.Skip("strace is not installed")
 	}
 	file = filepath.Join(t.TempDir(), "trace")
-	t.Setenv(childExec, strings.Join(append([]string{strace, "-qq", "-o", file}, options...), " "))
-	if out, err := rerun("ends at once").CombinedOutput(); err != nil {
+	t.Setenv(kit.ChildExec, strings.Join(append([]string{strace, "-qq", "-o", file}, options...), " "))
+	if out, err := kit.Rerun("ends at once").CombinedOutput(); err != nil {
 		t.Skipf("strace may not trace here: %v: %s", err, out)
 	}
 	return file
@@ -57,7 +58,7 @@ var callLine = regexp.MustCompile(`^(\w+)\((.*)\) += (.*)$`)
 func readTrace(t *testing.T, file string) (calls []tracedCall) {
 	t.Helper()
 	text, err := os.ReadFile(file)
-	must(t, err)
+	kit.Must(t, err)
 	begun := map[string]string{} // by thread
 	for line := range strings.Lines(string(text)) {
 		thread, line, _ := strings.Cut(strings.TrimSpace(line), " ")
@@ -105,7 +106,7 @@ var resultIsFD = regexp.MustCompile(`^\d+<`)
 // descriptor, and looks at the system calls. That they are so in the end, which
 // other tests show, leaves room for a child that starts in between.
 func TestDescriptorsAreCloseOnExecFromBirth(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	file := traceChildren(t, "-f", "-y", "-s", "64", "-e", "signal=none")
 
 	c, steps := makeDescriptors(t)
@@ -132,32 +133,32 @@ func TestDescriptorsAreCloseOnExecFromBirth(t *testing.T) {
 		}
 		t.Logf("%3d births: %s", made[step], step)
 	}
-	c.end()
+	c.End()
 }
 
 // makeDescriptors starts a child that makes descriptors in every way, and returns
 // what it says of each.
-func makeDescriptors(t *testing.T) (c *child, steps []string) {
+func makeDescriptors(t *testing.T) (c *kit.Child, steps []string) {
 	t.Helper()
 	// The first descriptors of the child are those of a service manager, the rest
 	// are inherited.
-	h := newHeir(t)
+	h := kit.NewHeir(t)
 	for range 2 {
-		f := fileOf(t, listen(t, ipc.Addr{}))
+		f := kit.FileOf(t, kit.Listen(t, ipc.Addr{}))
 		t.Cleanup(func() { f.Close() })
-		h.cmd.ExtraFiles = append(h.cmd.ExtraFiles, f)
+		h.Cmd.ExtraFiles = append(h.Cmd.ExtraFiles, f)
 	}
-	h.cmd.Env = append(h.cmd.Env, "LISTEN_FDS=2")
-	a, _ := pair(t)
-	b, _ := msgPair(t)
-	r, w := pipe(t)
-	h.gets("conn", a)
-	h.gets("msgconn", b)
-	h.gets("reader", r)
-	h.gets("writer", w)
-	h.gets("listener", listen(t, ipc.Addr{}))
-	c = h.start("makes descriptors", tempDir(t), strconv.Itoa(2+len(h.cmd.ExtraFiles)))
-	for said := c.hear(); said != "done"; said = c.hear() {
+	h.Cmd.Env = append(h.Cmd.Env, "LISTEN_FDS=2")
+	a, _ := kit.Pair(t)
+	b, _ := kit.MsgPair(t)
+	r, w := kit.Pipe(t)
+	h.Gets("conn", a)
+	h.Gets("msgconn", b)
+	h.Gets("reader", r)
+	h.Gets("writer", w)
+	h.Gets("listener", kit.Listen(t, ipc.Addr{}))
+	c = h.Start("makes descriptors", kit.TempDir(t), strconv.Itoa(2+len(h.Cmd.ExtraFiles)))
+	for said := c.Hear(); said != "done"; said = c.Hear() {
 		steps = append(steps, said)
 	}
 	return c, steps
@@ -165,16 +166,16 @@ func makeDescriptors(t *testing.T) (c *child, steps []string) {
 
 // childMakesDescriptors makes them in every way there is, says which is next, and
 // looks in the end whether all that it has are close-on-exec.
-func childMakesDescriptors(p *parent, args []string) error {
-	given := sure(strconv.Atoi(args[1]))
+func childMakesDescriptors(p *kit.Parent, args []string) error {
+	given := kit.Sure(strconv.Atoi(args[1]))
 	// What else was open before is the business of whoever started the test.
-	before := slices.DeleteFunc(descriptors(), func(fd int) bool { return fd > 2 && fd <= given })
+	before := slices.DeleteFunc(kit.Descriptors(), func(fd int) bool { return fd > 2 && fd <= given })
 	var ends []io.Closer // close-on-exec is looked at while all are open
 	keep := func(more ...io.Closer) { ends = append(ends, more...) }
 	var failed error
 	step := func(name string, do func() error) {
 		if failed == nil {
-			p.say("%s", name)
+			p.Say("%s", name)
 			if err := do(); err != nil {
 				failed = fmt.Errorf("%s: %w", name, err)
 			}
@@ -183,10 +184,10 @@ func childMakesDescriptors(p *parent, args []string) error {
 	// one is a step whose call returns an end; the rest of the scenario uses it.
 	var (
 		path       = ipc.Path(args[0] + "/socket")
-		name       = ipc.Name(unique())
+		name       = ipc.Name(kit.Unique())
 		stale      = ipc.Path(args[0] + "/stale")
 		long       = ipc.Path(args[0] + "/" + strings.Repeat("d", 120) + "/socket")
-		messages   = ipc.Name(unique())
+		messages   = ipc.Name(kit.Unique())
 		a, b, c, d *ipc.Conn
 		m, n       *ipc.MsgConn
 		r          *ipc.PipeReader
@@ -319,9 +320,9 @@ func childMakesDescriptors(p *parent, args []string) error {
 	fifo := args[0] + "/fifo"
 	step("Mkfifo", func() error { return ipc.Mkfifo(fifo, 0o600) })
 	step("OpenFIFOReader and Writer", func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), soon)
+		ctx, cancel := context.WithTimeout(context.Background(), kit.Soon)
 		defer cancel()
-		opening := begin(func() error {
+		opening := kit.Begin(func() error {
 			r, err := ipc.OpenFIFOReader(ctx, fifo)
 			if err == nil {
 				keep(r)
@@ -338,8 +339,8 @@ func childMakesDescriptors(p *parent, args []string) error {
 	step("RecvFiles", func() error { return files3(a, b) })
 	step("RecvFiles of messages", func() error { return files3(m, n) })
 	step("RecvFiles of frames", func() error {
-		defer ipc.FrameMessages(ipc.FrameMessages(true))
-		m, n := sure2(ipc.MsgPair())
+		defer kit.FrameMessages(kit.FrameMessages(true))
+		m, n := kit.Sure2(ipc.MsgPair())
 		keep(m, n)
 		return files3(m, n)
 	})
@@ -347,7 +348,7 @@ func childMakesDescriptors(p *parent, args []string) error {
 		if _, err := a.WriteMsg([]byte("x"), syscall.UnixRights(0, 1)); err != nil {
 			return err
 		}
-		oob := oobRoom(2)
+		oob := kit.OobRoom(2)
 		_, oobn, _, err := b.ReadMsg(make([]byte, 1), oob)
 		if err != nil {
 			return err
@@ -427,7 +428,7 @@ func childMakesDescriptors(p *parent, args []string) error {
 		}
 		keep(end)
 	}
-	for _, fd := range descriptors() {
+	for _, fd := range kit.Descriptors() {
 		flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_GETFD, 0)
 		if errno == 0 && !slices.Contains(before, fd) && flags&syscall.FD_CLOEXEC == 0 {
 			failed = errors.Join(failed, fmt.Errorf("descriptor %d is not close-on-exec", fd))
@@ -439,7 +440,7 @@ func childMakesDescriptors(p *parent, args []string) error {
 			failed = errors.Join(failed, err)
 		}
 	}
-	p.say("done")
+	p.Say("done")
 	return errors.Join(failed, os.Remove(fifo))
 }
 
@@ -450,7 +451,7 @@ func childMakesDescriptors(p *parent, args []string) error {
 // may interrupt with EINTR. Nonblocking ones hardly ever are, so that no storm of
 // signals shows it.
 func TestInterruptedCallsAreMadeAgain(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	const calls = "accept4,connect,flock,openat,read,recvmsg,sendmsg,sendto,splice,write"
 	file := traceChildren(t, "-f", "-e", "signal=none", "-e", "trace="+calls, "-e", "inject="+calls+":error=EINTR:when=2+2")
 	interrupted := func(calls ...string) {
@@ -470,19 +471,19 @@ func TestInterruptedCallsAreMadeAgain(t *testing.T) {
 	}
 
 	c, _ := makeDescriptors(t)
-	c.end()
+	c.End()
 	interrupted("accept4", "connect", "flock", "openat", "recvmsg", "sendmsg")
 
-	addr := nameAddr(t)
+	addr := kit.NameAddr(t)
 	d := newDice(1)
 	server := startStress(t, "stress serve", addr, 128<<10, d)
-	server.mustSay("serving")
+	server.MustSay("serving")
 	for range 20 { // each thread has its own count of calls
 		c, err := ipc.Dial(addr)
-		must(t, err)
-		must(t, errors.Join(chat(c, true, 128<<10, d)))
+		kit.Must(t, err)
+		kit.Must(t, errors.Join(chat(c, true, 128<<10, d)))
 	}
-	server.end()
+	server.End()
 	interrupted("accept4", "recvmsg", "sendto")
 }
 
@@ -497,13 +498,13 @@ var atRest = []string{"futex", "epoll_pwait", "nanosleep", "clock_nanosleep", "s
 func sitsIn(t *testing.T, file string) (calls []string) {
 	t.Helper()
 	traces, err := filepath.Glob(file + ".*")
-	must(t, err)
+	kit.Must(t, err)
 	if len(traces) < 3 {
 		t.Fatalf("only %d threads are traced", len(traces))
 	}
 	for _, trace := range traces {
 		text, err := os.ReadFile(trace)
-		must(t, err)
+		kit.Must(t, err)
 		last := string(text[strings.LastIndexByte(string(text), '\n')+1:]) // is without an end yet
 		name, _, _ := strings.Cut(last, "(")
 		name = strings.TrimSuffix(name, "_time64") // where a word is 32 bits
@@ -518,11 +519,11 @@ func sitsIn(t *testing.T, file string) (calls []string) {
 // goroutines. The threads of the process are few, and none is in a system call on
 // behalf of them.
 func TestWaitsHoldNoThread(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	file := traceChildren(t, "-ff", "-e", "signal=none")
-	c := startChild(t, "waits in every way", tempDir(t))
+	c := kit.StartChild(t, "waits in every way", kit.TempDir(t))
 	var parked, waiting, before, now int
-	if _, err := fmt.Sscanf(c.hear(), "%d of %d parked, %d threads became %d", &parked, &waiting, &before, &now); err != nil {
+	if _, err := fmt.Sscanf(c.Hear(), "%d of %d parked, %d threads became %d", &parked, &waiting, &before, &now); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("%d goroutines of %d are parked, %d threads became %d", parked, waiting, before, now)
@@ -533,13 +534,13 @@ func TestWaitsHoldNoThread(t *testing.T) {
 		t.Errorf("%d goroutines that wait made %d threads %d", waiting, before, now)
 	}
 	var calls []string
-	if !holdsSoon(func() bool { calls = sitsIn(t, file); return len(calls) == 0 }) {
+	if !kit.HoldsSoon(func() bool { calls = sitsIn(t, file); return len(calls) == 0 }) {
 		t.Errorf("threads are in %q", calls)
 	}
-	c.end()
+	c.End()
 }
 
-func childWaitsInEveryWay(p *parent, args []string) error {
+func childWaitsInEveryWay(p *kit.Parent, args []string) error {
 	const each, polled = 25, 5
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -550,33 +551,33 @@ func childWaitsInEveryWay(p *parent, args []string) error {
 	before := threads()
 	var ends []io.Closer
 	var waits []<-chan error
-	wait := func(f func() error) { waits = append(waits, begin(f)) }
+	wait := func(f func() error) { waits = append(waits, kit.Begin(f)) }
 	fifos := 0
 	fifo := func() string {
 		fifos++
 		return fmt.Sprintf("%s/%d", args[0], fifos)
 	}
-	full := sure(ipc.ListenConfig{Backlog: 1}.Listen(ipc.Addr{}))
+	full := kit.Sure(ipc.ListenConfig{Backlog: 1}.Listen(ipc.Addr{}))
 	ends = append(ends, full)
 	for i := range each {
-		a, b := sure2(ipc.Pair())
-		m, n := sure2(ipc.MsgPair())
-		c, d := sure2(ipc.Pair())
-		r, u := sure2(ipc.Pipe())
-		s, w := sure2(ipc.Pipe())
+		a, b := kit.Sure2(ipc.Pair())
+		m, n := kit.Sure2(ipc.MsgPair())
+		c, d := kit.Sure2(ipc.Pair())
+		r, u := kit.Sure2(ipc.Pipe())
+		s, w := kit.Sure2(ipc.Pipe())
 		l, err := ipc.Listen(ipc.Addr{})
 		if err != nil {
 			return err
 		}
 		ends = append(ends, a, b, m, n, c, d, r, s, u, w, l)
 		wait(func() error { _, err := a.Read(make([]byte, 1)); return err })
-		wait(func() error { _, err := a.Write(make([]byte, tooMuch)); return err })
+		wait(func() error { _, err := a.Write(make([]byte, kit.TooMuch)); return err })
 		wait(func() error { _, err := m.Recv(make([]byte, 1)); return err })
-		wait(func() error { _, err := writeMuch(msgEnd{m}); return err })
+		wait(func() error { _, err := kit.WriteMuch(kit.MsgEnd{MsgConn: m}); return err })
 		wait(func() error { _, err := c.RecvFiles(1); return err })
 		wait(func() error { _, err := c.ReadFrom(d); return err })
 		wait(func() error { _, err := r.Read(make([]byte, 1)); return err })
-		wait(func() error { _, err := w.Write(make([]byte, tooMuch)); return err })
+		wait(func() error { _, err := w.Write(make([]byte, kit.TooMuch)); return err })
 		wait(func() error { _, err := l.Accept(); return err })
 		if i >= polled {
 			continue
@@ -592,7 +593,7 @@ func childWaitsInEveryWay(p *parent, args []string) error {
 		wait(func() error { _, err := ipc.OpenFIFOWriter(ctx, write); return err })
 	}
 	for {
-		c, err := ipc.Dialer{Timeout: brief}.Dial(full.Addr().(ipc.Addr))
+		c, err := ipc.Dialer{Timeout: kit.Brief}.Dial(full.Addr().(ipc.Addr))
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			break
 		} else if err != nil {
@@ -604,13 +605,13 @@ func childWaitsInEveryWay(p *parent, args []string) error {
 		wait(func() error { _, err := ipc.Dialer{}.DialContext(ctx, full.Addr().(ipc.Addr)); return err })
 	}
 	parked := 0
-	holdsSoon(func() bool {
-		now := stacks()
+	kit.HoldsSoon(func() bool {
+		now := kit.Stacks()
 		parked = strings.Count(now, "[IO wait") + strings.Count(now, "(*retryTimer).pause(")
 		return parked == len(waits)
 	})
-	p.say("%d of %d parked, %d threads became %d", parked, len(waits), before, threads())
-	p.hear()
+	p.Say("%d of %d parked, %d threads became %d", parked, len(waits), before, threads())
+	p.Hear()
 	if parked != len(waits) { // the end of the process ends the others
 		return nil
 	}
@@ -624,8 +625,8 @@ func childWaitsInEveryWay(p *parent, args []string) error {
 	for _, ended := range waits {
 		select {
 		case <-ended:
-		case <-time.After(soon):
-			return errors.New("a call does not end\n\n" + stacks())
+		case <-time.After(kit.Soon):
+			return errors.New("a call does not end\n\n" + kit.Stacks())
 		}
 	}
 	return nil

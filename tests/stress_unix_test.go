@@ -2,7 +2,7 @@
 
 // Stress that only Unix has the means for: signals, limits, FIFOs, and what ten
 // thousand connections cost.
-package ipc_test
+package tests
 
 import (
 	"bytes"
@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
 func init() {
@@ -31,13 +32,13 @@ func init() {
 		scenario{"StoppedPeers", stressStoppedPeers},
 		scenario{"NoDescriptors", stressNoDescriptors},
 	)
-	roles["stress descriptors"] = childRunsShortOfDescriptors
-	roles["many"] = childHoldsManyConnections
+	kit.Roles["stress descriptors"] = childRunsShortOfDescriptors
+	kit.Roles["many"] = childHoldsManyConnections
 }
 
 // stressFIFOs has writers and readers of one FIFO come and go, and give up.
 func stressFIFOs(t *testing.T, d dice) {
-	path := makeFIFO(t, tempDir(t))
+	path := kit.MakeFIFO(t, kit.TempDir(t))
 	for range some(8) {
 		for range d.IntN(3) {
 			ctx, cancel := context.WithTimeout(t.Context(), d.micros(500))
@@ -53,7 +54,7 @@ func stressFIFOs(t *testing.T, d dice) {
 				end.Close()
 				t.Fatal("a FIFO that nobody else has opens")
 			}
-			timedOut(t, err)
+			kit.TimedOut(t, err)
 		}
 		s, size := sequence(d.Uint64()), d.upTo(512<<10)
 		sending, receiving := d.more(), d.more()
@@ -90,7 +91,7 @@ var interrupt = func() { syscall.Kill(os.Getpid(), syscall.SIGWINCH) }
 
 // stressInterrupts plays other scenarios in a storm of signals.
 func stressInterrupts(t *testing.T, d dice) {
-	calm := repeatedly(func() error {
+	calm := kit.Repeatedly(func() error {
 		interrupt()
 		time.Sleep(20 * time.Microsecond)
 		return nil
@@ -110,44 +111,44 @@ func stressInterrupts(t *testing.T, d dice) {
 func stressStoppedPeers(t *testing.T, d dice) {
 	addr := d.addr(t)
 	server := startStress(t, "stress serve", addr, 256<<10, d)
-	server.mustSay("serving")
+	server.MustSay("serving")
 	all := gang{t: t}
 	for range 4 {
-		c := dial(t, addr)
+		c := kit.Dial(t, addr)
 		d := d.more()
 		all.begin(func() error { return errors.Join(chat(c, true, 256<<10, d)) })
 	}
 	for range some(8) {
-		must(t, syscall.Kill(server.pid(), syscall.SIGSTOP))
+		kit.Must(t, syscall.Kill(server.PID(), syscall.SIGSTOP))
 		time.Sleep(d.micros(2000))
-		must(t, syscall.Kill(server.pid(), syscall.SIGCONT))
+		kit.Must(t, syscall.Kill(server.PID(), syscall.SIGCONT))
 		time.Sleep(d.micros(1000))
 	}
 	all.end()
-	server.end()
+	server.End()
 }
 
 // ---------------------------------------------------------------------------
 // Too few descriptors
 
 func stressNoDescriptors(t *testing.T, d dice) {
-	startChild(t, "stress descriptors", strconv.FormatUint(d.Uint64(), 10), strconv.Itoa(some(12))).end()
+	kit.StartChild(t, "stress descriptors", strconv.FormatUint(d.Uint64(), 10), strconv.Itoa(some(12))).End()
 }
 
 // childRunsShortOfDescriptors makes connections and descriptors of all kinds
 // where there are not enough for all at once. Everyone is served in the end, and
 // nothing is left.
-func childRunsShortOfDescriptors(_ *parent, args []string) error {
-	seed := sure(strconv.ParseUint(args[0], 10, 64))
-	each := sure(strconv.Atoi(args[1]))
+func childRunsShortOfDescriptors(_ *kit.Parent, args []string) error {
+	seed := kit.Sure(strconv.ParseUint(args[0], 10, 64))
+	each := kit.Sure(strconv.Atoi(args[1]))
 	d := newDice(seed)
-	warmUp()
-	before := openDescriptors()
-	l := sure(ipc.Listen(ipc.Addr{}))
-	limit := sure(leaveDescriptors(10 + d.IntN(20)))
+	kit.WarmUp()
+	before := kit.OpenDescriptors()
+	l := kit.Sure(ipc.Listen(ipc.Addr{}))
+	limit := kit.Sure(leaveDescriptors(10 + d.IntN(20)))
 
 	var serving, working []<-chan error
-	accepting := begin(func() error {
+	accepting := kit.Begin(func() error {
 		for c, err := range l.Conns() {
 			if errors.Is(err, syscall.EMFILE) {
 				time.Sleep(time.Millisecond)
@@ -155,7 +156,7 @@ func childRunsShortOfDescriptors(_ *parent, args []string) error {
 			} else if err != nil {
 				return err
 			}
-			serving = append(serving, begin(func() error {
+			serving = append(serving, kit.Begin(func() error {
 				defer c.Close()
 				c.SetDeadline(time.Now().Add(50 * time.Millisecond)) // or it might hold what others need
 				io.Copy(c, c)
@@ -169,7 +170,7 @@ func childRunsShortOfDescriptors(_ *parent, args []string) error {
 		pairsInACrowd, pairsInACrowd, pipesInACrowd, pipesInACrowd, filesInACrowd, filesInACrowd, filesInACrowd,
 	} {
 		d := d.more()
-		working = append(working, begin(func() error {
+		working = append(working, kit.Begin(func() error {
 			for done := 0; done < each; {
 				switch err := inACrowd(work(l, d)); err {
 				case nil:
@@ -201,7 +202,7 @@ func childRunsShortOfDescriptors(_ *parent, args []string) error {
 		err = errors.Join(err, <-done)
 	}
 	err = errors.Join(err, syscall.Setrlimit(syscall.RLIMIT_NOFILE, limit))
-	err = errors.Join(err, noMoreDescriptors(before))
+	err = errors.Join(err, kit.NoMoreDescriptors(before))
 	return err
 }
 
@@ -225,7 +226,7 @@ func leaveDescriptors(n int) (*syscall.Rlimit, error) {
 	}
 	few := limit
 	few.Cur = 0
-	for open := descriptors(); n > 0; few.Cur++ { // it is one of numbers, and there are gaps
+	for open := kit.Descriptors(); n > 0; few.Cur++ { // it is one of numbers, and there are gaps
 		if !slices.Contains(open, int(few.Cur)) {
 			n--
 		}
@@ -279,7 +280,7 @@ func pairsInACrowd(_ *ipc.Listener, d dice) error {
 	}
 	defer c.Close()
 	s, size := sequence(d.Uint64()), d.upTo(16<<10)
-	sending := begin(func() error { _, err := s.send(c, size, d); return err })
+	sending := kit.Begin(func() error { _, err := s.send(c, size, d); return err })
 	_, err = s.recv(b, size, newDice(uint64(size)))
 	return errors.Join(err, <-sending)
 }
@@ -291,7 +292,7 @@ func pipesInACrowd(_ *ipc.Listener, d dice) error {
 	}
 	defer r.Close()
 	s, size := sequence(d.Uint64()), d.upTo(16<<10)
-	sending := begin(func() error { _, err := s.send(w, size, d); return errors.Join(err, w.Close()) })
+	sending := kit.Begin(func() error { _, err := s.send(w, size, d); return errors.Join(err, w.Close()) })
 	_, err = s.recv(r, -1, newDice(uint64(size)))
 	return errors.Join(err, <-sending)
 }
@@ -330,7 +331,7 @@ func filesInACrowd(_ *ipc.Listener, d dice) error {
 	if errors.Is(err, ipc.ErrMsgTooLong) { // so says the kernel where the list of files was cut off
 		err = syscall.EMFILE
 	}
-	if e := reaches(a, b, "data behind the files"); e != nil {
+	if e := kit.Reaches(a, b, "data behind the files"); e != nil {
 		return e
 	}
 	return err
@@ -344,7 +345,7 @@ func filesInACrowd(_ *ipc.Listener, d dice) error {
 func roomFor(t *testing.T, n int) int {
 	t.Helper()
 	var limit syscall.Rlimit
-	must(t, syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit))
+	kit.Must(t, syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit))
 	const others = 200
 	if uint64(limit.Cur) < uint64(n+others) {
 		n = max(int(limit.Cur)-others, 10)
@@ -355,14 +356,14 @@ func roomFor(t *testing.T, n int) int {
 // TestConnsByTheTenThousandAreCheap tells what they cost, and makes sure that they
 // work: all at the end of it, none instead of another.
 func TestConnsByTheTenThousandAreCheap(t *testing.T) {
-	if underEmulation() {
+	if kit.UnderEmulation() {
 		t.Skip("what the emulator takes is not the question")
 	}
-	story(t)
+	kit.Story(t)
 	want := 10000
 	// The race detector allows 8128 goroutines, a BSD little more descriptors than
 	// these to all processes at once.
-	if testing.Short() || underRace() || runtime.GOOS != "linux" {
+	if testing.Short() || kit.UnderRace() || runtime.GOOS != "linux" {
 		want = 1000
 	}
 	n := roomFor(t, want)
@@ -370,13 +371,13 @@ func TestConnsByTheTenThousandAreCheap(t *testing.T) {
 		t.Logf("the limit of descriptors leaves room for %d connections", n)
 	}
 
-	l := listen(t, ipc.Addr{})
-	clients := startChild(t, "many", l.Addr().String(), strconv.Itoa(n))
+	l := kit.Listen(t, ipc.Addr{})
+	clients := kit.StartChild(t, "many", l.Addr().String(), strconv.Itoa(n))
 	conns := make([]*ipc.Conn, 0, n)
 	empty := memory()
 	for range n {
 		c, err := l.AcceptConn()
-		must(t, err)
+		kit.Must(t, err)
 		conns = append(conns, c)
 	}
 	defer func() {
@@ -384,14 +385,14 @@ func TestConnsByTheTenThousandAreCheap(t *testing.T) {
 			c.Close()
 		}
 	}()
-	clients.mustSay("connected")
+	clients.MustSay("connected")
 	silent := memory()
 
 	waiting := make([]<-chan error, n)
 	for i, c := range conns {
-		waiting[i] = begin(func() error { return echoIndex(c, i) })
+		waiting[i] = kit.Begin(func() error { return echoIndex(c, i) })
 	}
-	eventually(t, "every goroutine waits", func() bool { return parkedInPoller() >= n })
+	kit.Eventually(t, "every goroutine waits", func() bool { return parkedInPoller() >= n })
 	waited := memory()
 	const pause = 200 * time.Millisecond
 	used := cpuUsed()
@@ -400,17 +401,17 @@ func TestConnsByTheTenThousandAreCheap(t *testing.T) {
 	t.Logf("each of %d connections takes %d bytes, and %d with a goroutine that waits; all of them %v of CPU time in %v",
 		n, (silent-empty)/int64(n), (waited-empty)/int64(n), used, pause)
 
-	clients.say("talk")
+	clients.Say("talk")
 	for i, done := range waiting {
 		if err := <-done; err != nil {
 			t.Fatalf("connection %d: %v", i, err)
 		}
 	}
-	clients.mustSay("all are well")
-	clients.end()
+	clients.MustSay("all are well")
+	clients.End()
 	for _, c := range conns {
-		expectEOF(t, c)
-		must(t, c.Close())
+		kit.ExpectEOF(t, c)
+		kit.Must(t, c.Close())
 	}
 	conns = nil
 }
@@ -463,15 +464,15 @@ func echoIndex(c *ipc.Conn, i int) error {
 
 // childHoldsManyConnections dials one after the other, so that they are accepted
 // in that order.
-func childHoldsManyConnections(p *parent, args []string) error {
-	addr := sure(ipc.ParseAddr(args[0]))
-	n := sure(strconv.Atoi(args[1]))
+func childHoldsManyConnections(p *kit.Parent, args []string) error {
+	addr := kit.Sure(ipc.ParseAddr(args[0]))
+	n := kit.Sure(strconv.Atoi(args[1]))
 	conns := make([]*ipc.Conn, n)
 	for i := range conns {
-		conns[i] = sure(ipc.Dial(addr))
+		conns[i] = kit.Sure(ipc.Dial(addr))
 	}
-	p.say("connected")
-	if p.hear() != "talk" {
+	p.Say("connected")
+	if p.Hear() != "talk" {
 		return nil
 	}
 	for i, c := range conns {
@@ -484,8 +485,8 @@ func childHoldsManyConnections(p *parent, args []string) error {
 			return fmt.Errorf("connection %d: %w", i, err)
 		}
 	}
-	p.say("all are well")
-	p.hear()
+	p.Say("all are well")
+	p.Hear()
 	for _, c := range conns {
 		if err := c.Close(); err != nil {
 			return err

@@ -6,7 +6,7 @@
 //
 // A test that stops the whole process when it fails runs in a child, which says
 // whether the gate was still closed when it had done what it should.
-package ipc_test
+package tests
 
 import (
 	"bytes"
@@ -29,10 +29,11 @@ import (
 	"time"
 
 	"github.com/interprocess-go/ipc"
+	"github.com/interprocess-go/ipc/internal/kit"
 )
 
 func init() {
-	for role, play := range map[string]func(*parent, []string) error{
+	for role, play := range map[string]func(*kit.Parent, []string) error{
 		"sends a dirty file":       childSendsADirtyFile,
 		"meets a dirty file":       childMeetsADirtyFile,
 		"faults in a pipe":         childFaultsInAPipe,
@@ -46,7 +47,7 @@ func init() {
 		"fills the flight":         childFillsTheFlight,
 		"shares its ends":          childSharesItsEnds,
 	} {
-		roles[role] = play
+		kit.Roles[role] = play
 	}
 }
 
@@ -65,27 +66,27 @@ type slowFS struct {
 // open: whoever is stuck cannot even be killed before.
 func mountSlow(t *testing.T, operations string, env ...string) *slowFS {
 	t.Helper()
-	needsRoot(t)
+	kit.NeedsRoot(t)
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		t.Skip("there are no file systems in user space here:", err)
 	}
 	dir := t.TempDir()
 	program := compileC(t, dir, "testdata/slowfs.c", "fuse3")
 	mount := filepath.Join(dir, "mount")
-	must(t, os.Mkdir(mount, 0o755))
+	kit.Must(t, os.Mkdir(mount, 0o755))
 	s := &slowFS{t: t, file: filepath.Join(mount, "f"), gate: filepath.Join(dir, "gate")}
 	server := exec.Command(program, "-f", "-o", "allow_other", mount)
 	server.Env = append(append(os.Environ(), "GATE="+s.gate, "SLOW="+operations), env...)
 	var said bytes.Buffer
 	server.Stderr = &said
-	must(t, server.Start())
-	ended := begin(server.Wait)
+	kit.Must(t, server.Start())
+	ended := kit.Begin(server.Wait)
 	t.Cleanup(func() {
 		s.open()
 		syscall.Unmount(mount, 2) // MNT_DETACH of linux/fs.h
 		select {
 		case <-ended:
-		case <-time.After(soon):
+		case <-time.After(kit.Soon):
 			server.Process.Kill()
 			<-ended
 		}
@@ -93,7 +94,7 @@ func mountSlow(t *testing.T, operations string, env ...string) *slowFS {
 	for {
 		select {
 		case err := <-ended:
-			ended = begin(func() error { return err })
+			ended = kit.Begin(func() error { return err })
 			t.Skipf("no file system in user space can be mounted: %v: %s", err, said.Bytes())
 		case <-time.After(time.Millisecond):
 		}
@@ -101,7 +102,7 @@ func mountSlow(t *testing.T, operations string, env ...string) *slowFS {
 			break
 		}
 	}
-	s.opens = time.AfterFunc(soon, s.open)
+	s.opens = time.AfterFunc(kit.Soon, s.open)
 	return s
 }
 
@@ -115,7 +116,7 @@ func (s *slowFS) open() {
 // await returns when somebody waits in the operation.
 func (s *slowFS) await(operation string) {
 	s.t.Helper()
-	eventually(s.t, "somebody waits in "+operation, func() bool {
+	kit.Eventually(s.t, "somebody waits in "+operation, func() bool {
 		_, err := os.Stat(s.gate + "." + operation)
 		return err == nil
 	})
@@ -138,15 +139,15 @@ func compileC(t *testing.T, dir, source, library string) (program string) {
 
 // tellsGate says whether the gate is still closed, after this process has done what
 // one that is stopped cannot do.
-func (p *parent) tellsGate(gate string) {
+func tellsGate(p *kit.Parent, gate string) {
 	runtime.GC()
 	others := make(chan bool)
 	go close(others)
 	<-others
 	if _, err := os.Stat(gate); err == nil {
-		p.say("only when the gate was open")
+		p.Say("only when the gate was open")
 	} else {
-		p.say("while the gate is closed")
+		p.Say("while the gate is closed")
 	}
 }
 
@@ -155,18 +156,18 @@ func (p *parent) tellsGate(gate string) {
 
 // childSendsADirtyFile connects to the address and sends a byte with a file that it
 // then writes to by a mapping, so that the last to close it writes the page back.
-func childSendsADirtyFile(p *parent, args []string) error {
+func childSendsADirtyFile(p *kit.Parent, args []string) error {
 	typ := syscall.SOCK_STREAM
 	if args[2] == "messages" {
 		typ = syscall.SOCK_SEQPACKET
 	}
-	s := sure(syscall.Socket(syscall.AF_UNIX, typ|syscall.SOCK_CLOEXEC, 0))
+	s := kit.Sure(syscall.Socket(syscall.AF_UNIX, typ|syscall.SOCK_CLOEXEC, 0))
 	if err := syscall.Connect(s, &syscall.SockaddrUnix{Name: args[0]}); err != nil {
 		return err
 	}
-	given := sure(syscall.Open(args[1], syscall.O_RDWR|syscall.O_CLOEXEC, 0))
-	mapped := sure(syscall.Open(args[1], syscall.O_RDWR|syscall.O_CLOEXEC, 0))
-	page := sure(syscall.Mmap(mapped, 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED))
+	given := kit.Sure(syscall.Open(args[1], syscall.O_RDWR|syscall.O_CLOEXEC, 0))
+	mapped := kit.Sure(syscall.Open(args[1], syscall.O_RDWR|syscall.O_CLOEXEC, 0))
+	page := kit.Sure(syscall.Mmap(mapped, 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED))
 	if err := syscall.Sendmsg(s, []byte("x"), syscall.UnixRights(given), nil, 0); err != nil {
 		return err
 	}
@@ -174,8 +175,8 @@ func childSendsADirtyFile(p *parent, args []string) error {
 		return err
 	}
 	page[0] = 'd'
-	p.say("sent")
-	p.hear()
+	p.Say("sent")
+	p.Hear()
 	return nil
 }
 
@@ -201,57 +202,57 @@ func isOne(n int, err error) error {
 }
 
 func TestRecvFilesOfADirtyFileStopsNobody(t *testing.T) {
-	together(t)
+	kit.Together(t)
 	for what := range meetings {
 		t.Run(what, func(t *testing.T) {
-			story(t)
+			kit.Story(t)
 			fs := mountSlow(t, "write", "WRITEBACK=1")
 			defer fs.open()
-			victim := startChild(t, "meets a dirty file", what, fs.gate)
-			addr, kind, _ := strings.Cut(victim.hear(), " ")
-			peer := startChild(t, "sends a dirty file", addr, fs.file, kind)
-			peer.mustSay("sent")
-			victim.say("go")
-			victim.mustSay("while the gate is closed")
+			victim := kit.StartChild(t, "meets a dirty file", what, fs.gate)
+			addr, kind, _ := strings.Cut(victim.Hear(), " ")
+			peer := kit.StartChild(t, "sends a dirty file", addr, fs.file, kind)
+			peer.MustSay("sent")
+			victim.Say("go")
+			victim.MustSay("while the gate is closed")
 			fs.await("write") // it was closed indeed
 			fs.open()
-			victim.end()
-			peer.end()
+			victim.End()
+			peer.End()
 		})
 	}
 }
 
-func childMeetsADirtyFile(p *parent, args []string) error {
+func childMeetsADirtyFile(p *kit.Parent, args []string) error {
 	what, gate := args[0], args[1]
-	addr := ipc.Name(unique())
+	addr := ipc.Name(kit.Unique())
 	var c *ipc.Conn
 	var m *ipc.MsgConn
 	if what == "Recv" || what == "CloseOfMsgConn" {
-		l := sure(ipc.ListenMsg(addr))
-		p.say("%v messages", addr)
-		m = sure(l.Accept())
+		l := kit.Sure(ipc.ListenMsg(addr))
+		p.Say("%v messages", addr)
+		m = kit.Sure(l.Accept())
 		l.Close()
 	} else {
-		l := sure(ipc.Listen(addr))
-		p.say("%v stream", addr)
+		l := kit.Sure(ipc.Listen(addr))
+		p.Say("%v stream", addr)
 		if what == "CloseOfListener" {
-			p.hear()
+			p.Hear()
 			if err := l.Close(); err != nil {
 				return err
 			}
-			p.tellsGate(gate)
-			p.hear()
+			tellsGate(p, gate)
+			p.Hear()
 			return nil
 		}
-		c = sure(l.AcceptConn())
+		c = kit.Sure(l.AcceptConn())
 		l.Close()
 	}
-	p.hear()
+	p.Hear()
 	if err := meetings[what](c, m); err != nil {
 		return err
 	}
-	p.tellsGate(gate)
-	p.hear()
+	tellsGate(p, gate)
+	p.Hear()
 	return nil
 }
 
@@ -260,7 +261,7 @@ func childMeetsADirtyFile(p *parent, args []string) error {
 
 // childFaultsInAPipe writes to the pipe from a page that the file system is slow to
 // fill, or reads from it into one, and holds the pipe's mutex meanwhile.
-func childFaultsInAPipe(p *parent, args []string) error {
+func childFaultsInAPipe(p *kit.Parent, args []string) error {
 	side, path, file := args[0], args[1], args[2]
 	mode, call := syscall.O_WRONLY, syscall.Write
 	if side == "reads" {
@@ -268,62 +269,62 @@ func childFaultsInAPipe(p *parent, args []string) error {
 	}
 	fd := 3
 	if path != "" {
-		fd = sure(syscall.Open(path, mode|syscall.O_CLOEXEC, 0))
+		fd = kit.Sure(syscall.Open(path, mode|syscall.O_CLOEXEC, 0))
 	}
-	mapped := sure(syscall.Open(file, syscall.O_RDWR|syscall.O_CLOEXEC, 0))
-	page := sure(syscall.Mmap(mapped, 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED))
-	p.say("ready")
-	p.hear()
+	mapped := kit.Sure(syscall.Open(file, syscall.O_RDWR|syscall.O_CLOEXEC, 0))
+	page := kit.Sure(syscall.Mmap(mapped, 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED))
+	p.Say("ready")
+	p.Hear()
 	call(fd, page[:8])
 	return nil
 }
 
 func TestPipeHeldInAPageFaultStopsNobody(t *testing.T) {
-	if underEmulation() {
+	if kit.UnderEmulation() {
 		t.Skip("an emulator may stop all threads while one is in such a call")
 	}
-	together(t)
+	kit.Together(t)
 	for _, pipe := range []string{"FIFO", "Inherited"} {
 		for _, side := range []string{"writes", "reads"} { // of the peer
 			t.Run(pipe+"/Peer"+strings.ToUpper(side[:1])+side[1:], func(t *testing.T) {
-				story(t)
+				kit.Story(t)
 				fs := mountSlow(t, "read")
 				defer fs.open()
-				var victim, peer *child
+				var victim, peer *kit.Child
 				if pipe == "FIFO" {
 					path := filepath.Join(filepath.Dir(fs.gate), "fifo")
-					must(t, ipc.Mkfifo(path, 0o600))
-					victim = startChild(t, "has a stuck pipe", side, fs.gate, path)
-					peer = startChild(t, "faults in a pipe", side, path, fs.file)
+					kit.Must(t, ipc.Mkfifo(path, 0o600))
+					victim = kit.StartChild(t, "has a stuck pipe", side, fs.gate, path)
+					peer = kit.StartChild(t, "faults in a pipe", side, path, fs.file)
 				} else {
 					r, w, err := ipc.Pipe()
-					must(t, err)
+					kit.Must(t, err)
 					mine, theirs := ipc.Inheritable(r), w.File
 					if side == "reads" {
 						mine, theirs = w, r.File
 					}
 					f, err := theirs()
-					must(t, err)
-					must(t, f.Close())
-					h := newHeir(t)
-					h.gets("end", mine)
+					kit.Must(t, err)
+					kit.Must(t, f.Close())
+					h := kit.NewHeir(t)
+					h.Gets("end", mine)
 					f, err = theirs()
-					must(t, err)
-					must(t, syscall.SetNonblock(sysFD(t, f), false))
-					victim = h.start("has a stuck pipe", side, fs.gate)
-					peer = startChildWith(t, exec.Cmd{ExtraFiles: []*os.File{f}}, "faults in a pipe", side, "", fs.file)
-					must(t, errors.Join(f.Close(), r.Close(), w.Close()))
+					kit.Must(t, err)
+					kit.Must(t, syscall.SetNonblock(kit.SysFD(t, f), false))
+					victim = h.Start("has a stuck pipe", side, fs.gate)
+					peer = kit.StartChildWith(t, exec.Cmd{ExtraFiles: []*os.File{f}}, "faults in a pipe", side, "", fs.file)
+					kit.Must(t, errors.Join(f.Close(), r.Close(), w.Close()))
 				}
-				victim.mustSay("ready")
-				peer.mustSay("ready")
-				peer.say("go")
+				victim.MustSay("ready")
+				peer.MustSay("ready")
+				peer.Say("go")
 				fs.await("read")
-				victim.say("go")
-				victim.mustSay("while the gate is closed") // the call is under way
-				victim.mustSay("while the gate is closed") // Close has returned
+				victim.Say("go")
+				victim.MustSay("while the gate is closed") // the call is under way
+				victim.MustSay("while the gate is closed") // Close has returned
 				fs.open()
-				victim.end()
-				peer.end()
+				victim.End()
+				peer.End()
 			})
 		}
 	}
@@ -331,38 +332,38 @@ func TestPipeHeldInAPageFaultStopsNobody(t *testing.T) {
 
 // TestRecvFilesOfAPipeThatIsHeld has the pipe's mutex be held while it arrives.
 func TestRecvFilesOfAPipeThatIsHeld(t *testing.T) {
-	story(t)
+	kit.Story(t)
 	fs := mountSlow(t, "read")
 	defer fs.open()
 	var p [2]int
-	must(t, syscall.Pipe2(p[:], syscall.O_CLOEXEC))
+	kit.Must(t, syscall.Pipe2(p[:], syscall.O_CLOEXEC))
 	r, w := os.NewFile(uintptr(p[0]), "r"), os.NewFile(uintptr(p[1]), "w")
-	peer := startChildWith(t, exec.Cmd{ExtraFiles: []*os.File{w}}, "faults in a pipe", "writes", "", fs.file)
-	a, b := pair(t)
-	h := newHeir(t)
-	h.gets("line", b)
-	victim := h.start("takes a stuck pipe", fs.gate)
-	must(t, b.Close())
-	peer.mustSay("ready")
-	peer.say("go")
+	peer := kit.StartChildWith(t, exec.Cmd{ExtraFiles: []*os.File{w}}, "faults in a pipe", "writes", "", fs.file)
+	a, b := kit.Pair(t)
+	h := kit.NewHeir(t)
+	h.Gets("line", b)
+	victim := h.Start("takes a stuck pipe", fs.gate)
+	kit.Must(t, b.Close())
+	peer.MustSay("ready")
+	peer.Say("go")
 	fs.await("read")
-	sendFiles(t, a, r)
-	victim.mustSay("while the gate is closed")
+	kit.SendFiles(t, a, r)
+	victim.MustSay("while the gate is closed")
 	fs.open()
-	victim.end()
-	peer.end()
-	must(t, errors.Join(r.Close(), w.Close()))
+	victim.End()
+	peer.End()
+	kit.Must(t, errors.Join(r.Close(), w.Close()))
 }
 
-func childTakesAStuckPipe(p *parent, args []string) error {
-	c := sure(ipc.InheritedConn("line"))
-	files := sure(c.RecvFiles(1))
-	p.tellsGate(args[0])
-	p.hear()
+func childTakesAStuckPipe(p *kit.Parent, args []string) error {
+	c := kit.Sure(ipc.InheritedConn("line"))
+	files := kit.Sure(c.RecvFiles(1))
+	tellsGate(p, args[0])
+	p.Hear()
 	return errors.Join(files[0].Close(), c.Close())
 }
 
-func childHasAStuckPipe(p *parent, args []string) error {
+func childHasAStuckPipe(p *kit.Parent, args []string) error {
 	side, gate := args[0], args[1]
 	var call func([]byte) (int, error)
 	var end interface{ Close() error }
@@ -370,25 +371,25 @@ func childHasAStuckPipe(p *parent, args []string) error {
 	if side == "writes" {
 		var r *ipc.PipeReader
 		if len(args) > 2 {
-			r = sure(ipc.OpenFIFOReader(context.Background(), args[2]))
+			r = kit.Sure(ipc.OpenFIFOReader(context.Background(), args[2]))
 		} else {
-			r = sure(ipc.InheritedReader("end"))
+			r = kit.Sure(ipc.InheritedReader("end"))
 		}
 		call, end = r.Read, r
 	} else {
 		var w *ipc.PipeWriter
 		if len(args) > 2 {
-			w = sure(ipc.OpenFIFOWriter(context.Background(), args[2]))
+			w = kit.Sure(ipc.OpenFIFOWriter(context.Background(), args[2]))
 		} else {
-			w = sure(ipc.InheritedWriter("end"))
+			w = kit.Sure(ipc.InheritedWriter("end"))
 		}
 		call, end, in = w.Write, w, "(*PipeWriter).Write("
-		sure(w.Write([]byte("something to read")))
+		kit.Sure(w.Write([]byte("something to read")))
 	}
-	p.say("ready")
-	p.hear()
-	calling := begin(func() error { _, err := call(make([]byte, 8)); return err })
-	for !strings.Contains(stacks(), in) { // which stops the world
+	p.Say("ready")
+	p.Hear()
+	calling := kit.Begin(func() error { _, err := call(make([]byte, 8)); return err })
+	for !strings.Contains(kit.Stacks(), in) { // which stops the world
 		select {
 		case err := <-calling:
 			return fmt.Errorf("the call did not wait: %v", err)
@@ -396,12 +397,12 @@ func childHasAStuckPipe(p *parent, args []string) error {
 			runtime.Gosched()
 		}
 	}
-	p.tellsGate(gate)
+	tellsGate(p, gate)
 	if err := end.Close(); err != nil {
 		return err
 	}
-	p.tellsGate(gate)
-	p.hear()
+	tellsGate(p, gate)
+	p.Hear()
 	// Once the gate is open the peer may be gone before the call ends.
 	if err := <-calling; err != nil && !errors.Is(err, net.ErrClosed) && err != io.EOF && !errors.Is(err, syscall.EPIPE) {
 		return err
@@ -413,44 +414,44 @@ func childHasAStuckPipe(p *parent, args []string) error {
 // Files that are slow to answer
 
 func TestRecvFilesOfSlowFilesEnds(t *testing.T) {
-	together(t)
+	kit.Together(t)
 	for _, slow := range []string{"poll", "flush"} {
 		t.Run(slow, func(t *testing.T) {
-			story(t)
+			kit.Story(t)
 			fs := mountSlow(t, slow)
 			defer fs.open()
-			a, b := pair(t)
-			h := newHeir(t)
-			h.gets("line", b)
-			victim := h.start("is given slow files", slow, fs.gate)
-			must(t, b.Close())
-			victim.mustSay("ready")
+			a, b := kit.Pair(t)
+			h := kit.NewHeir(t)
+			h.Gets("line", b)
+			victim := h.Start("is given slow files", slow, fs.gate)
+			kit.Must(t, b.Close())
+			victim.MustSay("ready")
 			f, err := syscall.Open(fs.file, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
-			must(t, err)
+			kit.Must(t, err)
 			// It stays open here until the gate is: closing it asks the server too.
 			closed := func() error { fs.open(); return syscall.Close(f) }
 			defer closed()
 			rights := syscall.UnixRights(f, f, f)
 			for range 2 {
 				_, err = a.WriteMsg([]byte{0}, rights)
-				must(t, err)
+				kit.Must(t, err)
 			}
-			victim.say("go")
-			victim.mustSay("while the gate is closed")
+			victim.Say("go")
+			victim.MustSay("while the gate is closed")
 			if slow == "flush" {
 				fs.await("flush")
 			}
 			fs.open()
-			victim.end()
+			victim.End()
 		})
 	}
 }
 
-func childIsGivenSlowFiles(p *parent, args []string) error {
+func childIsGivenSlowFiles(p *kit.Parent, args []string) error {
 	slow, gate := args[0], args[1]
-	c := sure(ipc.InheritedConn("line"))
-	p.say("ready")
-	p.hear()
+	c := kit.Sure(ipc.InheritedConn("line"))
+	p.Say("ready")
+	p.Hear()
 	files, err := c.RecvFiles(2)
 	if files != nil || !errors.Is(err, ipc.ErrMsgTooLong) {
 		return fmt.Errorf("of 3 files for 2 there are %d, %v", len(files), err)
@@ -463,8 +464,8 @@ func childIsGivenSlowFiles(p *parent, args []string) error {
 			return fmt.Errorf("read %d, %v", n, err)
 		}
 	}
-	p.tellsGate(gate)
-	p.hear()
+	tellsGate(p, gate)
+	p.Hear()
 	for _, f := range files {
 		if err := f.Close(); err != nil {
 			return err
@@ -475,34 +476,34 @@ func childIsGivenSlowFiles(p *parent, args []string) error {
 
 // A doorbell that is no socket is refused without asking its file system.
 func TestSharedConnRefusesASlowDoorbell(t *testing.T) {
-	together(t)
-	story(t)
-	needsMemory(t)
+	kit.Together(t)
+	kit.Story(t)
+	kit.NeedsMemory(t)
 	fs := mountSlow(t, "flush")
 	defer fs.open()
-	a, b := pair(t)
-	h := newHeir(t)
-	h.gets("line", b)
-	victim := h.start("is given a slow doorbell", fs.gate)
-	must(t, b.Close())
-	victim.mustSay("ready")
+	a, b := kit.Pair(t)
+	h := kit.NewHeir(t)
+	h.Gets("line", b)
+	victim := h.Start("is given a slow doorbell", fs.gate)
+	kit.Must(t, b.Close())
+	victim.MustSay("ready")
 	f, err := syscall.Open(fs.file, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
-	must(t, err)
+	kit.Must(t, err)
 	defer func() { fs.open(); syscall.Close(f) }()
 	sendHello(t, a, f, f)
-	victim.mustSay("while the gate is closed")
+	victim.MustSay("while the gate is closed")
 	fs.open()
-	victim.end()
+	victim.End()
 }
 
 // sendHello sends what an end of shared memory says first, with memory and these doorbells.
 func sendHello(t *testing.T, c *ipc.Conn, doorbells ...int) {
 	t.Helper()
-	m := newMemory(t, 2<<16) // the control page and the smallest ring
-	memory := memoryFile(t, m, false)
+	m := kit.NewMemory(t, 2<<16) // the control page and the smallest ring
+	memory := kit.MemoryFile(t, m, false)
 	hello := "\xffipcshm\x01" + string(binary.NativeEndian.AppendUint32(nil, 0x01020304)) +
 		"\x01\x00\x00\x00" + "\x00\x00\x01\x00" + strings.Repeat("\x00", 12)
-	must(t, withSys(memory, func(sys int) error {
+	kit.Must(t, withSys(memory, func(sys int) error {
 		_, err := c.WriteMsg([]byte(hello), syscall.UnixRights(append([]int{sys}, doorbells...)...))
 		return err
 	}))
@@ -510,42 +511,42 @@ func sendHello(t *testing.T, c *ipc.Conn, doorbells ...int) {
 
 // A peer can hold the lock of every end of a doorbell that it has. Nobody waits for that.
 func TestSharedDoorbellHeldInAPageFaultStopsNobody(t *testing.T) {
-	if underEmulation() {
+	if kit.UnderEmulation() {
 		t.Skip("an emulator may stop all threads while one is in such a call")
 	}
-	together(t)
-	story(t)
-	needsMemory(t)
+	kit.Together(t)
+	kit.Story(t)
+	kit.NeedsMemory(t)
 	fs := mountSlow(t, "read")
 	defer fs.open()
 	var s [2]int
 	var err error
 	s, err = syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	must(t, err)
+	kit.Must(t, err)
 	near, far := os.NewFile(uintptr(s[0]), "near"), os.NewFile(uintptr(s[1]), "far")
-	peer := startChildWith(t, exec.Cmd{ExtraFiles: []*os.File{far}}, "faults in a pipe", "reads", "", fs.file)
-	a, b := pair(t)
-	h := newHeir(t)
-	h.gets("line", b)
-	victim := h.start("has a stuck doorbell", fs.gate)
-	must(t, b.Close())
+	peer := kit.StartChildWith(t, exec.Cmd{ExtraFiles: []*os.File{far}}, "faults in a pipe", "reads", "", fs.file)
+	a, b := kit.Pair(t)
+	h := kit.NewHeir(t)
+	h.Gets("line", b)
+	victim := h.Start("has a stuck doorbell", fs.gate)
+	kit.Must(t, b.Close())
 	sendHello(t, a, s[1], s[1])
-	peer.mustSay("ready")
-	peer.say("go")
-	send(t, near, "something to read")
+	peer.MustSay("ready")
+	peer.Say("go")
+	kit.Send(t, near, "something to read")
 	fs.await("read")
-	victim.say("go")
-	victim.mustSay("while the gate is closed")
+	victim.Say("go")
+	victim.MustSay("while the gate is closed")
 	fs.open()
-	victim.end()
-	peer.end()
-	must(t, errors.Join(near.Close(), far.Close()))
+	victim.End()
+	peer.End()
+	kit.Must(t, errors.Join(near.Close(), far.Close()))
 }
 
-func childHasAStuckDoorbell(p *parent, args []string) error {
-	c := sure(sure(ipc.InheritedConn("line")).Share(ipc.ShareConfig{}))
-	p.hear()
-	reading := begin(func() error { _, err := c.Read(make([]byte, 1)); return err })
+func childHasAStuckDoorbell(p *kit.Parent, args []string) error {
+	c := kit.Sure(kit.Sure(ipc.InheritedConn("line")).Share(ipc.ShareConfig{}))
+	p.Hear()
+	reading := kit.Begin(func() error { _, err := c.Read(make([]byte, 1)); return err })
 	c.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 	if n, err := c.Write(make([]byte, 1<<20)); n == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 		return fmt.Errorf("write: %d, %v", n, err)
@@ -556,17 +557,17 @@ func childHasAStuckDoorbell(p *parent, args []string) error {
 	if err := <-reading; !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("read: %v", err)
 	}
-	p.tellsGate(args[0])
+	tellsGate(p, args[0])
 	return nil
 }
 
-func childIsGivenASlowDoorbell(p *parent, args []string) error {
-	c := sure(sure(ipc.InheritedConn("line")).Share(ipc.ShareConfig{}))
-	p.say("ready")
+func childIsGivenASlowDoorbell(p *kit.Parent, args []string) error {
+	c := kit.Sure(kit.Sure(ipc.InheritedConn("line")).Share(ipc.ShareConfig{}))
+	p.Say("ready")
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.EPROTO) {
 		return fmt.Errorf("read: %v", err)
 	}
-	p.tellsGate(args[0])
+	tellsGate(p, args[0])
 	return c.Close()
 }
 
@@ -585,33 +586,33 @@ func withSys(f *os.File, do func(sys int) error) error {
 // TestRecvFilesOfAFloodHoldsNobodyElseUp has a peer send more files whose closing
 // waits than there are closers.
 func TestRecvFilesOfAFloodHoldsNobodyElseUp(t *testing.T) {
-	together(t)
-	story(t)
+	kit.Together(t)
+	kit.Story(t)
 	fs := mountSlow(t, "flush")
 	defer fs.open()
-	a, b := pair(t)
-	h := newHeir(t)
-	h.gets("line", b)
-	victim := h.start("is flooded", fs.gate)
-	must(t, b.Close())
+	a, b := kit.Pair(t)
+	h := kit.NewHeir(t)
+	h.Gets("line", b)
+	victim := h.Start("is flooded", fs.gate)
+	kit.Must(t, b.Close())
 	f, err := syscall.Open(fs.file, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
-	must(t, err)
+	kit.Must(t, err)
 	defer func() { fs.open(); syscall.Close(f) }()
 	for range 2 {
 		_, err = a.WriteMsg([]byte{0}, syscall.UnixRights(slices.Repeat([]int{f}, 200)...))
-		must(t, err)
+		kit.Must(t, err)
 	}
-	victim.mustSay("while the gate is closed")
+	victim.MustSay("while the gate is closed")
 	_, err = a.WriteMsg([]byte{0}, syscall.UnixRights(slices.Repeat([]int{f}, 200)...))
-	must(t, err)
-	victim.say("go")
-	victim.mustSay("while the gate is closed")
+	kit.Must(t, err)
+	victim.Say("go")
+	victim.MustSay("while the gate is closed")
 	fs.open()
-	victim.end()
+	victim.End()
 }
 
-func childIsFlooded(p *parent, args []string) error {
-	c := sure(ipc.InheritedConn("line"))
+func childIsFlooded(p *kit.Parent, args []string) error {
+	c := kit.Sure(ipc.InheritedConn("line"))
 	for range 2 {
 		if _, err := c.RecvFiles(1); !errors.Is(err, ipc.ErrMsgTooLong) {
 			return err
@@ -619,11 +620,11 @@ func childIsFlooded(p *parent, args []string) error {
 	}
 
 	// What this process closes for others is closed all the same.
-	r, w := sure2(ipc.Pipe())
-	l := sure(ipc.Listen(ipc.Addr{}))
-	client := sure(ipc.Dial(l.Addr().(ipc.Addr)))
-	x, y := sure2(ipc.Pair())
-	sure(x.Write([]byte("not read")))
+	r, w := kit.Sure2(ipc.Pipe())
+	l := kit.Sure(ipc.Listen(ipc.Addr{}))
+	client := kit.Sure(ipc.Dial(l.Addr().(ipc.Addr)))
+	x, y := kit.Sure2(ipc.Pair())
+	kit.Sure(x.Write([]byte("not read")))
 	if err := errors.Join(w.Close(), l.Close(), y.Close()); err != nil {
 		return err
 	}
@@ -636,20 +637,20 @@ func childIsFlooded(p *parent, args []string) error {
 	if n, err := x.Read(make([]byte, 8)); err == nil {
 		return fmt.Errorf("from an end that is closed %d bytes come", n)
 	}
-	p.tellsGate(args[0])
+	tellsGate(p, args[0])
 
 	// A plain read keeps none of the files that come now.
-	p.hear()
-	count := func() int { return len(sure(os.ReadDir("/proc/self/fd"))) } // asks no file
+	p.Hear()
+	count := func() int { return len(kit.Sure(os.ReadDir("/proc/self/fd"))) } // asks no file
 	before := count()
-	reading := begin(func() error { return isOne(c.Read(make([]byte, 8))) })
-	for end := time.Now().Add(brief); time.Now().Before(end); runtime.Gosched() {
+	reading := kit.Begin(func() error { return isOne(c.Read(make([]byte, 8))) })
+	for end := time.Now().Add(kit.Brief); time.Now().Before(end); runtime.Gosched() {
 		if now := count(); now > before {
 			return fmt.Errorf("%d descriptors became %d", before, now)
 		}
 	}
-	p.tellsGate(args[0])
-	p.hear()
+	tellsGate(p, args[0])
+	p.Hear()
 	return errors.Join(<-reading, c.Close())
 }
 
@@ -668,37 +669,37 @@ type blockingEnds struct {
 // TestConnThatAnotherMakesBlockKeepsItsDeadlines has another holder of each kind of
 // end clear O_NONBLOCK, which all holders share.
 func TestConnThatAnotherMakesBlockKeepsItsDeadlines(t *testing.T) {
-	together(t)
+	kit.Together(t)
 	for _, way := range []string{"Duplicate", "Bequeathed", "Adopted", "Inherited"} {
 		for _, when := range []string{"before use", "after use"} {
 			t.Run(way+"/"+when, func(t *testing.T) {
-				story(t)
-				var victim *child
+				kit.Story(t)
+				var victim *kit.Child
 				var block func()
 				if way == "Inherited" {
 					ends, others, err := makeEnds()
-					must(t, err)
+					kit.Must(t, err)
 					defer others.close() // not before: who reads would see the end
-					h := newHeir(t)
-					h.gets("c", ends.c)
-					h.gets("m", ends.m)
-					h.gets("r", ends.r)
-					h.gets("w", ends.w)
-					h.gets("l", ends.l)
-					victim = h.start("shares its ends", way, when)
-					block = func() { must(t, ends.block()) }
+					h := kit.NewHeir(t)
+					h.Gets("c", ends.c)
+					h.Gets("m", ends.m)
+					h.Gets("r", ends.r)
+					h.Gets("w", ends.w)
+					h.Gets("l", ends.l)
+					victim = h.Start("shares its ends", way, when)
+					block = func() { kit.Must(t, ends.block()) }
 					defer ends.close()
 				} else {
-					victim = startChild(t, "shares its ends", way, when)
+					victim = kit.StartChild(t, "shares its ends", way, when)
 					block = func() {}
 				}
-				limit := time.AfterFunc(soon, func() { victim.cmd.Process.Signal(syscall.SIGQUIT) }) // with all stacks
+				limit := time.AfterFunc(kit.Soon, func() { victim.Cmd.Process.Signal(syscall.SIGQUIT) }) // with all stacks
 				defer limit.Stop()
-				victim.mustSay("ready")
+				victim.MustSay("ready")
 				block()
-				victim.say("go")
-				victim.mustSay("all ended in time")
-				victim.end()
+				victim.Say("go")
+				victim.MustSay("all ended in time")
+				victim.End()
 			})
 		}
 	}
@@ -752,8 +753,8 @@ func setBlocking(c syscall.Conn) error {
 // them block.
 func sharedEnds(way string) (e, others blockingEnds, block func() error, err error) {
 	if way == "Inherited" {
-		e = blockingEnds{sure(ipc.InheritedConn("c")), sure(ipc.InheritedMsgConn("m")), sure(ipc.InheritedReader("r")),
-			sure(ipc.InheritedWriter("w")), sure(ipc.InheritedListener("l"))}
+		e = blockingEnds{kit.Sure(ipc.InheritedConn("c")), kit.Sure(ipc.InheritedMsgConn("m")), kit.Sure(ipc.InheritedReader("r")),
+			kit.Sure(ipc.InheritedWriter("w")), kit.Sure(ipc.InheritedListener("l"))}
 		return e, others, func() error { return nil }, nil
 	}
 	if e, others, err = makeEnds(); err != nil {
@@ -770,12 +771,12 @@ func sharedEnds(way string) (e, others blockingEnds, block func() error, err err
 	}
 	var files []*os.File
 	for _, c := range e.conns() {
-		files = append(files, sure(c.(interface{ File() (*os.File, error) }).File()))
+		files = append(files, kit.Sure(c.(interface{ File() (*os.File, error) }).File()))
 	}
 	if way == "Adopted" {
 		own := e
-		e = blockingEnds{sure(ipc.FileConn(files[0])), sure(ipc.FileMsgConn(files[1])), sure(ipc.FileReader(files[2])),
-			sure(ipc.FileWriter(files[3])), sure(ipc.FileListener(files[4]))}
+		e = blockingEnds{kit.Sure(ipc.FileConn(files[0])), kit.Sure(ipc.FileMsgConn(files[1])), kit.Sure(ipc.FileReader(files[2])),
+			kit.Sure(ipc.FileWriter(files[3])), kit.Sure(ipc.FileListener(files[4]))}
 		return e, others, own.block, nil
 	}
 	return e, others, func() error {
@@ -788,7 +789,7 @@ func sharedEnds(way string) (e, others blockingEnds, block func() error, err err
 	}, nil
 }
 
-func childSharesItsEnds(p *parent, args []string) error {
+func childSharesItsEnds(p *kit.Parent, args []string) error {
 	way, when := args[0], args[1]
 	e, others, block, err := sharedEnds(way)
 	if err != nil {
@@ -799,8 +800,8 @@ func childSharesItsEnds(p *parent, args []string) error {
 			return err
 		}
 	}
-	p.say("ready")
-	p.hear()
+	p.Say("ready")
+	p.Hear()
 	if err := block(); err != nil {
 		return err
 	}
@@ -808,14 +809,14 @@ func childSharesItsEnds(p *parent, args []string) error {
 		return err
 	}
 	waiting := []<-chan error{
-		beginRead(e.c), beginRead(e.r), beginRead(msgEnd{e.m}),
-		begin(func() error { _, err := e.l.Accept(); return err }),
-		begin(func() error { _, err := e.w.Write(make([]byte, tooMuch)); return err }),
-		begin(func() error { _, err := e.c.Write(make([]byte, tooMuch)); return err }),
+		kit.BeginRead(e.c), kit.BeginRead(e.r), kit.BeginRead(kit.MsgEnd{MsgConn: e.m}),
+		kit.Begin(func() error { _, err := e.l.Accept(); return err }),
+		kit.Begin(func() error { _, err := e.w.Write(make([]byte, kit.TooMuch)); return err }),
+		kit.Begin(func() error { _, err := e.c.Write(make([]byte, kit.TooMuch)); return err }),
 	}
 	for _, in := range []string{"(*Conn).Read(", "(*PipeReader).Read(", "(*MsgConn).Recv(", "(*Listener).Accept(",
 		"(*PipeWriter).Write(", "(*Conn).Write("} {
-		for !strings.Contains(stacks(), in) {
+		for !strings.Contains(kit.Stacks(), in) {
 			runtime.Gosched()
 		}
 	}
@@ -829,13 +830,13 @@ func childSharesItsEnds(p *parent, args []string) error {
 		}
 	}
 	runtime.KeepAlive(others)
-	p.say("all ended in time")
+	p.Say("all ended in time")
 	return nil
 }
 
 // endInTime proves that every call that has to wait ends with its deadline.
 func (e *blockingEnds) endInTime() error {
-	big := make([]byte, tooMuch)
+	big := make([]byte, kit.TooMuch)
 	for what, call := range map[string]func(time.Time) error{
 		"Conn.Read":        func(t time.Time) error { e.c.SetReadDeadline(t); _, err := e.c.Read(big); return err },
 		"Conn.Write":       func(t time.Time) error { e.c.SetWriteDeadline(t); _, err := e.c.Write(big); return err },
@@ -847,7 +848,7 @@ func (e *blockingEnds) endInTime() error {
 		},
 		"Conn.RecvFiles": func(t time.Time) error { e.c.SetReadDeadline(t); _, err := e.c.RecvFiles(1); return err },
 		"Conn.ReadFrom": func(t time.Time) error {
-			r, w := sure2(os.Pipe())
+			r, w := kit.Sure2(os.Pipe())
 			defer r.Close()
 			go func() { w.Write(big); w.Close() }()
 			e.c.SetWriteDeadline(t)
@@ -858,14 +859,14 @@ func (e *blockingEnds) endInTime() error {
 		"MsgConn.RecvPeer": func(t time.Time) error { e.m.SetReadDeadline(t); _, _, err := e.m.RecvPeer(big); return err },
 		"MsgConn.Send": func(t time.Time) error {
 			e.m.SetWriteDeadline(t)
-			_, err := writeMuch(msgEnd{e.m})
+			_, err := kit.WriteMuch(kit.MsgEnd{MsgConn: e.m})
 			return err
 		},
 		"PipeReader.Read":  func(t time.Time) error { e.r.SetReadDeadline(t); _, err := e.r.Read(big); return err },
 		"PipeWriter.Write": func(t time.Time) error { e.w.SetWriteDeadline(t); _, err := e.w.Write(big); return err },
 		"Listener.Accept":  func(t time.Time) error { e.l.SetDeadline(t); _, err := e.l.Accept(); return err },
 	} {
-		if err := call(time.Now().Add(brief)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		if err := call(time.Now().Add(kit.Brief)); !errors.Is(err, os.ErrDeadlineExceeded) {
 			return fmt.Errorf("%s ends with %w", what, err)
 		}
 	}
@@ -886,24 +887,24 @@ type lingering struct{ fd, peer int }
 func newLingering(t *testing.T, n int) (all []*lingering) {
 	t.Helper()
 	l, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	must(t, err)
+	kit.Must(t, err)
 	defer syscall.Close(l)
-	must(t, syscall.SetsockoptInt(l, syscall.SOL_SOCKET, syscall.SO_RCVBUF, 2048))
+	kit.Must(t, syscall.SetsockoptInt(l, syscall.SOL_SOCKET, syscall.SO_RCVBUF, 2048))
 	if err := syscall.Bind(l, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
 		t.Skip("there is no loopback interface:", err)
 	}
-	must(t, syscall.Listen(l, n))
+	kit.Must(t, syscall.Listen(l, n))
 	addr, err := syscall.Getsockname(l)
-	must(t, err)
+	kit.Must(t, err)
 	for range n {
 		fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-		must(t, err)
-		must(t, syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_SNDBUF, 4096))
-		must(t, syscall.Connect(fd, addr))
+		kit.Must(t, err)
+		kit.Must(t, syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_SNDBUF, 4096))
+		kit.Must(t, syscall.Connect(fd, addr))
 		peer, _, err := syscall.Accept4(l, syscall.SOCK_CLOEXEC)
-		must(t, err)
-		must(t, syscall.SetNonblock(fd, true))
-		must(t, syscall.SetsockoptLinger(fd, syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1, Linger: 3600}))
+		kit.Must(t, err)
+		kit.Must(t, syscall.SetNonblock(fd, true))
+		kit.Must(t, syscall.SetsockoptLinger(fd, syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1, Linger: 3600}))
 		all = append(all, &lingering{fd, peer})
 	}
 	// The peer's queue is full too once nothing has moved for longer than an
@@ -914,7 +915,7 @@ func newLingering(t *testing.T, n int) (all []*lingering) {
 				if _, err := syscall.Write(l.fd, make([]byte, 64<<10)); err == syscall.EAGAIN {
 					break
 				} else {
-					must(t, err)
+					kit.Must(t, err)
 				}
 				idle = 0
 			}
@@ -946,17 +947,17 @@ func (l *lingering) rights(times int) []byte {
 func (l *lingering) let() { syscall.Close(l.fd) }
 
 // bombs sends p with a new lingering socket.
-func bombs(t *testing.T, c rawCarrier, p string, times int) {
+func bombs(t *testing.T, c kit.RawCarrier, p string, times int) {
 	t.Helper()
 	for _, l := range takeLingering(t, 1) {
 		_, err := c.WriteMsg([]byte(p), l.rights(times))
 		l.let()
-		must(t, err)
+		kit.Must(t, err)
 	}
 }
 
 // urgentBomb sends a lingering socket with an urgent byte, which a read may skip.
-func urgentBomb(t *testing.T, c rawCarrier) {
+func urgentBomb(t *testing.T, c kit.RawCarrier) {
 	t.Helper()
 	if _, ok := c.(*ipc.Conn); !ok {
 		t.Skip("only a stream has urgent data")
@@ -964,14 +965,14 @@ func urgentBomb(t *testing.T, c rawCarrier) {
 	l := takeLingering(t, 1)[0]
 	defer l.let()
 	raw, err := c.SyscallConn()
-	must(t, err)
-	must(t, raw.Control(func(fd uintptr) {
+	kit.Must(t, err)
+	kit.Must(t, raw.Control(func(fd uintptr) {
 		err = syscall.Sendmsg(int(fd), []byte("!"), l.rights(1), nil, syscall.MSG_OOB)
 	}))
 	if err == syscall.EOPNOTSUPP {
 		t.Skip("this kernel has no urgent data in local sockets")
 	}
-	must(t, err)
+	kit.Must(t, err)
 }
 
 // dialBomb connects to the abstract name as a program would that means harm, sends a
@@ -981,10 +982,10 @@ func dialBomb(t *testing.T, typ int, addr net.Addr) {
 	l := takeLingering(t, 1)[0]
 	defer l.let()
 	s, err := syscall.Socket(syscall.AF_UNIX, typ|syscall.SOCK_CLOEXEC, 0)
-	must(t, err)
+	kit.Must(t, err)
 	t.Cleanup(func() { syscall.Close(s) })
-	must(t, syscall.Connect(s, &syscall.SockaddrUnix{Name: addr.String()}))
-	must(t, syscall.Sendmsg(s, []byte("x"), l.rights(1), nil, 0))
+	kit.Must(t, syscall.Connect(s, &syscall.SockaddrUnix{Name: addr.String()}))
+	kit.Must(t, syscall.Sendmsg(s, []byte("x"), l.rights(1), nil, 0))
 }
 
 // ends fails the test unless the call ends, with no error, while those who mean harm
@@ -992,11 +993,11 @@ func dialBomb(t *testing.T, typ int, addr net.Addr) {
 func ends(t *testing.T, what string, call func() error) {
 	t.Helper()
 	select {
-	case err := <-begin(call):
+	case err := <-kit.Begin(call):
 		if err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
-	case <-time.After(soon):
+	case <-time.After(kit.Soon):
 		t.Fatalf("%s does not end", what)
 	}
 }
@@ -1010,42 +1011,42 @@ func TestConnCloseOfALingeringSocketHoldsNobodyUp(t *testing.T) {
 		}
 	}()
 	refuse := func(ipc.Peer) error { return errors.New("refused") }
-	onConns := map[string]func(t *testing.T, a, b rawCarrier){
-		"Close": func(t *testing.T, a, b rawCarrier) {
+	onConns := map[string]func(t *testing.T, a, b kit.RawCarrier){
+		"Close": func(t *testing.T, a, b kit.RawCarrier) {
 			bombs(t, a, "x", 1)
 			ends(t, "Close", b.Close)
 		},
-		"CloseOfAdopted": func(t *testing.T, a, b rawCarrier) { // which others may have too
+		"CloseOfAdopted": func(t *testing.T, a, b kit.RawCarrier) { // which others may have too
 			f, err := b.File()
-			must(t, err)
-			must(t, b.Close())
+			kit.Must(t, err)
+			kit.Must(t, b.Close())
 			var adopted io.Closer
 			if _, ok := b.(*ipc.MsgConn); ok {
 				adopted, err = ipc.FileMsgConn(f)
 			} else {
 				adopted, err = ipc.FileConn(f)
 			}
-			must(t, err)
-			must(t, f.Close())
+			kit.Must(t, err)
+			kit.Must(t, f.Close())
 			bombs(t, a, "x", 1)
 			ends(t, "Close", adopted.Close)
 		},
-		"CloseBehindAnEmptyMessage": func(t *testing.T, a, b rawCarrier) {
+		"CloseBehindAnEmptyMessage": func(t *testing.T, a, b kit.RawCarrier) {
 			if m, ok := a.(*ipc.MsgConn); ok {
-				sendMsg(t, m, "before")
-				expectMsg(t, b.(*ipc.MsgConn), "before")
-				sendMsg(t, m, "")
+				kit.SendMsg(t, m, "before")
+				kit.ExpectMsg(t, b.(*ipc.MsgConn), "before")
+				kit.SendMsg(t, m, "")
 			}
 			bombs(t, a, "x", 1)
 			ends(t, "Close", b.Close)
 		},
-		"CloseWithUrgentData": func(t *testing.T, a, b rawCarrier) {
+		"CloseWithUrgentData": func(t *testing.T, a, b kit.RawCarrier) {
 			urgentBomb(t, a)
 			ends(t, "Close", b.Close)
 		},
-		"ReadWithUrgentData": func(t *testing.T, a, b rawCarrier) {
+		"ReadWithUrgentData": func(t *testing.T, a, b kit.RawCarrier) {
 			urgentBomb(t, a)
-			say(t, a, "x")
+			kit.Say(t, a, "x")
 			ends(t, "Read", func() error {
 				for p := []byte{0}; p[0] != 'x'; { // whether or not urgent data is data
 					if _, err := b.(*ipc.Conn).Read(p); err != nil {
@@ -1055,12 +1056,12 @@ func TestConnCloseOfALingeringSocketHoldsNobodyUp(t *testing.T) {
 				return nil
 			})
 		},
-		"CloseBehindTheEnd": func(t *testing.T, a, b rawCarrier) {
+		"CloseBehindTheEnd": func(t *testing.T, a, b kit.RawCarrier) {
 			bombs(t, a, "x", 1)
-			must(t, a.Close())
+			kit.Must(t, a.Close())
 			ends(t, "Close", b.Close)
 		},
-		"CloseRead": func(t *testing.T, a, b rawCarrier) {
+		"CloseRead": func(t *testing.T, a, b kit.RawCarrier) {
 			c, ok := b.(*ipc.Conn)
 			if !ok {
 				t.Skip("messages have no half close")
@@ -1068,15 +1069,15 @@ func TestConnCloseOfALingeringSocketHoldsNobodyUp(t *testing.T) {
 			for _, l := range takeLingering(t, 20) {
 				_, err := a.WriteMsg([]byte("x"), l.rights(1))
 				l.let()
-				must(t, err)
+				kit.Must(t, err)
 			}
 			ends(t, "CloseRead", c.CloseRead)
 		},
-		"Read": func(t *testing.T, a, b rawCarrier) {
+		"Read": func(t *testing.T, a, b kit.RawCarrier) {
 			bombs(t, a, "x", 1)
-			ends(t, "Read", func() error { return isOne(endOf(b).Read(make([]byte, 8))) })
+			ends(t, "Read", func() error { return isOne(kit.EndOf(b).Read(make([]byte, 8))) })
 		},
-		"Surplus": func(t *testing.T, a, b rawCarrier) {
+		"Surplus": func(t *testing.T, a, b kit.RawCarrier) {
 			bombs(t, a, "\x00", 3)
 			ends(t, "RecvFiles", func() error {
 				if files, err := b.RecvFiles(2); files != nil || !errors.Is(err, ipc.ErrMsgTooLong) {
@@ -1085,11 +1086,11 @@ func TestConnCloseOfALingeringSocketHoldsNobodyUp(t *testing.T) {
 				return nil
 			})
 		},
-		"ReadMsgWithoutRoom": func(t *testing.T, a, b rawCarrier) {
+		"ReadMsgWithoutRoom": func(t *testing.T, a, b kit.RawCarrier) {
 			bombs(t, a, "x", 1)
 			ends(t, "ReadMsg", func() error { n, _, _, err := b.ReadMsg(make([]byte, 8), nil); return isOne(n, err) })
 		},
-		"RecvPeer": func(t *testing.T, a, b rawCarrier) {
+		"RecvPeer": func(t *testing.T, a, b kit.RawCarrier) {
 			m, ok := b.(*ipc.MsgConn)
 			if !ok {
 				t.Skip("only a message has a sender")
@@ -1097,7 +1098,7 @@ func TestConnCloseOfALingeringSocketHoldsNobodyUp(t *testing.T) {
 			bombs(t, a, "x", 1)
 			ends(t, "RecvPeer", func() error { n, _, err := m.RecvPeer(make([]byte, 8)); return isOne(n, err) })
 		},
-		"RecvAppend": func(t *testing.T, a, b rawCarrier) {
+		"RecvAppend": func(t *testing.T, a, b kit.RawCarrier) {
 			m, ok := b.(*ipc.MsgConn)
 			if !ok {
 				t.Skip("only messages are appended")
@@ -1107,24 +1108,24 @@ func TestConnCloseOfALingeringSocketHoldsNobodyUp(t *testing.T) {
 		},
 	}
 	for what, tell := range onConns {
-		t.Run(what, func(t *testing.T) { overEachRaw(t, tell) })
+		t.Run(what, func(t *testing.T) { kit.OverEachRaw(t, tell) })
 	}
 
 	onListeners := map[string]func(t *testing.T){
 		"CloseOfListener": func(t *testing.T) {
-			l := listen(t, nameAddr(t))
+			l := kit.Listen(t, kit.NameAddr(t))
 			dialBomb(t, syscall.SOCK_STREAM, l.Addr())
 			ends(t, "Close", l.Close)
 		},
 		"CloseOfMsgListener": func(t *testing.T) {
-			l := listenMsg(t, nameAddr(t))
+			l := kit.ListenMsg(t, kit.NameAddr(t))
 			dialBomb(t, syscall.SOCK_SEQPACKET, l.Addr())
 			ends(t, "Close", l.Close)
 		},
 		"AcceptThatRefuses": func(t *testing.T) {
 			honest := false
-			addr := nameAddr(t)
-			l := listenWith(t, ipc.ListenConfig{Check: func(ipc.Peer) error {
+			addr := kit.NameAddr(t)
+			l := kit.ListenWith(t, ipc.ListenConfig{Check: func(ipc.Peer) error {
 				if !honest {
 					honest = true
 					return errors.New("refused")
@@ -1132,20 +1133,20 @@ func TestConnCloseOfALingeringSocketHoldsNobodyUp(t *testing.T) {
 				return nil
 			}}, addr)
 			dialBomb(t, syscall.SOCK_STREAM, addr)
-			c := dial(t, addr)
+			c := kit.Dial(t, addr)
 			ends(t, "Accept", func() error {
 				served, err := l.AcceptConn()
 				if err == nil {
 					defer served.Close()
-					talk(t, c, served)
+					kit.Talk(t, c, served)
 				}
 				return err
 			})
 		},
 		"DialThatRefuses": func(t *testing.T) {
-			addr := nameAddr(t)
+			addr := kit.NameAddr(t)
 			squatter, err := net.ListenUnix("unix", &net.UnixAddr{Name: addr.String(), Net: "unix"})
-			must(t, err)
+			kit.Must(t, err)
 			defer squatter.Close()
 			bomb := takeLingering(t, 1)[0]
 			ends(t, "Dial", func() error {
@@ -1169,7 +1170,7 @@ func TestConnCloseOfALingeringSocketHoldsNobodyUp(t *testing.T) {
 		},
 	}
 	for what, tell := range onListeners {
-		t.Run(what, func(t *testing.T) { story(t); tell(t) })
+		t.Run(what, func(t *testing.T) { kit.Story(t); tell(t) })
 	}
 }
 
@@ -1181,82 +1182,82 @@ const soPassPidfd = 76
 
 // overEachPidfd tells a story over connections whose b is adopted from somebody who
 // has every message bring a descriptor of its sender's process.
-func overEachPidfd(t *testing.T, tell func(t *testing.T, a, b rawCarrier)) {
-	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
+func overEachPidfd(t *testing.T, tell func(t *testing.T, a, b kit.RawCarrier)) {
+	kit.OverEachRaw(t, func(t *testing.T, a, b kit.RawCarrier) {
 		f, err := b.File()
-		must(t, err)
+		kit.Must(t, err)
 		defer f.Close()
-		if err := syscall.SetsockoptInt(sysFD(t, f), syscall.SOL_SOCKET, soPassPidfd, 1); err != nil {
+		if err := syscall.SetsockoptInt(kit.SysFD(t, f), syscall.SOL_SOCKET, soPassPidfd, 1); err != nil {
 			t.Skip("this kernel has no SO_PASSPIDFD:", err)
 		}
 		if _, ok := b.(*ipc.MsgConn); ok {
 			c, err := ipc.FileMsgConn(f)
-			tell(t, a, kept(t, c, err))
+			tell(t, a, kit.Kept(t, c, err))
 		} else {
 			c, err := ipc.FileConn(f)
-			tell(t, a, kept(t, c, err))
+			tell(t, a, kit.Kept(t, c, err))
 		}
 	})
 }
 
 func TestRecvPeerClosesDescriptorsOfSenders(t *testing.T) {
-	overEachPidfd(t, func(t *testing.T, a, b rawCarrier) {
-		file := textFile(t, "a file")
+	overEachPidfd(t, func(t *testing.T, a, b kit.RawCarrier) {
+		file := kit.TextFile(t, "a file")
 		p := make([]byte, 8)
 		ways := map[string]func(){
-			"Read":      func() { say(t, a, "x"); hear(t, b, "x") },
-			"RecvFiles": func() { sendFiles(t, a, file); must(t, recvFiles(t, b, 1)[0].Close()) },
+			"Read":      func() { kit.Say(t, a, "x"); kit.Hear(t, b, "x") },
+			"RecvFiles": func() { kit.SendFiles(t, a, file); kit.Must(t, kit.RecvFiles(t, b, 1)[0].Close()) },
 			"NoFiles": func() {
-				say(t, a, "x")
+				kit.Say(t, a, "x")
 				_, err := b.RecvFiles(1)
-				matches(t, err, ipc.ErrNoFiles)
-				hear(t, b, "x")
+				kit.Matches(t, err, ipc.ErrNoFiles)
+				kit.Hear(t, b, "x")
 			},
 			"Surplus": func() {
-				sendFiles(t, a, file, file)
+				kit.SendFiles(t, a, file, file)
 				_, err := b.RecvFiles(1)
-				matches(t, err, ipc.ErrMsgTooLong)
+				kit.Matches(t, err, ipc.ErrMsgTooLong)
 			},
 			"ReadMsgWithoutRoom": func() {
-				say(t, a, "x")
+				kit.Say(t, a, "x")
 				_, _, _, err := b.ReadMsg(p, nil)
-				must(t, err)
+				kit.Must(t, err)
 			},
 			"ReadMsgWithLittleRoom": func() {
-				sendFiles(t, a, file, file)
+				kit.SendFiles(t, a, file, file)
 				oob := make([]byte, syscall.CmsgSpace(4))
 				_, oobn, flags, err := b.ReadMsg(p, oob)
-				must(t, err)
+				kit.Must(t, err)
 				if flags&syscall.MSG_CTRUNC == 0 {
 					t.Errorf("flags are %#x", flags)
 				}
-				for _, f := range filesIn(t, oob[:oobn]) {
-					must(t, f.Close())
+				for _, f := range kit.FilesIn(t, oob[:oobn]) {
+					kit.Must(t, f.Close())
 				}
 			},
 		}
 		if m, ok := b.(*ipc.MsgConn); ok {
 			from := a.(*ipc.MsgConn)
 			ways["RecvPeer"] = func() {
-				sendMsg(t, from, "x")
+				kit.SendMsg(t, from, "x")
 				_, _, err := m.RecvPeer(p)
-				must(t, err)
+				kit.Must(t, err)
 			}
 			ways["RecvAppend"] = func() {
-				sendMsg(t, from, "x")
+				kit.SendMsg(t, from, "x")
 				_, err := m.RecvAppend(nil)
-				must(t, err)
+				kit.Must(t, err)
 			}
 			ways["RecvWithFiles"] = func() {
-				must(t, from.SendWithFiles([]byte("x"), file))
+				kit.Must(t, from.SendWithFiles([]byte("x"), file))
 				_, files, err := m.RecvWithFiles(p, 1)
-				must(t, err)
-				must(t, files[0].Close())
+				kit.Must(t, err)
+				kit.Must(t, files[0].Close())
 			}
 		}
 		for what, way := range ways {
 			t.Log(what)
-			leavesNothing(t, 5, way)
+			kit.LeavesNothing(t, 5, way)
 		}
 	})
 }
@@ -1264,48 +1265,48 @@ func TestRecvPeerClosesDescriptorsOfSenders(t *testing.T) {
 // TestConnEOFWhateverComesWithIt has somebody ask for the credentials of every
 // sender, which the kernel then adds to the end of a stream too.
 func TestConnEOFWhateverComesWithIt(t *testing.T) {
-	overEachRaw(t, func(t *testing.T, a, b rawCarrier) {
+	kit.OverEachRaw(t, func(t *testing.T, a, b kit.RawCarrier) {
 		f, err := b.File()
-		must(t, err)
-		must(t, syscall.SetsockoptInt(sysFD(t, f), syscall.SOL_SOCKET, syscall.SO_PASSCRED, 1))
-		must(t, f.Close())
-		must(t, a.Close())
+		kit.Must(t, err)
+		kit.Must(t, syscall.SetsockoptInt(kit.SysFD(t, f), syscall.SOL_SOCKET, syscall.SO_PASSCRED, 1))
+		kit.Must(t, f.Close())
+		kit.Must(t, a.Close())
 		if files, err := b.RecvFiles(1); err != io.EOF {
 			t.Errorf("RecvFiles returns %d files, %v", len(files), err)
 		}
-		if n, oobn, _, err := b.ReadMsg(make([]byte, 8), oobRoom(1)); err != io.EOF {
+		if n, oobn, _, err := b.ReadMsg(make([]byte, 8), kit.OobRoom(1)); err != io.EOF {
 			t.Errorf("ReadMsg returns %d bytes, %d of control messages, %v", n, oobn, err)
 		}
-		hearEOF(t, b)
+		kit.HearEOF(t, b)
 	})
 }
 
 // TestReadMsgWithoutTheMarkIsWhole has another holder switch off what this
 // package has the kernel mark messages with.
 func TestReadMsgWithoutTheMarkIsWhole(t *testing.T) {
-	story(t)
-	a, b := msgPair(t)
+	kit.Story(t)
+	a, b := kit.MsgPair(t)
 	if !a.Native() {
 		t.Skip("the socket carries frames")
 	}
-	sendMsg(t, a, "first")
-	expectMsg(t, b, "first") // it is marked from now on
+	kit.SendMsg(t, a, "first")
+	kit.ExpectMsg(t, b, "first") // it is marked from now on
 	f, err := b.File()
-	must(t, err)
-	must(t, syscall.SetsockoptInt(sysFD(t, f), syscall.SOL_SOCKET, syscall.SO_TIMESTAMP, 0))
-	must(t, f.Close())
-	file := textFile(t, "a file")
+	kit.Must(t, err)
+	kit.Must(t, syscall.SetsockoptInt(kit.SysFD(t, f), syscall.SOL_SOCKET, syscall.SO_TIMESTAMP, 0))
+	kit.Must(t, f.Close())
+	file := kit.TextFile(t, "a file")
 	for _, sent := range []int{0, 1, 5} {
 		for _, room := range []int{0, syscall.CmsgSpace(4), syscall.CmsgSpace(4 * 5), 300} {
-			before := openDescriptors()
-			_, err := a.WriteMsg([]byte("data"), rightsOf(t, slices.Repeat([]*os.File{file}, sent)...))
-			must(t, err)
+			before := kit.OpenDescriptors()
+			_, err := a.WriteMsg([]byte("data"), kit.RightsOf(t, slices.Repeat([]*os.File{file}, sent)...))
+			kit.Must(t, err)
 			p, oob := make([]byte, 8), make([]byte, room)
 			n, oobn, flags, err := b.ReadMsg(p, oob)
 			if string(p[:n]) != "data" || err != nil {
 				t.Fatalf("read %q, %v", p[:n], err)
 			}
-			files := filesIn(t, oob[:oobn])
+			files := kit.FilesIn(t, oob[:oobn])
 			fit := sent
 			for fit > 0 && syscall.CmsgSpace(4*fit) > room {
 				fit--
@@ -1314,9 +1315,9 @@ func TestReadMsgWithoutTheMarkIsWhole(t *testing.T) {
 				t.Errorf("of %d files in room of %d bytes come %d, flags %#x", sent, room, len(files), flags)
 			}
 			for _, f := range files {
-				must(t, f.Close())
+				kit.Must(t, f.Close())
 			}
-			if err := noMoreDescriptors(before); err != nil {
+			if err := kit.NoMoreDescriptors(before); err != nil {
 				t.Errorf("%d files, room of %d bytes: %v", sent, room, err)
 			}
 		}
@@ -1329,31 +1330,31 @@ func TestReadMsgWithoutTheMarkIsWhole(t *testing.T) {
 func TestRecvFilesWithoutDescriptorsSaysSo(t *testing.T) {
 	for _, kind := range []string{"stream", "native", "framed"} {
 		t.Run(kind, func(t *testing.T) {
-			story(t)
-			startChild(t, "lacks descriptors", kind).end()
+			kit.Story(t)
+			kit.StartChild(t, "lacks descriptors", kind).End()
 		})
 	}
 }
 
 // childLacksDescriptors receives files with no descriptor, or one, to spare.
-func childLacksDescriptors(_ *parent, args []string) error {
-	a, b := sure2(carriers(args[0]))
-	r, w := sure2(os.Pipe())
+func childLacksDescriptors(_ *kit.Parent, args []string) error {
+	a, b := kit.Sure2(kit.Carriers(args[0]))
+	r, w := kit.Sure2(os.Pipe())
 	defer r.Close()
 	defer w.Close()
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		return err
 	}
-	reaches(a, b, "what is opened for good is open now")
-	null := sure(os.OpenFile(os.DevNull, os.O_RDONLY|syscall.O_NONBLOCK, 0)) // takes more for a moment
+	kit.Reaches(a, b, "what is opened for good is open now")
+	null := kit.Sure(os.OpenFile(os.DevNull, os.O_RDONLY|syscall.O_NONBLOCK, 0)) // takes more for a moment
 	defer null.Close()
-	before := openDescriptors()
+	before := kit.OpenDescriptors()
 	for spare, sent := range [][]*os.File{{w, w, w}, {w, w, w}, {w, w, w}, 3: {null, null}} {
 		if err := a.SendFiles(sent...); err != nil {
 			return err
 		}
-		few, open := limit, descriptors()
+		few, open := limit, kit.Descriptors()
 		few.Cur = 0
 		for free := spare; free > 0 || slices.Contains(open, int(few.Cur)); few.Cur++ { // up to the next one that is free
 			if !slices.Contains(open, int(few.Cur)) {
@@ -1370,10 +1371,10 @@ func childLacksDescriptors(_ *parent, args []string) error {
 		if files != nil || !errors.Is(err, syscall.EMFILE) || !errors.Is(err, ipc.ErrMsgTooLong) {
 			return fmt.Errorf("with %d descriptors to spare: %d files, %w", spare, len(files), err)
 		}
-		if err := noMoreDescriptors(before); err != nil {
+		if err := kit.NoMoreDescriptors(before); err != nil {
 			return err
 		}
-		if err := reaches(a, b, "data behind the files"); err != nil {
+		if err := kit.Reaches(a, b, "data behind the files"); err != nil {
 			return err
 		}
 		if err := a.SendFiles(w); err != nil {
@@ -1391,24 +1392,24 @@ func childLacksDescriptors(_ *parent, args []string) error {
 // and so 64 files under way to all of its receivers together: see unix(7),
 // ETOOMANYREFS. Root may have any number.
 func TestSendFilesThatNobodyTakesDelayOthersBriefly(t *testing.T) {
-	needsRoot(t)
-	story(t)
+	kit.NeedsRoot(t)
+	kit.Story(t)
 	user := 1<<20 + os.Getpid() // nobody else has files under way
-	startChildWith(t, exec.Cmd{Env: []string{fmt.Sprintf("%s=%d:%d", childUser, user, user)}}, "fills the flight").end()
+	kit.StartChildWith(t, exec.Cmd{Env: []string{fmt.Sprintf("%s=%d:%d", kit.ChildUser, user, user)}}, "fills the flight").End()
 }
 
-func childFillsTheFlight(*parent, []string) error {
+func childFillsTheFlight(*kit.Parent, []string) error {
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 64, Max: 64}); err != nil {
 		return err
 	}
-	r, w := sure2(os.Pipe())
+	r, w := kit.Sure2(os.Pipe())
 	defer r.Close()
 	defer w.Close()
 	var idle [2]*ipc.Conn // never take what they are sent
-	idle[0], idle[1] = sure2(ipc.Pair())
-	a, b := sure2(ipc.Pair())
+	idle[0], idle[1] = kit.Sure2(ipc.Pair())
+	a, b := kit.Sure2(ipc.Pair())
 	fill := func() {
-		raw := sure(idle[0].SyscallConn())
+		raw := kit.Sure(idle[0].SyscallConn())
 		raw.Control(func(fd uintptr) {
 			for syscall.Sendmsg(int(fd), []byte{0}, syscall.UnixRights(sysFDOf(w)), nil, syscall.MSG_DONTWAIT) == nil {
 			}
@@ -1428,7 +1429,7 @@ func childFillsTheFlight(*parent, []string) error {
 
 	ended := false
 	for range 20 { // the wait may be over before a deadline that this process is late for
-		a.SetWriteDeadline(time.Now().Add(brief))
+		a.SetWriteDeadline(time.Now().Add(kit.Brief))
 		err := a.SendFiles(w)
 		if ended = errors.Is(err, os.ErrDeadlineExceeded); ended {
 			break
@@ -1444,7 +1445,7 @@ func childFillsTheFlight(*parent, []string) error {
 	sent := false
 	for range 20 { // the wait may be over before this process can take a file
 		fill()
-		sending := begin(func() error { return a.SendFiles(w) })
+		sending := kit.Begin(func() error { return a.SendFiles(w) })
 		var err error
 		waits := false
 		for !waits {
@@ -1452,7 +1453,7 @@ func childFillsTheFlight(*parent, []string) error {
 			case err = <-sending:
 				waits = true
 			default:
-				if waits = strings.Contains(stacks(), "(*fd).pollByTimer("); waits {
+				if waits = strings.Contains(kit.Stacks(), "(*fd).pollByTimer("); waits {
 					if err := take(); err != nil {
 						return err
 					}
@@ -1474,7 +1475,7 @@ func childFillsTheFlight(*parent, []string) error {
 	}
 
 	fill()
-	sending := begin(func() error { return a.SendFiles(w) })
+	sending := kit.Begin(func() error { return a.SendFiles(w) })
 	if err := a.Close(); err != nil {
 		return err
 	}
@@ -1485,7 +1486,7 @@ func childFillsTheFlight(*parent, []string) error {
 }
 
 func sysFDOf(f *os.File) (fd int) {
-	raw := sure(f.SyscallConn())
+	raw := kit.Sure(f.SyscallConn())
 	raw.Control(func(sys uintptr) { fd = int(sys) })
 	return fd
 }
@@ -1497,34 +1498,34 @@ func sysFDOf(f *os.File) (fd int) {
 // SIGPIPE may end the process.
 func TestPeerThatIsGoneSendsNoSignal(t *testing.T) {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGWINCH) // starts a goroutine for good
-	story(t)
+	kit.Story(t)
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, syscall.SIGPIPE, syscall.SIGWINCH)
 	defer signal.Stop(signals)
-	file := textFile(t, "a file")
+	file := kit.TextFile(t, "a file")
 	p := []byte("to nobody")
 	calls := map[string]func() error{}
-	a, b := pair(t)
-	must(t, b.Close())
+	a, b := kit.Pair(t)
+	kit.Must(t, b.Close())
 	calls["Write"] = func() error { _, err := a.Write(p); return err }
 	calls["WriteBuffers"] = func() error { _, err := a.WriteBuffers(&net.Buffers{p, p}); return err }
 	calls["SendFiles"] = func() error { return a.SendFiles(file) }
 	calls["WriteMsg"] = func() error { _, err := a.WriteMsg(p, nil); return err }
 	for _, on := range []bool{false, true} {
-		before := ipc.FrameMessages(on)
-		m, gone := msgPair(t)
-		ipc.FrameMessages(before)
-		must(t, gone.Close())
-		kind := asFramed(m)
+		before := kit.FrameMessages(on)
+		m, gone := kit.MsgPair(t)
+		kit.FrameMessages(before)
+		kit.Must(t, gone.Close())
+		kind := kit.AsFramed(m)
 		calls[kind+" Send"] = func() error { return m.Send(p) }
 		calls[kind+" SendFiles"] = func() error { return m.SendFiles(file) }
 		calls[kind+" SendWithFiles"] = func() error { return m.SendWithFiles(p, file) }
 		calls[kind+" WriteMsg"] = func() error { _, err := m.WriteMsg(p, nil); return err }
 	}
 	for what, call := range calls {
-		matches(t, call(), syscall.EPIPE)
+		kit.Matches(t, call(), syscall.EPIPE)
 		// A later signal of a higher number comes behind.
-		must(t, syscall.Kill(os.Getpid(), syscall.SIGWINCH))
+		kit.Must(t, syscall.Kill(os.Getpid(), syscall.SIGWINCH))
 		for sig := range signals {
 			if sig == syscall.SIGWINCH {
 				break
