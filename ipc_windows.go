@@ -686,7 +686,7 @@ func (s *instances) watch() {
 			s.mu.Unlock()
 			return
 		}
-		listening, ready := s.tend(true)
+		listening, ready := s.refreshAll()
 		if ready != nil {
 			s.signal()
 		}
@@ -702,42 +702,60 @@ func (s *instances) watch() {
 	}
 }
 
-// tend arms the instances again whose client has left. It returns how many listen, and
-// the first one that is ready for Accept. It looks at all of them, or no further than to
-// the one that is ready. There may be many clients, so when it looks at all, it asks
-// whether they have left only if no instance listens. Otherwise there is room for others,
-// and the one that it returns may be of a client that has left. The caller holds mu.
-func (s *instances) tend(all bool) (listening int, ready *instance) {
+// refreshAll re-arms the instances whose client has left. It returns how many listen and the
+// first that is ready. Clients are asked whether they left only if no instance listens;
+// otherwise there is room for others. The caller holds mu.
+func (s *instances) refreshAll() (listening int, ready *instance) {
+	ask := s.countListening() == 0
 	for _, in := range s.armed {
-		if in.listens() {
-			listening++
-		}
-	}
-	ask := !all || listening == 0
-	for _, in := range s.armed {
-		if in.listens() {
-			continue
-		}
-		done, err := in.outcome(s.spec.ends, ask)
-		if err == errNoData { // the client came and left
-			if in.err = disconnectNamedPipe(in.sys); in.err == nil {
-				in.arm(s.event)
-				done, _ = in.outcome(s.spec.ends, ask)
-			}
-		} else if err == syscall.ERROR_OPERATION_ABORTED { // the thread that began it has ended
-			in.arm(s.event)
-			done, _ = in.outcome(s.spec.ends, ask)
-		}
-		if !done {
+		if !s.refresh(in, ask) {
 			listening++
 		} else if ready == nil {
 			ready = in
 		}
-		if ready != nil && !all {
-			break
-		}
 	}
 	return listening, ready
+}
+
+// firstReady returns the first instance that is ready, or nil. It re-arms those before it
+// whose client has left. The caller holds mu.
+func (s *instances) firstReady() *instance {
+	for _, in := range s.armed {
+		if s.refresh(in, true) {
+			return in
+		}
+	}
+	return nil
+}
+
+// countListening returns how many instances listen. The caller holds mu.
+func (s *instances) countListening() (n int) {
+	for _, in := range s.armed {
+		if in.listens() {
+			n++
+		}
+	}
+	return n
+}
+
+// refresh re-arms an instance whose client has left, or whose wait was cancelled, and
+// reports whether the instance is ready: it has a client, or an error for Accept. With ask
+// it asks whether the client has left; without ask the client of a ready instance may have
+// left. The caller holds mu.
+func (s *instances) refresh(in *instance, ask bool) (ready bool) {
+	ready, err := in.outcome(s.spec.ends, ask)
+	switch err {
+	case errNoData: // the client came and left
+		if in.err = disconnectNamedPipe(in.sys); in.err != nil {
+			return true
+		}
+	case syscall.ERROR_OPERATION_ABORTED: // the thread that began it has ended
+	default:
+		return ready
+	}
+	in.arm(s.event)
+	ready, _ = in.outcome(s.spec.ends, ask)
+	return ready
 }
 
 // accept waits for a client.
@@ -774,7 +792,7 @@ func (s *instances) take() (*fd, error) {
 			return nil, err
 		}
 	}
-	_, ready := s.tend(false)
+	ready := s.firstReady()
 	switch {
 	case ready == nil:
 		return nil, nil
@@ -2836,6 +2854,78 @@ func (f *fd) setDeadline(t time.Time, d direction) error {
 	return callError("", f.file.SetDeadline(t))
 }
 
+// A threadCall is a system call that is under way in a thread and not overlapped.
+type threadCall struct {
+	thread chan syscall.Handle // of the call, while it may be cancelled
+	done   chan struct{}       // closed when the call has returned
+	err    error               // of the call, once it has
+}
+
+// newThreadCall prepares a call in this thread, to which the goroutine is locked.
+func newThreadCall() (*threadCall, error) {
+	thread, err := duplicate(currentThread)
+	if err != nil {
+		return nil, err
+	}
+	c := &threadCall{thread: make(chan syscall.Handle, 1), done: make(chan struct{})}
+	c.thread <- thread
+	return c, nil
+}
+
+// run makes the call.
+func (c *threadCall) run(call func() error) {
+	c.err = call()
+	// Once the thread is out of the channel, nobody cancels what it does next.
+	syscall.CloseHandle(<-c.thread)
+	close(c.done)
+}
+
+// startCall begins the call in another thread.
+func startCall(call func() error) (c *threadCall, err error) {
+	started := make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		c, err = newThreadCall()
+		running := c
+		close(started)
+		if running != nil {
+			running.run(call)
+		}
+	}()
+	<-started
+	return c, err
+}
+
+// end cancels the call (CancelSynchronousIo), and nothing else, and waits until it has
+// returned. It cancels again and again, as the call may not have begun. It returns why if
+// the cancelling has ended the call, otherwise the error of the call.
+func (c *threadCall) end(why error) error {
+	pauses := retryTimer{ctx: context.Background()}
+	defer pauses.stop()
+	for ; ; pauses.pause() {
+		c.cancel()
+		select {
+		case <-c.done:
+			if errnoOf(c.err) == syscall.ERROR_OPERATION_ABORTED {
+				return why
+			}
+			return c.err
+		default:
+		}
+	}
+}
+
+// cancel cancels the call, if it has begun and not ended.
+func (c *threadCall) cancel() {
+	select {
+	case thread := <-c.thread:
+		cancelSynchronousIO(thread)
+		c.thread <- thread
+	default: // it is ending
+	}
+}
+
 // A rawConn is an fd as a syscall.RawConn. Windows has no readiness to wait for:
 // Read and Write call the function once, in the order of reads and writes.
 type rawConn struct{ f *fd }
@@ -2846,10 +2936,10 @@ func (c rawConn) Control(fn func(fd uintptr)) error {
 	return c.f.control("", func(h syscall.Handle) error { fn(uintptr(h)); return nil })
 }
 
-func (c rawConn) Read(fn func(fd uintptr) bool) error  { return c.once(reading, fn) }
-func (c rawConn) Write(fn func(fd uintptr) bool) error { return c.once(writing, fn) }
+func (c rawConn) Read(fn func(fd uintptr) bool) error  { return c.callOnce(reading, fn) }
+func (c rawConn) Write(fn func(fd uintptr) bool) error { return c.callOnce(writing, fn) }
 
-func (c rawConn) once(d direction, fn func(fd uintptr) bool) error {
+func (c rawConn) callOnce(d direction, fn func(fd uintptr) bool) error {
 	if err := c.f.acquire(limits{deadlines: d}, d); err != nil {
 		return err
 	}
@@ -2908,13 +2998,13 @@ func (f *fd) readPart(l limits, p []byte) (n int, more bool, err error) {
 	for {
 		n, err = f.run(l, op{start: readFile, p: p}, reading)
 		if err != syscall.ERROR_OPERATION_ABORTED { // by another holder of the handle
-			return readResult(p, n, err)
+			return partResult(p, n, err)
 		}
 	}
 }
 
-// readResult returns the result of a ReadFile into p, as readPart has it.
-func readResult(p []byte, n int, err error) (_ int, more bool, _ error) {
+// partResult returns what readPart returns after a ReadFile into p that ended so.
+func partResult(p []byte, n int, err error) (_ int, more bool, _ error) {
 	switch err {
 	case nil:
 		return n, false, nil
@@ -3159,23 +3249,23 @@ func (f *fd) recv(p []byte) (int, error) {
 		return n, err
 	}
 	for {
-		size, n, more, err := f.awaitMessage(l, p)
-		if size > 0 {
-			if n, more, err = f.readNow(p); err == errOverBudget {
+		m, err := f.awaitMessage(l, p)
+		if m.size > 0 {
+			if m.n, m.more, err = f.readNow(p); err == errOverBudget {
 				continue // it was withdrawn
 			}
 		}
-		if more && err == nil {
-			if err = f.skipRest(); err == nil {
+		if m.more && err == nil {
+			if err = f.dropRest(); err == nil {
 				err = errMsgDropped
 			}
 		}
-		return n, err
+		return m.n, err
 	}
 }
 
-// skipRest reads what is there of the rest of a message.
-func (f *fd) skipRest() error {
+// dropRest reads and drops what is there of the rest of a message.
+func (f *fd) dropRest() error {
 	rest := make([]byte, min(max(f.restOfMessage(), 1<<10), 64<<10))
 	for {
 		_, more, err := f.readNow(rest)
@@ -3223,10 +3313,10 @@ func (f *fd) recvAtMost(dst []byte, limit int) ([]byte, error) {
 		return append(dst, message...), err
 	}
 	for {
-		size, n, more, err := f.awaitMessage(l, dst[len(dst):cap(dst)])
-		p := dst[:len(dst)+n]
-		if size > 0 || more && err == nil {
-			p, err = f.readWhole(withRoom(p, min(size, limit)), limit-n)
+		m, err := f.awaitMessage(l, dst[len(dst):cap(dst)])
+		p := dst[:len(dst)+m.n]
+		if m.size > 0 || m.more && err == nil {
+			p, err = f.readWhole(withRoom(p, min(m.size, limit)), limit-m.n)
 		}
 		switch err {
 		case nil:
@@ -3248,7 +3338,7 @@ func (f *fd) readWhole(p []byte, limit int) ([]byte, error) {
 		}
 		rest := f.restOfMessage()
 		if limit -= n; rest > limit {
-			if err = f.skipRest(); err == nil {
+			if err = f.dropRest(); err == nil {
 				err = errMsgTooLong
 			}
 			return p, err
@@ -3263,33 +3353,37 @@ func (f *fd) restOfMessage() int {
 	return max(left, 1)
 }
 
-// awaitMessage waits for a message. It returns the length of the message as size, and
-// does not take it. Or it takes the message, and size is 0: it takes an empty message,
-// since there is no other way to know that it is there, and it takes n bytes into room
-// when it has parked.
-func (f *fd) awaitMessage(l limits, room []byte) (size, n int, more bool, err error) {
+// An awaited message is what awaitMessage returns.
+type awaited struct {
+	size int  // its length, if it was not taken; otherwise 0
+	n    int  // if it was taken, how many bytes of it are in the room
+	more bool // if it was taken, whether there is a rest of it
+}
+
+// awaitMessage waits for a message. If it could look without taking, it returns the length
+// as size. Otherwise it has taken the message: size is 0 and n bytes are in room. So it does
+// with an empty message, since a read without room takes that, and when it has parked.
+func (f *fd) awaitMessage(l limits, room []byte) (m awaited, err error) {
 	for {
 		_, err = f.runBriefly(l, op{start: readFile})
 		if err == errOverBudget {
-			n, err = f.runParked(l, op{start: readFile, p: room})
-			if len(room) > 0 {
-				if n, more, err = readResult(room, n, err); errnoOf(err) != syscall.ERROR_OPERATION_ABORTED {
-					return 0, n, more, err
-				}
-				continue
+			m.n, err = f.runParked(l, op{start: readFile, p: room})
+			if len(room) > 0 && err != syscall.ERROR_OPERATION_ABORTED {
+				m.n, m.more, err = partResult(room, m.n, err)
+				return m, err
 			}
 		}
 		switch err {
-		case syscall.ERROR_MORE_DATA:
 		case syscall.ERROR_OPERATION_ABORTED: // by another holder of the handle
-			continue
-		default:
-			return 0, 0, false, readError("ReadFile", err)
+		case syscall.ERROR_MORE_DATA: // there is a message
+			_, _, size, err := peekMessage(f.sys, nil)
+			if size > 0 || err != nil {
+				return awaited{size: size}, readError("PeekNamedPipe", err)
+			}
+			// It was withdrawn.
+		default: // an empty message was taken, if it is no error
+			return awaited{}, readError("ReadFile", err)
 		}
-		if _, _, size, err = peekMessage(f.sys, nil); size > 0 || err != nil {
-			return size, 0, false, readError("PeekNamedPipe", err)
-		}
-		// It was withdrawn.
 	}
 }
 
@@ -3351,7 +3445,7 @@ func (f *fd) transact(ctx context.Context, request, reply []byte) (int, error) {
 	}
 	n, err := f.run(l, op{transactNamedPipe, request, reply}, reading|writing)
 	if err == syscall.ERROR_MORE_DATA {
-		if err = f.skipRest(); err == nil {
+		if err = f.dropRest(); err == nil {
 			err = errMsgDropped
 		}
 		return len(reply), err
@@ -3401,78 +3495,6 @@ func (f *fd) flushFile(l limits) error {
 	}
 }
 
-// A threadCall is a system call that is under way in a thread and not overlapped.
-type threadCall struct {
-	thread chan syscall.Handle // of the call, while it may be cancelled
-	done   chan struct{}       // closed when the call has returned
-	err    error               // of the call, once it has
-}
-
-// newThreadCall prepares a call in this thread, to which the goroutine is locked.
-func newThreadCall() (*threadCall, error) {
-	thread, err := duplicate(currentThread)
-	if err != nil {
-		return nil, err
-	}
-	c := &threadCall{thread: make(chan syscall.Handle, 1), done: make(chan struct{})}
-	c.thread <- thread
-	return c, nil
-}
-
-// run makes the call.
-func (c *threadCall) run(call func() error) {
-	c.err = call()
-	// Once the thread is out of the channel, nobody cancels what it does next.
-	syscall.CloseHandle(<-c.thread)
-	close(c.done)
-}
-
-// startCall begins the call in another thread.
-func startCall(call func() error) (c *threadCall, err error) {
-	started := make(chan struct{})
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		c, err = newThreadCall()
-		running := c
-		close(started)
-		if running != nil {
-			running.run(call)
-		}
-	}()
-	<-started
-	return c, err
-}
-
-// end cancels the call (CancelSynchronousIo), and nothing else, and waits until it has
-// returned. It cancels again and again, as the call may not have begun. It returns why if
-// the cancelling has ended the call, otherwise the error of the call.
-func (c *threadCall) end(why error) error {
-	pauses := retryTimer{ctx: context.Background()}
-	defer pauses.stop()
-	for ; ; pauses.pause() {
-		c.cancel()
-		select {
-		case <-c.done:
-			if errnoOf(c.err) == syscall.ERROR_OPERATION_ABORTED {
-				return why
-			}
-			return c.err
-		default:
-		}
-	}
-}
-
-// cancel cancels the call, if it has begun and not ended.
-func (c *threadCall) cancel() {
-	select {
-	case thread := <-c.thread:
-		cancelSynchronousIO(thread)
-		c.thread <- thread
-	default: // it is ending
-	}
-}
-
 // ---------------------------------------------------------------------------
 // Files
 //
@@ -3516,13 +3538,13 @@ func (c *threadCall) cancel() {
 //     only a process that acts for them can own anything in their name. If this user is the
 //     owner, the server may yet be a sandbox of the user, so the token of its process
 //     is checked as a client's is; if that may not be read, the label of the pipe
-//     decides (judgeLabel). Any other owner is not believed.
+//     decides (checkLabel). Any other owner is not believed.
 //   - If this very process opened the other end, the token tells nothing: it is this
 //     process's own. For files that this process sent to itself there is the list of
 //     staged files, in memory that nobody else can write. The random bytes say which
 //     entry is meant. A child that was given the second end of a Pair is known by dynamic
 //     tracking: see pairOf. A child that was given another end is believed only for
-//     handles that a child of this process holds (judgeChild), and never for a handle of
+//     handles that a child of this process holds (checkChild), and never for a handle of
 //     this process. Children that got such ends could name each other's handles, so they
 //     must trust each other; SECURITY.md says so.
 //
@@ -3975,34 +3997,18 @@ func (f *fd) readRecord(l limits, behind int) ([]byte, error) {
 		if _, err := f.expired(l); err != nil {
 			return nil, err
 		}
-		var head [recordMax]byte
-		n, there, left, err := peekMessage(f.sys, head[:])
+		size, err := f.recordAtHead(behind)
 		if err != nil {
-			return nil, readError("PeekNamedPipe", err)
+			return nil, err
 		}
-		if f.kind == messages {
-			there = n + left
-		}
-		if n > 0 {
-			r, size, err := parseRecord(head[:n])
-			if size += behind; behind == theRest {
-				size = there
-			}
-			if err == nil && (r == nil || there < size || size > ioMax || f.kind == messages && there != size) {
-				err = ErrNoFiles
-			}
-			if err != nil {
-				return nil, err
-			}
+		if size > 0 {
 			if text, err := f.readCandidate(size); err != errOverBudget {
 				return text, err
 			}
 			continue // it was withdrawn
 		}
-		if woken { // by an empty write to a stream, which may go on waking
-			f.r.taking.Unlock()
-			pauses.pause()
-			f.r.taking.Lock()
+		if woken { // by an empty write to a stream, and more of them may follow
+			f.pauseUnlocked(&pauses)
 		}
 		more, err := f.awaitSomething(l)
 		if err != nil {
@@ -4012,6 +4018,42 @@ func (f *fd) readRecord(l limits, behind int) ([]byte, error) {
 			return []byte{}, nil
 		}
 	}
+}
+
+// recordAtHead looks at the head of the pipe, and takes nothing. If that looks like a record
+// with so many bytes behind it, or with theRest of its message, it returns the length of the
+// two together. If nothing is there, or an empty message, it returns 0. Otherwise the error
+// is ErrNoFiles.
+func (f *fd) recordAtHead(behind int) (size int, err error) {
+	var head [recordMax]byte
+	n, there, left, err := peekMessage(f.sys, head[:])
+	if err != nil {
+		return 0, readError("PeekNamedPipe", err)
+	}
+	if n == 0 {
+		return 0, nil
+	}
+	if f.kind == messages {
+		there = n + left
+	}
+	r, size, err := parseRecord(head[:n])
+	if err != nil {
+		return 0, err
+	}
+	if size += behind; behind == theRest {
+		size = there
+	}
+	if r == nil || there < size || size > ioMax || f.kind == messages && there != size {
+		return 0, ErrNoFiles
+	}
+	return size, nil
+}
+
+// pauseUnlocked pauses, with taking released meanwhile. The caller holds taking.
+func (f *fd) pauseUnlocked(pauses *retryTimer) {
+	f.r.taking.Unlock()
+	defer f.r.taking.Lock()
+	pauses.pause()
 }
 
 // awaitSomething waits until there is something to read, and reports whether that is
@@ -4066,9 +4108,9 @@ func (f *fd) collect(r *record) ([]syscall.Handle, error) {
 		defer syscall.CloseHandle(holder)
 	}
 	if unknown {
-		err = judgeChild(holder)
+		err = checkChild(holder)
 	} else {
-		err = f.judgeSender(holder, r.pid == maker)
+		err = f.checkSender(holder, r.pid == maker)
 	}
 	if err != nil {
 		return nil, untrusted(err)
@@ -4099,12 +4141,12 @@ func takeFrom(holder syscall.Handle, files []uint32) (handles []syscall.Handle, 
 	return handles, nil
 }
 
-// judgeSender returns nil if the sender could have put handles into the holder by itself,
+// checkSender returns nil if the sender could have put handles into the holder by itself,
 // otherwise the reason why not. own says that the holder has the number of the sender's
 // process.
-func (f *fd) judgeSender(holder syscall.Handle, own bool) error {
+func (f *fd) checkSender(holder syscall.Handle, own bool) error {
 	if !f.server {
-		return f.judgeServer(holder)
+		return f.checkServer(holder)
 	}
 	token, err := f.clientToken()
 	if err != nil {
@@ -4117,8 +4159,8 @@ func (f *fd) judgeSender(holder syscall.Handle, own bool) error {
 	return errForged
 }
 
-// judgeServer is judgeSender where the sender is the server.
-func (f *fd) judgeServer(holder syscall.Handle) error {
+// checkServer is checkSender where the sender is the server.
+func (f *fd) checkServer(holder syscall.Handle) error {
 	owner, trusted, err := f.owner()
 	switch {
 	case err != nil:
@@ -4136,12 +4178,12 @@ func (f *fd) judgeServer(holder syscall.Handle) error {
 		}
 		return errForged
 	}
-	return f.judgeLabel()
+	return f.checkLabel()
 }
 
-// judgeChild is judgeSender where this process gave the other end away: the holder must
+// checkChild is checkSender where this process gave the other end away: the holder must
 // be a child of this process.
-func judgeChild(holder syscall.Handle) error {
+func checkChild(holder syscall.Handle) error {
 	parent, err := parentOf(holder)
 	if err != nil {
 		return err
@@ -4160,12 +4202,12 @@ func judgeChild(holder syscall.Handle) error {
 	return nil
 }
 
-// judgeLabel judges a server of this user whose token cannot be read. An ordinary process
+// checkLabel judges a server of this user whose token cannot be read. An ordinary process
 // cannot read the token of an elevated one, but believes it: that may do everything to it
 // anyway. A sandbox is recognized by the label that its pipe got from the kernel. An
 // elevated process can read every token of its user, unless it is kept from that, so it
 // believes no such server.
-func (f *fd) judgeLabel() error {
+func (f *fd) checkLabel() error {
 	own, err := integrityOf(currentProcessToken)
 	if err != nil {
 		return err
@@ -4302,6 +4344,59 @@ func (f *fd) maxMessage() (int, error) {
 	f.decref()
 	return ioMax, nil
 }
+
+// dupFile joins first. Otherwise the duplicate would take this end's place at the
+// completion port.
+func (f *fd) dupFile(name string) (*os.File, error) {
+	var d syscall.Handle
+	err := f.control("", func(h syscall.Handle) (err error) {
+		f.used.Store(true)
+		f.join()
+		d, err = duplicate(h)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(d), name), nil
+}
+
+// localAddr and remoteAddr return the path of the pipe, which is all the address that
+// its ends have.
+func (f *fd) localAddr() Addr  { return f.pipePath() }
+func (f *fd) remoteAddr() Addr { return f.pipePath() }
+
+func (f *fd) pipePath() Addr {
+	if f.remote && !f.server {
+		return unnamed // of another machine, which the handle does not tell
+	}
+	addr := unnamed
+	f.control("", func(h syscall.Handle) error {
+		name, err := pipeName(h)
+		if err == nil {
+			addr = Path(localPrefix + name)
+		}
+		return err
+	})
+	return addr
+}
+
+// control makes a call on the handle that does not block. If name is empty, the error of
+// call names the system call itself.
+func (f *fd) control(name string, call func(syscall.Handle) error) error {
+	if err := f.incref(); err != nil {
+		return err
+	}
+	defer f.decref()
+	err := call(f.sys)
+	if name == "" {
+		return err
+	}
+	return callError(name, err)
+}
+
+// ---------------------------------------------------------------------------
+// The process of the peer
 
 // peer returns what is known for certain of the process at the other end. The kernel
 // records its number and session when it opens or makes the pipe.
@@ -4600,56 +4695,6 @@ func (f *fd) impersonate(run func()) error {
 		runtime.Goexit() // as f did, in the test of a caller for one
 	}
 	return err
-}
-
-// dupFile joins first. Otherwise the duplicate would take this end's place at the
-// completion port.
-func (f *fd) dupFile(name string) (*os.File, error) {
-	var d syscall.Handle
-	err := f.control("", func(h syscall.Handle) (err error) {
-		f.used.Store(true)
-		f.join()
-		d, err = duplicate(h)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(d), name), nil
-}
-
-// localAddr and remoteAddr return the path of the pipe, which is all the address that
-// its ends have.
-func (f *fd) localAddr() Addr  { return f.pipePath() }
-func (f *fd) remoteAddr() Addr { return f.pipePath() }
-
-func (f *fd) pipePath() Addr {
-	if f.remote && !f.server {
-		return unnamed // of another machine, which the handle does not tell
-	}
-	addr := unnamed
-	f.control("", func(h syscall.Handle) error {
-		name, err := pipeName(h)
-		if err == nil {
-			addr = Path(localPrefix + name)
-		}
-		return err
-	})
-	return addr
-}
-
-// control makes a call on the handle that does not block. If name is empty, the error of
-// call names the system call itself.
-func (f *fd) control(name string, call func(syscall.Handle) error) error {
-	if err := f.incref(); err != nil {
-		return err
-	}
-	defer f.decref()
-	err := call(f.sys)
-	if name == "" {
-		return err
-	}
-	return callError(name, err)
 }
 
 // ---------------------------------------------------------------------------
