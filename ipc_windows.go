@@ -1007,17 +1007,17 @@ func deserted(h syscall.Handle, ends direction) bool {
 
 // A pipeSpec is what all instances of a pipe are made with.
 type pipeSpec struct {
-	target   string
-	pipe     string   // pipeOf the target
-	path     []uint16 // of the target, as the native call takes it, with a zero at its end
-	kind     connKind
-	ends     direction // of the server
-	remote   bool      // clients may be on other machines
-	inherit  bool
-	through  bool
-	in, out  uint32 // quotas in bytes
-	wait     int64  // in 100 ns; negative is relative to now
-	security *SecurityDescriptor
+	target       string
+	pipe         string   // pipeOf the target
+	path         []uint16 // of the target, as the native call takes it, with a zero at its end
+	kind         connKind
+	ends         direction // of the server
+	remote       bool      // clients may be on other machines
+	inherit      bool
+	writeThrough bool
+	in, out      uint32 // quotas in bytes
+	wait         int64  // in 100 ns; negative is relative to now
+	security     *SecurityDescriptor
 }
 
 func newPipeSpec(target string, c PipeConfig) (*pipeSpec, error) {
@@ -1029,17 +1029,17 @@ func newPipeSpec(target string, c PipeConfig) (*pipeSpec, error) {
 		return nil, err
 	}
 	p := &pipeSpec{
-		target:   target,
-		pipe:     pipeOf(target),
-		path:     path,
-		ends:     c.Direction.ends(true),
-		remote:   c.AcceptRemote,
-		inherit:  c.Inheritable,
-		through:  c.WriteThrough,
-		in:       quota(c.ReadBuffer),
-		out:      quota(c.WriteBuffer),
-		wait:     -max(int64(c.DefaultWait/100), 1), // 0 is refused
-		security: c.Security,
+		target:       target,
+		pipe:         pipeOf(target),
+		path:         path,
+		ends:         c.Direction.ends(true),
+		remote:       c.AcceptRemote,
+		inherit:      c.Inheritable,
+		writeThrough: c.WriteThrough,
+		in:           quota(c.ReadBuffer),
+		out:          quota(c.WriteBuffer),
+		wait:         -max(int64(c.DefaultWait/100), 1), // 0 is refused
+		security:     c.Security,
 	}
 	if c.Messages {
 		p.kind = messages
@@ -1307,14 +1307,14 @@ func adoptSys(h syscall.Handle, kind connKind, d direction) (*fd, error) {
 	case reads != kind.native():
 		return nil, &ruleError{"the pipe is not read as that kind of connection does", errors.ErrUnsupported}
 	}
-	far, err := isRemotePath(h)
+	remote, err := isRemotePath(h)
 	if err != nil {
 		return nil, err
 	}
 	f := newFD(h, reads, ends, server)
 	f.sends = info.carries()
-	f.remote = far || server // the client of a server may be anywhere
-	if name, err := pipeName(h); err == nil && !far {
+	f.remote = remote || server // the client of a server may be anywhere
+	if name, err := pipeName(h); err == nil && !remote {
 		f.pipe = pipeOf(localPrefix + name)
 	} // otherwise the peer is gone, and so is the name
 	f.notePeer()
@@ -1772,14 +1772,14 @@ func (f *fd) bequeath(cmd *exec.Cmd) (text string, err error) {
 		return "", &ruleError{"this end was used in this process", errors.ErrUnsupported}
 	}
 	err = f.control("", func(h syscall.Handle) error {
-		text, err = token{handle: h, remote: f.remote, pair: f.dynamic}.give(cmd)
+		text, err = endToken{handle: h, remote: f.remote, pair: f.dynamic}.give(cmd)
 		return err
 	})
 	return text, err
 }
 
 // give adds the handle of the token to those that cmd's process inherits.
-func (t token) give(cmd *exec.Cmd) (_ string, err error) {
+func (t endToken) give(cmd *exec.Cmd) (_ string, err error) {
 	if t.id, err = pipeIdentity(t.handle); err != nil {
 		return "", err
 	}
@@ -1805,9 +1805,9 @@ const (
 	tokenPair      = ":pair"
 )
 
-// A token describes an end to the child: its handle, and what this process knows of it
+// An endToken describes an end to the child: its handle, and what this process knows of it
 // that the system does not tell the child.
-type token struct {
+type endToken struct {
 	handle  syscall.Handle
 	id      uint64 // of the pipe and the end, see pipeIdentity; 0 if it is not known
 	backlog int    // of a listener; 0 for every other end
@@ -1818,7 +1818,7 @@ type token struct {
 
 // String writes the handle, "@" and the identity, ":" and the backlog of a listener,
 // ":inheritable", ":remote" and ":pair".
-func (t token) String() string {
+func (t endToken) String() string {
 	text := strconv.FormatUint(uint64(t.handle), 10)
 	if t.id != 0 {
 		text += tokenIdentity + strconv.FormatUint(t.id, 16)
@@ -1839,7 +1839,7 @@ func (t token) String() string {
 }
 
 // parseToken reads what String writes. For any other text it returns the zero token.
-func parseToken(text string) (t token) {
+func parseToken(text string) (t endToken) {
 	rest, pair := strings.CutSuffix(text, tokenPair)
 	rest, remote := strings.CutSuffix(rest, tokenRemote)
 	rest, inherit := strings.CutSuffix(rest, tokenInherit)
@@ -1848,9 +1848,9 @@ func parseToken(text string) (t token) {
 	h, _ := strconv.ParseUint(handle, 10, 32)
 	n, _ := strconv.ParseUint(backlog, 10, 8)
 	i, _ := strconv.ParseUint(id, 16, 64)
-	t = token{syscall.Handle(h), i, int(n), remote, inherit, pair}
+	t = endToken{syscall.Handle(h), i, int(n), remote, inherit, pair}
 	if h == 0 || n > instancesMax || t.String() != text {
-		return token{}
+		return endToken{}
 	}
 	return t
 }
@@ -1889,7 +1889,7 @@ func pipeIdentity(h syscall.Handle) (uint64, error) {
 // tokenDescriptors returns the handle that a token names, or nil if the text is no token.
 func tokenDescriptors(text string) []uintptr {
 	t := parseToken(text)
-	if t == (token{}) {
+	if t == (endToken{}) {
 		return nil
 	}
 	return []uintptr{uintptr(t.handle)}
@@ -1960,7 +1960,7 @@ func inheritedListener(text string, kind connKind) (*listener, error) {
 
 // config returns the configuration of a pipe, as its reservation tells it. Any other
 // handle is refused.
-func (t token) config() (c PipeConfig, err error) {
+func (t endToken) config() (c PipeConfig, err error) {
 	typ, err := syscall.GetFileType(t.handle)
 	if err != nil {
 		return c, os.NewSyscallError("GetFileType", err)
@@ -2003,7 +2003,7 @@ func (t token) config() (c PipeConfig, err error) {
 
 // listen returns a listener for the pipe of the reservation, which the listener then
 // owns. If it fails, the reservation stays as it was.
-func (t token) listen(c PipeConfig) (*listener, error) {
+func (t endToken) listen(c PipeConfig) (*listener, error) {
 	name, err := pipeName(t.handle)
 	if err != nil {
 		return nil, err
@@ -2042,7 +2042,7 @@ func (l *listener) bequeath(cmd *exec.Cmd) (text string, err error) {
 	case l.reservation == 0:
 		return "", l.reserveErr
 	}
-	return token{handle: l.reservation, backlog: l.backlog, remote: l.spec.remote, inherit: l.spec.inherit}.give(cmd)
+	return endToken{handle: l.reservation, backlog: l.backlog, remote: l.spec.remote, inherit: l.spec.inherit}.give(cmd)
 }
 
 // InheritedPipeListener returns the inherited listener of a named pipe: see
@@ -2130,8 +2130,8 @@ type fd struct {
 
 // A readSide is the state of the reads of an fd.
 type readSide struct {
-	turn    chan struct{} // holds an element while nobody reads: see acquire
-	backoff backoff       // guarded by turn
+	turn    semaphore // held by the read under way: see acquire
+	backoff backoff   // guarded by turn
 
 	// The fields below hold what is to be read next. The holder of turn changes them,
 	// while it holds taking too; the holder of either may look at them. Close has them
@@ -2159,8 +2159,8 @@ type readSide struct {
 
 // A writeSide is the state of the writes of an fd.
 type writeSide struct {
-	turn chan struct{} // holds an element while nobody writes: see acquire
-	torn error         // why no message can be sent any more; guarded by turn
+	turn semaphore // held by the write under way: see acquire
+	torn error     // why no message can be sent any more; guarded by turn
 }
 
 // An op is one overlapped call and its buffers.
@@ -2173,7 +2173,7 @@ type op struct {
 // collector closes it, as it does for os and net.
 func newFD(h syscall.Handle, kind connKind, ends direction, server bool) *fd {
 	f := &fd{sys: h, kind: kind, sends: kind, ends: ends, server: server}
-	f.r.turn, f.w.turn = newTurn(), newTurn()
+	f.r.turn, f.w.turn = newSemaphore(1), newSemaphore(1)
 	f.r.settled.L = &f.r.taking
 	f.cleanup = runtime.AddCleanup(f, func(h syscall.Handle) { syscall.CloseHandle(h) }, h)
 	return f
@@ -2198,12 +2198,19 @@ func closedListener() *listener {
 	return l
 }
 
-// newTurn returns the lock of a direction, which is free: a channel with one
-// element. Unlike a Mutex, a wait for it can end early.
-func newTurn() chan struct{} {
-	turn := make(chan struct{}, 1)
-	turn <- struct{}{}
-	return turn
+// A semaphore holds one element for each user that it still admits. A user receives an
+// element before it begins and sends it back at its end. Unlike the wait for a Mutex, the
+// wait for an element can end early: see waits.receive.
+type semaphore chan struct{}
+
+// newSemaphore returns a semaphore for so many users at once. One for a single user is a
+// lock that is free.
+func newSemaphore(users int) semaphore {
+	s := make(semaphore, users)
+	for range users {
+		s <- struct{}{}
+	}
+	return s
 }
 
 // acquire begins an operation in one direction, as soon as the one before it has
@@ -2261,7 +2268,7 @@ func (f *fd) release(d direction) {
 	f.turn(d) <- struct{}{}
 }
 
-func (f *fd) turn(d direction) chan struct{} {
+func (f *fd) turn(d direction) semaphore {
 	if d == writing {
 		return f.w.turn
 	}
@@ -2287,7 +2294,7 @@ func (f *fd) run(l limits, op op, d direction) (int, error) {
 	case d == writing && l.budget == 0:
 		return f.runWrite(l, op)
 	}
-	s, err := takeSlot(true)
+	s, err := slots.take(true)
 	if err != nil {
 		return 0, err
 	}
@@ -2309,7 +2316,7 @@ func (f *fd) runBriefly(l limits, op op) (int, error) {
 	if l.budget <= 0 {
 		return 0, errOverBudget
 	}
-	s, _ := takeSlot(false)
+	s, _ := slots.take(false)
 	if s == nil { // without a slot the read parks
 		return 0, errOverBudget
 	}
@@ -2327,7 +2334,7 @@ func (f *fd) runParked(l limits, op op) (int, error) {
 	if file, parks := f.join(); parks {
 		return f.readParked(file, op.p)
 	}
-	s, err := takeSlot(true)
+	s, err := slots.take(true)
 	if err != nil {
 		return 0, err
 	}
@@ -2368,7 +2375,7 @@ func (f *fd) runWrite(l limits, op op) (int, error) {
 	var s *slot
 	var err error
 	if !f.parks.Load() || raceBuild || l.withdrawn {
-		s, err = takeSlot(raceBuild)
+		s, err = slots.take(raceBuild)
 	}
 	if s == nil && err == nil {
 		file, parks := f.join()
@@ -2382,7 +2389,7 @@ func (f *fd) runWrite(l limits, op op) (int, error) {
 			}
 			return n, err
 		}
-		s, err = takeSlot(true)
+		s, err = slots.take(true)
 	}
 	if err != nil {
 		return 0, err
@@ -2415,7 +2422,7 @@ const atOnce time.Duration = 1
 // only when the kernel has ended the call. A read that does not wait ignores the limits:
 // it follows one that has waited, and nothing must come in between.
 func (f *fd) runInThread(l limits, s *slot, op op) (int, error) {
-	defer giveSlot(s)
+	defer slots.give(s)
 	if _, err := f.expired(l); err != nil && l.budget != atOnce {
 		return 0, err
 	}
@@ -2472,48 +2479,53 @@ type slot struct {
 	next       *slot          // in the list of free slots
 }
 
-// slotsMax is how many operations wait in their threads at once, apart from those that
-// have no other way to wait.
+// slotsMax is how many operations of the process, reads and writes together, wait in their
+// threads at once. Those that have no other way to wait do so even beyond it.
 const slotsMax = 32
 
-// slots are the slots of the process. They are kept for its life, except for those made
-// beyond slotsMax.
-var slots struct {
+// slots has the slots of the process that are free. It bounds how many threads wait for
+// reads and writes.
+var slots slotPool
+
+// A slotPool keeps slots for their next use. A slot stays for the life of the process,
+// except for one that was made beyond slotsMax.
+type slotPool struct {
 	mu   sync.Mutex // guards the rest
 	free *slot      // a list
 	made int
 }
 
-// takeSlot returns a slot that nobody uses. If there are too many it returns none,
-// unless the caller must have one.
-func takeSlot(must bool) (*slot, error) {
-	slots.mu.Lock()
-	defer slots.mu.Unlock()
-	if s := slots.free; s != nil {
-		slots.free, s.next = s.next, nil
+// take returns a slot that nobody uses. If there are too many it returns none, unless the
+// caller must have one.
+func (p *slotPool) take(must bool) (*slot, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s := p.free; s != nil {
+		p.free, s.next = s.next, nil
 		return s, nil
 	}
-	if slots.made >= slotsMax && !must {
+	if p.made >= slotsMax && !must {
 		return nil, nil
 	}
 	event, err := createEvent()
 	if err != nil {
 		return nil, err
 	}
-	slots.made++
+	p.made++
 	return &slot{event: event}, nil
 }
 
-func giveSlot(s *slot) {
+// give takes a slot back.
+func (p *slotPool) give(s *slot) {
 	s.buffers = [2]*byte{}
-	slots.mu.Lock()
-	defer slots.mu.Unlock()
-	if slots.made > slotsMax {
-		slots.made--
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.made > slotsMax {
+		p.made--
 		syscall.CloseHandle(s.event)
 		return
 	}
-	slots.free, s.next = s, slots.free
+	p.free, s.next = s, p.free
 }
 
 // begin prepares the slot for an operation.
@@ -3786,11 +3798,14 @@ func (s *staging) remove() {
 	}
 }
 
-// staged are the files that this process has sent to an end that it has opened itself,
-// and in most cases still has. They are kept by handle; there are not many handles. When
-// another process has taken a handle away, its entry is replaced when the number is used
-// again.
-var staged struct {
+// staged has the files that this process has sent to an end that it has opened itself, and
+// in most cases still has. By it this process recognizes the records that it sent itself: see
+// takeStaged.
+var staged stagedTable
+
+// A stagedTable keeps files by handle; there are not many handles. When another process has
+// taken a handle away, its entry is replaced when the number is used again.
+type stagedTable struct {
 	mu    sync.Mutex // guards files
 	files map[uint32]stagedFile
 }
@@ -3839,18 +3854,18 @@ const theRest = -1
 
 // recvFiles receives a record and the zero byte that files travel with. Other data is
 // left for the next read.
-func (f *fd) recvFiles(max int) ([]*os.File, error) {
+func (f *fd) recvFiles(limit int) ([]*os.File, error) {
 	behind := len(zeroByte)
 	if f.kind == messages {
 		behind = theRest
 	}
-	_, files, err := f.takeFiles(behind, max, true)
+	_, files, err := f.takeFiles(behind, limit, true)
 	return files, err
 }
 
 // recvWithFiles receives one message into p and the files that came with it.
-func (f *fd) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
-	data, files, err := f.takeFiles(theRest, max, false)
+func (f *fd) recvWithFiles(p []byte, limit int) (int, []*os.File, error) {
+	data, files, err := f.takeFiles(theRest, limit, false)
 	switch {
 	case errors.Is(err, ErrNoFiles):
 		n, err := f.recv(p)
@@ -3862,9 +3877,9 @@ func (f *fd) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
 	return copy(p, data), files, err
 }
 
-// recvRights receives some data, and at most max files that it comes with.
-func (f *fd) recvRights(p []byte, max int) (int, []*os.File, error) {
-	data, files, err := f.takeFiles(len(p), max, false)
+// recvRights receives some data, and at most limit files that come with it.
+func (f *fd) recvRights(p []byte, limit int) (int, []*os.File, error) {
+	data, files, err := f.takeFiles(len(p), limit, false)
 	if err == ErrNoFiles {
 		n, err := f.read(p)
 		return n, nil, err
@@ -3877,7 +3892,7 @@ func (f *fd) recvRights(p []byte, max int) (int, []*os.File, error) {
 // error. Data that is no record, or a record that is not believed, is left for the next
 // read. With alone, the data behind a record is left too, unless it is the zero byte
 // alone.
-func (f *fd) takeFiles(behind, max int, alone bool) (data []byte, files []*os.File, err error) {
+func (f *fd) takeFiles(behind, limit int, alone bool) (data []byte, files []*os.File, err error) {
 	l := limits{deadlines: reading}
 	if err := f.acquire(l, reading); err != nil {
 		return nil, nil, err
@@ -3889,7 +3904,7 @@ func (f *fd) takeFiles(behind, max int, alone bool) (data []byte, files []*os.Fi
 		}
 	}
 	a := f.r.arriving
-	if err = checkReceived(a.count, max); err == nil {
+	if err = checkReceived(a.count, limit); err == nil {
 		if err = f.awaitFiles(l, a); err != nil {
 			return nil, nil, err // the next call gets them
 		}
@@ -3923,7 +3938,7 @@ func (f *fd) beginArrival(l limits, behind int, alone bool) (data []byte, err er
 // awaitFiles waits until the files of the arrival are there.
 func (f *fd) awaitFiles(l limits, a *arrival) error {
 	if a.wrapping == nil {
-		if err := f.receive(l, wrappers); err != nil {
+		if err := f.receive(l, inquiries); err != nil {
 			return err
 		}
 		a.wrap(receivedFile)
@@ -4252,7 +4267,7 @@ func (a *arrival) next(kind connKind) []byte {
 }
 
 // wrap makes files of the handles. os.NewFile asks the kernel of which kind each is. The
-// caller has taken one of the wrappers.
+// caller has an element of inquiries.
 func (a *arrival) wrap(open func(syscall.Handle) *os.File) {
 	a.cleanup.Stop()
 	handles := a.handles
@@ -4288,7 +4303,7 @@ type inquiry struct {
 	drop func()        // closes what came of it, without waiting; may be called twice
 }
 
-// inquire begins an inquiry. The caller has taken one of the wrappers.
+// inquire begins an inquiry. The caller has an element of inquiries.
 func inquire(ask, drop func()) *inquiry {
 	q := &inquiry{done: make(chan struct{}), drop: drop}
 	go func() {
@@ -4297,7 +4312,7 @@ func inquire(ask, drop func()) *inquiry {
 		if q.gone.Load() {
 			drop()
 		}
-		wrappers <- struct{}{}
+		inquiries <- struct{}{}
 	}()
 	return q
 }
@@ -4312,21 +4327,15 @@ func (q *inquiry) abandon() {
 	}
 }
 
-// wrappersMax is how many inquiries may be under way. Each may hold a thread for as
+// inquiriesMax is how many inquiries may be under way. Each may hold a thread for as
 // long as another process likes. Each connection has one at a time, but those of closed
 // connections go on. A Go program has 10000 threads at most. When there are too many,
 // RecvFiles, and the handshake of shared memory, wait for their turn, as long as their
 // deadline lets them.
-const wrappersMax = 256
+const inquiriesMax = 256
 
-// wrappers holds an element for each inquiry that may begin.
-var wrappers = func() chan struct{} {
-	c := make(chan struct{}, wrappersMax)
-	for range wrappersMax {
-		c <- struct{}{}
-	}
-	return c
-}()
+// inquiries bounds how many inquiries are under way in this process.
+var inquiries = newSemaphore(inquiriesMax)
 
 // ---------------------------------------------------------------------------
 // Operations on handles that do not block
@@ -4904,14 +4913,14 @@ func (p *pipeSpec) create(first bool) (syscall.Handle, error) {
 func (p *pipeSpec) createInstance(first bool) (syscall.Handle, error) {
 	const (
 		// winnt.h, wdm.h, ntifs.h
-		objCaseInsensitive = 0x40
-		objInherit         = 0x2
-		fileOpen           = 1
-		fileCreate         = 2
-		fileWriteThrough   = 2
-		filePipeMessage    = 1 // FILE_PIPE_MESSAGE_TYPE and FILE_PIPE_MESSAGE_MODE
-		filePipeRejectFar  = 2 // FILE_PIPE_REJECT_REMOTE_CLIENTS
-		unlimited          = 0xffffffff
+		objCaseInsensitive   = 0x40
+		objInherit           = 0x2
+		fileOpen             = 1
+		fileCreate           = 2
+		fileWriteThrough     = 2
+		filePipeMessage      = 1 // FILE_PIPE_MESSAGE_TYPE and FILE_PIPE_MESSAGE_MODE
+		filePipeRejectRemote = 2 // FILE_PIPE_REJECT_REMOTE_CLIENTS
+		unlimited            = 0xffffffff
 	)
 	name := unicodeString{uint16(2 * (len(p.path) - 1)), uint16(2 * len(p.path)), &p.path[0]}
 	attributes := objectAttributes{name: &name, attributes: objCaseInsensitive, security: &p.security.raw[0]}
@@ -4923,14 +4932,14 @@ func (p *pipeSpec) createInstance(first bool) (syscall.Handle, error) {
 	if first {
 		disposition = fileCreate
 	}
-	if p.through {
+	if p.writeThrough {
 		options = fileWriteThrough
 	}
 	if p.kind == messages {
 		typ, mode = filePipeMessage, filePipeMessage
 	}
 	if !p.remote {
-		typ |= filePipeRejectFar
+		typ |= filePipeRejectRemote
 	}
 	rights, share := uint32(syscall.SYNCHRONIZE), uintptr(0)
 	if p.ends&reading != 0 {
@@ -5529,24 +5538,24 @@ func sectionInfo(h syscall.Handle) (memoryInfo, error) {
 	return memoryInfo{size: section.size, writable: object.access&sectionMapWrite != 0}, nil
 }
 
-// mapMemory maps the first size bytes of a section. Behind that it maps the last again of
-// these bytes a second time.
-func mapMemory(f *os.File, size, again int, write bool) (mem []byte, err error) {
+// mapMemory maps the first size bytes of a section. If repeat > 0, the last repeat bytes of
+// the object are mapped once more, directly behind.
+func mapMemory(f *os.File, size, repeat int, write bool) (mem []byte, err error) {
 	access := uint32(syscall.FILE_MAP_READ)
 	if write {
 		access |= syscall.FILE_MAP_WRITE
 	}
 	err = withFile(f, func(sys uintptr) error {
 		var at uintptr
-		if again == 0 {
+		if repeat == 0 {
 			at, err = syscall.MapViewOfFile(syscall.Handle(sys), access, 0, 0, uintptr(size))
 		} else {
-			at, err = mapTwice(sys, size, again, access)
+			at, err = mapTwice(sys, size, repeat, access)
 		}
 		if err != nil {
 			return os.NewSyscallError("MapViewOfFile", err)
 		}
-		mem = unsafe.Slice(*(**byte)(unsafe.Pointer(&at)), size+again) // no memory of Go's
+		mem = unsafe.Slice(*(**byte)(unsafe.Pointer(&at)), size+repeat) // no memory of Go's
 		return nil
 	})
 	return mem, err
@@ -5554,7 +5563,7 @@ func mapMemory(f *os.File, size, again int, write bool) (mem []byte, err error) 
 
 // mapTwice reserves address space for both views, frees it, and maps them there. If
 // another thread has taken it in between, the system says so, and mapTwice tries again.
-func mapTwice(section uintptr, size, again int, access uint32) (at uintptr, err error) {
+func mapTwice(section uintptr, size, repeat int, access uint32) (at uintptr, err error) {
 	const (
 		memReserve   = 0x2000 // MEM_RESERVE of winnt.h
 		memRelease   = 0x8000 // MEM_RELEASE
@@ -5563,7 +5572,7 @@ func mapTwice(section uintptr, size, again int, access uint32) (at uintptr, err 
 	)
 	for range attempts {
 		var errno syscall.Errno
-		at, _, errno = syscall.SyscallN(procVirtualAlloc.Addr(), 0, uintptr(size+again), memReserve, pageNoAccess)
+		at, _, errno = syscall.SyscallN(procVirtualAlloc.Addr(), 0, uintptr(size+repeat), memReserve, pageNoAccess)
 		if err = failure(at, errno); err != nil {
 			return 0, err
 		}
@@ -5571,7 +5580,7 @@ func mapTwice(section uintptr, size, again int, access uint32) (at uintptr, err 
 		if err = mapAt(section, access, 0, size, at); err != nil {
 			continue
 		}
-		if err = mapAt(section, access, size-again, again, at+uintptr(size)); err == nil {
+		if err = mapAt(section, access, size-repeat, repeat, at+uintptr(size)); err == nil {
 			return at, nil
 		}
 		syscall.UnmapViewOfFile(at)
@@ -5585,12 +5594,12 @@ func mapAt(section uintptr, access uint32, offset, size int, at uintptr) error {
 	return failure(r, errno)
 }
 
-// unmapMemory unmaps what mapMemory returned.
-func unmapMemory(mem []byte, again int) error {
+// unmapMemory unmaps what mapMemory returned for the same repeat.
+func unmapMemory(mem []byte, repeat int) error {
 	at := uintptr(unsafe.Pointer(&mem[0]))
 	err := syscall.UnmapViewOfFile(at)
-	if again > 0 {
-		if e := syscall.UnmapViewOfFile(at + uintptr(len(mem)-again)); err == nil {
+	if repeat > 0 {
+		if e := syscall.UnmapViewOfFile(at + uintptr(len(mem)-repeat)); err == nil {
 			err = e
 		}
 	}
@@ -5685,7 +5694,7 @@ type bellInquiry struct {
 	err error
 }
 
-// askBell asks that of h. The caller has taken one of the wrappers.
+// askBell asks that of h. The caller has an element of inquiries.
 func askBell(h syscall.Handle, adopt func(syscall.Handle) (*fd, error)) *bellInquiry {
 	q := &bellInquiry{}
 	h, err := duplicate(h) // the inquiry may outlive h
@@ -5732,7 +5741,7 @@ func (r *helloFile) memory() (*os.File, memoryInfo, error) {
 func (r *helloFile) doorbell(f *fd) (*fd, error) {
 	l := limits{deadlines: reading}
 	if r.bell == nil {
-		if err := f.receive(l, wrappers); err != nil {
+		if err := f.receive(l, inquiries); err != nil {
 			return nil, err
 		}
 		r.bell = askBell(r.sys, adoptBell)
