@@ -113,7 +113,7 @@ func (l ImpersonationLevel) String() string {
 // is 0, SECURITY_IDENTIFICATION 1<<16, SECURITY_IMPERSONATION 2<<16,
 // SECURITY_DELEGATION 3<<16.
 func (l ImpersonationLevel) flags() uint32 {
-	const securitySQOSPresent = 0x100000
+	const securitySQOSPresent = 0x100000 // winbase.h: SECURITY_SQOS_PRESENT
 	return securitySQOSPresent | [...]uint32{1, 0, 2, 3}[l]<<16
 }
 
@@ -176,11 +176,11 @@ const (
 	ServerRights = ClientRights | syscall.FILE_APPEND_DATA
 )
 
-// The users that every Windows has, as SIDs.
+// The users that every Windows has, as SIDs (winnt.h).
 const (
-	sidEveryone       = "S-1-1-0"
-	sidSystem         = "S-1-5-18"
-	sidAdministrators = "S-1-5-32-544"
+	sidEveryone       = "S-1-1-0"      // SECURITY_WORLD_SID_AUTHORITY, SECURITY_WORLD_RID
+	sidSystem         = "S-1-5-18"     // SECURITY_NT_AUTHORITY, SECURITY_LOCAL_SYSTEM_RID
+	sidAdministrators = "S-1-5-32-544" // SECURITY_BUILTIN_DOMAIN_RID, DOMAIN_ALIAS_RID_ADMINS
 )
 
 // An AccessEntry allows or denies a user or group some rights.
@@ -265,14 +265,14 @@ func (sd *SecurityDescriptor) Group() string { return sidAt(sd.raw, sd.word(8)) 
 func (sd *SecurityDescriptor) DACL() (entries []AccessEntry, ok bool) {
 	all, ok := sd.entries(sd.word(16))
 	for _, e := range all {
-		if e.kind <= 1 { // ACCESS_ALLOWED_ACE_TYPE, ACCESS_DENIED_ACE_TYPE
+		if e.kind <= 1 { // winnt.h: ACCESS_ALLOWED_ACE_TYPE is 0, ACCESS_DENIED_ACE_TYPE 1
 			entries = append(entries, AccessEntry{e.sid, e.mask, e.kind == 1})
 		}
 	}
 	return entries, ok
 }
 
-// aclHeader is the size of an ACL before its entries: revision, reserved, size in
+// aclHeader is the size of an ACL (winnt.h) before its entries: revision, reserved, size in
 // bytes, count, reserved.
 const aclHeader = 8
 
@@ -298,8 +298,9 @@ func (sd *SecurityDescriptor) entries(offset uint32) (entries []aclEntry, ok boo
 	return entries, true
 }
 
-// word returns the 32 bits at an offset: fields 4, 8, 12 and 16 of the header are
-// the offsets of owner, group, SACL and DACL, 0 for what is not there.
+// word returns the 32 bits at an offset. The words at 4, 8, 12 and 16 of a
+// SECURITY_DESCRIPTOR_RELATIVE (winnt.h) are the offsets of owner, group, SACL and DACL; 0
+// is one that is not there.
 func (sd *SecurityDescriptor) word(at int) uint32 {
 	if at+4 > len(sd.raw) {
 		return 0
@@ -307,7 +308,7 @@ func (sd *SecurityDescriptor) word(at int) uint32 {
 	return getWord(sd.raw[at:])
 }
 
-// sidAt returns the SID at an offset as text, or "" if there is none.
+// sidAt returns the SID (winnt.h) at an offset as text, or "" if there is none.
 func sidAt(raw []byte, at uint32) string {
 	if at == 0 || uint64(at)+8 > uint64(len(raw)) {
 		return ""
@@ -669,8 +670,9 @@ type instance struct {
 	err        error // result of ConnectNamedPipe, once it is not pending
 }
 
-// How often watch looks for clients that have left, while there is no instance that
-// listens: often at first, then as often as a client that dials tries again.
+// lookMin and lookMax bound the time between two looks of watch for clients that have left,
+// while no instance listens. The time doubles with every look. lookMax is as long as the
+// longest pause of a client that dials.
 const (
 	lookMin = 2 * time.Millisecond
 	lookMax = 64 * time.Millisecond
@@ -1163,10 +1165,10 @@ func openRemote(p *retryTimer, open func() (syscall.Handle, error)) (h syscall.H
 // alone, which has all that a reader of bytes asks for. FILE_CREATE_PIPE_INSTANCE is
 // never among them.
 func rightsOf(ends direction, readsMessages bool) uint32 {
-	const (
-		fileReadData        = 0x1
-		fileWriteData       = 0x2
-		fileWriteAttributes = 0x100
+	const ( // winnt.h
+		fileReadData        = 0x1   // FILE_READ_DATA
+		fileWriteData       = 0x2   // FILE_WRITE_DATA
+		fileWriteAttributes = 0x100 // FILE_WRITE_ATTRIBUTES
 	)
 	rights := uint32(syscall.SYNCHRONIZE | readControl | fileReadAttributes)
 	if ends&reading != 0 {
@@ -1181,7 +1183,7 @@ func rightsOf(ends direction, readsMessages bool) uint32 {
 	return rights
 }
 
-// judge tells what the failure of connect means.
+// judge returns what the failure of connect means.
 func judge(_ string, err error) verdict {
 	switch errnoOf(err) {
 	case errPipeBusy:
@@ -1225,7 +1227,7 @@ func pairOf(d Direction, kind connKind) (server, client *fd, err error) {
 	server = newFD(h, p.kind, p.ends, true)
 	server.dynamic = true
 	server.pipe = p.pipe
-	const securityContextTracking = 0x40000 // winbase.h
+	const securityContextTracking = 0x40000 // winbase.h: SECURITY_CONTEXT_TRACKING
 	client, err = openClient(nil, p.target, kind, d, Identification.flags()|securityContextTracking)
 	if err != nil {
 		server.close()
@@ -1285,7 +1287,7 @@ func adoptSys(h syscall.Handle, kind connKind, d direction) (*fd, error) {
 	if err != nil {
 		return nil, err
 	}
-	const synchronous = 0x10 | 0x20 // FILE_SYNCHRONOUS_IO_ALERT, _NONALERT
+	const synchronous = 0x10 | 0x20 // wdm.h: FILE_SYNCHRONOUS_IO_ALERT, FILE_SYNCHRONOUS_IO_NONALERT
 	mode, err := fileMode(h)
 	if err != nil {
 		return nil, err
@@ -1467,7 +1469,8 @@ func (c *PipeConfig) validate() error {
 	return nil
 }
 
-// instancesMax is the highest limit that CreateNamedPipe takes for instances.
+// instancesMax is the highest limit that CreateNamedPipe takes for instances: winbase.h has
+// PIPE_UNLIMITED_INSTANCES as 255.
 const instancesMax = 254
 
 // ListenPipe makes the named pipe \\.\pipe\x, as CreateNamedPipe does, and
@@ -2133,12 +2136,12 @@ type readSide struct {
 	turn    semaphore // held by the read under way: see acquire
 	backoff backoff   // guarded by turn
 
-	// The fields below hold what is to be read next. The holder of turn changes them,
-	// while it holds taking too; the holder of either may look at them. Close has them
-	// when no user is left.
+	// The fields below hold what is to be read next. A change needs both turn and taking;
+	// to read these fields, either is enough. After the last user has left, dispose may
+	// use them without a lock.
 
 	// taking is held by a read while it takes something from the pipe that it may not
-	// return, and while it moves what is below, but never while it waits. So PeekMessage,
+	// return, and while it changes these fields, but never while it waits. So PeekMessage,
 	// which does not wait for its turn, finds data either in the pipe or here.
 	taking sync.Mutex
 
@@ -2169,8 +2172,9 @@ type op struct {
 	p, q  []byte
 }
 
-// newFD takes ownership of h, which sends what it reads, as a server does. If the fd is dropped without Close, the garbage
-// collector closes it, as it does for os and net.
+// newFD takes ownership of h. It assumes that this end sends what it reads (messages or
+// bytes); openClient and adoptSys correct that. If the fd is dropped without Close, the
+// garbage collector closes it, as it does for os and net.
 func newFD(h syscall.Handle, kind connKind, ends direction, server bool) *fd {
 	f := &fd{sys: h, kind: kind, sends: kind, ends: ends, server: server}
 	f.r.turn, f.w.turn = newSemaphore(1), newSemaphore(1)
@@ -2444,7 +2448,7 @@ func (f *fd) runInThread(l limits, s *slot, op op) (int, error) {
 }
 
 // ---------------------------------------------------------------------------
-// How long a read waits in its thread
+// The time that a read waits in its thread
 
 // threadWait is how long a read waits in its thread before it parks, if SetSpin does
 // not say otherwise. If nothing comes in that time, the read costs the calls to cancel
@@ -2615,6 +2619,9 @@ func discardWithin(grace time.Duration, handles ...syscall.Handle) {
 // has the reasons for these two. A read or write that parks waits in an os.File, which
 // knows nothing of them: closeLater and setDeadline pass them on, as deadlines of the
 // os.File. No call with a context waits in that way.
+//
+// A system call that cannot be overlapped runs in a thread, and is cancelled there: see
+// threadCall.
 
 // waits is the state that the waits of a connection or a listener share.
 type waits struct {
@@ -3183,11 +3190,14 @@ func writeFile(h syscall.Handle, p, _ []byte, done *uint32, o *syscall.Overlappe
 // ---------------------------------------------------------------------------
 // Messages
 //
-// A message is received by one ReadFile, whole, if there is room for it. A reader that takes
-// a part first may not get the rest: a sender may cancel a WriteFile that pends, which takes
-// back what was not read of the message. Then the next data in the pipe is another message.
-// So RecvAppend looks the length up (PeekNamedPipe) and makes the room. Recv makes none,
-// since the sender says how long a message is.
+// Windows has its own reader of messages, instead of messageReader of ipc.go. That one
+// collects a message in parts and waits for the next part. Here a part may be withdrawn by
+// its sender: a WriteFile that pends can be cancelled, which takes back what was not read of
+// the message. Then the next data in the pipe is another message.
+//
+// So a message is received by one ReadFile, whole, if there is room for it. RecvAppend looks
+// the length up (PeekNamedPipe) and makes the room. Recv makes none, since the sender chooses
+// how long a message is.
 //
 // A read that parks is made into the room that there is, since to park only until there
 // is something costs an allocation. If a message is longer than the room, the rest is read
@@ -3540,10 +3550,10 @@ func (f *fd) flushFile(l limits) error {
 // The record does not tell who the sender is either:
 //
 //   - A server takes the client's token from the pipe (ImpersonateNamedPipeClient).
-//     The level Identification is enough. A client that hides (Anonymous) is not
-//     believed. A client's own process is believed as a holder even where the client may
-//     not open it, as with a restricted token: the kernel gives every process all rights
-//     to itself.
+//     The level Identification is enough. A client that does not show its token
+//     (Anonymous) is not believed. A client's own process is believed as a holder even
+//     where the client may not open it, as with a restricted token: the kernel gives every
+//     process all rights to itself.
 //     That the number is still that of the client's process is checked by its time
 //     of creation and its token (checkPeer, isTokenOf).
 //   - A client knows the owner of the pipe. SYSTEM and Administrators are believed:
@@ -3581,13 +3591,13 @@ func (f *fd) flushFile(l limits) error {
 //
 // # The sender
 //
-// The sender judges as the receiver will, and takes the first of two ways that the
-// receiver will believe. The first is to put the handles into the process that opened the
-// other end, where they outlive this process. The second is to hold the duplicates
-// itself, until the receiver takes them. A process that was given its end by another one
-// takes the second way, unless that is the second end of a Pair. The other end may have
-// been handed on to a process with other rights, of which nothing can be known. A process
-// that hands on an end lends its name with it.
+// The sender makes the checks that the receiver will make, and takes the first of two ways
+// that the receiver will believe. The first is to put the handles into the process that
+// opened the other end, where they outlive this process. The second is to hold the
+// duplicates itself, until the receiver takes them. A process that was given its end by
+// another one takes the second way, unless that is the second end of a Pair. The other end
+// may have been handed on to a process with other rights, of which nothing can be known.
+// What comes from an end that was handed on counts as sent by the process that handed it on.
 
 const (
 	recordMark    = "ipcfiles"
@@ -3596,9 +3606,9 @@ const (
 	recordMax     = recordHead + 4*maxFiles
 
 	// winnt.h
-	processDupHandle               = 0x40   // PROCESS_DUP_HANDLE
-	processQueryLimitedInformation = 0x1000 // PROCESS_QUERY_LIMITED_INFORMATION
-	readControl                    = 0x20000
+	processDupHandle               = 0x40    // PROCESS_DUP_HANDLE
+	processQueryLimitedInformation = 0x1000  // PROCESS_QUERY_LIMITED_INFORMATION
+	readControl                    = 0x20000 // READ_CONTROL
 )
 
 // A record is what the receiver has to know of the handles.
@@ -3849,7 +3859,7 @@ func (f *fd) takeStaged(r *record) (handles []syscall.Handle, ok bool) {
 	return handles, len(handles) == len(r.files)
 }
 
-// theRest stands for as many bytes behind a record as its message has.
+// theRest as the number of bytes behind a record means all that its message has.
 const theRest = -1
 
 // recvFiles receives a record and the zero byte that files travel with. Other data is
@@ -3887,11 +3897,10 @@ func (f *fd) recvRights(p []byte, limit int) (int, []*os.File, error) {
 	return copy(p, data), files, err
 }
 
-// takeFiles receives a record, and so many bytes of data behind it, and takes the
-// handles. If there are more than max, or they are gone, it returns the data with the
-// error. Data that is no record, or a record that is not believed, is left for the next
-// read. With alone, the data behind a record is left too, unless it is the zero byte
-// alone.
+// takeFiles receives a record, the given number of bytes behind it, and the files. If there
+// are more files than limit, or the files are gone, it returns the data with the error. Data
+// that is no record, or a record that is not believed, is kept for the next read. With
+// alone, data other than the single zero byte is also kept for the next read.
 func (f *fd) takeFiles(behind, limit int, alone bool) (data []byte, files []*os.File, err error) {
 	l := limits{deadlines: reading}
 	if err := f.acquire(l, reading); err != nil {
@@ -3911,7 +3920,7 @@ func (f *fd) takeFiles(behind, limit int, alone bool) (data []byte, files []*os.
 	}
 	f.r.taking.Lock()
 	f.r.arriving = nil
-	f.leaveData(a.behind, alone)
+	f.keepData(a.behind, alone)
 	f.r.taking.Unlock()
 	if err != nil {
 		a.abandon(closeGrace)
@@ -3930,7 +3939,7 @@ func (f *fd) beginArrival(l limits, behind int, alone bool) (data []byte, err er
 	case err == nil:
 		f.r.arriving = newArrival(handles, data)
 	case data != nil:
-		f.leaveData(data, alone)
+		f.keepData(data, alone)
 	}
 	return data, err
 }
@@ -3946,9 +3955,9 @@ func (f *fd) awaitFiles(l limits, a *arrival) error {
 	return f.receive(l, a.wrapping.done)
 }
 
-// leaveData leaves the data behind a record for the next read, if it should be the
-// zero byte alone and is something else. The caller holds taking.
-func (f *fd) leaveData(data []byte, alone bool) {
+// keepData keeps the data behind a record for the next read, if alone is set and the data is
+// something other than the single zero byte. The caller holds taking.
+func (f *fd) keepData(data []byte, alone bool) {
 	if alone && string(data) != string(zeroByte[:]) {
 		f.r.unread = data
 	}
@@ -3968,7 +3977,7 @@ func (f *fd) giveUpArriving() {
 	a.abandon(0)
 }
 
-// takeHandles reads a record, judges it, and takes its handles. rest is the data behind
+// takeHandles reads a record, checks it, and takes its handles. rest is the data behind
 // the record. With an error rest is nil, except with errTaken: then it is all that is
 // left of what the peer sent. The caller holds taking, which is released while this
 // waits.
@@ -3991,10 +4000,10 @@ func (f *fd) takeHandles(l limits, behind int) (handles []syscall.Handle, rest [
 	return nil, nil, err
 }
 
-// readRecord waits until there is something to read. If that looks like a record with
-// so many bytes behind it, or with theRest of its message, it reads and returns all of
-// it, or what has taken its place meanwhile. Otherwise it reads nothing but an empty
-// message, and the error is ErrNoFiles.
+// readRecord waits until there is something to read. If that looks like a record with the
+// given number of bytes behind it, it reads and returns all of it, or what has taken its
+// place meanwhile. An empty message it returns as such. It reads nothing else: then the error
+// is ErrNoFiles.
 //
 // A record comes by one WriteFile, so all of it is there or nothing. It is read at once,
 // whatever the deadline. If it was withdrawn meanwhile, the wait begins again.
@@ -4036,9 +4045,9 @@ func (f *fd) readRecord(l limits, behind int) ([]byte, error) {
 }
 
 // recordAtHead looks at the head of the pipe, and takes nothing. If that looks like a record
-// with so many bytes behind it, or with theRest of its message, it returns the length of the
-// two together. If nothing is there, or an empty message, it returns 0. Otherwise the error
-// is ErrNoFiles.
+// with the given number of bytes behind it, it returns the length of both together. If
+// nothing is there, or an empty message, it returns 0. Otherwise the error is ErrNoFiles, or
+// says which version of the record the peer sends.
 func (f *fd) recordAtHead(behind int) (size int, err error) {
 	var head [recordMax]byte
 	n, there, left, err := peekMessage(f.sys, head[:])
@@ -4217,9 +4226,9 @@ func checkChild(holder syscall.Handle) error {
 	return nil
 }
 
-// checkLabel judges a server of this user whose token cannot be read. An ordinary process
-// cannot read the token of an elevated one, but believes it: that may do everything to it
-// anyway. A sandbox is recognized by the label that its pipe got from the kernel. An
+// checkLabel is checkServer for a server of this user whose token cannot be read. An ordinary
+// process cannot read the token of an elevated one, but believes it: that may do everything
+// to it anyway. A sandbox is recognized by the label that its pipe got from the kernel. An
 // elevated process can read every token of its user, unless it is kept from that, so it
 // believes no such server.
 func (f *fd) checkLabel() error {
@@ -4254,8 +4263,8 @@ func newArrival(handles []syscall.Handle, behind []byte) *arrival {
 	return a
 }
 
-// next returns what a read gets that comes instead of RecvFiles: the data behind the
-// record, as one message or, if there are any, as bytes.
+// next returns what a plain read gets instead of the files: the data behind the record. On a
+// pipe of messages that may be an empty message. nil is nothing.
 func (a *arrival) next(kind connKind) []byte {
 	switch {
 	case len(a.behind) > 0:
@@ -4827,7 +4836,7 @@ func failure(result uintptr, errno syscall.Errno) error {
 		return syscall.EINVAL
 	case syscall.ERROR_IO_PENDING: // every call that waits
 		return syscall.ERROR_IO_PENDING
-	case syscall.ERROR_OPERATION_ABORTED: // every wait in vain
+	case syscall.ERROR_OPERATION_ABORTED: // every wait that was cancelled
 		return syscall.ERROR_OPERATION_ABORTED
 	case errPipeConnected: // every client that came first
 		return errPipeConnected
@@ -4912,15 +4921,20 @@ func (p *pipeSpec) create(first bool) (syscall.Handle, error) {
 // asked for one more, it would make a new pipe if the name is free.
 func (p *pipeSpec) createInstance(first bool) (syscall.Handle, error) {
 	const (
-		// winnt.h, wdm.h, ntifs.h
-		objCaseInsensitive   = 0x40
-		objInherit           = 0x2
-		fileOpen             = 1
-		fileCreate           = 2
-		fileWriteThrough     = 2
+		// ntdef.h
+		objCaseInsensitive = 0x40 // OBJ_CASE_INSENSITIVE
+		objInherit         = 0x2  // OBJ_INHERIT
+
+		// wdm.h
+		fileOpen         = 1 // FILE_OPEN
+		fileCreate       = 2 // FILE_CREATE
+		fileWriteThrough = 2 // FILE_WRITE_THROUGH
+
+		// ntifs.h
 		filePipeMessage      = 1 // FILE_PIPE_MESSAGE_TYPE and FILE_PIPE_MESSAGE_MODE
 		filePipeRejectRemote = 2 // FILE_PIPE_REJECT_REMOTE_CLIENTS
-		unlimited            = 0xffffffff
+
+		unlimited = 0xffffffff // as many instances as one likes; CreateNamedPipe passes it for PIPE_UNLIMITED_INSTANCES
 	)
 	name := unicodeString{uint16(2 * (len(p.path) - 1)), uint16(2 * len(p.path)), &p.path[0]}
 	attributes := objectAttributes{name: &name, attributes: objCaseInsensitive, security: &p.security.raw[0]}
@@ -5024,8 +5038,8 @@ func peekMessage(h syscall.Handle, p []byte) (n, avail, left int, err error) {
 	return lengthOf(read), lengthOf(total), lengthOf(rest), failure(r, errno)
 }
 
-// lengthOf is the length n, which a peer chose. What is longer than any message may be is told
-// as one byte longer, so that sums of lengths fit an int of 32 bits.
+// lengthOf converts a length that the peer chose. It returns at most ioMax+1, so that sums fit
+// a 32-bit int.
 func lengthOf(n uint32) int { return int(min(n, ioMax+1)) }
 
 func transactNamedPipe(h syscall.Handle, request, reply []byte, done *uint32, o *syscall.Overlapped) error {
@@ -5037,7 +5051,7 @@ func transactNamedPipe(h syscall.Handle, request, reply []byte, done *uint32, o 
 }
 
 func setMessageMode(h syscall.Handle) error {
-	mode := uint32(2) // PIPE_READMODE_MESSAGE
+	mode := uint32(2) // winbase.h: PIPE_READMODE_MESSAGE
 	r, _, errno := syscall.SyscallN(procSetNamedPipeHandleState.Addr(), uintptr(h), uintptr(unsafe.Pointer(&mode)), 0, 0)
 	return failure(r, errno)
 }
@@ -5075,13 +5089,13 @@ const (
 )
 
 func localInfo(h syscall.Handle) (info pipeInfo, err error) {
-	const filePipeLocalInformation = 24
+	const filePipeLocalInformation = 24 // wdm.h: FILE_INFORMATION_CLASS
 	err = queryFile(h, filePipeLocalInformation, unsafe.Pointer(&info), unsafe.Sizeof(info))
 	return info, err
 }
 
-// carries returns what is written to the pipe: that is what its first instance was made for,
-// however an end reads it.
+// carries returns whether the pipe keeps messages or bytes (its type), which may differ from
+// how an end reads it.
 func (info pipeInfo) carries() connKind {
 	const messageType = 1 // ntifs.h: FILE_PIPE_MESSAGE_TYPE
 	if info.typ&messageType != 0 {
@@ -5090,8 +5104,9 @@ func (info pipeInfo) carries() connKind {
 	return streams
 }
 
-// sentBy returns what the writes to an end are in the pipe: messages if the kernel does not
-// tell, since a message that is cut off must be noticed.
+// sentBy returns whether the writes of an end are messages or bytes in the pipe. If the
+// kernel does not tell, it returns messages, which is the safe answer: a message that is cut
+// off must be noticed.
 func sentBy(h syscall.Handle) connKind {
 	info, err := localInfo(h)
 	if err != nil {
@@ -5102,7 +5117,7 @@ func sentBy(h syscall.Handle) connKind {
 
 // pipeName returns the name of the pipe of a handle, without the folder of pipes.
 func pipeName(h syscall.Handle) (string, error) {
-	const fileNameInformation = 9
+	const fileNameInformation = 9 // wdm.h: FILE_INFORMATION_CLASS
 	var info struct {
 		length uint32 // in bytes
 		name   [pathMax + 1]uint16
@@ -5120,11 +5135,11 @@ func pipeName(h syscall.Handle) (string, error) {
 // write like success.
 func readMode(h syscall.Handle) (connKind, error) {
 	const (
-		filePipeInformation = 23
-		messageMode         = 1 // FILE_PIPE_MESSAGE_MODE
-		completeOperation   = 1 // FILE_PIPE_COMPLETE_OPERATION
+		filePipeInformation = 23 // wdm.h: FILE_INFORMATION_CLASS
+		messageMode         = 1  // ntifs.h: FILE_PIPE_MESSAGE_MODE
+		completeOperation   = 1  // ntifs.h: FILE_PIPE_COMPLETE_OPERATION
 	)
-	var info struct{ read, completion uint32 }
+	var info struct{ read, completion uint32 } // ntifs.h: FILE_PIPE_INFORMATION
 	err := queryFile(h, filePipeInformation, unsafe.Pointer(&info), unsafe.Sizeof(info))
 	switch {
 	case err != nil:
@@ -5139,12 +5154,12 @@ func readMode(h syscall.Handle) (connKind, error) {
 
 // fileMode returns the options that the handle was opened with.
 func fileMode(h syscall.Handle) (mode uint32, err error) {
-	const fileModeInformation = 16
+	const fileModeInformation = 16 // wdm.h: FILE_INFORMATION_CLASS
 	err = queryFile(h, fileModeInformation, unsafe.Pointer(&mode), unsafe.Sizeof(mode))
 	return mode, err
 }
 
-// handleFlags returns HANDLE_FLAG_INHERIT and its kin of an open handle.
+// handleFlags returns the flags of an open handle, such as HANDLE_FLAG_INHERIT.
 func handleFlags(h syscall.Handle) (flags uint32, err error) {
 	r, _, errno := syscall.SyscallN(procGetHandleInformation.Addr(), uintptr(h), uintptr(unsafe.Pointer(&flags)))
 	return flags, os.NewSyscallError("GetHandleInformation", failure(r, errno))
@@ -5153,10 +5168,10 @@ func handleFlags(h syscall.Handle) (flags uint32, err error) {
 // isRemotePath reports whether the handle is that of a file of another machine.
 func isRemotePath(h syscall.Handle) (bool, error) {
 	const (
-		fileFsDeviceInformation = 4    // wdm.h
-		fileRemoteDevice        = 0x10 // FILE_REMOTE_DEVICE
+		fileFsDeviceInformation = 4    // wdm.h: FS_INFORMATION_CLASS
+		fileRemoteDevice        = 0x10 // wdm.h: FILE_REMOTE_DEVICE
 	)
-	var info struct{ typ, characteristics uint32 }
+	var info struct{ typ, characteristics uint32 } // wdm.h: FILE_FS_DEVICE_INFORMATION
 	var status ioStatus
 	r, _, _ := syscall.SyscallN(procNtQueryVolumeInformation.Addr(), uintptr(h), uintptr(unsafe.Pointer(&status)),
 		uintptr(unsafe.Pointer(&info)), unsafe.Sizeof(info), fileFsDeviceInformation)
@@ -5202,8 +5217,8 @@ func cancelSynchronousIO(thread syscall.Handle) {
 // parentOf returns the number of the process that started the process, which may
 // be another's by now.
 func parentOf(process syscall.Handle) (uint32, error) {
-	const processBasicInformation = 0
-	var info [6]uintptr // winternl.h: PROCESS_BASIC_INFORMATION; the last one is InheritedFromUniqueProcessId
+	const processBasicInformation = 0 // winternl.h: PROCESSINFOCLASS
+	var info [6]uintptr               // winternl.h: PROCESS_BASIC_INFORMATION; the last one is InheritedFromUniqueProcessId
 	r, _, _ := syscall.SyscallN(procNtQueryInformationProcess.Addr(), uintptr(process), processBasicInformation,
 		uintptr(unsafe.Pointer(&info)), unsafe.Sizeof(info), 0)
 	return uint32(info[5]), os.NewSyscallError("NtQueryInformationProcess", ntError(r))
@@ -5257,9 +5272,9 @@ func isAdministrator(token syscall.Token) bool {
 
 // winnt.h: SECURITY_INFORMATION.
 const (
-	ownerGroupAndDACL = 1 | 2 | 4
-	labelOnly         = 0x10
-	saclAndLabel      = 8 | labelOnly
+	ownerGroupAndDACL = 1 | 2 | 4     // OWNER_, GROUP_, DACL_SECURITY_INFORMATION
+	labelOnly         = 0x10          // LABEL_SECURITY_INFORMATION
+	saclAndLabel      = 8 | labelOnly // SACL_SECURITY_INFORMATION is 8
 )
 
 // securityOf reads the security descriptor of a handle that has READ_CONTROL.
@@ -5471,7 +5486,7 @@ func freeLocal(p unsafe.Pointer) error {
 // ---------------------------------------------------------------------------
 // Shared memory
 
-// winnt.h
+// winnt.h.
 const (
 	sectionQuery    = 0x1        // SECTION_QUERY
 	sectionMapWrite = 0x2        // SECTION_MAP_WRITE
@@ -5510,15 +5525,15 @@ func sysMemory(sys uintptr) (memoryInfo, error) { return sectionInfo(syscall.Han
 // reserved does. The kernel refuses another kind of object without asking it anything.
 func sectionInfo(h syscall.Handle) (memoryInfo, error) {
 	const (
-		sectionBasicInformation = 0 // ntifs.h
-		objectBasicInformation  = 0
+		sectionBasicInformation = 0 // SECTION_INFORMATION_CLASS: no header of Windows has it
+		objectBasicInformation  = 0 // winternl.h: OBJECT_INFORMATION_CLASS
 	)
-	var section struct { // SECTION_BASIC_INFORMATION
+	var section struct { // SECTION_BASIC_INFORMATION, as Microsoft describes NtQuerySection
 		base       uintptr
 		attributes uint32
 		size       int64
 	}
-	var object struct { // OBJECT_BASIC_INFORMATION
+	var object struct { // winternl.h: PUBLIC_OBJECT_BASIC_INFORMATION
 		attributes, access, handles, pointers uint32
 		_                                     [10]uint32
 	}
@@ -5694,7 +5709,8 @@ type bellInquiry struct {
 	err error
 }
 
-// askBell asks that of h. The caller has an element of inquiries.
+// askBell begins to ask whether h is the end of a doorbell. The caller has an element of
+// inquiries.
 func askBell(h syscall.Handle, adopt func(syscall.Handle) (*fd, error)) *bellInquiry {
 	q := &bellInquiry{}
 	h, err := duplicate(h) // the inquiry may outlive h
@@ -5735,9 +5751,9 @@ func (r *helloFile) memory() (*os.File, memoryInfo, error) {
 	return os.NewFile(uintptr(h), "memory"), info, nil
 }
 
-// doorbell returns the far end of a doorbell, over a duplicate of r. The deadline of the
-// reads of f, over which r came, may end the wait for that; then the next call goes on with
-// it.
+// doorbell returns the far end of a doorbell, over a duplicate of r. r came over f. doorbell
+// waits until the read deadline of f; after a timeout the next call continues the same
+// inquiry.
 func (r *helloFile) doorbell(f *fd) (*fd, error) {
 	l := limits{deadlines: reading}
 	if r.bell == nil {
