@@ -131,9 +131,9 @@ func (p Peer) SessionID() (uint32, bool) { return p.system.session, p.system.kno
 
 // PeerProcess opens the process at the other end, as OpenProcess does, with the access
 // rights and PROCESS_QUERY_LIMITED_INFORMATION. The caller closes the handle. Unlike the
-// number of the process, the handle stays that of this process when it ends. A process
-// that was started after the Dial or the Accept of this end, and so only has the number
-// of the peer by now, is refused. The error matches [os.ErrPermission] if this process
+// process id, the handle stays that of this process when it ends. A process that was
+// started after the Dial or the Accept of this end, and so has the process id of the peer
+// but is not the peer, is refused. The error matches [os.ErrPermission] if this process
 // may not open that one, and [errors.ErrUnsupported] for a peer on another machine.
 func (c *endpoint) PeerProcess(access uint32) (syscall.Handle, error) {
 	process, err := c.end().openPeer(access)
@@ -3554,8 +3554,8 @@ func (f *fd) flushFile(l limits) error {
 //     (Anonymous) is not believed. A client's own process is believed as a holder even
 //     where the client may not open it, as with a restricted token: the kernel gives every
 //     process all rights to itself.
-//     That the number is still that of the client's process is checked by its time
-//     of creation and its token (checkPeer, isTokenOf).
+//     That the process id is still that of the client is checked by the time of
+//     creation of the process and its token (checkPeer, isTokenOf).
 //   - A client knows the owner of the pipe. SYSTEM and Administrators are believed:
 //     only a process that acts for them can own anything in their name. If this user is the
 //     owner, the server may yet be a sandbox of the user, so the token of its process
@@ -3706,7 +3706,7 @@ func (f *fd) stage(handles []syscall.Handle) (*staging, error) {
 		}
 	}
 	// While an end lives, the process that opened it lives too, or has handed it on. So
-	// the process that chooseHolder opened by its number is the right one.
+	// the process that chooseHolder opened by its id is the right one.
 	info, err := localInfo(f.sys)
 	if err == nil && info.state != pipeConnected {
 		err = errNoData
@@ -4166,8 +4166,8 @@ func takeFrom(holder syscall.Handle, files []uint32) (handles []syscall.Handle, 
 }
 
 // checkSender returns nil if the sender could have put handles into the holder by itself,
-// otherwise the reason why not. own says that the holder has the number of the sender's
-// process.
+// otherwise the reason why not. own says that the holder has the process id of
+// the sender.
 func (f *fd) checkSender(holder syscall.Handle, own bool) error {
 	if !f.server {
 		return f.checkServer(holder)
@@ -4220,7 +4220,7 @@ func checkChild(holder syscall.Handle) error {
 	if err != nil {
 		return err
 	}
-	if parent != uint32(os.Getpid()) || born < self { // born earlier: a child of an earlier process with this number
+	if parent != uint32(os.Getpid()) || born < self { // born earlier: a child of an earlier process with this id
 		return errForged
 	}
 	return nil
@@ -4417,7 +4417,7 @@ func (f *fd) control(name string, call func(syscall.Handle) error) error {
 // The process of the peer
 
 // peer returns what is known for certain of the process at the other end. The kernel
-// records its number and session when it opens or makes the pipe.
+// records its process id and session when it opens or makes the pipe.
 //
 // The user of a server is the owner of the pipe. The user of a client is that of
 // the token that the kernel took from it when it opened the pipe. A client that
@@ -4471,8 +4471,8 @@ func (f *fd) owner() (owner string, trusted bool, err error) {
 }
 
 // clientUser returns the user of the client, and whether it is to be trusted. It does not
-// ask the client's process: until the server accepts, that process may end, and its
-// number may go to another.
+// ask the client's process: until the server accepts, that process may end, and its id may
+// go to another.
 func (f *fd) clientUser() (user string, trusted bool, err error) {
 	me, err := currentUser()
 	if err != nil {
@@ -4489,7 +4489,7 @@ func (f *fd) clientUser() (user string, trusted bool, err error) {
 }
 
 // waitPeer waits for the end of the peer's process. OpenProcess returns
-// ERROR_INVALID_PARAMETER for a number that no process has any more.
+// ERROR_INVALID_PARAMETER for an id that no process has any more.
 func (f *fd) waitPeer(ctx context.Context) error {
 	if err := contextError(ctx, nil); err != nil {
 		return err
@@ -4528,7 +4528,7 @@ func awaitSignal(ctx context.Context, object syscall.Handle) error {
 }
 
 // poolWaits are the waits of the thread pool that are under way. A callback knows only
-// the number of its wait, so one that comes late finds nothing.
+// the id of its wait, so one that comes late finds nothing.
 var poolWaits waitTable
 
 type waitTable struct {
@@ -4573,7 +4573,7 @@ var poolCallback = sync.OnceValue(func() uintptr {
 	})
 })
 
-// makerOfPeer returns the number of the process that opened or made the other end.
+// makerOfPeer returns the id of the process that opened or made the other end.
 func (f *fd) makerOfPeer() (pid uint32, err error) {
 	question := procServerProcessID
 	if f.server {
@@ -4603,8 +4603,8 @@ func (f *fd) sessionOfPeer() (session uint32, err error) {
 }
 
 // notePeer notes when the process at the other end was created, while the
-// connection is new. It is what tells that process from a later one of its number.
-// A clock may be set back, but two looks at one process see the same time.
+// connection is new. That tells it from a later process with the same id. The clock may be
+// set back, but the time of one process stays the same.
 func (f *fd) notePeer() {
 	pid, err := f.makerOfPeer()
 	if err != nil || pid == uint32(os.Getpid()) {
@@ -4618,8 +4618,8 @@ func (f *fd) notePeer() {
 	syscall.CloseHandle(process)
 }
 
-// openPeer opens the process at the other end. If that has ended, its number may
-// be another's.
+// openPeer opens the process at the other end. If that has ended, its id may be that of
+// another process: then openPeer fails.
 func (f *fd) openPeer(access uint32) (process syscall.Handle, err error) {
 	pid, err := f.makerOfPeer()
 	if err != nil {
@@ -4641,8 +4641,8 @@ func (f *fd) openPeer(access uint32) (process syscall.Handle, err error) {
 // errPeerNotSeen says that nothing tells whether the process is that of the peer.
 var errPeerNotSeen = &ruleError{"the process of the peer could not be opened when it connected", os.ErrPermission}
 
-// checkPeer returns nil if the process, which has the number of the peer's, is the peer's,
-// otherwise the reason why not.
+// checkPeer returns nil if the process, which has the process id of the peer, is that of the
+// peer, otherwise the reason why not.
 func (f *fd) checkPeer(process syscall.Handle) error {
 	created, err := createdAt(process)
 	switch {
@@ -5214,8 +5214,8 @@ func cancelSynchronousIO(thread syscall.Handle) {
 	syscall.SyscallN(procCancelSynchronousIo.Addr(), uintptr(thread))
 }
 
-// parentOf returns the number of the process that started the process, which may
-// be another's by now.
+// parentOf returns the id of the process that started the process. Another process may have
+// that id by now.
 func parentOf(process syscall.Handle) (uint32, error) {
 	const processBasicInformation = 0 // winternl.h: PROCESSINFOCLASS
 	var info [6]uintptr               // winternl.h: PROCESS_BASIC_INFORMATION; the last one is InheritedFromUniqueProcessId
