@@ -3383,8 +3383,8 @@ type awaited struct {
 }
 
 // awaitMessage waits for a message. If it could look without taking, it returns the length
-// as size. Otherwise it has taken the message: size is 0 and n bytes are in room. So it does
-// with an empty message, since a read without room takes that, and when it has parked.
+// as size. Otherwise it has taken the message: size is 0 and n bytes are in room. It takes an
+// empty message, since a read without room takes that, and a message for which it parked.
 func (f *fd) awaitMessage(l limits, room []byte) (m awaited, err error) {
 	for {
 		_, err = f.runBriefly(l, op{start: readFile})
