@@ -52,7 +52,7 @@ func FuzzRecord(f *testing.F) {
 }
 
 func TestInheritTokensAreHandles(t *testing.T) {
-	for text, want := range map[string]token{
+	for text, want := range map[string]endToken{
 		"4":                         {handle: 4},
 		"4294967292":                {handle: 4294967292},
 		"4:remote":                  {handle: 4, remote: true},
@@ -97,7 +97,7 @@ func TestInheritTokensAreHandles(t *testing.T) {
 		"4:pair:remote":             {},
 		"4:pair:pair":               {},
 	} {
-		if got := parseToken(text); got != want || (tokenDescriptors(text) != nil) != (want != token{}) {
+		if got := parseToken(text); got != want || (tokenDescriptors(text) != nil) != (want != endToken{}) {
 			t.Errorf("%q is %+v", text, got)
 		}
 	}
@@ -238,7 +238,7 @@ func TestSecurityDescriptorLabelsAreRead(t *testing.T) {
 // arrives makes b receive a file with the data behind it, which becomes a file of os
 // when open lets it.
 func arrives(b *fd, behind []byte, open func(syscall.Handle) *os.File) {
-	<-wrappers
+	<-inquiries
 	b.r.arriving = newArrival([]syscall.Handle{4}, behind)
 	b.r.arriving.wrap(open)
 }
@@ -298,15 +298,15 @@ func TestRecvFilesIsNotHeldByBusyFiles(t *testing.T) {
 	}
 }
 
-// takeAllWrappers is as if as many files were kept busy as can be, until the returned
+// takeAllInquiries is as if as many files were kept busy as can be, until the returned
 // function is called.
-func takeAllWrappers(t *testing.T) (giveBack func()) {
-	for range wrappersMax {
-		<-wrappers
+func takeAllInquiries(t *testing.T) (giveBack func()) {
+	for range inquiriesMax {
+		<-inquiries
 	}
 	giveBack = sync.OnceFunc(func() {
-		for range wrappersMax {
-			wrappers <- struct{}{}
+		for range inquiriesMax {
+			inquiries <- struct{}{}
 		}
 	})
 	t.Cleanup(giveBack)
@@ -322,7 +322,7 @@ func TestRecvFilesWaitsForItsTurn(t *testing.T) {
 	}
 	defer a.close()
 	defer b.close()
-	giveBack := takeAllWrappers(t)
+	giveBack := takeAllInquiries(t)
 	f, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)
@@ -373,7 +373,7 @@ func sendsEnd(t *testing.T, a *fd, data string) (closed func()) {
 }
 
 // missesItsTurn has a RecvFiles take what was sent with the data, and end at its deadline
-// while all wrappers are taken.
+// while as many inquiries are under way as may be.
 func missesItsTurn(t *testing.T, b *fd, max int, data string) {
 	t.Helper()
 	received := make(chan error, 1)
@@ -394,7 +394,7 @@ func missesItsTurn(t *testing.T, b *fd, max int, data string) {
 	b.setDeadline(time.Time{}, reading)
 }
 
-// overEachKind tells a story over a pair of each kind, while nobody gets a wrapper.
+// overEachKind tells a story over a pair of each kind, while no inquiry may begin.
 func overEachKind(t *testing.T, tell func(t *testing.T, a, b *fd, kind connKind)) {
 	internalStory(t)
 	for name, kind := range map[string]connKind{"stream": streams, "messages": messages} {
@@ -405,7 +405,7 @@ func overEachKind(t *testing.T, tell func(t *testing.T, a, b *fd, kind connKind)
 			}
 			defer a.close()
 			defer b.close()
-			takeAllWrappers(t)
+			takeAllInquiries(t)
 			tell(t, a, b, kind)
 		})
 	}
@@ -494,7 +494,7 @@ func TestRecvFilesOfADroppedConnectionAreClosed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer a.close()
-	takeAllWrappers(t)
+	takeAllInquiries(t)
 	closed := sendsEnd(t, a, "data")
 	missesItsTurn(t, b, 1, "d")
 	b = nil
@@ -517,7 +517,7 @@ func TestRecvFilesOfADroppedConnectionAreClosed(t *testing.T) {
 func TestRecvFilesOfAnEarlierCallAreNotTooMany(t *testing.T) {
 	internalStory(t)
 	a, b := messagePair(t)
-	takeAllWrappers(t)
+	takeAllInquiries(t)
 	null := openNull(t)
 	for range 2 {
 		sendMessage(t, a, "first", null, null)
@@ -666,7 +666,7 @@ func TestMessageThatWasTooLateMayBeFollowed(t *testing.T) {
 	a, b := messagePair(t)
 	var taken []*slot
 	for { // until writes park
-		s, err := takeSlot(false)
+		s, err := slots.take(false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -685,7 +685,7 @@ func TestMessageThatWasTooLateMayBeFollowed(t *testing.T) {
 		isNext(t, b, "next")
 	}
 	for _, s := range taken {
-		giveSlot(s)
+		slots.give(s)
 	}
 }
 
@@ -752,12 +752,12 @@ func TestOpenFarEndsWithTheDial(t *testing.T) {
 	}
 }
 
-// allWrappersAreFree checks that as many files can be received at once as before.
-func allWrappersAreFree(t *testing.T) {
+// allInquiriesAreFree checks that as many files can be received at once as before.
+func allInquiriesAreFree(t *testing.T) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); len(wrappers) != wrappersMax; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); len(inquiries) != inquiriesMax; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("%d wrappers are free of %d", len(wrappers), wrappersMax)
+			t.Fatalf("%d inquiries are free of %d", len(inquiries), inquiriesMax)
 		}
 	}
 }
@@ -829,7 +829,7 @@ func TestRecvFilesKeepsTheMessageOfBusyFiles(t *testing.T) {
 				t.Fatalf("%q, %v, %v", p[:n], files, err)
 			}
 			files[0].Close()
-			allWrappersAreFree(t)
+			allInquiriesAreFree(t)
 		})
 	}
 }
@@ -864,7 +864,7 @@ func TestRecvFilesKeepsTheMessageWithoutItsFiles(t *testing.T) {
 				isNext(t, b, "data")
 				isNext(t, b, "next")
 			}
-			allWrappersAreFree(t)
+			allInquiriesAreFree(t)
 		})
 	}
 }
@@ -895,7 +895,7 @@ func TestRecvFilesLeavesTheMessageOfFilesNextToRead(t *testing.T) {
 		t.Errorf("%q, %v, %v", p[:n], files, err)
 	}
 	isNext(t, b, "next")
-	allWrappersAreFree(t)
+	allInquiriesAreFree(t)
 }
 
 // What came with files that RecvFiles was too late for is before all that comes later.
@@ -921,7 +921,7 @@ func TestRecvFilesOfBusyFilesIsNotOvertaken(t *testing.T) {
 		t.Errorf("%q, %v, %v", p[:n], with, err)
 	}
 	close(busy)
-	allWrappersAreFree(t)
+	allInquiriesAreFree(t)
 }
 
 // ---------------------------------------------------------------------------
@@ -932,7 +932,7 @@ func TestRecvFilesOfBusyFilesIsNotOvertaken(t *testing.T) {
 func TestSharedHandshakeWaitsForItsTurn(t *testing.T) {
 	internalStory(t)
 	a, b := sharedPair(t)
-	giveBack := takeAllWrappers(t)
+	giveBack := takeAllInquiries(t)
 	written := make(chan error, 1)
 	go func() { _, err := a.Write(make([]byte, earlyMax+1)); written <- err }()
 	p := make([]byte, earlyMax+1)
@@ -953,7 +953,7 @@ func TestSharedHandshakeWaitsForItsTurn(t *testing.T) {
 	if !a.InMemory() || !b.InMemory() {
 		t.Error("it is not in memory")
 	}
-	allWrappersAreFree(t)
+	allInquiriesAreFree(t)
 }
 
 // sharesHandles has the peer of c send a hello with the handles, one for both doorbells.
@@ -990,7 +990,7 @@ func TestSharedHandshakeClosesADoorbellThatComesLate(t *testing.T) {
 		}
 		bell.close()
 		files.close()
-		giveBack := takeAllWrappers(t)
+		giveBack := takeAllInquiries(t)
 		for len(c.hello.files) == 0 {
 			c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
 			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -1003,7 +1003,7 @@ func TestSharedHandshakeClosesADoorbellThatComesLate(t *testing.T) {
 		giveBack()
 		answer := make(chan struct{})
 		if asked {
-			<-wrappers
+			<-inquiries
 			with := &c.hello.files[1]
 			with.bell = askBell(with.sys, func(h syscall.Handle) (*fd, error) { <-answer; return adoptBell(h) })
 			c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
@@ -1019,7 +1019,7 @@ func TestSharedHandshakeClosesADoorbellThatComesLate(t *testing.T) {
 			t.Errorf("the doorbell is open: %d, %v", n, err)
 		}
 		near.close()
-		allWrappersAreFree(t)
+		allInquiriesAreFree(t)
 	}
 }
 

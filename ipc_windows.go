@@ -113,7 +113,7 @@ func (l ImpersonationLevel) String() string {
 // is 0, SECURITY_IDENTIFICATION 1<<16, SECURITY_IMPERSONATION 2<<16,
 // SECURITY_DELEGATION 3<<16.
 func (l ImpersonationLevel) flags() uint32 {
-	const securitySQOSPresent = 0x100000
+	const securitySQOSPresent = 0x100000 // winbase.h: SECURITY_SQOS_PRESENT
 	return securitySQOSPresent | [...]uint32{1, 0, 2, 3}[l]<<16
 }
 
@@ -131,9 +131,9 @@ func (p Peer) SessionID() (uint32, bool) { return p.system.session, p.system.kno
 
 // PeerProcess opens the process at the other end, as OpenProcess does, with the access
 // rights and PROCESS_QUERY_LIMITED_INFORMATION. The caller closes the handle. Unlike the
-// number of the process, the handle stays that of this process when it ends. A process
-// that was started after the Dial or the Accept of this end, and so only has the number
-// of the peer by now, is refused. The error matches [os.ErrPermission] if this process
+// process id, the handle stays that of this process when it ends. A process that was
+// started after the Dial or the Accept of this end, and so has the process id of the peer
+// but is not the peer, is refused. The error matches [os.ErrPermission] if this process
 // may not open that one, and [errors.ErrUnsupported] for a peer on another machine.
 func (c *endpoint) PeerProcess(access uint32) (syscall.Handle, error) {
 	process, err := c.end().openPeer(access)
@@ -176,11 +176,11 @@ const (
 	ServerRights = ClientRights | syscall.FILE_APPEND_DATA
 )
 
-// The users that every Windows has, as SIDs.
+// The users that every Windows has, as SIDs (winnt.h).
 const (
-	sidEveryone       = "S-1-1-0"
-	sidSystem         = "S-1-5-18"
-	sidAdministrators = "S-1-5-32-544"
+	sidEveryone       = "S-1-1-0"      // SECURITY_WORLD_SID_AUTHORITY, SECURITY_WORLD_RID
+	sidSystem         = "S-1-5-18"     // SECURITY_NT_AUTHORITY, SECURITY_LOCAL_SYSTEM_RID
+	sidAdministrators = "S-1-5-32-544" // SECURITY_BUILTIN_DOMAIN_RID, DOMAIN_ALIAS_RID_ADMINS
 )
 
 // An AccessEntry allows or denies a user or group some rights.
@@ -265,14 +265,14 @@ func (sd *SecurityDescriptor) Group() string { return sidAt(sd.raw, sd.word(8)) 
 func (sd *SecurityDescriptor) DACL() (entries []AccessEntry, ok bool) {
 	all, ok := sd.entries(sd.word(16))
 	for _, e := range all {
-		if e.kind <= 1 { // ACCESS_ALLOWED_ACE_TYPE, ACCESS_DENIED_ACE_TYPE
+		if e.kind <= 1 { // winnt.h: ACCESS_ALLOWED_ACE_TYPE is 0, ACCESS_DENIED_ACE_TYPE 1
 			entries = append(entries, AccessEntry{e.sid, e.mask, e.kind == 1})
 		}
 	}
 	return entries, ok
 }
 
-// aclHeader is the size of an ACL before its entries: revision, reserved, size in
+// aclHeader is the size of an ACL (winnt.h) before its entries: revision, reserved, size in
 // bytes, count, reserved.
 const aclHeader = 8
 
@@ -298,8 +298,9 @@ func (sd *SecurityDescriptor) entries(offset uint32) (entries []aclEntry, ok boo
 	return entries, true
 }
 
-// word returns the 32 bits at an offset: fields 4, 8, 12 and 16 of the header are
-// the offsets of owner, group, SACL and DACL, 0 for what is not there.
+// word returns the 32 bits at an offset. The words at 4, 8, 12 and 16 of a
+// SECURITY_DESCRIPTOR_RELATIVE (winnt.h) are the offsets of owner, group, SACL and DACL; 0
+// is one that is not there.
 func (sd *SecurityDescriptor) word(at int) uint32 {
 	if at+4 > len(sd.raw) {
 		return 0
@@ -307,7 +308,7 @@ func (sd *SecurityDescriptor) word(at int) uint32 {
 	return getWord(sd.raw[at:])
 }
 
-// sidAt returns the SID at an offset as text, or "" if there is none.
+// sidAt returns the SID (winnt.h) at an offset as text, or "" if there is none.
 func sidAt(raw []byte, at uint32) string {
 	if at == 0 || uint64(at)+8 > uint64(len(raw)) {
 		return ""
@@ -669,8 +670,9 @@ type instance struct {
 	err        error // result of ConnectNamedPipe, once it is not pending
 }
 
-// How often watch looks for clients that have left, while there is no instance that
-// listens: often at first, then as often as a client that dials tries again.
+// lookMin and lookMax bound the time between two looks of watch for clients that have left,
+// while no instance listens. The time doubles with every look. lookMax is as long as the
+// longest pause of a client that dials.
 const (
 	lookMin = 2 * time.Millisecond
 	lookMax = 64 * time.Millisecond
@@ -686,7 +688,7 @@ func (s *instances) watch() {
 			s.mu.Unlock()
 			return
 		}
-		listening, ready := s.tend(true)
+		listening, ready := s.refreshAll()
 		if ready != nil {
 			s.signal()
 		}
@@ -702,42 +704,60 @@ func (s *instances) watch() {
 	}
 }
 
-// tend arms the instances again whose client has left. It returns how many listen, and
-// the first one that is ready for Accept. It looks at all of them, or no further than to
-// the one that is ready. There may be many clients, so when it looks at all, it asks
-// whether they have left only if no instance listens. Otherwise there is room for others,
-// and the one that it returns may be of a client that has left. The caller holds mu.
-func (s *instances) tend(all bool) (listening int, ready *instance) {
+// refreshAll re-arms the instances whose client has left. It returns how many listen and the
+// first that is ready. Clients are asked whether they left only if no instance listens;
+// otherwise there is room for others. The caller holds mu.
+func (s *instances) refreshAll() (listening int, ready *instance) {
+	ask := s.countListening() == 0
 	for _, in := range s.armed {
-		if in.listens() {
-			listening++
-		}
-	}
-	ask := !all || listening == 0
-	for _, in := range s.armed {
-		if in.listens() {
-			continue
-		}
-		done, err := in.outcome(s.spec.ends, ask)
-		if err == errNoData { // the client came and left
-			if in.err = disconnectNamedPipe(in.sys); in.err == nil {
-				in.arm(s.event)
-				done, _ = in.outcome(s.spec.ends, ask)
-			}
-		} else if err == syscall.ERROR_OPERATION_ABORTED { // the thread that began it has ended
-			in.arm(s.event)
-			done, _ = in.outcome(s.spec.ends, ask)
-		}
-		if !done {
+		if !s.refresh(in, ask) {
 			listening++
 		} else if ready == nil {
 			ready = in
 		}
-		if ready != nil && !all {
-			break
-		}
 	}
 	return listening, ready
+}
+
+// firstReady returns the first instance that is ready, or nil. It re-arms those before it
+// whose client has left. The caller holds mu.
+func (s *instances) firstReady() *instance {
+	for _, in := range s.armed {
+		if s.refresh(in, true) {
+			return in
+		}
+	}
+	return nil
+}
+
+// countListening returns how many instances listen. The caller holds mu.
+func (s *instances) countListening() (n int) {
+	for _, in := range s.armed {
+		if in.listens() {
+			n++
+		}
+	}
+	return n
+}
+
+// refresh re-arms an instance whose client has left, or whose wait was cancelled, and
+// reports whether the instance is ready: it has a client, or an error for Accept. With ask
+// it asks whether the client has left; without ask the client of a ready instance may have
+// left. The caller holds mu.
+func (s *instances) refresh(in *instance, ask bool) (ready bool) {
+	ready, err := in.outcome(s.spec.ends, ask)
+	switch err {
+	case errNoData: // the client came and left
+		if in.err = disconnectNamedPipe(in.sys); in.err != nil {
+			return true
+		}
+	case syscall.ERROR_OPERATION_ABORTED: // the thread that began it has ended
+	default:
+		return ready
+	}
+	in.arm(s.event)
+	ready, _ = in.outcome(s.spec.ends, ask)
+	return ready
 }
 
 // accept waits for a client.
@@ -774,7 +794,7 @@ func (s *instances) take() (*fd, error) {
 			return nil, err
 		}
 	}
-	_, ready := s.tend(false)
+	ready := s.firstReady()
 	switch {
 	case ready == nil:
 		return nil, nil
@@ -989,17 +1009,17 @@ func deserted(h syscall.Handle, ends direction) bool {
 
 // A pipeSpec is what all instances of a pipe are made with.
 type pipeSpec struct {
-	target   string
-	pipe     string   // pipeOf the target
-	path     []uint16 // of the target, as the native call takes it, with a zero at its end
-	kind     connKind
-	ends     direction // of the server
-	remote   bool      // clients may be on other machines
-	inherit  bool
-	through  bool
-	in, out  uint32 // quotas in bytes
-	wait     int64  // in 100 ns; negative is relative to now
-	security *SecurityDescriptor
+	target       string
+	pipe         string   // pipeOf the target
+	path         []uint16 // of the target, as the native call takes it, with a zero at its end
+	kind         connKind
+	ends         direction // of the server
+	remote       bool      // clients may be on other machines
+	inherit      bool
+	writeThrough bool
+	in, out      uint32 // quotas in bytes
+	wait         int64  // in 100 ns; negative is relative to now
+	security     *SecurityDescriptor
 }
 
 func newPipeSpec(target string, c PipeConfig) (*pipeSpec, error) {
@@ -1011,17 +1031,17 @@ func newPipeSpec(target string, c PipeConfig) (*pipeSpec, error) {
 		return nil, err
 	}
 	p := &pipeSpec{
-		target:   target,
-		pipe:     pipeOf(target),
-		path:     path,
-		ends:     c.Direction.ends(true),
-		remote:   c.AcceptRemote,
-		inherit:  c.Inheritable,
-		through:  c.WriteThrough,
-		in:       quota(c.ReadBuffer),
-		out:      quota(c.WriteBuffer),
-		wait:     -max(int64(c.DefaultWait/100), 1), // 0 is refused
-		security: c.Security,
+		target:       target,
+		pipe:         pipeOf(target),
+		path:         path,
+		ends:         c.Direction.ends(true),
+		remote:       c.AcceptRemote,
+		inherit:      c.Inheritable,
+		writeThrough: c.WriteThrough,
+		in:           quota(c.ReadBuffer),
+		out:          quota(c.WriteBuffer),
+		wait:         -max(int64(c.DefaultWait/100), 1), // 0 is refused
+		security:     c.Security,
 	}
 	if c.Messages {
 		p.kind = messages
@@ -1145,10 +1165,10 @@ func openRemote(p *retryTimer, open func() (syscall.Handle, error)) (h syscall.H
 // alone, which has all that a reader of bytes asks for. FILE_CREATE_PIPE_INSTANCE is
 // never among them.
 func rightsOf(ends direction, readsMessages bool) uint32 {
-	const (
-		fileReadData        = 0x1
-		fileWriteData       = 0x2
-		fileWriteAttributes = 0x100
+	const ( // winnt.h
+		fileReadData        = 0x1   // FILE_READ_DATA
+		fileWriteData       = 0x2   // FILE_WRITE_DATA
+		fileWriteAttributes = 0x100 // FILE_WRITE_ATTRIBUTES
 	)
 	rights := uint32(syscall.SYNCHRONIZE | readControl | fileReadAttributes)
 	if ends&reading != 0 {
@@ -1163,7 +1183,7 @@ func rightsOf(ends direction, readsMessages bool) uint32 {
 	return rights
 }
 
-// judge tells what the failure of connect means.
+// judge returns what the failure of connect means.
 func judge(_ string, err error) verdict {
 	switch errnoOf(err) {
 	case errPipeBusy:
@@ -1207,7 +1227,7 @@ func pairOf(d Direction, kind connKind) (server, client *fd, err error) {
 	server = newFD(h, p.kind, p.ends, true)
 	server.dynamic = true
 	server.pipe = p.pipe
-	const securityContextTracking = 0x40000 // winbase.h
+	const securityContextTracking = 0x40000 // winbase.h: SECURITY_CONTEXT_TRACKING
 	client, err = openClient(nil, p.target, kind, d, Identification.flags()|securityContextTracking)
 	if err != nil {
 		server.close()
@@ -1267,7 +1287,7 @@ func adoptSys(h syscall.Handle, kind connKind, d direction) (*fd, error) {
 	if err != nil {
 		return nil, err
 	}
-	const synchronous = 0x10 | 0x20 // FILE_SYNCHRONOUS_IO_ALERT, _NONALERT
+	const synchronous = 0x10 | 0x20 // wdm.h: FILE_SYNCHRONOUS_IO_ALERT, FILE_SYNCHRONOUS_IO_NONALERT
 	mode, err := fileMode(h)
 	if err != nil {
 		return nil, err
@@ -1289,14 +1309,14 @@ func adoptSys(h syscall.Handle, kind connKind, d direction) (*fd, error) {
 	case reads != kind.native():
 		return nil, &ruleError{"the pipe is not read as that kind of connection does", errors.ErrUnsupported}
 	}
-	far, err := isRemotePath(h)
+	remote, err := isRemotePath(h)
 	if err != nil {
 		return nil, err
 	}
 	f := newFD(h, reads, ends, server)
 	f.sends = info.carries()
-	f.remote = far || server // the client of a server may be anywhere
-	if name, err := pipeName(h); err == nil && !far {
+	f.remote = remote || server // the client of a server may be anywhere
+	if name, err := pipeName(h); err == nil && !remote {
 		f.pipe = pipeOf(localPrefix + name)
 	} // otherwise the peer is gone, and so is the name
 	f.notePeer()
@@ -1449,7 +1469,8 @@ func (c *PipeConfig) validate() error {
 	return nil
 }
 
-// instancesMax is the highest limit that CreateNamedPipe takes for instances.
+// instancesMax is the highest limit that CreateNamedPipe takes for instances: winbase.h has
+// PIPE_UNLIMITED_INSTANCES as 255.
 const instancesMax = 254
 
 // ListenPipe makes the named pipe \\.\pipe\x, as CreateNamedPipe does, and
@@ -1754,14 +1775,14 @@ func (f *fd) bequeath(cmd *exec.Cmd) (text string, err error) {
 		return "", &ruleError{"this end was used in this process", errors.ErrUnsupported}
 	}
 	err = f.control("", func(h syscall.Handle) error {
-		text, err = token{handle: h, remote: f.remote, pair: f.dynamic}.give(cmd)
+		text, err = endToken{handle: h, remote: f.remote, pair: f.dynamic}.give(cmd)
 		return err
 	})
 	return text, err
 }
 
 // give adds the handle of the token to those that cmd's process inherits.
-func (t token) give(cmd *exec.Cmd) (_ string, err error) {
+func (t endToken) give(cmd *exec.Cmd) (_ string, err error) {
 	if t.id, err = pipeIdentity(t.handle); err != nil {
 		return "", err
 	}
@@ -1787,9 +1808,9 @@ const (
 	tokenPair      = ":pair"
 )
 
-// A token describes an end to the child: its handle, and what this process knows of it
+// An endToken describes an end to the child: its handle, and what this process knows of it
 // that the system does not tell the child.
-type token struct {
+type endToken struct {
 	handle  syscall.Handle
 	id      uint64 // of the pipe and the end, see pipeIdentity; 0 if it is not known
 	backlog int    // of a listener; 0 for every other end
@@ -1800,7 +1821,7 @@ type token struct {
 
 // String writes the handle, "@" and the identity, ":" and the backlog of a listener,
 // ":inheritable", ":remote" and ":pair".
-func (t token) String() string {
+func (t endToken) String() string {
 	text := strconv.FormatUint(uint64(t.handle), 10)
 	if t.id != 0 {
 		text += tokenIdentity + strconv.FormatUint(t.id, 16)
@@ -1821,7 +1842,7 @@ func (t token) String() string {
 }
 
 // parseToken reads what String writes. For any other text it returns the zero token.
-func parseToken(text string) (t token) {
+func parseToken(text string) (t endToken) {
 	rest, pair := strings.CutSuffix(text, tokenPair)
 	rest, remote := strings.CutSuffix(rest, tokenRemote)
 	rest, inherit := strings.CutSuffix(rest, tokenInherit)
@@ -1830,9 +1851,9 @@ func parseToken(text string) (t token) {
 	h, _ := strconv.ParseUint(handle, 10, 32)
 	n, _ := strconv.ParseUint(backlog, 10, 8)
 	i, _ := strconv.ParseUint(id, 16, 64)
-	t = token{syscall.Handle(h), i, int(n), remote, inherit, pair}
+	t = endToken{syscall.Handle(h), i, int(n), remote, inherit, pair}
 	if h == 0 || n > instancesMax || t.String() != text {
-		return token{}
+		return endToken{}
 	}
 	return t
 }
@@ -1871,7 +1892,7 @@ func pipeIdentity(h syscall.Handle) (uint64, error) {
 // tokenDescriptors returns the handle that a token names, or nil if the text is no token.
 func tokenDescriptors(text string) []uintptr {
 	t := parseToken(text)
-	if t == (token{}) {
+	if t == (endToken{}) {
 		return nil
 	}
 	return []uintptr{uintptr(t.handle)}
@@ -1942,7 +1963,7 @@ func inheritedListener(text string, kind connKind) (*listener, error) {
 
 // config returns the configuration of a pipe, as its reservation tells it. Any other
 // handle is refused.
-func (t token) config() (c PipeConfig, err error) {
+func (t endToken) config() (c PipeConfig, err error) {
 	typ, err := syscall.GetFileType(t.handle)
 	if err != nil {
 		return c, os.NewSyscallError("GetFileType", err)
@@ -1985,7 +2006,7 @@ func (t token) config() (c PipeConfig, err error) {
 
 // listen returns a listener for the pipe of the reservation, which the listener then
 // owns. If it fails, the reservation stays as it was.
-func (t token) listen(c PipeConfig) (*listener, error) {
+func (t endToken) listen(c PipeConfig) (*listener, error) {
 	name, err := pipeName(t.handle)
 	if err != nil {
 		return nil, err
@@ -2024,7 +2045,7 @@ func (l *listener) bequeath(cmd *exec.Cmd) (text string, err error) {
 	case l.reservation == 0:
 		return "", l.reserveErr
 	}
-	return token{handle: l.reservation, backlog: l.backlog, remote: l.spec.remote, inherit: l.spec.inherit}.give(cmd)
+	return endToken{handle: l.reservation, backlog: l.backlog, remote: l.spec.remote, inherit: l.spec.inherit}.give(cmd)
 }
 
 // InheritedPipeListener returns the inherited listener of a named pipe: see
@@ -2112,15 +2133,15 @@ type fd struct {
 
 // A readSide is the state of the reads of an fd.
 type readSide struct {
-	turn    chan struct{} // holds an element while nobody reads: see acquire
-	backoff backoff       // guarded by turn
+	turn    semaphore // held by the read under way: see acquire
+	backoff backoff   // guarded by turn
 
-	// The fields below hold what is to be read next. The holder of turn changes them,
-	// while it holds taking too; the holder of either may look at them. Close has them
-	// when no user is left.
+	// The fields below hold what is to be read next. A change needs both turn and taking;
+	// to read these fields, either is enough. After the last user has left, dispose may
+	// use them without a lock.
 
 	// taking is held by a read while it takes something from the pipe that it may not
-	// return, and while it moves what is below, but never while it waits. So PeekMessage,
+	// return, and while it changes these fields, but never while it waits. So PeekMessage,
 	// which does not wait for its turn, finds data either in the pipe or here.
 	taking sync.Mutex
 
@@ -2141,8 +2162,8 @@ type readSide struct {
 
 // A writeSide is the state of the writes of an fd.
 type writeSide struct {
-	turn chan struct{} // holds an element while nobody writes: see acquire
-	torn error         // why no message can be sent any more; guarded by turn
+	turn semaphore // held by the write under way: see acquire
+	torn error     // why no message can be sent any more; guarded by turn
 }
 
 // An op is one overlapped call and its buffers.
@@ -2151,11 +2172,12 @@ type op struct {
 	p, q  []byte
 }
 
-// newFD takes ownership of h, which sends what it reads, as a server does. If the fd is dropped without Close, the garbage
-// collector closes it, as it does for os and net.
+// newFD takes ownership of h. It assumes that this end sends what it reads (messages or
+// bytes); openClient and adoptSys correct that. If the fd is dropped without Close, the
+// garbage collector closes it, as it does for os and net.
 func newFD(h syscall.Handle, kind connKind, ends direction, server bool) *fd {
 	f := &fd{sys: h, kind: kind, sends: kind, ends: ends, server: server}
-	f.r.turn, f.w.turn = newTurn(), newTurn()
+	f.r.turn, f.w.turn = newSemaphore(1), newSemaphore(1)
 	f.r.settled.L = &f.r.taking
 	f.cleanup = runtime.AddCleanup(f, func(h syscall.Handle) { syscall.CloseHandle(h) }, h)
 	return f
@@ -2180,12 +2202,19 @@ func closedListener() *listener {
 	return l
 }
 
-// newTurn returns the lock of a direction, which is free: a channel with one
-// element. Unlike a Mutex, a wait for it can end early.
-func newTurn() chan struct{} {
-	turn := make(chan struct{}, 1)
-	turn <- struct{}{}
-	return turn
+// A semaphore holds one element for each user that it still admits. A user receives an
+// element before it begins and sends it back at its end. Unlike the wait for a Mutex, the
+// wait for an element can end early: see waits.receive.
+type semaphore chan struct{}
+
+// newSemaphore returns a semaphore for so many users at once. One for a single user is a
+// lock that is free.
+func newSemaphore(users int) semaphore {
+	s := make(semaphore, users)
+	for range users {
+		s <- struct{}{}
+	}
+	return s
 }
 
 // acquire begins an operation in one direction, as soon as the one before it has
@@ -2243,7 +2272,7 @@ func (f *fd) release(d direction) {
 	f.turn(d) <- struct{}{}
 }
 
-func (f *fd) turn(d direction) chan struct{} {
+func (f *fd) turn(d direction) semaphore {
 	if d == writing {
 		return f.w.turn
 	}
@@ -2269,7 +2298,7 @@ func (f *fd) run(l limits, op op, d direction) (int, error) {
 	case d == writing && l.budget == 0:
 		return f.runWrite(l, op)
 	}
-	s, err := takeSlot(true)
+	s, err := slots.take(true)
 	if err != nil {
 		return 0, err
 	}
@@ -2291,7 +2320,7 @@ func (f *fd) runBriefly(l limits, op op) (int, error) {
 	if l.budget <= 0 {
 		return 0, errOverBudget
 	}
-	s, _ := takeSlot(false)
+	s, _ := slots.take(false)
 	if s == nil { // without a slot the read parks
 		return 0, errOverBudget
 	}
@@ -2309,7 +2338,7 @@ func (f *fd) runParked(l limits, op op) (int, error) {
 	if file, parks := f.join(); parks {
 		return f.readParked(file, op.p)
 	}
-	s, err := takeSlot(true)
+	s, err := slots.take(true)
 	if err != nil {
 		return 0, err
 	}
@@ -2350,7 +2379,7 @@ func (f *fd) runWrite(l limits, op op) (int, error) {
 	var s *slot
 	var err error
 	if !f.parks.Load() || raceBuild || l.withdrawn {
-		s, err = takeSlot(raceBuild)
+		s, err = slots.take(raceBuild)
 	}
 	if s == nil && err == nil {
 		file, parks := f.join()
@@ -2364,7 +2393,7 @@ func (f *fd) runWrite(l limits, op op) (int, error) {
 			}
 			return n, err
 		}
-		s, err = takeSlot(true)
+		s, err = slots.take(true)
 	}
 	if err != nil {
 		return 0, err
@@ -2397,7 +2426,7 @@ const atOnce time.Duration = 1
 // only when the kernel has ended the call. A read that does not wait ignores the limits:
 // it follows one that has waited, and nothing must come in between.
 func (f *fd) runInThread(l limits, s *slot, op op) (int, error) {
-	defer giveSlot(s)
+	defer slots.give(s)
 	if _, err := f.expired(l); err != nil && l.budget != atOnce {
 		return 0, err
 	}
@@ -2419,7 +2448,7 @@ func (f *fd) runInThread(l limits, s *slot, op op) (int, error) {
 }
 
 // ---------------------------------------------------------------------------
-// How long a read waits in its thread
+// The time that a read waits in its thread
 
 // threadWait is how long a read waits in its thread before it parks, if SetSpin does
 // not say otherwise. If nothing comes in that time, the read costs the calls to cancel
@@ -2454,48 +2483,53 @@ type slot struct {
 	next       *slot          // in the list of free slots
 }
 
-// slotsMax is how many operations wait in their threads at once, apart from those that
-// have no other way to wait.
+// slotsMax is how many operations of the process, reads and writes together, wait in their
+// threads at once. Those that have no other way to wait do so even beyond it.
 const slotsMax = 32
 
-// slots are the slots of the process. They are kept for its life, except for those made
-// beyond slotsMax.
-var slots struct {
+// slots has the slots of the process that are free. It bounds how many threads wait for
+// reads and writes.
+var slots slotPool
+
+// A slotPool keeps slots for their next use. A slot stays for the life of the process,
+// except for one that was made beyond slotsMax.
+type slotPool struct {
 	mu   sync.Mutex // guards the rest
 	free *slot      // a list
 	made int
 }
 
-// takeSlot returns a slot that nobody uses. If there are too many it returns none,
-// unless the caller must have one.
-func takeSlot(must bool) (*slot, error) {
-	slots.mu.Lock()
-	defer slots.mu.Unlock()
-	if s := slots.free; s != nil {
-		slots.free, s.next = s.next, nil
+// take returns a slot that nobody uses. If there are too many it returns none, unless the
+// caller must have one.
+func (p *slotPool) take(must bool) (*slot, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s := p.free; s != nil {
+		p.free, s.next = s.next, nil
 		return s, nil
 	}
-	if slots.made >= slotsMax && !must {
+	if p.made >= slotsMax && !must {
 		return nil, nil
 	}
 	event, err := createEvent()
 	if err != nil {
 		return nil, err
 	}
-	slots.made++
+	p.made++
 	return &slot{event: event}, nil
 }
 
-func giveSlot(s *slot) {
+// give takes a slot back.
+func (p *slotPool) give(s *slot) {
 	s.buffers = [2]*byte{}
-	slots.mu.Lock()
-	defer slots.mu.Unlock()
-	if slots.made > slotsMax {
-		slots.made--
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.made > slotsMax {
+		p.made--
 		syscall.CloseHandle(s.event)
 		return
 	}
-	slots.free, s.next = s, slots.free
+	p.free, s.next = s, p.free
 }
 
 // begin prepares the slot for an operation.
@@ -2585,6 +2619,9 @@ func discardWithin(grace time.Duration, handles ...syscall.Handle) {
 // has the reasons for these two. A read or write that parks waits in an os.File, which
 // knows nothing of them: closeLater and setDeadline pass them on, as deadlines of the
 // os.File. No call with a context waits in that way.
+//
+// A system call that cannot be overlapped runs in a thread, and is cancelled there: see
+// threadCall.
 
 // waits is the state that the waits of a connection or a listener share.
 type waits struct {
@@ -2836,6 +2873,78 @@ func (f *fd) setDeadline(t time.Time, d direction) error {
 	return callError("", f.file.SetDeadline(t))
 }
 
+// A threadCall is a system call that is under way in a thread and not overlapped.
+type threadCall struct {
+	thread chan syscall.Handle // of the call, while it may be cancelled
+	done   chan struct{}       // closed when the call has returned
+	err    error               // of the call, once it has
+}
+
+// newThreadCall prepares a call in this thread, to which the goroutine is locked.
+func newThreadCall() (*threadCall, error) {
+	thread, err := duplicate(currentThread)
+	if err != nil {
+		return nil, err
+	}
+	c := &threadCall{thread: make(chan syscall.Handle, 1), done: make(chan struct{})}
+	c.thread <- thread
+	return c, nil
+}
+
+// run makes the call.
+func (c *threadCall) run(call func() error) {
+	c.err = call()
+	// Once the thread is out of the channel, nobody cancels what it does next.
+	syscall.CloseHandle(<-c.thread)
+	close(c.done)
+}
+
+// startCall begins the call in another thread.
+func startCall(call func() error) (c *threadCall, err error) {
+	started := make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		c, err = newThreadCall()
+		running := c
+		close(started)
+		if running != nil {
+			running.run(call)
+		}
+	}()
+	<-started
+	return c, err
+}
+
+// end cancels the call (CancelSynchronousIo), and nothing else, and waits until it has
+// returned. It cancels again and again, as the call may not have begun. It returns why if
+// the cancelling has ended the call, otherwise the error of the call.
+func (c *threadCall) end(why error) error {
+	pauses := retryTimer{ctx: context.Background()}
+	defer pauses.stop()
+	for ; ; pauses.pause() {
+		c.cancel()
+		select {
+		case <-c.done:
+			if errnoOf(c.err) == syscall.ERROR_OPERATION_ABORTED {
+				return why
+			}
+			return c.err
+		default:
+		}
+	}
+}
+
+// cancel cancels the call, if it has begun and not ended.
+func (c *threadCall) cancel() {
+	select {
+	case thread := <-c.thread:
+		cancelSynchronousIO(thread)
+		c.thread <- thread
+	default: // it is ending
+	}
+}
+
 // A rawConn is an fd as a syscall.RawConn. Windows has no readiness to wait for:
 // Read and Write call the function once, in the order of reads and writes.
 type rawConn struct{ f *fd }
@@ -2846,10 +2955,10 @@ func (c rawConn) Control(fn func(fd uintptr)) error {
 	return c.f.control("", func(h syscall.Handle) error { fn(uintptr(h)); return nil })
 }
 
-func (c rawConn) Read(fn func(fd uintptr) bool) error  { return c.once(reading, fn) }
-func (c rawConn) Write(fn func(fd uintptr) bool) error { return c.once(writing, fn) }
+func (c rawConn) Read(fn func(fd uintptr) bool) error  { return c.callOnce(reading, fn) }
+func (c rawConn) Write(fn func(fd uintptr) bool) error { return c.callOnce(writing, fn) }
 
-func (c rawConn) once(d direction, fn func(fd uintptr) bool) error {
+func (c rawConn) callOnce(d direction, fn func(fd uintptr) bool) error {
 	if err := c.f.acquire(limits{deadlines: d}, d); err != nil {
 		return err
 	}
@@ -2908,13 +3017,13 @@ func (f *fd) readPart(l limits, p []byte) (n int, more bool, err error) {
 	for {
 		n, err = f.run(l, op{start: readFile, p: p}, reading)
 		if err != syscall.ERROR_OPERATION_ABORTED { // by another holder of the handle
-			return readResult(p, n, err)
+			return partResult(p, n, err)
 		}
 	}
 }
 
-// readResult returns the result of a ReadFile into p, as readPart has it.
-func readResult(p []byte, n int, err error) (_ int, more bool, _ error) {
+// partResult returns what readPart returns after a ReadFile into p that ended so.
+func partResult(p []byte, n int, err error) (_ int, more bool, _ error) {
 	switch err {
 	case nil:
 		return n, false, nil
@@ -3081,11 +3190,14 @@ func writeFile(h syscall.Handle, p, _ []byte, done *uint32, o *syscall.Overlappe
 // ---------------------------------------------------------------------------
 // Messages
 //
-// A message is received by one ReadFile, whole, if there is room for it. A reader that takes
-// a part first may not get the rest: a sender may cancel a WriteFile that pends, which takes
-// back what was not read of the message. Then the next data in the pipe is another message.
-// So RecvAppend looks the length up (PeekNamedPipe) and makes the room. Recv makes none,
-// since the sender says how long a message is.
+// Windows has its own reader of messages, instead of messageReader of ipc.go. That one
+// collects a message in parts and waits for the next part. Here a part may be withdrawn by
+// its sender: a WriteFile that pends can be cancelled, which takes back what was not read of
+// the message. Then the next data in the pipe is another message.
+//
+// So a message is received by one ReadFile, whole, if there is room for it. RecvAppend looks
+// the length up (PeekNamedPipe) and makes the room. Recv makes none, since the sender chooses
+// how long a message is.
 //
 // A read that parks is made into the room that there is, since to park only until there
 // is something costs an allocation. If a message is longer than the room, the rest is read
@@ -3159,23 +3271,23 @@ func (f *fd) recv(p []byte) (int, error) {
 		return n, err
 	}
 	for {
-		size, n, more, err := f.awaitMessage(l, p)
-		if size > 0 {
-			if n, more, err = f.readNow(p); err == errOverBudget {
+		m, err := f.awaitMessage(l, p)
+		if m.size > 0 {
+			if m.n, m.more, err = f.readNow(p); err == errOverBudget {
 				continue // it was withdrawn
 			}
 		}
-		if more && err == nil {
-			if err = f.skipRest(); err == nil {
+		if m.more && err == nil {
+			if err = f.dropRest(); err == nil {
 				err = errMsgDropped
 			}
 		}
-		return n, err
+		return m.n, err
 	}
 }
 
-// skipRest reads what is there of the rest of a message.
-func (f *fd) skipRest() error {
+// dropRest reads and drops what is there of the rest of a message.
+func (f *fd) dropRest() error {
 	rest := make([]byte, min(max(f.restOfMessage(), 1<<10), 64<<10))
 	for {
 		_, more, err := f.readNow(rest)
@@ -3223,10 +3335,10 @@ func (f *fd) recvAtMost(dst []byte, limit int) ([]byte, error) {
 		return append(dst, message...), err
 	}
 	for {
-		size, n, more, err := f.awaitMessage(l, dst[len(dst):cap(dst)])
-		p := dst[:len(dst)+n]
-		if size > 0 || more && err == nil {
-			p, err = f.readWhole(withRoom(p, min(size, limit)), limit-n)
+		m, err := f.awaitMessage(l, dst[len(dst):cap(dst)])
+		p := dst[:len(dst)+m.n]
+		if m.size > 0 || m.more && err == nil {
+			p, err = f.readWhole(withRoom(p, min(m.size, limit)), limit-m.n)
 		}
 		switch err {
 		case nil:
@@ -3248,7 +3360,7 @@ func (f *fd) readWhole(p []byte, limit int) ([]byte, error) {
 		}
 		rest := f.restOfMessage()
 		if limit -= n; rest > limit {
-			if err = f.skipRest(); err == nil {
+			if err = f.dropRest(); err == nil {
 				err = errMsgTooLong
 			}
 			return p, err
@@ -3263,33 +3375,37 @@ func (f *fd) restOfMessage() int {
 	return max(left, 1)
 }
 
-// awaitMessage waits for a message. It returns the length of the message as size, and
-// does not take it. Or it takes the message, and size is 0: it takes an empty message,
-// since there is no other way to know that it is there, and it takes n bytes into room
-// when it has parked.
-func (f *fd) awaitMessage(l limits, room []byte) (size, n int, more bool, err error) {
+// An awaited message is what awaitMessage returns.
+type awaited struct {
+	size int  // its length, if it was not taken; otherwise 0
+	n    int  // if it was taken, how many bytes of it are in the room
+	more bool // if it was taken, whether there is a rest of it
+}
+
+// awaitMessage waits for a message. If it could look without taking, it returns the length
+// as size. Otherwise it has taken the message: size is 0 and n bytes are in room. It takes an
+// empty message, since a read without room takes that, and a message for which it parked.
+func (f *fd) awaitMessage(l limits, room []byte) (m awaited, err error) {
 	for {
 		_, err = f.runBriefly(l, op{start: readFile})
 		if err == errOverBudget {
-			n, err = f.runParked(l, op{start: readFile, p: room})
-			if len(room) > 0 {
-				if n, more, err = readResult(room, n, err); errnoOf(err) != syscall.ERROR_OPERATION_ABORTED {
-					return 0, n, more, err
-				}
-				continue
+			m.n, err = f.runParked(l, op{start: readFile, p: room})
+			if len(room) > 0 && err != syscall.ERROR_OPERATION_ABORTED {
+				m.n, m.more, err = partResult(room, m.n, err)
+				return m, err
 			}
 		}
 		switch err {
-		case syscall.ERROR_MORE_DATA:
 		case syscall.ERROR_OPERATION_ABORTED: // by another holder of the handle
-			continue
-		default:
-			return 0, 0, false, readError("ReadFile", err)
+		case syscall.ERROR_MORE_DATA: // there is a message
+			_, _, size, err := peekMessage(f.sys, nil)
+			if size > 0 || err != nil {
+				return awaited{size: size}, readError("PeekNamedPipe", err)
+			}
+			// It was withdrawn.
+		default: // an empty message was taken, if it is no error
+			return awaited{}, readError("ReadFile", err)
 		}
-		if _, _, size, err = peekMessage(f.sys, nil); size > 0 || err != nil {
-			return size, 0, false, readError("PeekNamedPipe", err)
-		}
-		// It was withdrawn.
 	}
 }
 
@@ -3351,7 +3467,7 @@ func (f *fd) transact(ctx context.Context, request, reply []byte) (int, error) {
 	}
 	n, err := f.run(l, op{transactNamedPipe, request, reply}, reading|writing)
 	if err == syscall.ERROR_MORE_DATA {
-		if err = f.skipRest(); err == nil {
+		if err = f.dropRest(); err == nil {
 			err = errMsgDropped
 		}
 		return len(reply), err
@@ -3401,78 +3517,6 @@ func (f *fd) flushFile(l limits) error {
 	}
 }
 
-// A threadCall is a system call that is under way in a thread and not overlapped.
-type threadCall struct {
-	thread chan syscall.Handle // of the call, while it may be cancelled
-	done   chan struct{}       // closed when the call has returned
-	err    error               // of the call, once it has
-}
-
-// newThreadCall prepares a call in this thread, to which the goroutine is locked.
-func newThreadCall() (*threadCall, error) {
-	thread, err := duplicate(currentThread)
-	if err != nil {
-		return nil, err
-	}
-	c := &threadCall{thread: make(chan syscall.Handle, 1), done: make(chan struct{})}
-	c.thread <- thread
-	return c, nil
-}
-
-// run makes the call.
-func (c *threadCall) run(call func() error) {
-	c.err = call()
-	// Once the thread is out of the channel, nobody cancels what it does next.
-	syscall.CloseHandle(<-c.thread)
-	close(c.done)
-}
-
-// startCall begins the call in another thread.
-func startCall(call func() error) (c *threadCall, err error) {
-	started := make(chan struct{})
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		c, err = newThreadCall()
-		running := c
-		close(started)
-		if running != nil {
-			running.run(call)
-		}
-	}()
-	<-started
-	return c, err
-}
-
-// end cancels the call (CancelSynchronousIo), and nothing else, and waits until it has
-// returned. It cancels again and again, as the call may not have begun. It returns why if
-// the cancelling has ended the call, otherwise the error of the call.
-func (c *threadCall) end(why error) error {
-	pauses := retryTimer{ctx: context.Background()}
-	defer pauses.stop()
-	for ; ; pauses.pause() {
-		c.cancel()
-		select {
-		case <-c.done:
-			if errnoOf(c.err) == syscall.ERROR_OPERATION_ABORTED {
-				return why
-			}
-			return c.err
-		default:
-		}
-	}
-}
-
-// cancel cancels the call, if it has begun and not ended.
-func (c *threadCall) cancel() {
-	select {
-	case thread := <-c.thread:
-		cancelSynchronousIO(thread)
-		c.thread <- thread
-	default: // it is ending
-	}
-}
-
 // ---------------------------------------------------------------------------
 // Files
 //
@@ -3506,23 +3550,23 @@ func (c *threadCall) cancel() {
 // The record does not tell who the sender is either:
 //
 //   - A server takes the client's token from the pipe (ImpersonateNamedPipeClient).
-//     The level Identification is enough. A client that hides (Anonymous) is not
-//     believed. A client's own process is believed as a holder even where the client may
-//     not open it, as with a restricted token: the kernel gives every process all rights
-//     to itself.
-//     That the number is still that of the client's process is checked by its time
-//     of creation and its token (checkPeer, isTokenOf).
+//     The level Identification is enough. A client that does not show its token
+//     (Anonymous) is not believed. A client's own process is believed as a holder even
+//     where the client may not open it, as with a restricted token: the kernel gives every
+//     process all rights to itself.
+//     That the process id is still that of the client is checked by the time of
+//     creation of the process and its token (checkPeer, isTokenOf).
 //   - A client knows the owner of the pipe. SYSTEM and Administrators are believed:
 //     only a process that acts for them can own anything in their name. If this user is the
 //     owner, the server may yet be a sandbox of the user, so the token of its process
 //     is checked as a client's is; if that may not be read, the label of the pipe
-//     decides (judgeLabel). Any other owner is not believed.
+//     decides (checkLabel). Any other owner is not believed.
 //   - If this very process opened the other end, the token tells nothing: it is this
 //     process's own. For files that this process sent to itself there is the list of
 //     staged files, in memory that nobody else can write. The random bytes say which
 //     entry is meant. A child that was given the second end of a Pair is known by dynamic
 //     tracking: see pairOf. A child that was given another end is believed only for
-//     handles that a child of this process holds (judgeChild), and never for a handle of
+//     handles that a child of this process holds (checkChild), and never for a handle of
 //     this process. Children that got such ends could name each other's handles, so they
 //     must trust each other; SECURITY.md says so.
 //
@@ -3547,13 +3591,13 @@ func (c *threadCall) cancel() {
 //
 // # The sender
 //
-// The sender judges as the receiver will, and takes the first of two ways that the
-// receiver will believe. The first is to put the handles into the process that opened the
-// other end, where they outlive this process. The second is to hold the duplicates
-// itself, until the receiver takes them. A process that was given its end by another one
-// takes the second way, unless that is the second end of a Pair. The other end may have
-// been handed on to a process with other rights, of which nothing can be known. A process
-// that hands on an end lends its name with it.
+// The sender makes the checks that the receiver will make, and takes the first of two ways
+// that the receiver will believe. The first is to put the handles into the process that
+// opened the other end, where they outlive this process. The second is to hold the
+// duplicates itself, until the receiver takes them. A process that was given its end by
+// another one takes the second way, unless that is the second end of a Pair. The other end
+// may have been handed on to a process with other rights, of which nothing can be known.
+// What comes from an end that was handed on counts as sent by the process that handed it on.
 
 const (
 	recordMark    = "ipcfiles"
@@ -3562,9 +3606,9 @@ const (
 	recordMax     = recordHead + 4*maxFiles
 
 	// winnt.h
-	processDupHandle               = 0x40   // PROCESS_DUP_HANDLE
-	processQueryLimitedInformation = 0x1000 // PROCESS_QUERY_LIMITED_INFORMATION
-	readControl                    = 0x20000
+	processDupHandle               = 0x40    // PROCESS_DUP_HANDLE
+	processQueryLimitedInformation = 0x1000  // PROCESS_QUERY_LIMITED_INFORMATION
+	readControl                    = 0x20000 // READ_CONTROL
 )
 
 // A record is what the receiver has to know of the handles.
@@ -3662,7 +3706,7 @@ func (f *fd) stage(handles []syscall.Handle) (*staging, error) {
 		}
 	}
 	// While an end lives, the process that opened it lives too, or has handed it on. So
-	// the process that chooseHolder opened by its number is the right one.
+	// the process that chooseHolder opened by its id is the right one.
 	info, err := localInfo(f.sys)
 	if err == nil && info.state != pipeConnected {
 		err = errNoData
@@ -3764,11 +3808,14 @@ func (s *staging) remove() {
 	}
 }
 
-// staged are the files that this process has sent to an end that it has opened itself,
-// and in most cases still has. They are kept by handle; there are not many handles. When
-// another process has taken a handle away, its entry is replaced when the number is used
-// again.
-var staged struct {
+// staged has the files that this process has sent to an end that it has opened itself, and
+// in most cases still has. By it this process recognizes the records that it sent itself: see
+// takeStaged.
+var staged stagedTable
+
+// A stagedTable keeps files by handle; there are not many handles. When another process has
+// taken a handle away, its entry is replaced when the number is used again.
+type stagedTable struct {
 	mu    sync.Mutex // guards files
 	files map[uint32]stagedFile
 }
@@ -3812,23 +3859,23 @@ func (f *fd) takeStaged(r *record) (handles []syscall.Handle, ok bool) {
 	return handles, len(handles) == len(r.files)
 }
 
-// theRest stands for as many bytes behind a record as its message has.
+// theRest as the number of bytes behind a record means all that its message has.
 const theRest = -1
 
 // recvFiles receives a record and the zero byte that files travel with. Other data is
 // left for the next read.
-func (f *fd) recvFiles(max int) ([]*os.File, error) {
+func (f *fd) recvFiles(limit int) ([]*os.File, error) {
 	behind := len(zeroByte)
 	if f.kind == messages {
 		behind = theRest
 	}
-	_, files, err := f.takeFiles(behind, max, true)
+	_, files, err := f.takeFiles(behind, limit, true)
 	return files, err
 }
 
 // recvWithFiles receives one message into p and the files that came with it.
-func (f *fd) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
-	data, files, err := f.takeFiles(theRest, max, false)
+func (f *fd) recvWithFiles(p []byte, limit int) (int, []*os.File, error) {
+	data, files, err := f.takeFiles(theRest, limit, false)
 	switch {
 	case errors.Is(err, ErrNoFiles):
 		n, err := f.recv(p)
@@ -3840,9 +3887,9 @@ func (f *fd) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
 	return copy(p, data), files, err
 }
 
-// recvRights receives some data, and at most max files that it comes with.
-func (f *fd) recvRights(p []byte, max int) (int, []*os.File, error) {
-	data, files, err := f.takeFiles(len(p), max, false)
+// recvRights receives some data, and at most limit files that come with it.
+func (f *fd) recvRights(p []byte, limit int) (int, []*os.File, error) {
+	data, files, err := f.takeFiles(len(p), limit, false)
 	if err == ErrNoFiles {
 		n, err := f.read(p)
 		return n, nil, err
@@ -3850,12 +3897,11 @@ func (f *fd) recvRights(p []byte, max int) (int, []*os.File, error) {
 	return copy(p, data), files, err
 }
 
-// takeFiles receives a record, and so many bytes of data behind it, and takes the
-// handles. If there are more than max, or they are gone, it returns the data with the
-// error. Data that is no record, or a record that is not believed, is left for the next
-// read. With alone, the data behind a record is left too, unless it is the zero byte
-// alone.
-func (f *fd) takeFiles(behind, max int, alone bool) (data []byte, files []*os.File, err error) {
+// takeFiles receives a record, the given number of bytes behind it, and the files. If there
+// are more files than limit, or the files are gone, it returns the data with the error. Data
+// that is no record, or a record that is not believed, is kept for the next read. With
+// alone, data other than the single zero byte is also kept for the next read.
+func (f *fd) takeFiles(behind, limit int, alone bool) (data []byte, files []*os.File, err error) {
 	l := limits{deadlines: reading}
 	if err := f.acquire(l, reading); err != nil {
 		return nil, nil, err
@@ -3867,14 +3913,14 @@ func (f *fd) takeFiles(behind, max int, alone bool) (data []byte, files []*os.Fi
 		}
 	}
 	a := f.r.arriving
-	if err = checkReceived(a.count, max); err == nil {
+	if err = checkReceived(a.count, limit); err == nil {
 		if err = f.awaitFiles(l, a); err != nil {
 			return nil, nil, err // the next call gets them
 		}
 	}
 	f.r.taking.Lock()
 	f.r.arriving = nil
-	f.leaveData(a.behind, alone)
+	f.keepData(a.behind, alone)
 	f.r.taking.Unlock()
 	if err != nil {
 		a.abandon(closeGrace)
@@ -3893,7 +3939,7 @@ func (f *fd) beginArrival(l limits, behind int, alone bool) (data []byte, err er
 	case err == nil:
 		f.r.arriving = newArrival(handles, data)
 	case data != nil:
-		f.leaveData(data, alone)
+		f.keepData(data, alone)
 	}
 	return data, err
 }
@@ -3901,7 +3947,7 @@ func (f *fd) beginArrival(l limits, behind int, alone bool) (data []byte, err er
 // awaitFiles waits until the files of the arrival are there.
 func (f *fd) awaitFiles(l limits, a *arrival) error {
 	if a.wrapping == nil {
-		if err := f.receive(l, wrappers); err != nil {
+		if err := f.receive(l, inquiries); err != nil {
 			return err
 		}
 		a.wrap(receivedFile)
@@ -3909,9 +3955,9 @@ func (f *fd) awaitFiles(l limits, a *arrival) error {
 	return f.receive(l, a.wrapping.done)
 }
 
-// leaveData leaves the data behind a record for the next read, if it should be the
-// zero byte alone and is something else. The caller holds taking.
-func (f *fd) leaveData(data []byte, alone bool) {
+// keepData keeps the data behind a record for the next read, if alone is set and the data is
+// something other than the single zero byte. The caller holds taking.
+func (f *fd) keepData(data []byte, alone bool) {
 	if alone && string(data) != string(zeroByte[:]) {
 		f.r.unread = data
 	}
@@ -3931,7 +3977,7 @@ func (f *fd) giveUpArriving() {
 	a.abandon(0)
 }
 
-// takeHandles reads a record, judges it, and takes its handles. rest is the data behind
+// takeHandles reads a record, checks it, and takes its handles. rest is the data behind
 // the record. With an error rest is nil, except with errTaken: then it is all that is
 // left of what the peer sent. The caller holds taking, which is released while this
 // waits.
@@ -3954,10 +4000,10 @@ func (f *fd) takeHandles(l limits, behind int) (handles []syscall.Handle, rest [
 	return nil, nil, err
 }
 
-// readRecord waits until there is something to read. If that looks like a record with
-// so many bytes behind it, or with theRest of its message, it reads and returns all of
-// it, or what has taken its place meanwhile. Otherwise it reads nothing but an empty
-// message, and the error is ErrNoFiles.
+// readRecord waits until there is something to read. If that looks like a record with the
+// given number of bytes behind it, it reads and returns all of it, or what has taken its
+// place meanwhile. An empty message it returns as such. It reads nothing else: then the error
+// is ErrNoFiles.
 //
 // A record comes by one WriteFile, so all of it is there or nothing. It is read at once,
 // whatever the deadline. If it was withdrawn meanwhile, the wait begins again.
@@ -3975,34 +4021,18 @@ func (f *fd) readRecord(l limits, behind int) ([]byte, error) {
 		if _, err := f.expired(l); err != nil {
 			return nil, err
 		}
-		var head [recordMax]byte
-		n, there, left, err := peekMessage(f.sys, head[:])
+		size, err := f.recordAtHead(behind)
 		if err != nil {
-			return nil, readError("PeekNamedPipe", err)
+			return nil, err
 		}
-		if f.kind == messages {
-			there = n + left
-		}
-		if n > 0 {
-			r, size, err := parseRecord(head[:n])
-			if size += behind; behind == theRest {
-				size = there
-			}
-			if err == nil && (r == nil || there < size || size > ioMax || f.kind == messages && there != size) {
-				err = ErrNoFiles
-			}
-			if err != nil {
-				return nil, err
-			}
+		if size > 0 {
 			if text, err := f.readCandidate(size); err != errOverBudget {
 				return text, err
 			}
 			continue // it was withdrawn
 		}
-		if woken { // by an empty write to a stream, which may go on waking
-			f.r.taking.Unlock()
-			pauses.pause()
-			f.r.taking.Lock()
+		if woken { // by an empty write to a stream, and more of them may follow
+			f.pauseUnlocked(&pauses)
 		}
 		more, err := f.awaitSomething(l)
 		if err != nil {
@@ -4012,6 +4042,42 @@ func (f *fd) readRecord(l limits, behind int) ([]byte, error) {
 			return []byte{}, nil
 		}
 	}
+}
+
+// recordAtHead looks at the head of the pipe, and takes nothing. If that looks like a record
+// with the given number of bytes behind it, it returns the length of both together. If
+// nothing is there, or an empty message, it returns 0. Otherwise the error is ErrNoFiles, or
+// says which version of the record the peer sends.
+func (f *fd) recordAtHead(behind int) (size int, err error) {
+	var head [recordMax]byte
+	n, there, left, err := peekMessage(f.sys, head[:])
+	if err != nil {
+		return 0, readError("PeekNamedPipe", err)
+	}
+	if n == 0 {
+		return 0, nil
+	}
+	if f.kind == messages {
+		there = n + left
+	}
+	r, size, err := parseRecord(head[:n])
+	if err != nil {
+		return 0, err
+	}
+	if size += behind; behind == theRest {
+		size = there
+	}
+	if r == nil || there < size || size > ioMax || f.kind == messages && there != size {
+		return 0, ErrNoFiles
+	}
+	return size, nil
+}
+
+// pauseUnlocked pauses, with taking released meanwhile. The caller holds taking.
+func (f *fd) pauseUnlocked(pauses *retryTimer) {
+	f.r.taking.Unlock()
+	defer f.r.taking.Lock()
+	pauses.pause()
 }
 
 // awaitSomething waits until there is something to read, and reports whether that is
@@ -4066,9 +4132,9 @@ func (f *fd) collect(r *record) ([]syscall.Handle, error) {
 		defer syscall.CloseHandle(holder)
 	}
 	if unknown {
-		err = judgeChild(holder)
+		err = checkChild(holder)
 	} else {
-		err = f.judgeSender(holder, r.pid == maker)
+		err = f.checkSender(holder, r.pid == maker)
 	}
 	if err != nil {
 		return nil, untrusted(err)
@@ -4099,12 +4165,12 @@ func takeFrom(holder syscall.Handle, files []uint32) (handles []syscall.Handle, 
 	return handles, nil
 }
 
-// judgeSender returns nil if the sender could have put handles into the holder by itself,
-// otherwise the reason why not. own says that the holder has the number of the sender's
-// process.
-func (f *fd) judgeSender(holder syscall.Handle, own bool) error {
+// checkSender returns nil if the sender could have put handles into the holder by itself,
+// otherwise the reason why not. own says that the holder has the process id of
+// the sender.
+func (f *fd) checkSender(holder syscall.Handle, own bool) error {
 	if !f.server {
-		return f.judgeServer(holder)
+		return f.checkServer(holder)
 	}
 	token, err := f.clientToken()
 	if err != nil {
@@ -4117,8 +4183,8 @@ func (f *fd) judgeSender(holder syscall.Handle, own bool) error {
 	return errForged
 }
 
-// judgeServer is judgeSender where the sender is the server.
-func (f *fd) judgeServer(holder syscall.Handle) error {
+// checkServer is checkSender where the sender is the server.
+func (f *fd) checkServer(holder syscall.Handle) error {
 	owner, trusted, err := f.owner()
 	switch {
 	case err != nil:
@@ -4136,12 +4202,12 @@ func (f *fd) judgeServer(holder syscall.Handle) error {
 		}
 		return errForged
 	}
-	return f.judgeLabel()
+	return f.checkLabel()
 }
 
-// judgeChild is judgeSender where this process gave the other end away: the holder must
+// checkChild is checkSender where this process gave the other end away: the holder must
 // be a child of this process.
-func judgeChild(holder syscall.Handle) error {
+func checkChild(holder syscall.Handle) error {
 	parent, err := parentOf(holder)
 	if err != nil {
 		return err
@@ -4154,18 +4220,18 @@ func judgeChild(holder syscall.Handle) error {
 	if err != nil {
 		return err
 	}
-	if parent != uint32(os.Getpid()) || born < self { // born earlier: a child of an earlier process with this number
+	if parent != uint32(os.Getpid()) || born < self { // born earlier: a child of an earlier process with this id
 		return errForged
 	}
 	return nil
 }
 
-// judgeLabel judges a server of this user whose token cannot be read. An ordinary process
-// cannot read the token of an elevated one, but believes it: that may do everything to it
-// anyway. A sandbox is recognized by the label that its pipe got from the kernel. An
+// checkLabel is checkServer for a server of this user whose token cannot be read. An ordinary
+// process cannot read the token of an elevated one, but believes it: that may do everything
+// to it anyway. A sandbox is recognized by the label that its pipe got from the kernel. An
 // elevated process can read every token of its user, unless it is kept from that, so it
 // believes no such server.
-func (f *fd) judgeLabel() error {
+func (f *fd) checkLabel() error {
 	own, err := integrityOf(currentProcessToken)
 	if err != nil {
 		return err
@@ -4197,8 +4263,8 @@ func newArrival(handles []syscall.Handle, behind []byte) *arrival {
 	return a
 }
 
-// next returns what a read gets that comes instead of RecvFiles: the data behind the
-// record, as one message or, if there are any, as bytes.
+// next returns what a plain read gets instead of the files: the data behind the record. On a
+// pipe of messages that may be an empty message. nil is nothing.
 func (a *arrival) next(kind connKind) []byte {
 	switch {
 	case len(a.behind) > 0:
@@ -4210,7 +4276,7 @@ func (a *arrival) next(kind connKind) []byte {
 }
 
 // wrap makes files of the handles. os.NewFile asks the kernel of which kind each is. The
-// caller has taken one of the wrappers.
+// caller has an element of inquiries.
 func (a *arrival) wrap(open func(syscall.Handle) *os.File) {
 	a.cleanup.Stop()
 	handles := a.handles
@@ -4246,7 +4312,7 @@ type inquiry struct {
 	drop func()        // closes what came of it, without waiting; may be called twice
 }
 
-// inquire begins an inquiry. The caller has taken one of the wrappers.
+// inquire begins an inquiry. The caller has an element of inquiries.
 func inquire(ask, drop func()) *inquiry {
 	q := &inquiry{done: make(chan struct{}), drop: drop}
 	go func() {
@@ -4255,7 +4321,7 @@ func inquire(ask, drop func()) *inquiry {
 		if q.gone.Load() {
 			drop()
 		}
-		wrappers <- struct{}{}
+		inquiries <- struct{}{}
 	}()
 	return q
 }
@@ -4270,21 +4336,15 @@ func (q *inquiry) abandon() {
 	}
 }
 
-// wrappersMax is how many inquiries may be under way. Each may hold a thread for as
+// inquiriesMax is how many inquiries may be under way. Each may hold a thread for as
 // long as another process likes. Each connection has one at a time, but those of closed
 // connections go on. A Go program has 10000 threads at most. When there are too many,
 // RecvFiles, and the handshake of shared memory, wait for their turn, as long as their
 // deadline lets them.
-const wrappersMax = 256
+const inquiriesMax = 256
 
-// wrappers holds an element for each inquiry that may begin.
-var wrappers = func() chan struct{} {
-	c := make(chan struct{}, wrappersMax)
-	for range wrappersMax {
-		c <- struct{}{}
-	}
-	return c
-}()
+// inquiries bounds how many inquiries are under way in this process.
+var inquiries = newSemaphore(inquiriesMax)
 
 // ---------------------------------------------------------------------------
 // Operations on handles that do not block
@@ -4303,8 +4363,61 @@ func (f *fd) maxMessage() (int, error) {
 	return ioMax, nil
 }
 
+// dupFile joins first. Otherwise the duplicate would take this end's place at the
+// completion port.
+func (f *fd) dupFile(name string) (*os.File, error) {
+	var d syscall.Handle
+	err := f.control("", func(h syscall.Handle) (err error) {
+		f.used.Store(true)
+		f.join()
+		d, err = duplicate(h)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(d), name), nil
+}
+
+// localAddr and remoteAddr return the path of the pipe, which is all the address that
+// its ends have.
+func (f *fd) localAddr() Addr  { return f.pipePath() }
+func (f *fd) remoteAddr() Addr { return f.pipePath() }
+
+func (f *fd) pipePath() Addr {
+	if f.remote && !f.server {
+		return unnamed // of another machine, which the handle does not tell
+	}
+	addr := unnamed
+	f.control("", func(h syscall.Handle) error {
+		name, err := pipeName(h)
+		if err == nil {
+			addr = Path(localPrefix + name)
+		}
+		return err
+	})
+	return addr
+}
+
+// control makes a call on the handle that does not block. If name is empty, the error of
+// call names the system call itself.
+func (f *fd) control(name string, call func(syscall.Handle) error) error {
+	if err := f.incref(); err != nil {
+		return err
+	}
+	defer f.decref()
+	err := call(f.sys)
+	if name == "" {
+		return err
+	}
+	return callError(name, err)
+}
+
+// ---------------------------------------------------------------------------
+// The process of the peer
+
 // peer returns what is known for certain of the process at the other end. The kernel
-// records its number and session when it opens or makes the pipe.
+// records its process id and session when it opens or makes the pipe.
 //
 // The user of a server is the owner of the pipe. The user of a client is that of
 // the token that the kernel took from it when it opened the pipe. A client that
@@ -4358,8 +4471,8 @@ func (f *fd) owner() (owner string, trusted bool, err error) {
 }
 
 // clientUser returns the user of the client, and whether it is to be trusted. It does not
-// ask the client's process: until the server accepts, that process may end, and its
-// number may go to another.
+// ask the client's process: until the server accepts, that process may end, and its id may
+// go to another.
 func (f *fd) clientUser() (user string, trusted bool, err error) {
 	me, err := currentUser()
 	if err != nil {
@@ -4376,7 +4489,7 @@ func (f *fd) clientUser() (user string, trusted bool, err error) {
 }
 
 // waitPeer waits for the end of the peer's process. OpenProcess returns
-// ERROR_INVALID_PARAMETER for a number that no process has any more.
+// ERROR_INVALID_PARAMETER for an id that no process has any more.
 func (f *fd) waitPeer(ctx context.Context) error {
 	if err := contextError(ctx, nil); err != nil {
 		return err
@@ -4415,7 +4528,7 @@ func awaitSignal(ctx context.Context, object syscall.Handle) error {
 }
 
 // poolWaits are the waits of the thread pool that are under way. A callback knows only
-// the number of its wait, so one that comes late finds nothing.
+// the id of its wait, so one that comes late finds nothing.
 var poolWaits waitTable
 
 type waitTable struct {
@@ -4460,7 +4573,7 @@ var poolCallback = sync.OnceValue(func() uintptr {
 	})
 })
 
-// makerOfPeer returns the number of the process that opened or made the other end.
+// makerOfPeer returns the id of the process that opened or made the other end.
 func (f *fd) makerOfPeer() (pid uint32, err error) {
 	question := procServerProcessID
 	if f.server {
@@ -4490,8 +4603,8 @@ func (f *fd) sessionOfPeer() (session uint32, err error) {
 }
 
 // notePeer notes when the process at the other end was created, while the
-// connection is new. It is what tells that process from a later one of its number.
-// A clock may be set back, but two looks at one process see the same time.
+// connection is new. That tells it from a later process with the same id. The clock may be
+// set back, but the time of one process stays the same.
 func (f *fd) notePeer() {
 	pid, err := f.makerOfPeer()
 	if err != nil || pid == uint32(os.Getpid()) {
@@ -4505,8 +4618,8 @@ func (f *fd) notePeer() {
 	syscall.CloseHandle(process)
 }
 
-// openPeer opens the process at the other end. If that has ended, its number may
-// be another's.
+// openPeer opens the process at the other end. If that has ended, its id may be that of
+// another process: then openPeer fails.
 func (f *fd) openPeer(access uint32) (process syscall.Handle, err error) {
 	pid, err := f.makerOfPeer()
 	if err != nil {
@@ -4528,8 +4641,8 @@ func (f *fd) openPeer(access uint32) (process syscall.Handle, err error) {
 // errPeerNotSeen says that nothing tells whether the process is that of the peer.
 var errPeerNotSeen = &ruleError{"the process of the peer could not be opened when it connected", os.ErrPermission}
 
-// checkPeer returns nil if the process, which has the number of the peer's, is the peer's,
-// otherwise the reason why not.
+// checkPeer returns nil if the process, which has the process id of the peer, is that of the
+// peer, otherwise the reason why not.
 func (f *fd) checkPeer(process syscall.Handle) error {
 	created, err := createdAt(process)
 	switch {
@@ -4600,56 +4713,6 @@ func (f *fd) impersonate(run func()) error {
 		runtime.Goexit() // as f did, in the test of a caller for one
 	}
 	return err
-}
-
-// dupFile joins first. Otherwise the duplicate would take this end's place at the
-// completion port.
-func (f *fd) dupFile(name string) (*os.File, error) {
-	var d syscall.Handle
-	err := f.control("", func(h syscall.Handle) (err error) {
-		f.used.Store(true)
-		f.join()
-		d, err = duplicate(h)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(d), name), nil
-}
-
-// localAddr and remoteAddr return the path of the pipe, which is all the address that
-// its ends have.
-func (f *fd) localAddr() Addr  { return f.pipePath() }
-func (f *fd) remoteAddr() Addr { return f.pipePath() }
-
-func (f *fd) pipePath() Addr {
-	if f.remote && !f.server {
-		return unnamed // of another machine, which the handle does not tell
-	}
-	addr := unnamed
-	f.control("", func(h syscall.Handle) error {
-		name, err := pipeName(h)
-		if err == nil {
-			addr = Path(localPrefix + name)
-		}
-		return err
-	})
-	return addr
-}
-
-// control makes a call on the handle that does not block. If name is empty, the error of
-// call names the system call itself.
-func (f *fd) control(name string, call func(syscall.Handle) error) error {
-	if err := f.incref(); err != nil {
-		return err
-	}
-	defer f.decref()
-	err := call(f.sys)
-	if name == "" {
-		return err
-	}
-	return callError(name, err)
 }
 
 // ---------------------------------------------------------------------------
@@ -4773,7 +4836,7 @@ func failure(result uintptr, errno syscall.Errno) error {
 		return syscall.EINVAL
 	case syscall.ERROR_IO_PENDING: // every call that waits
 		return syscall.ERROR_IO_PENDING
-	case syscall.ERROR_OPERATION_ABORTED: // every wait in vain
+	case syscall.ERROR_OPERATION_ABORTED: // every wait that was cancelled
 		return syscall.ERROR_OPERATION_ABORTED
 	case errPipeConnected: // every client that came first
 		return errPipeConnected
@@ -4858,15 +4921,20 @@ func (p *pipeSpec) create(first bool) (syscall.Handle, error) {
 // asked for one more, it would make a new pipe if the name is free.
 func (p *pipeSpec) createInstance(first bool) (syscall.Handle, error) {
 	const (
-		// winnt.h, wdm.h, ntifs.h
-		objCaseInsensitive = 0x40
-		objInherit         = 0x2
-		fileOpen           = 1
-		fileCreate         = 2
-		fileWriteThrough   = 2
-		filePipeMessage    = 1 // FILE_PIPE_MESSAGE_TYPE and FILE_PIPE_MESSAGE_MODE
-		filePipeRejectFar  = 2 // FILE_PIPE_REJECT_REMOTE_CLIENTS
-		unlimited          = 0xffffffff
+		// ntdef.h
+		objCaseInsensitive = 0x40 // OBJ_CASE_INSENSITIVE
+		objInherit         = 0x2  // OBJ_INHERIT
+
+		// wdm.h
+		fileOpen         = 1 // FILE_OPEN
+		fileCreate       = 2 // FILE_CREATE
+		fileWriteThrough = 2 // FILE_WRITE_THROUGH
+
+		// ntifs.h
+		filePipeMessage      = 1 // FILE_PIPE_MESSAGE_TYPE and FILE_PIPE_MESSAGE_MODE
+		filePipeRejectRemote = 2 // FILE_PIPE_REJECT_REMOTE_CLIENTS
+
+		unlimited = 0xffffffff // as many instances as one likes; CreateNamedPipe passes it for PIPE_UNLIMITED_INSTANCES
 	)
 	name := unicodeString{uint16(2 * (len(p.path) - 1)), uint16(2 * len(p.path)), &p.path[0]}
 	attributes := objectAttributes{name: &name, attributes: objCaseInsensitive, security: &p.security.raw[0]}
@@ -4878,14 +4946,14 @@ func (p *pipeSpec) createInstance(first bool) (syscall.Handle, error) {
 	if first {
 		disposition = fileCreate
 	}
-	if p.through {
+	if p.writeThrough {
 		options = fileWriteThrough
 	}
 	if p.kind == messages {
 		typ, mode = filePipeMessage, filePipeMessage
 	}
 	if !p.remote {
-		typ |= filePipeRejectFar
+		typ |= filePipeRejectRemote
 	}
 	rights, share := uint32(syscall.SYNCHRONIZE), uintptr(0)
 	if p.ends&reading != 0 {
@@ -4970,8 +5038,8 @@ func peekMessage(h syscall.Handle, p []byte) (n, avail, left int, err error) {
 	return lengthOf(read), lengthOf(total), lengthOf(rest), failure(r, errno)
 }
 
-// lengthOf is the length n, which a peer chose. What is longer than any message may be is told
-// as one byte longer, so that sums of lengths fit an int of 32 bits.
+// lengthOf converts a length that the peer chose. It returns at most ioMax+1, so that sums fit
+// a 32-bit int.
 func lengthOf(n uint32) int { return int(min(n, ioMax+1)) }
 
 func transactNamedPipe(h syscall.Handle, request, reply []byte, done *uint32, o *syscall.Overlapped) error {
@@ -4983,7 +5051,7 @@ func transactNamedPipe(h syscall.Handle, request, reply []byte, done *uint32, o 
 }
 
 func setMessageMode(h syscall.Handle) error {
-	mode := uint32(2) // PIPE_READMODE_MESSAGE
+	mode := uint32(2) // winbase.h: PIPE_READMODE_MESSAGE
 	r, _, errno := syscall.SyscallN(procSetNamedPipeHandleState.Addr(), uintptr(h), uintptr(unsafe.Pointer(&mode)), 0, 0)
 	return failure(r, errno)
 }
@@ -5021,13 +5089,13 @@ const (
 )
 
 func localInfo(h syscall.Handle) (info pipeInfo, err error) {
-	const filePipeLocalInformation = 24
+	const filePipeLocalInformation = 24 // wdm.h: FILE_INFORMATION_CLASS
 	err = queryFile(h, filePipeLocalInformation, unsafe.Pointer(&info), unsafe.Sizeof(info))
 	return info, err
 }
 
-// carries returns what is written to the pipe: that is what its first instance was made for,
-// however an end reads it.
+// carries returns whether the pipe keeps messages or bytes (its type), which may differ from
+// how an end reads it.
 func (info pipeInfo) carries() connKind {
 	const messageType = 1 // ntifs.h: FILE_PIPE_MESSAGE_TYPE
 	if info.typ&messageType != 0 {
@@ -5036,8 +5104,9 @@ func (info pipeInfo) carries() connKind {
 	return streams
 }
 
-// sentBy returns what the writes to an end are in the pipe: messages if the kernel does not
-// tell, since a message that is cut off must be noticed.
+// sentBy returns whether the writes of an end are messages or bytes in the pipe. If the
+// kernel does not tell, it returns messages, which is the safe answer: a message that is cut
+// off must be noticed.
 func sentBy(h syscall.Handle) connKind {
 	info, err := localInfo(h)
 	if err != nil {
@@ -5048,7 +5117,7 @@ func sentBy(h syscall.Handle) connKind {
 
 // pipeName returns the name of the pipe of a handle, without the folder of pipes.
 func pipeName(h syscall.Handle) (string, error) {
-	const fileNameInformation = 9
+	const fileNameInformation = 9 // wdm.h: FILE_INFORMATION_CLASS
 	var info struct {
 		length uint32 // in bytes
 		name   [pathMax + 1]uint16
@@ -5066,11 +5135,11 @@ func pipeName(h syscall.Handle) (string, error) {
 // write like success.
 func readMode(h syscall.Handle) (connKind, error) {
 	const (
-		filePipeInformation = 23
-		messageMode         = 1 // FILE_PIPE_MESSAGE_MODE
-		completeOperation   = 1 // FILE_PIPE_COMPLETE_OPERATION
+		filePipeInformation = 23 // wdm.h: FILE_INFORMATION_CLASS
+		messageMode         = 1  // ntifs.h: FILE_PIPE_MESSAGE_MODE
+		completeOperation   = 1  // ntifs.h: FILE_PIPE_COMPLETE_OPERATION
 	)
-	var info struct{ read, completion uint32 }
+	var info struct{ read, completion uint32 } // ntifs.h: FILE_PIPE_INFORMATION
 	err := queryFile(h, filePipeInformation, unsafe.Pointer(&info), unsafe.Sizeof(info))
 	switch {
 	case err != nil:
@@ -5085,12 +5154,12 @@ func readMode(h syscall.Handle) (connKind, error) {
 
 // fileMode returns the options that the handle was opened with.
 func fileMode(h syscall.Handle) (mode uint32, err error) {
-	const fileModeInformation = 16
+	const fileModeInformation = 16 // wdm.h: FILE_INFORMATION_CLASS
 	err = queryFile(h, fileModeInformation, unsafe.Pointer(&mode), unsafe.Sizeof(mode))
 	return mode, err
 }
 
-// handleFlags returns HANDLE_FLAG_INHERIT and its kin of an open handle.
+// handleFlags returns the flags of an open handle, such as HANDLE_FLAG_INHERIT.
 func handleFlags(h syscall.Handle) (flags uint32, err error) {
 	r, _, errno := syscall.SyscallN(procGetHandleInformation.Addr(), uintptr(h), uintptr(unsafe.Pointer(&flags)))
 	return flags, os.NewSyscallError("GetHandleInformation", failure(r, errno))
@@ -5099,10 +5168,10 @@ func handleFlags(h syscall.Handle) (flags uint32, err error) {
 // isRemotePath reports whether the handle is that of a file of another machine.
 func isRemotePath(h syscall.Handle) (bool, error) {
 	const (
-		fileFsDeviceInformation = 4    // wdm.h
-		fileRemoteDevice        = 0x10 // FILE_REMOTE_DEVICE
+		fileFsDeviceInformation = 4    // wdm.h: FS_INFORMATION_CLASS
+		fileRemoteDevice        = 0x10 // wdm.h: FILE_REMOTE_DEVICE
 	)
-	var info struct{ typ, characteristics uint32 }
+	var info struct{ typ, characteristics uint32 } // wdm.h: FILE_FS_DEVICE_INFORMATION
 	var status ioStatus
 	r, _, _ := syscall.SyscallN(procNtQueryVolumeInformation.Addr(), uintptr(h), uintptr(unsafe.Pointer(&status)),
 		uintptr(unsafe.Pointer(&info)), unsafe.Sizeof(info), fileFsDeviceInformation)
@@ -5145,11 +5214,11 @@ func cancelSynchronousIO(thread syscall.Handle) {
 	syscall.SyscallN(procCancelSynchronousIo.Addr(), uintptr(thread))
 }
 
-// parentOf returns the number of the process that started the process, which may
-// be another's by now.
+// parentOf returns the id of the process that started the process. Another process may have
+// that id by now.
 func parentOf(process syscall.Handle) (uint32, error) {
-	const processBasicInformation = 0
-	var info [6]uintptr // winternl.h: PROCESS_BASIC_INFORMATION; the last one is InheritedFromUniqueProcessId
+	const processBasicInformation = 0 // winternl.h: PROCESSINFOCLASS
+	var info [6]uintptr               // winternl.h: PROCESS_BASIC_INFORMATION; the last one is InheritedFromUniqueProcessId
 	r, _, _ := syscall.SyscallN(procNtQueryInformationProcess.Addr(), uintptr(process), processBasicInformation,
 		uintptr(unsafe.Pointer(&info)), unsafe.Sizeof(info), 0)
 	return uint32(info[5]), os.NewSyscallError("NtQueryInformationProcess", ntError(r))
@@ -5203,9 +5272,9 @@ func isAdministrator(token syscall.Token) bool {
 
 // winnt.h: SECURITY_INFORMATION.
 const (
-	ownerGroupAndDACL = 1 | 2 | 4
-	labelOnly         = 0x10
-	saclAndLabel      = 8 | labelOnly
+	ownerGroupAndDACL = 1 | 2 | 4     // OWNER_, GROUP_, DACL_SECURITY_INFORMATION
+	labelOnly         = 0x10          // LABEL_SECURITY_INFORMATION
+	saclAndLabel      = 8 | labelOnly // SACL_SECURITY_INFORMATION is 8
 )
 
 // securityOf reads the security descriptor of a handle that has READ_CONTROL.
@@ -5417,7 +5486,7 @@ func freeLocal(p unsafe.Pointer) error {
 // ---------------------------------------------------------------------------
 // Shared memory
 
-// winnt.h
+// winnt.h.
 const (
 	sectionQuery    = 0x1        // SECTION_QUERY
 	sectionMapWrite = 0x2        // SECTION_MAP_WRITE
@@ -5456,15 +5525,15 @@ func sysMemory(sys uintptr) (memoryInfo, error) { return sectionInfo(syscall.Han
 // reserved does. The kernel refuses another kind of object without asking it anything.
 func sectionInfo(h syscall.Handle) (memoryInfo, error) {
 	const (
-		sectionBasicInformation = 0 // ntifs.h
-		objectBasicInformation  = 0
+		sectionBasicInformation = 0 // SECTION_INFORMATION_CLASS: no header of Windows has it
+		objectBasicInformation  = 0 // winternl.h: OBJECT_INFORMATION_CLASS
 	)
-	var section struct { // SECTION_BASIC_INFORMATION
+	var section struct { // SECTION_BASIC_INFORMATION, as Microsoft describes NtQuerySection
 		base       uintptr
 		attributes uint32
 		size       int64
 	}
-	var object struct { // OBJECT_BASIC_INFORMATION
+	var object struct { // winternl.h: PUBLIC_OBJECT_BASIC_INFORMATION
 		attributes, access, handles, pointers uint32
 		_                                     [10]uint32
 	}
@@ -5484,24 +5553,24 @@ func sectionInfo(h syscall.Handle) (memoryInfo, error) {
 	return memoryInfo{size: section.size, writable: object.access&sectionMapWrite != 0}, nil
 }
 
-// mapMemory maps the first size bytes of a section. Behind that it maps the last again of
-// these bytes a second time.
-func mapMemory(f *os.File, size, again int, write bool) (mem []byte, err error) {
+// mapMemory maps the first size bytes of a section. If repeat > 0, the last repeat bytes of
+// the object are mapped once more, directly behind.
+func mapMemory(f *os.File, size, repeat int, write bool) (mem []byte, err error) {
 	access := uint32(syscall.FILE_MAP_READ)
 	if write {
 		access |= syscall.FILE_MAP_WRITE
 	}
 	err = withFile(f, func(sys uintptr) error {
 		var at uintptr
-		if again == 0 {
+		if repeat == 0 {
 			at, err = syscall.MapViewOfFile(syscall.Handle(sys), access, 0, 0, uintptr(size))
 		} else {
-			at, err = mapTwice(sys, size, again, access)
+			at, err = mapTwice(sys, size, repeat, access)
 		}
 		if err != nil {
 			return os.NewSyscallError("MapViewOfFile", err)
 		}
-		mem = unsafe.Slice(*(**byte)(unsafe.Pointer(&at)), size+again) // no memory of Go's
+		mem = unsafe.Slice(*(**byte)(unsafe.Pointer(&at)), size+repeat) // no memory of Go's
 		return nil
 	})
 	return mem, err
@@ -5509,7 +5578,7 @@ func mapMemory(f *os.File, size, again int, write bool) (mem []byte, err error) 
 
 // mapTwice reserves address space for both views, frees it, and maps them there. If
 // another thread has taken it in between, the system says so, and mapTwice tries again.
-func mapTwice(section uintptr, size, again int, access uint32) (at uintptr, err error) {
+func mapTwice(section uintptr, size, repeat int, access uint32) (at uintptr, err error) {
 	const (
 		memReserve   = 0x2000 // MEM_RESERVE of winnt.h
 		memRelease   = 0x8000 // MEM_RELEASE
@@ -5518,7 +5587,7 @@ func mapTwice(section uintptr, size, again int, access uint32) (at uintptr, err 
 	)
 	for range attempts {
 		var errno syscall.Errno
-		at, _, errno = syscall.SyscallN(procVirtualAlloc.Addr(), 0, uintptr(size+again), memReserve, pageNoAccess)
+		at, _, errno = syscall.SyscallN(procVirtualAlloc.Addr(), 0, uintptr(size+repeat), memReserve, pageNoAccess)
 		if err = failure(at, errno); err != nil {
 			return 0, err
 		}
@@ -5526,7 +5595,7 @@ func mapTwice(section uintptr, size, again int, access uint32) (at uintptr, err 
 		if err = mapAt(section, access, 0, size, at); err != nil {
 			continue
 		}
-		if err = mapAt(section, access, size-again, again, at+uintptr(size)); err == nil {
+		if err = mapAt(section, access, size-repeat, repeat, at+uintptr(size)); err == nil {
 			return at, nil
 		}
 		syscall.UnmapViewOfFile(at)
@@ -5540,12 +5609,12 @@ func mapAt(section uintptr, access uint32, offset, size int, at uintptr) error {
 	return failure(r, errno)
 }
 
-// unmapMemory unmaps what mapMemory returned.
-func unmapMemory(mem []byte, again int) error {
+// unmapMemory unmaps what mapMemory returned for the same repeat.
+func unmapMemory(mem []byte, repeat int) error {
 	at := uintptr(unsafe.Pointer(&mem[0]))
 	err := syscall.UnmapViewOfFile(at)
-	if again > 0 {
-		if e := syscall.UnmapViewOfFile(at + uintptr(len(mem)-again)); err == nil {
+	if repeat > 0 {
+		if e := syscall.UnmapViewOfFile(at + uintptr(len(mem)-repeat)); err == nil {
 			err = e
 		}
 	}
@@ -5640,7 +5709,8 @@ type bellInquiry struct {
 	err error
 }
 
-// askBell asks that of h. The caller has taken one of the wrappers.
+// askBell begins to ask whether h is the end of a doorbell. The caller has an element of
+// inquiries.
 func askBell(h syscall.Handle, adopt func(syscall.Handle) (*fd, error)) *bellInquiry {
 	q := &bellInquiry{}
 	h, err := duplicate(h) // the inquiry may outlive h
@@ -5681,13 +5751,13 @@ func (r *helloFile) memory() (*os.File, memoryInfo, error) {
 	return os.NewFile(uintptr(h), "memory"), info, nil
 }
 
-// doorbell returns the far end of a doorbell, over a duplicate of r. The deadline of the
-// reads of f, over which r came, may end the wait for that; then the next call goes on with
-// it.
+// doorbell returns the far end of a doorbell, over a duplicate of r. r came over f. doorbell
+// waits until the read deadline of f; after a timeout the next call continues the same
+// inquiry.
 func (r *helloFile) doorbell(f *fd) (*fd, error) {
 	l := limits{deadlines: reading}
 	if r.bell == nil {
-		if err := f.receive(l, wrappers); err != nil {
+		if err := f.receive(l, inquiries); err != nil {
 			return nil, err
 		}
 		r.bell = askBell(r.sys, adoptBell)
