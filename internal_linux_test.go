@@ -3,6 +3,7 @@ package ipc
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"runtime"
@@ -139,4 +140,90 @@ func TestSpinLeavingTheCPUGivesItBack(t *testing.T) {
 			t.Fatalf("the thread may run on %x, before on %x", after, before)
 		}
 	}
+}
+
+// Memory is refused that has another size than the hello says, could shrink, or could have
+// holes punched into it, and what is no memory, though the doorbells are good.
+func TestSharedHelloWithWrongMemory(t *testing.T) {
+	whole := controlSize + ringMin
+	for name, size := range map[string]int{"without the control page": ringMin, "a page less": whole - os.Getpagesize(),
+		"a byte less": whole - 1, "a byte more": whole + 1, "more": whole + ringMin, "may shrink": whole, "may be punched": whole, "no memory": 0} {
+		for _, passive := range []bool{false, true} {
+			memory, err := os.Open(os.DevNull)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if size > 0 {
+				files, err := newMemory(size)
+				if err != nil {
+					t.Skip(err)
+				}
+				memory.Close()
+				memory = files.object
+			}
+			switch {
+			case name == "may be punched" && !sealsWrites():
+				memory.Close()
+				continue
+			case size > 0 && name != "may shrink":
+				if err := sealMemory(memory, name != "may be punched"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			near, far, err := newBell()
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, peer := halfShared(t, passive)
+			hello := helloOf(helloMemory, ringMin)
+			if err := peer.fd.sendWithFiles(hello[:], []*os.File{memory, far.File, far.File}); err != nil {
+				t.Fatal(err)
+			}
+			c.SetDeadline(time.Now().Add(20 * time.Second))
+			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.EPROTO) {
+				t.Errorf("%s: the error is %v", name, err)
+			}
+			c.Close()
+			peer.Close()
+			near.close()
+			far.close()
+			memory.Close()
+		}
+	}
+}
+
+// A server that has no descriptors left for the memory of a client serves it through the
+// socket.
+func TestSharedServerWithoutDescriptorsUsesTheSocket(t *testing.T) {
+	c, peer := halfShared(t, true)
+	cfg, _ := ShareConfig{}.complete()
+	p := newSharedConn(peer.endpoint, cfg, false)
+	const size = earlyMax + 1000
+	wrote := make(chan error, 1)
+	go func() { _, err := p.Write(make([]byte, size)); wrote <- err }()
+	for !SentMemory(p) {
+		runtime.Gosched()
+	}
+	var before syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	none := before
+	none.Cur = 0
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	p.SetDeadline(time.Now().Add(20 * time.Second))
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &none); err != nil {
+		t.Fatal(err)
+	}
+	_, err := io.ReadFull(c, make([]byte, size))
+	if e := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &before); e != nil {
+		t.Fatal(e)
+	}
+	if err != nil || UsesMemory(c) {
+		t.Errorf("the server reads with %v, through memory: %v", err, UsesMemory(c))
+	}
+	if err := <-wrote; err != nil {
+		t.Error(err)
+	}
+	p.Close()
 }

@@ -846,6 +846,34 @@ func TestSharedLoanThatMovesLeavesNothingMapped(t *testing.T) {
 	}
 }
 
+// CloseRead wakes a write of the peer that is parked since the ring is full.
+func TestSharedCloseReadWakesThePeersWrite(t *testing.T) {
+	a, b := sharedInMemory(t)
+	a.SetSpin(-1)
+	a.SetDeadline(time.Now().Add(20 * time.Second))
+	wrote := make(chan error, 1)
+	go func() { _, err := a.Write(make([]byte, 2*bufferDefault)); wrote <- err }()
+	for a.ownMem.control().wwait.Load()&1 == 0 {
+		runtime.Gosched()
+	}
+	if err := b.CloseRead(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-wrote; !errors.Is(err, syscall.EPIPE) {
+		t.Error(err)
+	}
+}
+
+// A failure that comes after Close, while what Reserve returned is in use, tells nobody.
+func TestSharedFailureAfterCloseIsHarmless(t *testing.T) {
+	a, _ := sharedInMemory(t)
+	if _, err := a.Reserve(10); err != nil {
+		t.Fatal(err)
+	}
+	a.Close()
+	a.fail(protocolError("by RecvFiles, which holds no half"))
+}
+
 // A failure ends every wait, also one that spins.
 func TestSharedFailureEndsASpin(t *testing.T) {
 	a, b := sharedInMemory(t)

@@ -1395,3 +1395,30 @@ func TestPipeListenerArmingAnInstanceHidesNoClient(t *testing.T) {
 		must(s.close())
 	}
 }
+
+// A handle for reading alone stays one, also if who has it asks for more rights.
+func TestMemoryReadOnlyFileStaysReadOnly(t *testing.T) {
+	internalStory(t)
+	m, err := NewMemory(4096)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	f, err := m.ReadOnlyFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const sectionMapWrite = 2 // winnt.h: SECTION_MAP_WRITE
+	err = withFile(f, func(sys uintptr) error {
+		var h syscall.Handle
+		err := syscall.DuplicateHandle(currentProcess, syscall.Handle(sys), currentProcess, &h, sectionQuery|sectionMapRead|sectionMapWrite, false, 0)
+		if err == nil {
+			syscall.CloseHandle(h)
+		}
+		return err
+	})
+	if err != syscall.ERROR_ACCESS_DENIED {
+		t.Errorf("for the right to write the error is %v", err)
+	}
+}

@@ -1519,7 +1519,32 @@ func (kernel) checkMemory(sys int) (memoryInfo, error) {
 	if uint32(fs.Type) != tmpfsMagic {
 		return memoryInfo{}, &ruleError{what: "the memory is not of the ordinary kind"}
 	}
-	return info, nil
+	seals, err := fcntl(sys, getSeals, 0)
+	info.punchable = seals&(sealWrite|sealFutureWrite) == 0
+	return info, os.NewSyscallError("fcntl", err)
+}
+
+// sealsWrites reports whether this kernel can forbid new writers of memory.
+var sealsWrites = sync.OnceValue(func() bool {
+	files, err := kern.newMemory(1)
+	if err != nil {
+		return false
+	}
+	defer files.close()
+	return withFile(files.object, func(sys uintptr) error {
+		_, err := fcntl(int(sys), addSeals, sealFutureWrite)
+		return err
+	}) == nil
+})
+
+// keepsPages refuses memory of a peer that could punch holes into it (fallocate(2)): while
+// that goes on, a thread of this process that reads there sleeps in a page fault, and with
+// it, at the next garbage collection, the process (shmem_fault of mm/shmem.c).
+func (kernel) keepsPages(info memoryInfo) error {
+	if info.punchable && sealsWrites() {
+		return &ruleError{what: "holes can be punched into the memory: it has no F_SEAL_FUTURE_WRITE"}
+	}
+	return nil
 }
 
 // openReadOnly opens the file anew through /proc, for reading. First it sets the mode, so

@@ -42,6 +42,7 @@ var (
 
 	// A doorbell wakes the one that reads its near end. The far end goes to the peer.
 	_ func() (near *fd, far farBell, err error) = newBell
+	_ func(near *fd, p []byte) error            = awaitBell
 	_ func(far *fd) error                       = ringBell
 
 	// A hello carries the memory and the far ends, and is received with files that are
@@ -191,6 +192,10 @@ func duplicateMemory(f *os.File) (d *os.File, err error) {
 type memoryInfo struct {
 	size     int64
 	writable bool // through this descriptor or handle
+
+	// punchable says that pages may be given back while others have them mapped; what is
+	// there is zero then.
+	punchable bool
 }
 
 // Bytes returns the memory itself. It is valid until Close, and nil after it. The other
@@ -280,7 +285,8 @@ type ShareConfig struct {
 	Buffer int
 
 	// MaxPeerBuffer is the largest Buffer of the peer that this end accepts, at least 64
-	// KiB. 0 is 64 MiB. If the peer has a larger one, the connection goes through the
+	// KiB. 0 is 64 MiB, on 32-bit systems 4 MiB. Twice that much of the address space is
+	// needed, and memory for the part of it that the peer says it has written. If the peer has a larger one, the connection goes through the
 	// socket where that can still be agreed on. Otherwise it is refused: the error
 	// matches [ErrMsgTooLong].
 	MaxPeerBuffer int
@@ -296,7 +302,7 @@ const (
 	bufferDefault = 256 << 10 // fits the caches together with what the processes work on
 	ringMax       = 1 << 30   // indices have 32 bits, and distances must not be ambiguous
 
-	peerBufferDefault = 64 << 20
+	peerBufferDefault = 4 << 20 << (^uint(0) >> 63 * 4) // 64 MiB, or 4 MiB where addresses are few
 )
 
 // complete returns the configuration with the defaults put in.
@@ -330,6 +336,9 @@ func (cfg ShareConfig) complete() (ShareConfig, error) {
 //
 // Where the system has no memory that is safe to share, or one of the two processes gets
 // none, the connection goes on through the socket: see [SharedConn.InMemory].
+//
+// The limit of spins that was set on c is kept unless cfg has another. Deadlines that were
+// set on c are not: set them on the SharedConn.
 func (c *Conn) Share(cfg ShareConfig) (*SharedConn, error) {
 	full, err := cfg.complete()
 	if err == nil && c.fd == nil {
@@ -345,7 +354,8 @@ func (c *Conn) Share(cfg ShareConfig) (*SharedConn, error) {
 }
 
 // SharedPair returns two connected ends, for a child process or a test: see [Pair]. As long
-// as this process has both, no call waits until the other end is used to set the memory up.
+// as this process has both, no call waits until the other end is used to set the memory up. An
+// end for a child is given away before either end is used.
 func SharedPair() (*SharedConn, *SharedConn, error) {
 	f, g, err := pair(streams)
 	if err != nil {
@@ -800,6 +810,7 @@ func (c *SharedConn) discard(n int) error {
 // for as many. Commit sends them, so nothing is copied. n is at most half of
 // [ShareConfig.Buffer], so that the two ends cannot wait for each other; otherwise the
 // error matches [ErrMsgTooLong]. The bytes are not cleared: they hold anything at first.
+// The peer can see what is written into them at once, also if it is never committed.
 //
 // The bytes are on loan until Commit. Meanwhile Write fails, and another Reserve returns
 // the same bytes. Every loan must be given back, also after Close, or the memory of the
@@ -967,7 +978,7 @@ func (c *SharedConn) Close() error {
 // would make the peer look too, but another process may have a duplicate of one. The
 // caller holds c.mu.
 func (c *SharedConn) tellEnd() {
-	if c.ownMem == nil {
+	if c.ownMem == nil || c.peerMem == nil { // there is none, or Close has unmapped it
 		return
 	}
 	own, peer := c.ownMem.control(), c.peerMem.control()
@@ -1341,7 +1352,9 @@ func (c *SharedConn) recvFiles(max int) ([]*os.File, error) {
 		return err
 	})
 	switch {
-	case err == nil || c.closed.Load():
+	case err == nil:
+	case c.closed.Load():
+		return nil, net.ErrClosed
 	case c.r.shut.Load() || isEnd(err): // by CloseRead, or a peer that left files of ours unread
 		return nil, io.EOF
 	case errors.Is(err, ErrNoFiles) && c.mode.Load() == inMemory:
@@ -1655,15 +1668,18 @@ func (c *SharedConn) park(h *sharedHalf, need uint32) error {
 	h.epoch++ // odd
 	h.word.Store(h.epoch)
 	for err == nil && !c.ready(h, need) {
-		if _, err = h.bell.read(h.bellRoom[:]); err == nil {
+		if err = awaitBell(h.bell, h.bellRoom[:]); err == nil {
 			h.epoch += 2
 			h.word.Store(h.epoch)
 		}
 	}
 	h.epoch++ // even
 	h.word.Store(h.epoch)
-	if err == nil || err == os.ErrDeadlineExceeded || err == net.ErrClosed {
+	switch err {
+	case nil, os.ErrDeadlineExceeded, net.ErrClosed:
 		return err
+	case errFilesInDoorbell:
+		return c.fail(err)
 	}
 	c.gone.Store(true) // io.EOF, or ECONNRESET if doorbells were left unread
 	return nil
@@ -1719,6 +1735,8 @@ func (c *SharedConn) why() error {
 	defer c.mu.Unlock()
 	return c.failure
 }
+
+var errFilesInDoorbell = protocolError("it sent files with a doorbell")
 
 func protocolError(what string) error {
 	return &ruleError{"the peer broke the protocol of shared memory: " + what, syscall.EPROTO}
@@ -2135,6 +2153,7 @@ type handshake struct {
 	buf      [helloSize]byte
 	got      int             // bytes of buf that were received
 	files    []helloFile     // that came with them
+	lost     bool            // more came, for which there were no descriptors
 	due      int             // bytes of early data that follow
 	received int             // bytes of early data that were announced
 	hellos   int             // hellos that announced early data
@@ -2555,15 +2574,19 @@ func (c *SharedConn) receive(hs *handshake) error {
 	n, files, err := recvHello(c.base.fd, hs.buf[hs.got:])
 	hs.files = append(hs.files, files...)
 	hs.got += n
-	switch mark := min(hs.got, len(helloMark)); {
+	switch {
 	case err != nil && n == 0:
 		if hs.got == 0 && isEnd(err) {
 			hs.plain = true // the socket says the rest
 			return nil
 		}
 		return within(err)
+	case c.passive && errors.Is(err, ErrMsgTooLong): // this process has no descriptors left
+		hs.lost = true
 	case err != nil:
 		return err
+	}
+	switch mark := min(hs.got, len(helloMark)); {
 	case string(hs.buf[:mark]) != helloMark[:mark]:
 		if hs.met.Load() {
 			return protocolError("it does not share")
@@ -2651,6 +2674,8 @@ func (c *SharedConn) takeMemory(hs *handshake, ring uint32) error {
 	socket := c.socketOnly()
 	c.mu.Unlock()
 	switch {
+	case hs.lost: // the peer can still be told that there is no memory here
+		return nil
 	case len(hs.files) != helloFiles:
 		return protocolError("it sent " + strconv.Itoa(len(hs.files)) + " files")
 	case socket: // our last hello said that we have no memory, or that a half is shut

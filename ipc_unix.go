@@ -3790,8 +3790,11 @@ func writeShared(o *op, sys int) (r result, err error) { r.n, err = kern.writeNo
 // if there is no room for them. Where files come without data (filesAlone), there is room
 // all the same: otherwise such files would look like the end of the stream, and macOS would
 // leave them open in this process (soreceive_ctl of bsd/kern/uipc_socket.c).
+//
+// A doorbell is different (doorbellRead): Close waits for its reads, so there is always room,
+// and files are closed elsewhere however many wait. The first file ends the connection.
 func receive(o *op, sys int) (result, error) {
-	full := disposal.full()
+	full := disposal.full() && o.mode&doorbellRead == 0
 	if len(o.oob) > 0 || o.flags&syscall.MSG_PEEK != 0 || full && !filesAlone {
 		return kern.receive(sys, o)
 	}
@@ -3806,6 +3809,10 @@ func receive(o *op, sys int) (result, error) {
 		for _, fd := range fds {
 			syscall.Close(fd)
 		}
+		r.files = len(fds)
+	case o.mode&doorbellRead != 0:
+		fds := descriptorsIn(room[:r.oobn])
+		discardWithin(0, fds...)
 		r.files = len(fds)
 	default:
 		r.files = discardRights(room[:r.oobn])
@@ -3831,6 +3838,7 @@ type opMode uint8
 const (
 	acceptShared  opMode = 1 << iota // another holder may have made the listener blocking
 	acceptServing                    // a connection was accepted before, and may not be served yet
+	doorbellRead                     // see receive
 )
 
 // acceptClient accepts a client. If there is none, it lets the goroutine of the
@@ -5156,6 +5164,7 @@ func (baseKernel) newMemory(int) (memoryFiles, error)  { return memoryFiles{}, e
 func (baseKernel) sealMemory(int, bool) error          { return errNoMemory }
 func (baseKernel) checkMemory(int) (memoryInfo, error) { return memoryInfo{}, errNoMemory }
 func (baseKernel) openReadOnly(int) (*os.File, error)  { return nil, errNoMemory }
+func (baseKernel) keepsPages(memoryInfo) error         { return nil }
 func (baseKernel) mapAt(mem []byte, prot, flags, sys, offset int) error {
 	return errNoMemory
 }
@@ -5250,6 +5259,21 @@ func newBell() (*fd, farBell, error) {
 	return near, farBell{os.NewFile(uintptr(s[1]), "doorbell")}, nil
 }
 
+// awaitBell waits until the bell is rung, and takes some of its bytes into p.
+func awaitBell(f *fd, p []byte) error {
+	h := &f.r
+	if err := f.acquire(h); err != nil {
+		return err
+	}
+	defer f.release(h)
+	done, err := f.run(h, &op{attempt: receive, p: p, mode: doorbellRead})
+	if lost, _ := kern.rightsLost(err); lost || done.files > 0 {
+		return errFilesInDoorbell
+	}
+	_, err = f.readResult(done.n, err)
+	return err
+}
+
 // ringBell sends one byte. It does not wait: a socket that is full holds enough of them.
 func ringBell(f *fd) error {
 	if err := f.incref(); err != nil {
@@ -5289,9 +5313,13 @@ func discardHelloFiles(with []helloFile) {
 	discardFiles(files)
 }
 
-// memory returns the file, which the caller may close, if it is memory.
+// memory returns the file, which the caller may close, if it is memory that the peer can only
+// write.
 func (r *helloFile) memory() (*os.File, memoryInfo, error) {
 	info, err := checkMemory(r.File)
+	if err == nil {
+		err = kern.keepsPages(info)
+	}
 	return r.File, info, err
 }
 

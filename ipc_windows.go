@@ -5501,7 +5501,16 @@ const (
 // newMemory makes a section without a name and without a file, all of it committed, and a
 // handle of it for reading alone.
 func newMemory(size int) (memoryFiles, error) {
-	h, err := syscall.CreateFileMapping(syscall.InvalidHandle, nil, syscall.PAGE_READWRITE, uint32(uint64(size)>>32), uint32(size), nil)
+	// Nobody may have more rights than a handle gives. Without an access list, who has a
+	// handle for reading could duplicate it with the right to write.
+	sd, err := parseSDDL("D:P")
+	if err != nil {
+		return memoryFiles{}, err
+	}
+	sa := syscall.SecurityAttributes{SecurityDescriptor: uintptr(unsafe.Pointer(&sd[0]))}
+	sa.Length = uint32(unsafe.Sizeof(sa))
+	h, err := syscall.CreateFileMapping(syscall.InvalidHandle, &sa, syscall.PAGE_READWRITE, uint32(uint64(size)>>32), uint32(size), nil)
+	runtime.KeepAlive(sd) // sa has its address as a number
 	if err != nil {
 		return memoryFiles{}, os.NewSyscallError("CreateFileMapping", err)
 	}
@@ -5661,6 +5670,12 @@ func newBell() (*fd, farBell, error) {
 		return nil, 0, err
 	}
 	return near, farBell(h), nil
+}
+
+// awaitBell waits until the bell is rung, and takes some of its bytes into p.
+func awaitBell(f *fd, p []byte) error {
+	_, err := f.read(p)
+	return err
 }
 
 // ringBell writes one byte. It does not wait: a write that cannot end at once is

@@ -27,6 +27,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/interprocess-go/ipc"
 	"github.com/interprocess-go/ipc/internal/kit"
@@ -43,6 +44,7 @@ func init() {
 		"is given slow files":      childIsGivenSlowFiles,
 		"is given a slow doorbell": childIsGivenASlowDoorbell,
 		"has a stuck doorbell":     childHasAStuckDoorbell,
+		"has files in a doorbell":  childHasFilesInADoorbell,
 		"lacks descriptors":        childLacksDescriptors,
 		"fills the flight":         childFillsTheFlight,
 		"shares its ends":          childSharesItsEnds,
@@ -499,14 +501,39 @@ func TestSharedConnRefusesASlowDoorbell(t *testing.T) {
 // sendHello sends what an end of shared memory says first, with memory and these doorbells.
 func sendHello(t *testing.T, c *ipc.Conn, doorbells ...int) {
 	t.Helper()
-	m := kit.NewMemory(t, 2<<16) // the control page and the smallest ring
-	memory := kit.MemoryFile(t, m, false)
+	memory := newRing(t, 2<<16) // the control page and the smallest ring
+	defer syscall.Close(memory)
 	hello := "\xffipcshm\x01" + string(binary.NativeEndian.AppendUint32(nil, 0x01020304)) +
 		"\x01\x00\x00\x00" + "\x00\x00\x01\x00" + strings.Repeat("\x00", 12)
-	kit.Must(t, withSys(memory, func(sys int) error {
-		_, err := c.WriteMsg([]byte(hello), syscall.UnixRights(append([]int{sys}, doorbells...)...))
-		return err
-	}))
+	_, err := c.WriteMsg([]byte(hello), syscall.UnixRights(append([]int{memory}, doorbells...)...))
+	kit.Must(t, err)
+}
+
+// newRing makes memory that nobody else can write any more, as a hello has it.
+func newRing(t *testing.T, size int64) int {
+	t.Helper()
+	number, ok := map[string]uintptr{ // SYS_memfd_create
+		"386": 356, "amd64": 319, "arm": 385, "arm64": 279, "loong64": 279, "ppc64": 360, "ppc64le": 360, "riscv64": 279, "s390x": 350,
+	}[runtime.GOARCH]
+	if !ok {
+		t.Skip("the number of memfd_create(2) is not known here")
+	}
+	name := []byte("ring\x00")
+	const cloexec, allowSealing = 1, 2
+	fd, _, errno := syscall.Syscall(number, uintptr(unsafe.Pointer(&name[0])), cloexec|allowSealing, 0)
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	kit.Must(t, syscall.Ftruncate(int(fd), size))
+	const addSeals, seals, futureWrite = 1033, 0x1 | 0x2 | 0x4, 0x10 // F_ADD_SEALS, and F_SEAL_SEAL, _SHRINK, _GROW
+	_, _, errno = syscall.Syscall(syscall.SYS_FCNTL, fd, addSeals, seals|futureWrite)
+	if errno == syscall.EINVAL { // before Linux 5.1
+		_, _, errno = syscall.Syscall(syscall.SYS_FCNTL, fd, addSeals, seals)
+	}
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	return int(fd)
 }
 
 // A peer can hold the lock of every end of a doorbell that it has. Nobody waits for that.
@@ -569,18 +596,6 @@ func childIsGivenASlowDoorbell(p *kit.Parent, args []string) error {
 	}
 	tellsGate(p, args[0])
 	return c.Close()
-}
-
-// withSys calls do with the descriptor of f.
-func withSys(f *os.File, do func(sys int) error) error {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	if e := raw.Control(func(sys uintptr) { err = do(int(sys)) }); e != nil {
-		return e
-	}
-	return err
 }
 
 // TestRecvFilesOfAFloodHoldsNobodyElseUp has a peer send more files whose closing
@@ -1533,4 +1548,78 @@ func TestPeerThatIsGoneSendsNoSignal(t *testing.T) {
 			t.Errorf("%s brings %v", what, sig)
 		}
 	}
+}
+
+// A peer sends a file whose close lingers by a doorbell, while so many files wait to be closed
+// that no more may. Neither a deadline nor Close waits for that.
+func TestSharedDoorbellWithFilesStopsNobody(t *testing.T) {
+	kit.Together(t)
+	kit.Story(t)
+	kit.NeedsMemory(t)
+	fs := mountSlow(t, "flush")
+	defer fs.open()
+	lingering := newLingering(t, 1)[0]
+	defer syscall.Close(lingering.peer)
+	a, b := kit.Pair(t)
+	h := kit.NewHeir(t)
+	h.Gets("line", b)
+	other, d := kit.Pair(t)
+	h.Gets("other", d)
+	victim := h.Start("has files in a doorbell", fs.gate)
+	kit.Must(t, b.Close())
+	kit.Must(t, d.Close())
+	s, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	kit.Must(t, err)
+	defer syscall.Close(s[0])
+	sendHello(t, a, s[1], s[1])
+	kit.Must(t, syscall.Close(s[1]))
+	var with []int // the victim's memory and the far ends of its doorbells
+	for oob := make([]byte, syscall.CmsgSpace(3*4)); len(with) == 0; {
+		_, oobn, _, err := a.ReadMsg(make([]byte, 100), oob)
+		kit.Must(t, err)
+		if oobn > 0 {
+			m, err := syscall.ParseSocketControlMessage(oob[:oobn])
+			kit.Must(t, err)
+			with, err = syscall.ParseUnixRights(&m[0])
+			kit.Must(t, err)
+		}
+	}
+	for _, fd := range with {
+		defer syscall.Close(fd)
+	}
+	bell := with[1] // that of the reading half
+	f, err := syscall.Open(fs.file, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	kit.Must(t, err)
+	defer func() { fs.open(); syscall.Close(f) }()
+	_, err = other.WriteMsg([]byte("x"), syscall.UnixRights(slices.Repeat([]int{f}, 200)...))
+	kit.Must(t, err)
+	kit.Must(t, syscall.Sendmsg(bell, []byte("x"), lingering.rights(1), nil, 0))
+	lingering.let()
+	victim.Say("go")
+	victim.MustSay("while the gate is closed")
+	fs.open()
+	victim.End()
+}
+
+func childHasFilesInADoorbell(p *kit.Parent, args []string) error {
+	c := kit.Sure(kit.Sure(ipc.InheritedConn("line")).Share(ipc.ShareConfig{}))
+	if _, err := c.Write(make([]byte, 5000)); err != nil { // this sets the memory up
+		return err
+	}
+	p.Hear()
+	other := kit.Sure(ipc.InheritedConn("other"))
+	if _, err := other.Read(make([]byte, 1)); err != nil {
+		return err
+	}
+	if err := c.SetReadDeadline(time.Now().Add(kit.Brief)); err != nil {
+		return err
+	}
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.EPROTO) {
+		return fmt.Errorf("read: %v", err)
+	}
+	if err := errors.Join(c.Close(), other.Close()); err != nil {
+		return err
+	}
+	tellsGate(p, args[0])
+	return nil
 }
