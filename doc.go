@@ -146,8 +146,8 @@
 //   - connections that carry a little more than 4 KiB and end: setting up the memory
 //     costs more than they do; connections that carry less do not set it up;
 //   - very many connections that are all in use: each end needs five descriptors, four
-//     mappings and
-//     some pages of memory;
+//     mappings and some pages of memory, and beyond 15000 in a process they go through
+//     the socket anyway;
 //   - bulk data of 64 KiB and more on a busy machine: a socket is as good there.
 //
 // The peer is not trusted. Whatever the peer does to its memory, this end reads and

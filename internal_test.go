@@ -846,6 +846,42 @@ func TestSharedLoanThatMovesLeavesNothingMapped(t *testing.T) {
 	}
 }
 
+// A process that has mapped very many rings maps no more of them.
+func TestSharedConnUsesTheSocketWhereManyRingsAreMapped(t *testing.T) {
+	if !sharesMemory {
+		t.Skip("no memory is shared here")
+	}
+	dog := time.AfterFunc(5*time.Minute, func() { panic(t.Name() + " hangs") })
+	defer dog.Stop()
+	before := ringsMapped.Load()
+	for more, inMemory := range map[int32]bool{0: true, ringsTwice: true, ringsOwn: false} {
+		ringsMapped.Add(more)
+		a, b, err := SharedPair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.SetDeadline(time.Now().Add(20 * time.Second))
+		b.SetDeadline(time.Now().Add(20 * time.Second))
+		wrote := make(chan error, 1)
+		go func() { _, err := a.Write(make([]byte, 2*earlyMax)); wrote <- err }()
+		if _, err := io.ReadFull(b, make([]byte, 2*earlyMax)); err != nil {
+			t.Error(err)
+		}
+		if err := <-wrote; err != nil {
+			t.Error(err)
+		}
+		if UsesMemory(a) != inMemory || UsesMemory(b) != inMemory {
+			t.Errorf("with %d rings more, in memory: %v and %v", more, UsesMemory(a), UsesMemory(b))
+		}
+		a.Close()
+		b.Close()
+		ringsMapped.Add(-more)
+	}
+	if n := ringsMapped.Load(); n > before {
+		t.Errorf("%d rings are counted before, %d after", before, n)
+	}
+}
+
 // CloseRead wakes a write of the peer that is parked since the ring is full.
 func TestSharedCloseReadWakesThePeersWrite(t *testing.T) {
 	a, b := sharedInMemory(t)

@@ -2042,6 +2042,7 @@ func (m *mapping) ring() []byte          { return m.mem[controlSize:] }
 func (m *mapping) unmap() {
 	unmapMemory(m.mem, m.again)
 	m.mem = nil
+	ringsMapped.Add(-1)
 }
 
 // abandon is for a connection that was dropped without Close. Bytes that are still on
@@ -2057,10 +2058,36 @@ func (m *mapping) abandon() {
 	}
 }
 
+// ringsMapped counts the rings that are mapped. Linux limits the mappings of a process
+// (vm.max_map_count, 65530 by default), and the runtime of Go, which needs some itself, ends
+// the process when it gets none. So there is a limit here.
+var ringsMapped atomic.Int32
+
+const (
+	ringsTwice = 20000        // more are mapped once: copies are made where a loan would wrap
+	ringsOwn   = 30000        // then connections go through the socket
+	ringsMax   = 30000 + 2000 // of peers of which this end's own ring is mapped already
+)
+
+var errTooManyRings = &ruleError{"the process has mapped too many rings", syscall.ENOMEM}
+
 // mapRing maps a memory object with a ring of that size, the ring twice in a row if that
-// can be done.
+// can be done. Only an own ring is mapped to write.
 func mapRing(f *os.File, ring int, write bool) (*mapping, error) {
-	if !mapsOnce {
+	n := ringsMapped.Add(1)
+	if n > ringsMax || write && n > ringsOwn {
+		ringsMapped.Add(-1)
+		return nil, errTooManyRings
+	}
+	m, err := mapRingOf(f, ring, write, n <= ringsTwice && !mapsOnce)
+	if err != nil {
+		ringsMapped.Add(-1)
+	}
+	return m, err
+}
+
+func mapRingOf(f *os.File, ring int, write, twice bool) (*mapping, error) {
+	if twice {
 		if mem, err := mapMemory(f, controlSize+ring, ring, write); err == nil {
 			return &mapping{mem: mem, again: ring}, nil
 		}

@@ -5,7 +5,8 @@
 //   - hostile*: what a peer does must stop nothing;
 //   - inherit*, activation*: what one process hands to another;
 //   - bench*, net*: what an operation costs, alone and beside package net;
-//   - flags*: whether the flags in the source are those of each system.
+//   - flags*: whether the flags in the source are those of each system;
+//   - seam*: whether the list of what a system must have is complete.
 //
 // The words that they are told in are those of internal/kit.
 package tests
