@@ -47,9 +47,9 @@ var (
 
 	// A hello carries the memory and the far ends, and is received with files that are
 	// believed to be nothing yet.
-	_ func(f *fd, memory *os.File, far []farBell, hello []byte) error = sendHello
-	_ func(f *fd, p []byte) (n int, with []helloFile, err error)      = recvHello
-	_ func(with []helloFile)                                          = discardHelloFiles
+	_ func(f *fd, memory *os.File, far []farBell, hello []byte) (sent int, err error) = sendHello
+	_ func(f *fd, p []byte) (n int, with []helloFile, err error)                      = recvHello
+	_ func(with []helloFile)                                                          = discardHelloFiles
 	_ interface {
 		memory() (*os.File, memoryInfo, error)
 		doorbell(from *fd) (*fd, error)
@@ -2390,7 +2390,10 @@ func (c *SharedConn) propose(h *sharedHalf, hs *handshake, enough aim) error {
 // is gone: the peer may still have sent hellos and early data, which are received first.
 func (c *SharedConn) sendWord(hs *handshake, what byte, sent *atomic.Bool) error {
 	hello := c.helloOf(what, 0)
-	_, err := c.base.end().write(hello[:])
+	n, err := c.base.end().write(hello[:])
+	if err != nil {
+		c.sentPart(hs, n, err)
+	}
 	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
 		err = nil
 	}
@@ -2443,14 +2446,23 @@ func (c *SharedConn) sendEarly(hs *handshake, p []byte) error {
 		hs.spoke.Store(true)
 		hs.early += len(p)
 		hs.times++
-	case n > 0 && !errors.Is(err, net.ErrClosed):
-		c.mu.Lock()
-		if c.hello == hs {
-			c.settle(hs, &classified{&ruleError{what: "an early write was cut off: " + err.Error()}, syscall.EPIPE})
-		}
-		c.mu.Unlock()
+	default:
+		c.sentPart(hs, n, err)
 	}
 	return err
+}
+
+// sentPart ends the connection if n bytes of a hello were sent, and not all of it: the peer
+// would take what is sent next for the rest. The caller has the pen.
+func (c *SharedConn) sentPart(hs *handshake, n int, err error) {
+	if n == 0 || errors.Is(err, net.ErrClosed) {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.hello == hs {
+		c.settle(hs, &classified{&ruleError{what: "a write of the handshake was cut off: " + err.Error()}, syscall.EPIPE})
+	}
 }
 
 // writeEarly writes p as early data, and reports true. It does nothing if that would be
@@ -2515,8 +2527,9 @@ func (c *SharedConn) sendMemory(hs *handshake) error {
 	if files.readOnly != nil {
 		file = files.readOnly
 	}
-	bells, err := c.sendDoorbells(file)
+	bells, sent, err := c.sendDoorbells(file)
 	if err != nil {
+		c.sentPart(hs, sent, err)
 		own.unmap()
 		bells.close()
 		return err
@@ -2528,17 +2541,18 @@ func (c *SharedConn) sendMemory(hs *handshake) error {
 }
 
 // sendDoorbells makes the doorbells of this end, and sends the last hello with the memory and
-// their far ends.
-func (c *SharedConn) sendDoorbells(memory *os.File) (bells doorbells, err error) {
+// their far ends. sent is how much of that was sent.
+func (c *SharedConn) sendDoorbells(memory *os.File) (bells doorbells, sent int, err error) {
 	var far [2]farBell
 	for i, near := range [...]**fd{&bells.r, &bells.w} {
 		if *near, far[i], err = newBell(); err != nil {
-			return bells, err
+			return bells, 0, err
 		}
 		defer far[i].close()
 	}
 	hello := helloOf(helloMemory, c.cfg.Buffer)
-	return bells, sendHello(c.base.fd, memory, far[:], hello[:])
+	sent, err = sendHello(c.base.fd, memory, far[:], hello[:])
+	return bells, sent, err
 }
 
 // makeRing makes a memory object with a ring of that size, which this process alone can

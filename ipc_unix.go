@@ -5293,12 +5293,12 @@ func ringBell(f *fd) error {
 }
 
 // sendHello sends the hello with the memory and the far ends of the doorbells.
-func sendHello(f *fd, memory *os.File, far []farBell, hello []byte) error {
+func sendHello(f *fd, memory *os.File, far []farBell, hello []byte) (sent int, err error) {
 	files := []*os.File{memory}
 	for _, bell := range far {
 		files = append(files, bell.File)
 	}
-	return f.sendWithFiles(hello, files)
+	return f.sendRights(hello, files)
 }
 
 // A helloFile is a file that came with a hello. The peer chose it, so it is closed as

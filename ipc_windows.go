@@ -5695,19 +5695,20 @@ func ringBell(f *fd) error {
 }
 
 // sendHello sends the hello with the memory and the far ends of the doorbells.
-func sendHello(f *fd, memory *os.File, far []farBell, hello []byte) error {
+func sendHello(f *fd, memory *os.File, far []farBell, hello []byte) (sent int, err error) {
 	if err := f.acquire(limits{deadlines: writing}, writing); err != nil {
-		return err
+		return 0, err
 	}
 	defer f.release(writing)
-	return withFile(memory, func(sys uintptr) error {
+	err = withFile(memory, func(sys uintptr) (err error) {
 		handles := []syscall.Handle{syscall.Handle(sys)}
 		for _, bell := range far {
 			handles = append(handles, syscall.Handle(bell))
 		}
-		_, err := f.sendHandles(handles, hello)
+		sent, err = f.sendHandles(handles, hello)
 		return err
 	})
+	return sent, err
 }
 
 // A helloFile is a handle that came with a hello. It has joined no completion port yet,
