@@ -693,7 +693,7 @@ func TestMessageThatWasTooLateMayBeFollowed(t *testing.T) {
 // whether the message was there before the call or comes while the call waits.
 func TestMsgConnMakesNoRoomForMoreThanMayBeSent(t *testing.T) {
 	internalStory(t)
-	if n := lengthOf(1<<32 - 1); n <= ioMax || n+n <= 0 {
+	if n := lengthOf(1<<32 - 1); n <= ioMax || n+recordMax <= ioMax {
 		t.Fatalf("4 GiB are told as %d bytes", n)
 	}
 	const limit = 1000
