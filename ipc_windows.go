@@ -5038,8 +5038,8 @@ func peekMessage(h syscall.Handle, p []byte) (n, avail, left int, err error) {
 	return lengthOf(read), lengthOf(total), lengthOf(rest), failure(r, errno)
 }
 
-// lengthOf converts a length that the peer chose. It returns at most ioMax+1, so that sums fit
-// a 32-bit int.
+// lengthOf converts a length that the peer chose. It returns at most ioMax+1, so that
+// the sum with what was copied fits a 32-bit int.
 func lengthOf(n uint32) int { return int(min(n, ioMax+1)) }
 
 func transactNamedPipe(h syscall.Handle, request, reply []byte, done *uint32, o *syscall.Overlapped) error {
