@@ -3802,23 +3802,31 @@ func receive(o *op, sys int) (result, error) {
 	o.oob = room[:]
 	r, err := kern.receive(sys, o)
 	o.oob = nil
-	switch {
-	case err != nil || r.oobn == 0:
-	case full:
-		fds := descriptorsIn(room[:r.oobn])
-		for _, fd := range fds {
-			syscall.Close(fd)
-		}
-		r.files = len(fds)
-	case o.mode&doorbellRead != 0:
-		fds := descriptorsIn(room[:r.oobn])
-		discardWithin(0, fds...)
-		r.files = len(fds)
-	default:
-		r.files = discardRights(room[:r.oobn])
+	if err == nil && r.oobn > 0 {
+		r.files = closeRights(room[:r.oobn], full, o.mode)
 	}
 	rightsRooms.Put(room)
 	return r, err
+}
+
+// closeRights closes the descriptors that receive got, and tells how many there were. It is
+// no part of receive, since that must fit on the small stack of a goroutine that waits.
+//
+//go:noinline
+func closeRights(oob []byte, full bool, mode opMode) int {
+	switch {
+	case full:
+		fds := descriptorsIn(oob)
+		for _, fd := range fds {
+			syscall.Close(fd)
+		}
+		return len(fds)
+	case mode&doorbellRead != 0:
+		fds := descriptorsIn(oob)
+		discardWithin(0, fds...)
+		return len(fds)
+	}
+	return discardRights(oob)
 }
 
 // sendData sends data, and control messages if there are any, to a socket.
