@@ -3814,19 +3814,21 @@ func receive(o *op, sys int) (result, error) {
 //
 //go:noinline
 func closeRights(oob []byte, full bool, mode opMode) int {
+	if kern.onlyMark(oob) {
+		return 0
+	}
+	fds := descriptorsIn(oob)
 	switch {
 	case full:
-		fds := descriptorsIn(oob)
 		for _, fd := range fds {
 			syscall.Close(fd)
 		}
-		return len(fds)
 	case mode&doorbellRead != 0:
-		fds := descriptorsIn(oob)
 		discardWithin(0, fds...)
-		return len(fds)
+	default:
+		discard(fds...)
 	}
-	return discardRights(oob)
+	return len(fds)
 }
 
 // sendData sends data, and control messages if there are any, to a socket.
@@ -4345,15 +4347,8 @@ func descriptorsIn(oob []byte) []int {
 	return append(fds, extra...)
 }
 
-// discardRights closes every descriptor in control messages, and tells how many there were.
-func discardRights(oob []byte) int {
-	if kern.onlyMark(oob) {
-		return 0
-	}
-	fds := descriptorsIn(oob)
-	discard(fds...)
-	return len(fds)
-}
+// discardRights closes every descriptor in control messages.
+func discardRights(oob []byte) { closeRights(oob, false, 0) }
 
 // ReadMsg reads data and control messages, as recvmsg(2) does, for what this package does
 // not wrap. It returns how much of p and of oob was filled, and the flags (MSG_CTRUNC and
