@@ -31,14 +31,14 @@ var (
 var (
 	// Memory that can neither shrink nor grow. sealMemory makes it so, for a system whose
 	// newMemory does not. A mapping may have the last bytes of the memory twice in a row.
-	_ func(size int) (memoryFiles, error)                           = newMemory
-	_ func(f *os.File, ownerWrites bool) error                      = sealMemory
-	_ func(sys uintptr) (memoryInfo, error)                         = sysMemory
-	_ func(sys uintptr) (uintptr, error)                            = duplicateSys
-	_ func(f *os.File) (*os.File, error)                            = openReadOnly
-	_ func(f *os.File, size, again int, write bool) ([]byte, error) = mapMemory
-	_ func(mem []byte, again int) error                             = unmapMemory
-	_ func(mem []byte)                                              = vacateMemory
+	_ func(size int) (memoryFiles, error)                            = newMemory
+	_ func(f *os.File, ownerWrites bool) error                       = sealMemory
+	_ func(sys uintptr) (memoryInfo, error)                          = sysMemory
+	_ func(sys uintptr) (uintptr, error)                             = duplicateSys
+	_ func(f *os.File) (*os.File, error)                             = openReadOnly
+	_ func(f *os.File, size, repeat int, write bool) ([]byte, error) = mapMemory
+	_ func(mem []byte, repeat int) error                             = unmapMemory
+	_ func(mem []byte)                                               = vacateMemory
 
 	// A doorbell wakes the one that reads its near end. The far end goes to the peer.
 	_ func() (near *fd, far farBell, err error) = newBell

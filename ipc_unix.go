@@ -5154,7 +5154,8 @@ func sealedMemory(sys int, fcntl func(sys, cmd, arg int) (int, error), get, shri
 	if err != nil {
 		return memoryInfo{}, os.NewSyscallError("fcntl", err)
 	}
-	return memoryInfo{size: st.Size, writable: mode&syscall.O_ACCMODE == syscall.O_RDWR && seals&write == 0}, nil
+	closed := seals&write != 0
+	return memoryInfo{size: st.Size, writable: mode&syscall.O_ACCMODE == syscall.O_RDWR && !closed, punchable: !closed}, nil
 }
 
 // The methods below are for systems that cannot keep memory from shrinking. There an
