@@ -419,7 +419,7 @@ func aCrowd(directions, more, cpus int, gap time.Duration) (c *crowd, clock func
 	all := make([]turnout, directions)
 	var at int64
 	clock = func() int64 { return at }
-	for i := range 10 * crowdRound * cpus {
+	for i := range 2*directions + 10*crowdRound*cpus {
 		for n := range more + 1 {
 			t := &all[0]
 			if n == more {
@@ -465,9 +465,28 @@ func TestCrowdIsMoreThanTwoForEachCPU(t *testing.T) {
 func TestCrowdCountsNoDirectionTwiceInARound(t *testing.T) {
 	c := new(crowd)
 	all := make([]turnout, 4)
+	for i := range all {
+		all[i].seen = 1
+	}
 	for i := range 10 * 2 * crowdRound {
 		if c.add(&all[i/crowdShare%4], 2, func() int64 { return 0 }); c.tooMany.Load() {
 			t.Fatalf("two directions for each CPU are too many after %d waits", i+1)
+		}
+	}
+}
+
+// Connections that are made one after the other, for a few exchanges each, are as many
+// directions as there are in a crowd.
+func TestCrowdIsNotMadeOfShortConnections(t *testing.T) {
+	for _, exchanges := range []int{1, 2, 5, 12, crowdRound, 5 * crowdRound} {
+		c := new(crowd)
+		for range 10 * 2 * crowdRound {
+			var short turnout
+			for range exchanges {
+				if c.add(&short, 2, func() int64 { return 0 }); c.tooMany.Load() {
+					t.Fatalf("connections for %d exchanges each are too many", exchanges)
+				}
+			}
 		}
 	}
 }

@@ -964,3 +964,35 @@ func TestSpinThatLeavesThePollerDisturbsNobody(t *testing.T) {
 	a.CloseWrite()
 	<-drained
 }
+
+// ---------------------------------------------------------------------------
+// Clients in turn
+
+// Accept makes way for the goroutine of the connection before (acceptServing), but not if
+// that connection was served and closed.
+func TestListenerMakesWayForUnservedConnectionsAlone(t *testing.T) {
+	l, err := Listen(Path(filepath.Join(t.TempDir(), "s")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for range 2 {
+		client, err := Dial(l.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		c, err := l.AcceptConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		unserved := l.end().unserved
+		if !unserved.Load() {
+			t.Error("a connection is served before anybody could serve it")
+		}
+		c.Close()
+		if unserved.Load() {
+			t.Error("a connection that was closed is not served")
+		}
+	}
+}

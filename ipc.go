@@ -3290,6 +3290,10 @@ type spinPolicy struct {
 // counts no more than half of what a direction has in a round to which two for each CPU
 // contribute alike. So more than half of the round is counted only if there are more of
 // them. Where they are idle most of the time a round takes long, and they are not too many.
+//
+// In the round in which a direction comes it is not counted. Connections that are made one
+// after the other, for a few exchanges each, are many directions, and yet only one waits at a
+// time.
 type crowd struct {
 	ended   atomic.Uint32 // waits that ended
 	counted atomic.Uint32 // those of this round
@@ -3307,17 +3311,18 @@ const (
 // the direction.
 type turnout struct {
 	round uint16 // the lower half of its number
-	waits uint8  // up to crowdShare
+	waits uint8  // counted in that round, up to crowdShare
+	seen  uint8  // in how many rounds it had a wait, up to 2
 }
 
 // add counts a wait that ended, where so many goroutines run at a time. It reports whether
 // that was the last wait of a round. A lost update at the turn of a round does no harm.
 func (c *crowd) add(t *turnout, cpus uint32, clock func() int64) (last bool) {
 	n, size := c.ended.Add(1), crowdRound*cpus
-	if round := uint16((n - 1) / size); t.round != round {
-		*t = turnout{round: round}
+	if round := uint16((n - 1) / size); t.seen == 0 || t.round != round {
+		*t = turnout{round: round, seen: min(t.seen+1, 2)}
 	}
-	if t.waits < crowdShare {
+	if t.seen > 1 && t.waits < crowdShare {
 		t.waits++
 		c.counted.Add(1)
 	}

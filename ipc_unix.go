@@ -454,8 +454,9 @@ type listener struct {
 	file    *socketFile // nil for an abstract name, or if the file is not this listener's
 	givenUp atomic.Bool // set by the one Close that gives the file up
 	fdName  string      // the name that the service manager gave it
-	served  bool        // a client was accepted; guarded by r.mu
 	kind    connKind    // of its connections
+
+	unserved *atomic.Bool // of the connection accepted last, see fd; nil before the first; guarded by r.mu
 }
 
 func listen(target string, kind connKind, lc *ListenConfig) (*listener, error) {
@@ -506,14 +507,19 @@ func (l *listener) accept() (*fd, error) {
 	if l.shared.Load() {
 		mode |= acceptShared
 	}
-	if l.served {
+	if l.unserved == nil {
+		l.unserved = new(atomic.Bool)
+	}
+	if l.unserved.Load() {
 		mode |= acceptServing
 	}
 	for {
 		switch done, err := l.run(h, &op{attempt: acceptClient, mode: mode}); err {
 		case nil:
-			l.served = true
-			return newConnFD(done.n, l.kind), nil
+			f := newConnFD(done.n, l.kind)
+			f.unserved = l.unserved
+			f.unserved.Store(true)
+			return f, nil
 		case syscall.ECONNABORTED:
 		default:
 			return nil, callError("accept", err)
@@ -3042,6 +3048,7 @@ type fd struct {
 	socket bool     // not a pipe or FIFO
 	listen bool     // it listens: clients wait in its queue
 	marked bool     // markMessages was called; guarded by r.mu
+	heard  int32    // bytes read since the last wait to read began, up to streamMin; guarded by r.mu
 
 	r, w ioState
 	in   messageReader // guarded by r.mu
@@ -3052,8 +3059,9 @@ type fd struct {
 	readShut atomic.Bool  // set by closeRead, never cleared: see readsAfterShutdown
 	ended    atomic.Bool  // a read met the end of the stream, so that nothing is in the queue
 	spoke    atomic.Bool  // something was written since the last wait to read began; a lost update does no harm
-	heard    int32        // bytes read since then, up to streamMin; guarded by r.mu
 	waited   int64        // when that wait ended, or the descriptor was made; guarded by r.mu
+
+	unserved *atomic.Bool // set by accept, cleared by Close; shared by all connections of a listener, nil for others
 
 	polled atomic.Pointer[pollFile] // nil unless it is with the poller; stored under mu, loaded by every wait
 
@@ -3326,6 +3334,9 @@ func (f *fd) closeLater() error {
 		return net.ErrClosed
 	}
 	raceRelease()
+	if f.unserved != nil {
+		f.unserved.Store(false)
+	}
 	f.mu.Lock()
 	if p := f.polled.Load(); p != nil {
 		p.file.SetDeadline(time.Unix(1, 0)) // in the past: ends every wait
@@ -3847,13 +3858,14 @@ type opMode uint8
 
 const (
 	acceptShared  opMode = 1 << iota // another holder may have made the listener blocking
-	acceptServing                    // a connection was accepted before, and may not be served yet
+	acceptServing                    // the connection accepted last may not be served yet
 	doorbellRead                     // see receive
 )
 
 // acceptClient accepts a client. If there is none, it lets the goroutine of the
 // connection that was accepted last run before it looks a second time. A spin would take
-// the CPU from the very goroutine that the next client waits for.
+// the CPU from the very goroutine that the next client waits for. A server that serves its
+// clients in turn has no such goroutine, and has closed that connection: see unserved.
 func acceptClient(o *op, sys int) (r result, err error) {
 	if o.mode&acceptShared != 0 {
 		if err := syscall.SetNonblock(sys, true); err != nil {
