@@ -1603,7 +1603,7 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 // machine took 0.4 of the time of package net, and 0.55 of its CPU time (README.md has the
 // table, and what other conditions show). Whatever the limit, spins stop while they fail:
 // after a few in a row the next waits park at once, and their number doubles with each
-// further failure, up to a thousand. At most GOMAXPROCS-1 goroutines of a process spin at a
+// further failure, up to four thousand. At most GOMAXPROCS-1 goroutines of a process spin at a
 // time, or one if that is 0. An idle connection costs nothing.
 //
 // A spin takes the CPU from others, so some waits never spin:
@@ -3169,7 +3169,7 @@ var raceBuild = func() bool {
 // A wait first retries its call for some microseconds: it spins. That costs CPU time, but
 // less than to park the goroutine and to wake a thread for it. So a spin pays if it
 // succeeds most of the time. A backoff for each direction of each end finds out: a run of
-// failed spins doubles the number of waits that do not spin, up to a thousand, and each
+// failed spins doubles the number of waits that do not spin, up to four thousand, and each
 // success halves it. The first few failures in a row cost nothing, since one or two in a
 // hundred waits are long on any machine. If the end stopped spinning after one of those,
 // the peer's next wait would be long too, and the two ends would keep each other from
@@ -3197,7 +3197,7 @@ const (
 	spinDefault   = 100 * time.Microsecond // about the time of two wake-ups on a slow machine
 	freeLosses    = 8                      // failed spins in a row that cost nothing
 	skipMin       = 4                      // waits without a spin after one more failed spin; each further one doubles that
-	skipMax       = 1024                   // the most that skipMin is doubled to
+	skipMax       = 4096                   // the most that skipMin is doubled to
 	youngWaits    = 4                      // waits after which a direction goes by its own history
 	longRunOfWins = 16                     // spins that succeeded in a row, after which an end leaves the poller
 	longerRuns    = 4                      // how many times that number doubles, once with each such run

@@ -3059,7 +3059,7 @@ type fd struct {
 	readShut atomic.Bool  // set by closeRead, never cleared: see readsAfterShutdown
 	ended    atomic.Bool  // a read met the end of the stream, so that nothing is in the queue
 	spoke    atomic.Bool  // something was written since the last wait to read began; a lost update does no harm
-	waited   int64        // when that wait ended, or the descriptor was made; guarded by r.mu
+	waited   int64        // when the last wait to read ended, if the next may spin, or the descriptor was made; guarded by r.mu
 
 	unserved *atomic.Bool // set by accept, cleared by Close; shared by all connections of a listener, nil for others
 
@@ -3234,19 +3234,17 @@ func (f *fd) untilDone(h *ioState) error {
 	}
 	h.tries = 0
 	err := f.await(h, nil)
-	if h == &f.r {
+	if h.parked = err == nil && h.tries > 1; h.parked {
+		spinning.count(&h.turnout)
+		if may && !spins {
+			spinning.skipped(&h.backoff)
+		}
+	}
+	if may && spinning.allows(&h.backoff) { // the next wait asks for it
 		f.waited = now()
 	}
 	if err != nil {
 		return err
-	}
-	h.parked = h.tries > 1
-	if !h.parked {
-		return h.err
-	}
-	spinning.count(&h.turnout)
-	if may && !spins {
-		spinning.skipped(&h.backoff)
 	}
 	return h.err
 }
