@@ -3146,12 +3146,21 @@ func newListenFD(sys int) *fd {
 	return f
 }
 
+// armCleanup has the descriptor closed when the fd is dropped. Functions that capture nothing
+// cost a connection fewer allocations.
 func (f *fd) armCleanup() {
-	ends := f.closers()
-	f.cleanup = runtime.AddCleanup(f, func(sys int) {
-		ends.add(func() { kern.hurry(func() { syscall.Close(sys) }) })
-	}, f.sys)
+	drop := closePipeEnd
+	if f.socket {
+		drop = closeSocketEnd
+	}
+	f.cleanup = runtime.AddCleanup(f, drop, f.sys)
 }
+
+func closeSocketEnd(sys int) { socketEnds.close(sys) }
+func closePipeEnd(sys int)   { pipeEnds.close(sys) }
+
+// close closes the descriptor soon.
+func (c *closers) close(sys int) { c.add(func() { kern.hurry(func() { syscall.Close(sys) }) }) }
 
 // closers returns the closers for the descriptor, for a close that may sleep.
 func (f *fd) closers() *closers {
