@@ -53,6 +53,10 @@ type scriptedSource struct {
 	left  [][]byte        // messages to come; of the first one what was not given yet
 	drops bool            // it drops what does not fit, as a kernel does that keeps messages apart
 	fails bool            // the next call fails, as a deadline makes it
+	parts int             // how many parts of the first message were given
+
+	withdraws bool // a sender may take back the rest of a message
+	most      int  // it makes no room for the rest of a message that is longer
 }
 
 var errScripted = os.ErrDeadlineExceeded
@@ -74,6 +78,10 @@ func (s *scriptedSource) nextPart(p []byte) (n int, ends bool, err error) {
 		return 0, false, io.EOF
 	}
 	m := s.left[0]
+	if s.withdraws && s.parts > 0 && s.next(8) == 0 {
+		s.toNext()
+		return 0, false, errWithdrawn
+	}
 	if s.drops {
 		s.left = s.left[1:]
 		if n = copy(p, m); n < len(m) {
@@ -87,12 +95,15 @@ func (s *scriptedSource) nextPart(p []byte) (n int, ends bool, err error) {
 	}
 	copy(p, m[:n])
 	s.left[0] = m[n:]
+	s.parts++
 	if n == len(m) {
-		s.left = s.left[1:]
+		s.toNext()
 		return n, true, nil
 	}
 	return n, false, nil
 }
+
+func (s *scriptedSource) toNext() { s.left, s.parts = s.left[1:], 0 }
 
 func (s *scriptedSource) nextRoom(have int, spare []byte) (int, error) {
 	switch {
@@ -104,6 +115,9 @@ func (s *scriptedSource) nextRoom(have int, spare []byte) (int, error) {
 		return 0, io.EOF
 	case s.drops:
 		return len(s.left[0]), nil
+	case len(s.left[0]) > s.most-have:
+		s.toNext()
+		return 0, &ruleError{"the message is too long", ErrMsgTooLong}
 	}
 	return s.next(20), nil
 }
@@ -123,7 +137,7 @@ func FuzzMessageReader(f *testing.F) {
 }
 
 func receivesAsSent(t *testing.T, next func(n int) int) {
-	src := &scriptedSource{t: t, next: next, drops: next(2) == 0}
+	src := &scriptedSource{t: t, next: next, drops: next(2) == 0, withdraws: next(2) == 0, most: 20 + next(20)}
 	var want [][]byte
 	for i := range next(8) {
 		m := bytes.Repeat([]byte{'a' + byte(i)}, next(30))
@@ -165,8 +179,16 @@ func receivesAsSent(t *testing.T, next func(n int) int) {
 				t.Fatalf("after the last message %q comes, %v", got, err)
 			}
 			return
+		case err == errWithdrawn:
+			if !src.withdraws || len(got) > 0 {
+				t.Fatalf("%q of %q comes, %v", got, want[0], err)
+			}
+		case p == nil && errors.Is(err, ErrMsgTooLong):
+			if src.drops || len(want[0]) <= src.most {
+				t.Fatalf("there is no room for %q", want[0])
+			}
 		case err == ErrMsgTooLong:
-			if p == nil || len(want[0]) <= len(p) || !bytes.Equal(got, want[0][:len(p)]) {
+			if len(want[0]) <= len(p) || !bytes.Equal(got, want[0][:len(p)]) {
 				t.Fatalf("%q of %q in room of %d is too long", got, want[0], len(p))
 			}
 		case err != nil:

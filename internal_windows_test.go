@@ -710,7 +710,7 @@ func TestMsgConnMakesNoRoomForMoreThanMayBeSent(t *testing.T) {
 					}
 					sent <- a.send(make([]byte, size))
 				}()
-				p, err := b.recvAtMost(append(make([]byte, 0, 2+room), "ab"...), limit)
+				p, err := b.r.in.recvAppend(limitedSource{b, limit}, append(make([]byte, 0, 2+room), "ab"...))
 				switch {
 				case size > limit && (!errors.Is(err, ErrMsgTooLong) || string(p) != "ab"),
 					size <= limit && (err != nil || len(p) != 2+size), cap(p) > 4*limit:
@@ -721,6 +721,76 @@ func TestMsgConnMakesNoRoomForMoreThanMayBeSent(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// A limitedSource is an fd with another limit of what may be sent.
+type limitedSource struct {
+	*fd
+	limit int
+}
+
+func (s limitedSource) nextRoom(have int, spare []byte) (int, error) {
+	return s.roomUpTo(s.limit, have, spare)
+}
+
+// What comes after a part of a message whose rest was withdrawn is another message.
+func TestMessageWithdrawnBetweenItsParts(t *testing.T) {
+	internalStory(t)
+	a, b := messagePair(t)
+	for name, lastPart := range map[string]func(p []byte) error{
+		"nextPart": func(p []byte) error { _, _, err := b.nextPart(p); return err },
+		"nextRoom": func(p []byte) error { // which asks for room for a byte, to learn more
+			if n, err := b.nextRoom(len(p), nil); n != 0 || err != nil {
+				return fmt.Errorf("room for %d, %v", n, err)
+			}
+			_, _, err := b.nextPart(p[:1])
+			return err
+		},
+	} {
+		sent := make(chan error, 1)
+		go func() { sent <- a.send(make([]byte, 1<<20)) }()
+		p := make([]byte, 100)
+		if n, ends, err := b.nextPart(p); n != len(p) || ends || err != nil {
+			t.Fatalf("%s: %d, %t, %v", name, n, ends, err)
+		}
+		a.setDeadline(time.Now().Add(-time.Second), writing)
+		if err := <-sent; err != os.ErrDeadlineExceeded {
+			t.Fatal(err)
+		}
+		if err := lastPart(p); err != errWithdrawn {
+			t.Errorf("%s: %v", name, err)
+		}
+		a.setDeadline(time.Time{}, writing)
+		a.w.torn = nil // as if the sender had not noticed
+		sendMessage(t, a, "next")
+		isNext(t, b, "next")
+	}
+}
+
+// A receive goes on to the next message when what it was about to read was withdrawn.
+func TestReceiveGoesOnAfterWhatWasWithdrawn(t *testing.T) {
+	internalStory(t)
+	a, b := messagePair(t)
+	recv := func() error { _, err := b.recv(make([]byte, 64)); return err }
+	recvAppend := func() error { _, err := b.recvAppend(nil); return err }
+	for name, c := range map[string]struct {
+		seen    func()
+		receive func() error
+	}{
+		"a message":                  {func() { b.r.atHead = true }, recvAppend},
+		"the rest of a message":      {func() { b.r.atHead = true; b.r.in.keep([]byte("part"), false) }, recvAppend},
+		"a rest to skip, Recv":       {func() { b.r.atHead, b.r.in.skip = true, true }, recv},
+		"a rest to skip, RecvAppend": {func() { b.r.atHead, b.r.in.skip = true, true }, recvAppend},
+	} {
+		b.setDeadline(time.Now().Add(time.Millisecond), reading)
+		c.seen()
+		if err := c.receive(); err != os.ErrDeadlineExceeded {
+			t.Errorf("%s: %v, want that it waits for the next message", name, err)
+		}
+		b.setDeadline(time.Time{}, reading)
+		sendMessage(t, a, "next")
+		isNext(t, b, "next")
 	}
 }
 

@@ -49,7 +49,7 @@ var (
 //	descriptor      identity, deadlines, closing and handing on of an end    *fd
 //	byteCarrier     the bytes of a Conn and of a pipe end                    *fd
 //	messageCarrier  the messages of a MsgConn                                *fd, *framing over an *fd
-//	messageSource   messages that come in parts, for a messageReader         *fd (Unix), *framing
+//	messageSource   messages that come in parts, for a messageReader         *fd, *framing
 //	clientSource    the clients of a server                                  *listener
 //	functions       how ends and listeners come into being                   see below
 //	memory          memory and doorbells of a SharedConn                     see ipc_shared.go
@@ -114,6 +114,7 @@ var (
 	_ byteCarrier    = (*fd)(nil)
 	_ messageCarrier = (*fd)(nil)
 	_ messageCarrier = (*framing)(nil)
+	_ messageSource  = (*fd)(nil)
 	_ messageSource  = (*framing)(nil)
 	_ clientSource   = (*listener)(nil)
 
@@ -1926,13 +1927,19 @@ type messageSource interface {
 
 	// nextRoom returns how much room nextPart should be given. have is how many bytes
 	// of the message were received already. nextRoom may wait for the message, and
-	// look at it in the spare memory.
+	// look at it in the spare memory. An error that matches ErrMsgTooLong means that no
+	// room is to be made for the message, and the source has dropped it.
 	nextRoom(have int, spare []byte) (int, error)
 }
 
+// errWithdrawn says that the sender has taken back a message, or what was not read of it,
+// which only Windows lets it do. From nextPart it means that there is no rest of the message.
+var errWithdrawn = errors.New("withdrawn")
+
 // A messageReader makes whole messages of what a messageSource gives. An error in
-// the middle of a message loses nothing: the next receive goes on from there. It is
-// guarded by what guards the reading side of the source.
+// the middle of a message loses nothing: the next receive goes on from there, unless the
+// source says that the rest is gone. It is guarded by what guards the reading side of
+// the source.
 type messageReader struct {
 	ahead []byte // was received before its reader came: data, or the first part of a message
 	whole bool   // ahead is a whole message, which may be empty
@@ -2016,8 +2023,11 @@ func (r *messageReader) recvAppend(src messageSource, dst []byte) ([]byte, error
 }
 
 // interrupted keeps the part of a message that came before the error for the next
-// receive, and returns the error to report.
+// receive, if the rest can still come, and returns the error to report.
 func (r *messageReader) interrupted(part []byte, err error) error {
+	if err == errWithdrawn || errors.Is(err, ErrMsgTooLong) {
+		part = nil
+	}
 	r.keep(part, false)
 	if len(part) > 0 {
 		err = within(err)
@@ -2027,12 +2037,15 @@ func (r *messageReader) interrupted(part []byte, err error) error {
 
 // skipRest receives the rest of a message that was too long for its receiver.
 func (r *messageReader) skipRest(src messageSource) error {
-	for r.skip {
-		_, ends, err := src.nextPart(make([]byte, 4<<10))
-		if err != nil {
+	if !r.skip {
+		return nil
+	}
+	for rest := make([]byte, 16<<10); r.skip; {
+		_, ends, err := src.nextPart(rest)
+		if err != nil && err != errWithdrawn {
 			return within(err)
 		}
-		r.skip = !ends
+		r.skip = !ends && err == nil
 	}
 	return nil
 }

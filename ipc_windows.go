@@ -2133,8 +2133,13 @@ type fd struct {
 
 // A readSide is the state of the reads of an fd.
 type readSide struct {
-	turn    semaphore // held by the read under way: see acquire
-	backoff backoff   // guarded by turn
+	turn    semaphore     // held by the read under way: see acquire
+	backoff backoff       // guarded by turn
+	in      messageReader // guarded by turn
+
+	// atHead says that a message, or the rest of one, was seen at the head of the pipe.
+	// The next nextPart does not wait: if nothing is there, it was withdrawn. turn guards it.
+	atHead bool
 
 	// The fields below hold what is to be read next. A change needs both turn and taking;
 	// to read these fields, either is enough. After the last user has left, dispose may
@@ -2414,9 +2419,6 @@ func (f *fd) whyEnded(err error) error {
 // errOverBudget ends an operation that took longer than its thread may wait.
 var errOverBudget = errors.New("over budget")
 
-// errWithdrawn ends a write that has begun and that its deadline has cancelled.
-var errWithdrawn = errors.New("withdrawn")
-
 // atOnce is the budget of a read that does not wait: it takes what is there. If there is
 // nothing, the error is errOverBudget.
 const atOnce time.Duration = 1
@@ -2641,7 +2643,7 @@ type limits struct {
 	ctx       context.Context // nil: none
 	deadlines direction       // which deadlines count
 	budget    time.Duration   // how long a thread may wait; 0: no limit
-	withdrawn bool            // a write that was cancelled is errWithdrawn, one that never began is not
+	withdrawn bool            // a write that its deadline has cancelled is errWithdrawn, one that never began is not
 }
 
 // changes returns a channel that is closed at the next change that may end a wait: a
@@ -3016,23 +3018,16 @@ func (f *fd) readPart(l limits, p []byte) (n int, more bool, err error) {
 	p = oneCall(p)
 	for {
 		n, err = f.run(l, op{start: readFile, p: p}, reading)
-		if err != syscall.ERROR_OPERATION_ABORTED { // by another holder of the handle
-			return partResult(p, n, err)
+		switch err {
+		case syscall.ERROR_OPERATION_ABORTED: // by another holder of the handle
+		case syscall.ERROR_MORE_DATA: // n is not reliable: Wine leaves it 0
+			return len(p), true, nil
+		case errOverBudget:
+			return 0, false, err
+		default:
+			return n, false, readError("ReadFile", err)
 		}
 	}
-}
-
-// partResult returns what readPart returns after a ReadFile into p that ended so.
-func partResult(p []byte, n int, err error) (_ int, more bool, _ error) {
-	switch err {
-	case nil:
-		return n, false, nil
-	case syscall.ERROR_MORE_DATA: // n is not reliable: Wine leaves it 0
-		return len(p), true, nil
-	case errOverBudget:
-		return 0, false, err
-	}
-	return n, false, readError("ReadFile", err)
 }
 
 func (f *fd) write(p []byte) (int, error) {
@@ -3190,19 +3185,16 @@ func writeFile(h syscall.Handle, p, _ []byte, done *uint32, o *syscall.Overlappe
 // ---------------------------------------------------------------------------
 // Messages
 //
-// Windows has its own reader of messages, instead of messageReader of ipc.go. That one
-// collects a message in parts and waits for the next part. Here a part may be withdrawn by
-// its sender: a WriteFile that pends can be cancelled, which takes back what was not read of
-// the message. Then the next data in the pipe is another message.
+// The kernel keeps messages apart. A ReadFile takes one whole, or as much of it as there is
+// room for. The rest is there to be read at once, but it may be withdrawn by its sender: a
+// WriteFile that pends can be cancelled, which takes back what was not read of the message.
+// Then the next data in the pipe is another message.
 //
-// So a message is received by one ReadFile, whole, if there is room for it. RecvAppend looks
-// the length up (PeekNamedPipe) and makes the room. Recv makes none, since the sender chooses
-// how long a message is.
-//
-// A read that parks is made into the room that there is, since to park only until there
-// is something costs an allocation. If a message is longer than the room, the rest is read
-// at once; a rest that is not there was withdrawn. The sender does its part for that: see
-// writeAll.
+// So nobody waits for a rest. Recv, which makes no room, since the sender chooses how long a
+// message is, drops the rest at once. RecvAppend looks the length of the rest up
+// (PeekNamedPipe), makes the room, and reads it at once. A rest that is not there was
+// withdrawn, and RecvAppend begins again with the next message. The sender does its part for
+// that: see writeAll.
 
 // send writes one message.
 func (f *fd) send(p []byte) error {
@@ -3256,162 +3248,103 @@ func (f *fd) sendRights(p []byte, files []*os.File) (sent int, err error) {
 	return f.sendHandles(handles, p)
 }
 
-// recv receives one message into p, and drops what does not fit.
+// recv receives one message into p. It drops the rest of a longer one at once, since that may
+// be withdrawn later: then what comes next is another message.
 func (f *fd) recv(p []byte) (int, error) {
 	l := limits{deadlines: reading}
 	if err := f.acquire(l, reading); err != nil {
 		return 0, err
 	}
 	defer f.release(reading)
-	if message, err := f.unreadMessage(l); message != nil || err != nil {
-		n := copy(p, message)
-		if err == nil && n < len(message) {
-			err = errMsgDropped
-		}
-		return n, err
+	if err := f.giveUnread(l); err != nil {
+		return 0, err
 	}
-	for {
-		m, err := f.awaitMessage(l, p)
-		if m.size > 0 {
-			if m.n, m.more, err = f.readNow(p); err == errOverBudget {
-				continue // it was withdrawn
-			}
-		}
-		if m.more && err == nil {
-			if err = f.dropRest(); err == nil {
-				err = errMsgDropped
-			}
-		}
-		return m.n, err
+	n, err := f.r.in.recv(f, p)
+	if f.r.in.skip {
+		err = f.dropRest(err)
 	}
-}
-
-// dropRest reads and drops what is there of the rest of a message.
-func (f *fd) dropRest() error {
-	rest := make([]byte, min(max(f.restOfMessage(), 1<<10), 64<<10))
-	for {
-		_, more, err := f.readNow(rest)
-		switch {
-		case err == errOverBudget || err == io.EOF:
-			return nil // it was withdrawn
-		case err != nil || !more:
-			return err
-		}
-	}
-}
-
-// unreadMessage takes the message that RecvFiles or RecvWithFiles has left, if there is
-// one. Such a message is not nil, even if it is empty.
-func (f *fd) unreadMessage(l limits) ([]byte, error) {
-	if f.kind != messages {
-		return nil, errNoMessages
-	}
-	f.giveUpArriving()
-	unread := f.r.unread
-	if unread == nil {
-		return nil, nil
-	}
-	if _, err := f.expired(l); err != nil {
-		return nil, err
-	}
-	f.r.taking.Lock()
-	defer f.r.taking.Unlock()
-	f.r.unread = nil
-	return unread, nil
+	return n, err
 }
 
 // recvAppend receives one message and appends it to dst.
-func (f *fd) recvAppend(dst []byte) ([]byte, error) { return f.recvAtMost(dst, ioMax) }
-
-// recvAtMost is recvAppend for messages of at most limit bytes. It drops a longer one,
-// which this package does not send, and makes no room for it.
-func (f *fd) recvAtMost(dst []byte, limit int) ([]byte, error) {
+func (f *fd) recvAppend(dst []byte) ([]byte, error) {
 	l := limits{deadlines: reading}
 	if err := f.acquire(l, reading); err != nil {
 		return dst, err
 	}
 	defer f.release(reading)
-	if message, err := f.unreadMessage(l); message != nil || err != nil {
-		return append(dst, message...), err
+	if err := f.giveUnread(l); err != nil {
+		return dst, err
 	}
 	for {
-		m, err := f.awaitMessage(l, dst[len(dst):cap(dst)])
-		p := dst[:len(dst)+m.n]
-		if m.size > 0 || m.more && err == nil {
-			p, err = f.readWhole(withRoom(p, min(m.size, limit)), limit-m.n)
-		}
-		switch err {
-		case nil:
-			return p, nil
-		case errOverBudget: // it was withdrawn
-		default:
-			return dst, err
-		}
-	}
-}
-
-// readWhole reads the message at the head, or its rest, behind p, and makes room for it. It
-// drops what is longer than limit bytes.
-func (f *fd) readWhole(p []byte, limit int) ([]byte, error) {
-	for {
-		n, more, err := f.readNow(p[len(p):cap(p)])
-		if p = p[:len(p)+n]; err != nil || !more {
+		p, err := f.r.in.recvAppend(f, dst)
+		if err != errWithdrawn {
 			return p, err
 		}
-		rest := f.restOfMessage()
-		if limit -= n; rest > limit {
-			if err = f.dropRest(); err == nil {
-				err = errMsgTooLong
-			}
-			return p, err
-		}
-		p = withRoom(p, rest)
 	}
 }
 
-// restOfMessage returns how much there is of the message that was read in part.
-func (f *fd) restOfMessage() int {
-	_, _, left, _ := peekMessage(f.sys, nil)
-	return max(left, 1)
-}
-
-// An awaited message is what awaitMessage returns.
-type awaited struct {
-	size int  // its length, if it was not taken; otherwise 0
-	n    int  // if it was taken, how many bytes of it are in the room
-	more bool // if it was taken, whether there is a rest of it
-}
-
-// awaitMessage waits for a message. If it could look without taking, it returns the length
-// as size. Otherwise it has taken the message: size is 0 and n bytes are in room. It takes an
-// empty message, since a read without room takes that, and a message for which it parked.
-func (f *fd) awaitMessage(l limits, room []byte) (m awaited, err error) {
-	for {
-		_, err = f.runBriefly(l, op{start: readFile})
-		if err == errOverBudget {
-			m.n, err = f.runParked(l, op{start: readFile, p: room})
-			if len(room) > 0 && err != syscall.ERROR_OPERATION_ABORTED {
-				m.n, m.more, err = partResult(room, m.n, err)
-				return m, err
-			}
-		}
-		switch err {
-		case syscall.ERROR_OPERATION_ABORTED: // by another holder of the handle
-		case syscall.ERROR_MORE_DATA: // there is a message
-			_, _, size, err := peekMessage(f.sys, nil)
-			if size > 0 || err != nil {
-				return awaited{size: size}, readError("PeekNamedPipe", err)
-			}
-			// It was withdrawn.
-		default: // an empty message was taken, if it is no error
-			return awaited{}, readError("ReadFile", err)
-		}
+// giveUnread gives the message that RecvFiles or RecvWithFiles has left, if there is one, to
+// the receive that follows at once.
+func (f *fd) giveUnread(l limits) error {
+	if f.kind != messages {
+		return errNoMessages
 	}
+	f.giveUpArriving()
+	if f.r.unread == nil {
+		return nil
+	}
+	if _, err := f.expired(l); err != nil {
+		return err
+	}
+	f.r.taking.Lock()
+	defer f.r.taking.Unlock()
+	f.r.in.ahead, f.r.in.whole = f.r.unread, true
+	f.r.unread = nil
+	return nil
 }
 
-// readNow reads what is there. If the message was withdrawn, the error is errOverBudget.
-func (f *fd) readNow(p []byte) (n int, more bool, err error) {
-	return f.readPart(limits{budget: atOnce}, p)
+// nextPart and nextRoom are the messageSource that an fd is for f.r.in.
+func (f *fd) nextPart(p []byte) (n int, ends bool, err error) {
+	l, atHead := limits{deadlines: reading}, f.r.atHead
+	if atHead {
+		l = limits{budget: atOnce}
+	}
+	n, f.r.atHead, err = f.readPart(l, p)
+	if atHead && (err == errOverBudget || err == io.EOF) {
+		err = errWithdrawn
+	}
+	return n, !f.r.atHead, err
+}
+
+func (f *fd) nextRoom(have int, spare []byte) (int, error) { return f.roomUpTo(ioMax, have, spare) }
+
+// roomUpTo is nextRoom for messages of at most limit bytes. This package sends no longer one.
+// It does not wait: a message that is there tells its length, and one that comes later goes
+// into what room there is.
+func (f *fd) roomUpTo(limit, have int, spare []byte) (int, error) {
+	if have == 0 && len(spare) > 0 {
+		return len(spare), nil
+	}
+	_, _, left, _ := peekMessage(f.sys, nil) // the read tells of the error
+	tooLong := left > limit-have
+	switch {
+	case have == 0 && (left == 0 || tooLong):
+		return roomAtLeast, nil
+	case tooLong:
+		return 0, f.dropRest(errMsgTooLong)
+	}
+	return left, nil
+}
+
+// dropRest drops what is there of the rest of a message, and returns why, or the error that
+// stopped it.
+func (f *fd) dropRest(why error) error {
+	f.r.atHead, f.r.in.skip = true, true
+	if err := f.r.in.skipRest(f); err != nil {
+		return err
+	}
+	return why
 }
 
 // readMessage reads one message or the part of it that fits into p.
@@ -3441,11 +3374,8 @@ func (f *fd) readMessage(p []byte) (n int, more bool, err error) {
 // errNoMessages refuses operations on messages where there are only bytes.
 var errNoMessages = &ruleError{"this end of the pipe does not read messages", errors.ErrUnsupported}
 
-// errMsgTooLong refuses to send more than goes in one call.
+// errMsgTooLong refuses to send, and to receive by RecvAppend, more than goes in one call.
 var errMsgTooLong = &ruleError{"the message is longer than 1 GiB", ErrMsgTooLong}
-
-// errMsgDropped says that the rest of a message is lost.
-var errMsgDropped = &ruleError{"the message is longer than the buffer", ErrMsgTooLong}
 
 // transact makes a TransactNamedPipe, which pends until the reply is there.
 func (f *fd) transact(ctx context.Context, request, reply []byte) (int, error) {
@@ -3467,10 +3397,7 @@ func (f *fd) transact(ctx context.Context, request, reply []byte) (int, error) {
 	}
 	n, err := f.run(l, op{transactNamedPipe, request, reply}, reading|writing)
 	if err == syscall.ERROR_MORE_DATA {
-		if err = f.dropRest(); err == nil {
-			err = errMsgDropped
-		}
-		return len(reply), err
+		return len(reply), f.dropRest(ErrMsgTooLong)
 	}
 	return n, writeError("TransactNamedPipe", err)
 }
@@ -3882,7 +3809,7 @@ func (f *fd) recvWithFiles(p []byte, limit int) (int, []*os.File, error) {
 		return n, nil, err
 	case err == nil && len(data) > len(p):
 		discardFiles(files)
-		files, err = nil, errMsgDropped
+		files, err = nil, ErrMsgTooLong
 	}
 	return copy(p, data), files, err
 }
@@ -4026,10 +3953,10 @@ func (f *fd) readRecord(l limits, behind int) ([]byte, error) {
 			return nil, err
 		}
 		if size > 0 {
-			if text, err := f.readCandidate(size); err != errOverBudget {
+			if text, err := f.readCandidate(size); err != errWithdrawn {
 				return text, err
 			}
-			continue // it was withdrawn
+			continue
 		}
 		if woken { // by an empty write to a stream, and more of them may follow
 			f.pauseUnlocked(&pauses)
@@ -4093,13 +4020,14 @@ func (f *fd) awaitSomething(l limits) (more bool, err error) {
 }
 
 // readCandidate reads size bytes, or the message that has taken the place of the one of
-// that size.
+// that size. It does not wait.
 func (f *fd) readCandidate(size int) ([]byte, error) {
-	if f.kind == messages {
-		return f.readWhole(make([]byte, 0, size), ioMax)
-	}
 	text := make([]byte, size)
-	n, _, err := f.readNow(text)
+	f.r.atHead = true
+	if f.kind == messages {
+		return f.r.in.recvAppend(f, text[:0])
+	}
+	n, _, err := f.nextPart(text)
 	return text[:n], err
 }
 
