@@ -944,6 +944,8 @@ func callZero(t *testing.T, method reflect.Value) {
 			onlyEINVAL(t, result.Interface().(iter.Seq2[*ipc.Conn, error]))
 		case reflect.TypeFor[iter.Seq2[*ipc.MsgConn, error]]():
 			onlyEINVAL(t, result.Interface().(iter.Seq2[*ipc.MsgConn, error]))
+		case reflect.TypeFor[iter.Seq2[*ipc.SharedConn, error]]():
+			onlyEINVAL(t, result.Interface().(iter.Seq2[*ipc.SharedConn, error]))
 		case reflect.TypeFor[bool](): // Native
 		case reflect.TypeFor[[]byte](): // of RecvAppend the slice that it was given
 			if got := string(result.Bytes()); got != "x" && got != "" {

@@ -107,7 +107,8 @@
 // and [errors.ErrUnsupported].
 //
 // The zero value of a connection, a listener or a pipe end is not open: its methods
-// return an error that matches [syscall.EINVAL], as in package net.
+// return an error that matches [syscall.EINVAL], as in package net. So do those methods of
+// a nil listener that return an error.
 //
 // # Files
 //

@@ -947,6 +947,21 @@ func (l *server) failed(op string, err error) error {
 	return opError(op, Addr{}, l.addr, err)
 }
 
+// serverOf returns the server of a listener, for a nil one that of the zero value. The
+// methods of the listeners go through it: one that is promoted from the server panics if
+// the listener is nil.
+func serverOf[L any, P interface {
+	*L
+	base() *server
+}](l P) *server {
+	if l == nil {
+		return new(server)
+	}
+	return l.base()
+}
+
+func (l *server) base() *server { return l }
+
 func (l *server) setRules(ownerOnly bool, check func(Peer) error) {
 	l.rules.Store(&admission{ownerOnly: ownerOnly, check: check})
 }
@@ -970,7 +985,7 @@ func (l *Listener) Accept() (net.Conn, error) { return asNetConn(l.AcceptConn())
 // listener usable: the client still waits, and the server can serve it if it calls
 // AcceptConn again after a pause.
 func (l *Listener) AcceptConn() (*Conn, error) {
-	fd, err := l.accept()
+	fd, err := serverOf(l).accept()
 	if err != nil {
 		return nil, err
 	}
@@ -1130,7 +1145,11 @@ func (r *refusals) take() (waiting []refusal, more int) {
 // SetAccess replaces the Access and Check of the [ListenConfig], and its Group for an
 // abstract name. The permissions of a socket file and the access list of a pipe stay as
 // they are: clients that they keep out stay out.
-func (l *server) SetAccess(access Access, check func(Peer) error) error {
+func (l *Listener) SetAccess(access Access, check func(Peer) error) error {
+	return serverOf(l).setAccess(access, check)
+}
+
+func (l *server) setAccess(access Access, check func(Peer) error) error {
 	err := l.failed("set", access.validate())
 	if err == nil {
 		l.setRules(access == OwnerOnly, check)
@@ -1145,20 +1164,24 @@ func (l *server) Addr() net.Addr { return l.addr }
 // [net.ErrClosed]. Clients that were not accepted are disconnected; accepted connections
 // stay open. A socket file is removed unless [ListenConfig.KeepName] is set or it is not
 // this listener's any more. The error of the second Close matches net.ErrClosed.
-func (l *server) Close() error {
-	return l.failed("close", l.end().close())
-}
+func (l *Listener) Close() error { return serverOf(l).close() }
+
+func (l *server) close() error { return l.failed("close", l.end().close()) }
 
 // SetDeadline sets the time after which Accept fails with an error that matches
 // [os.ErrDeadlineExceeded], also an Accept that waits already. The zero time means no
 // deadline.
-func (l *server) SetDeadline(t time.Time) error {
+func (l *Listener) SetDeadline(t time.Time) error { return serverOf(l).setDeadline(t) }
+
+func (l *server) setDeadline(t time.Time) error {
 	return l.failed("set", l.end().setDeadline(t))
 }
 
 // SyscallConn gives access to the descriptor or handle, for what this package
 // does not wrap. It must not be closed nor made blocking.
-func (l *server) SyscallConn() (syscall.RawConn, error) {
+func (l *Listener) SyscallConn() (syscall.RawConn, error) { return serverOf(l).rawConn() }
+
+func (l *server) rawConn() (syscall.RawConn, error) {
 	if l.sys == nil {
 		return nil, l.failed("raw", nil)
 	}
@@ -1823,7 +1846,7 @@ type MsgListener struct{ server }
 // Accept waits for a client and returns its connection: see
 // [Listener.AcceptConn].
 func (l *MsgListener) Accept() (*MsgConn, error) {
-	fd, err := l.accept()
+	fd, err := serverOf(l).accept()
 	if err != nil {
 		return nil, err
 	}
@@ -1833,6 +1856,20 @@ func (l *MsgListener) Accept() (*MsgConn, error) {
 // Conns returns an iterator over the clients, which ends at Close: see
 // [Listener.Conns].
 func (l *MsgListener) Conns() iter.Seq2[*MsgConn, error] { return untilClosed(l.Accept) }
+
+// SetAccess sets which clients Accept returns from now on: see [Listener.SetAccess].
+func (l *MsgListener) SetAccess(access Access, check func(Peer) error) error {
+	return serverOf(l).setAccess(access, check)
+}
+
+// Close stops listening: see [Listener.Close].
+func (l *MsgListener) Close() error { return serverOf(l).close() }
+
+// SetDeadline sets the time after which Accept fails: see [Listener.SetDeadline].
+func (l *MsgListener) SetDeadline(t time.Time) error { return serverOf(l).setDeadline(t) }
+
+// SyscallConn gives access to the descriptor or handle: see [Listener.SyscallConn].
+func (l *MsgListener) SyscallConn() (syscall.RawConn, error) { return serverOf(l).rawConn() }
 
 // Close closes the connection: see [Conn.Close].
 func (c *MsgConn) Close() error { return c.failed("close", c.messages().close()) }

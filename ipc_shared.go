@@ -441,7 +441,7 @@ func (l *SharedListener) Accept() (net.Conn, error) { return asNetConn(l.AcceptS
 // AcceptShared waits for a client and returns its connection: see [Listener.AcceptConn].
 // It does not wait for the client to say anything: the first Read or Write does.
 func (l *SharedListener) AcceptShared() (*SharedConn, error) {
-	fd, err := l.accept()
+	fd, err := serverOf(l).accept()
 	if err != nil {
 		return nil, err
 	}
@@ -452,6 +452,20 @@ func (l *SharedListener) AcceptShared() (*SharedConn, error) {
 // Conns returns an iterator over the clients, which ends at Close: see
 // [Listener.Conns].
 func (l *SharedListener) Conns() iter.Seq2[*SharedConn, error] { return untilClosed(l.AcceptShared) }
+
+// SetAccess sets which clients Accept returns from now on: see [Listener.SetAccess].
+func (l *SharedListener) SetAccess(access Access, check func(Peer) error) error {
+	return serverOf(l).setAccess(access, check)
+}
+
+// Close stops listening: see [Listener.Close].
+func (l *SharedListener) Close() error { return serverOf(l).close() }
+
+// SetDeadline sets the time after which Accept fails: see [Listener.SetDeadline].
+func (l *SharedListener) SetDeadline(t time.Time) error { return serverOf(l).setDeadline(t) }
+
+// SyscallConn gives access to the descriptor or handle: see [Listener.SyscallConn].
+func (l *SharedListener) SyscallConn() (syscall.RawConn, error) { return serverOf(l).rawConn() }
 
 func (l *SharedListener) kindOfEnd() endKind { return kindOf(l, kindSharedListener) }
 

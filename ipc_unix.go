@@ -128,7 +128,15 @@ type SysDialer struct{}
 // The duplicate is nonblocking, as l is: the two share that mode. For a program in
 // another language whose accept(2) then fails with EAGAIN there is
 // [Listener.BlockingFile].
-func (l *server) File() (*os.File, error) {
+func (l *Listener) File() (*os.File, error) { return serverOf(l).file() }
+
+// File returns a duplicate of the listening descriptor: see [Listener.File].
+func (l *MsgListener) File() (*os.File, error) { return serverOf(l).file() }
+
+// File returns a duplicate of the listening descriptor: see [Listener.File].
+func (l *SharedListener) File() (*os.File, error) { return serverOf(l).file() }
+
+func (l *server) file() (*os.File, error) {
 	f, err := l.end().dupFile(l.addr.String())
 	return f, l.failed("file", err)
 }
@@ -137,7 +145,15 @@ func (l *server) File() (*os.File, error) {
 // blocking mode, for a program in another language. The socket still listens. Its lock is
 // given up; the socket file stays, and nobody removes it. If another process got the
 // listener by [Inherit], that process still owns both. See [Conn.BlockingFile].
-func (l *server) BlockingFile() (*os.File, error) {
+func (l *Listener) BlockingFile() (*os.File, error) { return serverOf(l).blockingFile() }
+
+// BlockingFile gives the listener away: see [Listener.BlockingFile].
+func (l *MsgListener) BlockingFile() (*os.File, error) { return serverOf(l).blockingFile() }
+
+// BlockingFile gives the listener away: see [Listener.BlockingFile].
+func (l *SharedListener) BlockingFile() (*os.File, error) { return serverOf(l).blockingFile() }
+
+func (l *server) blockingFile() (*os.File, error) {
 	f, err := l.end().blockingFile(l.addr.String(), func() error { return l.sys.giveUp(true) })
 	return f, l.failed("file", err)
 }

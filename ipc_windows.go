@@ -1505,7 +1505,7 @@ func (l *PipeListener) Accept() (net.Conn, error) { return asNetConn(l.AcceptPip
 // AcceptPipe waits for a client and returns its connection, with its type: see
 // [Listener.AcceptConn].
 func (l *PipeListener) AcceptPipe() (*PipeConn, error) {
-	fd, err := l.accept()
+	fd, err := serverOf(l).accept()
 	if err != nil {
 		return nil, err
 	}
@@ -1516,17 +1516,32 @@ func (l *PipeListener) AcceptPipe() (*PipeConn, error) {
 // [Listener.Conns].
 func (l *PipeListener) Conns() iter.Seq2[*PipeConn, error] { return untilClosed(l.AcceptPipe) }
 
+// SetAccess sets which clients Accept returns from now on: see [Listener.SetAccess].
+func (l *PipeListener) SetAccess(access Access, check func(Peer) error) error {
+	return serverOf(l).setAccess(access, check)
+}
+
+// Close stops listening: see [Listener.Close].
+func (l *PipeListener) Close() error { return serverOf(l).close() }
+
+// SetDeadline sets the time after which Accept fails: see [Listener.SetDeadline].
+func (l *PipeListener) SetDeadline(t time.Time) error { return serverOf(l).setDeadline(t) }
+
+// SyscallConn gives access to the descriptor or handle: see [Listener.SyscallConn].
+func (l *PipeListener) SyscallConn() (syscall.RawConn, error) { return serverOf(l).rawConn() }
+
 // SecurityDescriptor reads the owner, group and DACL of the pipe back
 // (GetKernelObjectSecurity), from an instance that listens: while
 // [PipeConfig.MaxInstances] are connected, the error matches
 // [errors.ErrUnsupported].
 func (l *PipeListener) SecurityDescriptor() (*SecurityDescriptor, error) {
 	var sd *SecurityDescriptor
-	err := l.end().control(func(h syscall.Handle) (err error) {
+	s := serverOf(l)
+	err := s.end().control(func(h syscall.Handle) (err error) {
 		sd, err = securityOf(h)
 		return err
 	})
-	return sd, l.failed("security", err)
+	return sd, s.failed("security", err)
 }
 
 // A PipeDialer holds the options of a client of a named pipe. The zero value is

@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"reflect"
 	"runtime"
 	"strconv"
 	"strings"
@@ -729,6 +730,24 @@ func TestListenerCloseKeepsItsConnections(t *testing.T) {
 		kit.Must(t, l.Close())
 		kit.Talk(t, client, server)
 	})
+}
+
+// TestListenerNilFails calls every method of a nil listener that can say that it failed. As
+// in package net the error matches EINVAL.
+func TestListenerNilFails(t *testing.T) {
+	kit.Story(t)
+	nilFails(t, (*ipc.Listener)(nil))
+	nilFails(t, (*ipc.MsgListener)(nil))
+	nilFails(t, (*ipc.SharedListener)(nil))
+}
+
+func nilFails(t *testing.T, listener any) {
+	v := reflect.ValueOf(listener)
+	for i := range v.NumMethod() {
+		if name := v.Type().Method(i).Name; name != "Addr" && name != "FDName" {
+			t.Run(v.Type().Elem().Name()+"/"+name, func(t *testing.T) { callZero(t, v.Method(i)) })
+		}
+	}
 }
 
 func TestListenerConnsEndsAtClose(t *testing.T) {

@@ -1814,6 +1814,7 @@ var inHeap atomic.Value
 func TestPipeZeroValueFails(t *testing.T) {
 	everyMethodFails(t, new(ipc.PipeConn))
 	everyMethodFails(t, new(ipc.PipeListener))
+	nilFails(t, (*ipc.PipeListener)(nil))
 }
 
 // TestPipeConnIsConn checks that a PipeConn has all methods of a Conn.
