@@ -521,6 +521,38 @@ func TestCrowdIsForgottenWhenItHasGone(t *testing.T) {
 	}
 }
 
+// TestSpinPolicyFindsACrowd has many directions wait, and then few.
+func TestSpinPolicyFindsACrowd(t *testing.T) {
+	cpus := max(runtime.GOMAXPROCS(0), 2)
+	at := int64(time.Hour)
+	p := spinPolicy{clock: func() int64 { return at }}
+	wait := func(directions int, gap time.Duration) bool {
+		all := make([]turnout, directions)
+		for i := range 4 * crowdRound * cpus {
+			at += int64(gap) / int64(cpus)
+			p.count(&all[i%directions])
+		}
+		return p.crowd.is(p.clock)
+	}
+	p.count(new(turnout))
+	if limit := int(p.limit.Load()); limit != cpus-1 {
+		t.Errorf("at most %d goroutines spin, want %d", limit, cpus-1)
+	}
+	p.limit.Store(int32(cpus)) // as if GOMAXPROCS had become less since
+	if !wait(20*cpus, spinDefault/5) {
+		t.Error("many directions are no crowd")
+	}
+	if limit := int(p.limit.Load()); limit != cpus-1 {
+		t.Errorf("at most %d goroutines spin after some rounds, want %d", limit, cpus-1)
+	}
+	if wait(cpus, spinDefault/5) {
+		t.Error("few directions are a crowd")
+	}
+	if wait(20*cpus, 3*spinDefault) {
+		t.Error("many directions that are idle most of the time are a crowd")
+	}
+}
+
 func TestSpinCountsItsOwnTime(t *testing.T) {
 	const limit = int64(spinDefault)
 	var s spin
@@ -1559,13 +1591,11 @@ func TestSharedCloseRings(t *testing.T) {
 // A half whose spins are in vain soon spins no more, and one that loses a few of a hundred goes on.
 func TestSharedSpinBacksOff(t *testing.T) {
 	limit := int64(spinShared)
-	defer func() { spinAccount.balance.Store(int64(spinSharedAhead)) }()
 	for _, asleep := range []bool{false, true} {
 		var s sharedSpin
 		spins := 0
 		for range 10000 {
-			spinAccount.balance.Store(int64(spinSharedAhead))
-			spun := s.budget(now(), limit, 4*limit, asleep)
+			spun := s.budget(limit, 4*limit, asleep)
 			if spun > 0 {
 				spins++
 			}
@@ -1581,7 +1611,7 @@ func TestSharedSpinBacksOff(t *testing.T) {
 	var s sharedSpin
 	skipped := 0
 	for i := range 10000 {
-		spun := s.budget(now(), limit, 4*limit, false)
+		spun := s.budget(limit, 4*limit, false)
 		if spun == 0 {
 			skipped++
 		}
@@ -1590,9 +1620,86 @@ func TestSharedSpinBacksOff(t *testing.T) {
 	if skipped > 0 {
 		t.Errorf("%d of 10000 waits do not spin, though 98 of 100 spins are enough", skipped)
 	}
+}
+
+// All connections together lose no more than a part of the time that passes, and what was
+// left over from before, unless their spins save time.
+func TestSharedSpinLosesNoMoreThanItsShare(t *testing.T) {
+	var account lossAccount
+	const loss, step, most = int64(spinShared), int64(10 * time.Microsecond), int64(spinSharedAhead)
+	at := int64(1)
+	lost := func(during time.Duration) (sum int64) {
+		for end := at + int64(during); at < end; at += step {
+			if account.mayLose(at) {
+				account.add(-loss)
+				sum += loss
+			}
+		}
+		return sum
+	}
+	if account.mayLose(at) {
+		t.Error("a spin may fail before any time has passed")
+	}
+	share := int64(time.Second / spinSharedShare)
+	if n := lost(time.Second); n < share*9/10 || n > share+loss {
+		t.Errorf("they lose %v in a second, want about %v", time.Duration(n), time.Duration(share))
+	}
+	if at += int64(time.Hour); !account.mayLose(at) || account.balance.Load() != most {
+		t.Errorf("after an hour they may lose %v, want %v", time.Duration(account.balance.Load()), time.Duration(most))
+	}
+	if n := lost(time.Millisecond); n < most || n > most+2*loss {
+		t.Errorf("they lose %v in the first millisecond after it, want about %v", time.Duration(n), time.Duration(most))
+	}
+	if account.mayLose(at) {
+		t.Error("they may lose more than that")
+	}
+	if account.add(loss + 1); !account.mayLose(at) {
+		t.Error("what spins have saved may not be lost again")
+	}
+}
+
+// The waits of a connection draw on the account of all: a spin that fails costs what it took,
+// and one that is enough brings something in.
+func TestSharedSpinIsOnTheAccountOfAll(t *testing.T) {
+	a, b := sharedInMemory(t)
+	defer spinAccount.balance.Store(int64(spinSharedAhead))
+	defer spinAccount.refilled.Store(now())
+	spinAccount.refilled.Store(now() + int64(time.Hour)) // nothing more comes with the time
+	fail := func() {
+		t.Helper()
+		a.r.spins = [2]sharedSpin{}
+		a.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		if _, err := a.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal(err)
+		}
+	}
+	asked := spinning.asked.Load()
 	spinAccount.balance.Store(-1)
-	if s.budget(now(), limit, 4*limit, false) != 0 && spinAccount.balance.Load() <= 0 {
+	if fail(); spinning.asked.Load() != asked || spinAccount.balance.Load() != -1 {
 		t.Error("a wait spins though all together have lost too much")
+	}
+	spinAccount.balance.Store(int64(spinSharedAhead))
+	for spinning.asked.Load() == asked { // on a slow machine the deadline may pass first
+		fail()
+	}
+	if left := spinAccount.balance.Load(); left >= int64(spinSharedAhead) {
+		t.Errorf("after a spin that failed they may still lose %v", time.Duration(left))
+	}
+	a.r.spins = [2]sharedSpin{}
+	a.SetReadDeadline(time.Time{})
+	a.SetSpin(time.Hour)
+	spinAccount.balance.Store(1)
+	go func() {
+		for spinning.spinners.Load() == 0 {
+			runtime.Gosched()
+		}
+		b.Write([]byte("x"))
+	}()
+	if _, err := a.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if left, want := spinAccount.balance.Load(), 1+int64(spinSharedGain); left != want {
+		t.Errorf("after a spin that was enough they may lose %v, want %v", time.Duration(left), time.Duration(want))
 	}
 }
 
@@ -1600,8 +1707,6 @@ func TestSharedSpinBacksOff(t *testing.T) {
 // Without SetSpin a wait for such a peer may spin for longer than others.
 func TestSharedSpinKeepsToItsLimit(t *testing.T) {
 	a, _ := sharedPair(t)
-	spinAccount.balance.Store(int64(spinSharedAhead))
-	defer func() { spinAccount.balance.Store(int64(spinSharedAhead)) }()
 	s := sharedSpin{cost: int64(time.Second)} // what the peer has needed lately
 	for set, want := range map[time.Duration][2]time.Duration{
 		0:                     {spinShared, spinSharedAsleep},
@@ -1611,7 +1716,7 @@ func TestSharedSpinKeepsToItsLimit(t *testing.T) {
 	} {
 		a.SetSpin(set)
 		limit, most := a.spinLimits()
-		if awake, asleep := s.budget(now(), limit, most, false), s.budget(now(), limit, most, true); awake != int64(want[0]) || asleep != int64(want[1]) {
+		if awake, asleep := s.budget(limit, most, false), s.budget(limit, most, true); awake != int64(want[0]) || asleep != int64(want[1]) {
 			t.Errorf("SetSpin(%v): a wait spins for %v, for a peer that is asleep %v; want %v",
 				set, time.Duration(awake), time.Duration(asleep), want)
 		}

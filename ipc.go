@@ -3331,7 +3331,8 @@ type spinPolicy struct {
 	leftAt   atomic.Int64  // when a thread left its CPU last
 	leaveGap atomic.Int64  // how long it is until the next time; 0 for leaveMin
 	crowd    crowd
-	leave    func() // makes the calling thread go on on another CPU, where the system can do that
+	leave    func()       // makes the calling thread go on on another CPU, where the system can do that
+	clock    func() int64 // see now
 }
 
 // A crowd finds out whether too many directions wait at a time. Then some of them are
@@ -3392,7 +3393,7 @@ func (c *crowd) is(clock func() int64) bool {
 }
 
 // spinning is the policy of this process.
-var spinning = spinPolicy{leave: leaveCPU}
+var spinning = spinPolicy{leave: leaveCPU, clock: now}
 
 // allows reports whether the history of the direction lets the next wait spin.
 func (p *spinPolicy) allows(b *backoff) bool {
@@ -3455,7 +3456,7 @@ func (p *spinPolicy) count(t *turnout) {
 	if p.limit.Load() == 0 {
 		p.measure()
 	}
-	if p.crowd.add(t, uint32(p.limit.Load())+1, now) {
+	if p.crowd.add(t, uint32(p.limit.Load())+1, p.clock) {
 		p.measure()
 	}
 }

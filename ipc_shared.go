@@ -1623,12 +1623,12 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 		spin = &h.spins[1]
 	}
 	limit, most := c.spinLimits()
-	if budget := spin.budget(begun, limit, most, asleep); budget > 0 && spinning.begin() {
+	if budget := spin.budget(limit, most, asleep); budget > 0 && spinAccount.mayLose(begun) && spinning.begin() {
 		won := c.spinFor(h, need, begun, budget)
 		spinning.stop()
 		if won {
 			spinning.stays()
-			spin.outcome(0, true, asleep, 0)
+			spinAccount.add(spin.outcome(0, true, asleep, 0))
 			return c.waited(h)
 		}
 		spun = budget
@@ -1637,7 +1637,7 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 		}
 	}
 	err := c.park(h, need)
-	spin.outcome(spun, false, asleep, now()-begun)
+	spinAccount.add(spin.outcome(spun, false, asleep, now()-begun))
 	if err != nil && err != os.ErrDeadlineExceeded {
 		return err
 	}
@@ -1796,10 +1796,10 @@ type sharedSpin struct {
 	cost   int64 // how long short waits take that park, on average; 0 before the first
 }
 
-// budget returns how many nanoseconds a wait that begins now may spin: limit for a peer that is
-// awake. One that is asleep is given the time that it has needed lately, up to most.
-func (s *sharedSpin) budget(now, limit, most int64, asleep bool) int64 {
-	if s.skip > 0 || limit == 0 || !spinAccount.mayLose(now) {
+// budget returns how many nanoseconds the next wait may spin: limit for a peer that is awake.
+// One that is asleep is given the time that it has needed lately, up to most.
+func (s *sharedSpin) budget(limit, most int64, asleep bool) int64 {
+	if s.skip > 0 || limit == 0 {
 		return 0
 	}
 	if asleep {
@@ -1809,15 +1809,14 @@ func (s *sharedSpin) budget(now, limit, most int64, asleep bool) int64 {
 }
 
 // outcome tells how a wait went: how long it spun, whether that was enough, and how long it
-// took in all.
-func (s *sharedSpin) outcome(spun int64, won, asleep bool, length int64) {
+// took in all. It returns the CPU time that the spin has saved, which is negative for one that
+// failed.
+func (s *sharedSpin) outcome(spun int64, won, asleep bool, length int64) (saved int64) {
 	switch {
 	case won:
 		s.losses, s.last = s.losses/2, s.last/2
-		spinAccount.add(int64(spinSharedGain))
-		return
+		return int64(spinSharedGain)
 	case spun > 0:
-		spinAccount.add(-spun)
 		if s.losses++; s.losses > spinSharedFree || asleep {
 			s.losses, s.last = spinSharedFree, min(2*s.last+1, spinSharedMax-1)
 			s.skip = s.last
@@ -1828,6 +1827,7 @@ func (s *sharedSpin) outcome(spun int64, won, asleep bool, length int64) {
 	if length < int64(spinSharedShort) {
 		s.cost += (length - s.cost) / 8
 	}
+	return -spun
 }
 
 // spinAccount is what all connections of the process may lose together.
@@ -1841,6 +1841,7 @@ type lossAccount struct {
 	refilled atomic.Int64 // when it was last given its part of the time
 }
 
+// mayLose reports whether there is any to lose.
 func (a *lossAccount) mayLose(now int64) bool {
 	if last := a.refilled.Load(); now-last > int64(time.Millisecond) && a.refilled.CompareAndSwap(last, now) {
 		a.add((now - last) / spinSharedShare)
@@ -1849,7 +1850,7 @@ func (a *lossAccount) mayLose(now int64) bool {
 }
 
 func (a *lossAccount) add(n int64) {
-	if a.balance.Add(n) > int64(spinSharedAhead) {
+	if n != 0 && a.balance.Add(n) > int64(spinSharedAhead) {
 		a.balance.Store(int64(spinSharedAhead))
 	}
 }
