@@ -896,11 +896,18 @@ func TestSharedPeekToTheEndLeavesNothingMapped(t *testing.T) {
 	}
 }
 
+// sharedMappedOnce is sharedInMemory in a process that has mapped so many rings that it maps
+// each further one only once.
+func sharedMappedOnce(t *testing.T) (a, b *SharedConn) {
+	t.Helper()
+	ringsMapped.Add(ringsTwice)
+	defer ringsMapped.Add(-ringsTwice)
+	return sharedInMemory(t)
+}
+
 // What Reserve has lent may move out of the ring. Then the ring is no longer on loan.
 func TestSharedLoanThatMovesLeavesNothingMapped(t *testing.T) {
-	mapsOnce = true
-	defer func() { mapsOnce = false }()
-	a, b := sharedInMemory(t)
+	a, b := sharedMappedOnce(t)
 	go io.Copy(io.Discard, b)
 	for at := 0; at < bufferDefault-20; at = int(a.out.head % bufferDefault) {
 		if _, err := a.Write(make([]byte, min(1000, bufferDefault-20-at))); err != nil {
@@ -1166,10 +1173,8 @@ func skipAhead(a, b *SharedConn, bytes, epochs uint32) {
 
 // The indices wrap at 2^32, and so do the epochs.
 func TestSharedIndicesAndEpochsWrap(t *testing.T) {
-	for _, once := range []bool{false, true} {
-		mapsOnce = once
-		a, b := sharedInMemory(t)
-		mapsOnce = false
+	for _, ends := range []func(*testing.T) (a, b *SharedConn){sharedInMemory, sharedMappedOnce} {
+		a, b := ends(t)
 		a.SetSpin(-1)
 		b.SetSpin(-1)
 		skipAhead(a, b, 1<<32-1-3*bufferDefault, 1<<32-20)
@@ -1215,9 +1220,7 @@ func TestSharedIndicesAndEpochsWrap(t *testing.T) {
 
 // Where the ring cannot be mapped twice in a row, what goes around its end is copied.
 func TestSharedRingMappedOnce(t *testing.T) {
-	mapsOnce = true
-	a, b := sharedInMemory(t)
-	mapsOnce = false
+	a, b := sharedMappedOnce(t)
 	if a.ownMem.again != 0 {
 		t.Fatal("mapped twice")
 	}

@@ -2094,29 +2094,18 @@ func mapRing(f *os.File, ring int, write bool) (*mapping, error) {
 		ringsMapped.Add(-1)
 		return nil, errTooManyRings
 	}
-	m, err := mapRingOf(f, ring, write, n <= ringsTwice && !mapsOnce)
-	if err != nil {
-		ringsMapped.Add(-1)
-	}
-	return m, err
-}
-
-func mapRingOf(f *os.File, ring int, write, twice bool) (*mapping, error) {
-	if twice {
+	if n <= ringsTwice {
 		if mem, err := mapMemory(f, controlSize+ring, ring, write); err == nil {
 			return &mapping{mem: mem, again: ring}, nil
 		}
 	}
 	mem, err := mapMemory(f, controlSize+ring, 0, write)
 	if err != nil {
+		ringsMapped.Add(-1)
 		return nil, err
 	}
 	return &mapping{mem: mem}, nil
 }
-
-// mapsOnce is set by tests alone. It makes mapRing do what it does where a ring cannot be
-// mapped twice.
-var mapsOnce bool
 
 // ---------------------------------------------------------------------------
 // The handshake
