@@ -94,10 +94,10 @@ type byteCarrier interface {
 	spliceTo(w io.Writer) (n int64, done bool, err error)
 
 	// sendRights sends files with the first byte of p and tells how much of p was
-	// sent; recvRights receives some data and at most max files that came with it.
+	// sent; recvRights receives some data and at most limit files that came with it.
 	sendRights(p []byte, files []*os.File) (sent int, err error)
-	recvRights(p []byte, max int) (int, []*os.File, error)
-	recvFiles(max int) ([]*os.File, error)
+	recvRights(p []byte, limit int) (int, []*os.File, error)
+	recvFiles(limit int) ([]*os.File, error)
 }
 
 // A clientSource accepts clients until it is closed.
@@ -1770,8 +1770,8 @@ type messageCarrier interface {
 	// sendWithFiles sends one message and the files, recvWithFiles receives both;
 	// recvFiles receives files alone, and leaves data for the next receive.
 	sendWithFiles(p []byte, files []*os.File) error
-	recvWithFiles(p []byte, max int) (int, []*os.File, error)
-	recvFiles(max int) ([]*os.File, error)
+	recvWithFiles(p []byte, limit int) (int, []*os.File, error)
+	recvFiles(limit int) ([]*os.File, error)
 
 	maxMessage() (int, error) // in bytes
 	close() error
@@ -2282,10 +2282,10 @@ func (f *framing) sendWithFiles(p []byte, files []*os.File) error {
 	return err
 }
 
-func (f *framing) recvFiles(max int) ([]*os.File, error) {
+func (f *framing) recvFiles(limit int) ([]*os.File, error) {
 	f.receiving.Lock()
 	defer f.receiving.Unlock()
-	if err := f.takeFiles(max); err != nil {
+	if err := f.takeFiles(limit); err != nil {
 		return nil, err
 	}
 	if f.in.holds() || f.files == nil && f.filesErr == nil {
@@ -2302,15 +2302,15 @@ func (f *framing) recvFiles(max int) ([]*os.File, error) {
 		}
 		return nil, within(err)
 	}
-	return f.giveFiles(max)
+	return f.giveFiles(limit)
 }
 
 // giveFiles returns the files that came with start, and forgets them. An earlier call
 // that was interrupted may have asked for more.
-func (f *framing) giveFiles(max int) ([]*os.File, error) {
+func (f *framing) giveFiles(limit int) ([]*os.File, error) {
 	files, err := f.files, f.filesErr
 	f.files, f.filesErr = nil, nil
-	if e := checkReceived(len(files), max); e != nil {
+	if e := checkReceived(len(files), limit); e != nil {
 		discardFiles(files)
 		return nil, e
 	}
@@ -2331,10 +2331,10 @@ func (f *framing) readZero() error {
 	return nil
 }
 
-func (f *framing) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
+func (f *framing) recvWithFiles(p []byte, limit int) (int, []*os.File, error) {
 	f.receiving.Lock()
 	defer f.receiving.Unlock()
-	if err := f.takeFiles(max); err != nil {
+	if err := f.takeFiles(limit); err != nil {
 		return 0, nil, err
 	}
 	if f.in.whole { // recvFiles kept it, and has returned its files
@@ -2344,7 +2344,7 @@ func (f *framing) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
 	if err := f.readStart(); err != nil {
 		return 0, nil, err
 	}
-	files, filesErr := f.giveFiles(max) // before nextPart closes them at the end of the message
+	files, filesErr := f.giveFiles(limit) // before nextPart closes them at the end of the message
 	n, err := f.in.recv(f, p)
 	switch {
 	case err == nil && filesErr == nil:
@@ -2492,9 +2492,9 @@ func checkFiles(n, least int) error {
 }
 
 // checkReceived refuses more files than were asked for.
-func checkReceived(n, max int) error {
-	if n > max {
-		return &ruleError{"the peer sent " + strconv.Itoa(n) + " files, " + strconv.Itoa(max) + " were asked for", ErrMsgTooLong}
+func checkReceived(n, limit int) error {
+	if n > limit {
+		return &ruleError{"the peer sent " + strconv.Itoa(n) + " files, " + strconv.Itoa(limit) + " were asked for", ErrMsgTooLong}
 	}
 	return nil
 }

@@ -142,7 +142,7 @@ func FileMemory(f *os.File, max int) (*Memory, error) {
 	return m, nil
 }
 
-func adoptMemory(f *os.File, max int) (*Memory, error) {
+func adoptMemory(f *os.File, limit int) (*Memory, error) {
 	if f == nil {
 		return nil, configError("the file", "nil", "open")
 	}
@@ -150,9 +150,9 @@ func adoptMemory(f *os.File, max int) (*Memory, error) {
 	if err != nil {
 		return nil, err
 	}
-	if info.size < 1 || info.size > int64(max) {
+	if info.size < 1 || info.size > int64(limit) {
 		return nil, &ruleError{"the memory has " + strconv.FormatInt(info.size, 10) +
-			" bytes, the limit is " + strconv.Itoa(max), ErrMsgTooLong}
+			" bytes, the limit is " + strconv.Itoa(limit), ErrMsgTooLong}
 	}
 	object, err := duplicateMemory(f)
 	if err != nil {
@@ -1345,7 +1345,7 @@ func (c *SharedConn) RecvFiles(max int) ([]*os.File, error) {
 	return files, c.failed("recvfiles", c.failureOr(err))
 }
 
-func (c *SharedConn) recvFiles(max int) ([]*os.File, error) {
+func (c *SharedConn) recvFiles(limit int) ([]*os.File, error) {
 	if c.r.shut.Load() {
 		return nil, io.EOF
 	}
@@ -1362,7 +1362,7 @@ func (c *SharedConn) recvFiles(max int) ([]*os.File, error) {
 	}
 	var files []*os.File
 	err := c.passFiles(&c.r, func() (err error) {
-		files, err = c.base.end().recvFiles(max)
+		files, err = c.base.end().recvFiles(limit)
 		return err
 	})
 	switch {

@@ -4130,10 +4130,10 @@ func (f *fd) nextRoom(have int, spare []byte) (int, error) {
 // ---------------------------------------------------------------------------
 // Files and control messages
 
-// recvFiles receives one byte, or one message, with at most max descriptors. Data
+// recvFiles receives one byte, or one message, with at most limit descriptors. Data
 // that came without them, or is not the zero byte that they travel with, is kept for
 // the next read.
-func (f *fd) recvFiles(max int) ([]*os.File, error) {
+func (f *fd) recvFiles(limit int) ([]*os.File, error) {
 	if err := f.enterRecv(); err != nil {
 		return nil, err
 	}
@@ -4161,7 +4161,7 @@ func (f *fd) recvFiles(max int) ([]*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return asFiles(got.fds, max)
+	return asFiles(got.fds, limit)
 }
 
 // roomForFiles returns room for the data that files travel with: a byte, or a message,
@@ -4178,7 +4178,7 @@ func (f *fd) roomForFiles() ([]byte, error) {
 }
 
 // recvWithFiles receives one message into p and the files that came with it.
-func (f *fd) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
+func (f *fd) recvWithFiles(p []byte, limit int) (int, []*os.File, error) {
 	if err := f.enterRecv(); err != nil {
 		return 0, nil, err
 	}
@@ -4211,13 +4211,13 @@ func (f *fd) recvWithFiles(p []byte, max int) (int, []*os.File, error) {
 		discard(got.fds...)
 		return n, nil, err
 	}
-	files, err := asFiles(got.fds, max)
+	files, err := asFiles(got.fds, limit)
 	return n, files, err
 }
 
 // recvRights receives some data, and the files that came with it. It returns the data
 // also when there is something wrong with the files.
-func (f *fd) recvRights(p []byte, max int) (int, []*os.File, error) {
+func (f *fd) recvRights(p []byte, limit int) (int, []*os.File, error) {
 	if err := f.enterRecv(); err != nil {
 		return 0, nil, err
 	}
@@ -4226,7 +4226,7 @@ func (f *fd) recvRights(p []byte, max int) (int, []*os.File, error) {
 	if err != nil {
 		return got.n, nil, err
 	}
-	files, err := asFiles(got.fds, max)
+	files, err := asFiles(got.fds, limit)
 	return got.n, files, err
 }
 
@@ -4308,8 +4308,8 @@ func (f *fd) withoutRights(p []byte, err error, dataStays bool) (got parcel, _ e
 
 // asFiles returns the descriptors as files, if they are not more than max. The
 // names of the files tell where they came from.
-func asFiles(fds []int, max int) (files []*os.File, err error) {
-	if err := checkReceived(len(fds), max); err != nil {
+func asFiles(fds []int, limit int) (files []*os.File, err error) {
+	if err := checkReceived(len(fds), limit); err != nil {
 		discard(fds...)
 		return nil, err
 	}
