@@ -230,8 +230,5 @@ func (kernel) openReadOnly(int) (*os.File, error) {
 func (kernel) mapAt(mem []byte, prot, flags, sys, offset int) error {
 	_, _, errno := syscall.Syscall6(syscall.SYS_MMAP, uintptr(unsafe.Pointer(&mem[0])), uintptr(len(mem)),
 		uintptr(prot), uintptr(flags), uintptr(sys), uintptr(offset))
-	if errno != 0 {
-		return errno
-	}
-	return nil
+	return errnoOrNil(errno)
 }

@@ -480,10 +480,7 @@ func (kernel) mapAt(mem []byte, prot, flags, sys, offset int) error {
 	default:
 		_, _, errno = syscall.Syscall6(syscall.SYS_MMAP, addr, size, uintptr(prot), uintptr(flags), uintptr(sys), at)
 	}
-	if errno != 0 {
-		return errno
-	}
-	return nil
+	return errnoOrNil(errno)
 }
 
 func fcntl(sys, cmd, arg int) (int, error) {

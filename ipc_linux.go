@@ -1415,10 +1415,7 @@ func getsockopt(sys, opt int, buf []byte, n *int) error {
 	_, _, errno := syscall.Syscall6(numbers.getsockopt, uintptr(sys), syscall.SOL_SOCKET, uintptr(opt),
 		uintptr(unsafe.Pointer(&buf[0])), uintptr(unsafe.Pointer(&size)), 0)
 	*n = int(size)
-	if errno != 0 {
-		return errno
-	}
-	return nil
+	return errnoOrNil(errno)
 }
 
 // callNumbers are numbers of asm/unistd.h for calls that package syscall lacks: those
@@ -1483,10 +1480,7 @@ func (kernel) newMemory(size int) (memoryFiles, error) {
 				break
 			}
 		}
-		if errno != 0 {
-			return errno
-		}
-		return nil
+		return errnoOrNil(errno)
 	})
 	if err != nil {
 		return memoryFiles{}, os.NewSyscallError("memfd_create", err)
@@ -1596,10 +1590,7 @@ func (kernel) mapAt(mem []byte, prot, flags, sys, offset int) error {
 	default:
 		_, _, errno = syscall.Syscall6(memoryCalls.mmap, args[0], args[1], args[2], args[3], args[4], args[5])
 	}
-	if errno != 0 {
-		return errno
-	}
-	return nil
+	return errnoOrNil(errno)
 }
 
 func fcntl(sys, cmd, arg int) (int, error) {

@@ -1296,30 +1296,34 @@ var errFolderReplaced = &ruleError{"the folder was replaced by another", ErrAddr
 // made.
 func (d *folder) reachesCalls() bool { return d.sys >= 0 && folderCalls.openat != 0 }
 
-func (d *folder) open(name string, flags int, mode uint32) (sys int, err error) {
+// call makes the call of that number, with these arguments behind the descriptor and the
+// name. Where it is not reached, byPath makes another one with the path. Pointers among the
+// arguments stay valid meanwhile.
+//
+//go:uintptrescapes
+func (d *folder) call(trap uintptr, byPath func(path string) (int, error), name string, a1, a2, a3 uintptr) (int, error) {
 	if !d.reachesCalls() {
 		path, err := d.named(name)
 		if err != nil {
 			return -1, err
 		}
-		return open(path, flags)
+		return byPath(path)
 	}
-	err = control(func() error {
-		p, err := syscall.BytePtrFromString(name)
-		if err != nil {
-			return err
-		}
-		fd, _, errno := syscall6(folderCalls.openat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(flags), uintptr(mode), 0, 0)
-		if errno != 0 {
-			return errno
-		}
-		sys = int(fd)
-		return nil
-	})
+	p, err := syscall.BytePtrFromString(name)
 	if err != nil {
 		return -1, err
 	}
-	return sys, nil
+	n, _, errno := syscall6(trap, uintptr(d.sys), uintptr(unsafe.Pointer(p)), a1, a2, a3, 0)
+	return int(n), errnoOrNil(errno)
+}
+
+func (d *folder) open(name string, flags int, mode uint32) (sys int, err error) {
+	byPath := func(path string) (int, error) { return syscall.Open(path, flags, mode) }
+	err = control(func() (err error) {
+		sys, err = d.call(folderCalls.openat, byPath, name, uintptr(flags), uintptr(mode), 0)
+		return err
+	})
+	return sys, err
 }
 
 // lstat returns what the name of a file in the folder leads to.
@@ -1333,19 +1337,9 @@ func (d *folder) lstat(name string) (at dirEntry, err error) {
 }
 
 func (baseKernel) lstatAt(d *folder, name string, st *syscall.Stat_t) error {
-	if !d.reachesCalls() {
-		path, err := d.named(name)
-		if err != nil {
-			return err
-		}
-		return syscall.Lstat(path, st)
-	}
-	p, err := syscall.BytePtrFromString(name)
-	if err != nil {
-		return err
-	}
-	_, _, errno := syscall6(folderCalls.fstatat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(unsafe.Pointer(st)), atSymlinkNoFollow, 0, 0)
-	return errnoOrNil(errno)
+	byPath := func(path string) (int, error) { return 0, syscall.Lstat(path, st) }
+	_, err := d.call(folderCalls.fstatat, byPath, name, uintptr(unsafe.Pointer(st)), atSymlinkNoFollow, 0)
+	return err
 }
 
 func errnoOrNil(errno syscall.Errno) error {
@@ -1388,20 +1382,10 @@ func (d *folder) removeLock(name string, id fileID) error {
 }
 
 func (d *folder) unlink(name string) error {
-	if !d.reachesCalls() {
-		path, err := d.named(name)
-		if err != nil {
-			return os.NewSyscallError("unlink", err)
-		}
-		return unlink(path)
-	}
+	byPath := func(path string) (int, error) { return 0, syscall.Unlink(path) }
 	err := control(func() error {
-		p, err := syscall.BytePtrFromString(name)
-		if err != nil {
-			return err
-		}
-		_, _, errno := syscall.Syscall(folderCalls.unlinkat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), 0)
-		return errnoOrNil(errno)
+		_, err := d.call(folderCalls.unlinkat, byPath, name, 0, 0, 0)
+		return err
 	})
 	if err == syscall.ENOENT {
 		return nil // somebody else was faster
@@ -1478,37 +1462,17 @@ func (baseKernel) setMode(d *folder, name string, typ, mode uint32, uid, gid int
 }
 
 func (d *folder) lchown(name string, uid, gid int) error {
-	if !d.reachesCalls() {
-		path, err := d.named(name)
-		if err != nil {
-			return err
-		}
-		return syscall.Lchown(path, uid, gid)
-	}
-	p, err := syscall.BytePtrFromString(name)
-	if err != nil {
-		return err
-	}
-	_, _, errno := syscall6(folderCalls.fchownat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(uid), uintptr(gid), atSymlinkNoFollow, 0)
-	return errnoOrNil(errno)
+	byPath := func(path string) (int, error) { return 0, syscall.Lchown(path, uid, gid) }
+	_, err := d.call(folderCalls.fchownat, byPath, name, uintptr(uid), uintptr(gid), atSymlinkNoFollow)
+	return err
 }
 
 // chmod follows a symbolic link on Linux, and wherever it goes by the path: there is no
 // call that does not.
 func (d *folder) chmod(name string, mode uint32) error {
-	if !d.reachesCalls() {
-		path, err := d.named(name)
-		if err != nil {
-			return err
-		}
-		return syscall.Chmod(path, mode)
-	}
-	p, err := syscall.BytePtrFromString(name)
-	if err != nil {
-		return err
-	}
-	_, _, errno := syscall6(folderCalls.fchmodat, uintptr(d.sys), uintptr(unsafe.Pointer(p)), uintptr(mode), atSymlinkNoFollow, 0, 0)
-	return errnoOrNil(errno)
+	byPath := func(path string) (int, error) { return 0, syscall.Chmod(path, mode) }
+	_, err := d.call(folderCalls.fchmodat, byPath, name, uintptr(mode), atSymlinkNoFollow, 0)
+	return err
 }
 
 // errReplaced is the error for a file that was replaced while it was being made.
@@ -5086,10 +5050,6 @@ func open(path string, flags int) (fd int, err error) {
 		return err
 	})
 	return fd, err
-}
-
-func unlink(path string) error {
-	return os.NewSyscallError("unlink", control(func() error { return syscall.Unlink(path) }))
 }
 
 // flock takes or gives up the flock(2) of an open file, without waiting: the error is
