@@ -858,7 +858,12 @@ func Listen(addr Addr) (*Listener, error) { return ListenConfig{}.Listen(addr) }
 // long as a listener or an end of a connection of it is open in any process.
 func (lc ListenConfig) Listen(addr Addr) (*Listener, error) {
 	l := new(Listener)
-	if err := lc.serve(&l.server, addr, streams); err != nil {
+	return opened(l, lc.serve(&l.server, addr, streams))
+}
+
+// opened returns the listener, unless opening it has failed.
+func opened[L any](l *L, err error) (*L, error) {
+	if err != nil {
 		return nil, err
 	}
 	return l, nil
@@ -1801,10 +1806,7 @@ func ListenMsg(addr Addr) (*MsgListener, error) { return ListenConfig{}.ListenMs
 // ListenMsg opens a server for messages: see [ListenConfig.Listen].
 func (lc ListenConfig) ListenMsg(addr Addr) (*MsgListener, error) {
 	l := new(MsgListener)
-	if err := lc.serve(&l.server, addr, messages); err != nil {
-		return nil, err
-	}
-	return l, nil
+	return opened(l, lc.serve(&l.server, addr, messages))
 }
 
 // DialMsg connects to a server for messages: see [Dial].
@@ -2425,19 +2427,15 @@ const maxFiles = 253
 // [errors.ErrUnsupported].
 //
 // If a file is closed already, the error matches [os.ErrClosed] and none is sent.
-func (c *Conn) SendFiles(files ...*os.File) error {
-	err := checkFiles(len(files), 1)
-	if err == nil {
-		err = c.end().sendWithFiles(zeroByte[:], files)
-	}
-	return c.failed("sendfiles", err)
-}
+func (c *Conn) SendFiles(files ...*os.File) error { return c.sendFiles(c.end(), files) }
 
 // SendFiles gives the peer the open files: see [Conn.SendFiles].
-func (c *MsgConn) SendFiles(files ...*os.File) error {
+func (c *MsgConn) SendFiles(files ...*os.File) error { return c.sendFiles(c.messages(), files) }
+
+func (c *endpoint) sendFiles(by messageCarrier, files []*os.File) error {
 	err := checkFiles(len(files), 1)
 	if err == nil {
-		err = c.messages().sendWithFiles(zeroByte[:], files)
+		err = by.sendWithFiles(zeroByte[:], files)
 	}
 	return c.failed("sendfiles", err)
 }
@@ -2461,21 +2459,16 @@ func (c *MsgConn) SendFiles(files ...*os.File) error {
 // On Windows the record that files are received by is made of plain bytes. It is believed
 // only if its sender has the right to do by itself what the record asks for. Otherwise it
 // is data, and the error matches both ErrNoFiles and [ErrUntrusted].
-func (c *Conn) RecvFiles(max int) ([]*os.File, error) {
-	err := checkFiles(max, 1)
-	var files []*os.File
-	if err == nil {
-		files, err = c.end().recvFiles(max)
-	}
-	return files, c.failed("recvfiles", err)
-}
+func (c *Conn) RecvFiles(max int) ([]*os.File, error) { return c.recvFiles(c.end(), max) }
 
 // RecvFiles receives the files of one SendFiles: see [Conn.RecvFiles].
-func (c *MsgConn) RecvFiles(max int) ([]*os.File, error) {
-	err := checkFiles(max, 1)
+func (c *MsgConn) RecvFiles(max int) ([]*os.File, error) { return c.recvFiles(c.messages(), max) }
+
+func (c *endpoint) recvFiles(by messageCarrier, limit int) ([]*os.File, error) {
+	err := checkFiles(limit, 1)
 	var files []*os.File
 	if err == nil {
-		files, err = c.messages().recvFiles(max)
+		files, err = by.recvFiles(limit)
 	}
 	return files, c.failed("recvfiles", err)
 }
@@ -3146,20 +3139,14 @@ func InheritedWriter(name string) (*PipeWriter, error) {
 // socket file and its lock together with the parent: see [Inherit].
 func InheritedListener(name string) (*Listener, error) {
 	l := new(Listener)
-	if err := inheritServer(name, kindListener, streams, &l.server); err != nil {
-		return nil, err
-	}
-	return l, nil
+	return opened(l, inheritServer(name, kindListener, streams, &l.server))
 }
 
 // InheritedMsgListener returns the inherited listener for messages: see
 // [InheritedListener].
 func InheritedMsgListener(name string) (*MsgListener, error) {
 	l := new(MsgListener)
-	if err := inheritServer(name, kindMsgListener, messages, &l.server); err != nil {
-		return nil, err
-	}
-	return l, nil
+	return opened(l, inheritServer(name, kindMsgListener, messages, &l.server))
 }
 
 // inheritServer makes l the inherited listener of that name and kind.

@@ -429,10 +429,7 @@ func ListenShared(addr Addr) (*SharedListener, error) { return ListenConfig{}.Li
 // see [ListenConfig.Listen].
 func (lc ListenConfig) ListenShared(addr Addr) (*SharedListener, error) {
 	l := new(SharedListener)
-	if err := lc.serve(&l.server, addr, streams); err != nil {
-		return nil, err
-	}
-	return l, nil
+	return opened(l, lc.serve(&l.server, addr, streams))
 }
 
 // Accept waits for a client and returns its connection, a *SharedConn.
@@ -472,10 +469,7 @@ func (l *SharedListener) kindOfEnd() endKind { return kindOf(l, kindSharedListen
 // InheritedSharedListener returns the inherited listener: see [InheritedListener].
 func InheritedSharedListener(name string) (*SharedListener, error) {
 	l := new(SharedListener)
-	if err := inheritServer(name, kindSharedListener, streams, &l.server); err != nil {
-		return nil, err
-	}
-	return l, nil
+	return opened(l, inheritServer(name, kindSharedListener, streams, &l.server))
 }
 
 // ---------------------------------------------------------------------------

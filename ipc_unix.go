@@ -234,10 +234,7 @@ func (f *fd) blockingFile(name string, end func() error) (*os.File, error) {
 // another folder. That other name leads nowhere.
 func FileListener(f *os.File) (*Listener, error) {
 	l := new(Listener)
-	if err := l.adoptFile(f, streams); err != nil {
-		return nil, err
-	}
-	return l, nil
+	return opened(l, l.adoptFile(f, streams))
 }
 
 // FileMsgListener returns a listener for messages over a duplicate of f, which must
@@ -245,10 +242,7 @@ func FileListener(f *os.File) (*Listener, error) {
 // where messages are framed (macOS, AIX, illumos, Solaris): see [FileListener].
 func FileMsgListener(f *os.File) (*MsgListener, error) {
 	l := new(MsgListener)
-	if err := l.adoptFile(f, messages); err != nil {
-		return nil, err
-	}
-	return l, nil
+	return opened(l, l.adoptFile(f, messages))
 }
 
 // adoptFile makes l a listener over a duplicate of f.
