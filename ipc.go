@@ -832,7 +832,7 @@ func Listen(addr Addr) (*Listener, error) { return ListenConfig{}.Listen(addr) }
 
 // Listen opens a server at addr. For the zero Addr it takes a fresh private name, which
 // [Listener.Addr] returns. Clients written with Node.js 20, and many in C, pad an
-// abstract name with NUL bytes: see [Name] for a server that they reach.
+// abstract name with NUL bytes: [Name] says how a server can be reached by them.
 //
 // On Unix a listener on a path holds an flock(2) on the sibling file path + ".lock" until
 // Close, so that of many starters exactly one gets a stale path. Close removes the socket
@@ -876,7 +876,7 @@ func (lc *ListenConfig) serve(l *server, addr Addr, kind connKind) error {
 	}
 	target, err := lc.target(addr)
 	if err == nil && lc.Group != "" {
-		lc.Group, err = resolveGroup(lc.Group) // lc is this listener's own
+		lc.Group, err = resolveGroup(lc.Group) // lc is a copy, which the caller does not see
 	}
 	if err == nil {
 		l.sys, err = listen(target, kind, lc)
@@ -915,7 +915,7 @@ func (lc *ListenConfig) validate() error {
 	return lc.Access.validate()
 }
 
-// A server is what Listener and MsgListener have in common.
+// A server is what the listeners of all kinds have in common.
 type server struct {
 	sys   *listener
 	addr  Addr
@@ -1639,7 +1639,7 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 //
 //   - a wait to write;
 //   - a wait to read in a stream: 4 KiB or more were read since the wait before it, and
-//     nothing was written to this end. Nothing ever is to a [PipeReader];
+//     this end wrote nothing meanwhile. A [PipeReader] never writes;
 //   - a wait to read after a pause: the wait before it ended longer ago than the limit;
 //   - any wait while the process has more busy ends than two for each CPU. A direction of a
 //     connection, a pipe end and a listener are an end each.
@@ -2421,9 +2421,9 @@ const maxFiles = 253
 // process ends.
 //
 // In two cases this process holds the duplicates itself, and they are lost if it ends
-// before they are received: if this process may not open that one, or if it was given its
-// end by another process and that is not the second end of a Pair. If neither process may
-// open the other, the error matches [os.ErrPermission]. To another machine it matches
+// before they are received: if this process may not open that one, or if another process
+// gave it its end, unless that is the second end of a Pair. If neither process may open the
+// other, the error matches [os.ErrPermission]. To another machine it matches
 // [errors.ErrUnsupported].
 //
 // If a file is closed already, the error matches [os.ErrClosed] and none is sent.
@@ -2493,8 +2493,8 @@ func checkReceived(n, limit int) error {
 }
 
 // holdFiles returns the descriptors or handles of the files, none of which can be
-// closed until release is called. It asks each file in the way that leaves its mode
-// alone.
+// closed until release is called. It does not use File.Fd, which on Unix makes a file
+// blocking.
 func holdFiles[H ~int | ~uintptr](files []*os.File) (sys []H, release func(), err error) {
 	held := make([]func(), 0, len(files))
 	release = func() {
@@ -2836,8 +2836,8 @@ func (c *MsgConn) bequeath(cmd *exec.Cmd) (string, error) {
 }
 
 // mayGo refuses to give the connection away if a framing has read a part of what came,
-// such as the beginning of a frame: that would be lost. If a receive is under way, that
-// receive takes it.
+// such as the beginning of a frame: that would be lost. A receive that is under way takes
+// what was read.
 func (c *MsgConn) mayGo() error {
 	f, framed := c.carrier.(*framing)
 	if !framed || !f.receiving.TryLock() {
@@ -2876,10 +2876,10 @@ func inheritError(kind endKind, err error) error {
 }
 
 // Inherit gives the end to the process that cmd will start. The child asks for it by the
-// name, with [InheritedConn] or the function of the other kind of end. Inherit is called before cmd.Start. It adds to
-// cmd.Env, to cmd.ExtraFiles on Unix and to cmd.SysProcAttr.AdditionalInheritedHandles on
-// Windows. The name consists of letters, digits, '_', '-' and '.', and each is given
-// once.
+// name, with [InheritedConn] or the function for another kind of end. Inherit is called
+// before cmd.Start. It adds to cmd.Env, to cmd.ExtraFiles on Unix and to
+// cmd.SysProcAttr.AdditionalInheritedHandles on Windows. The name consists of letters,
+// digits, '_', '-' and '.', and each is given once.
 //
 // The child is told by the environment variable IPC_INHERIT in cmd.Env. If cmd.Env is
 // nil, Inherit first fills it with what Start would use (cmd.Environ), so later changes
@@ -2988,9 +2988,9 @@ var inherited struct {
 // child: what this process was given is not passed on, neither the ends nor the
 // variable that names them.
 //
-// It is also before the program opens anything. If a descriptor was closed on the way
-// here, its number is not open now, or is something else than what the parent gave. From
-// then on the number belongs to the rest of the program, and the end is lost.
+// That is also before the program opens anything. If a descriptor was closed on the way
+// here, its number is not open now, or is something else than what the parent gave. Such an
+// end is lost, and its number belongs to the rest of the program.
 func init() {
 	list, ok := os.LookupEnv(inheritVar)
 	if !ok {
@@ -3022,7 +3022,7 @@ func parseInherited(list string) (map[string]*inheritedEnd, error) {
 			taken[d] = true
 		}
 		if !ok {
-			return nil, &ruleError{what: inheritVar + " is garbled at " + strconv.Quote(entry)}
+			return nil, &ruleError{what: inheritVar + " is malformed at " + strconv.Quote(entry)}
 		}
 		ends[name] = &inheritedEnd{kind: endKind(kind), token: token}
 	}
@@ -3318,7 +3318,7 @@ type spinPolicy struct {
 	leftAt   atomic.Int64  // when a thread left its CPU last
 	leaveGap atomic.Int64  // how long it is until the next time; 0 for leaveMin
 	crowd    crowd
-	leave    func()       // makes the calling thread go on on another CPU, where the system can do that
+	leave    func()       // moves the calling thread to another CPU, where the system can do that
 	clock    func() int64 // see now
 }
 

@@ -190,7 +190,7 @@ func (e *pipeEnd) BlockingFile() (*os.File, error) {
 }
 
 // mayGo refuses to give an end away if something was read ahead of the caller, which
-// would stay here. If a read is under way, that read takes it.
+// would stay here. A read that is under way takes what was read ahead.
 func (f *fd) mayGo() error {
 	if !f.r.mu.TryLock() {
 		return nil

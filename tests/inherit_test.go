@@ -827,8 +827,8 @@ func TestInheritKeepsTheEnvironment(t *testing.T) {
 		t.Error("the parent's own environment was changed")
 	}
 
-	for _, garbled := range []string{"x", "x,conn", "x,conn,3;;"} {
-		cmd = exec.Cmd{Env: []string{inheritVar + "=" + garbled}}
+	for _, malformed := range []string{"x", "x,conn", "x,conn,3;;"} {
+		cmd = exec.Cmd{Env: []string{inheritVar + "=" + malformed}}
 		if err := refusedEnd(ipc.Inherit(&cmd, "b", b), inheritVar); err != nil {
 			t.Error(err)
 		}
@@ -852,36 +852,36 @@ func TestInheritByTwoCommandsSharesNothing(t *testing.T) {
 // ---------------------------------------------------------------------------
 // What a child is told wrong
 
-// garbledLists are values of the variable from which no end "x" that is a
+// malformedLists are values of the variable from which no end "x" that is a
 // connection must come, and a word of the error each.
-var garbledLists = map[string]string{
+var malformedLists = map[string]string{
 	"":                                    `"x"`,
-	"x":                                   "garbled",
-	",":                                   "garbled",
-	";":                                   "garbled",
-	",,":                                  "garbled",
-	"=":                                   "garbled",
-	"x,conn":                              "garbled",
-	"x,conn,":                             "garbled",
-	"x,conn,-1":                           "garbled",
-	"x,conn,0":                            "garbled",
-	"x,conn,+5":                           "garbled",
-	"x,conn,05":                           "garbled",
-	"x,conn,5x":                           "garbled",
-	"x,conn,5,5":                          "garbled",
-	"x,conn, 5":                           "garbled",
-	"x,conn,5;":                           "garbled",
-	";x,conn,5":                           "garbled",
-	"x,conn,5;;y,conn,6":                  "garbled",
-	"x,conn,5;x,conn,6":                   "garbled",
-	"x,conn,5;y,conn,5":                   "garbled", // two owners of one
-	"x,conn,99999999999999999999":         "garbled",
-	",conn,5":                             "garbled",
-	"x y,conn,5;x,conn,6":                 "garbled",
-	"\xff\xfe,conn,5":                     "garbled",
-	"x,conn,5\n":                          "garbled",
-	strings.Repeat("x,conn,5;", 5000):     "garbled",
-	strings.Repeat("x", 50000):            "garbled",
+	"x":                                   "malformed",
+	",":                                   "malformed",
+	";":                                   "malformed",
+	",,":                                  "malformed",
+	"=":                                   "malformed",
+	"x,conn":                              "malformed",
+	"x,conn,":                             "malformed",
+	"x,conn,-1":                           "malformed",
+	"x,conn,0":                            "malformed",
+	"x,conn,+5":                           "malformed",
+	"x,conn,05":                           "malformed",
+	"x,conn,5x":                           "malformed",
+	"x,conn,5,5":                          "malformed",
+	"x,conn, 5":                           "malformed",
+	"x,conn,5;":                           "malformed",
+	";x,conn,5":                           "malformed",
+	"x,conn,5;;y,conn,6":                  "malformed",
+	"x,conn,5;x,conn,6":                   "malformed",
+	"x,conn,5;y,conn,5":                   "malformed", // two owners of one
+	"x,conn,99999999999999999999":         "malformed",
+	",conn,5":                             "malformed",
+	"x y,conn,5;x,conn,6":                 "malformed",
+	"\xff\xfe,conn,5":                     "malformed",
+	"x,conn,5\n":                          "malformed",
+	strings.Repeat("x,conn,5;", 5000):     "malformed",
+	strings.Repeat("x", 50000):            "malformed",
 	"y,conn,5":                            `"x"`,
 	"X,conn,5":                            `"x"`,
 	"x,CONN,5":                            "CONN",
@@ -892,7 +892,7 @@ var garbledLists = map[string]string{
 }
 
 func TestInheritedWithAMalformedVariable(t *testing.T) {
-	kit.LongStory(t, kit.Patience+time.Duration(len(garbledLists))*kit.Soon)
+	kit.LongStory(t, kit.Patience+time.Duration(len(malformedLists))*kit.Soon)
 	file, err := os.Create(kit.TempDir(t) + "/file")
 	kit.Must(t, err)
 	defer os.Remove(file.Name())
@@ -901,7 +901,7 @@ func TestInheritedWithAMalformedVariable(t *testing.T) {
 	if runtime.GOOS != "windows" {
 		inexistent.ExtraFiles = []*os.File{file}
 	}
-	for list, word := range garbledLists {
+	for list, word := range malformedLists {
 		cmd := inexistent
 		cmd.Env = []string{inheritVar + "=" + list}
 		c := kit.StartChildWith(t, cmd, "has no ends", word)

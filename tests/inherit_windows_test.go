@@ -168,7 +168,7 @@ func childRefusesAnEnd(p *kit.Parent, args []string) error {
 		if err := refusedEnd(err); err != nil {
 			return err
 		}
-		if strings.Contains(err.Error(), "garbled") {
+		if strings.Contains(err.Error(), "malformed") {
 			return err
 		}
 	}
