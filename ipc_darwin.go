@@ -208,9 +208,9 @@ func (kernel) sealMemory(int, bool) error { return nil }
 // has no type of a file in it (pshm_stat of bsd/kern/posix_shm.c), and of what else may
 // have none, mmap(2) takes nothing.
 func (kernel) checkMemory(sys int) (memoryInfo, error) {
-	var st syscall.Stat_t
-	if err := control(func() error { return syscall.Fstat(sys, &st) }); err != nil {
-		return memoryInfo{}, os.NewSyscallError("fstat", err)
+	st, err := fstat(sys)
+	if err != nil {
+		return memoryInfo{}, err
 	}
 	if st.Mode&syscall.S_IFMT != 0 {
 		return memoryInfo{}, &ruleError{what: "the file is not memory"}

@@ -606,10 +606,10 @@ func (kernel) probeAt(d *folder, name string) (at dirEntry, unpin func(), err er
 	if err != nil {
 		return dirEntry{}, noUnpin, err
 	}
-	var st syscall.Stat_t
-	if err := control(func() error { return syscall.Fstat(sys, &st) }); err != nil {
+	st, err := fstat(sys)
+	if err != nil {
 		syscall.Close(sys)
-		return dirEntry{}, noUnpin, os.NewSyscallError("fstat", err)
+		return dirEntry{}, noUnpin, err
 	}
 	at = entryOf(&st)
 	unpin = func() { syscall.Close(sys) }
@@ -723,9 +723,9 @@ func (kernel) setMode(d *folder, name string, typ, mode uint32, uid, gid int) (f
 		return fileID{}, classify("open", err)
 	}
 	defer syscall.Close(file)
-	var st syscall.Stat_t
-	if err := control(func() error { return syscall.Fstat(file, &st) }); err != nil {
-		return fileID{}, os.NewSyscallError("fstat", err)
+	st, err := fstat(file)
+	if err != nil {
+		return fileID{}, err
 	}
 	made := entryOf(&st)
 	if made.typ != typ || !made.madeHere() {

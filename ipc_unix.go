@@ -1088,12 +1088,13 @@ func (d *folder) openLock(name string, rights lockRights) (lock lockFile, made b
 // setLockMode gives a new lock file the group and the mode that the rights ask for, whatever
 // the umask.
 func (d *folder) setLockMode(lock lockFile, rights lockRights) error {
-	var dir, st syscall.Stat_t
+	var dir syscall.Stat_t
 	if err := d.stat(&dir); err != nil {
 		return err
 	}
-	if err := control(func() error { return syscall.Fstat(lock.sys, &st) }); err != nil {
-		return os.NewSyscallError("fstat", err)
+	st, err := fstat(lock.sys)
+	if err != nil {
+		return err
 	}
 	gid := uint32(st.Gid)
 	if rights.gid >= 0 {
@@ -1820,10 +1821,15 @@ func adoptConn(f *os.File, kind connKind) (*fd, error) {
 	return adopt(f, kind, func(sys int) error { return isConnected(sys, kind) })
 }
 
-// adopt returns an fd over a duplicate of f, if that passes the check. f is checked before
-// it is duplicated: to close a duplicate of a file can take as long as its server likes
-// (flush of FUSE).
+// adopt returns an fd over a duplicate of f, if that passes the check.
 func adopt(f *os.File, kind connKind, check func(sys int) error) (*fd, error) {
+	return ofDuplicate(f, check, func(sys int) (*fd, error) { return adoptSys(sys, kind, check) })
+}
+
+// ofDuplicate returns what adopt makes of a duplicate of f, if f passes the check. f is
+// checked before it is duplicated: to close a duplicate of a file can take as long as its
+// server likes (flush of FUSE).
+func ofDuplicate(f *os.File, check func(sys int) error, adopt func(sys int) (*fd, error)) (*fd, error) {
 	var sys int
 	err := withFile(f, func(fd uintptr) (err error) {
 		if err = check(int(fd)); err != nil {
@@ -1835,12 +1841,11 @@ func adopt(f *os.File, kind connKind, check func(sys int) error) (*fd, error) {
 	if err != nil {
 		return nil, err
 	}
-	fd, err := adoptSys(sys, kind, check)
+	fd, err := adopt(sys)
 	if err != nil {
 		syscall.Close(sys)
-		return nil, err
 	}
-	return fd, nil
+	return fd, err
 }
 
 // adoptSys returns an fd that owns sys, if sys passes the check; if not, sys stays as it
@@ -1938,19 +1943,8 @@ func pipe() (r, w *fd, err error) {
 
 // adoptPipe returns the end of a pipe or FIFO over a duplicate of f.
 func adoptPipe(f *os.File, d direction) (*fd, error) {
-	var sys int
-	err := withFile(f, func(fd uintptr) (err error) {
-		sys, err = kern.dup(int(fd))
-		return os.NewSyscallError("dup", err)
-	})
-	if err != nil {
-		return nil, err
-	}
-	fd, err := adoptPipeSys(sys, d)
-	if err != nil {
-		syscall.Close(sys)
-	}
-	return fd, err
+	return ofDuplicate(f, func(sys int) error { return isPipeEnd(sys, d) },
+		func(sys int) (*fd, error) { return adoptPipeSys(sys, d) })
 }
 
 // adoptPipeSys returns an fd that owns sys, if sys is such an end of a pipe or FIFO; if
@@ -1992,9 +1986,9 @@ func isPipeEnd(sys int, d direction) error {
 
 // isPipe refuses every descriptor that is not a pipe or FIFO.
 func isPipe(sys int) error {
-	var st syscall.Stat_t
-	if err := control(func() error { return syscall.Fstat(sys, &st) }); err != nil {
-		return os.NewSyscallError("fstat", err)
+	st, err := fstat(sys)
+	if err != nil {
+		return err
 	}
 	if st.Mode&syscall.S_IFMT != syscall.S_IFIFO {
 		return &ruleError{"the descriptor is not a pipe", errors.ErrUnsupported}
@@ -2288,9 +2282,9 @@ func parsePassedFD(text string) (d passedFD, ok bool) {
 // file, its device and its inode number. The kernel gives sockets and pipes inode numbers
 // too, the same in every process that has a descriptor of one.
 func identityOf(sys int) (string, error) {
-	var st syscall.Stat_t
-	if err := control(func() error { return syscall.Fstat(sys, &st) }); err != nil {
-		return "", os.NewSyscallError("fstat", err)
+	st, err := fstat(sys)
+	if err != nil {
+		return "", err
 	}
 	id := idOf(&st)
 	return strconv.FormatUint(uint64(st.Mode&syscall.S_IFMT), 16) + "." +
@@ -5097,11 +5091,16 @@ func (e dirEntry) isLock() bool { return e.regular && e.empty }
 func (e dirEntry) madeHere() bool { return e.uid == 0 || os.Geteuid() != 0 }
 
 func fstatID(fd int) fileID {
-	var st syscall.Stat_t
-	if err := control(func() error { return syscall.Fstat(fd, &st) }); err != nil {
+	st, err := fstat(fd)
+	if err != nil {
 		return fileID{}
 	}
 	return idOf(&st)
+}
+
+func fstat(sys int) (st syscall.Stat_t, err error) {
+	err = control(func() error { return syscall.Fstat(sys, &st) })
+	return st, os.NewSyscallError("fstat", err)
 }
 
 func idOf(st *syscall.Stat_t) fileID { return fileID{uint64(st.Dev), uint64(st.Ino)} }
@@ -5135,9 +5134,9 @@ func sealedMemory(sys int, fcntl func(sys, cmd, arg int) (int, error), get, shri
 	if seals&shrink == 0 {
 		return memoryInfo{}, &ruleError{what: "the memory can shrink: it has no F_SEAL_SHRINK"}
 	}
-	var st syscall.Stat_t // its size cannot become less any more
-	if err := control(func() error { return syscall.Fstat(sys, &st) }); err != nil {
-		return memoryInfo{}, os.NewSyscallError("fstat", err)
+	st, err := fstat(sys) // its size cannot become less any more
+	if err != nil {
+		return memoryInfo{}, err
 	}
 	mode, err := fcntl(sys, syscall.F_GETFL, 0)
 	if err != nil {
