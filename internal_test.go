@@ -392,13 +392,38 @@ func TestBackoffSpinsThatFailBecomeRare(t *testing.T) {
 func TestBackoffFewLossesCostNothing(t *testing.T) {
 	var p spinPolicy
 	var b backoff
-	if n := spinsOf(&p, &b, freeLosses, never); n != freeLosses {
-		t.Errorf("%d spins in the first %d waits", n, freeLosses)
+	const free = debtMax / lossWeight
+	if n := spinsOf(&p, &b, free, never); n != free {
+		t.Errorf("%d spins in the first %d waits", n, free)
 	}
 	b = backoff{}
 	p = spinPolicy{}
 	if n := spinsOf(&p, &b, 10000, func(i int) bool { return i%50 != 0 }); n != 10000 {
 		t.Errorf("%d spins in 10000 waits of which one in fifty is long", n)
+	}
+}
+
+// Half of the spins succeed where two ends have one CPU and the system takes it from the
+// spinner. What they save is far less than what the others cost.
+func TestBackoffStopsWhereSpinsFailOften(t *testing.T) {
+	const waits = 100000
+	for every, most := range map[int]int{2: waits / 100, 4: waits / 20} {
+		var p spinPolicy
+		var b backoff
+		spin := 0
+		n := spinsOf(&p, &b, waits, func(int) bool { spin++; return spin%every != 0 })
+		if n > most {
+			t.Errorf("%d spins in %d waits, though one in %d fails", n, waits, every)
+		}
+	}
+	for _, every := range []int{10, 20} {
+		var p spinPolicy
+		var b backoff
+		spin := 0
+		n := spinsOf(&p, &b, waits, func(int) bool { spin++; return spin%every != 0 })
+		if n != waits {
+			t.Errorf("%d spins in %d waits, though only one in %d fails", n, waits, every)
+		}
 	}
 }
 

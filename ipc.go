@@ -3205,12 +3205,13 @@ var raceBuild = func() bool {
 //
 // A wait first retries its call for some microseconds: it spins. That costs CPU time, but
 // less than to park the goroutine and to wake a thread for it. So a spin pays if it
-// succeeds most of the time. A backoff for each direction of each end finds out: a run of
-// failed spins doubles the number of waits that do not spin, up to four thousand, and each
-// success halves it. The first few failures in a row cost nothing, since one or two in a
-// hundred waits are long on any machine. If the end stopped spinning after one of those,
-// the peer's next wait would be long too, and the two ends would keep each other from
-// spinning.
+// succeeds most of the time: one that fails costs as much as about eight that succeed save.
+// A backoff for each direction of each end finds out: where more of them fail, each failed
+// spin doubles the number of waits that do not spin, up to four thousand. Once the
+// successes have made up for the failures, each one halves it. The first few failures cost
+// nothing, since one or two in a hundred waits are long on any machine. If the end stopped
+// spinning after one of those, the peer's next wait would be long too, and the two ends would
+// keep each other from spinning.
 //
 // A spin cannot succeed while the peer waits for the very CPU that it spins on. Linux
 // brings that about: a write that wakes a sleeping peer queues it behind the writer (a
@@ -3232,7 +3233,8 @@ var raceBuild = func() bool {
 
 const (
 	spinDefault   = 100 * time.Microsecond // about the time of two wake-ups on a slow machine
-	freeLosses    = 8                      // failed spins in a row that cost nothing
+	lossWeight    = 8                      // successful spins that make up for a failed one
+	debtMax       = 8 * lossWeight         // that many failed spins cost nothing
 	skipMin       = 4                      // waits without a spin after one more failed spin; each further one doubles that
 	skipMax       = 4096                   // the most that skipMin is doubled to
 	youngWaits    = 4                      // waits after which a direction goes by its own history
@@ -3247,12 +3249,12 @@ const (
 // A backoff is the history of the waits in one direction. It is guarded by the lock
 // of the direction.
 type backoff struct {
-	waits  uint8  // seen so far, up to youngWaits
-	runs   uint8  // long runs so far, up to longerRuns
-	wins   uint16 // spins that succeeded in a row
-	losses uint8  // spins that failed in a row, up to freeLosses
-	skip   uint16 // waits to come that do not spin
-	last   uint16 // value of skip after the latest failed spin, halved by each success
+	waits uint8  // seen so far, up to youngWaits
+	runs  uint8  // long runs so far, up to longerRuns
+	wins  uint16 // spins that succeeded in a row
+	debt  uint8  // lossWeight for each failed spin, less one for each successful one, up to debtMax
+	skip  uint16 // waits to come that do not spin
+	last  uint16 // value of skip after the latest failed spin, halved by each success without a debt
 }
 
 // longRun reports, once for each such run, that so many spins in a row have succeeded
@@ -3277,12 +3279,20 @@ func paused(gap, limit int64) bool { return gap > limit }
 // the wait is for an answer.
 func streaming(heard int, spoke bool) bool { return heard >= streamMin && !spoke }
 
-func (b *backoff) won() { b.losses, b.skip, b.last, b.wins = 0, 0, b.last/2, b.wins+1 }
+func (b *backoff) won() {
+	b.wins++
+	b.skip = 0
+	if b.debt > 0 {
+		b.debt--
+	} else {
+		b.last /= 2
+	}
+}
 
 func (b *backoff) lost() {
 	b.wins = 0
-	if b.losses < freeLosses {
-		b.losses++
+	if b.debt < debtMax {
+		b.debt += lossWeight
 		return
 	}
 	b.last = min(max(2*b.last, skipMin), skipMax)
@@ -3458,7 +3468,7 @@ func (p *spinPolicy) note(b *backoff, what func(*backoff)) {
 		*b = p.youngBackoff()
 		b.waits, b.wins, b.runs = waits+1, wins, runs
 		what(b)
-		p.young.Store(uint64(b.losses)<<32 | uint64(b.skip)<<16 | uint64(b.last))
+		p.young.Store(uint64(b.debt)<<32 | uint64(b.skip)<<16 | uint64(b.last))
 		return
 	}
 	what(b)
@@ -3466,7 +3476,7 @@ func (p *spinPolicy) note(b *backoff, what func(*backoff)) {
 
 func (p *spinPolicy) youngBackoff() backoff {
 	v := p.young.Load()
-	return backoff{losses: uint8(v >> 32), skip: uint16(v >> 16), last: uint16(v)}
+	return backoff{debt: uint8(v >> 32), skip: uint16(v >> 16), last: uint16(v)}
 }
 
 // ---------------------------------------------------------------------------
