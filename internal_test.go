@@ -540,9 +540,15 @@ func TestCrowdIsNotMadeOfShortConnections(t *testing.T) {
 
 func TestCrowdIsForgottenWhenItHasGone(t *testing.T) {
 	c, clock := aCrowd(100, 0, 2, 20*time.Microsecond)
-	later := func() int64 { return clock() + crowdTime }
-	if !c.is(clock) || c.is(later) {
-		t.Errorf("now there is a crowd: %t, later: %t", c.is(clock), c.is(later))
+	if !c.is(clock) {
+		t.Fatal("there is no crowd")
+	}
+	later, waits := clock()+crowdTime, 0
+	for alone := new(turnout); c.is(func() int64 { return later }); waits++ {
+		c.add(alone, 2, func() int64 { return later })
+	}
+	if waits > crowdLook {
+		t.Errorf("the crowd is still there after %d waits of one direction", waits)
 	}
 }
 

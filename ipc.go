@@ -3353,6 +3353,7 @@ const (
 	crowdRound = 32                                  // waits for each CPU
 	crowdShare = crowdRound / 4                      // the most that is counted of one direction
 	crowdTime  = 2 * crowdRound * int64(spinDefault) // a round that takes longer is not one of a crowd
+	crowdLook  = 16                                  // waits from one look at the clock to the next
 )
 
 // A turnout is what one direction contributed to a round. It is guarded by the lock of
@@ -3384,9 +3385,16 @@ func (c *crowd) add(t *turnout, cpus uint32, clock func() int64) (last bool) {
 }
 
 // is reports whether too many wait now: the last round told so, and this one is not
-// already longer than one of a crowd.
+// already longer than one of a crowd. It looks at the clock once in crowdLook waits.
 func (c *crowd) is(clock func() int64) bool {
-	return c.tooMany.Load() && clock()-c.begun.Load() < crowdTime
+	if !c.tooMany.Load() {
+		return false
+	}
+	if c.ended.Load()%crowdLook == 0 && clock()-c.begun.Load() >= crowdTime {
+		c.tooMany.Store(false)
+		return false
+	}
+	return true
 }
 
 // spinning is the policy of this process.

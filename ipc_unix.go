@@ -3061,7 +3061,7 @@ type ioState struct {
 
 	backoff backoff // whether the next wait spins
 	turnout turnout // how often this direction waits, among all
-	parked  bool    // the last operation had to park, so the next one is likely to
+	parks   uint8   // parksAgain after an operation that had to park, one less after each that did not
 	tries   uint8   // attempts of the operation under way that the poller made, up to 2
 }
 
@@ -3188,6 +3188,11 @@ func (f *fd) maySpin(h *ioState) bool {
 	return h == &f.r && f.spinLimit() > 0 && !streaming(int(f.heard), f.spoke.Load()) && !spinning.crowd.is(now)
 }
 
+// parksAgain is how many operations that did not have to park it takes after one that had to,
+// until the next is expected not to. Where some of them park and some do not, an attempt in
+// vain costs more than the way through the poller.
+const parksAgain = 4
+
 func (f *fd) untilDone(h *ioState) error {
 	if h.expired() {
 		return os.ErrDeadlineExceeded
@@ -3196,9 +3201,9 @@ func (f *fd) untilDone(h *ioState) error {
 	spins := may && spinning.allows(&h.backoff)
 	// The poller makes an attempt before it parks. If an attempt is likely to fail, that
 	// one is enough.
-	if !h.parked || spins {
+	if h.parks == 0 || spins {
 		if h.attempt(f.sys) {
-			h.parked = false
+			h.parks = 0
 			return h.err
 		}
 	}
@@ -3211,11 +3216,15 @@ func (f *fd) untilDone(h *ioState) error {
 	}
 	h.tries = 0
 	err := f.await(h, nil)
-	if h.parked = err == nil && h.tries > 1; h.parked {
+	switch {
+	case err == nil && h.tries > 1:
+		h.parks = parksAgain
 		spinning.count(&h.turnout)
 		if may && !spins {
 			spinning.skipped(&h.backoff)
 		}
+	case h.parks > 0:
+		h.parks--
 	}
 	if may && spinning.allows(&h.backoff) { // the next wait asks for it
 		f.waited = now()
@@ -3245,7 +3254,7 @@ func (f *fd) spinFor(h *ioState) bool {
 	if done {
 		f.waited = s.last
 		spinning.count(&h.turnout)
-		h.parked = false
+		h.parks = 0
 		if f.polled.Load() != nil && h.backoff.longRun() {
 			f.leavePoller()
 		}
