@@ -440,6 +440,20 @@ func TestBackoffNewDirectionGoesByWhatOthersLearned(t *testing.T) {
 	}
 }
 
+// The waits that new directions do not spin are shared by all of them. One that has grown up
+// goes by its own spins soon.
+func TestBackoffDirectionDoesNotServeTheSkipOfOthersAlone(t *testing.T) {
+	var p spinPolicy
+	for range 3000 {
+		spinsOf(&p, &backoff{}, youngWaits, never)
+	}
+	var b backoff
+	const waits = 1000
+	if n := spinsOf(&p, &b, waits, always); n < waits*95/100 {
+		t.Errorf("%d spins in %d waits that are short", n, waits)
+	}
+}
+
 func TestBackoffAsksForLongerAndLongerRuns(t *testing.T) {
 	var b backoff
 	for run := range longerRuns + 2 {
@@ -483,7 +497,7 @@ func TestCrowdIsMoreThanTwoForEachCPU(t *testing.T) {
 	const gap, rest = 20 * time.Microsecond, 3 * spinDefault
 	tooMany := func(directions, more, cpus int, gap time.Duration) bool {
 		c, clock := aCrowd(directions, more, cpus, gap)
-		return c.is(clock)
+		return c.isNow(clock)
 	}
 	for _, cpus := range []int{2, 4, 64} {
 		for _, n := range []int{1, 2, cpus, 2 * cpus} {
@@ -540,11 +554,11 @@ func TestCrowdIsNotMadeOfShortConnections(t *testing.T) {
 
 func TestCrowdIsForgottenWhenItHasGone(t *testing.T) {
 	c, clock := aCrowd(100, 0, 2, 20*time.Microsecond)
-	if !c.is(clock) {
+	if !c.isNow(clock) {
 		t.Fatal("there is no crowd")
 	}
 	later, waits := clock()+crowdTime, 0
-	for alone := new(turnout); c.is(func() int64 { return later }); waits++ {
+	for alone := new(turnout); c.isNow(func() int64 { return later }); waits++ {
 		c.add(alone, 2, func() int64 { return later })
 	}
 	if waits > crowdLook {
@@ -563,7 +577,7 @@ func TestSpinPolicyFindsACrowd(t *testing.T) {
 			at += int64(gap) / int64(cpus)
 			p.count(&all[i%directions])
 		}
-		return p.crowd.is(p.clock)
+		return p.crowd.isNow(p.clock)
 	}
 	p.count(new(turnout))
 	if limit := int(p.limit.Load()); limit != cpus-1 {

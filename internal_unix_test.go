@@ -627,6 +627,42 @@ func TestSpinNotAfterAPause(t *testing.T) {
 	}
 }
 
+// The wait after one of a stream begins when that one has ended, not when one before it has.
+func TestSpinAfterAWaitOfAStream(t *testing.T) {
+	a, b := connected(t)
+	const limit = 10 * time.Second
+	a.SetSpin(limit)
+	if _, err := b.Write(make([]byte, streamMin)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(a, make([]byte, streamMin)); err != nil {
+		t.Fatal(err)
+	}
+	a.fd.waited = now() - int64(2*limit)
+	if spins(t, a.fd, &a.fd.r) {
+		t.Error("a wait in a stream spins")
+	}
+	if !spins(t, a.fd, &a.fd.r) {
+		t.Error("a wait that follows one of a stream at once does not spin")
+	}
+}
+
+// An end that polls by deadlines goes through the poller at once.
+func TestConnReadThatTimesOutExpectsToPark(t *testing.T) {
+	a, _ := connected(t)
+	a.SetSpin(-1)
+	a.fd.r.expectPark = expectParkMax
+	for range expectParkMax + 1 {
+		a.SetReadDeadline(time.Now().Add(time.Millisecond))
+		if _, err := a.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal(err)
+		}
+	}
+	if got := a.fd.r.expectPark; got != expectParkMax {
+		t.Errorf("after reads that had to park, %d of %d expect it", got, expectParkMax)
+	}
+}
+
 func TestSpinNotInACrowd(t *testing.T) {
 	a, _ := connected(t)
 	a.SetSpin(time.Minute)

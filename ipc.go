@@ -1790,7 +1790,8 @@ func (c *MsgConn) messages() messageCarrier {
 	return c.carrier
 }
 
-// framesMessages is a variable so that tests run the framing on every system.
+// framesMessages is a variable so that tests run the framing on every system: internal/kit sets
+// it by go:linkname. newMsgConn reads it, once for each connection.
 var framesMessages = framedHere
 
 func newMsgConn(e endpoint) *MsgConn {
@@ -3334,14 +3335,14 @@ type spinPolicy struct {
 
 // A crowd finds out whether too many directions wait at a time. Then some of them are
 // ready at any moment, and a spin, though it succeeds, takes the CPU that they need. It
-// counts the waits that end, in rounds of crowdRound for each CPU. Of each direction it
-// counts no more than half of what a direction has in a round to which two for each CPU
-// contribute alike. So more than half of the round is counted only if there are more of
-// them. Where they are idle most of the time a round takes long, and they are not too many.
+// counts the waits that end, in rounds of crowdRound for each CPU. If two directions for
+// each CPU wait equally often, each of them ends 16 waits in a round. At most 8 waits of a
+// direction are counted. So more than half of a round is counted only if more than two
+// directions for each CPU wait. Where they are idle most of the time a round takes long, and
+// they are not too many.
 //
-// In the round in which a direction comes it is not counted. Connections that are made one
-// after the other, for a few exchanges each, are many directions, and yet only one waits at a
-// time.
+// A direction is not counted in its first round. Connections that are made one after the
+// other, for a few exchanges each, are many directions, and yet only one waits at a time.
 type crowd struct {
 	ended   atomic.Uint32 // waits that ended
 	counted atomic.Uint32 // those of this round
@@ -3384,9 +3385,10 @@ func (c *crowd) add(t *turnout, cpus uint32, clock func() int64) (last bool) {
 	return true
 }
 
-// is reports whether too many wait now: the last round told so, and this one is not
-// already longer than one of a crowd. It looks at the clock once in crowdLook waits.
-func (c *crowd) is(clock func() int64) bool {
+// isNow reports whether too many wait now: the last round told so, and this one is not
+// already longer than one of a crowd. Most calls do without the clock: they look when the
+// count of waits is a multiple of crowdLook.
+func (c *crowd) isNow(clock func() int64) bool {
 	if !c.tooMany.Load() {
 		return false
 	}
@@ -3399,6 +3401,9 @@ func (c *crowd) is(clock func() int64) bool {
 
 // spinning is the policy of this process.
 var spinning = spinPolicy{leave: leaveCPU, clock: now}
+
+// crowded reports whether too many directions wait for a spin to pay.
+func (p *spinPolicy) crowded() bool { return p.crowd.isNow(p.clock) }
 
 // allows reports whether the history of the direction lets the next wait spin.
 func (p *spinPolicy) allows(b *backoff) bool {
@@ -3469,17 +3474,21 @@ func (p *spinPolicy) count(t *turnout) {
 func (p *spinPolicy) skipped(b *backoff) { p.note(b, (*backoff).skipped) }
 
 // note records how a wait went. A direction that has hardly waited goes by what all
-// such directions learned, and starts from there.
+// such directions learned, and starts from there. It does not take over how many waits they
+// do not spin: they do that together, and it would alone.
 func (p *spinPolicy) note(b *backoff, what func(*backoff)) {
-	if b.waits < youngWaits {
-		waits, wins, runs := b.waits, b.wins, b.runs
-		*b = p.youngBackoff()
-		b.waits, b.wins, b.runs = waits+1, wins, runs
+	if b.waits >= youngWaits {
 		what(b)
-		p.young.Store(uint64(b.debt)<<32 | uint64(b.skip)<<16 | uint64(b.last))
 		return
 	}
+	waits, wins, runs := b.waits, b.wins, b.runs
+	*b = p.youngBackoff()
+	b.waits, b.wins, b.runs = waits+1, wins, runs
 	what(b)
+	p.young.Store(uint64(b.debt)<<32 | uint64(b.skip)<<16 | uint64(b.last))
+	if b.waits == youngWaits {
+		b.skip, b.last = min(b.skip, skipMin), min(b.last, skipMin)
+	}
 }
 
 func (p *spinPolicy) youngBackoff() backoff {

@@ -1984,16 +1984,19 @@ func isPipeEnd(sys int, d direction) error {
 	return nil
 }
 
-// isPipe refuses every descriptor that is not a pipe or FIFO.
+// isPipe refuses every descriptor that is not a pipe or FIFO. It asks polls first, since
+// fstat(2) of another file asks its file system, which may be slow.
 func isPipe(sys int) error {
-	st, err := fstat(sys)
-	if err != nil {
-		return err
+	if kern.polls(sys) {
+		st, err := fstat(sys)
+		if err != nil {
+			return err
+		}
+		if st.Mode&syscall.S_IFMT == syscall.S_IFIFO {
+			return nil
+		}
 	}
-	if st.Mode&syscall.S_IFMT != syscall.S_IFIFO {
-		return &ruleError{"the descriptor is not a pipe", errors.ErrUnsupported}
-	}
-	return nil
+	return &ruleError{"the descriptor is not a pipe", errors.ErrUnsupported}
 }
 
 // Mkfifo makes a FIFO, see mkfifo(3), with exactly the permission bits of perm, whatever
@@ -3027,7 +3030,7 @@ type fd struct {
 	readShut atomic.Bool  // set by closeRead, never cleared: see readsAfterShutdown
 	ended    atomic.Bool  // a read met the end of the stream, so that nothing is in the queue
 	spoke    atomic.Bool  // something was written since the last wait to read began; a lost update does no harm
-	waited   int64        // when the last wait to read ended, if the next may spin, or the descriptor was made; guarded by r.mu
+	waited   int64        // when the latest wait to read ended, if the next may spin, or the descriptor was made; guarded by r.mu
 
 	unserved *atomic.Bool // set by accept, cleared by Close; shared by all connections of a listener, nil for others
 
@@ -3061,8 +3064,9 @@ type ioState struct {
 
 	backoff backoff // whether the next wait spins
 	turnout turnout // how often this direction waits, among all
-	parks   uint8   // parksAgain after an operation that had to park, one less after each that did not
 	tries   uint8   // attempts of the operation under way that the poller made, up to 2
+
+	expectPark uint8 // expectParkMax after an operation that parked, one less after each that did not
 }
 
 // An op is a system call with its arguments. It is on the stack of each goroutine that
@@ -3185,14 +3189,11 @@ func (f *fd) run(h *ioState, o *op) (result, error) {
 // maySpin reports whether a wait in that direction may spin, apart from its backoff. A
 // wait to write never spins: it is one of a stream.
 func (f *fd) maySpin(h *ioState) bool {
-	return h == &f.r && f.spinLimit() > 0 && !streaming(int(f.heard), f.spoke.Load()) && !spinning.crowd.is(now)
+	return h == &f.r && f.spinLimit() > 0 && !streaming(int(f.heard), f.spoke.Load()) && !spinning.crowded()
 }
 
-// parksAgain is how many operations that did not have to park it takes after one that had to,
-// until the next is expected not to. Where some of them park and some do not, an attempt in
-// vain costs more than the way through the poller.
-const parksAgain = 4
-
+// untilDone makes the operation of h until it ends: at once, by spinning, or parked in the
+// poller. The result is in h.done.
 func (f *fd) untilDone(h *ioState) error {
 	if h.expired() {
 		return os.ErrDeadlineExceeded
@@ -3201,9 +3202,9 @@ func (f *fd) untilDone(h *ioState) error {
 	spins := may && spinning.allows(&h.backoff)
 	// The poller makes an attempt before it parks. If an attempt is likely to fail, that
 	// one is enough.
-	if h.parks == 0 || spins {
+	if h.expectPark == 0 || spins {
 		if h.attempt(f.sys) {
-			h.parks = 0
+			h.expectPark = 0
 			return h.err
 		}
 	}
@@ -3216,24 +3217,27 @@ func (f *fd) untilDone(h *ioState) error {
 	}
 	h.tries = 0
 	err := f.await(h, nil)
-	switch {
-	case err == nil && h.tries > 1:
-		h.parks = parksAgain
+	if err == nil && h.tries < 2 { // it was ready
+		h.expectPark -= min(h.expectPark, 1)
+		return h.err
+	}
+	if err == nil {
+		h.expectPark, err = expectParkMax, h.err
 		spinning.count(&h.turnout)
 		if may && !spins {
 			spinning.skipped(&h.backoff)
 		}
-	case h.parks > 0:
-		h.parks--
 	}
-	if may && spinning.allows(&h.backoff) { // the next wait asks for it
-		f.waited = now()
+	if h == &f.r && f.spinLimit() > 0 && spinning.allows(&h.backoff) {
+		f.waited = now() // the next wait compares with it, if it may spin
 	}
-	if err != nil {
-		return err
-	}
-	return h.err
+	return err
 }
+
+// expectParkMax is how many operations in a row must end without parking before the next is
+// expected not to park. Where some of them park and some do not, a first attempt that fails
+// costs more than the way through the poller.
+const expectParkMax = 4
 
 // spinFor makes attempts until one succeeds or fails for good, and reports whether
 // one did before the limit.
@@ -3254,7 +3258,7 @@ func (f *fd) spinFor(h *ioState) bool {
 	if done {
 		f.waited = s.last
 		spinning.count(&h.turnout)
-		h.parks = 0
+		h.expectPark = 0
 		if f.polled.Load() != nil && h.backoff.longRun() {
 			f.leavePoller()
 		}

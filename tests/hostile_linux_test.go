@@ -419,24 +419,29 @@ func childHasAStuckPipe(p *kit.Parent, args []string) error {
 // a duplicate would take as long as their file system likes.
 func TestFileRefusesASlowFileAtOnce(t *testing.T) {
 	kit.Together(t)
-	kit.Story(t)
-	fs := mountSlow(t, "flush")
-	defer fs.open()
-	f, err := os.Open(fs.file)
-	kit.Must(t, err)
-	defer func() { fs.open(); f.Close() }()
-	for what, adopt := range map[string]func() error{
-		"FileConn":     func() error { _, err := ipc.FileConn(f); return err },
-		"FileListener": func() error { _, err := ipc.FileListener(f); return err },
-		"FileReader":   func() error { _, err := ipc.FileReader(f); return err },
-		"FileWriter":   func() error { _, err := ipc.FileWriter(f); return err },
-	} {
-		if adopt() == nil {
-			t.Errorf("%s takes a file", what)
-		}
-		if _, err := os.Stat(fs.gate); err == nil {
-			t.Fatalf("%s waited for the file", what)
-		}
+	for _, slow := range []string{"flush", "attr"} {
+		t.Run(slow, func(t *testing.T) {
+			kit.Story(t)
+			fs := mountSlow(t, slow)
+			defer fs.open()
+			f, err := os.Open(fs.file)
+			kit.Must(t, err)
+			defer func() { fs.open(); f.Close() }()
+			kit.Must(t, os.WriteFile(fs.gate+".opened", nil, 0o600))
+			for what, adopt := range map[string]func() error{
+				"FileConn":     func() error { _, err := ipc.FileConn(f); return err },
+				"FileListener": func() error { _, err := ipc.FileListener(f); return err },
+				"FileReader":   func() error { _, err := ipc.FileReader(f); return err },
+				"FileWriter":   func() error { _, err := ipc.FileWriter(f); return err },
+			} {
+				if adopt() == nil {
+					t.Errorf("%s takes a file", what)
+				}
+				if _, err := os.Stat(fs.gate); err == nil {
+					t.Fatalf("%s waited for the file", what)
+				}
+			}
+		})
 	}
 }
 

@@ -1,6 +1,6 @@
 /*
  * A file system in user space with one file, "f", of one page, whose server is slow on purpose: the operations that SLOW
- * names (of "read write flush poll") wait until the file at the path GATE exists, at most a minute. An operation that
+ * names (of "read write flush poll attr") wait until the file at the path GATE exists, at most a minute. An operation that
  * begins to wait makes the file GATE.name, so that a test knows when it does.
  *
  * WRITEBACK=1 turns on the cache that keeps what was written through a mapping until the file is closed.
@@ -31,9 +31,15 @@ static void slow(const char *name)
 		usleep(10000);
 }
 
+/* Slow once there is a file GATE.opened: who opens a file asks for its attributes too. */
 static int fs_getattr(const char *path, struct stat *st, struct fuse_file_info *fi)
 {
+	char opened[sizeof gate + 16];
+
 	(void)fi;
+	snprintf(opened, sizeof opened, "%s.opened", gate);
+	if (access(opened, F_OK) == 0)
+		slow("attr");
 	memset(st, 0, sizeof *st);
 	st->st_nlink = 1;
 	if (strcmp(path, "/") == 0) {
@@ -87,7 +93,7 @@ static int fs_poll(const char *path, struct fuse_file_info *fi, struct fuse_poll
 
 static void *fs_init(struct fuse_conn_info *conn, struct fuse_config *config)
 {
-	(void)config;
+	config->attr_timeout = 0; /* ask each time */
 	if (getenv("WRITEBACK") != NULL)
 		conn->want |= FUSE_CAP_WRITEBACK_CACHE;
 	return NULL;
