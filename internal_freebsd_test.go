@@ -137,7 +137,7 @@ func TestFilesWithoutDataBelongToTheFrameThatFollows(t *testing.T) {
 
 // The queue of a peer may be too small for the files at any time.
 func TestSendFilesToASmallQueue(t *testing.T) {
-	if !kern.looseRecords() {
+	if !kern.splitsMessages() {
 		t.Skip("before FreeBSD 15 control messages may be more than the queue holds")
 	}
 	for size, fits := range map[int]bool{8: false, 64: true} {
@@ -169,7 +169,7 @@ func TestSendFilesToASmallQueue(t *testing.T) {
 
 // A kqueue says whether the queue has room, by the system call of FreeBSD 12.
 func TestRoomForFilesIsToldByTheQueue(t *testing.T) {
-	if !kern.looseRecords() {
+	if !kern.splitsMessages() {
 		t.Skip("this kernel is older than FreeBSD 15")
 	}
 	a, b, err := Pair()

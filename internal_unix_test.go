@@ -95,7 +95,7 @@ func TestRecvFilesThatAreLostLeaveNothingInTheStream(t *testing.T) {
 				data = "\x00next"
 			}
 			f := filesWith(t, data)
-			if err := f.enterRecv(); err != nil {
+			if err := f.acquireRecv(); err != nil {
 				t.Fatal(err)
 			}
 			p := make([]byte, 1)
@@ -132,14 +132,14 @@ func TestRecvFilesThatAreLostTakeNoOther(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := b.fd.enterRecv(); err != nil {
+	if err := b.fd.acquireRecv(); err != nil {
 		t.Fatal(err)
 	}
 	p := make([]byte, 10)
 	got, err := b.fd.withoutRights(p, syscall.EMFILE, true)
 	b.fd.release(&b.fd.r)
 	left, whole := "first", false
-	if kern.looseRecords() {
+	if kern.splitsMessages() {
 		left, whole = "next", true
 	}
 	if got.whole != whole || whole && string(p[:got.n]) != "first" || !whole && got.n != 0 || !errors.Is(err, ErrMsgTooLong) {
@@ -687,7 +687,7 @@ func TestSpinTellsAStreamByBytes(t *testing.T) {
 	}
 	defer l.Close()
 	c, _ := connected(t)
-	for what, f := range map[string]*fd{"accepted": l.sys.fd, "looked": c.fd} {
+	for what, f := range map[string]*fd{"accepted": l.listener.fd, "looked": c.fd} {
 		if err := f.acquire(&f.r); err != nil {
 			t.Fatal(err)
 		}
@@ -756,7 +756,7 @@ func TestSpinFieldsReachTheConnections(t *testing.T) {
 	}
 	defer s.Close()
 	a, _ := connected(t)
-	for f, want := range map[*fd]int64{l.sys.fd: 0, s.fd: 0, c.fd: int64(time.Millisecond), a.fd: spinByDefault} {
+	for f, want := range map[*fd]int64{l.listener.fd: 0, s.fd: 0, c.fd: int64(time.Millisecond), a.fd: spinByDefault} {
 		if got := f.spinLimit(); got != want {
 			t.Errorf("the bound is %d, want %d", got, want)
 		}
@@ -793,7 +793,7 @@ func TestConnDeadlineDoesNotMoveWithTheWallClock(t *testing.T) {
 
 func TestConnDeadlineMayBeAnyTime(t *testing.T) {
 	at := time.Now()
-	for _, past := range []time.Time{{}, time.Unix(0, 0), time.Unix(-1<<60, 0), epoch, at} {
+	for _, past := range []time.Time{{}, time.Unix(0, 0), time.Unix(-1<<60, 0), clockStart, at} {
 		if e := expiryAt(past, at); e < 1 || e > now() {
 			t.Errorf("%v is not over", past)
 		}
@@ -1022,7 +1022,7 @@ func TestListenerMakesWayForUnservedConnectionsAlone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		unserved := l.end().unserved
+		unserved := l.end().anyUnserved
 		if !unserved.Load() {
 			t.Error("a connection is served before anybody could serve it")
 		}

@@ -1303,7 +1303,7 @@ func TestGroupOfSysListenConfigIsInTheDACL(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if err := l.sys.control(func(h syscall.Handle) error {
+	if err := l.listener.control(func(h syscall.Handle) error {
 		sd, err := securityOf(h)
 		if err != nil {
 			return err

@@ -879,7 +879,7 @@ func (lc *ListenConfig) serve(l *server, addr Addr, kind connKind) error {
 		lc.Group, err = resolveGroup(lc.Group) // lc is a copy, which the caller does not see
 	}
 	if err == nil {
-		l.sys, err = listen(target, kind, lc)
+		l.listener, err = listen(target, kind, lc)
 	}
 	if err != nil {
 		return opError("listen", Addr{}, addr, err)
@@ -917,10 +917,10 @@ func (lc *ListenConfig) validate() error {
 
 // A server is what the listeners of all kinds have in common.
 type server struct {
-	sys   *listener
-	addr  Addr
-	spin  time.Duration             // ListenConfig.Spin
-	rules atomic.Pointer[admission] // replaced by SetAccess while others accept
+	listener *listener
+	addr     Addr
+	spin     time.Duration             // ListenConfig.Spin
+	rules    atomic.Pointer[admission] // replaced by SetAccess while others accept
 
 	refusals *refusals // nil if ListenConfig.Refused is
 }
@@ -936,14 +936,14 @@ type admission struct {
 // end returns the listener of the system. For the zero value that is noListener, which is
 // closed. failed does what endpoint.failed does.
 func (l *server) end() *listener {
-	if l.sys == nil {
+	if l.listener == nil {
 		return noListener
 	}
-	return l.sys
+	return l.listener
 }
 
 func (l *server) failed(op string, err error) error {
-	if l.sys == nil {
+	if l.listener == nil {
 		err = syscall.EINVAL
 	}
 	if err == nil {
@@ -1187,10 +1187,10 @@ func (l *server) setDeadline(t time.Time) error {
 func (l *Listener) SyscallConn() (syscall.RawConn, error) { return serverOf(l).rawConn() }
 
 func (l *server) rawConn() (syscall.RawConn, error) {
-	if l.sys == nil {
+	if l.listener == nil {
 		return nil, l.failed("raw", nil)
 	}
-	return l.sys.rawConn()
+	return l.listener.rawConn()
 }
 
 // ---------------------------------------------------------------------------
@@ -2862,10 +2862,10 @@ func (e *pipeEnd) bequeath(cmd *exec.Cmd) (string, error) {
 }
 
 func (l *server) bequeath(cmd *exec.Cmd) (string, error) {
-	if l.sys == nil {
+	if l.listener == nil {
 		return "", syscall.EINVAL
 	}
-	return l.sys.bequeath(cmd)
+	return l.listener.bequeath(cmd)
 }
 
 // inheritError adds the operation to err, and the network of an end of that kind.
@@ -3689,15 +3689,15 @@ func (f *fd) sendWithFiles(p []byte, files []*os.File) error {
 func (r *refs) closing() bool { return r.n.Load()&isClosing != 0 }
 
 // now is the time in nanoseconds on a clock that only goes forward, never 0.
-func now() int64 { return int64(time.Since(epoch)) + 1 }
+func now() int64 { return int64(time.Since(clockStart)) + 1 }
 
-var epoch = time.Now()
+var clockStart = time.Now()
 
 // expiryAt returns the deadline t on the clock of now. It goes by how far t is from at:
-// if t has no monotonic reading, changes of the wall clock since epoch must not count,
+// if t has no monotonic reading, changes of the wall clock since clockStart must not count,
 // nor the time that the machine slept.
 func expiryAt(t, at time.Time) int64 {
-	passed, left := int64(at.Sub(epoch))+1, int64(t.Sub(at))
+	passed, left := int64(at.Sub(clockStart))+1, int64(t.Sub(at))
 	if left > 1<<63-1-passed {
 		return 1<<63 - 1
 	}

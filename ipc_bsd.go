@@ -123,7 +123,7 @@ func (kernel) accept(sys int) (int, error) {
 	return conn, acceptError(sys, err)
 }
 
-// isMessage tells an empty message from the end: only a message ends a record or brings
+// isMessage tells an empty message from the end: only a message has an end or brings
 // control messages (soreceive of uipc_socket.c). Files without a byte of data may come
 // without MSG_EOR.
 func (kernel) isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 0 || oobn > 0 }
@@ -133,26 +133,26 @@ func (kernel) isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 
 func (kernel) carriesEmpty() bool { return system.carriesEmpty }
 
 func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
-	record := flags&syscall.MSG_EOR != 0
+	endsMessage := flags&syscall.MSG_EOR != 0
 	need := len(oob)
-	if record {
+	if endsMessage {
 		need += len(p) // all or nothing
 	}
 	switch {
 	case system.queueShrinks && len(oob) > 0:
-		return sendRights(sys, p, oob, record)
-	case system.carriesEmpty && record && need == 0:
+		return sendmsgRights(sys, p, oob, endsMessage)
+	case system.carriesEmpty && endsMessage && need == 0:
 		return 0, sendEmpty(sys)
 	}
 	grown := system.rightsGrow && len(oob) > 0
-	if grown && !record {
+	if grown && !endsMessage {
 		p = p[:min(len(p), 1024)] // more could fill the room that the entries need
 	}
 	n, err := baseKernel{}.sendmsg(sys, p, oob, flags)
 	if grown && err == syscall.ENOBUFS {
 		return 0, fullOrTooLong(sys, len(p)+4*len(oob))
 	}
-	if err == syscall.EMSGSIZE || err == syscall.EAGAIN && record && len(oob) > 0 {
+	if err == syscall.EMSGSIZE || err == syscall.EAGAIN && endsMessage && len(oob) > 0 {
 		err = fullOrTooLong(sys, need)
 	}
 	return n, err
@@ -162,14 +162,14 @@ func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
 // thrown away there, and taken for sent (unp_send of uipc_usrreq.c). So this asks how much
 // room is left, which is SO_SNDBUF. A descriptor is a pointer in the queue: at most twice
 // its size in the call. A message goes without MSG_EOR, which would end it with the first
-// mbuf. It is a record all the same.
-func sendRights(sys int, p, oob []byte, record bool) (int, error) {
+// mbuf. It is a message all the same.
+func sendmsgRights(sys int, p, oob []byte, endsMessage bool) (int, error) {
 	free, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_SNDBUF)
 	if err != nil {
 		return 0, err
 	}
 	need := 2*len(oob) + 1
-	if record {
+	if endsMessage {
 		need += max(len(p)-1, 0)
 	}
 	if need > free {

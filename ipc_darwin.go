@@ -166,7 +166,7 @@ func (kernel) newMemory(size int) (memoryFiles, error) {
 		return memoryFiles{}, os.NewSyscallError("shm_open", err)
 	}
 	// Only an object that has a size can lose its name.
-	err = os.NewSyscallError("ftruncate", control(func() error { return syscall.Ftruncate(object, int64(size)) }))
+	err = os.NewSyscallError("ftruncate", ignoringEINTR(func() error { return syscall.Ftruncate(object, int64(size)) }))
 	readOnly := -1
 	if err == nil {
 		readOnly, err = shmOpen(name, syscall.O_RDONLY)
@@ -185,7 +185,7 @@ func (kernel) newMemory(size int) (memoryFiles, error) {
 func shmOpen(name *byte, flags int) (fd int, err error) {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
-	err = control(func() error {
+	err = ignoringEINTR(func() error {
 		r, _, errno := syscall.Syscall(syscall.SYS_SHM_OPEN, uintptr(unsafe.Pointer(name)), uintptr(flags), 0o600)
 		if errno != 0 {
 			return errno

@@ -114,16 +114,16 @@ func (kernel) hungUp(sys int) bool {
 	return errno == 0 && n == 1 && p.revents&pollHup != 0
 }
 
-// isMessage tells an empty message from the end: only a message ends a record or brings
-// control messages. On FreeBSD 15 files without a byte of data do not end a record: MSG_EOR
+// isMessage tells an empty message from the end: only a message has an end or brings
+// control messages. On FreeBSD 15 files without a byte of data have no end: MSG_EOR
 // goes with a buffer of data, and there is none (mc_uiotomc of sys/kern/uipc_mbuf.c). They
 // are the first part of the message that follows.
 func (kernel) isMessage(flags, oobn int) bool { return flags&syscall.MSG_EOR != 0 || oobn > 0 }
 
-// looseRecords reports whether this is FreeBSD 15 or later, whose messages are
+// splitsMessages reports whether this is FreeBSD 15 or later, whose messages are
 // records in a stream: an empty one does not exist, what does not fit a buffer
 // stays for the next receive, and of what does not fit the queue a part is sent.
-func (kernel) looseRecords() bool { return keepsRest() }
+func (kernel) splitsMessages() bool { return keepsRest() }
 
 // keepsRest tries once, on a pair of sockets, whether what does not fit a buffer stays for
 // the next receive. The version of the kernel does not tell for sure: kern.osreldate is what
@@ -146,17 +146,17 @@ var keepsRest = sync.OnceValue(func() bool {
 })
 
 // tooLong reports whether the kernel would make several messages of one: each time
-// it has copied as much as SO_SNDBUF it ends a record (mc_uiotomc). A message that fits
+// it has copied as much as SO_SNDBUF it ends a message (mc_uiotomc). A message that fits
 // the least buffer of setBuffer is not asked about: one system call less for each.
 func (kernel) tooLong(sys, n int) bool {
-	if n <= bufferMin || !kern.looseRecords() {
+	if n <= bufferMin || !kern.splitsMessages() {
 		return false
 	}
 	limit, err := kern.messageMax(sys)
 	return err == nil && n > limit
 }
 
-func (kernel) carriesEmpty() bool { return !kern.looseRecords() }
+func (kernel) carriesEmpty() bool { return !kern.splitsMessages() }
 
 // sendmsg sends data alone by sendto(2), for which the kernel allocates no copy of a list
 // of buffers (copyiniov of sys/kern/subr_uio.c).
@@ -169,11 +169,11 @@ func (kernel) sendmsg(sys int, p, oob []byte, flags int) (int, error) {
 		}
 		return int(n), nil
 	}
-	if kern.looseRecords() && !rightsMayGo(sys, oob) {
+	if kern.splitsMessages() && !rightsMayGo(sys, oob) {
 		return 0, syscall.EAGAIN
 	}
 	n, err := baseKernel{}.sendmsg(sys, p, oob, flags)
-	if err == syscall.EAGAIN && flags&syscall.MSG_EOR != 0 && !kern.looseRecords() {
+	if err == syscall.EAGAIN && flags&syscall.MSG_EOR != 0 && !kern.splitsMessages() {
 		err = fullOrTooLong(sys, len(p)+len(oob)) // the kernel waits for ever for what is too long
 	}
 	return n, err
@@ -220,7 +220,7 @@ func roomOver(kq, sys, least int, within time.Duration) (room int, yes bool) {
 	var got [1]kevent
 	timeout := syscall.NsecToTimespec(int64(within))
 	n := 0
-	err := control(func() (err error) {
+	err := ignoringEINTR(func() (err error) {
 		n, err = callKevent(kq, []kevent{change}, got[:], &timeout)
 		return err
 	})
@@ -251,7 +251,7 @@ func (kernel) recvv(sys int, iov []iovec, oob []byte, flags int) (n, oobn, got i
 	if errno != 0 {
 		return 0, 0, 0, errno
 	}
-	if r == 0 && hdr.Namelen > 0 && !kern.looseRecords() {
+	if r == 0 && hdr.Namelen > 0 && !kern.splitsMessages() {
 		hdr.Flags |= syscall.MSG_EOR
 	}
 	return int(r), int(hdr.Controllen), int(hdr.Flags), nil
@@ -318,7 +318,7 @@ func (kernel) bindAt(sys int, d *folder, name string) error {
 	if len(name) > sunPathMax {
 		return errNoRoom
 	}
-	return classify("bindat", control(func() error { return atSocket(syscall.SYS_BINDAT, d, sys, name) }))
+	return classify("bindat", ignoringEINTR(func() error { return atSocket(syscall.SYS_BINDAT, d, sys, name) }))
 }
 
 // probeAt connects in the folder by connectat(2). See probe.
@@ -334,7 +334,7 @@ func (kernel) probeAt(d *folder, name string) (at dirEntry, unpin func(), err er
 		return at, noUnpin, err
 	}
 	defer syscall.Close(sys)
-	err = classify("connectat", control(func() error { return atSocket(syscall.SYS_CONNECTAT, d, sys, name) }))
+	err = classify("connectat", ignoringEINTR(func() error { return atSocket(syscall.SYS_CONNECTAT, d, sys, name) }))
 	if now, e := d.lstat(name); e != nil {
 		err = e
 	} else if now.id != at.id {
@@ -431,7 +431,7 @@ func (kernel) newMemory(size int) (memoryFiles, error) {
 		return memoryFiles{}, os.NewSyscallError("shm_open2", err)
 	}
 	files := memoryFiles{os.NewFile(uintptr(object), "memory"), os.NewFile(uintptr(readOnly), "memory")}
-	if err := control(func() error { return syscall.Ftruncate(object, int64(size)) }); err != nil {
+	if err := ignoringEINTR(func() error { return syscall.Ftruncate(object, int64(size)) }); err != nil {
 		files.close()
 		return memoryFiles{}, os.NewSyscallError("ftruncate", err)
 	}
@@ -439,7 +439,7 @@ func (kernel) newMemory(size int) (memoryFiles, error) {
 }
 
 func shmOpen2(name *byte, flags int) (fd int, err error) {
-	err = control(func() error {
+	err = ignoringEINTR(func() error {
 		r, _, errno := syscall.Syscall6(sysShmOpen2, uintptr(unsafe.Pointer(name)),
 			uintptr(flags|syscall.O_CLOEXEC), 0o600, shmAllowSealing, 0, 0)
 		if errno != 0 {

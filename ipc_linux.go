@@ -134,7 +134,7 @@ func (f *fd) recvPeer(p []byte) (n int, peer Peer, err error) {
 	if err != nil {
 		return 0, Peer{}, err
 	}
-	if err := f.enterRecv(); err != nil {
+	if err := f.acquireRecv(); err != nil {
 		return 0, Peer{}, err
 	}
 	defer f.release(&f.r)
@@ -549,7 +549,7 @@ const (
 func procName(sys int, id fileID) string {
 	name := "/proc/self/fd/" + strconv.Itoa(sys)
 	var st syscall.Stat_t
-	if err := control(func() error { return syscall.Stat(name, &st) }); err != nil || idOf(&st) != id {
+	if err := ignoringEINTR(func() error { return syscall.Stat(name, &st) }); err != nil || idOf(&st) != id {
 		return ""
 	}
 	return name
@@ -653,7 +653,7 @@ func (kernel) isBound(id fileID) (bool, error) {
 		Len: uint32(size), Type: sockDiagByFamily, Flags: syscall.NLM_F_REQUEST | syscall.NLM_F_DUMP,
 	}
 	bytes := unsafe.Slice((*byte)(unsafe.Pointer(&request)), size)
-	err = control(func() error {
+	err = ignoringEINTR(func() error {
 		return syscall.Sendto(sys, bytes, 0, &syscall.SockaddrNetlink{Family: syscall.AF_NETLINK})
 	})
 	if err != nil {
@@ -662,7 +662,7 @@ func (kernel) isBound(id fileID) (bool, error) {
 	buf := make([]byte, 32<<10) // the kernel fills at most that in one go: NLMSG_GOODSIZE
 	for {
 		var n int
-		err := control(func() (err error) {
+		err := ignoringEINTR(func() (err error) {
 			n, _, err = syscall.Recvfrom(sys, buf, 0)
 			return err
 		})
@@ -732,7 +732,7 @@ func (kernel) setMode(d *folder, name string, typ, mode uint32, uid, gid int) (f
 		return fileID{}, errReplaced
 	}
 	if uid >= 0 || gid >= 0 {
-		if err := control(func() error { return syscall.Fchownat(file, "", uid, gid, atEmptyPath) }); err != nil {
+		if err := ignoringEINTR(func() error { return syscall.Fchownat(file, "", uid, gid, atEmptyPath) }); err != nil {
 			return made.id, os.NewSyscallError("chown", err)
 		}
 	}
@@ -793,7 +793,7 @@ func (kernel) reopen(sys int) (int, error) {
 	}
 	path, id := "/proc/self/fd/"+strconv.Itoa(sys), fstatID(sys)
 	var st syscall.Stat_t // what is mounted on /proc may be anything
-	if err := control(func() error { return syscall.Stat(path, &st) }); err != nil || idOf(&st) != id {
+	if err := ignoringEINTR(func() error { return syscall.Stat(path, &st) }); err != nil || idOf(&st) != id {
 		return -1, errors.ErrUnsupported
 	}
 	own, err := open(path, int(mode)&syscall.O_ACCMODE|syscall.O_NONBLOCK|syscall.O_CLOEXEC)
@@ -1293,7 +1293,7 @@ func (w pidfdWatch) close() { w.file.Close() }
 func pidfdEnded(pidfd int) (bool, error) {
 	var n int
 	p := pollFD{fd: int32(pidfd), events: pollIn}
-	err := control(func() (err error) { n, err = ppoll(&p); return err })
+	err := ignoringEINTR(func() (err error) { n, err = ppoll(&p); return err })
 	return n > 0 && p.revents != 0, os.NewSyscallError("ppoll", err)
 }
 
@@ -1348,7 +1348,7 @@ func (m *idMap) hides(id uint32) bool {
 // hasProc reports whether proc(5) is mounted.
 func hasProc() bool {
 	var st syscall.Stat_t
-	return control(func() error { return syscall.Stat("/proc/self/stat", &st) }) == nil
+	return ignoringEINTR(func() error { return syscall.Stat("/proc/self/stat", &st) }) == nil
 }
 
 // isFullMap reports whether the text of a uid_map or gid_map gives every id a mapping.
@@ -1472,7 +1472,7 @@ const (
 func (kernel) newMemory(size int) (memoryFiles, error) {
 	name := [...]byte{'i', 'p', 'c', 0}
 	var sys uintptr
-	err := control(func() error {
+	err := ignoringEINTR(func() error {
 		var errno syscall.Errno
 		for _, flags := range [...]uintptr{mfdCloexec | mfdAllowSealing | mfdNoExecSeal, mfdCloexec | mfdAllowSealing} {
 			sys, _, errno = syscall.Syscall(memoryCalls.memfdCreate, uintptr(unsafe.Pointer(&name[0])), flags, 0)
@@ -1485,7 +1485,7 @@ func (kernel) newMemory(size int) (memoryFiles, error) {
 	if err != nil {
 		return memoryFiles{}, os.NewSyscallError("memfd_create", err)
 	}
-	if err := control(func() error { return syscall.Ftruncate(int(sys), int64(size)) }); err != nil {
+	if err := ignoringEINTR(func() error { return syscall.Ftruncate(int(sys), int64(size)) }); err != nil {
 		syscall.Close(int(sys))
 		return memoryFiles{}, os.NewSyscallError("ftruncate", err)
 	}
@@ -1513,7 +1513,7 @@ func (kernel) checkMemory(sys int) (memoryInfo, error) {
 		return memoryInfo{}, err
 	}
 	var fs syscall.Statfs_t
-	if err := control(func() error { return syscall.Fstatfs(sys, &fs) }); err != nil {
+	if err := ignoringEINTR(func() error { return syscall.Fstatfs(sys, &fs) }); err != nil {
 		return memoryInfo{}, os.NewSyscallError("fstatfs", err)
 	}
 	if uint32(fs.Type) != tmpfsMagic {
@@ -1549,7 +1549,7 @@ func (kernel) keepsPages(info memoryInfo) error {
 // that processes of other users cannot do the same for writing: whoever has a descriptor
 // of the file can open it anew if its mode allows that.
 func (kernel) openReadOnly(sys int) (*os.File, error) {
-	if err := control(func() error { return syscall.Fchmod(sys, 0o600) }); err != nil && err != syscall.EPERM {
+	if err := ignoringEINTR(func() error { return syscall.Fchmod(sys, 0o600) }); err != nil && err != syscall.EPERM {
 		return nil, os.NewSyscallError("fchmod", err)
 	} // EPERM: the file is another user's, who decides on its mode
 	path := "/proc/self/fd/" + strconv.Itoa(sys)

@@ -87,8 +87,8 @@ func (kernel) sysFlock(fd, how int) error {
 
 // holdsLock reports whether this process has locked the file. If so it must not be
 // opened: a lock of fcntl(2) is gone once any descriptor of its file is closed. No
-// other is taken until letGo is called.
-func (kernel) holdsLock(path string) (held bool, letGo func()) {
+// other is taken until unlock is called.
+func (kernel) holdsLock(path string) (held bool, unlock func()) {
 	locked.taking.Lock()
 	at, err := lstat(path)
 	if err != nil {

@@ -154,7 +154,7 @@ func (l *MsgListener) BlockingFile() (*os.File, error) { return serverOf(l).bloc
 func (l *SharedListener) BlockingFile() (*os.File, error) { return serverOf(l).blockingFile() }
 
 func (l *server) blockingFile() (*os.File, error) {
-	f, err := l.end().blockingFile(l.addr.String(), func() error { return l.sys.giveUp(true) })
+	f, err := l.end().blockingFile(l.addr.String(), func() error { return l.listener.giveUp(true) })
 	return f, l.failed("file", err)
 }
 
@@ -251,7 +251,7 @@ func (l *server) adoptFile(f *os.File, kind connKind) error {
 	if err != nil {
 		return opError("file", Addr{}, Addr{}, err)
 	}
-	l.adopted(&listener{fd: fd, kind: kind})
+	l.adopted(newListener(fd, kind))
 	return nil
 }
 
@@ -259,8 +259,7 @@ func (l *server) adoptFile(f *os.File, kind connKind) error {
 // the socket has no file for the kernel to guard, it serves this user and root alone,
 // until SetAccess says otherwise.
 func (l *server) adopted(sys *listener) {
-	sys.fd.listen = true
-	l.sys, l.addr = sys, sys.localAddr()
+	l.listener, l.addr = sys, sys.localAddr()
 	if sys.file != nil { // the name that clients know, not the one that was bound
 		l.addr = Path(sys.file.path())
 	}
@@ -400,15 +399,15 @@ func privateDir(uid int) string {
 func makePrivate(dir string, uid int) error {
 	var parent syscall.Stat_t
 	above, _ := splitPath(dir)
-	if err := control(func() error { return syscall.Stat(above, &parent) }); err != nil {
+	if err := ignoringEINTR(func() error { return syscall.Stat(above, &parent) }); err != nil {
 		return os.NewSyscallError("stat", err)
 	}
 	if parent.Mode&0o022 != 0 && parent.Mode&syscall.S_ISVTX == 0 {
 		return &ruleError{"others can replace what is in " + above + ", which is not sticky", os.ErrPermission}
 	}
-	switch err := control(func() error { return syscall.Mkdir(dir, 0o700) }); err {
+	switch err := ignoringEINTR(func() error { return syscall.Mkdir(dir, 0o700) }); err {
 	case nil: // the umask may have taken bits away
-		if err := control(func() error { return syscall.Chmod(dir, 0o700) }); err != nil {
+		if err := ignoringEINTR(func() error { return syscall.Chmod(dir, 0o700) }); err != nil {
 			return os.NewSyscallError("chmod", err)
 		}
 	case syscall.EEXIST:
@@ -421,7 +420,7 @@ func makePrivate(dir string, uid int) error {
 // isPrivate refuses everything but a folder of the user that nobody else may enter.
 func isPrivate(dir string, uid int) error {
 	var st syscall.Stat_t
-	if err := control(func() error { return syscall.Lstat(dir, &st) }); err != nil {
+	if err := ignoringEINTR(func() error { return syscall.Lstat(dir, &st) }); err != nil {
 		return os.NewSyscallError("lstat", err)
 	}
 	switch {
@@ -464,9 +463,12 @@ type listener struct {
 	file    *socketFile // nil for an abstract name, or if the file is not this listener's
 	givenUp atomic.Bool // set by the one Close that gives the file up
 	fdName  string      // the name that the service manager gave it
-	kind    connKind    // of its connections
+	serves  connKind    // what its connections carry
+}
 
-	unserved *atomic.Bool // of the connection accepted last, see fd; nil before the first; guarded by r.mu
+func newListener(f *fd, serves connKind) *listener {
+	f.listen, f.anyUnserved = true, new(atomic.Bool)
+	return &listener{fd: f, serves: serves}
 }
 
 func listen(target string, kind connKind, lc *ListenConfig) (*listener, error) {
@@ -480,7 +482,7 @@ func listen(target string, kind connKind, lc *ListenConfig) (*listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &listener{fd: newListenFD(sys), kind: kind}
+	l := newListener(newSocketFD(sys), kind)
 	l.setSpin(lc.Spin)
 	if isAbstract(target) {
 		if err = bind(sys, target); err == nil {
@@ -502,7 +504,7 @@ func startListening(sys, backlog int) error {
 	if backlog = min(backlog, 1<<30); backlog == 0 {
 		backlog = 1<<16 - 1
 	}
-	return os.NewSyscallError("listen", control(func() error { return syscall.Listen(sys, backlog) }))
+	return os.NewSyscallError("listen", ignoringEINTR(func() error { return syscall.Listen(sys, backlog) }))
 }
 
 // accept waits for a client. A client that gave up meanwhile (ECONNABORTED) does not
@@ -517,18 +519,15 @@ func (l *listener) accept() (*fd, error) {
 	if l.shared.Load() {
 		mode |= acceptShared
 	}
-	if l.unserved == nil {
-		l.unserved = new(atomic.Bool)
-	}
-	if l.unserved.Load() {
+	if l.anyUnserved.Load() {
 		mode |= acceptServing
 	}
 	for {
 		switch done, err := l.run(h, &op{attempt: acceptClient, mode: mode}); err {
 		case nil:
-			f := newConnFD(done.n, l.kind)
-			f.unserved = l.unserved
-			f.unserved.Store(true)
+			f := newConnFD(done.n, l.serves)
+			f.anyUnserved = l.anyUnserved
+			f.anyUnserved.Store(true)
 			return f, nil
 		case syscall.ECONNABORTED:
 		default:
@@ -623,8 +622,8 @@ func claim(sys int, path string, lc *ListenConfig) (_ *socketFile, err error) {
 	}
 	defer unpin()
 
-	release := takeGuard(f.folder)
-	defer release()
+	unguard := takeGuard(f.folder)
+	defer unguard()
 	if err := policy.confirm(f, found); err != nil {
 		return nil, err
 	}
@@ -919,8 +918,8 @@ func (f *socketFile) release(leaveFile bool) error {
 	f.dropped.Stop()
 	defer f.folder.close()
 	defer f.lock.drop()
-	release := takeGuard(f.folder)
-	defer release()
+	unguard := takeGuard(f.folder)
+	defer unguard()
 	var err error
 	if !f.keep && !leaveFile && f.id != (fileID{}) {
 		err = f.folder.remove(f.base, f.id)
@@ -1000,8 +999,8 @@ func (r lockRights) modeIn(folder *syscall.Stat_t, gid uint32) uint32 {
 // takeLock creates or opens the lock file and takes the flock on it. An error means
 // that nobody can listen here.
 func (d *folder) takeLock(name string, rights lockRights) (lockFile, error) {
-	held, letGo := kern.holdsLock(joinPath(d.path, name))
-	defer letGo()
+	held, unlock := kern.holdsLock(joinPath(d.path, name))
+	defer unlock()
 	if held {
 		return lockFile{sys: -1, state: lockTaken}, nil
 	}
@@ -1102,7 +1101,7 @@ func (d *folder) setLockMode(lock lockFile, rights lockRights) error {
 	}
 	mode := rights.modeIn(&dir, gid)
 	if mode&0o060 != 0 && gid != uint32(st.Gid) {
-		if err := control(func() error { return syscall.Fchown(lock.sys, -1, int(gid)) }); err != nil {
+		if err := ignoringEINTR(func() error { return syscall.Fchown(lock.sys, -1, int(gid)) }); err != nil {
 			return os.NewSyscallError("fchown", err)
 		}
 	}
@@ -1112,9 +1111,9 @@ func (d *folder) setLockMode(lock lockFile, rights lockRights) error {
 // exactMode sets the mode of a file by chmod. If the file system refuses the bit against
 // cleaners, exactMode does without that bit.
 func exactMode(mode uint32, chmod func(mode uint32) error) error {
-	err := control(func() error { return chmod(mode) })
+	err := ignoringEINTR(func() error { return chmod(mode) })
 	if err != nil && mode&cleanerBit != 0 {
-		err = control(func() error { return chmod(mode &^ cleanerBit) })
+		err = ignoringEINTR(func() error { return chmod(mode &^ cleanerBit) })
 	}
 	return os.NewSyscallError("chmod", err)
 }
@@ -1180,8 +1179,8 @@ func inUse() error { return classify("bind", syscall.EADDRINUSE) }
 // lock without taking it: F_GETLK of fcntl(2) also reports an flock(2) where the two are
 // one thing (BSD, macOS).
 func lockHeld(path string) bool {
-	held, letGo := kern.holdsLock(path + lockSuffix)
-	defer letGo()
+	held, unlock := kern.holdsLock(path + lockSuffix)
+	defer unlock()
 	if held {
 		return true
 	}
@@ -1191,7 +1190,7 @@ func lockHeld(path string) bool {
 	}
 	defer syscall.Close(fd)
 	lock := syscall.Flock_t{Type: syscall.F_RDLCK}
-	err = control(func() error { return syscall.FcntlFlock(uintptr(fd), syscall.F_GETLK, &lock) })
+	err = ignoringEINTR(func() error { return syscall.FcntlFlock(uintptr(fd), syscall.F_GETLK, &lock) })
 	return err == nil && lock.Type != syscall.F_UNLCK
 }
 
@@ -1258,9 +1257,9 @@ func (d *folder) close() {
 // stat asks for the folder itself.
 func (d *folder) stat(st *syscall.Stat_t) error {
 	if d.sys >= 0 {
-		return os.NewSyscallError("fstat", control(func() error { return syscall.Fstat(d.sys, st) }))
+		return os.NewSyscallError("fstat", ignoringEINTR(func() error { return syscall.Fstat(d.sys, st) }))
 	}
-	return classify("stat "+d.path, control(func() error { return syscall.Stat(d.path, st) }))
+	return classify("stat "+d.path, ignoringEINTR(func() error { return syscall.Stat(d.path, st) }))
 }
 
 // isOwn reports whether the folder is this user's.
@@ -1273,7 +1272,7 @@ func (d *folder) isOwn() bool {
 // there now.
 func (d *folder) named(name string) (string, error) {
 	var st syscall.Stat_t
-	if err := control(func() error { return syscall.Stat(d.path, &st) }); err != nil {
+	if err := ignoringEINTR(func() error { return syscall.Stat(d.path, &st) }); err != nil {
 		return "", err
 	}
 	if idOf(&st) != d.id {
@@ -1314,7 +1313,7 @@ func (d *folder) call(trap uintptr, byPath func(path string) (int, error), name 
 
 func (d *folder) open(name string, flags int, mode uint32) (sys int, err error) {
 	byPath := func(path string) (int, error) { return syscall.Open(path, flags, mode) }
-	err = control(func() (err error) {
+	err = ignoringEINTR(func() (err error) {
 		sys, err = d.call(folderCalls.openat, byPath, name, uintptr(flags), uintptr(mode), 0)
 		return err
 	})
@@ -1324,7 +1323,7 @@ func (d *folder) open(name string, flags int, mode uint32) (sys int, err error) 
 // lstat returns what the name of a file in the folder leads to.
 func (d *folder) lstat(name string) (at dirEntry, err error) {
 	var st syscall.Stat_t
-	err = control(func() error { return kern.lstatAt(d, name, &st) })
+	err = ignoringEINTR(func() error { return kern.lstatAt(d, name, &st) })
 	if err != nil {
 		return dirEntry{}, err
 	}
@@ -1378,7 +1377,7 @@ func (d *folder) removeLock(name string, id fileID) error {
 
 func (d *folder) unlink(name string) error {
 	byPath := func(path string) (int, error) { return 0, syscall.Unlink(path) }
-	err := control(func() error {
+	err := ignoringEINTR(func() error {
 		_, err := d.call(folderCalls.unlinkat, byPath, name, 0, 0, 0)
 		return err
 	})
@@ -1389,7 +1388,7 @@ func (d *folder) unlink(name string) error {
 }
 
 func (d *folder) rename(from, to string) error {
-	return control(func() error { return kern.renameAt(d, from, to) })
+	return ignoringEINTR(func() error { return kern.renameAt(d, from, to) })
 }
 
 func (baseKernel) renameAt(d *folder, from, to string) error {
@@ -1401,7 +1400,7 @@ func (baseKernel) renameAt(d *folder, from, to string) error {
 
 // link gives the file a second name.
 func (d *folder) link(from, to string) error {
-	return control(func() error {
+	return ignoringEINTR(func() error {
 		if !d.reachesCalls() {
 			return d.byPaths(syscall.Link, from, to)
 		}
@@ -1443,7 +1442,7 @@ func (baseKernel) setMode(d *folder, name string, typ, mode uint32, uid, gid int
 		return fileID{}, errReplaced
 	}
 	if uid >= 0 || gid >= 0 {
-		if err := control(func() error { return d.lchown(name, uid, gid) }); err != nil {
+		if err := ignoringEINTR(func() error { return d.lchown(name, uid, gid) }); err != nil {
 			return made.id, os.NewSyscallError("chown", err)
 		}
 	}
@@ -1686,7 +1685,7 @@ func connectSocket(target string, typ int) (*fd, error) {
 	}
 	f := newSocketFD(sys)
 	sa := sockAddr(target)
-	err = control(func() error { return syscall.Connect(sys, sa) })
+	err = ignoringEINTR(func() error { return syscall.Connect(sys, sa) })
 	if err == syscall.EINPROGRESS || err == syscall.EALREADY {
 		err = f.finishConnect()
 	}
@@ -1901,7 +1900,7 @@ func isConnected(sys int, kind connKind) error {
 // something to receive; the end of the stream counts too.
 func wasConnected(sys int) bool {
 	var b [1]byte
-	err := control(func() error {
+	err := ignoringEINTR(func() error {
 		_, err := kern.receive(sys, &op{p: b[:], flags: syscall.MSG_PEEK})
 		return err
 	})
@@ -2031,7 +2030,7 @@ func mkfifoExact(addr Addr, perm fs.FileMode) error {
 	}
 	name, err := kern.nameIn(folder, base)
 	if err == nil {
-		err = control(func() error { return kern.mkfifo(name, uint32(perm)) })
+		err = ignoringEINTR(func() error { return kern.mkfifo(name, uint32(perm)) })
 	}
 	if err != nil {
 		return os.NewSyscallError("mkfifo", err)
@@ -2166,7 +2165,7 @@ func openFIFO(ctx context.Context, addr Addr, d direction) (*fd, error) {
 // (a tape rewinds). So it checks the kind before the open, and again on the opened file.
 func tryFIFO(path string, d direction) (*fd, error) {
 	var st syscall.Stat_t
-	if err := control(func() error { return syscall.Lstat(path, &st) }); err != nil {
+	if err := ignoringEINTR(func() error { return syscall.Lstat(path, &st) }); err != nil {
 		return nil, os.NewSyscallError("lstat", err)
 	}
 	if st.Mode&syscall.S_IFMT != syscall.S_IFIFO {
@@ -2199,7 +2198,7 @@ func awaitWriter(f *fd, path string, p *retryTimer) (*fd, error) {
 	for {
 		var first [1]byte
 		n := 0
-		err := control(func() (err error) { n, err = syscall.Read(f.sys, first[:]); return err })
+		err := ignoringEINTR(func() (err error) { n, err = syscall.Read(f.sys, first[:]); return err })
 		switch {
 		case err == nil && n > 0:
 			f.in.keep(first[:], false)
@@ -2386,7 +2385,7 @@ func ownListener(sys int, kind connKind) (*listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &listener{fd: f, kind: kind}, nil
+	return newListener(f, kind), nil
 }
 
 // ---------------------------------------------------------------------------
@@ -3026,13 +3025,15 @@ type fd struct {
 	torn error         // why no message can be sent any more; guarded by w.mu
 
 	spin     atomic.Int64 // SetSpin, in nanoseconds
-	shared   atomic.Bool  // set by share, never cleared
+	shared   atomic.Bool  // set by markShared, never cleared
 	readShut atomic.Bool  // set by closeRead, never cleared: see readsAfterShutdown
 	ended    atomic.Bool  // a read met the end of the stream, so that nothing is in the queue
 	spoke    atomic.Bool  // something was written since the last wait to read began; a lost update does no harm
 	waited   int64        // when the latest wait to read ended, if the next may spin, or the descriptor was made; guarded by r.mu
 
-	unserved *atomic.Bool // set by accept, cleared by Close; shared by all connections of a listener, nil for others
+	// A listener and its connections share this; it is nil for others. Accept sets it, and the
+	// Close of any connection clears it: a hint whether the latest still waits for its goroutine.
+	anyUnserved *atomic.Bool
 
 	polled atomic.Pointer[pollFile] // nil unless it is with the poller; stored under mu, loaded by every wait
 
@@ -3089,7 +3090,7 @@ type result struct{ n, oobn, got, files int }
 
 // newFD takes ownership of sys. If the fd is dropped without Close, the garbage
 // collector closes it, as it does for os and net.
-func newFD(sys int) *fd { return (&fd{sys: sys}).begin() }
+func newFD(sys int) *fd { return (&fd{sys: sys}).started() }
 
 // noFD and noListener are closed: see endpoint.end.
 var (
@@ -3103,20 +3104,14 @@ func closedFD() *fd {
 	return f
 }
 
-func (f *fd) begin() *fd {
+func (f *fd) started() *fd {
 	f.waited = now()
 	f.armCleanup()
 	return f
 }
 
-// newSocketFD and newListenFD are newFD for a socket and for one that listens.
-func newSocketFD(sys int) *fd { return (&fd{sys: sys, socket: true}).begin() }
-
-func newListenFD(sys int) *fd {
-	f := newSocketFD(sys)
-	f.listen = true
-	return f
-}
+// newSocketFD is newFD for a socket.
+func newSocketFD(sys int) *fd { return (&fd{sys: sys, socket: true}).started() }
 
 // armCleanup has the descriptor closed when the fd is dropped. Functions that capture nothing
 // cost a connection fewer allocations.
@@ -3286,7 +3281,7 @@ func (h *ioState) attemptAgain(sys int) bool {
 // deadline is the deadline as a time.
 func (h *ioState) deadline() (t time.Time) {
 	if e := h.expiry.Load(); e != 0 {
-		t = epoch.Add(time.Duration(e - 1))
+		t = clockStart.Add(time.Duration(e - 1))
 	}
 	return t
 }
@@ -3322,8 +3317,8 @@ func (f *fd) closeLater() error {
 		return net.ErrClosed
 	}
 	raceRelease()
-	if f.unserved != nil {
-		f.unserved.Store(false)
+	if f.anyUnserved != nil {
+		f.anyUnserved.Store(false)
 	}
 	f.mu.Lock()
 	if p := f.polled.Load(); p != nil {
@@ -3853,7 +3848,7 @@ const (
 // acceptClient accepts a client. If there is none, it lets the goroutine of the
 // connection that was accepted last run before it looks a second time. A spin would take
 // the CPU from the very goroutine that the next client waits for. A server that serves its
-// clients in turn has no such goroutine, and has closed that connection: see unserved.
+// clients in turn has no such goroutine, and has closed a connection since: see anyUnserved.
 func acceptClient(o *op, sys int) (r result, err error) {
 	if o.mode&acceptShared != 0 {
 		if err := syscall.SetNonblock(sys, true); err != nil {
@@ -3873,7 +3868,7 @@ func acceptClient(o *op, sys int) (r result, err error) {
 // Messages
 
 // recvmsg receives some data, and control messages if there is room for them. If there is
-// none, the descriptors among them are closed elsewhere. The caller has entered f.r.
+// none, the descriptors among them are closed elsewhere. The caller has acquired f.r.
 func (f *fd) recvmsg(p, oob []byte, flags int) (n, oobn, got int, err error) {
 	done, err := f.run(&f.r, &op{attempt: receive, p: oneCall(p), oob: oob, flags: int32(flags)})
 	if err == nil && f.readShut.Load() && kern.readsAfterShutdown() {
@@ -3885,7 +3880,7 @@ func (f *fd) recvmsg(p, oob []byte, flags int) (n, oobn, got int, err error) {
 	return done.n, done.oobn, done.got, err
 }
 
-// sendmsg sends some of the data, with the control messages. The caller has entered
+// sendmsg sends some of the data, with the control messages. The caller has acquired
 // f.w.
 func (f *fd) sendmsg(p, oob []byte, flags int) (int, error) {
 	if f.kind == streams { // a message that is too long is for the kernel to refuse
@@ -3982,7 +3977,7 @@ func (f *fd) sendWhole(p, oob []byte) (sent int, err error) {
 		if sent += n; sent >= len(p) {
 			return sent, nil
 		}
-		oob = nil // more follows in a stream, or where records are loose
+		oob = nil // more follows in a stream, or where messages are split
 	}
 }
 
@@ -4007,10 +4002,10 @@ func sendError(err error) error {
 	return writeError("sendmsg", err)
 }
 
-// enterRecv begins a receive. The first receive of messages makes the kernel mark them.
+// acquireRecv begins a receive. The first receive of messages makes the kernel mark them.
 // It is not done earlier, since the socket may yet go to a program that does not know the
 // mark.
-func (f *fd) enterRecv() error {
+func (f *fd) acquireRecv() error {
 	if err := f.acquire(&f.r); err != nil {
 		return err
 	}
@@ -4023,7 +4018,7 @@ func (f *fd) enterRecv() error {
 
 // recv receives one message into p.
 func (f *fd) recv(p []byte) (int, error) {
-	if err := f.enterRecv(); err != nil {
+	if err := f.acquireRecv(); err != nil {
 		return 0, err
 	}
 	defer f.release(&f.r)
@@ -4032,7 +4027,7 @@ func (f *fd) recv(p []byte) (int, error) {
 
 // recvAppend receives one message of any length behind dst.
 func (f *fd) recvAppend(dst []byte) ([]byte, error) {
-	if err := f.enterRecv(); err != nil {
+	if err := f.acquireRecv(); err != nil {
 		return dst, err
 	}
 	defer f.release(&f.r)
@@ -4040,7 +4035,7 @@ func (f *fd) recvAppend(dst []byte) ([]byte, error) {
 }
 
 // nextPart and nextRoom are the messageSource that an fd is for f.in. Only where
-// records are loose does a message come in several parts.
+// the kernel splits messages does one come in several parts.
 func (f *fd) nextPart(p []byte) (n int, ends bool, err error) {
 	n, oobn, got, err := f.recvmsg(p, nil, 0)
 	if err != nil {
@@ -4061,7 +4056,7 @@ func (f *fd) classify(n, oobn, got int) (bool, error) {
 	case n == 0 && !kern.isMessage(got, oobn):
 		f.ended.Store(true)
 		return false, io.EOF
-	case kern.looseRecords():
+	case kern.splitsMessages():
 		return got&syscall.MSG_EOR != 0, nil
 	case got&syscall.MSG_TRUNC != 0:
 		return true, ErrMsgTooLong
@@ -4074,7 +4069,7 @@ func (f *fd) classify(n, oobn, got int) (bool, error) {
 // was all of it.
 func (f *fd) nextRoom(have int, spare []byte) (int, error) {
 	switch {
-	case kern.looseRecords():
+	case kern.splitsMessages():
 		return max(roomAtLeast, have), nil
 	case peekTells:
 		n, _, _, err := f.recvmsg(nil, nil, syscall.MSG_PEEK|syscall.MSG_TRUNC)
@@ -4099,7 +4094,7 @@ func (f *fd) nextRoom(have int, spare []byte) (int, error) {
 // that came without them, or is not the zero byte that they travel with, is kept for
 // the next read.
 func (f *fd) recvFiles(limit int) ([]*os.File, error) {
-	if err := f.enterRecv(); err != nil {
+	if err := f.acquireRecv(); err != nil {
 		return nil, err
 	}
 	defer f.release(&f.r)
@@ -4144,7 +4139,7 @@ func (f *fd) roomForFiles() ([]byte, error) {
 
 // recvWithFiles receives one message into p and the files that came with it.
 func (f *fd) recvWithFiles(p []byte, limit int) (int, []*os.File, error) {
-	if err := f.enterRecv(); err != nil {
+	if err := f.acquireRecv(); err != nil {
 		return 0, nil, err
 	}
 	defer f.release(&f.r)
@@ -4183,7 +4178,7 @@ func (f *fd) recvWithFiles(p []byte, limit int) (int, []*os.File, error) {
 // recvRights receives some data, and the files that came with it. It returns the data
 // also when there is something wrong with the files.
 func (f *fd) recvRights(p []byte, limit int) (int, []*os.File, error) {
-	if err := f.enterRecv(); err != nil {
+	if err := f.acquireRecv(); err != nil {
 		return 0, nil, err
 	}
 	defer f.release(&f.r)
@@ -4256,7 +4251,7 @@ func lostRights(sys int) error {
 func (f *fd) withoutRights(p []byte, err error, dataStays bool) (got parcel, _ error) {
 	err = &classified{os.NewSyscallError("recvmsg", err), ErrMsgTooLong}
 	switch {
-	case f.kind == messages && !kern.looseRecords():
+	case f.kind == messages && !kern.splitsMessages():
 		return got, err // the message went with its files
 	case !dataStays: // the data was lost with the files; this is what files travel with
 		frame := frameOf(len(zeroByte))
@@ -4264,14 +4259,14 @@ func (f *fd) withoutRights(p []byte, err error, dataStays bool) (got parcel, _ e
 		return got, err
 	}
 	var r result
-	if control(func() (e error) { r, e = receive(&op{p: p}, f.sys); return e }) != nil {
+	if ignoringEINTR(func() (e error) { r, e = receive(&op{p: p}, f.sys); return e }) != nil {
 		return got, err
 	}
 	got.n, got.whole = r.n, f.kind == messages && r.got&syscall.MSG_EOR != 0
 	return got, err
 }
 
-// asFiles returns the descriptors as files, if they are not more than max. The
+// asFiles returns the descriptors as files, if they are not more than limit. The
 // names of the files tell where they came from.
 func asFiles(fds []int, limit int) (files []*os.File, err error) {
 	if err := checkReceived(len(fds), limit); err != nil {
@@ -4371,7 +4366,7 @@ func (c *endpoint) WriteMsg(p, oob []byte) (n int, err error) {
 }
 
 func (f *fd) readMsg(p, oob []byte) (n, oobn, flags int, err error) {
-	if err := f.enterRecv(); err != nil {
+	if err := f.acquireRecv(); err != nil {
 		return 0, 0, 0, err
 	}
 	defer f.release(&f.r)
@@ -4488,7 +4483,7 @@ func (f *fd) drain() error {
 	giveUp := now() + int64(closeGrace) // for all of them
 	for range drainMax {
 		var r result
-		err := control(func() (e error) { r, e = receive(&o, f.sys); return e })
+		err := ignoringEINTR(func() (e error) { r, e = receive(&o, f.sys); return e })
 		if err != nil {
 			break
 		}
@@ -4654,7 +4649,7 @@ func (w kqueueWatch[E]) begin(end E) (processWatch, error) {
 	if w.kq, err = w.kqueue(); err != nil {
 		return nil, os.NewSyscallError("kqueue", err)
 	}
-	err = control(func() error {
+	err = ignoringEINTR(func() error {
 		_, err := w.kevent(w.kq, []E{end}, nil, nil)
 		return err
 	})
@@ -4672,7 +4667,7 @@ func (w kqueueWatch[E]) begin(end E) (processWatch, error) {
 // the process may have been ending just then.
 func (w kqueueWatch[E]) wait(ctx context.Context) error {
 	return pollUntil(ctx, func() (ended bool, err error) {
-		err = control(func() error {
+		err = ignoringEINTR(func() error {
 			var events [1]E
 			var now syscall.Timespec
 			n, err := w.kevent(w.kq, nil, events[:], &now)
@@ -4730,7 +4725,7 @@ func (f *fd) control(name string, call func() error) error {
 		return err
 	}
 	defer f.decref()
-	return callError(name, control(call))
+	return callError(name, ignoringEINTR(call))
 }
 
 // ---------------------------------------------------------------------------
@@ -4790,7 +4785,7 @@ var kern kernel
 
 // holdsLock reports whether this process holds the lock at the path. It is for systems
 // where that must be known before the file is opened.
-func (baseKernel) holdsLock(string) (held bool, letGo func()) { return false, func() {} }
+func (baseKernel) holdsLock(string) (held bool, unlock func()) { return false, func() {} }
 
 func (baseKernel) newPipe(p *[2]int) error { return syscall.Pipe(p[:]) }
 
@@ -4907,7 +4902,7 @@ func (baseKernel) rightsLost(err error) (lost, dataStays bool) { return false, f
 // messageMax returns the longest message that goes in one call. On FreeBSD that is
 // SO_SNDBUF, net.local.seqpacket.maxseqpacket by default: sosend_generic of
 // sys/kern/uipc_socket.c refuses a longer one. FreeBSD 15 does not refuse it, and ends a
-// record wherever it has copied that much; there tooLong keeps to the limit.
+// message wherever it has copied that much; there tooLong keeps to the limit.
 func (baseKernel) messageMax(sys int) (int, error) {
 	return syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_SNDBUF)
 }
@@ -4916,18 +4911,18 @@ func (baseKernel) messageMax(sys int) (int, error) {
 // EMSGSIZE.
 func (baseKernel) tooLong(sys, n int) bool { return false }
 
-// looseRecords reports whether messages are only records in a stream: see the method for
+// splitsMessages reports whether a long message may come in several parts: see the method for
 // FreeBSD. carriesEmpty reports whether a message may be empty.
-func (baseKernel) looseRecords() bool { return false }
-func (baseKernel) carriesEmpty() bool { return true }
+func (baseKernel) splitsMessages() bool { return false }
+func (baseKernel) carriesEmpty() bool   { return true }
 
 // No other system but Linux splices.
 func (baseKernel) spliceFrom(*fd, io.Reader) (int64, bool, error) { return 0, false, nil }
 func (baseKernel) spliceTo(*fd, io.Writer) (int64, bool, error)   { return 0, false, nil }
 
-// control makes a call that does not block, and makes it again if a signal interrupted
+// ignoringEINTR makes a call that does not block, and makes it again if a signal interrupted
 // it.
-func control(call func() error) error {
+func ignoringEINTR(call func() error) error {
 	for {
 		if err := call(); err != syscall.EINTR {
 			return err
@@ -4941,11 +4936,11 @@ func control(call func() error) error {
 // fork of this process waits for.
 func newDescriptors(create func() error, made ...*int) error {
 	if socketFlags != 0 {
-		return control(create)
+		return ignoringEINTR(create)
 	}
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
-	if err := control(create); err != nil {
+	if err := ignoringEINTR(create); err != nil {
 		return err
 	}
 	for _, fd := range made {
@@ -5035,18 +5030,18 @@ func fullOrTooLong(sys, need int) error {
 // queueSize returns the size in bytes of the queue that the socket sends to.
 func queueSize(sys int) (int, error) {
 	var st syscall.Stat_t
-	err := control(func() error { return syscall.Fstat(sys, &st) })
+	err := ignoringEINTR(func() error { return syscall.Fstat(sys, &st) })
 	return int(st.Blksize), err
 }
 
 // bind binds the socket to a target that fits into a sockaddr_un.
 func bind(sys int, target string) error {
 	sa := sockAddr(target)
-	return classify("bind", control(func() error { return syscall.Bind(sys, sa) }))
+	return classify("bind", ignoringEINTR(func() error { return syscall.Bind(sys, sa) }))
 }
 
 func open(path string, flags int) (fd int, err error) {
-	err = control(func() (err error) {
+	err = ignoringEINTR(func() (err error) {
 		fd, err = syscall.Open(path, flags, 0o600)
 		return err
 	})
@@ -5060,7 +5055,7 @@ func flock(fd int, take bool) error {
 	if take {
 		how = lockEX | lockNB
 	}
-	return control(func() error { return kern.sysFlock(fd, how) })
+	return ignoringEINTR(func() error { return kern.sysFlock(fd, how) })
 }
 
 // sys/file.h, the same on every system that has flock.
@@ -5081,7 +5076,7 @@ type dirEntry struct {
 
 func lstat(path string) (dirEntry, error) {
 	var st syscall.Stat_t
-	if err := control(func() error { return syscall.Lstat(path, &st) }); err != nil {
+	if err := ignoringEINTR(func() error { return syscall.Lstat(path, &st) }); err != nil {
 		return dirEntry{}, err
 	}
 	return entryOf(&st), nil
@@ -5112,7 +5107,7 @@ func fstatID(fd int) fileID {
 }
 
 func fstat(sys int) (st syscall.Stat_t, err error) {
-	err = control(func() error { return syscall.Fstat(sys, &st) })
+	err = ignoringEINTR(func() error { return syscall.Fstat(sys, &st) })
 	return st, os.NewSyscallError("fstat", err)
 }
 
@@ -5347,7 +5342,7 @@ func recvHello(f *fd, p []byte) (n int, with []helloFile, err error) {
 // awaitReceive waits until there is data or the end of the stream, and takes nothing. If
 // RecvFiles kept data for the next read, it copies that to p.
 func (f *fd) awaitReceive(p []byte) (n int, err error) {
-	if err := f.enterRecv(); err != nil {
+	if err := f.acquireRecv(); err != nil {
 		return 0, err
 	}
 	defer f.release(&f.r)

@@ -1486,7 +1486,7 @@ func ListenPipe(path string, c PipeConfig) (*PipeListener, error) {
 			l := &PipeListener{server{addr: addr, spin: c.Spin}}
 			l.setRules(false, c.Check)
 			l.refusals = tellRefusals(c.Refused)
-			if l.sys, err = listenPipe(target, c); err == nil {
+			if l.listener, err = listenPipe(target, c); err == nil {
 				return l, nil
 			}
 		}
@@ -2044,7 +2044,7 @@ func (t endToken) listen(c PipeConfig) (*listener, error) {
 
 // adopted makes l the server of a pipe that another process made.
 func (l *server) adopted(sys *listener) {
-	l.sys, l.addr = sys, Name(sys.spec.target[len(localPrefix):])
+	l.listener, l.addr = sys, Name(sys.spec.target[len(localPrefix):])
 	l.setRules(false, nil)
 }
 
@@ -2866,7 +2866,7 @@ func (f *fd) join() (file *os.File, parks bool) {
 // deadlineOf returns a deadline as a time.
 func deadlineOf(expiry *atomic.Int64) (t time.Time) {
 	if e := expiry.Load(); e != 0 {
-		t = epoch.Add(time.Duration(e - 1))
+		t = clockStart.Add(time.Duration(e - 1))
 	}
 	return t
 }
