@@ -1710,9 +1710,9 @@ func TestSharedSpinLosesNoMoreThanItsShare(t *testing.T) {
 // and one that is enough brings something in.
 func TestSharedSpinIsOnTheAccountOfAll(t *testing.T) {
 	a, b := sharedInMemory(t)
-	defer spinAccount.balance.Store(int64(spinSharedAhead))
-	defer spinAccount.refilled.Store(now())
-	spinAccount.refilled.Store(now() + int64(time.Hour)) // nothing more comes with the time
+	defer spinning.losses.balance.Store(int64(spinSharedAhead))
+	defer spinning.losses.refilled.Store(now())
+	spinning.losses.refilled.Store(now() + int64(time.Hour)) // nothing more comes with the time
 	fail := func() {
 		t.Helper()
 		a.r.spins = [2]sharedSpin{}
@@ -1722,21 +1722,21 @@ func TestSharedSpinIsOnTheAccountOfAll(t *testing.T) {
 		}
 	}
 	asked := spinning.asked.Load()
-	spinAccount.balance.Store(-1)
-	if fail(); spinning.asked.Load() != asked || spinAccount.balance.Load() != -1 {
+	spinning.losses.balance.Store(-1)
+	if fail(); spinning.asked.Load() != asked || spinning.losses.balance.Load() != -1 {
 		t.Error("a wait spins though all together have lost too much")
 	}
-	spinAccount.balance.Store(int64(spinSharedAhead))
+	spinning.losses.balance.Store(int64(spinSharedAhead))
 	for spinning.asked.Load() == asked { // on a slow machine the deadline may pass first
 		fail()
 	}
-	if left := spinAccount.balance.Load(); left >= int64(spinSharedAhead) {
+	if left := spinning.losses.balance.Load(); left >= int64(spinSharedAhead) {
 		t.Errorf("after a spin that failed they may still lose %v", time.Duration(left))
 	}
 	a.r.spins = [2]sharedSpin{}
 	a.SetReadDeadline(time.Time{})
 	a.SetSpin(time.Hour)
-	spinAccount.balance.Store(1)
+	spinning.losses.balance.Store(1)
 	go func() {
 		for spinning.spinners.Load() == 0 {
 			runtime.Gosched()
@@ -1746,7 +1746,7 @@ func TestSharedSpinIsOnTheAccountOfAll(t *testing.T) {
 	if _, err := a.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
-	if left, want := spinAccount.balance.Load(), 1+int64(spinSharedGain); left != want {
+	if left, want := spinning.losses.balance.Load(), 1+int64(spinSharedGain); left != want {
 		t.Errorf("after a spin that was enough they may lose %v, want %v", time.Duration(left), time.Duration(want))
 	}
 }
@@ -1887,7 +1887,7 @@ func TestSharedSpinLeavesItsCPU(t *testing.T) {
 	var p [1]byte
 	wait := func(written int) {
 		t.Helper()
-		spinAccount.balance.Store(int64(spinSharedAhead))
+		spinning.losses.balance.Store(int64(spinSharedAhead))
 		a.r.spins = [2]sharedSpin{}
 		spinning.leftAt.Store(0)
 		b.ownMem.control().rwait.Store(1) // as if it were parked
@@ -1921,7 +1921,7 @@ func TestSharedSpinLeavesItsCPU(t *testing.T) {
 	b.ownMem.control().rwait.Store(0)
 	a.SetReadDeadline(time.Time{})
 	a.SetSpin(time.Hour)
-	spinAccount.balance.Store(int64(spinSharedAhead))
+	spinning.losses.balance.Store(int64(spinSharedAhead))
 	a.r.spins = [2]sharedSpin{}
 	go func() {
 		for spinning.spinners.Load() == 0 {

@@ -441,7 +441,7 @@ var (
 	// ErrNoListener is matched when nobody listens at the address dialed: it
 	// does not exist (ENOENT, ERROR_FILE_NOT_FOUND), or exists and no process
 	// serves it (ECONNREFUSED).
-	ErrNoListener = errors.New("nobody listens there")
+	ErrNoListener = errors.New("no listener at this address")
 
 	// ErrNameTooLong is matched when an address is longer than the system can
 	// take. The error says the length and the limit, in bytes.
@@ -3329,6 +3329,7 @@ type spinPolicy struct {
 	leftAt   atomic.Int64  // when a thread left its CPU last
 	leaveGap atomic.Int64  // how long it is until the next time; 0 for leaveMin
 	crowd    crowd
+	losses   lossAccount  // of shared memory
 	leave    func()       // moves the calling thread to another CPU, where the system can do that
 	clock    func() int64 // see now
 }
@@ -3711,7 +3712,7 @@ const ioMax = 1 << 30
 // oneCall returns as much of p, from its start, as one call takes.
 func oneCall(p []byte) []byte { return p[:min(len(p), ioMax)] }
 
-// A direction is one or both of the two halves of a descriptor.
+// A direction is reading, writing or both.
 type direction uint8
 
 const (

@@ -1617,12 +1617,12 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 		spin = &h.spins[1]
 	}
 	limit, most := c.spinLimits()
-	if budget := spin.budget(limit, most, asleep); budget > 0 && spinAccount.mayLose(begun) && spinning.begin() {
+	if budget := spin.budget(limit, most, asleep); budget > 0 && spinning.losses.mayLose(begun) && spinning.begin() {
 		won := c.spinFor(h, need, begun, budget)
 		spinning.stop()
 		if won {
 			spinning.stays()
-			spinAccount.add(spin.outcome(0, true, asleep, 0))
+			spinning.losses.add(spin.outcome(0, true, asleep, 0))
 			return c.waited(h)
 		}
 		spun = budget
@@ -1631,7 +1631,7 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 		}
 	}
 	err := c.park(h, need)
-	spinAccount.add(spin.outcome(spun, false, asleep, now()-begun))
+	spinning.losses.add(spin.outcome(spun, false, asleep, now()-begun))
 	if err != nil && err != os.ErrDeadlineExceeded {
 		return err
 	}
@@ -1824,12 +1824,9 @@ func (s *sharedSpin) outcome(spun int64, won, asleep bool, length int64) (saved 
 	return -spun
 }
 
-// spinAccount is what all connections of the process may lose together.
-var spinAccount lossAccount
-
-// A lossAccount has the CPU time that may be lost in spins. It grows by what spins have
-// saved, and by a small part of the time that passes. Concurrent updates may be lost,
-// which is harmless.
+// A lossAccount has the CPU time that the spins of all shared connections of the process
+// may lose. It grows by what spins have saved, and by a small part of the time that passes.
+// Concurrent updates may be lost, which is harmless.
 type lossAccount struct {
 	balance  atomic.Int64 // nanoseconds, at most spinSharedAhead
 	refilled atomic.Int64 // when it was last given its part of the time

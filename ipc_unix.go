@@ -1291,8 +1291,8 @@ var errFolderReplaced = &ruleError{"the folder was replaced by another", ErrAddr
 func (d *folder) reachesCalls() bool { return d.sys >= 0 && folderCalls.openat != 0 }
 
 // call makes the call of that number, with these arguments behind the descriptor and the
-// name. Where it is not reached, byPath makes another one with the path. Pointers among the
-// arguments stay valid meanwhile.
+// name. Where package syscall cannot make it (reachesCalls), byPath is called with the path.
+// Pointers that are converted in the arguments stay valid: go:uintptrescapes.
 //
 //go:uintptrescapes
 func (d *folder) call(trap uintptr, byPath func(path string) (int, error), name string, a1, a2, a3 uintptr) (int, error) {
@@ -1384,7 +1384,7 @@ func (d *folder) unlink(name string) error {
 	if err == syscall.ENOENT {
 		return nil // somebody else was faster
 	}
-	return os.NewSyscallError("unlinkat", err)
+	return os.NewSyscallError("unlink", err)
 }
 
 func (d *folder) rename(from, to string) error {
