@@ -1,6 +1,6 @@
 //go:build unix
 
-// Descriptors, adopted sockets and other programs, on every Unix.
+// Connections as Unix has them: descriptors, adopted sockets, other programs.
 package ipc_test
 
 import (
@@ -8,11 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
-	"os/exec"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -22,13 +21,6 @@ import (
 	"github.com/interprocess-go/ipc"
 	"github.com/interprocess-go/ipc/internal/kit"
 )
-
-func init() {
-	kit.Roles["adopts"] = childAdoptsListener
-
-	kit.Roles["knows"] = childTellsItsPeer
-	kit.Roles["heir"] = childInheritsAnEnd
-}
 
 // ---------------------------------------------------------------------------
 // Descriptors
@@ -56,48 +48,6 @@ func TestConnThatWasDroppedIsCollected(t *testing.T) {
 		kit.Must(t, err)
 		kit.Must(t, a.SetReadDeadline(time.Now().Add(time.Hour))) // one that joined the poller, one that did not
 		_, _ = a, b
-	})
-}
-
-func TestListenersThatAreDroppedAreCollected(t *testing.T) {
-	dir := t.TempDir() // what they leave there is stale
-	n := 0
-	kit.AreCollected(t, func() {
-		n++
-		_, err := ipc.Listen(ipc.Path(fmt.Sprint(dir, "/", n)))
-		kit.Must(t, err)
-	})
-	for i := range n {
-		kit.Must(t, kit.Listen(t, ipc.Path(fmt.Sprint(dir, "/", i+1))).Close())
-	}
-	if names := kit.NamesIn(t, dir); len(names) > 0 {
-		t.Errorf("%s are left", names)
-	}
-}
-
-// A peer need not send a whole frame.
-func TestMsgConnCloseClosesTheFilesOfHalfAFrame(t *testing.T) {
-	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
-		for range 3 {
-			r, w := kit.Pipe(t)
-			f, err := w.File()
-			kit.Must(t, err)
-			raw, err := f.SyscallConn()
-			kit.Must(t, err)
-			kit.Must(t, raw.Control(func(fd uintptr) {
-				_, err = stream.WriteMsg([]byte{0, 0}, syscall.UnixRights(int(fd)))
-			}))
-			kit.Must(t, err)
-			kit.Must(t, errors.Join(f.Close(), w.Close()))
-			kit.Must(t, c.SetReadDeadline(time.Now().Add(kit.Brief)))
-			_, err = c.RecvFiles(1)
-			kit.TimedOut(t, err)
-			kit.Must(t, c.Close())
-			kit.ExpectEOF(t, r) // nobody has the other end
-			kit.Must(t, r.Close())
-			c, stream = frameEnds(t)
-		}
-		kit.Must(t, errors.Join(c.Close(), stream.Close()))
 	})
 }
 
@@ -296,6 +246,20 @@ func TestFileConnAdoptsForeignSockets(t *testing.T) {
 	kit.TimedOut(t, err)
 }
 
+func TestFileMsgConnAdoptsForeignSockets(t *testing.T) {
+	kit.NeedsLinux(t, "not every other system has sockets of this kind")
+	kit.Story(t)
+	a, b := kit.AdoptPair(t, syscall.SOCK_SEQPACKET, ipc.FileMsgConn)
+	kit.MsgTalk(t, a, b)
+	kit.Must(t, a.SetReadDeadline(time.Now().Add(kit.Brief)))
+	_, err := a.Recv(make([]byte, 1))
+	kit.TimedOut(t, err)
+	kit.IsProcess(t, kit.PeerOf(t, a), os.Getpid())
+	kit.Must(t, b.Close())
+	kit.Must(t, a.SetReadDeadline(time.Time{}))
+	kit.ExpectMsgEOF(t, a)
+}
+
 func TestFileConnRefusesWhatIsNoConnection(t *testing.T) {
 	kit.Story(t)
 	dir := kit.TempDir(t)
@@ -360,50 +324,93 @@ func TestFileConnRefusesWhatIsNoConnection(t *testing.T) {
 	}
 }
 
-func TestFileListenerNeverUnlinks(t *testing.T) {
+func TestFileConnRefusesForeignDescriptors(t *testing.T) {
 	kit.Story(t)
-	path := kit.SockPath(t)
-	l := kit.Listen(t, ipc.Path(path))
-	adopted := kit.Adopt(t, l)
-	if adopted.Addr() != l.Addr() {
-		t.Errorf("the address is %v", adopted.Addr())
+	file := func(fd int, err error) *os.File {
+		t.Helper()
+		kit.Must(t, err)
+		f := os.NewFile(uintptr(fd), "foreign")
+		t.Cleanup(func() { f.Close() })
+		return f
 	}
-	kit.Serves(t, adopted, ipc.Path(path))
-	kit.Serves(t, l, ipc.Path(path))
-	accepting := kit.Begin(func() error { _, err := adopted.Accept(); return err })
-	kit.AwaitParked(t, "(*Listener).AcceptConn", 1)
-	kit.Must(t, adopted.Close())
-	kit.Matches(t, <-accepting, net.ErrClosed)
-	kit.Matches(t, adopted.Close(), net.ErrClosed)
-	kit.Serves(t, l, ipc.Path(path))
-}
-
-func TestListenerIsHandedToAChild(t *testing.T) {
-	kit.Story(t)
-	path := kit.SockPath(t)
-	l := kit.ListenWith(t, ipc.ListenConfig{KeepName: true}, ipc.Path(path))
-	f, err := l.File()
-	kit.Must(t, err)
-	c := kit.StartChildWith(t, exec.Cmd{ExtraFiles: []*os.File{f}}, "adopts")
-	kit.Must(t, f.Close())
-	kit.Must(t, l.Close()) // the child's is left
-	c.MustSay("adopted " + path)
-	client := kit.Dial(t, ipc.Path(path))
-	kit.Expect(t, client, "from the heir")
-	c.End()
-	kit.Must(t, os.Remove(path))
-}
-
-func childAdoptsListener(p *kit.Parent, _ []string) error {
-	f := os.NewFile(3, "listener")
-	l, err := ipc.FileListener(f)
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
+	pairOf := func(typ int) *os.File {
+		t.Helper()
+		fds, err := syscall.Socketpair(syscall.AF_UNIX, typ, 0)
+		kit.Must(t, err)
+		file(fds[1], nil) // stays open
+		return file(fds[0], nil)
 	}
-	p.Say("adopted %s", l.Addr())
-	c := kit.Sure(l.Accept())
-	_, err = io.WriteString(c, "from the heir")
-	return errors.Join(err, c.Close(), l.Close())
+	foreign := map[string]*os.File{
+		"a datagram socket":             file(syscall.Socket(syscall.AF_UNIX, syscall.SOCK_DGRAM, 0)),
+		"a connected datagram socket":   pairOf(syscall.SOCK_DGRAM),
+		"an unconnected stream socket":  file(syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)),
+		"a TCP socket":                  file(syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)),
+		"a file":                        kit.TextFile(t, "x"),
+		"a folder":                      file(syscall.Open(os.TempDir(), syscall.O_RDONLY, 0)),
+		"a device":                      file(syscall.Open("/dev/null", syscall.O_RDWR, 0)),
+		"a stream socket (of messages)": pairOf(syscall.SOCK_STREAM),
+	}
+	var p [2]int
+	kit.Must(t, syscall.Pipe(p[:]))
+	foreign["a pipe"], foreign["its other end"] = file(p[0], nil), file(p[1], nil)
+	sys, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	foreign["a listening socket"] = file(sys, err)
+	path := kit.OpenDir(t) + "/socket"
+	kit.Must(t, syscall.Bind(sys, &syscall.SockaddrUnix{Name: path}))
+	defer os.Remove(path)
+	kit.Must(t, syscall.Listen(sys, 1))
+	if !kit.FramedHere {
+		foreign["a message socket (of bytes)"] = pairOf(syscall.SOCK_SEQPACKET)
+		foreign["an unconnected message socket"] = file(syscall.Socket(syscall.AF_UNIX, syscall.SOCK_SEQPACKET, 0))
+	}
+	if l, err := net.Listen("tcp", "127.0.0.1:0"); err == nil { // if there is a loopback
+		defer l.Close()
+		if c, err := net.DialTimeout("tcp", l.Addr().String(), kit.Soon); err == nil { // and it leads somewhere
+			defer c.Close()
+			f, err := c.(*net.TCPConn).File()
+			kit.Must(t, err)
+			defer f.Close()
+			foreign["a TCP connection"] = f
+		}
+	}
+
+	for what, f := range foreign {
+		before, mode := kit.OpenDescriptors(), sharedModeIsNonblocking(t, f)
+		refused := func(by string, err error) {
+			t.Helper()
+			if err == nil {
+				t.Fatalf("%s adopts %s", by, what)
+			}
+			kit.IsOpError(t, err, "file")
+			if len(err.Error()) < len("file unix: x") || strings.Contains(err.Error(), "%!") {
+				t.Errorf("%s, %s: %v explains nothing", by, what, err)
+			}
+		}
+		if !strings.HasSuffix(what, "(of messages)") {
+			_, err := ipc.FileConn(f)
+			refused("FileConn", err)
+		}
+		if !strings.HasSuffix(what, "(of bytes)") && !(kit.FramedHere && strings.HasSuffix(what, "(of messages)")) {
+			_, err := ipc.FileMsgConn(f)
+			refused("FileMsgConn", err)
+		}
+		if _, err := f.Stat(); err != nil {
+			t.Errorf("%s is gone: %v", what, err)
+		}
+		if sharedModeIsNonblocking(t, f) != mode {
+			t.Errorf("the mode of %s was changed", what)
+		}
+		if err := kit.NoMoreDescriptors(before); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	closed := kit.TextFile(t, "x")
+	kit.Must(t, closed.Close())
+	for _, f := range []*os.File{nil, closed} {
+		if _, err := ipc.FileMsgConn(f); err == nil {
+			t.Errorf("FileMsgConn adopts %v", f)
+		}
+	}
 }
 
 // ---------------------------------------------------------------------------
@@ -447,131 +454,131 @@ func TestConnTellsTheClientsOwnAddress(t *testing.T) {
 }
 
 // ---------------------------------------------------------------------------
-// Peers
+// What is known of Linux alone
 
-// childTellsItsPeer connects to the server and tells who that is.
-func childTellsItsPeer(p *kit.Parent, args []string) error {
-	addr := kit.Sure(ipc.ParseAddr(args[0]))
-	c := kit.Sure(ipc.Dialer{Access: ipc.Everyone}.Dial(addr))
-	peer := kit.Sure(c.Peer())
-	p.Say("%v", peer)
-	p.Hear()
-	return c.Close()
+// threads is how many the kernel has of this process.
+func threads(t *testing.T) int {
+	t.Helper()
+	status, err := os.ReadFile("/proc/self/status")
+	kit.Must(t, err)
+	_, rest, _ := strings.Cut(string(status), "\nThreads:")
+	n, err := strconv.Atoi(strings.TrimSpace(strings.SplitN(rest, "\n", 2)[0]))
+	kit.Must(t, err)
+	return n
 }
 
-func TestPeerOfAnotherUser(t *testing.T) {
-	kit.OverEachOpenAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := kit.ListenWith(t, ipc.ListenConfig{Access: ipc.Everyone}, addr)
-		stranger := kit.StartStranger(t, "knows", addr.String())
-		server := kit.Accept(t, l)
-		p := kit.PeerOf(t, server)
-		if uid, ok := p.UID(); uid != kit.Nobody || !ok {
-			t.Errorf("UID is %d, %v", uid, ok)
+func TestConnWaitHoldsNoThread(t *testing.T) {
+	kit.NeedsLinux(t, "elsewhere /proc does not tell the threads")
+	kit.Story(t)
+	const each = 100
+	before := threads(t)
+	var waiting []<-chan error
+	var ends []io.Closer
+	for range each {
+		a, b := kit.Pair(t)
+		l := kit.Listen(t, ipc.Addr{})
+		ends = append(ends, a, b, l)
+		waiting = append(waiting,
+			kit.BeginRead(a),
+			kit.BeginRead(b),
+			kit.Begin(func() error { _, err := l.Accept(); return err }))
+	}
+	kit.AwaitParked(t, "(*Conn).Read", 2*each)
+	kit.AwaitParked(t, "(*Listener).AcceptConn", each)
+	if now := threads(t); now > before+each { // a few are made to make the ends
+		t.Errorf("%d waits made %d threads of %d", 3*each, now, before)
+	}
+	for _, end := range ends {
+		kit.Must(t, end.Close())
+	}
+	for _, done := range waiting {
+		if err := <-done; err != io.EOF {
+			kit.Matches(t, err, net.ErrClosed)
 		}
-		if gid, ok := p.GID(); ok && gid != kit.Nobody {
-			t.Errorf("GID is %d", gid)
-		}
-		if id := p.UserID(); id != strconv.Itoa(kit.Nobody) {
-			t.Errorf("UserID is %q", id)
-		}
-		if groups := p.Groups(); len(groups) > 0 && !slices.Equal(groups, []int{kit.Nobody}) {
-			t.Errorf("groups are %v", groups)
-		}
-		if pid, ok := p.PID(); ok && pid != stranger.PID() {
-			t.Errorf("PID is %d, want %d", pid, stranger.PID())
-		}
-		if !strings.Contains(p.String(), "uid "+strconv.Itoa(kit.Nobody)) {
-			t.Errorf("%q does not tell the user", p)
-		}
-
-		said := stranger.Hear() // and of the other end, us
-		if !strings.Contains(said, "uid 0") || kit.PidsAreTold && !strings.Contains(said, "pid "+strconv.Itoa(os.Getpid())) {
-			t.Errorf("the stranger's peer is %q", said)
-		}
-		stranger.End()
-	})
+	}
 }
 
-// TestPeerIsWhoMadeTheSocket whatever process has it: a Pair given to a child is
-// still that of its maker.
-func TestPeerIsWhoMadeTheSocket(t *testing.T) {
+func TestConnPeerThatLeavesDataUnreadResets(t *testing.T) {
+	kit.NeedsLinux(t, "which other systems reset a connection is not known")
 	kit.Story(t)
 	a, b := kit.Pair(t)
-	f, err := b.File()
-	kit.Must(t, err)
-	c := kit.StartChildWith(t, exec.Cmd{ExtraFiles: []*os.File{f}}, "heir")
-	kit.Must(t, errors.Join(f.Close(), b.Close()))
-	c.MustSay(strconv.FormatBool(kit.PidsAreTold))
-	kit.Expect(t, a, "from the heir")
-	if runtime.GOOS != "darwin" && runtime.GOOS != "ios" { // where it is who used the end last, as long as it is open
-		kit.IsProcess(t, kit.PeerOf(t, a), os.Getpid()) // and not the child
-	}
-	c.End()
-	kit.ExpectEOF(t, a)
+	kit.Send(t, a, "never read")
+	kit.Must(t, b.Close())
+	_, err := a.Read(make([]byte, 1))
+	kit.IsErrno(t, err, "read", "read", syscall.ECONNRESET)
+	kit.ExpectEOF(t, a) // once told, it is the end as any other
 }
 
-// childInheritsAnEnd says whether its peer is its parent.
-func childInheritsAnEnd(p *kit.Parent, _ []string) error {
-	f := os.NewFile(3, "end")
-	c, err := ipc.FileConn(f)
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	peer := kit.Sure(c.Peer())
-	pid, _ := peer.PID()
-	p.Say("%v", pid == os.Getppid())
-	_, err = c.Write([]byte("from the heir"))
-	return errors.Join(err, c.Close())
-}
-
-// ---------------------------------------------------------------------------
-// Shared memory
-
-// A process that is stopped keeps nobody from heeding a deadline, and loses nothing.
-func TestSharedConnPeerIsStopped(t *testing.T) {
-	kit.Story(t)
-	addr := kit.PathAddr(t)
-	server := kit.StartChild(t, "shared serve", addr.String())
-	server.MustSay("serving")
-	c, err := ipc.DialShared(addr)
-	kit.Kept(t, c, err)
-	kit.TalkToEcho(t, c)
-	kit.Must(t, syscall.Kill(server.PID(), syscall.SIGSTOP))
-	kit.Must(t, c.SetDeadline(time.Now().Add(kit.Brief)))
-	written := 0
-	for err = nil; err == nil; {
-		var n int
-		n, err = c.Write(make([]byte, 10000))
-		written += n
-	}
-	kit.TimedOut(t, err)
-	kit.Must(t, c.SetDeadline(time.Now().Add(kit.Brief)))
-	got := 0 // what it sent before it was stopped
-	for err = nil; err == nil; {
-		var n int
-		n, err = c.Read(make([]byte, 10000))
-		got += n
-	}
-	kit.TimedOut(t, err)
-	kit.Must(t, c.SetDeadline(time.Time{}))
-	kit.Must(t, syscall.Kill(server.PID(), syscall.SIGCONT))
-	_, err = io.ReadFull(c, make([]byte, written-got))
-	kit.Must(t, err)
-	kit.TalkToEcho(t, c)
-	kit.Must(t, c.Close())
-	server.End()
-}
-
-// A peer that leaves with files unread resets the socket.
-func TestSharedRecvFilesAfterAPeerThatLeftSomeIsTheEnd(t *testing.T) {
-	overEachSetUp(t, func(t *testing.T, a, b *ipc.SharedConn) {
-		meet(t, a, b)
-		f, err := os.Open(os.DevNull)
-		kit.Kept(t, f, err)
-		kit.Must(t, a.SendFiles(f))
-		kit.Must(t, b.Close())
-		if _, err := a.RecvFiles(1); err != io.EOF {
-			t.Errorf("RecvFiles: %v", err)
-		}
+func TestConnCloseReadEndsTheWritesOfThePeer(t *testing.T) {
+	kit.NeedsLinux(t, "not every other system tells a writer that nobody reads")
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		a, b := kit.Connect(t, kit.Listen(t, addr))
+		writing := kit.Begin(func() error { _, err := a.Write(make([]byte, kit.TooMuch)); return err })
+		kit.AwaitParked(t, "(*Conn).Write", 1)
+		kit.Must(t, b.CloseRead())
+		kit.Matches(t, <-writing, syscall.EPIPE)
+		kit.ExpectEOF(t, b)
+		kit.Send(t, b, "the other way")
+		kit.Expect(t, a, "the other way")
 	})
+}
+
+// On a 32-bit system the position of what is left, and the most that one call takes, are
+// more than an int together.
+func TestConnWritesMoreThanOneCallTakes(t *testing.T) {
+	kit.NeedsLinux(t, "the buffers of other systems are small, and a GiB takes long")
+	if kit.UnderRace() {
+		t.Skip("the race detector needs four times the memory")
+	}
+	const length = 1<<30 + 1<<20
+	p := make([]byte, length) // never written to, so it takes no memory
+	writes := func(w io.Writer, r io.Reader) {
+		t.Helper()
+		writing := kit.Begin(func() error {
+			n, err := w.Write(p)
+			if n != len(p) {
+				return fmt.Errorf("Write writes %d bytes: %w", n, err)
+			}
+			return err
+		})
+		n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{io.LimitReader(r, length)}, make([]byte, 1<<20))
+		if n != length || err != nil {
+			t.Fatal(n, err)
+		}
+		kit.Must(t, <-writing)
+	}
+	t.Run("Conn", func(t *testing.T) {
+		kit.Story(t)
+		a, b := kit.Pair(t)
+		writes(a, b)
+	})
+	t.Run("Pipe", func(t *testing.T) {
+		kit.Story(t)
+		r, w := kit.Pipe(t)
+		writes(w, r)
+	})
+}
+
+func TestConnSetBufferOfMoreThanAnIntIsTheLargest(t *testing.T) {
+	kit.NeedsLinux(t, "other systems refuse a size that is too large")
+	kit.Story(t)
+	a, _ := kit.Pair(t)
+	size := func(opt int) (n int) {
+		raw, err := a.SyscallConn()
+		kit.Must(t, err)
+		kit.Must(t, raw.Control(func(fd uintptr) { n, err = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, opt) }))
+		kit.Must(t, err)
+		return n
+	}
+	for opt, set := range map[int]func(int) error{
+		syscall.SO_RCVBUF: a.SetReadBuffer,
+		syscall.SO_SNDBUF: a.SetWriteBuffer,
+	} {
+		kit.Must(t, set(math.MaxInt32))
+		largest := size(opt)
+		kit.Must(t, set(math.MaxInt-math.MaxUint32%math.MaxInt)) // its lower half is 0
+		if n := size(opt); n != largest {
+			t.Errorf("the buffer has %d bytes, at most it can have %d", n, largest)
+		}
+	}
 }

@@ -14,7 +14,6 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -291,6 +290,32 @@ func TestRecvFilesOfAFrameThatComesInPieces(t *testing.T) {
 		_, err := c.RecvFiles(1)
 		kit.Matches(t, err, io.ErrUnexpectedEOF)
 		kit.Must(t, kit.NoMoreDescriptors(before-1)) // less the stream's
+	})
+}
+
+// A peer need not send a whole frame.
+func TestMsgConnCloseClosesTheFilesOfHalfAFrame(t *testing.T) {
+	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
+		for range 3 {
+			r, w := kit.Pipe(t)
+			f, err := w.File()
+			kit.Must(t, err)
+			raw, err := f.SyscallConn()
+			kit.Must(t, err)
+			kit.Must(t, raw.Control(func(fd uintptr) {
+				_, err = stream.WriteMsg([]byte{0, 0}, syscall.UnixRights(int(fd)))
+			}))
+			kit.Must(t, err)
+			kit.Must(t, errors.Join(f.Close(), w.Close()))
+			kit.Must(t, c.SetReadDeadline(time.Now().Add(kit.Brief)))
+			_, err = c.RecvFiles(1)
+			kit.TimedOut(t, err)
+			kit.Must(t, c.Close())
+			kit.ExpectEOF(t, r) // nobody has the other end
+			kit.Must(t, r.Close())
+			c, stream = frameEnds(t)
+		}
+		kit.Must(t, errors.Join(c.Close(), stream.Close()))
 	})
 }
 
@@ -598,98 +623,6 @@ func TestFilesAreSentOnceHoweverFullTheQueueIs(t *testing.T) {
 			t.Fatalf("with %d bytes of %d left the file comes %d times, %v", left, capacity, files, err)
 		}
 		kit.Must(t, b.Close())
-	}
-}
-
-// ---------------------------------------------------------------------------
-// Adopting what is no connection of that kind
-
-func TestFileConnRefusesForeignDescriptors(t *testing.T) {
-	kit.Story(t)
-	file := func(fd int, err error) *os.File {
-		t.Helper()
-		kit.Must(t, err)
-		f := os.NewFile(uintptr(fd), "foreign")
-		t.Cleanup(func() { f.Close() })
-		return f
-	}
-	pairOf := func(typ int) *os.File {
-		t.Helper()
-		fds, err := syscall.Socketpair(syscall.AF_UNIX, typ, 0)
-		kit.Must(t, err)
-		file(fds[1], nil) // stays open
-		return file(fds[0], nil)
-	}
-	foreign := map[string]*os.File{
-		"a datagram socket":             file(syscall.Socket(syscall.AF_UNIX, syscall.SOCK_DGRAM, 0)),
-		"a connected datagram socket":   pairOf(syscall.SOCK_DGRAM),
-		"an unconnected stream socket":  file(syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)),
-		"a TCP socket":                  file(syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)),
-		"a file":                        kit.TextFile(t, "x"),
-		"a folder":                      file(syscall.Open(os.TempDir(), syscall.O_RDONLY, 0)),
-		"a device":                      file(syscall.Open("/dev/null", syscall.O_RDWR, 0)),
-		"a stream socket (of messages)": pairOf(syscall.SOCK_STREAM),
-	}
-	var p [2]int
-	kit.Must(t, syscall.Pipe(p[:]))
-	foreign["a pipe"], foreign["its other end"] = file(p[0], nil), file(p[1], nil)
-	sys, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
-	foreign["a listening socket"] = file(sys, err)
-	path := kit.OpenDir(t) + "/socket"
-	kit.Must(t, syscall.Bind(sys, &syscall.SockaddrUnix{Name: path}))
-	defer os.Remove(path)
-	kit.Must(t, syscall.Listen(sys, 1))
-	if !kit.FramedHere {
-		foreign["a message socket (of bytes)"] = pairOf(syscall.SOCK_SEQPACKET)
-		foreign["an unconnected message socket"] = file(syscall.Socket(syscall.AF_UNIX, syscall.SOCK_SEQPACKET, 0))
-	}
-	if l, err := net.Listen("tcp", "127.0.0.1:0"); err == nil { // if there is a loopback
-		defer l.Close()
-		if c, err := net.DialTimeout("tcp", l.Addr().String(), kit.Soon); err == nil { // and it leads somewhere
-			defer c.Close()
-			f, err := c.(*net.TCPConn).File()
-			kit.Must(t, err)
-			defer f.Close()
-			foreign["a TCP connection"] = f
-		}
-	}
-
-	for what, f := range foreign {
-		before, mode := kit.OpenDescriptors(), sharedModeIsNonblocking(t, f)
-		refused := func(by string, err error) {
-			t.Helper()
-			if err == nil {
-				t.Fatalf("%s adopts %s", by, what)
-			}
-			kit.IsOpError(t, err, "file")
-			if len(err.Error()) < len("file unix: x") || strings.Contains(err.Error(), "%!") {
-				t.Errorf("%s, %s: %v explains nothing", by, what, err)
-			}
-		}
-		if !strings.HasSuffix(what, "(of messages)") {
-			_, err := ipc.FileConn(f)
-			refused("FileConn", err)
-		}
-		if !strings.HasSuffix(what, "(of bytes)") && !(kit.FramedHere && strings.HasSuffix(what, "(of messages)")) {
-			_, err := ipc.FileMsgConn(f)
-			refused("FileMsgConn", err)
-		}
-		if _, err := f.Stat(); err != nil {
-			t.Errorf("%s is gone: %v", what, err)
-		}
-		if sharedModeIsNonblocking(t, f) != mode {
-			t.Errorf("the mode of %s was changed", what)
-		}
-		if err := kit.NoMoreDescriptors(before); err != nil {
-			t.Errorf("%s: %v", what, err)
-		}
-	}
-	closed := kit.TextFile(t, "x")
-	kit.Must(t, closed.Close())
-	for _, f := range []*os.File{nil, closed} {
-		if _, err := ipc.FileMsgConn(f); err == nil {
-			t.Errorf("FileMsgConn adopts %v", f)
-		}
 	}
 }
 

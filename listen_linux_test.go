@@ -425,6 +425,32 @@ func TestListenRespectsAForeignServerWithAFullBacklog(t *testing.T) {
 	isRespected(t, path)
 }
 
+// TestListenMsgRespectsAForeignServer has a socket file in the way that a stream
+// cannot even be dialed to.
+func TestListenMsgRespectsAForeignServer(t *testing.T) {
+	kit.Story(t)
+	path := kit.OpenDir(t) + "/socket"
+	foreign, err := net.Listen("unixpacket", path)
+	kit.Must(t, err)
+	defer foreign.Close()
+	for _, policy := range []ipc.Takeover{ipc.TakeoverStale, ipc.TakeoverNever} {
+		lc := ipc.ListenConfig{Takeover: policy}
+		_, err := lc.ListenMsg(ipc.Path(path))
+		kit.Matches(t, err, ipc.ErrAddrInUse)
+		_, err = lc.Listen(ipc.Path(path))
+		kit.Matches(t, err, ipc.ErrAddrInUse)
+	}
+	c, err := net.Dial("unixpacket", path)
+	foreignMsg(t, c, err)
+
+	foreign.(*net.UnixListener).SetUnlinkOnClose(false)
+	kit.Must(t, foreign.Close())
+	l := kit.ListenMsg(t, ipc.Path(path)) // now it is stale
+	client, server := kit.MsgConnect(t, l)
+	kit.MsgTalk(t, client, server)
+	kit.Must(t, l.Close())
+}
+
 func TestListenConfigBacklogIsThatOfListen(t *testing.T) {
 	kit.Together(t)
 	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {

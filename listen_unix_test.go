@@ -41,8 +41,8 @@ func init() {
 	kit.Roles["chown"] = childGivesSocketAway
 	kit.Roles["crowded"] = childRunsOutOfDescriptors
 	kit.Roles["member"] = childIsMember
-
 	kit.Roles["listen"] = childListens
+	kit.Roles["adopts"] = childAdoptsListener
 }
 
 // ---------------------------------------------------------------------------
@@ -554,6 +554,68 @@ func TestListenThatFailsLeavesNothing(t *testing.T) {
 		t.Errorf("%s became %s", before, after)
 	}
 	kit.Must(t, os.Remove(dir+"/file"))
+}
+
+func TestListenerThatWasDroppedIsCollected(t *testing.T) {
+	dir := t.TempDir() // what they leave there is stale
+	n := 0
+	kit.AreCollected(t, func() {
+		n++
+		_, err := ipc.Listen(ipc.Path(fmt.Sprint(dir, "/", n)))
+		kit.Must(t, err)
+	})
+	for i := range n {
+		kit.Must(t, kit.Listen(t, ipc.Path(fmt.Sprint(dir, "/", i+1))).Close())
+	}
+	if names := kit.NamesIn(t, dir); len(names) > 0 {
+		t.Errorf("%s are left", names)
+	}
+}
+
+func TestFileListenerNeverUnlinks(t *testing.T) {
+	kit.Story(t)
+	path := kit.SockPath(t)
+	l := kit.Listen(t, ipc.Path(path))
+	adopted := kit.Adopt(t, l)
+	if adopted.Addr() != l.Addr() {
+		t.Errorf("the address is %v", adopted.Addr())
+	}
+	kit.Serves(t, adopted, ipc.Path(path))
+	kit.Serves(t, l, ipc.Path(path))
+	accepting := kit.Begin(func() error { _, err := adopted.Accept(); return err })
+	kit.AwaitParked(t, "(*Listener).AcceptConn", 1)
+	kit.Must(t, adopted.Close())
+	kit.Matches(t, <-accepting, net.ErrClosed)
+	kit.Matches(t, adopted.Close(), net.ErrClosed)
+	kit.Serves(t, l, ipc.Path(path))
+}
+
+func TestListenerIsHandedToAChild(t *testing.T) {
+	kit.Story(t)
+	path := kit.SockPath(t)
+	l := kit.ListenWith(t, ipc.ListenConfig{KeepName: true}, ipc.Path(path))
+	f, err := l.File()
+	kit.Must(t, err)
+	c := kit.StartChildWith(t, exec.Cmd{ExtraFiles: []*os.File{f}}, "adopts")
+	kit.Must(t, f.Close())
+	kit.Must(t, l.Close()) // the child's is left
+	c.MustSay("adopted " + path)
+	client := kit.Dial(t, ipc.Path(path))
+	kit.Expect(t, client, "from the heir")
+	c.End()
+	kit.Must(t, os.Remove(path))
+}
+
+func childAdoptsListener(p *kit.Parent, _ []string) error {
+	f := os.NewFile(3, "listener")
+	l, err := ipc.FileListener(f)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	p.Say("adopted %s", l.Addr())
+	c := kit.Sure(l.Accept())
+	_, err = io.WriteString(c, "from the heir")
+	return errors.Join(err, c.Close(), l.Close())
 }
 
 // childGivesSocketAway fails late in Listen, as it may not change the owner.

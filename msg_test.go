@@ -872,6 +872,107 @@ func TestDialMsgAndListenDoNotMix(t *testing.T) {
 }
 
 // ---------------------------------------------------------------------------
+// Messages of other programs
+
+// foreignMsg is a connection of package net that carries messages.
+func foreignMsg(t *testing.T, c net.Conn, err error) net.Conn {
+	t.Helper()
+	kit.Must(t, err)
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// msgTalkForeign proves that boundaries hold between c and a foreign end, which
+// like most programs writes and reads each message in one call.
+func msgTalkForeign(t *testing.T, c *ipc.MsgConn, foreign net.Conn) {
+	t.Helper()
+	for _, text := range []string{"one", "the second"} {
+		if n, err := foreign.Write([]byte(text)); n != len(text) || err != nil {
+			t.Fatalf("write: %d, %v", n, err)
+		}
+		kit.SendMsg(t, c, text)
+	}
+	buf := make([]byte, 100)
+	for _, text := range []string{"one", "the second"} {
+		kit.ExpectMsg(t, c, text)
+		if n, err := foreign.Read(buf); string(buf[:n]) != text || err != nil {
+			t.Fatalf("the foreign end reads %q, %v; want %q", buf[:n], err, text)
+		}
+	}
+}
+
+func TestMsgConnForeignClientAndServer(t *testing.T) {
+	kit.NeedsLinux(t, "package net and MsgConn use the same sockets there")
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		l := kit.ListenMsg(t, addr)
+		c, err := net.Dial("unixpacket", addr.String())
+		foreign := foreignMsg(t, c, err)
+		server := kit.AcceptMsg(t, l)
+		msgTalkForeign(t, server, foreign)
+		kit.Must(t, foreign.Close())
+		kit.ExpectMsgEOF(t, server)
+		kit.Must(t, server.Close())
+		kit.Must(t, l.Close())
+
+		other, err := net.Listen("unixpacket", addr.String())
+		kit.Must(t, err)
+		defer other.Close()
+		client := kit.DialMsg(t, addr)
+		c, err = other.Accept()
+		foreign = foreignMsg(t, c, err)
+		msgTalkForeign(t, client, foreign)
+		kit.Must(t, client.Close())
+		if n, err := foreign.Read(make([]byte, 10)); n != 0 || err != io.EOF {
+			t.Errorf("the foreign end reads %d, %v", n, err)
+		}
+
+		_, err = ipc.ListenMsg(addr)
+		kit.Matches(t, err, ipc.ErrAddrInUse)
+	})
+}
+
+// TestMsgConnReceivesForeignEmptyMessages has them sent before the server's end was
+// accepted: nothing on this side was prepared for them.
+func TestMsgConnReceivesForeignEmptyMessages(t *testing.T) {
+	kit.NeedsLinux(t, "package net and MsgConn use the same sockets there")
+	kit.Story(t)
+	addr := kit.NameAddr(t)
+	l := kit.ListenMsg(t, addr)
+	c, err := net.Dial("unixpacket", addr.String())
+	foreign := foreignMsg(t, c, err)
+	for _, text := range []string{"", "one", "", ""} {
+		_, err := foreign.Write([]byte(text)) // also calls write(2) for nothing
+		kit.Must(t, err)
+	}
+	kit.Must(t, foreign.Close())
+	server := kit.AcceptMsg(t, l)
+	for _, text := range []string{"", "one", "", ""} {
+		kit.ExpectMsg(t, server, text)
+	}
+	kit.ExpectMsgEOF(t, server)
+}
+
+func TestMsgConnFileIsADuplicate(t *testing.T) {
+	kit.OverEachMsgAddr(t, func(t *testing.T, addr ipc.Addr) {
+		client, server := kit.MsgConnect(t, kit.ListenMsg(t, addr))
+		f, err := client.File()
+		kit.Must(t, err)
+		kit.Must(t, client.Close())
+		adopted, err := ipc.FileMsgConn(f)
+		kit.Must(t, err)
+		defer adopted.Close()
+		kit.Must(t, f.Close())
+		kit.MsgTalk(t, adopted, server)
+		linux := runtime.GOOS == "linux" || runtime.GOOS == "android" // others may tell a name that the package made
+		if linux && adopted.RemoteAddr() != addr {
+			t.Errorf("the address is %v, want %v", adopted.RemoteAddr(), addr)
+		}
+		kit.Must(t, adopted.Close())
+		kit.ExpectMsgEOF(t, server) // not before the last duplicate was closed
+	})
+}
+
+// ---------------------------------------------------------------------------
 // What frames look like, and what is done about those that look otherwise
 
 // frameEnds returns an end for messages in frames, and the stream at its other

@@ -340,6 +340,47 @@ func TestPeerGroupsAreThoseOfPeer(t *testing.T) {
 	kit.Matches(t, err, net.ErrClosed)
 }
 
+func TestPeerGroupsOfAnotherProcess(t *testing.T) {
+	kit.Story(t)
+	kit.NeedsRoot(t)
+	l := kit.Listen(t, ipc.Addr{})
+	c := kit.StartChildWith(t, exec.Cmd{}, "groups", l.Addr().String())
+	server := kit.Accept(t, l)
+	p := kit.PeerOf(t, server)
+	if p.Groups() == nil {
+		t.Skip("this kernel does not tell the groups of a peer")
+	}
+	want := childGroups()
+	if got := p.Groups(); !slices.Equal(got, want) {
+		t.Errorf("%d groups %v, want %d %v", len(got), got, len(want), want)
+	}
+	p.Groups()[0] = 1 // is the caller's to change
+	if got := p.Groups(); !slices.Equal(got, want) {
+		t.Errorf("the groups became %v", got)
+	}
+	c.MustSay("done")
+	c.End()
+}
+
+// childGroups are more than one asks for at first.
+func childGroups() (groups []int) {
+	for i := range 100 {
+		groups = append(groups, 1000+i)
+	}
+	return groups
+}
+
+func childTellsItsGroups(p *kit.Parent, args []string) error {
+	if err := syscall.Setgroups(childGroups()); err != nil {
+		return err
+	}
+	addr := kit.Sure(ipc.ParseAddr(args[0]))
+	c := kit.Sure(ipc.Dial(addr))
+	p.Say("done")
+	p.Hear()
+	return c.Close()
+}
+
 func TestPeerGroupsOfThisProcess(t *testing.T) {
 	kit.Story(t)
 	want, err := os.Getgroups()

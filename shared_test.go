@@ -1087,6 +1087,23 @@ func TestSharedConnPassesFiles(t *testing.T) {
 	})
 }
 
+// A peer that leaves with files unread resets the socket.
+func TestSharedRecvFilesAfterAPeerThatLeftSomeIsTheEnd(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("a file that nobody received is left in the process of the receiver, which is this one")
+	}
+	overEachSetUp(t, func(t *testing.T, a, b *ipc.SharedConn) {
+		meet(t, a, b)
+		f, err := os.Open(os.DevNull)
+		kit.Kept(t, f, err)
+		kit.Must(t, a.SendFiles(f))
+		kit.Must(t, b.Close())
+		if _, err := a.RecvFiles(1); err != io.EOF {
+			t.Errorf("RecvFiles: %v", err)
+		}
+	})
+}
+
 // childServesShared serves as a SharedListener, and echoes.
 func childServesShared(p *kit.Parent, args []string) error {
 	l := kit.Sure(ipc.ListenShared(kit.Sure(ipc.ParseAddr(args[0]))))
@@ -1202,6 +1219,41 @@ func TestSharedConnPeerIsKilled(t *testing.T) {
 			kit.Matches(t, err, syscall.EPIPE)
 		})
 	}
+}
+
+// A process that is stopped, as by a debugger, keeps nobody from heeding a deadline, and loses nothing.
+func TestSharedConnPeerIsStopped(t *testing.T) {
+	kit.Story(t)
+	addr := kit.PathAddr(t)
+	server := kit.StartChild(t, "shared serve", addr.String())
+	server.MustSay("serving")
+	c, err := ipc.DialShared(addr)
+	kit.Kept(t, c, err)
+	kit.TalkToEcho(t, c)
+	server.Suspend()
+	kit.Must(t, c.SetDeadline(time.Now().Add(kit.Brief)))
+	written := 0
+	for err = nil; err == nil; {
+		var n int
+		n, err = c.Write(make([]byte, 10000))
+		written += n
+	}
+	kit.TimedOut(t, err)
+	kit.Must(t, c.SetDeadline(time.Now().Add(kit.Brief)))
+	got := 0 // what it sent before it was stopped
+	for err = nil; err == nil; {
+		var n int
+		n, err = c.Read(make([]byte, 10000))
+		got += n
+	}
+	kit.TimedOut(t, err)
+	kit.Must(t, c.SetDeadline(time.Time{}))
+	server.Resume()
+	_, err = io.ReadFull(c, make([]byte, written-got))
+	kit.Must(t, err)
+	kit.TalkToEcho(t, c)
+	kit.Must(t, c.Close())
+	server.End()
 }
 
 // childDiesInTheHandshake goes as far as it is told, and waits to be killed.

@@ -144,6 +144,12 @@ func IsGone(t *testing.T, path string) {
 	}
 }
 
+// Suspend stops all threads of the child, until Resume.
+func (c *Child) Suspend() { c.t.Helper(); Must(c.t, syscall.Kill(c.PID(), syscall.SIGSTOP)) }
+
+// Resume ends what Suspend began.
+func (c *Child) Resume() { c.t.Helper(); Must(c.t, syscall.Kill(c.PID(), syscall.SIGCONT)) }
+
 // NamesIn returns the names of the files in the folder.
 func NamesIn(t *testing.T, dir string) (names []string) {
 	t.Helper()

@@ -164,3 +164,20 @@ func HandleOf(t *testing.T, f syscall.Conn) (d syscall.Handle) {
 	})
 	return d
 }
+
+// Suspend stops all threads of the child, until Resume.
+func (c *Child) Suspend() { c.t.Helper(); c.allThreads("NtSuspendProcess") }
+
+// Resume ends what Suspend began.
+func (c *Child) Resume() { c.t.Helper(); c.allThreads("NtResumeProcess") }
+
+func (c *Child) allThreads(call string) {
+	c.t.Helper()
+	const suspendResume = 0x0800 // winnt.h: PROCESS_SUSPEND_RESUME
+	h, err := syscall.OpenProcess(suspendResume, false, uint32(c.PID()))
+	Must(c.t, err)
+	defer syscall.CloseHandle(h)
+	if status, _, _ := ntdll.NewProc(call).Call(uintptr(h)); status != 0 {
+		c.t.Fatalf("%s: status %#x", call, status)
+	}
+}

@@ -126,6 +126,14 @@ var WarmUp = sync.OnceFunc(func() {
 	}
 })
 
+// NeedsLinux skips a test of what only Linux does, or of what is not known of other systems.
+func NeedsLinux(t *testing.T, why string) {
+	t.Helper()
+	if runtime.GOOS != "linux" && runtime.GOOS != "android" {
+		t.Skip("needs Linux: " + why)
+	}
+}
+
 // NotEmulated skips the test under an emulator, which cannot be started by another user
 // or in another namespace.
 func NotEmulated(t *testing.T) {

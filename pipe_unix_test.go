@@ -1,6 +1,6 @@
 //go:build unix
 
-// FIFOs.
+// Pipes and FIFOs as Unix has them: names in the file system, other programs, descriptors.
 package ipc_test
 
 import (

@@ -1,4 +1,4 @@
-// What is true of connections, messages, pipes and shared memory on Linux alone, and copying there.
+// Pipes, FIFOs and copying on Linux, which splices.
 package ipc_test
 
 import (
@@ -10,7 +10,6 @@ import (
 	"math"
 	"net"
 	"os"
-	"os/exec"
 	"runtime"
 	"slices"
 	"strconv"
@@ -18,7 +17,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/interprocess-go/ipc"
 	"github.com/interprocess-go/ipc/internal/kit"
@@ -30,120 +28,10 @@ func init() {
 	kit.Roles["sandbox"] = childMayHaveNoDescriptors
 }
 
-func threads(t *testing.T) int {
-	t.Helper()
-	status, err := os.ReadFile("/proc/self/status")
-	kit.Must(t, err)
-	_, rest, _ := strings.Cut(string(status), "\nThreads:")
-	n, err := strconv.Atoi(strings.TrimSpace(strings.SplitN(rest, "\n", 2)[0]))
-	kit.Must(t, err)
-	return n
-}
-
 // ---------------------------------------------------------------------------
-// Threads, resets, groups
+// Pipes and FIFOs
 
-func TestConnWaitHoldsNoThread(t *testing.T) {
-	kit.Story(t)
-	const each = 100
-	before := threads(t)
-	var waiting []<-chan error
-	var ends []io.Closer
-	for range each {
-		a, b := kit.Pair(t)
-		l := kit.Listen(t, ipc.Addr{})
-		ends = append(ends, a, b, l)
-		waiting = append(waiting,
-			kit.BeginRead(a),
-			kit.BeginRead(b),
-			kit.Begin(func() error { _, err := l.Accept(); return err }))
-	}
-	kit.AwaitParked(t, "(*Conn).Read", 2*each)
-	kit.AwaitParked(t, "(*Listener).AcceptConn", each)
-	if now := threads(t); now > before+each { // a few are made to make the ends
-		t.Errorf("%d waits made %d threads of %d", 3*each, now, before)
-	}
-	for _, end := range ends {
-		kit.Must(t, end.Close())
-	}
-	for _, done := range waiting {
-		if err := <-done; err != io.EOF {
-			kit.Matches(t, err, net.ErrClosed)
-		}
-	}
-}
-
-func TestPeerThatLeavesDataUnreadResets(t *testing.T) {
-	kit.Story(t)
-	a, b := kit.Pair(t)
-	kit.Send(t, a, "never read")
-	kit.Must(t, b.Close())
-	_, err := a.Read(make([]byte, 1))
-	kit.IsErrno(t, err, "read", "read", syscall.ECONNRESET)
-	kit.ExpectEOF(t, a) // once told, it is the end as any other
-}
-
-func TestPeerGroupsOfAnotherProcess(t *testing.T) {
-	kit.Story(t)
-	kit.NeedsRoot(t)
-	l := kit.Listen(t, ipc.Addr{})
-	c := kit.StartChildWith(t, exec.Cmd{}, "groups", l.Addr().String())
-	server := kit.Accept(t, l)
-	p := kit.PeerOf(t, server)
-	if p.Groups() == nil {
-		t.Skip("this kernel does not tell the groups of a peer")
-	}
-	want := childGroups()
-	if got := p.Groups(); !slices.Equal(got, want) {
-		t.Errorf("%d groups %v, want %d %v", len(got), got, len(want), want)
-	}
-	p.Groups()[0] = 1 // is the caller's to change
-	if got := p.Groups(); !slices.Equal(got, want) {
-		t.Errorf("the groups became %v", got)
-	}
-	c.MustSay("done")
-	c.End()
-}
-
-// childGroups are more than one asks for at first.
-func childGroups() (groups []int) {
-	for i := range 100 {
-		groups = append(groups, 1000+i)
-	}
-	return groups
-}
-
-func childTellsItsGroups(p *kit.Parent, args []string) error {
-	if err := syscall.Setgroups(childGroups()); err != nil {
-		return err
-	}
-	addr := kit.Sure(ipc.ParseAddr(args[0]))
-	c := kit.Sure(ipc.Dial(addr))
-	p.Say("done")
-	p.Hear()
-	return c.Close()
-}
-
-// ---------------------------------------------------------------------------
-// Half close
-
-func TestConnCloseReadEndsTheWritesOfThePeer(t *testing.T) {
-	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		a, b := kit.Connect(t, kit.Listen(t, addr))
-		writing := kit.Begin(func() error { _, err := a.Write(make([]byte, kit.TooMuch)); return err })
-		kit.AwaitParked(t, "(*Conn).Write", 1)
-		kit.Must(t, b.CloseRead())
-		kit.Matches(t, <-writing, syscall.EPIPE)
-		kit.ExpectEOF(t, b)
-		kit.Send(t, b, "the other way")
-		kit.Expect(t, a, "the other way")
-	})
-}
-
-// ---------------------------------------------------------------------------
-// Users and /proc
-
-func TestConnThatAnotherMakesBlockStopsNobodyElse(t *testing.T) {
+func TestPipeThatAnotherMakesBlockStopsNobodyElse(t *testing.T) {
 	kit.Story(t)
 	kit.StartChild(t, "blocked").End()
 }
@@ -173,206 +61,6 @@ func childReadsAnEndThatBlocks(*kit.Parent, []string) error {
 	}
 	return errors.Join(<-reading, r.Close(), w.Close())
 }
-
-// On a 32-bit system the position of what is left, and the most that one call takes, are
-// more than an int together.
-func TestConnWritesMoreThanOneCallTakes(t *testing.T) {
-	if kit.UnderRace() {
-		t.Skip("the race detector needs four times the memory")
-	}
-	const length = 1<<30 + 1<<20
-	p := make([]byte, length) // never written to, so it takes no memory
-	writes := func(w io.Writer, r io.Reader) {
-		t.Helper()
-		writing := kit.Begin(func() error {
-			n, err := w.Write(p)
-			if n != len(p) {
-				return fmt.Errorf("Write writes %d bytes: %w", n, err)
-			}
-			return err
-		})
-		n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{io.LimitReader(r, length)}, make([]byte, 1<<20))
-		if n != length || err != nil {
-			t.Fatal(n, err)
-		}
-		kit.Must(t, <-writing)
-	}
-	t.Run("Conn", func(t *testing.T) {
-		kit.Story(t)
-		a, b := kit.Pair(t)
-		writes(a, b)
-	})
-	t.Run("Pipe", func(t *testing.T) {
-		kit.Story(t)
-		r, w := kit.Pipe(t)
-		writes(w, r)
-	})
-}
-
-func TestConnSetBufferOfMoreThanAnIntIsTheLargest(t *testing.T) {
-	kit.Story(t)
-	a, _ := kit.Pair(t)
-	size := func(opt int) (n int) {
-		raw, err := a.SyscallConn()
-		kit.Must(t, err)
-		kit.Must(t, raw.Control(func(fd uintptr) { n, err = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, opt) }))
-		kit.Must(t, err)
-		return n
-	}
-	for opt, set := range map[int]func(int) error{
-		syscall.SO_RCVBUF: a.SetReadBuffer,
-		syscall.SO_SNDBUF: a.SetWriteBuffer,
-	} {
-		kit.Must(t, set(math.MaxInt32))
-		largest := size(opt)
-		kit.Must(t, set(math.MaxInt-math.MaxUint32%math.MaxInt)) // its lower half is 0
-		if n := size(opt); n != largest {
-			t.Errorf("the buffer has %d bytes, at most it can have %d", n, largest)
-		}
-	}
-}
-
-// ---------------------------------------------------------------------------
-// Messages
-
-// foreignMsg is a connection of package net that carries messages.
-func foreignMsg(t *testing.T, c net.Conn, err error) net.Conn {
-	t.Helper()
-	kit.Must(t, err)
-	t.Cleanup(func() { c.Close() })
-	return c
-}
-
-// msgTalkForeign proves that boundaries hold between c and a foreign end, which
-// like most programs writes and reads each message in one call.
-func msgTalkForeign(t *testing.T, c *ipc.MsgConn, foreign net.Conn) {
-	t.Helper()
-	for _, text := range []string{"one", "the second"} {
-		if n, err := foreign.Write([]byte(text)); n != len(text) || err != nil {
-			t.Fatalf("write: %d, %v", n, err)
-		}
-		kit.SendMsg(t, c, text)
-	}
-	buf := make([]byte, 100)
-	for _, text := range []string{"one", "the second"} {
-		kit.ExpectMsg(t, c, text)
-		if n, err := foreign.Read(buf); string(buf[:n]) != text || err != nil {
-			t.Fatalf("the foreign end reads %q, %v; want %q", buf[:n], err, text)
-		}
-	}
-}
-
-func TestMsgConnForeignClientAndServer(t *testing.T) {
-	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		l := kit.ListenMsg(t, addr)
-		c, err := net.Dial("unixpacket", addr.String())
-		foreign := foreignMsg(t, c, err)
-		server := kit.AcceptMsg(t, l)
-		msgTalkForeign(t, server, foreign)
-		kit.Must(t, foreign.Close())
-		kit.ExpectMsgEOF(t, server)
-		kit.Must(t, server.Close())
-		kit.Must(t, l.Close())
-
-		other, err := net.Listen("unixpacket", addr.String())
-		kit.Must(t, err)
-		defer other.Close()
-		client := kit.DialMsg(t, addr)
-		c, err = other.Accept()
-		foreign = foreignMsg(t, c, err)
-		msgTalkForeign(t, client, foreign)
-		kit.Must(t, client.Close())
-		if n, err := foreign.Read(make([]byte, 10)); n != 0 || err != io.EOF {
-			t.Errorf("the foreign end reads %d, %v", n, err)
-		}
-
-		_, err = ipc.ListenMsg(addr)
-		kit.Matches(t, err, ipc.ErrAddrInUse)
-	})
-}
-
-// TestMsgConnReceivesForeignEmptyMessages has them sent before the server's end was
-// accepted: nothing on this side was prepared for them.
-func TestMsgConnReceivesForeignEmptyMessages(t *testing.T) {
-	kit.Story(t)
-	addr := kit.NameAddr(t)
-	l := kit.ListenMsg(t, addr)
-	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_SEQPACKET|syscall.SOCK_CLOEXEC, 0)
-	kit.Must(t, err)
-	f := os.NewFile(uintptr(fd), "foreign")
-	defer f.Close()
-	kit.Must(t, syscall.Connect(fd, &syscall.SockaddrUnix{Name: addr.String()}))
-	for _, text := range []string{"", "one", "", ""} {
-		kit.Must(t, syscall.Sendto(fd, []byte(text), 0, nil))
-	}
-	kit.Must(t, f.Close())
-	server := kit.AcceptMsg(t, l)
-	for _, text := range []string{"", "one", "", ""} {
-		kit.ExpectMsg(t, server, text)
-	}
-	kit.ExpectMsgEOF(t, server)
-}
-
-func TestMsgConnAdoptsForeignSockets(t *testing.T) {
-	kit.Story(t)
-	a, b := kit.AdoptPair(t, syscall.SOCK_SEQPACKET, ipc.FileMsgConn)
-	kit.MsgTalk(t, a, b)
-	kit.Must(t, a.SetReadDeadline(time.Now().Add(kit.Brief)))
-	_, err := a.Recv(make([]byte, 1))
-	kit.TimedOut(t, err)
-	kit.IsProcess(t, kit.PeerOf(t, a), os.Getpid())
-	kit.Must(t, b.Close())
-	kit.Must(t, a.SetReadDeadline(time.Time{}))
-	kit.ExpectMsgEOF(t, a)
-}
-
-func TestMsgConnFileIsADuplicate(t *testing.T) {
-	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		client, server := kit.MsgConnect(t, kit.ListenMsg(t, addr))
-		f, err := client.File()
-		kit.Must(t, err)
-		kit.Must(t, client.Close())
-		adopted, err := ipc.FileMsgConn(f)
-		kit.Must(t, err)
-		defer adopted.Close()
-		kit.Must(t, f.Close())
-		kit.MsgTalk(t, adopted, server)
-		if adopted.RemoteAddr() != addr {
-			t.Errorf("the address is %v, want %v", adopted.RemoteAddr(), addr)
-		}
-		kit.Must(t, adopted.Close())
-		kit.ExpectMsgEOF(t, server) // not before the last duplicate was closed
-	})
-}
-
-// TestListenMsgRespectsAForeignServer has a socket file in the way that a stream
-// cannot even be dialed to.
-func TestListenMsgRespectsAForeignServer(t *testing.T) {
-	kit.Story(t)
-	path := kit.OpenDir(t) + "/socket"
-	foreign, err := net.Listen("unixpacket", path)
-	kit.Must(t, err)
-	defer foreign.Close()
-	for _, policy := range []ipc.Takeover{ipc.TakeoverStale, ipc.TakeoverNever} {
-		lc := ipc.ListenConfig{Takeover: policy}
-		_, err := lc.ListenMsg(ipc.Path(path))
-		kit.Matches(t, err, ipc.ErrAddrInUse)
-		_, err = lc.Listen(ipc.Path(path))
-		kit.Matches(t, err, ipc.ErrAddrInUse)
-	}
-	c, err := net.Dial("unixpacket", path)
-	foreignMsg(t, c, err)
-
-	foreign.(*net.UnixListener).SetUnlinkOnClose(false)
-	kit.Must(t, foreign.Close())
-	l := kit.ListenMsg(t, ipc.Path(path)) // now it is stale
-	client, server := kit.MsgConnect(t, l)
-	kit.MsgTalk(t, client, server)
-	kit.Must(t, l.Close())
-}
-
-// ---------------------------------------------------------------------------
-// Capacity of pipes
 
 func TestPipeCapacity(t *testing.T) {
 	kit.Story(t)
@@ -433,9 +121,6 @@ func TestFIFOCapacity(t *testing.T) {
 	}
 }
 
-// ---------------------------------------------------------------------------
-// FIFOs
-
 // On other systems it is not to be seen that somebody was there.
 func TestFIFOWriterThatSaysNothingIsNoticed(t *testing.T) {
 	overEachWaiting(t, func(t *testing.T, w waiting, path string) {
@@ -464,9 +149,6 @@ func TestFIFOWriterThatSaysNothingIsNoticed(t *testing.T) {
 		kit.Must(t, <-opening)
 	})
 }
-
-// ---------------------------------------------------------------------------
-// Threads of pipes and copies
 
 func TestPipeWaitHoldsNoThread(t *testing.T) {
 	const each = 60
@@ -518,10 +200,10 @@ func TestPipeWaitHoldsNoThread(t *testing.T) {
 }
 
 // ---------------------------------------------------------------------------
-// Splicing
+// Copying
 
-// readByProcess returns how many bytes this process has read by read(2) and its
-// kin, which splice(2) is none of: see proc_pid_io(5).
+// readByProcess returns how many bytes this process has read by read(2) and the
+// functions like it, which splice(2) is none of: see proc_pid_io(5).
 func readByProcess(t *testing.T) int64 {
 	t.Helper()
 	counters, err := os.ReadFile("/proc/self/io")
@@ -891,166 +573,4 @@ func TestCopyHoldsNoThread(t *testing.T) {
 	for _, done := range copying {
 		kit.Matches(t, <-done, net.ErrClosed)
 	}
-}
-
-// ---------------------------------------------------------------------------
-// Shared memory
-
-// linux/fcntl.h, linux/memfd.h
-const (
-	addSeals        = 1033
-	sealSeal        = 0x1
-	sealShrink      = 0x2
-	sealGrow        = 0x4
-	sealWrite       = 0x8
-	sealFutureWrite = 0x10
-	allowSealing    = 0x2
-	hugeTLB         = 0x4
-)
-
-// memfd makes memory as another program may, and seals it.
-func memfd(t *testing.T, size int64, flags, seals uintptr) *os.File {
-	t.Helper()
-	number := map[string]uintptr{"amd64": 319, "386": 356, "arm": 385, "ppc64le": 360, "s390x": 350}[runtime.GOARCH]
-	if number == 0 {
-		number = 279
-	}
-	name := []byte("test\x00")
-	fd, _, errno := syscall.Syscall(number, uintptr(unsafe.Pointer(&name[0])), flags|1, 0)
-	if errno != 0 {
-		t.Skip("memfd_create: ", errno)
-	}
-	f := os.NewFile(fd, "memfd")
-	t.Cleanup(func() { f.Close() })
-	if err := syscall.Ftruncate(int(fd), size); err != nil {
-		t.Skip("ftruncate: ", err)
-	}
-	if seals != 0 {
-		if _, _, errno := syscall.Syscall(syscall.SYS_FCNTL, fd, addSeals, seals); errno != 0 {
-			t.Skip("F_ADD_SEALS: ", errno)
-		}
-	}
-	return f
-}
-
-func TestFileMemoryLooksAtTheSeals(t *testing.T) {
-	kit.NeedsMemory(t)
-	for _, c := range []struct {
-		flags, seals      uintptr
-		size              int64
-		accepted, mayEdit bool
-	}{
-		{0, 0, 4096, false, false}, // not to be sealed at all
-		{allowSealing, 0, 4096, false, false},
-		{allowSealing, sealSeal, 4096, false, false},
-		{allowSealing, sealGrow, 4096, false, false},
-		{allowSealing, sealGrow | sealSeal | sealFutureWrite, 4096, false, false},
-		{allowSealing, sealShrink, 4096, true, true},
-		{allowSealing, sealShrink | sealGrow | sealSeal, 4096, true, true},
-		{allowSealing, sealShrink | sealWrite, 4096, true, false},
-		{allowSealing, sealShrink | sealFutureWrite, 4096, true, false},
-		{allowSealing, sealShrink, 1, true, true},
-		{allowSealing, sealShrink, 5000, true, true},
-		{allowSealing, sealShrink, 0, false, false},
-		{allowSealing, sealShrink, 1<<20 + 1, false, false},
-		{allowSealing, sealShrink, 1 << 40, false, false},
-		{allowSealing | hugeTLB, sealShrink | sealGrow | sealSeal, 2 << 20, false, false},
-	} {
-		t.Run(fmt.Sprintf("flags=%#x,seals=%#x,size=%d", c.flags, c.seals, c.size), func(t *testing.T) {
-			kit.Story(t)
-			f := memfd(t, c.size, c.flags, c.seals)
-			limit := 1 << 20
-			if c.flags&hugeTLB != 0 {
-				limit = 4 << 20
-			}
-			m, err := ipc.FileMemory(f, limit)
-			if (err == nil) != c.accepted {
-				t.Fatalf("accepted %v, %v", err == nil, err)
-			}
-			if err != nil {
-				return
-			}
-			defer m.Close()
-			if m.Writable() != c.mayEdit || int64(len(m.Bytes())) != c.size {
-				t.Errorf("writable %v, %d bytes", m.Writable(), len(m.Bytes()))
-			}
-			if c.mayEdit {
-				m.Bytes()[c.size-1] = 1
-			}
-			if err := f.Truncate(0); err == nil {
-				t.Error("the memory has shrunk")
-			}
-		})
-	}
-}
-
-// Nobody shrinks, grows or reopens for writing what NewMemory made.
-func TestMemoryKeepsItsSize(t *testing.T) {
-	kit.NeedsMemory(t)
-	kit.Story(t)
-	m := kit.NewMemory(t, 8192)
-	f, ro := kit.MemoryFile(t, m, false), kit.MemoryFile(t, m, true)
-	for _, size := range []int64{0, 4096, 16384} {
-		if err := f.Truncate(size); !errors.Is(err, syscall.EPERM) {
-			t.Errorf("truncated to %d: %v", size, err)
-		}
-	}
-	if _, err := syscall.Mmap(int(ro.Fd()), 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED); !errors.Is(err, syscall.EACCES) {
-		t.Errorf("mapped for writing: %v", err)
-	}
-	var st syscall.Stat_t
-	kit.Must(t, syscall.Fstat(int(f.Fd()), &st))
-	if st.Mode&0o777 != 0o600 {
-		t.Errorf("its mode is %o", st.Mode&0o777)
-	}
-}
-
-// What a peer gets of a connection's memory it cannot write.
-func TestSharedConnPeerCannotWriteItsMemory(t *testing.T) {
-	kit.NeedsMemory(t)
-	kit.Story(t)
-	addr := kit.PathAddr(t)
-	l := kit.Listen(t, addr)
-	a, err := ipc.DialShared(addr)
-	kit.Kept(t, a, err)
-	b := kit.Accept(t, l)
-	reserving := kit.Begin(func() error { _, err := a.Reserve(8 << 10); return err })
-	hello := make([]byte, 32)
-	oob := make([]byte, 100)
-	n, oobn, _, err := b.ReadMsg(hello, oob)
-	kit.Must(t, err)
-	msgs, err := syscall.ParseSocketControlMessage(oob[:oobn])
-	kit.Must(t, err)
-	fds, err := syscall.ParseUnixRights(&msgs[0])
-	kit.Must(t, err)
-	defer func() {
-		for _, fd := range fds {
-			syscall.Close(fd)
-		}
-	}()
-	if n != 32 || len(fds) != 3 {
-		t.Fatalf("a hello of %d bytes and %d descriptors", n, len(fds))
-	}
-	var st syscall.Stat_t
-	kit.Must(t, syscall.Fstat(fds[0], &st))
-	if _, err := syscall.Mmap(fds[0], 0, int(st.Size), syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED); !errors.Is(err, syscall.EPERM) {
-		t.Errorf("mapped for writing: %v", err)
-	}
-	if again, err := os.OpenFile("/proc/self/fd/"+strconv.Itoa(fds[0]), os.O_RDWR, 0); err == nil {
-		if _, err := again.WriteAt([]byte("x"), 0); !errors.Is(err, syscall.EPERM) {
-			t.Errorf("written: %v", err)
-		}
-		again.Close()
-	}
-	if err := syscall.Ftruncate(fds[0], 0); !errors.Is(err, syscall.EPERM) {
-		t.Errorf("truncated: %v", err)
-	}
-	mem, err := syscall.Mmap(fds[0], 0, int(st.Size), syscall.PROT_READ, syscall.MAP_SHARED)
-	kit.Must(t, err)
-	if err := syscall.Mprotect(mem, syscall.PROT_READ|syscall.PROT_WRITE); !errors.Is(err, syscall.EACCES) {
-		t.Errorf("made writable: %v", err)
-	}
-	kit.Must(t, syscall.Munmap(mem))
-	kit.Must(t, b.Close())
-	<-reserving
 }
