@@ -893,9 +893,9 @@ func TestListenerServesHTTP(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Zero values
 
-// TestZeroValueFails calls every method of the zero value of every type that stands for
+// TestConnListenerAndPipeZeroValuesFail calls every method of the zero value of every type that stands for
 // something open. Each returns an error that matches EINVAL, as in package net.
-func TestZeroValueFails(t *testing.T) {
+func TestConnListenerAndPipeZeroValuesFail(t *testing.T) {
 	for _, zero := range []any{
 		new(ipc.Conn), new(ipc.MsgConn), new(ipc.Listener), new(ipc.MsgListener), new(ipc.PipeReader), new(ipc.PipeWriter),
 		new(ipc.SharedConn), new(ipc.SharedListener),

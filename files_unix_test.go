@@ -588,7 +588,7 @@ func TestReadMsgFlagsControlWithoutRoom(t *testing.T) {
 
 // FreeBSD 15 queues the files and says EAGAIN if there is room for them and not for a byte
 // of data.
-func TestFilesAreSentOnceHoweverFullTheQueueIs(t *testing.T) {
+func TestSendFilesSendsOnceHoweverFullTheQueueIs(t *testing.T) {
 	kit.Story(t)
 	a, _ := kit.Pair(t)
 	kit.Must(t, a.SetWriteDeadline(time.Now().Add(20*time.Millisecond)))

@@ -23,7 +23,7 @@ func sendFilesAlone(t *testing.T, f *fd, flags int, fds ...int) {
 	}
 }
 
-func TestFilesWithoutDataAreNotTheEnd(t *testing.T) {
+func TestConnFilesWithoutDataAreNotTheEnd(t *testing.T) {
 	for _, full := range []bool{false, true} { // whether many descriptors wait to be closed
 		a, b, err := Pair()
 		if err != nil {
@@ -58,7 +58,7 @@ func TestFilesWithoutDataAreNotTheEnd(t *testing.T) {
 }
 
 // On FreeBSD 15 they are a part of the message that follows, before that a message.
-func TestFilesWithoutDataAreNotTheEndOfMessages(t *testing.T) {
+func TestMsgConnFilesWithoutDataAreNotTheEnd(t *testing.T) {
 	for _, flags := range []int{0, syscall.MSG_EOR} {
 		a, b, err := MsgPair()
 		if err != nil {
@@ -97,7 +97,7 @@ func TestFilesWithoutDataAreNotTheEndOfMessages(t *testing.T) {
 	}
 }
 
-func TestFilesWithoutDataBelongToTheFrameThatFollows(t *testing.T) {
+func TestMsgConnFilesWithoutDataBelongToTheFrameThatFollows(t *testing.T) {
 	defer frameMessages(frameMessages(true))
 	a, b, err := MsgPair()
 	if err != nil {
@@ -168,7 +168,7 @@ func TestSendFilesToASmallQueue(t *testing.T) {
 }
 
 // A kqueue says whether the queue has room, by the system call of FreeBSD 12.
-func TestRoomForFilesIsToldByTheQueue(t *testing.T) {
+func TestSendFilesRoomIsToldByTheQueue(t *testing.T) {
 	if !kern.splitsMessages() {
 		t.Skip("this kernel is older than FreeBSD 15")
 	}

@@ -178,7 +178,7 @@ func (p *filesProbe) allClosed() {
 }
 
 // Many descriptors that wait to be closed, in whatever file system, hold up no read.
-func TestReadBesideManyFilesThatAreBeingClosed(t *testing.T) {
+func TestConnReadBesideManyFilesThatAreBeingClosed(t *testing.T) {
 	a, b := connected(t)
 	sent := newFilesProbe(t)
 	if err := a.SendFiles(sent.w); err != nil {
@@ -475,7 +475,7 @@ func TestPeerStructXucredIsRead(t *testing.T) {
 	}
 }
 
-func TestGroupOfSysListenConfigIsFoundByItsName(t *testing.T) {
+func TestSysListenConfigGroupIsFoundByItsName(t *testing.T) {
 	const text = "# wheel:*:1:\nroot:x:0:\n\nstaff:x:50:alice,bob\nstaff:x:51:\n+::\nbad:x:many:\nbad:x:-1:\nhuge:x:4294967295:\nlast:*:60"
 	for name, want := range map[string]int{
 		"root": 0, "staff": 50, "last": 60, "wheel": -1, "": -1, "+": -1, "bad": -1, "huge": -1, "alice": -1, "sta": -1,

@@ -661,7 +661,7 @@ func openNull(t *testing.T) *os.File {
 
 // A message whose deadline was over before it was sent is not withdrawn, so another one
 // may follow, however the write waits.
-func TestMessageThatWasTooLateMayBeFollowed(t *testing.T) {
+func TestMsgConnMessageThatWasTooLateMayBeFollowed(t *testing.T) {
 	internalStory(t)
 	a, b := messagePair(t)
 	var taken []*slot
@@ -795,7 +795,7 @@ func TestReceiveGoesOnAfterWhatWasWithdrawn(t *testing.T) {
 }
 
 // What may wait for another machine, to open a pipe, ends with the Dial.
-func TestOpenFarEndsWithTheDial(t *testing.T) {
+func TestDialOfAnotherMachineCanBeEnded(t *testing.T) {
 	internalStory(t)
 	a, b := messagePair(t)
 	sendMessage(t, a, "unread")
@@ -1241,7 +1241,7 @@ func TestPipeConfigDefaultWaitIsNeverNothing(t *testing.T) {
 // sidUsers is BUILTIN\Users, a group that every Windows has.
 const sidUsers = "S-1-5-32-545"
 
-func TestGroupOfSysListenConfigIsResolvedByNameAndSID(t *testing.T) {
+func TestSysListenConfigGroupIsResolvedByNameAndSID(t *testing.T) {
 	if got, err := resolveGroup(sidUsers); got != sidUsers || err != nil {
 		t.Errorf("%s is %q, %v", sidUsers, got, err)
 	}
@@ -1276,7 +1276,7 @@ func TestGroupOfSysListenConfigIsResolvedByNameAndSID(t *testing.T) {
 	}
 }
 
-func TestGroupOfSysListenConfigIsInTheDACL(t *testing.T) {
+func TestSysListenConfigGroupIsInTheDACL(t *testing.T) {
 	c := PipeConfig{}
 	if err := c.admitGroup(sidUsers); err != nil {
 		t.Fatal(err)

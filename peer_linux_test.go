@@ -718,8 +718,8 @@ func childGuards(p *kit.Parent, args []string) error {
 	return errors.Join(l.Close(), <-serving)
 }
 
-// TestRefusedIsToldOfWhomAccessKeepsOut has a name, which no permission guards.
-func TestRefusedIsToldOfWhomAccessKeepsOut(t *testing.T) {
+// TestListenConfigRefusedIsToldOfWhomAccessKeepsOut has a name, which no permission guards.
+func TestListenConfigRefusedIsToldOfWhomAccessKeepsOut(t *testing.T) {
 	kit.Story(t)
 	kit.NeedsRoot(t)
 	addr := kit.NameAddr(t)

@@ -336,7 +336,7 @@ func refuseClients(t *testing.T, addr ipc.Addr, n int) {
 	}
 }
 
-func TestRefusedIsToldWhoAndWhy(t *testing.T) {
+func TestListenConfigRefusedIsToldWhoAndWhy(t *testing.T) {
 	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		type refusal struct {
 			peer ipc.Peer
@@ -365,9 +365,9 @@ func TestRefusedIsToldWhoAndWhy(t *testing.T) {
 	})
 }
 
-// TestRefusedDoesNotHoldAccept has a function that never ends while others are
+// TestListenConfigRefusedDoesNotHoldAccept has a function that never ends while others are
 // refused and served. What it misses is counted.
-func TestRefusedDoesNotHoldAccept(t *testing.T) {
+func TestListenConfigRefusedDoesNotHoldAccept(t *testing.T) {
 	kit.Story(t)
 	addr := kit.NameAddr(t)
 	const kept, more = 64, 7
@@ -419,8 +419,8 @@ func TestRefusedDoesNotHoldAccept(t *testing.T) {
 
 var errNot = errors.New("not this one")
 
-// TestRefusedClientIsToldWhy keeps the reason of a Check for the caller.
-func TestRefusedClientIsToldWhy(t *testing.T) {
+// TestDialerCheckGivesItsReasonToTheCaller keeps the reason of a Check for the caller.
+func TestDialerCheckGivesItsReasonToTheCaller(t *testing.T) {
 	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 		l := kit.ListenMsg(t, addr)
 		_, err := ipc.Dialer{Check: func(ipc.Peer) error { return errNot }}.DialMsg(context.Background(), addr)

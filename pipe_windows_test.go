@@ -1002,7 +1002,7 @@ func TestPipeConnWaitsHoldFewThreads(t *testing.T) {
 // ---------------------------------------------------------------------------
 // Transact, Flush, Disconnect
 
-func TestTransact(t *testing.T) {
+func TestPipeConnTransactCarriesQuestionAndAnswer(t *testing.T) {
 	kit.Story(t)
 	client, server := kit.ConnectPipe(t, ipc.PipeConfig{Messages: true})
 	reply := make([]byte, 8)
@@ -1054,7 +1054,7 @@ func TestTransact(t *testing.T) {
 	kit.Matches(t, err, syscall.EPIPE)
 }
 
-func TestFlushWaitsForTheReader(t *testing.T) {
+func TestPipeConnFlushWaitsForTheReader(t *testing.T) {
 	kit.Story(t)
 	client, server := kit.ConnectPipe(t, ipc.PipeConfig{})
 	kit.Must(t, client.Flush(kit.Background())) // nothing was written
@@ -1077,7 +1077,7 @@ func TestFlushWaitsForTheReader(t *testing.T) {
 	kit.Must(t, client.Flush(kit.Background()))
 }
 
-func TestFlushCanBeCancelled(t *testing.T) {
+func TestPipeConnFlushCanBeCancelled(t *testing.T) {
 	kit.Story(t)
 	client, server := kit.ConnectPipe(t, ipc.PipeConfig{})
 	kit.Send(t, client, "unread")
@@ -1374,7 +1374,7 @@ func TestPipeConnLimitsEndWaitsForOtherOperations(t *testing.T) {
 }
 
 // A deadline that is set before counts as well.
-func TestFlushAndTransactEndAtTheDeadline(t *testing.T) {
+func TestPipeConnFlushAndTransactEndAtTheDeadline(t *testing.T) {
 	kit.Story(t)
 	client, _ := kit.ConnectPipe(t, ipc.PipeConfig{Messages: true})
 	kit.Send(t, client, "unread")
@@ -1513,7 +1513,7 @@ func TestPipeMessageThatOthersWithdrewIsTheLast(t *testing.T) {
 }
 
 // What somebody else cancels who has the handle goes on.
-func TestPipeReadAndFlushGoOnWhenOthersCancelThem(t *testing.T) {
+func TestPipeConnReadAndFlushGoOnWhenOthersCancelThem(t *testing.T) {
 	kit.Story(t)
 	client, server := kit.ConnectPipe(t, ipc.PipeConfig{Messages: true})
 	reading := kit.Begin(func() error {
@@ -1546,7 +1546,7 @@ func TestPipeReadAndFlushGoOnWhenOthersCancelThem(t *testing.T) {
 }
 
 // While Transact waits for one direction, the other is free.
-func TestPipeTransactHoldsNothingWhileItWaits(t *testing.T) {
+func TestPipeConnTransactHoldsNothingWhileItWaits(t *testing.T) {
 	for name, isIn := range map[string]func(t *testing.T, client, server *ipc.PipeConn) (ends func()){
 		"Read": func(t *testing.T, client, server *ipc.PipeConn) func() {
 			reading := kit.BeginRead(client)

@@ -415,9 +415,9 @@ func childHasAStuckPipe(p *kit.Parent, args []string) error {
 // ---------------------------------------------------------------------------
 // Files that are slow to answer
 
-// TestFileRefusesASlowFileAtOnce has files refused that are no sockets or pipes. The close of
+// TestFileConnRefusesASlowFileAtOnce has files refused that are no sockets or pipes. The close of
 // a duplicate would take as long as their file system likes.
-func TestFileRefusesASlowFileAtOnce(t *testing.T) {
+func TestFileConnRefusesASlowFileAtOnce(t *testing.T) {
 	kit.Together(t)
 	for _, slow := range []string{"flush", "attr"} {
 		t.Run(slow, func(t *testing.T) {
