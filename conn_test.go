@@ -793,9 +793,9 @@ func TestConnReadAndWriteAllocateNothing(t *testing.T) {
 		kit.AllocatesNothing(t, "a round trip with deadlines", roundTrip)
 		a.SetSpin(time.Nanosecond)
 		b.SetSpin(time.Nanosecond)
-		// Of two answers the first is waited for in vain before the read parks, and the
-		// second is there, so that the next read tries again.
-		kit.AllocatesNothing(t, "two answers, and waits in vain", func() error {
+		// The spin for the first of two answers fails, and the read parks. The second answer
+		// is there, so that the next read spins again.
+		kit.AllocatesNothing(t, "two answers, and spins that fail", func() error {
 			if _, err := a.Write(out); err != nil {
 				return err
 			}

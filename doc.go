@@ -12,7 +12,7 @@
 //   - The same with message boundaries: [ListenMsg] and [DialMsg] ([MsgConn]).
 //   - A parent and a child: [Pair], [MsgPair] or [Pipe], and [Inherit], which gives
 //     the child its end under a name. The child takes it with [InheritedConn] and
-//     its kin.
+//     the functions like it.
 //   - Two processes that exchange small messages all the time, or large blocks that
 //     should not be copied: [ListenShared], [DialShared] and [SharedPair]
 //     ([SharedConn], a [net.Conn] through shared memory).

@@ -251,7 +251,7 @@ func TestRecvFilesOfAFrameLeavesTheNextAlone(t *testing.T) {
 }
 
 // TestRecvFilesOfAFrameThatComesInPieces has the files come before the rest of their
-// frame, so that whoever receives them may give up in between.
+// frame, so that the receiver may give up in between.
 func TestRecvFilesOfAFrameThatComesInPieces(t *testing.T) {
 	overFrames(t, func(t *testing.T, c *ipc.MsgConn, stream *ipc.Conn) {
 		const frame = "\x00\x00\x00\x01\x00"

@@ -1244,7 +1244,7 @@ func FuzzFrames(f *testing.F) {
 				late = false
 			}
 		}
-		asked := false // for files, in vain, which takes nothing
+		asked := false // for files: RecvFiles fails and takes nothing
 		for turn := 0; ; turn++ {
 			order := script[turn%len(script)]
 			forFiles := order&3 == 3 && !asked && runtime.GOOS != "windows"

@@ -128,7 +128,7 @@ func TestPeerPidfdIsOfThePeersProcess(t *testing.T) {
 			if got := fdinfo(t, f, "Pid"); got != "-1" {
 				t.Errorf("of a process that ended it says %s", got)
 			}
-			kit.StartChild(t, "inherits").End() // whoever comes after
+			kit.StartChild(t, "inherits").End() // the process that comes after
 		}
 
 		// Asked for only now, it is of nobody, or there is none. The number is

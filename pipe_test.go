@@ -840,7 +840,7 @@ func TestCopyEndsWhenItsSinkIsClosed(t *testing.T) {
 			parkedCopying(t)
 			kit.Must(t, s.dst.Close())
 			kit.ExpectEOF(t, s.out)
-			kit.Send(t, s.in, "in vain") // a copy may not learn of it before
+			kit.Send(t, s.in, "lost") // a copy may not learn of it before
 			kit.Matches(t, <-done, net.ErrClosed)
 		})
 	})

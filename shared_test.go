@@ -1709,7 +1709,7 @@ func TestSharedConnCloseLeavesEarlyData(t *testing.T) {
 	})
 }
 
-// Files take the way over the socket, whoever sends them first.
+// Files take the way over the socket, whichever end sends them first.
 func TestSharedConnPassesFilesAtFirst(t *testing.T) {
 	overEachWay(t, func(t *testing.T, a, b *ipc.SharedConn, _ bool) {
 		kit.Send(t, a, "hello")

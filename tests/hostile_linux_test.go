@@ -65,7 +65,7 @@ type slowFS struct {
 
 // mountSlow mounts one that is slow at the operations, and opens the gate if the
 // test does not do it soon, so that a child that is stuck says so. The caller defers
-// open: whoever is stuck cannot even be killed before.
+// open: a process that is stuck cannot even be killed before.
 func mountSlow(t *testing.T, operations string, env ...string) *slowFS {
 	t.Helper()
 	kit.NeedsRoot(t)

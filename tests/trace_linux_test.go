@@ -168,7 +168,7 @@ func makeDescriptors(t *testing.T) (c *kit.Child, steps []string) {
 // looks in the end whether all that it has are close-on-exec.
 func childMakesDescriptors(p *kit.Parent, args []string) error {
 	given := kit.Sure(strconv.Atoi(args[1]))
-	// What else was open before is the business of whoever started the test.
+	// What else was open before is the business of the program that started the test.
 	before := slices.DeleteFunc(kit.Descriptors(), func(fd int) bool { return fd > 2 && fd <= given })
 	var ends []io.Closer // close-on-exec is looked at while all are open
 	keep := func(more ...io.Closer) { ends = append(ends, more...) }
