@@ -7,6 +7,7 @@ import (
 	"go/token"
 	"go/types"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -75,4 +76,38 @@ type noPackages struct{}
 
 func (noPackages) Import(path string) (*types.Package, error) {
 	return nil, errors.New("no package " + path)
+}
+
+// TestSeamSectionsAreInOneOrder compares the headings of sections of ipc_unix.go and
+// ipc_windows.go. Those that both have stand in the same order, so that a reader of one file
+// finds the same thing in the other.
+func TestSeamSectionsAreInOneOrder(t *testing.T) {
+	unix, windows := sections(t, "ipc_unix.go"), sections(t, "ipc_windows.go")
+	without := func(all, other []string) []string {
+		return slices.DeleteFunc(slices.Clone(all), func(heading string) bool { return !slices.Contains(other, heading) })
+	}
+	onUnix, onWindows := without(unix, windows), without(windows, unix)
+	if len(onUnix) < 10 {
+		t.Errorf("the files have only %d headings in common: %q", len(onUnix), onUnix)
+	}
+	if !slices.Equal(onUnix, onWindows) {
+		t.Errorf("in ipc_unix.go: %q\nin ipc_windows.go: %q", onUnix, onWindows)
+	}
+}
+
+// sections returns the headings of the file: a line of dashes is above each.
+func sections(t *testing.T, name string) (headings []string) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("..", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := ""
+	for next := range strings.Lines(string(text)) {
+		if heading, ok := strings.CutPrefix(next, "// "); ok && strings.HasPrefix(line, "// ----------") {
+			headings = append(headings, strings.TrimSpace(heading))
+		}
+		line = next
+	}
+	return headings
 }
