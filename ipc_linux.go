@@ -1058,17 +1058,24 @@ var onlineCPUs = sync.OnceValue(func() (n int) {
 // pipes (__do_splice of fs/splice.c). Neither asks a file system, nor takes the mutex of the
 // pipe, as F_GETPIPE_SZ does.
 func (kernel) polls(sys int) bool {
-	if _, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_TYPE); err == nil {
+	err := ignoringEINTR(func() error {
+		_, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_TYPE)
+		return err
+	})
+	if err == nil {
 		return true
 	}
-	var offset int64
-	_, _, errno := syscall.Syscall6(syscall.SYS_SPLICE, uintptr(sys), uintptr(unsafe.Pointer(&offset)),
-		uintptr(sys), uintptr(unsafe.Pointer(&offset)), 1, spliceNonblock)
-	if errno == syscall.ENOSYS || errno == syscall.EPERM { // in a sandbox
-		_, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(sys), getPipeSize, 0)
-		return errno == 0
+	err = ignoringEINTR(func() error {
+		var offset int64
+		_, _, errno := syscall.Syscall6(syscall.SYS_SPLICE, uintptr(sys), uintptr(unsafe.Pointer(&offset)),
+			uintptr(sys), uintptr(unsafe.Pointer(&offset)), 1, spliceNonblock)
+		return errno
+	})
+	if err == syscall.ENOSYS || err == syscall.EPERM { // in a sandbox
+		_, err := fcntl(sys, getPipeSize, 0)
+		return err == nil
 	}
-	return errno == syscall.ESPIPE
+	return err == syscall.ESPIPE
 }
 
 func (kernel) neverBlocks(fd int) bool {

@@ -2988,7 +2988,7 @@ func (f *fd) sendDatagram(p, rights []byte) error {
 }
 
 // ---------------------------------------------------------------------------
-// Descriptors: the one way to system calls that may block
+// The one way to system calls that may block
 //
 // An operation tries its system call at once. When the kernel returns EAGAIN it may try
 // again for some microseconds, since to wake a thread costs several times what the call
@@ -4088,7 +4088,7 @@ func (f *fd) nextRoom(have int, spare []byte) (int, error) {
 }
 
 // ---------------------------------------------------------------------------
-// Files and control messages
+// Files over a connection
 
 // recvFiles receives one byte, or one message, with at most limit descriptors. Data
 // that came without them, or is not the zero byte that they travel with, is kept for
@@ -4446,7 +4446,7 @@ func (f *fd) writeMsg(p, oob []byte) (int, error) {
 }
 
 // ---------------------------------------------------------------------------
-// Operations on descriptors that do not block
+// Operations that do not block
 
 func (f *fd) closeWrite() error { return f.shutdown(syscall.SHUT_WR) }
 
@@ -4851,7 +4851,10 @@ func leaveCPU() { kern.leaveCPU() }
 // FIFO. It does not ask a file system. lseek(2) fails with ESPIPE on these alone, and on
 // terminals, which no peer serves.
 func (baseKernel) polls(sys int) bool {
-	_, err := syscall.Seek(sys, 0, io.SeekCurrent)
+	err := ignoringEINTR(func() error {
+		_, err := syscall.Seek(sys, 0, io.SeekCurrent)
+		return err
+	})
 	return err == syscall.ESPIPE
 }
 

@@ -2088,7 +2088,7 @@ func (l *PipeListener) kindOfEnd() endKind { return kindOf(l, kindPipeListener) 
 func (c *PipeConn) kindOfEnd() endKind     { return kindOf(c, kindConn) }
 
 // ---------------------------------------------------------------------------
-// Handles: the one way to system calls that may block
+// The one way to system calls that may block
 //
 // Every read and write is an overlapped operation, and there are two ways to wait for its
 // end. A goroutine can wait in its own thread, on an event. That is fast: no thread has
@@ -3460,7 +3460,7 @@ func (f *fd) flushFile(l limits) error {
 }
 
 // ---------------------------------------------------------------------------
-// Files
+// Files over a connection
 //
 // A handle does not travel through a pipe. The sender duplicates it into a process,
 // the holder, and tells the receiver in a record, which is written by one WriteFile
@@ -4290,7 +4290,7 @@ const inquiriesMax = 256
 var inquiries = newSemaphore(inquiriesMax)
 
 // ---------------------------------------------------------------------------
-// Operations on handles that do not block
+// Operations that do not block
 
 func (f *fd) closeRead() error  { return errors.ErrUnsupported }
 func (f *fd) closeWrite() error { return errors.ErrUnsupported }
