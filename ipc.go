@@ -2080,14 +2080,19 @@ func (r *messageReader) skipRest(src messageSource) error {
 	if !r.skip {
 		return nil
 	}
-	for rest := make([]byte, 16<<10); r.skip; {
+	rest := make([]byte, 1<<10) // most that are too long are so by little
+	for {
 		_, ends, err := src.nextPart(rest)
 		if err != nil && err != errWithdrawn {
 			return within(err)
 		}
-		r.skip = !ends && err == nil
+		if r.skip = !ends && err == nil; !r.skip {
+			return nil
+		}
+		if len(rest) < 64<<10 {
+			rest = make([]byte, 8*len(rest))
+		}
 	}
-	return nil
 }
 
 // within is the error of a receive in the middle of a message.
