@@ -737,61 +737,373 @@ func (s limitedSource) nextRoom(have int, spare []byte) (int, error) {
 // What comes after a part of a message whose rest was withdrawn is another message.
 func TestMessageWithdrawnBetweenItsParts(t *testing.T) {
 	internalStory(t)
-	a, b := messagePair(t)
-	for name, lastPart := range map[string]func(p []byte) error{
-		"nextPart": func(p []byte) error { _, _, err := b.nextPart(p); return err },
-		"nextRoom": func(p []byte) error { // which asks for room for a byte, to learn more
-			if n, err := b.nextRoom(len(p), nil); n != 0 || err != nil {
-				return fmt.Errorf("room for %d, %v", n, err)
+	for _, remote := range []bool{false, true} {
+		a, b := messagePair(t)
+		b.remote = remote
+		for _, size := range []int{4, 100, 64 << 10, 1<<20 - 100, 1<<20 - 99, 1 << 20} {
+			for name, receive := range map[string]func(p []byte) ([]byte, error){
+				"RecvAppend": func(p []byte) ([]byte, error) { // it has read the part
+					b.r.in.keep(p, false)
+					p, err := b.r.in.recvAppend(b, nil)
+					if err != errWithdrawn {
+						return p, fmt.Errorf("RecvAppend is told %v", err)
+					}
+					return b.recvAppend(nil)
+				},
+				"Recv": func([]byte) ([]byte, error) { // it drops the rest
+					if err := b.dropRest(); err != nil {
+						return nil, err
+					}
+					p := make([]byte, 2<<20)
+					n, err := b.recv(p)
+					return p[:n], err
+				},
+				"a receive that follows one that failed": func(p []byte) ([]byte, error) {
+					b.r.in.keep(p, false)
+					return b.recvAppend(nil)
+				},
+				"ReadMessage that follows one that failed": func(p []byte) ([]byte, error) {
+					b.r.in.keep(p, false)
+					p = make([]byte, 2<<20)
+					n, _, err := b.readMessage(p)
+					return p[:n], err
+				},
+				"RecvFiles that follows one that failed": func(p []byte) ([]byte, error) {
+					b.r.in.keep(p, false)
+					if _, err := b.recvFiles(1); err != ErrNoFiles {
+						return nil, err
+					}
+					return b.recvAppend(nil)
+				},
+			} {
+				if size == 1<<20-100 {
+					continue // it cannot be told from the rest
+				}
+				p, sent := beginMessage(t, a, b)
+				withdraw(t, a, sent)
+				next := bytes.Repeat([]byte{'n'}, size)
+				go func() { sent <- a.send(next) }()
+				for there := 0; there == 0; {
+					_, _, there, _ = peekMessage(b.sys, nil)
+				}
+				if got, err := receive(p); !bytes.Equal(got, next) || err != nil {
+					t.Fatalf("remote %v, %s: %d bytes, %v, want %d", remote, name, len(got), err, size)
+				}
+				if err := <-sent; err != nil {
+					t.Fatal(err)
+				}
+				if b.r.rest != 0 || b.r.unread != nil {
+					t.Fatalf("remote %v, %s: %d bytes of a rest, %d unread", remote, name, b.r.rest, len(b.r.unread))
+				}
 			}
-			_, _, err := b.nextPart(p[:1])
-			return err
-		},
-	} {
-		sent := make(chan error, 1)
-		go func() { sent <- a.send(make([]byte, 1<<20)) }()
-		p := make([]byte, 100)
-		if n, ends, err := b.nextPart(p); n != len(p) || ends || err != nil {
-			t.Fatalf("%s: %d, %t, %v", name, n, ends, err)
 		}
-		a.setDeadline(time.Now().Add(-time.Second), writing)
-		if err := <-sent; err != os.ErrDeadlineExceeded {
-			t.Fatal(err)
-		}
-		if err := lastPart(p); err != errWithdrawn {
-			t.Errorf("%s: %v", name, err)
-		}
-		a.setDeadline(time.Time{}, writing)
-		a.w.torn = nil // as if the sender had not noticed
-		sendMessage(t, a, "next")
-		isNext(t, b, "next")
 	}
+}
+
+// beginMessage sends a message of 1 MiB from a, and receives a part of it at b.
+func beginMessage(t *testing.T, a, b *fd) (part []byte, sent chan error) {
+	t.Helper()
+	sent = make(chan error, 1)
+	go func() { sent <- a.send(make([]byte, 1<<20)) }()
+	part = make([]byte, 100)
+	if n, ends, err := b.nextPart(part); n != len(part) || ends || err != nil {
+		t.Fatalf("%d, %t, %v", n, ends, err)
+	}
+	return part, sent
+}
+
+// withdraw takes back what was not received of the message, as a sender does who does not
+// care how much that is.
+func withdraw(t *testing.T, a *fd, sent chan error) {
+	t.Helper()
+	a.setDeadline(time.Now().Add(-time.Second), writing)
+	if err := <-sent; err != os.ErrDeadlineExceeded {
+		t.Fatal(err)
+	}
+	a.setDeadline(time.Time{}, writing)
+	a.w.torn = nil
 }
 
 // A receive goes on to the next message when what it was about to read was withdrawn.
 func TestReceiveGoesOnAfterWhatWasWithdrawn(t *testing.T) {
 	internalStory(t)
-	a, b := messagePair(t)
-	recv := func() error { _, err := b.recv(make([]byte, 64)); return err }
-	recvAppend := func() error { _, err := b.recvAppend(nil); return err }
-	for name, c := range map[string]struct {
-		seen    func()
-		receive func() error
-	}{
-		"a message":                  {func() { b.r.atHead = true }, recvAppend},
-		"the rest of a message":      {func() { b.r.atHead = true; b.r.in.keep([]byte("part"), false) }, recvAppend},
-		"a rest to skip, Recv":       {func() { b.r.atHead, b.r.in.skip = true, true }, recv},
-		"a rest to skip, RecvAppend": {func() { b.r.atHead, b.r.in.skip = true, true }, recvAppend},
-	} {
-		b.setDeadline(time.Now().Add(time.Millisecond), reading)
-		c.seen()
-		if err := c.receive(); err != os.ErrDeadlineExceeded {
-			t.Errorf("%s: %v, want that it waits for the next message", name, err)
+	for _, remote := range []bool{false, true} {
+		a, b := messagePair(t)
+		b.remote = remote
+		for name, receive := range map[string]func() error{
+			"Recv":        func() error { _, err := b.recv(make([]byte, 64)); return err },
+			"RecvAppend":  func() error { _, err := b.recvAppend(nil); return err },
+			"ReadMessage": func() error { _, _, err := b.readMessage(make([]byte, 64)); return err },
+			"Read":        func() error { _, err := b.read(make([]byte, 64)); return err },
+			"RecvFiles":   func() error { _, err := b.recvFiles(1); return err },
+			"a part, and then RecvAppend": func() error {
+				if _, err := b.r.in.recvAppend(b, nil); err != errWithdrawn {
+					return fmt.Errorf("it is told %v", err)
+				}
+				_, err := b.recvAppend(nil)
+				return err
+			},
+		} {
+			part, sent := beginMessage(t, a, b)
+			b.r.in.keep(part, false)
+			withdraw(t, a, sent)
+			b.setDeadline(time.Now().Add(5*time.Millisecond), reading)
+			if err := receive(); err != os.ErrDeadlineExceeded {
+				t.Errorf("remote %v, %s: %v, want that it waits for the next message", remote, name, err)
+			}
+			b.setDeadline(time.Time{}, reading)
+			sendMessage(t, a, "next")
+			isNext(t, b, "next")
 		}
-		b.setDeadline(time.Time{}, reading)
-		sendMessage(t, a, "next")
-		isNext(t, b, "next")
 	}
+}
+
+// A receive that fails in the middle of a message loses that message, and no other. No
+// later receive of any kind gets the rest.
+func TestReceiveThatFailsWithinAMessage(t *testing.T) {
+	internalStory(t)
+	a, b := messagePair(t)
+	recv := func() (string, error) {
+		p := make([]byte, 64)
+		n, err := b.recv(p)
+		return string(p[:n]), err
+	}
+	for name, receive := range map[string]func() (string, error){
+		"Recv":       recv,
+		"RecvAppend": func() (string, error) { p, err := b.recvAppend(nil); return string(p), err },
+		"ReadMessage": func() (string, error) {
+			p := make([]byte, 64)
+			n, _, err := b.readMessage(p)
+			return string(p[:n]), err
+		},
+		"Read": func() (string, error) {
+			p := make([]byte, 64)
+			n, err := b.read(p)
+			return string(p[:n]), err
+		},
+		"RecvFiles": func() (string, error) {
+			if _, err := b.recvFiles(1); err != ErrNoFiles {
+				return "", err
+			}
+			return recv()
+		},
+		"Transact": func() (string, error) {
+			p := make([]byte, 64)
+			n, err := b.transact(context.Background(), []byte("request"), p)
+			return string(p[:n]), err
+		},
+	} {
+		for what, fail := range map[string]func() error{
+			"a part was read": func() error {
+				_, err := b.r.in.recvAppend(failingSource{b}, nil)
+				return err
+			},
+			"the rest was to be dropped": func() error {
+				b.r.in = messageReader{}
+				if _, err := b.r.in.recv(b, make([]byte, 100)); err != ErrMsgTooLong {
+					return fmt.Errorf("Recv is told %v", err)
+				}
+				return failWithin(b, b.dropRest)
+			},
+		} {
+			for _, withdrawn := range []bool{false, true} {
+				if withdrawn && name == "Transact" {
+					continue // it refuses a pipe with something in it
+				}
+				sent := make(chan error, 1)
+				go func() { sent <- a.send(make([]byte, 1<<20)) }()
+				if err := fail(); !errors.Is(err, errInvalidHandle) {
+					t.Fatalf("%s: %v", what, err)
+				}
+				if withdrawn {
+					withdraw(t, a, sent)
+					sendMessage(t, a, "next")
+				} else {
+					go func() {
+						if err := <-sent; err != nil {
+							t.Error(err)
+						}
+						if name == "Transact" {
+							isNext(t, a, "request")
+						}
+						sendMessage(t, a, "next")
+					}()
+				}
+				if m, err := receive(); m != "next" || err != nil {
+					t.Errorf("%s after %s, which was withdrawn: %v: %d bytes, %v", name, what, withdrawn, len(m), err)
+				}
+			}
+		}
+	}
+}
+
+// A failingSource is an fd whose handle is not valid while it reads the rest of a message.
+type failingSource struct{ *fd }
+
+func (s failingSource) nextRoom(have int, _ []byte) (int, error) { return 100, nil }
+
+func (s failingSource) nextPart(p []byte) (n int, ends bool, err error) {
+	if s.r.rest == 0 {
+		return s.fd.nextPart(p)
+	}
+	err = failWithin(s.fd, func() error {
+		n, ends, err = s.fd.nextPart(p)
+		return err
+	})
+	return n, ends, err
+}
+
+func failWithin(f *fd, do func() error) error {
+	h := f.sys
+	f.sys = 0
+	defer func() { f.sys = h }()
+	return do()
+}
+
+const errInvalidHandle = syscall.Errno(6) // ERROR_INVALID_HANDLE
+
+// A peer that has several messages under way, and withdraws each of them while it is
+// received, keeps no receive longer than its deadline allows.
+func TestReceiveFromAPeerThatWithdrawsAllEnds(t *testing.T) {
+	internalStory(t)
+	a, b := messagePair(t)
+	ended := withdrawsAll(t, a)
+	p := make([]byte, 100)
+	for name, receive := range map[string]func() (int, error){
+		"Recv":       func() (int, error) { return b.recv(p) },
+		"RecvAppend": func() (int, error) { m, err := b.recvAppend(nil); return len(m), err },
+	} {
+		var errs [4]int
+		for range 100 {
+			begun := time.Now()
+			b.setDeadline(begun.Add(10*time.Millisecond), reading)
+			_, err := receive()
+			switch {
+			case err == nil:
+				errs[0]++
+			case err == os.ErrDeadlineExceeded:
+				errs[1]++
+			case errors.Is(err, ErrMsgTooLong) && name == "Recv":
+				errs[2]++
+			case err == errWithdrawsAll:
+				errs[3]++
+			default:
+				t.Fatalf("%s: %v", name, err)
+			}
+			if took := time.Since(begun); took > 5*time.Second {
+				t.Fatalf("%s took %v", name, took)
+			}
+		}
+		t.Logf("%s: received, too late, too long, withdrawn: %d", name, errs)
+	}
+	ended()
+	b.setDeadline(time.Now().Add(-time.Second), reading)
+	if _, err := b.recv(p); err != os.ErrDeadlineExceeded {
+		t.Error(err)
+	}
+	b.setDeadline(time.Time{}, reading)
+	sendMessage(t, a, "next")
+	isNext(t, b, "next")
+}
+
+// withdrawsAll has f send messages of 4 MiB, and take each of them back soon, until the
+// function is called that it returns.
+func withdrawsAll(t *testing.T, f *fd) (end func()) {
+	var writes []*slot
+	message := make([]byte, 4<<20)
+	begin := func() {
+		s, err := slots.take(true)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		s.begin(op{p: message})
+		if err := writeFile(f.sys, message, nil, &s.done, &s.overlapped); err != nil && err != syscall.ERROR_IO_PENDING {
+			t.Error(err)
+		}
+		writes = append(writes, s)
+	}
+	withdraw := func() {
+		s := writes[0]
+		writes = writes[1:]
+		syscall.CancelIoEx(f.sys, &s.overlapped)
+		for !completed(&s.overlapped) {
+			waitFor(s.event, 1)
+		}
+		slots.give(s)
+	}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for range 8 {
+			begin()
+		}
+		for {
+			select {
+			case <-stop:
+				for len(writes) > 0 {
+					withdraw()
+				}
+				return
+			default:
+				withdraw()
+				begin()
+			}
+		}
+	}()
+	return func() { close(stop); <-stopped }
+}
+
+// An end that is closed while it drops a rest does not go on.
+func TestCloseEndsTheDropOfARest(t *testing.T) {
+	internalStory(t)
+	a, b := messagePair(t)
+	_, sent := beginMessage(t, a, b)
+	if err := b.incref(); err != nil {
+		t.Fatal(err)
+	}
+	b.closeLater()
+	if err := b.dropRest(); err != net.ErrClosed || b.r.rest != 1<<20-100 {
+		t.Errorf("%v, %d bytes are left", err, b.r.rest)
+	}
+	b.decref()
+	if err := <-sent; err == nil {
+		t.Error("the rest was received")
+	}
+}
+
+// A message that is there is taken by one ReadFile, whatever room the receiver has.
+func TestMessageThatIsThereIsTakenWhole(t *testing.T) {
+	internalStory(t)
+	a, b := messagePair(t)
+	for _, room := range []int{0, 1, 100, 5000, 10000} {
+		sendMessage(t, a, string(make([]byte, 5000)))
+		parts := 0
+		m, err := b.r.in.recvAppend(countingSource{b, &parts}, make([]byte, 2, 2+room))
+		if len(m) != 2+5000 || err != nil || parts != 1 {
+			t.Errorf("room for %d: %d bytes in %d parts, %v", room, len(m), parts, err)
+		}
+	}
+	for _, b.remote = range []bool{false, true} { // it is in the place of a shorter one
+		sendMessage(t, a, string(make([]byte, 5000)))
+		b.r.taking.Lock()
+		m, err := b.readCandidate(50)
+		b.r.taking.Unlock()
+		if len(m) != 5000 || err != nil {
+			t.Errorf("in the place of another: %d bytes, %v", len(m), err)
+		}
+	}
+}
+
+// A countingSource is an fd that counts the parts it gives.
+type countingSource struct {
+	*fd
+	parts *int
+}
+
+func (s countingSource) nextPart(p []byte) (int, bool, error) {
+	*s.parts++
+	return s.fd.nextPart(p)
 }
 
 // What may wait for another machine, to open a pipe, ends with the Dial.

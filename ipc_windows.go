@@ -1684,8 +1684,10 @@ func (c *PipeConn) WriteMessage(p []byte) error { return c.failed("write", c.end
 // taking it. It returns how much it copied, and as size the length of the whole next
 // message, or in a stream of bytes of all data that is there. Both are 0 when there is
 // nothing, or an empty message. If a RecvFiles ended at its deadline before it had its
-// files, the data that came with them is there to read. [io.EOF] means that the peer has
-// closed its end and all was read. See PeekNamedPipe.
+// files, the data that came with them is there to read. If a message arrives while a receive
+// waits for one, and the receive reads it in parts, the rest of it may be shown as a message.
+// So may the rest that a ReadMessage has left. [io.EOF] means that the peer has closed its end
+// and all was read. See PeekNamedPipe.
 func (c *PipeConn) PeekMessage(p []byte) (n, size int, err error) {
 	n, size, err = c.end().peek(p)
 	return n, size, c.failed("peek", err)
@@ -2152,17 +2154,20 @@ type readSide struct {
 	backoff backoff       // guarded by turn
 	in      messageReader // guarded by turn
 
-	// atHead says that a message, or the rest of one, was seen at the head of the pipe.
-	// The next nextPart does not wait: if nothing is there, it was withdrawn. turn guards it.
-	atHead bool
+	// rest is the length of what is left at the head of the pipe of a message of which a
+	// part was read, or 0. The next nextPart reads it without waiting. If a receive fails
+	// in the middle of a message, the next one of any kind drops the rest first (useTurn).
+	// turn guards it.
+	rest uint32
 
 	// The fields below hold what is to be read next. A change needs both turn and taking;
 	// to read these fields, either is enough. After the last user has left, dispose may
 	// use them without a lock.
 
 	// taking is held by a read while it takes something from the pipe that it may not
-	// return, and while it changes these fields, but never while it waits. So PeekMessage,
-	// which does not wait for its turn, finds data either in the pipe or here.
+	// return, and while it changes these fields, but never while it waits, except for the
+	// answer of another machine. So PeekMessage, which does not wait for its turn, finds
+	// data either in the pipe or here.
 	taking sync.Mutex
 
 	// awaiting says that RecvFiles or RecvWithFiles waits, and may take an empty message
@@ -2174,8 +2179,9 @@ type readSide struct {
 	// has taken and could not return in time; nil is none.
 	arriving *arrival
 
-	// unread has the data that RecvFiles or RecvWithFiles has read and not returned: data
-	// that is no record, or that came with one. It is a message if kind is messages,
+	// unread has the data that a receive has read and not returned: data that RecvFiles or
+	// RecvWithFiles found to be no record, or that came with one, or a message that was
+	// read in the place of a rest. It is a message if kind is messages,
 	// otherwise bytes. nil is nothing, an empty slice an empty message.
 	unread []byte
 }
@@ -2283,6 +2289,12 @@ func (f *fd) useTurn(d direction) error {
 		f.used.Store(true)
 	}
 	raceRelease()
+	if d == reading && f.r.rest > 0 {
+		if err := f.dropRest(); err != nil {
+			f.release(d)
+			return err
+		}
+	}
 	return nil
 }
 
@@ -3206,10 +3218,11 @@ func writeFile(h syscall.Handle, p, _ []byte, done *uint32, o *syscall.Overlappe
 // Then the next data in the pipe is another message.
 //
 // So nobody waits for a rest. Recv, which makes no room, since the sender chooses how long a
-// message is, drops the rest at once. RecvAppend looks the length of the rest up
-// (PeekNamedPipe), makes the room, and reads it at once. A rest that is not there was
-// withdrawn, and RecvAppend begins again with the next message. The sender does its part for
-// that: see writeAll.
+// message is, drops the rest at once. RecvAppend makes the room, and reads the rest at once.
+// The length of the rest is known (PeekNamedPipe). If nothing is there, or what is read has
+// another length, the rest was withdrawn, and the receive begins again with the next message.
+// Another message of the same length cannot be told from the rest. The sender does its part:
+// see writeAll.
 
 // send writes one message.
 func (f *fd) send(p []byte) error {
@@ -3271,14 +3284,18 @@ func (f *fd) recv(p []byte) (int, error) {
 		return 0, err
 	}
 	defer f.release(reading)
-	if err := f.giveUnread(l); err != nil {
-		return 0, err
+	for {
+		if err := f.giveUnread(l); err != nil {
+			return 0, err
+		}
+		n, err := f.r.in.recv(f, p)
+		if f.r.in.skip {
+			f.dropRest() // what this leaves, the next receive drops
+		}
+		if err != errWithdrawn {
+			return n, err
+		}
 	}
-	n, err := f.r.in.recv(f, p)
-	if f.r.in.skip {
-		err = f.dropRest(err)
-	}
-	return n, err
 }
 
 // recvAppend receives one message and appends it to dst.
@@ -3288,10 +3305,10 @@ func (f *fd) recvAppend(dst []byte) ([]byte, error) {
 		return dst, err
 	}
 	defer f.release(reading)
-	if err := f.giveUnread(l); err != nil {
-		return dst, err
-	}
 	for {
+		if err := f.giveUnread(l); err != nil {
+			return dst, err
+		}
 		p, err := f.r.in.recvAppend(f, dst)
 		if err != errWithdrawn {
 			return p, err
@@ -3299,12 +3316,14 @@ func (f *fd) recvAppend(dst []byte) ([]byte, error) {
 	}
 }
 
-// giveUnread gives the message that RecvFiles or RecvWithFiles has left, if there is one, to
-// the receive that follows at once.
+// giveUnread prepares the messageReader for the receive that follows at once. It has no part
+// of a message, whose rest was dropped, but the message that an earlier receive has read and
+// not returned, if there is one.
 func (f *fd) giveUnread(l limits) error {
 	if f.kind != messages {
 		return errNoMessages
 	}
+	f.r.in = messageReader{}
 	f.giveUpArriving()
 	if f.r.unread == nil {
 		return nil
@@ -3319,47 +3338,139 @@ func (f *fd) giveUnread(l limits) error {
 	return nil
 }
 
-// nextPart and nextRoom are the messageSource that an fd is for f.r.in.
+// nextPart and nextRoom are the messageSource that an fd is for f.r.in. With errWithdrawn
+// no rest is left, but there may be an unread message.
 func (f *fd) nextPart(p []byte) (n int, ends bool, err error) {
-	l, atHead := limits{deadlines: reading}, f.r.atHead
-	if atHead {
-		l = limits{budget: atOnce}
+	if f.r.rest == 0 {
+		n, more, err := f.readPart(limits{deadlines: reading}, p)
+		if err == nil && more {
+			err = f.findRest()
+		}
+		return n, !more, err
 	}
-	n, f.r.atHead, err = f.readPart(l, p)
-	if atHead && (err == errOverBudget || err == io.EOF) {
-		err = errWithdrawn
+	f.r.taking.Lock()
+	defer f.r.taking.Unlock()
+	n, another, err := f.readRest(p)
+	if err == nil && another {
+		if f.r.unread, err = f.wholeMessage(p[:n]); err == nil {
+			err = errWithdrawn
+		}
+		return 0, false, err
 	}
-	return n, !f.r.atHead, err
+	return n, f.r.rest == 0, err
 }
+
+// findRest sets rest after a part of a message was read.
+func (f *fd) findRest() (err error) {
+	_, _, f.r.rest, err = peekLengths(f.sys, nil)
+	if err = readError("PeekNamedPipe", err); err == nil && f.r.rest == 0 || err == io.EOF {
+		return errWithdrawn
+	}
+	return err
+}
+
+// readRest reads at least a part of the rest of a message. If another message has taken its
+// place, it reads of that one, and rest is what is left of that. The caller holds taking.
+func (f *fd) readRest(p []byte) (n int, another bool, err error) {
+	before := f.r.rest
+	n, more, err := f.readAtOnce(p)
+	if err != nil && err != errWithdrawn {
+		return 0, false, err
+	}
+	f.r.rest = 0
+	if more {
+		err = f.findRest()
+	}
+	return n, uint32(n)+f.r.rest != before, err
+}
+
+// readAtOnce is readPart for what was seen at the head of the pipe. It does not wait: if
+// nothing is there any more, the error is errWithdrawn.
+func (f *fd) readAtOnce(p []byte) (n int, more bool, err error) {
+	l := limits{budget: atOnce}
+	if f.remote {
+		// The answer of another machine takes its time, and may be lost with a read that
+		// is cancelled. So such a read waits, once it is known that something is there.
+		_, there, _, err := peekMessage(f.sys, nil)
+		if err == nil && there == 0 || readError("PeekNamedPipe", err) == io.EOF {
+			return 0, false, errWithdrawn
+		}
+		l = limits{deadlines: reading}
+	}
+	n, more, err = f.readPart(l, p)
+	if err == errOverBudget || err == io.EOF {
+		return 0, false, errWithdrawn
+	}
+	return n, more, err
+}
+
+// wholeMessage reads the rest of a message of which part was read, and returns all of it. If
+// another message has taken the place of the rest, it returns that one instead. A peer that
+// withdraws messages again and again does not keep it busy for long. The caller holds taking.
+func (f *fd) wholeMessage(part []byte) ([]byte, error) {
+	for attempts := 1; f.r.rest > 0; attempts++ {
+		switch {
+		case attempts > 10:
+			return nil, errWithdrawsAll
+		case int64(f.r.rest) > int64(ioMax-len(part)):
+			return nil, errMsgTooLong
+		}
+		message := make([]byte, len(part)+int(f.r.rest))
+		have := copy(message, part)
+		n, another, err := f.readRest(message[have:])
+		if err != nil {
+			return nil, err
+		}
+		if !another {
+			return message, nil
+		}
+		part = message[have : have+n]
+	}
+	return append([]byte{}, part...), nil // not nil, which would be no message
+}
+
+// errWithdrawsAll ends a receive that never gets a message whole.
+var errWithdrawsAll = &ruleError{what: "the peer withdraws one message after the other"}
 
 func (f *fd) nextRoom(have int, spare []byte) (int, error) { return f.roomUpTo(ioMax, have, spare) }
 
-// roomUpTo is nextRoom for messages of at most limit bytes. This package sends no longer one.
-// It does not wait: a message that is there tells its length, and one that comes later goes
-// into what room there is.
+// roomUpTo is nextRoom for messages of at most limit bytes. This package sends none that is
+// longer. It does not wait: a message that is there tells its length, so that one ReadFile
+// takes it, and one that comes later goes into what room there is.
 func (f *fd) roomUpTo(limit, have int, spare []byte) (int, error) {
-	if have == 0 && len(spare) > 0 {
-		return len(spare), nil
+	length := f.r.rest
+	if have == 0 {
+		_, _, length, _ = peekLengths(f.sys, nil) // the read tells of the error
 	}
-	_, _, left, _ := peekMessage(f.sys, nil) // the read tells of the error
-	tooLong := left > limit-have
-	switch {
-	case have == 0 && (left == 0 || tooLong):
+	switch tooLong := int64(length) > int64(limit-have); {
+	case have > 0 && tooLong:
+		f.dropRest()
+		return 0, errMsgTooLong
+	case have > 0:
+		return int(length), nil
+	case tooLong: // so its beginning is enough
+		length = 0
+	}
+	if length == 0 && len(spare) == 0 {
 		return roomAtLeast, nil
-	case tooLong:
-		return 0, f.dropRest(errMsgTooLong)
 	}
-	return left, nil
+	return max(int(length), len(spare)), nil
 }
 
-// dropRest drops what is there of the rest of a message, and returns why, or the error that
-// stopped it.
-func (f *fd) dropRest(why error) error {
-	f.r.atHead, f.r.in.skip = true, true
-	if err := f.r.in.skipRest(f); err != nil {
-		return err
+// dropRest drops the rest of a message of which a part was read, if it is still there. If
+// another message has taken its place, that one is unread. It reads no more than the rest is
+// long, and waits only for the answers of another machine.
+func (f *fd) dropRest() error {
+	p := make([]byte, min(max(f.r.rest, 1<<10), 64<<10))
+	for f.r.rest > 0 {
+		if f.closing() {
+			return net.ErrClosed
+		}
+		if _, _, err := f.nextPart(p); err != nil && err != errWithdrawn {
+			return err
+		}
 	}
-	return why
+	return nil
 }
 
 // readMessage reads one message or the part of it that fits into p.
@@ -3412,7 +3523,10 @@ func (f *fd) transact(ctx context.Context, request, reply []byte) (int, error) {
 	}
 	n, err := f.run(l, op{transactNamedPipe, request, reply}, reading|writing)
 	if err == syscall.ERROR_MORE_DATA {
-		return len(reply), f.dropRest(ErrMsgTooLong)
+		if f.findRest() == nil {
+			f.dropRest() // what this leaves, the next receive drops
+		}
+		return len(reply), ErrMsgTooLong
 	}
 	return n, writeError("TransactNamedPipe", err)
 }
@@ -3819,7 +3933,7 @@ func (f *fd) recvFiles(limit int) ([]*os.File, error) {
 func (f *fd) recvWithFiles(p []byte, limit int) (int, []*os.File, error) {
 	data, files, err := f.takeFiles(theRest, limit, false)
 	switch {
-	case errors.Is(err, ErrNoFiles):
+	case errors.Is(err, ErrNoFiles): // also a record that is not believed: it is a message
 		n, err := f.recv(p)
 		return n, nil, err
 	case err == nil && len(data) > len(p):
@@ -3832,7 +3946,7 @@ func (f *fd) recvWithFiles(p []byte, limit int) (int, []*os.File, error) {
 // recvRights receives some data, and at most limit files that come with it.
 func (f *fd) recvRights(p []byte, limit int) (int, []*os.File, error) {
 	data, files, err := f.takeFiles(len(p), limit, false)
-	if err == ErrNoFiles {
+	if err == ErrNoFiles { // not a record that is not believed: the caller is to know of that
 		n, err := f.read(p)
 		return n, nil, err
 	}
@@ -4038,12 +4152,14 @@ func (f *fd) awaitSomething(l limits) (more bool, err error) {
 // that size. It does not wait.
 func (f *fd) readCandidate(size int) ([]byte, error) {
 	text := make([]byte, size)
-	f.r.atHead = true
-	if f.kind == messages {
-		return f.r.in.recvAppend(f, text[:0])
+	n, more, err := f.readAtOnce(text)
+	if err == nil && more {
+		err = f.findRest()
 	}
-	n, _, err := f.nextPart(text)
-	return text[:n], err
+	if err != nil || !more {
+		return text[:n], err
+	}
+	return f.wholeMessage(text)
 }
 
 // errTaken says that this end has tried to take the handles, so the next read does not
@@ -4973,12 +5089,17 @@ func disconnectNamedPipe(h syscall.Handle) error {
 // peekMessage returns how much it copied, how much there is to read, and how
 // much of the message at the head was not copied. See lengthOf.
 func peekMessage(h syscall.Handle, p []byte) (n, avail, left int, err error) {
-	var read, total, rest uint32
+	read, total, rest, err := peekLengths(h, p)
+	return lengthOf(read), lengthOf(total), lengthOf(rest), err
+}
+
+// peekLengths is peekMessage with the lengths as the system tells them.
+func peekLengths(h syscall.Handle, p []byte) (n, avail, left uint32, err error) {
 	p = oneCall(p)
 	r, _, errno := syscall.SyscallN(procPeekNamedPipe.Addr(), uintptr(h),
 		uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),
-		uintptr(unsafe.Pointer(&read)), uintptr(unsafe.Pointer(&total)), uintptr(unsafe.Pointer(&rest)))
-	return lengthOf(read), lengthOf(total), lengthOf(rest), failure(r, errno)
+		uintptr(unsafe.Pointer(&n)), uintptr(unsafe.Pointer(&avail)), uintptr(unsafe.Pointer(&left)))
+	return n, avail, left, failure(r, errno)
 }
 
 // lengthOf converts a length that the peer chose. It returns at most ioMax+1, so that
