@@ -1787,15 +1787,15 @@ func (c *PipeConn) SecurityDescriptor() (*SecurityDescriptor, error) {
 
 // bequeath adds the handle to those that cmd's process inherits. A handle that
 // was used may belong to the completion port of this process, for good.
-func (f *fd) bequeath(cmd *exec.Cmd) (text string, err error) {
+func (f *fd) bequeath(cmd *exec.Cmd) (token string, err error) {
 	if f.used.Load() {
 		return "", &ruleError{"this end was used in this process", errors.ErrUnsupported}
 	}
 	err = f.control("", func(h syscall.Handle) error {
-		text, err = endToken{handle: h, remote: f.remote, pair: f.dynamic}.give(cmd)
+		token, err = endToken{handle: h, remote: f.remote, pair: f.dynamic}.give(cmd)
 		return err
 	})
-	return text, err
+	return token, err
 }
 
 // give adds the handle of the token to those that cmd's process inherits.
@@ -1858,9 +1858,9 @@ func (t endToken) String() string {
 	return text
 }
 
-// parseToken reads what String writes. For any other text it returns the zero token.
-func parseToken(text string) (t endToken) {
-	rest, pair := strings.CutSuffix(text, tokenPair)
+// parseToken reads what String writes. For any other text it returns the zero endToken.
+func parseToken(token string) (t endToken) {
+	rest, pair := strings.CutSuffix(token, tokenPair)
 	rest, remote := strings.CutSuffix(rest, tokenRemote)
 	rest, inherit := strings.CutSuffix(rest, tokenInherit)
 	rest, backlog, _ := strings.Cut(rest, tokenSeparator)
@@ -1869,7 +1869,7 @@ func parseToken(text string) (t endToken) {
 	n, _ := strconv.ParseUint(backlog, 10, 8)
 	i, _ := strconv.ParseUint(id, 16, 64)
 	t = endToken{syscall.Handle(h), i, int(n), remote, inherit, pair}
-	if h == 0 || n > instancesMax || t.String() != text {
+	if h == 0 || n > instancesMax || t.String() != token {
 		return endToken{}
 	}
 	return t
@@ -1906,9 +1906,9 @@ func pipeIdentity(h syscall.Handle) (uint64, error) {
 	return max((id^uint64(info.end))*prime, 1), nil
 }
 
-// tokenDescriptors returns the handle that a token names, or nil if the text is no token.
-func tokenDescriptors(text string) []uintptr {
-	t := parseToken(text)
+// tokenDescriptors returns the handle that a token names, or nil if it is not valid.
+func tokenDescriptors(token string) []uintptr {
+	t := parseToken(token)
 	if t == (endToken{}) {
 		return nil
 	}
@@ -1919,8 +1919,8 @@ func tokenDescriptors(text string) []uintptr {
 // handles that this process opened are not inheritable. It makes no call that could wait
 // for the file behind a handle. The file is checked when the end is asked for: see
 // whatIsThere.
-func whatWasPassed(text string) (string, error) {
-	flags, err := handleFlags(parseToken(text).handle)
+func whatWasPassed(token string) (string, error) {
+	flags, err := handleFlags(parseToken(token).handle)
 	if err == nil && flags&syscall.HANDLE_FLAG_INHERIT == 0 {
 		err = errOtherFile
 	}
@@ -1928,8 +1928,8 @@ func whatWasPassed(text string) (string, error) {
 }
 
 // whatIsThere checks that the handle is still open, and is that of the parent's end.
-func whatIsThere(text string) (string, error) {
-	t := parseToken(text)
+func whatIsThere(token string) (string, error) {
+	t := parseToken(token)
 	if _, err := handleFlags(t.handle); err != nil {
 		return "", err
 	}
@@ -1945,13 +1945,13 @@ func whatIsThere(text string) (string, error) {
 
 // keepFromChildren makes an inherited handle one that children do not inherit. It can
 // fail only if there is no such handle, and that is found out when the end is asked for.
-func keepFromChildren(text string) {
-	syscall.SetHandleInformation(parseToken(text).handle, syscall.HANDLE_FLAG_INHERIT, 0)
+func keepFromChildren(token string) {
+	syscall.SetHandleInformation(parseToken(token).handle, syscall.HANDLE_FLAG_INHERIT, 0)
 }
 
 // inheritedFD returns the connection, or the end of a pipe, of a valid token.
-func inheritedFD(text string, kind connKind, d direction) (*fd, error) {
-	t := parseToken(text)
+func inheritedFD(token string, kind connKind, d direction) (*fd, error) {
+	t := parseToken(token)
 	if t.backlog != 0 {
 		return nil, errNotThatEnd
 	}
@@ -1966,8 +1966,8 @@ func inheritedFD(text string, kind connKind, d direction) (*fd, error) {
 var errNotThatEnd = &ruleError{"the handle is not that of such an end", errors.ErrUnsupported}
 
 // inheritedListener returns the listener for such connections, on a duplex pipe.
-func inheritedListener(text string, kind connKind) (*listener, error) {
-	t := parseToken(text)
+func inheritedListener(token string, kind connKind) (*listener, error) {
+	t := parseToken(token)
 	c, err := t.config()
 	if err != nil {
 		return nil, err
@@ -2053,7 +2053,7 @@ func (l *server) adopted(sys *listener) {
 // bequeath gives the child the reservation, which keeps the name. The child makes and
 // arms instances of its own: on those of this listener, operations of this process are
 // under way.
-func (l *listener) bequeath(cmd *exec.Cmd) (text string, err error) {
+func (l *listener) bequeath(cmd *exec.Cmd) (token string, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
@@ -2069,8 +2069,8 @@ func (l *listener) bequeath(cmd *exec.Cmd) (text string, err error) {
 // [InheritedListener]. It has the direction, type, buffers and security descriptor of
 // the parent's.
 func InheritedPipeListener(name string) (*PipeListener, error) {
-	sys, err := adoptInherited(name, kindPipeListener, func(text string) (*listener, error) {
-		t := parseToken(text)
+	sys, err := adoptInherited(name, kindPipeListener, func(token string) (*listener, error) {
+		t := parseToken(token)
 		c, err := t.config()
 		if err != nil {
 			return nil, err
