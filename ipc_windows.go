@@ -1038,8 +1038,8 @@ func newPipeSpec(target string, c PipeConfig) (*pipeSpec, error) {
 		remote:       c.AcceptRemote,
 		inherit:      c.Inheritable,
 		writeThrough: c.WriteThrough,
-		in:           quota(c.ReadBuffer),
-		out:          quota(c.WriteBuffer),
+		in:           bufferSize(c.ReadBuffer),
+		out:          bufferSize(c.WriteBuffer),
 		wait:         -max(int64(c.DefaultWait/100), 1), // 0 is refused
 		security:     c.Security,
 	}
@@ -1060,8 +1060,8 @@ func newPipeSpec(target string, c PipeConfig) (*pipeSpec, error) {
 	return p, nil
 }
 
-// quota returns the size of a buffer, or the default.
-func quota(n int) uint32 {
+// bufferSize returns the size of a buffer, or the default.
+func bufferSize(n int) uint32 {
 	if n == 0 {
 		return 64 << 10
 	}
