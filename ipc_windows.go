@@ -765,7 +765,7 @@ func (s *instances) accept() (*fd, error) {
 	l := limits{deadlines: reading}
 	for {
 		changed := s.changes()
-		if _, err := s.expired(l); err != nil {
+		if _, err := s.endOfWait(l); err != nil {
 			return nil, err
 		}
 		fd, err := s.take()
@@ -2416,7 +2416,7 @@ func (f *fd) runWrite(l limits, op op) (int, error) {
 	if s == nil && err == nil {
 		file, parks := f.join()
 		if parks {
-			if _, err := f.expired(l); err != nil {
+			if _, err := f.endOfWait(l); err != nil {
 				return 0, err // it has not begun
 			}
 			n, err := file.Write(op.p)
@@ -2456,7 +2456,7 @@ const atOnce time.Duration = 1
 // it follows one that has waited, and nothing must come in between.
 func (f *fd) runInThread(l limits, s *slot, op op) (int, error) {
 	defer slots.give(s)
-	if _, err := f.expired(l); err != nil && l.budget != atOnce {
+	if _, err := f.endOfWait(l); err != nil && l.budget != atOnce {
 		return 0, err
 	}
 	s.begin(op)
@@ -2722,9 +2722,9 @@ func (w *waits) setExpiry(t time.Time, d direction) {
 	}
 }
 
-// expired returns the time at which the wait ends, on the clock of now, or 0 for never.
+// endOfWait returns the time at which the wait ends, on the clock of now, or 0 for never.
 // If it is to end now, it returns the reason.
-func (w *waits) expired(l limits) (until int64, why error) {
+func (w *waits) endOfWait(l limits) (until int64, why error) {
 	if l.deadlines&reading != 0 {
 		until = w.readExpiry.Load()
 	}
@@ -2747,7 +2747,7 @@ func (w *waits) expired(l limits) (until int64, why error) {
 // pause parks the goroutine until it receives from ready, or changed is closed, or
 // the limits end the wait.
 func (w *waits) pause(l limits, changed, ready <-chan struct{}) (received bool, err error) {
-	until, err := w.expired(l)
+	until, err := w.endOfWait(l)
 	if err != nil {
 		return false, err
 	}
@@ -2831,7 +2831,7 @@ func (f *fd) mayWait(l limits, end int64) (wait uint32, why error) {
 	if l.budget == atOnce {
 		return 0, errOverBudget
 	}
-	until, why := f.expired(l)
+	until, why := f.endOfWait(l)
 	switch {
 	case why != nil:
 		return 0, why
@@ -3015,7 +3015,7 @@ func (f *fd) readStream(l limits, p []byte) (n int, err error) {
 	f.giveUpArriving()
 	for len(p) > 0 && n == 0 && err == nil {
 		if f.r.unread != nil {
-			if _, err = f.expired(l); err == nil {
+			if _, err = f.endOfWait(l); err == nil {
 				n, _ = f.takeUnread(p)
 			}
 			continue
@@ -3270,7 +3270,7 @@ func (f *fd) sendRights(p []byte, files []*os.File) (sent int, err error) {
 		return 0, err
 	}
 	defer release()
-	if _, err := f.expired(l); err != nil {
+	if _, err := f.endOfWait(l); err != nil {
 		return 0, err
 	}
 	return f.sendHandles(handles, p)
@@ -3328,7 +3328,7 @@ func (f *fd) giveUnread(l limits) error {
 	if f.r.unread == nil {
 		return nil
 	}
-	if _, err := f.expired(l); err != nil {
+	if _, err := f.endOfWait(l); err != nil {
 		return err
 	}
 	f.r.taking.Lock()
@@ -3488,7 +3488,7 @@ func (f *fd) readMessage(p []byte) (n int, more bool, err error) {
 	}
 	f.giveUpArriving()
 	if f.r.unread != nil {
-		if _, err := f.expired(l); err != nil {
+		if _, err := f.endOfWait(l); err != nil {
 			return 0, false, err
 		}
 		n, more = f.takeUnread(p)
@@ -3541,7 +3541,7 @@ func (f *fd) flush(ctx context.Context) error {
 		return err
 	}
 	defer f.release(writing)
-	if _, err := f.expired(l); err != nil {
+	if _, err := f.endOfWait(l); err != nil {
 		return err
 	}
 	switch err := f.flushFile(l); {
@@ -4065,7 +4065,7 @@ func (f *fd) takeHandles(l limits, behind int) (handles []syscall.Handle, rest [
 // whatever the deadline. If it was withdrawn meanwhile, the wait begins again.
 func (f *fd) readRecord(l limits, behind int) ([]byte, error) {
 	if unread := f.r.unread; unread != nil {
-		if _, err := f.expired(l); err != nil {
+		if _, err := f.endOfWait(l); err != nil {
 			return nil, err
 		}
 		f.r.unread = nil
@@ -4074,7 +4074,7 @@ func (f *fd) readRecord(l limits, behind int) ([]byte, error) {
 	pauses := retryTimer{ctx: context.Background()}
 	defer pauses.stop()
 	for woken := false; ; woken = true {
-		if _, err := f.expired(l); err != nil {
+		if _, err := f.endOfWait(l); err != nil {
 			return nil, err
 		}
 		size, err := f.recordAtHead(behind)
