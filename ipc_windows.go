@@ -2144,7 +2144,7 @@ type fd struct {
 	gone    chan struct{}   // made by Close; closed when sys is
 	goneErr error           // the error of that; set before gone is closed
 	file    *os.File        // owns sys since the first park; nil before
-	parks   atomic.Bool     // file is there, for good, and can park: sys belongs to no other completion port
+	canPark atomic.Bool     // file is there, for good, and can park: sys belongs to no other completion port
 	cleanup runtime.Cleanup // closes sys if nobody does; stopped when file takes over
 }
 
@@ -2367,7 +2367,7 @@ func (f *fd) runBriefly(l limits, op op) (int, error) {
 
 // runParked waits without a thread, if this handle can.
 func (f *fd) runParked(l limits, op op) (int, error) {
-	if file, parks := f.join(); parks {
+	if file, canPark := f.join(); canPark {
 		return f.readParked(file, op.p)
 	}
 	s, err := slots.take(true)
@@ -2410,12 +2410,12 @@ func (f *fd) readParked(file *os.File, p []byte) (int, error) {
 func (f *fd) runWrite(l limits, op op) (int, error) {
 	var s *slot
 	var err error
-	if !f.parks.Load() || raceBuild || l.withdrawn {
+	if !f.canPark.Load() || raceBuild || l.withdrawn {
 		s, err = slots.take(raceBuild)
 	}
 	if s == nil && err == nil {
-		file, parks := f.join()
-		if parks {
+		file, canPark := f.join()
+		if canPark {
 			if _, err := f.endOfWait(l); err != nil {
 				return 0, err // it has not begun
 			}
@@ -2594,7 +2594,7 @@ func (f *fd) closeLater() error {
 	f.gone = make(chan struct{})
 	f.increfAndClose()
 	f.signal()
-	if f.parks.Load() {
+	if f.canPark.Load() {
 		f.file.SetDeadline(time.Unix(1, 0)) // in the past: ends every wait
 	}
 	f.mu.Unlock()
@@ -2857,8 +2857,8 @@ func (f *fd) setInThread(l limits, s *slot) {
 
 // join makes an os.File of the handle, if it is not one yet, and reports whether that can
 // park. The caller is a user.
-func (f *fd) join() (file *os.File, parks bool) {
-	if f.parks.Load() {
+func (f *fd) join() (file *os.File, canPark bool) {
+	if f.canPark.Load() {
 		return f.file, true
 	}
 	f.mu.Lock()
@@ -2866,13 +2866,13 @@ func (f *fd) join() (file *os.File, parks bool) {
 	if f.file == nil {
 		f.cleanup.Stop()
 		f.file = os.NewFile(uintptr(f.sys), "pipe")
-		parks := f.file.SetReadDeadline(deadlineOf(&f.readExpiry)) == nil && f.file.SetWriteDeadline(deadlineOf(&f.writeExpiry)) == nil
-		if parks && f.closed.Load() {
+		canPark := f.file.SetReadDeadline(deadlineOf(&f.readExpiry)) == nil && f.file.SetWriteDeadline(deadlineOf(&f.writeExpiry)) == nil
+		if canPark && f.closed.Load() {
 			f.file.SetDeadline(time.Unix(1, 0)) // Close came before
 		}
-		f.parks.Store(parks)
+		f.canPark.Store(canPark)
 	}
-	return f.file, f.parks.Load()
+	return f.file, f.canPark.Load()
 }
 
 // deadlineOf returns a deadline as a time.
@@ -2892,7 +2892,7 @@ func (f *fd) setDeadline(t time.Time, d direction) error {
 	}
 	f.setExpiry(t, d)
 	switch {
-	case !f.parks.Load():
+	case !f.canPark.Load():
 		return nil
 	case d == reading:
 		return callError("", f.file.SetReadDeadline(t))
