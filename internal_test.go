@@ -657,6 +657,26 @@ func TestBackoffTwoEndsRecoverFromLongWaits(t *testing.T) {
 	}
 }
 
+// Where one goroutine runs at a time, one whose spins succeed lets the others run.
+func TestSpinPolicyLetsOthersRun(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	p := spinPolicy{clock: now}
+	for range 100 {
+		p.begin()
+		p.stop()
+	}
+	before := p.asked.Load()
+	others := make(chan uint32, 1)
+	go func() { others <- p.asked.Load() }()
+	for len(others) == 0 && p.asked.Load()-before < 10*turnAfter {
+		p.begin()
+		p.end(new(backoff), true)
+	}
+	if len(others) == 0 || <-others-before > turnAfter {
+		t.Errorf("no other goroutine has run during %d spins", p.asked.Load()-before)
+	}
+}
+
 func TestSpinPolicyLeavesTheCPUEverMoreRarely(t *testing.T) {
 	var p spinPolicy
 	leaves := 0

@@ -3247,6 +3247,7 @@ const (
 	longRunOfWins = 16                     // spins that succeeded in a row, after which an end leaves the poller
 	longerRuns    = 4                      // how many times that number doubles, once with each such run
 	streamMin     = 4 << 10                // bytes read from one wait to the next that are a stream, if nothing was written
+	turnAfter     = crowdShare / 2         // spins after which others run, if one goroutine runs at a time; see crowd
 	attemptMax    = 20 * time.Microsecond  // the most that one attempt counts as spinning; the rest went to others
 	leaveMin      = 200 * time.Microsecond // between two times that a thread of the process leaves its CPU
 	leaveMax      = 200 * time.Millisecond // the same while that does not help
@@ -3329,6 +3330,7 @@ func (s *spin) over(now int64) bool {
 type spinPolicy struct {
 	spinners atomic.Int32  // goroutines that spin now
 	limit    atomic.Int32  // the most of them, read from the scheduler now and then
+	alone    atomic.Bool   // one goroutine runs at a time; read with limit
 	asked    atomic.Uint32 // counts the looks at limit
 	young    atomic.Uint64 // the backoff of the directions that have hardly waited, packed; a lost update does no harm
 	leftAt   atomic.Int64  // when a thread left its CPU last
@@ -3433,7 +3435,11 @@ func (p *spinPolicy) begin() bool {
 }
 
 // measure finds out how many goroutines run at a time.
-func (p *spinPolicy) measure() { p.limit.Store(int32(max(1, runtime.GOMAXPROCS(0)-1))) }
+func (p *spinPolicy) measure() {
+	n := runtime.GOMAXPROCS(0)
+	p.alone.Store(n == 1)
+	p.limit.Store(int32(max(1, n-1)))
+}
 
 // end is called after a spin that begin allowed, skipped after a wait that did not
 // spin.
@@ -3444,14 +3450,19 @@ func (p *spinPolicy) end(b *backoff, won bool) {
 		return
 	}
 	p.note(b, (*backoff).won)
-	p.stays()
+	p.succeeded()
 }
 
 // stop ends what begin began.
 func (p *spinPolicy) stop() { p.spinners.Add(-1) }
 
-// stays notes that a spin succeeded on the CPU where it was made.
-func (p *spinPolicy) stays() {
+// succeeded is called after a spin that did. It was made on the CPU that is right for it. If
+// one goroutine runs at a time, the others run now and then: those whose spins succeed never
+// wait, and the scheduler takes the CPU from them after 10 ms only.
+func (p *spinPolicy) succeeded() {
+	if p.alone.Load() && p.asked.Load()%turnAfter == 0 {
+		runtime.Gosched()
+	}
 	if p.leaveGap.Load() != 0 {
 		p.leaveGap.Store(0)
 	}

@@ -1621,7 +1621,7 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 		won := c.spinFor(h, need, begun, budget)
 		spinning.stop()
 		if won {
-			spinning.stays()
+			spinning.succeeded()
 			spinning.losses.add(spin.outcome(0, true, asleep, 0))
 			return c.waited(h)
 		}
