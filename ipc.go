@@ -1629,7 +1629,7 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 // The default is at most 100 µs on Linux, and never on the other Unix systems. A spin
 // costs the CPU time that it takes. Waking a thread costs both processes more, so a
 // spin that succeeds saves time: a ping-pong of 64 bytes between two processes of a quiet
-// machine took 0.4 of the time of package net, and 0.55 of its CPU time (README.md has the
+// machine took 0.35 of the time of package net, and 0.5 of its CPU time (README.md has the
 // table, and what other conditions show). Whatever the limit, spins stop where more than about
 // one in nine of them fails: then the next waits park at once, and their number doubles with
 // each further failure, up to four thousand. At most GOMAXPROCS-1 goroutines of a process spin
