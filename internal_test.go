@@ -672,7 +672,7 @@ func TestSpinPolicyLetsOthersRun(t *testing.T) {
 		p.begin()
 		p.end(new(backoff), true)
 	}
-	if len(others) == 0 || <-others-before > turnAfter {
+	if len(others) == 0 {
 		t.Errorf("no other goroutine has run during %d spins", p.asked.Load()-before)
 	}
 }
