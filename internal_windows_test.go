@@ -710,7 +710,7 @@ func TestMsgConnMakesNoRoomForMoreThanMayBeSent(t *testing.T) {
 					}
 					sent <- a.send(make([]byte, size))
 				}()
-				p, err := b.r.in.recvAppend(limitedSource{b, limit}, append(make([]byte, 0, 2+room), "ab"...))
+				p, err := new(messageReader).recvAppend(limitedSource{b, limit}, append(make([]byte, 0, 2+room), "ab"...))
 				switch {
 				case size > limit && (!errors.Is(err, ErrMsgTooLong) || string(p) != "ab"),
 					size <= limit && (err != nil || len(p) != 2+size), cap(p) > 4*limit:
@@ -743,8 +743,9 @@ func TestMessageWithdrawnBetweenItsParts(t *testing.T) {
 		for _, size := range []int{4, 100, 64 << 10, 1<<20 - 100, 1<<20 - 99, 1 << 20} {
 			for name, receive := range map[string]func(p []byte) ([]byte, error){
 				"RecvAppend": func(p []byte) ([]byte, error) { // it has read the part
-					b.r.in.keep(p, false)
-					p, err := b.r.in.recvAppend(b, nil)
+					var in messageReader
+					in.keep(p, false)
+					p, err := in.recvAppend(b, nil)
 					if err != errWithdrawn {
 						return p, fmt.Errorf("RecvAppend is told %v", err)
 					}
@@ -759,17 +760,14 @@ func TestMessageWithdrawnBetweenItsParts(t *testing.T) {
 					return p[:n], err
 				},
 				"a receive that follows one that failed": func(p []byte) ([]byte, error) {
-					b.r.in.keep(p, false)
 					return b.recvAppend(nil)
 				},
 				"ReadMessage that follows one that failed": func(p []byte) ([]byte, error) {
-					b.r.in.keep(p, false)
 					p = make([]byte, 2<<20)
 					n, _, err := b.readMessage(p)
 					return p[:n], err
 				},
 				"RecvFiles that follows one that failed": func(p []byte) ([]byte, error) {
-					b.r.in.keep(p, false)
 					if _, err := b.recvFiles(1); err != ErrNoFiles {
 						return nil, err
 					}
@@ -830,6 +828,7 @@ func TestReceiveGoesOnAfterWhatWasWithdrawn(t *testing.T) {
 	for _, remote := range []bool{false, true} {
 		a, b := messagePair(t)
 		b.remote = remote
+		var in messageReader
 		for name, receive := range map[string]func() error{
 			"Recv":        func() error { _, err := b.recv(make([]byte, 64)); return err },
 			"RecvAppend":  func() error { _, err := b.recvAppend(nil); return err },
@@ -837,7 +836,7 @@ func TestReceiveGoesOnAfterWhatWasWithdrawn(t *testing.T) {
 			"Read":        func() error { _, err := b.read(make([]byte, 64)); return err },
 			"RecvFiles":   func() error { _, err := b.recvFiles(1); return err },
 			"a part, and then RecvAppend": func() error {
-				if _, err := b.r.in.recvAppend(b, nil); err != errWithdrawn {
+				if _, err := in.recvAppend(b, nil); err != errWithdrawn {
 					return fmt.Errorf("it is told %v", err)
 				}
 				_, err := b.recvAppend(nil)
@@ -845,7 +844,7 @@ func TestReceiveGoesOnAfterWhatWasWithdrawn(t *testing.T) {
 			},
 		} {
 			part, sent := beginMessage(t, a, b)
-			b.r.in.keep(part, false)
+			in.keep(part, false)
 			withdraw(t, a, sent)
 			b.setDeadline(time.Now().Add(5*time.Millisecond), reading)
 			if err := receive(); err != os.ErrDeadlineExceeded {
@@ -895,12 +894,11 @@ func TestReceiveThatFailsWithinAMessage(t *testing.T) {
 	} {
 		for what, fail := range map[string]func() error{
 			"a part was read": func() error {
-				_, err := b.r.in.recvAppend(failingSource{b}, nil)
+				_, err := new(messageReader).recvAppend(failingSource{b}, nil)
 				return err
 			},
 			"the rest was to be dropped": func() error {
-				b.r.in = messageReader{}
-				if _, err := b.r.in.recv(b, make([]byte, 100)); err != ErrMsgTooLong {
+				if _, err := new(messageReader).recv(b, make([]byte, 100)); err != ErrMsgTooLong {
 					return fmt.Errorf("Recv is told %v", err)
 				}
 				return failWithin(b, b.dropRest)
@@ -1079,7 +1077,7 @@ func TestMessageThatIsThereIsTakenWhole(t *testing.T) {
 	for _, room := range []int{0, 1, 100, 5000, 10000} {
 		sendMessage(t, a, string(make([]byte, 5000)))
 		parts := 0
-		m, err := b.r.in.recvAppend(countingSource{b, &parts}, make([]byte, 2, 2+room))
+		m, err := new(messageReader).recvAppend(countingSource{b, &parts}, make([]byte, 2, 2+room))
 		if len(m) != 2+5000 || err != nil || parts != 1 {
 			t.Errorf("room for %d: %d bytes in %d parts, %v", room, len(m), parts, err)
 		}

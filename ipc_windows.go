@@ -2150,9 +2150,8 @@ type fd struct {
 
 // A readSide is the state of the reads of an fd.
 type readSide struct {
-	turn    semaphore     // held by the read under way: see acquire
-	backoff backoff       // guarded by turn
-	in      messageReader // guarded by turn
+	turn    semaphore // held by the read under way: see acquire
+	backoff backoff   // guarded by turn
 
 	// rest is the length of what is left at the head of the pipe of a message of which a
 	// part was read, or 0. The next nextPart reads it without waiting. If a receive fails
@@ -3285,11 +3284,12 @@ func (f *fd) recv(p []byte) (int, error) {
 	}
 	defer f.release(reading)
 	for {
-		if err := f.giveUnread(l); err != nil {
+		in, err := f.newReader(l)
+		if err != nil {
 			return 0, err
 		}
-		n, err := f.r.in.recv(f, p)
-		if f.r.in.skip {
+		n, err := in.recv(f, p)
+		if in.skip {
 			f.dropRest() // what this leaves, the next receive drops
 		}
 		if err != errWithdrawn {
@@ -3306,40 +3306,40 @@ func (f *fd) recvAppend(dst []byte) ([]byte, error) {
 	}
 	defer f.release(reading)
 	for {
-		if err := f.giveUnread(l); err != nil {
+		in, err := f.newReader(l)
+		if err != nil {
 			return dst, err
 		}
-		p, err := f.r.in.recvAppend(f, dst)
+		p, err := in.recvAppend(f, dst)
 		if err != errWithdrawn {
 			return p, err
 		}
 	}
 }
 
-// giveUnread prepares the messageReader for the receive that follows at once. It has no part
-// of a message, whose rest was dropped, but the message that an earlier receive has read and
-// not returned, if there is one.
-func (f *fd) giveUnread(l limits) error {
+// newReader returns the messageReader of one receive, which follows at once. It outlives none:
+// no part of a message is kept, since its rest is dropped. It has the message that an earlier
+// receive has read and not returned, if there is one.
+func (f *fd) newReader(l limits) (in messageReader, err error) {
 	if f.kind != messages {
-		return errNoMessages
+		return in, errNoMessages
 	}
-	f.r.in = messageReader{}
 	f.giveUpArriving()
 	if f.r.unread == nil {
-		return nil
+		return in, nil
 	}
 	if _, err := f.endOfWait(l); err != nil {
-		return err
+		return in, err
 	}
 	f.r.taking.Lock()
 	defer f.r.taking.Unlock()
-	f.r.in.ahead, f.r.in.whole = f.r.unread, true
+	in.ahead, in.whole = f.r.unread, true
 	f.r.unread = nil
-	return nil
+	return in, nil
 }
 
-// nextPart and nextRoom are the messageSource that an fd is for f.r.in. With errWithdrawn
-// no rest is left, but there may be an unread message.
+// nextPart and nextRoom are the messageSource that an fd is for such a reader. With
+// errWithdrawn no rest is left, but there may be an unread message.
 func (f *fd) nextPart(p []byte) (n int, ends bool, err error) {
 	if f.r.rest == 0 {
 		n, more, err := f.readPart(limits{deadlines: reading}, p)
