@@ -3259,7 +3259,7 @@ type backoff struct {
 	waits uint8  // seen so far, up to youngWaits
 	runs  uint8  // long runs so far, up to longerRuns
 	wins  uint16 // spins that succeeded in a row
-	debt  uint8  // lossWeight for each failed spin, less one for each successful one, up to debtMax
+	debt  uint8  // lossWeight for each failed spin, less one for each successful one; below debtMax + lossWeight
 	skip  uint16 // waits to come that do not spin
 	last  uint16 // value of skip after the latest failed spin, halved by each success without a debt
 }
