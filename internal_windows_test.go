@@ -759,15 +759,15 @@ func TestMessageWithdrawnBetweenItsParts(t *testing.T) {
 					n, err := b.recv(p)
 					return p[:n], err
 				},
-				"a receive that follows one that failed": func(p []byte) ([]byte, error) {
+				"a receive that follows one that failed": func([]byte) ([]byte, error) {
 					return b.recvAppend(nil)
 				},
-				"ReadMessage that follows one that failed": func(p []byte) ([]byte, error) {
-					p = make([]byte, 2<<20)
+				"ReadMessage that follows one that failed": func([]byte) ([]byte, error) {
+					p := make([]byte, 2<<20)
 					n, _, err := b.readMessage(p)
 					return p[:n], err
 				},
-				"RecvFiles that follows one that failed": func(p []byte) ([]byte, error) {
+				"RecvFiles that follows one that failed": func([]byte) ([]byte, error) {
 					if _, err := b.recvFiles(1); err != ErrNoFiles {
 						return nil, err
 					}
