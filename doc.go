@@ -200,5 +200,6 @@
 //
 // Most of the time of a round trip is spent on waking the thread at the other end.
 // So on Linux a wait that is likely to be short spins: [Conn.SetSpin] tells what that
-// may cost. A connection that never parks is not registered with the poller.
+// may cost. Or it lets the other threads of its CPU run first. A connection that never
+// parks is not registered with the poller.
 package ipc

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"math"
 	"math/rand"
 	"net"
 	"os"
@@ -363,8 +364,8 @@ func FuzzInheritedEnvironment(f *testing.F) {
 // spinsOf counts the spins in so many waits; won tells which of them succeed.
 func spinsOf(p *spinPolicy, b *backoff, waits int, won func(wait int) bool) (spins int) {
 	for i := range waits {
-		if !p.allows(b) {
-			p.skipped(b)
+		if !p.spins.allows(b) {
+			p.spins.skipped(b)
 			continue
 		}
 		spins++
@@ -372,6 +373,21 @@ func spinsOf(p *spinPolicy, b *backoff, waits int, won func(wait int) bool) (spi
 		p.end(b, won(i))
 	}
 	return spins
+}
+
+// neverYield keeps the waits of a test from yielding, so that the spins can be counted.
+func neverYield(t *testing.T) {
+	spinning.rest.until.Store(math.MaxInt64)
+	t.Cleanup(func() { spinning.rest.until.Store(0) })
+}
+
+// yieldBy has the waits of a test call that function when they yield.
+func yieldBy(t *testing.T, yield func()) {
+	before := spinning.yield
+	spinning.yield = yield
+	spinning.yields.young.Store(0)
+	spinning.rest.until.Store(0)
+	t.Cleanup(func() { spinning.yield = before })
 }
 
 func always(int) bool { return true }
@@ -432,10 +448,10 @@ func TestBackoffNewDirectionGoesByWhatOthersLearned(t *testing.T) {
 	for range 5 {
 		spinsOf(&p, &backoff{}, youngWaits, never)
 	}
-	if p.allows(&backoff{}) {
+	if p.spins.allows(&backoff{}) {
 		t.Error("a new direction spins where all others failed")
 	}
-	if b := (backoff{waits: youngWaits}); !p.allows(&b) {
+	if b := (backoff{waits: youngWaits}); !p.spins.allows(&b) {
 		t.Error("a direction with a history of its own goes by that of others")
 	}
 }
@@ -631,8 +647,8 @@ func coupled(waits int, wakeUp, limit time.Duration) (won, lost int) {
 			answer = time.Millisecond
 		}
 		switch {
-		case !p.allows(b):
-			p.skipped(b)
+		case !p.spins.allows(b):
+			p.spins.skipped(b)
 			parked[i%2] = true
 			continue
 		case answer < limit:
@@ -674,6 +690,166 @@ func TestSpinPolicyLetsOthersRun(t *testing.T) {
 	}
 	if len(others) == 0 {
 		t.Errorf("no other goroutine has run during %d spins", p.asked.Load()-before)
+	}
+}
+
+// yielding has so many waits yield, if the policy lets them, and park otherwise; how tells what
+// comes of wait i if it yields, and how long it takes if it parks. It returns how many yielded.
+func yielding(p *spinPolicy, y *yielder, at *int64, waits int, how func(i int) (won bool, took, parked time.Duration)) (yields int) {
+	p.yield = func() {}
+	for i := range waits {
+		won, took, parked := how(i)
+		if p.beginYield(y, *at) {
+			yields++
+			*at += int64(took)
+			p.endYield(y, won, int64(took), *at)
+			if won {
+				continue
+			}
+		}
+		*at += int64(parked)
+		y.hasParked(int64(parked))
+	}
+	return yields
+}
+
+func TestYieldsGoOnWhileTheyPay(t *testing.T) {
+	const waits = 10 * yieldsInARow
+	us := time.Microsecond
+	for what, c := range map[string]struct {
+		how         func(i int) (bool, time.Duration, time.Duration)
+		least, most int
+	}{
+		"shorter":        {func(int) (bool, time.Duration, time.Duration) { return true, 4 * us, 13 * us }, waits * 99 / 100, waits - 5},
+		"as long":        {func(int) (bool, time.Duration, time.Duration) { return true, 110 * us, 105 * us }, waits * 99 / 100, waits - 5},
+		"longer":         {func(int) (bool, time.Duration, time.Duration) { return true, 25 * us, 15 * us }, 8, waits / 100},
+		"in vain":        {func(int) (bool, time.Duration, time.Duration) { return false, us, 13 * us }, 8, waits / 100},
+		"in vain, often": {func(i int) (bool, time.Duration, time.Duration) { return i%4 != 0, 4 * us, 13 * us }, 8, waits / 20},
+		"some long": {func(i int) (bool, time.Duration, time.Duration) {
+			return true, 4*us + time.Duration(i%50/49)*300*us, 13 * us
+		}, waits * 95 / 100, waits},
+	} {
+		var p spinPolicy
+		var y yielder
+		at := int64(time.Hour)
+		if n := yielding(&p, &y, &at, waits, c.how); n < c.least || n > c.most {
+			t.Errorf("%s than a wait that parks: %d of %d waits yield, want %d to %d", what, n, waits, c.least, c.most)
+		}
+	}
+}
+
+// Where somebody else computes on the CPU, a yield takes a time slice now and then.
+func TestYieldsLoseFewTimeSlices(t *testing.T) {
+	const slice, parked = 3 * time.Millisecond, 30 * time.Microsecond
+	for _, every := range []int{1, 10, 100, 1000, 5000} {
+		p := spinPolicy{yield: func() {}}
+		var y yielder
+		begun, lost, yields := int64(time.Hour), time.Duration(0), 0
+		at := begun
+		for at < begun+int64(20*time.Second) {
+			if !p.beginYield(&y, at) {
+				at += int64(parked)
+				y.hasParked(int64(parked))
+				continue
+			}
+			took := 5 * time.Microsecond
+			if yields++; yields%every == 0 {
+				took = slice
+				lost += slice
+			}
+			at += int64(took)
+			p.endYield(&y, true, int64(took), at)
+		}
+		if total := time.Duration(at - begun); lost > total/50 {
+			t.Errorf("where one yield in %d loses a time slice, they lose %v of %v", every, lost, total)
+		}
+		if every == 5000 && yields < 10*every {
+			t.Errorf("where one yield in %d loses a time slice, there are only %d", every, yields)
+		}
+	}
+}
+
+func TestYieldRestGrowsWhileSlicesAreLostOften(t *testing.T) {
+	var r yieldRest
+	const slice = int64(3 * time.Millisecond)
+	at, asked := int64(time.Hour), uint32(5*restTries)
+	for want := restTimes * slice; want < 2*int64(restMax); want *= 2 {
+		r.begin(slice, at, asked)
+		end := at + min(want, int64(restMax))
+		if !r.lasts(end-1) || r.lasts(end) {
+			t.Fatalf("a rest of %v is expected, not %v", time.Duration(end-at), time.Duration(r.until.Load()-at))
+		}
+		at, asked = end, asked+restTries-1
+	}
+	if r.begin(slice, at, asked+restTries); r.lasts(at + restTimes*slice) {
+		t.Error("the rest after many yields that lost nothing is a long one")
+	}
+}
+
+// Two ends on one CPU gain if both yield: an end that yields gets the CPU late from a peer that
+// parks. Neither must keep the other from trying again.
+func TestYieldsOfTwoEndsBegin(t *testing.T) {
+	var p spinPolicy
+	p.yield = func() {}
+	ends := [2]yielder{}
+	for i := range ends {
+		ends[i].waits = youngWaits
+	}
+	yielded := [2]bool{}
+	both, at := 0, int64(time.Hour)
+	const waits = 40 * skipMax
+	for i := range waits {
+		y, peer := &ends[i%2], (i+1)%2
+		length := 15 * time.Microsecond // both park
+		begins := p.beginYield(y, at)
+		switch {
+		case begins && yielded[peer]:
+			length = 4 * time.Microsecond
+		case begins:
+			length = 25 * time.Microsecond
+		case yielded[peer]:
+			length = 17 * time.Microsecond
+		}
+		at += int64(length)
+		if begins {
+			p.endYield(y, true, int64(length), at)
+		} else {
+			y.hasParked(int64(length))
+		}
+		if yielded[i%2] = begins; begins && yielded[peer] {
+			both++
+		}
+	}
+	if both < waits*9/10 {
+		t.Errorf("in %d of %d waits both ends yield", both, waits)
+	}
+}
+
+func TestMeanTimeFollowsTimesAndPassesOverAFew(t *testing.T) {
+	var m meanTime
+	if m.get() != 0 {
+		t.Fatal("there is a mean of nothing")
+	}
+	for _, want := range []time.Duration{time.Microsecond, 5 * time.Microsecond, 3 * time.Millisecond, 20 * time.Microsecond} {
+		for range 60 {
+			m.add(int64(want))
+		}
+		if got := time.Duration(m.get()); got < want*7/8 || got > want*9/8+time.Microsecond/2 {
+			t.Errorf("the mean of many times %v is %v", want, got)
+		}
+	}
+	before := m.get()
+	if m.add(int64(time.Second)); m.get() > before*3/2 {
+		t.Errorf("one long time turns a mean of %v into %v", time.Duration(before), time.Duration(m.get()))
+	}
+	for range 100 {
+		m.add(int64(time.Hour))
+	}
+	if got := time.Duration(m.get()); got < 8*time.Millisecond {
+		t.Errorf("the mean of long times is %v", got)
+	}
+	if m.add(0); m.get() == 0 {
+		t.Error("a mean has become none")
 	}
 }
 
@@ -1729,6 +1905,7 @@ func TestSharedSpinLosesNoMoreThanItsShare(t *testing.T) {
 // The waits of a connection draw on the account of all: a spin that fails costs what it took,
 // and one that is enough brings something in.
 func TestSharedSpinIsOnTheAccountOfAll(t *testing.T) {
+	neverYield(t)
 	a, b := sharedInMemory(t)
 	defer spinning.losses.balance.Store(int64(spinSharedAhead))
 	defer spinning.losses.refilled.Store(now())
@@ -1890,6 +2067,38 @@ func TestSharedCloseDuringTheHandshake(t *testing.T) {
 		a.Close()
 		b.Close()
 		calls.Wait()
+	}
+}
+
+// A wait that does not spin yields, if SetSpin does not exclude that.
+func TestSharedWaitYields(t *testing.T) {
+	a, b := sharedInMemory(t)
+	yields := 0
+	yieldBy(t, func() {
+		if yields++; yields == 2 {
+			b.Write([]byte("x"))
+		}
+	})
+	var p [1]byte
+	a.r.spins[0].skip, a.r.spins[1].skip = spinSharedMax, spinSharedMax
+	epoch := a.r.epoch
+	if n, err := a.Read(p[:]); n != 1 || err != nil || yields != 2 {
+		t.Errorf("Read = %d, %v after %d yields", n, err, yields)
+	}
+	if a.r.epoch != epoch {
+		t.Error("the wait has parked")
+	}
+	for _, spin := range []time.Duration{-1, time.Hour} {
+		a.SetSpin(spin)
+		yields = 10
+		a.r.spins[0].skip, a.r.spins[1].skip = spinSharedMax, spinSharedMax
+		a.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		if _, err := a.Read(p[:]); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal(err)
+		}
+		if got, want := yields-10, 0; spin < 0 && got != want || spin > 0 && (got == 0 || got > yieldsMax) {
+			t.Errorf("a wait yields %d times after SetSpin(%v)", got, spin)
+		}
 	}
 }
 

@@ -521,7 +521,9 @@ func connected(t *testing.T) (a, b *Conn) {
 
 // forget makes a wait spin that goes by what all learned.
 func forget() {
-	spinning.young.Store(0)
+	spinning.spins.young.Store(0)
+	spinning.yields.young.Store(0)
+	spinning.rest.until.Store(0)
 	spinning.crowd.counted.Store(0)
 	spinning.crowd.tooMany.Store(false)
 }
@@ -530,6 +532,7 @@ func forget() {
 func spins(t *testing.T, f *fd, h *ioState) (spun bool) {
 	t.Helper()
 	forget()
+	neverYield(t)
 	tries := 0
 	for limit := 10 * time.Millisecond; tries == 0; limit *= 2 { // a slow machine may not begin before the deadline
 		if err := f.setDeadline(time.Now().Add(limit), reading|writing); err != nil {
@@ -627,6 +630,100 @@ func TestSpinNotAfterAPause(t *testing.T) {
 	}
 }
 
+// A wait that does not spin, after a pause or since spins have failed, yields. Where that ends
+// it, nothing is given to the poller.
+func TestReadThatDoesNotSpinYields(t *testing.T) {
+	for what, prepare := range map[string]func(h *ioState, f *fd){
+		"after a pause":       func(_ *ioState, f *fd) { f.waited = now() - int64(time.Hour) },
+		"after failed spins":  func(h *ioState, _ *fd) { h.spins = backoff{waits: youngWaits, skip: 100} },
+		"of a busy direction": func(h *ioState, f *fd) { h.expectWait, f.waited = expectWaitMax, now()-int64(time.Hour) },
+	} {
+		a, b := connected(t)
+		yields := 0
+		yieldBy(t, func() {
+			if yields++; yields == 2 {
+				b.Write([]byte("x"))
+			}
+		})
+		prepare(&a.fd.r, a.fd)
+		if n, err := a.Read(make([]byte, 1)); n != 1 || err != nil || yields != 2 {
+			t.Errorf("Read %s = %d, %v after %d yields", what, n, err, yields)
+		}
+		if a.fd.polled.Load() != nil {
+			t.Errorf("Read %s has joined the poller", what)
+		}
+	}
+}
+
+func TestReadYieldsNoLongerThanItMay(t *testing.T) {
+	a, _ := connected(t)
+	yields := 0
+	yieldBy(t, func() { yields++ })
+	fails := func(limit time.Duration) {
+		t.Helper()
+		yields = 0
+		a.SetReadDeadline(time.Now().Add(limit))
+		a.fd.waited = now() - int64(time.Hour)
+		if _, err := a.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal(err)
+		}
+	}
+	a.SetSpin(time.Second)
+	if fails(50 * time.Millisecond); yields != yieldsMax {
+		t.Errorf("a wait yields %d times, want %d", yields, yieldsMax)
+	}
+	a.SetSpin(-1)
+	if fails(time.Millisecond); yields != 0 {
+		t.Error("a wait yields after SetSpin(-1)")
+	}
+	a.SetSpin(time.Second)
+	a.SetReadDeadline(time.Time{})
+	spinning.yield = func() { yields++; a.fd.closeLater() }
+	yields = 0
+	if _, err := a.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) || yields != 1 {
+		t.Errorf("Read = %v after %d yields, of which the first closed the connection", err, yields)
+	}
+}
+
+// A direction whose waits yield tries at once only now and then: an attempt that fails
+// costs a system call. One that finds data does so from then on.
+func TestReadThatYieldsTriesFirstNowAndThen(t *testing.T) {
+	a, b := connected(t)
+	answers := true
+	yieldBy(t, func() {
+		if answers {
+			b.Write([]byte("x"))
+		}
+	})
+	a.SetSpin(time.Second)
+	a.fd.r.yields.hasParked(int64(time.Second)) // or one parks, to find out how long that takes
+	tries := func(reads int) (attempts int) {
+		for range reads {
+			a.fd.r.spins = backoff{waits: youngWaits, skip: skipMax}
+			a.fd.r.mu.Lock()
+			_, err := a.fd.run(&a.fd.r, &op{p: make([]byte, 1), attempt: func(o *op, sys int) (result, error) {
+				attempts++
+				return receive(o, sys)
+			}})
+			a.fd.r.mu.Unlock()
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		return attempts
+	}
+	const reads = 10 * (expectWaitMax + 1)
+	if n := tries(reads); n < reads || n > reads+reads/expectWaitMax {
+		t.Errorf("%d reads whose data came with a yield made %d attempts", reads, n)
+	}
+	answers = false
+	b.Write(make([]byte, reads))
+	yields := spinning.asked.Load()
+	if tries(reads); spinning.asked.Load()-yields > expectWaitMax {
+		t.Errorf("%d reads whose data was there yielded %d times", reads, spinning.asked.Load()-yields)
+	}
+}
+
 // The wait after one of a stream begins when that one has ended, not when one before it has.
 func TestSpinAfterAWaitOfAStream(t *testing.T) {
 	a, b := connected(t)
@@ -651,15 +748,15 @@ func TestSpinAfterAWaitOfAStream(t *testing.T) {
 func TestConnReadThatTimesOutExpectsToPark(t *testing.T) {
 	a, _ := connected(t)
 	a.SetSpin(-1)
-	a.fd.r.expectPark = expectParkMax
-	for range expectParkMax + 1 {
+	a.fd.r.expectWait = expectWaitMax
+	for range expectWaitMax + 1 {
 		a.SetReadDeadline(time.Now().Add(time.Millisecond))
 		if _, err := a.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Fatal(err)
 		}
 	}
-	if got := a.fd.r.expectPark; got != expectParkMax {
-		t.Errorf("after reads that had to park, %d of %d expect it", got, expectParkMax)
+	if got := a.fd.r.expectWait; got != expectWaitMax {
+		t.Errorf("after reads that had to park, %d of %d expect it", got, expectWaitMax)
 	}
 }
 
@@ -732,7 +829,7 @@ func TestCrowdCountsEachWait(t *testing.T) {
 		if n := spinning.crowd.ended.Load() - before; n != 1 {
 			t.Errorf("with SetSpin(%v) %d waits are counted, want 1", limit, n)
 		}
-		if limit < 0 && a.fd.r.backoff != (backoff{}) {
+		if limit < 0 && a.fd.r.spins != (backoff{}) {
 			t.Error("a wait that cannot spin is one that others learn from")
 		}
 	}
@@ -864,7 +961,7 @@ func TestConnCloseEndsAWriteThatNeverParks(t *testing.T) {
 }
 
 // winning makes the next spin of the read half the last that it takes to leave.
-func winning(f *fd) { f.r.backoff = backoff{waits: youngWaits, wins: longRunOfWins - 1} }
+func winning(f *fd) { f.r.spins = backoff{waits: youngWaits, wins: longRunOfWins - 1} }
 
 // spinOnce is a read that has to wait, but not long.
 func spinOnce(t *testing.T, f *fd) {

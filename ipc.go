@@ -148,6 +148,7 @@ var (
 	_ func(Peer) bool                               = Peer.trusted // this user, or who rules the machine
 	_ func(*server, *listener)                      = (*server).adopted
 	_ func()                                        = leaveCPU // see spinPolicy
+	_ func()                                        = yieldCPU // the same
 	_ func(error) error                             = errnoOf
 	_ func(*fd) *refs                               = func(f *fd) *refs { return &f.refs }
 	_ func(*fd) *atomic.Int64                       = func(f *fd) *atomic.Int64 { return &f.spin } // see SetSpin
@@ -1643,6 +1644,13 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 //   - a wait to read after a pause: the wait before it ended longer ago than the limit;
 //   - any wait while the process has more busy ends than two for each CPU. A direction of a
 //     connection, a pipe end and a listener are an end each.
+//
+// On Linux a wait to read that does not spin, after a pause or because spins failed, lets the
+// other threads of its CPU run a few times instead (sched_yield(2)), while such waits
+// succeed and are not longer than those that park. So two ends on one CPU need about half of
+// the time of package net. Where others want that CPU too, a yield may lose a time slice;
+// after one that did no wait of the process yields for 64 times as long or longer. A negative
+// d excludes that, too.
 //
 // On Linux a thread whose spin failed leaves its CPU for a moment, since the peer may be
 // waiting for that very one: sched_setaffinity(2), which is then undone. That happens
@@ -3229,6 +3237,15 @@ var raceBuild = func() bool {
 // No wait spins after a pause: see paused. The peer sleeps then, and is woken on this very
 // CPU, where it can run as soon as this end sleeps, too.
 //
+// A wait that does not spin, for one of these two reasons, yields: it lets others have its
+// CPU, and tries again when it has it back (sched_yield(2)). If the peer has waited for that
+// CPU, it has answered by then, and this end was never put to sleep and woken again. If the
+// peer is elsewhere, the yield returns at once, for nothing. A backoff of the same kind finds
+// out. But if others want the CPU too, a yield can take a whole time slice or more, since the
+// system gives them what this thread has left of its own (yield_task_fair of
+// kernel/sched/fair.c). Then no wait of the process yields for so long that little is lost:
+// see yieldRest.
+//
 // In a stream no wait spins. Its two ends are fastest one after the other on one CPU,
 // whose cache still has what the other end wrote, and a spin takes the time that the other
 // end needs. A wait to write is always one of a stream; see streaming for the others. A
@@ -3249,17 +3266,23 @@ const (
 	streamMin     = 4 << 10                // bytes read from one wait to the next that are a stream, if nothing was written
 	turnAfter     = crowdShare / 2         // spins after which others run, if one goroutine runs at a time; see crowd
 	attemptMax    = 20 * time.Microsecond  // the most that one attempt counts as spinning; the rest went to others
+	yieldsMax     = 4                      // yields of one wait: after the first the system may choose this end once more
+	yieldsInARow  = 4096                   // waits that yield, after which one parks: it tells how long that takes
+	yieldSlow     = time.Millisecond       // a wait whose yields take longer may have lost a time slice
+	restTimes     = 64                     // no wait yields after that for so many times as long as it took
+	restTries     = 1024                   // spins and yields before which another such wait doubles that time
+	restMax       = 10 * time.Second       // the longest such time
 	leaveMin      = 200 * time.Microsecond // between two times that a thread of the process leaves its CPU
 	leaveMax      = 200 * time.Millisecond // the same while that does not help
 )
 
-// A backoff is the history of the waits in one direction. It is guarded by the lock
-// of the direction.
+// A backoff is the history of the waits in one direction that could spin, or of those that
+// could yield. It is guarded by the lock of the direction.
 type backoff struct {
 	waits uint8  // seen so far, up to youngWaits
 	runs  uint8  // long runs so far, up to longerRuns
-	wins  uint16 // spins that succeeded in a row
 	debt  uint8  // lossWeight for each failed spin, less one for each successful one; below debtMax + lossWeight
+	wins  uint16 // spins that succeeded in a row
 	skip  uint16 // waits to come that do not spin
 	last  uint16 // value of skip after the latest failed spin, halved by each success without a debt
 }
@@ -3311,6 +3334,51 @@ func (b *backoff) skipped() {
 	b.skip -= min(b.skip, 1)
 }
 
+// A yielder is the history of the waits in one direction that do not spin: they yield or they
+// park.
+type yielder struct {
+	backoff
+	inARow  uint16   // waits that yielded since one parked
+	parked  meanTime // how long those take that park
+	yielded meanTime // how long those take that yield, if they succeed
+}
+
+// pays reports whether waits that yield are not longer than those that park, or hardly longer.
+// They can be, since a thread that was asleep may take the CPU from the one that wakes it, and
+// one that has yielded waits until that one sleeps.
+func (y *yielder) pays() bool {
+	parked := y.parked.get()
+	return parked == 0 || y.yielded.get() <= parked+parked/8
+}
+
+// mustPark reports whether the next wait parks, so that the times can be compared.
+func (y *yielder) mustPark() bool {
+	y.inARow++
+	return y.inARow > yieldsInARow || y.parked == 0 && y.waits == youngWaits
+}
+
+// hasParked takes note of a wait that parked and took so long.
+func (y *yielder) hasParked(took int64) {
+	y.inARow = 0
+	y.parked.add(took)
+}
+
+// A meanTime is a running mean of times up to 8 ms, in steps of 128 ns; a longer time counts
+// as 8 ms. It is so small because each direction has some.
+type meanTime uint16
+
+func (m *meanTime) get() int64 { return int64(*m) << 7 }
+
+// add adds a time in nanoseconds. One that is far longer than the others counts as twice their
+// mean.
+func (m *meanTime) add(ns int64) {
+	n, mean := min(ns>>7+1, 1<<16-1), int64(*m)
+	if mean == 0 {
+		mean = n
+	}
+	*m = meanTime(mean + (min(n, 2*mean)-mean)/4)
+}
+
 // A spin measures one spin that is under way.
 type spin struct {
 	last, left int64 // the time of the latest look at the clock; nanoseconds that may still be spent
@@ -3332,13 +3400,44 @@ type spinPolicy struct {
 	limit    atomic.Int32  // the most of them, read from the scheduler now and then
 	alone    atomic.Bool   // one goroutine runs at a time; read with limit
 	asked    atomic.Uint32 // counts the looks at limit
-	young    atomic.Uint64 // the backoff of the directions that have hardly waited, packed; a lost update does no harm
-	leftAt   atomic.Int64  // when a thread left its CPU last
-	leaveGap atomic.Int64  // how long it is until the next time; 0 for leaveMin
+	spins    experience
+	yields   experience
+	rest     yieldRest
+	leftAt   atomic.Int64 // when a thread left its CPU last
+	leaveGap atomic.Int64 // how long it is until the next time; 0 for leaveMin
 	crowd    crowd
 	losses   lossAccount  // of shared memory
 	leave    func()       // moves the calling thread to another CPU, where the system can do that
+	yield    func()       // lets the other threads of this CPU run; nil where that is not known to pay
 	clock    func() int64 // see now
+}
+
+// A yieldRest is the time in which no wait of the process yields, since a yield has lost a
+// time slice.
+type yieldRest struct {
+	until  atomic.Int64
+	length atomic.Int64
+	asked  atomic.Uint32 // spinPolicy.asked when it began
+}
+
+func (r *yieldRest) lasts(now int64) bool { return now < r.until.Load() }
+
+// begin begins a rest in proportion to what the yields took. It is twice as long as the one
+// before it if there were few spins and yields since.
+func (r *yieldRest) begin(took, now int64, asked uint32) {
+	length := restTimes * took
+	if asked-r.asked.Swap(asked) < restTries {
+		length = max(length, 2*r.length.Load())
+	}
+	length = min(length, int64(restMax))
+	r.length.Store(length)
+	r.until.Store(now + length)
+}
+
+// An experience is what all directions that have hardly waited have in common, of their
+// spins or of their yields.
+type experience struct {
+	young atomic.Uint64 // their backoff, packed; a lost update does no harm
 }
 
 // A crowd finds out whether too many directions wait at a time. Then some of them are
@@ -3408,15 +3507,15 @@ func (c *crowd) isNow(clock func() int64) bool {
 }
 
 // spinning is the policy of this process.
-var spinning = spinPolicy{leave: leaveCPU, clock: now}
+var spinning = spinPolicy{leave: leaveCPU, yield: yieldCPU, clock: now}
 
 // crowded reports whether too many directions wait for a spin to pay.
 func (p *spinPolicy) crowded() bool { return p.crowd.isNow(p.clock) }
 
-// allows reports whether the history of the direction lets the next wait spin.
-func (p *spinPolicy) allows(b *backoff) bool {
+// allows reports whether the history of the direction lets the next wait spin, or yield.
+func (e *experience) allows(b *backoff) bool {
 	if b.waits < youngWaits {
-		return p.youngBackoff().skip == 0
+		return e.youngBackoff().skip == 0
 	}
 	return b.skip == 0
 }
@@ -3441,16 +3540,44 @@ func (p *spinPolicy) measure() {
 	p.limit.Store(int32(max(1, n-1)))
 }
 
-// end is called after a spin that begin allowed, skipped after a wait that did not
-// spin.
+// end is called after a spin that begin allowed.
 func (p *spinPolicy) end(b *backoff, won bool) {
 	p.stop()
-	if !won {
-		p.note(b, (*backoff).lost)
-		return
+	p.spins.tried(b, won)
+	if won {
+		p.succeeded()
 	}
-	p.note(b, (*backoff).won)
-	p.succeeded()
+}
+
+// beginYield reports whether a wait may yield, at that time, and counts it as a spinner then.
+func (p *spinPolicy) beginYield(y *yielder, now int64) bool {
+	switch {
+	case p.yield == nil:
+		return false
+	case !p.yields.allows(&y.backoff):
+		p.yields.skipped(&y.backoff)
+		return false
+	case y.mustPark() || p.rest.lasts(now):
+		return false
+	}
+	return p.begin()
+}
+
+// endYield is called after the yields of a wait that beginYield allowed: what came of them,
+// and how long they took until now.
+func (p *spinPolicy) endYield(y *yielder, won bool, took, now int64) {
+	p.stop()
+	if won {
+		y.yielded.add(took)
+		if took > max(int64(yieldSlow), 2*y.parked.get()) {
+			p.rest.begin(took, now, p.asked.Load())
+		}
+		p.succeeded()
+	}
+	p.yields.tried(&y.backoff, won && y.pays())
+	if y.skip > 0 { // a few of them find out then, afresh: one end gains by it only if the other yields too
+		y.yielded, y.debt = 0, min(y.debt, debtMax/2)
+	}
 }
 
 // stop ends what begin began.
@@ -3488,28 +3615,37 @@ func (p *spinPolicy) count(t *turnout) {
 	}
 }
 
-func (p *spinPolicy) skipped(b *backoff) { p.note(b, (*backoff).skipped) }
+// tried records whether a spin succeeded, skipped that a wait did not spin.
+func (e *experience) tried(b *backoff, won bool) {
+	if won {
+		e.note(b, (*backoff).won)
+	} else {
+		e.note(b, (*backoff).lost)
+	}
+}
+
+func (e *experience) skipped(b *backoff) { e.note(b, (*backoff).skipped) }
 
 // note records how a wait went. A direction that has hardly waited goes by what all
 // such directions learned, and starts from there. It does not take over how many waits they
 // do not spin: they do that together, and it would alone.
-func (p *spinPolicy) note(b *backoff, what func(*backoff)) {
+func (e *experience) note(b *backoff, what func(*backoff)) {
 	if b.waits >= youngWaits {
 		what(b)
 		return
 	}
 	waits, wins, runs := b.waits, b.wins, b.runs
-	*b = p.youngBackoff()
+	*b = e.youngBackoff()
 	b.waits, b.wins, b.runs = waits+1, wins, runs
 	what(b)
-	p.young.Store(uint64(b.debt)<<32 | uint64(b.skip)<<16 | uint64(b.last))
+	e.young.Store(uint64(b.debt)<<32 | uint64(b.skip)<<16 | uint64(b.last))
 	if b.waits == youngWaits {
 		b.skip, b.last = min(b.skip, skipMin), min(b.last, skipMin)
 	}
 }
 
-func (p *spinPolicy) youngBackoff() backoff {
-	v := p.young.Load()
+func (e *experience) youngBackoff() backoff {
+	v := e.young.Load()
 	return backoff{debt: uint8(v >> 32), skip: uint16(v >> 16), last: uint16(v)}
 }
 

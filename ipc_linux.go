@@ -1001,6 +1001,11 @@ func (kernel) leaveCPU() {
 	}
 }
 
+// yieldCPU calls sched_yield(2), which always succeeds.
+func (kernel) yieldCPU() func() {
+	return func() { syscall.Syscall(syscall.SYS_SCHED_YIELD, 0, 0, 0) }
+}
+
 var cpuMasks = sync.Pool{New: func() any { return new([3]cpuMask) }}
 
 // A cpuMask is the cpu_set_t of sched.h for the calling thread: 1024 CPUs.
@@ -1147,9 +1152,10 @@ func (kernel) isMessage(flags, oobn int) bool { return oobn > 0 || flags&syscall
 // receive leaves the peer's address out, which package syscall would allocate for each
 // message of a peer that is bound to one.
 func (kernel) receive(sys int, o *op) (result, error) {
-	one, iov := [1]iovec{}, o.iov
-	if iov == nil {
-		iov = inVector(&one, o.p)
+	var one [1]iovec
+	iov := inVector(&one, o.p)
+	if o.iov != nil {
+		iov = *o.iov
 	}
 	hdr := header(iov, o.oob)
 	n, _, errno := syscall.Syscall(numbers.recvmsg, uintptr(sys), uintptr(unsafe.Pointer(&hdr)), uintptr(o.flags|dontWait|cmsgCloexec))

@@ -560,6 +560,7 @@ type sharedHalf struct {
 	loanFrom *mapping       // the mapping that it is in; nil if it is a copy
 	loanCopy []byte         // the copy, if the loan is not in the ring; the reading half has those bytes in ahead too
 	spins    [2]sharedSpin  // for waits that begin while the peer is awake, and while it is parked
+	yields   yielder        // whether a wait that does not spin yields
 	bellRoom [64]byte       // room for the bytes of the doorbell
 
 	shut     atomic.Bool  // by CloseRead or CloseWrite
@@ -1295,9 +1296,9 @@ func (c *SharedConn) directionOf(h *sharedHalf) direction {
 // SetSpin sets the longest time that a wait of this end spins before its goroutine parks.
 // A spin looks at the memory again and again, which costs no system call. 0 restores the
 // default, and a negative d never spins. By default a wait spins for up to 50 µs, or 200
-// µs while the peer is being woken, as long as that pays. On Linux a thread whose spin
-// failed leaves its CPU for a moment: see [Conn.SetSpin]. Over a socket SetSpin is the
-// same as Conn.SetSpin.
+// µs while the peer is being woken, as long as that pays. On Linux a wait that does not spin
+// may let other threads run, and a thread whose spin failed leaves its CPU for a moment: see
+// [Conn.SetSpin]. Over a socket SetSpin is the same as Conn.SetSpin.
 func (c *SharedConn) SetSpin(d time.Duration) {
 	c.spin.Store(int64(d))
 	c.base.end().setSpin(d)
@@ -1630,8 +1631,16 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 			spinning.leave()
 		}
 	}
+	if spun == 0 && limit > 0 && c.yieldFor(h, need, begun) {
+		spin.outcome(0, false, asleep, now()-begun)
+		return c.waited(h)
+	}
 	err := c.park(h, need)
-	spinning.losses.add(spin.outcome(spun, false, asleep, now()-begun))
+	length := now() - begun
+	if spun == 0 && err == nil {
+		h.yields.hasParked(length)
+	}
+	spinning.losses.add(spin.outcome(spun, false, asleep, length))
 	if err != nil && err != os.ErrDeadlineExceeded {
 		return err
 	}
@@ -1866,6 +1875,22 @@ func (c *SharedConn) spinFor(h *sharedHalf, need uint32, begun, budget int64) bo
 		}
 	}
 	return false
+}
+
+// yieldFor lets others run before it looks whether the half is ready, a few times, if that is
+// likely to pay.
+func (c *SharedConn) yieldFor(h *sharedHalf, need uint32, begun int64) bool {
+	if !spinning.beginYield(&h.yields, begun) {
+		return false
+	}
+	ready := false
+	for yields := 0; !ready && yields < yieldsMax && !h.expired(); yields++ {
+		spinning.yield()
+		ready = c.ready(h, need)
+	}
+	at := now()
+	spinning.endYield(&h.yields, ready, at-begun, at)
+	return ready
 }
 
 // ---------------------------------------------------------------------------

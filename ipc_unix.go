@@ -3063,11 +3063,12 @@ type ioState struct {
 
 	expiry atomic.Int64 // the deadline on the clock of now, 0 for none; set while an operation has mu
 
-	backoff backoff // whether the next wait spins
+	spins   backoff // whether the next wait spins
+	yields  yielder // whether it yields otherwise
 	turnout turnout // how often this direction waits, among all
 	tries   uint8   // attempts of the operation under way that the poller made, up to 2
 
-	expectPark uint8 // expectParkMax after an operation that parked, one less after each that did not
+	expectWait uint8 // expectWaitMax after an operation that waited in vain to be tried, one less after each that did not
 }
 
 // An op is a system call with its arguments. It is on the stack of each goroutine that
@@ -3077,10 +3078,10 @@ type ioState struct {
 type op struct {
 	attempt func(o *op, sys int) (result, error) // makes the call once, without waiting
 
-	p     []byte  // the data, or
-	iov   []iovec // several buffers of it
-	oob   []byte  // room for control messages, or the messages
-	flags int32   // MSG_ flags
+	p     []byte   // the data, or
+	iov   *[]iovec // several buffers of it
+	oob   []byte   // room for control messages, or the messages
+	flags int32    // MSG_ flags
 	mode  opMode
 }
 
@@ -3194,71 +3195,128 @@ func (f *fd) untilDone(h *ioState) error {
 		return os.ErrDeadlineExceeded
 	}
 	may := f.maySpin(h)
-	spins := may && spinning.allows(&h.backoff)
-	// The poller makes an attempt before it parks. If an attempt is likely to fail, that
-	// one is enough.
-	if h.expectPark == 0 || spins {
-		if h.attempt(f.sys) {
-			h.expectPark = 0
-			return h.err
-		}
+	spins := may && spinning.spins.allows(&h.spins)
+	// The poller makes an attempt before it parks, and a wait that yields makes one then. If
+	// an attempt is likely to fail, that one is enough.
+	tried := h.expectWait == 0 || spins
+	if tried && h.attempt(f.sys) {
+		h.expectWait = 0
+		return h.err
 	}
 	if h == &f.r { // the next wait goes by what comes from here on
 		f.heard = 0
 		f.spoke.Store(false)
 	}
-	if spins && f.spinFor(h) {
-		return h.err
-	}
-	h.tries = 0
-	err := f.await(h, nil)
-	if err == nil && h.tries < 2 { // it was ready
-		h.expectPark -= min(h.expectPark, 1)
-		return h.err
-	}
-	if err == nil {
-		h.expectPark, err = expectParkMax, h.err
-		spinning.count(&h.turnout)
-		if may && !spins {
-			spinning.skipped(&h.backoff)
+	if !may {
+		_, err := f.park(h)
+		if h == &f.r && f.spinLimit() > 0 && spinning.spins.allows(&h.spins) {
+			f.waited = now() // the next wait compares with it, if it may spin
 		}
+		return err
 	}
-	if h == &f.r && f.spinLimit() > 0 && spinning.allows(&h.backoff) {
-		f.waited = now() // the next wait compares with it, if it may spin
+	begun := now()
+	spun, done := f.stayAwake(h, begun, spins, tried)
+	if done {
+		return h.err
+	}
+	parked, err := f.park(h)
+	f.waited = now()
+	if parked && !spun {
+		h.yields.hasParked(f.waited - begun)
+	}
+	if parked && !spins {
+		spinning.spins.skipped(&h.spins)
 	}
 	return err
 }
 
-// expectParkMax is how many operations in a row must end without parking before the next is
-// expected not to park. Where some of them park and some do not, a first attempt that fails
+// expectWaitMax is how many operations in a row must end without a wait before the next is
+// expected not to wait. Where some of them wait and some do not, a first attempt that fails
 // costs more than the way through the poller.
-const expectParkMax = 4
+const expectWaitMax = 4
+
+// park leaves the wait to the poller. It reports whether the goroutine was parked and then
+// woken, and not ready at once after all, or ended by the deadline or by Close.
+func (f *fd) park(h *ioState) (parked bool, err error) {
+	h.tries = 0
+	if err := f.await(h, nil); err != nil {
+		return false, err
+	}
+	if h.tries < 2 {
+		h.expectWait -= min(h.expectWait, 1)
+		return false, h.err
+	}
+	h.expectWait = expectWaitMax
+	spinning.count(&h.turnout)
+	return true, h.err
+}
+
+// stayAwake waits without parking, as far as that is likely to pay. It spins, if it may, or it
+// yields. It reports whether it has spun, and whether the operation has ended.
+func (f *fd) stayAwake(h *ioState, begun int64, spins, tried bool) (spun, done bool) {
+	limit := f.spinLimit()
+	switch {
+	case spins && !paused(begun-f.waited, limit):
+		if spun = spinning.begin(); spun {
+			done = f.spinFor(h, begun, limit)
+		}
+	case spinning.beginYield(&h.yields, begun):
+		done = f.yieldFor(h, begun, tried)
+	}
+	return spun, done
+}
 
 // spinFor makes attempts until one succeeds or fails for good, and reports whether
 // one did before the limit.
-func (f *fd) spinFor(h *ioState) bool {
+func (f *fd) spinFor(h *ioState, begun, limit int64) bool {
 	var s spin
-	s.begin(now(), f.spinLimit())
-	if paused(s.last-f.waited, s.left) || !spinning.begin() {
-		return false
-	}
+	s.begin(begun, limit)
 	done := false
 	for !done && !s.over(now()) && !f.closing() && !h.expired() {
 		done = h.attempt(f.sys)
 	}
-	spinning.end(&h.backoff, done)
+	spinning.end(&h.spins, done)
 	if !done && spinning.shouldLeave(now()) {
 		spinning.leave()
 	}
 	if done {
-		f.waited = s.last
-		spinning.count(&h.turnout)
-		h.expectPark = 0
-		if f.polled.Load() != nil && h.backoff.longRun() {
-			f.leavePoller()
-		}
+		h.expectWait = 0
+		f.stayedAwake(h, &h.spins, s.last)
 	}
 	return done
+}
+
+// yieldFor lets others run before it makes an attempt, a few times.
+func (f *fd) yieldFor(h *ioState, begun int64, tried bool) bool {
+	done, yields := false, 0
+	for ; !done && yields < yieldsMax && !f.closing() && !h.expired(); yields++ {
+		spinning.yield()
+		done = h.attempt(f.sys)
+	}
+	at := now()
+	spinning.endYield(&h.yields, done, at-begun, at)
+	if !done {
+		return false
+	}
+	if tried || yields > 1 {
+		h.expectWait = expectWaitMax
+	} else { // maybe it was ready
+		h.expectWait -= min(h.expectWait, 1)
+	}
+	if !spinning.spins.allows(&h.spins) {
+		spinning.spins.skipped(&h.spins)
+	}
+	f.stayedAwake(h, &h.yields.backoff, at)
+	return true
+}
+
+// stayedAwake ends a wait that did not park.
+func (f *fd) stayedAwake(h *ioState, b *backoff, at int64) {
+	f.waited = at
+	spinning.count(&h.turnout)
+	if f.polled.Load() != nil && b.longRun() {
+		f.leavePoller()
+	}
 }
 
 // attempt makes the call once and reports whether the operation has ended.
@@ -3682,7 +3740,7 @@ func (f *fd) readBuffers(bufs [][]byte) (int64, error) {
 		return int64(f.in.takeAhead(first(h.iov))), nil
 	}
 	for {
-		done, err := f.run(h, &op{attempt: receive, iov: h.iov})
+		done, err := f.run(h, &op{attempt: receive, iov: &h.iov})
 		if !onlyFiles(done, err) {
 			n, err := f.readResult(done.n, err)
 			return int64(n), err
@@ -3705,7 +3763,7 @@ func (f *fd) writeBuffers(bufs *net.Buffers) (total int64, err error) {
 			consume(bufs, 0)
 			return total, nil
 		}
-		o, err := f.run(h, &op{attempt: sendData, iov: h.iov})
+		o, err := f.run(h, &op{attempt: sendData, iov: &h.iov})
 		if err != nil {
 			return total, writeError("write", err)
 		}
@@ -3829,7 +3887,7 @@ func closeRights(oob []byte, full bool, mode opMode) int {
 func sendData(o *op, sys int) (r result, err error) {
 	flags := int(o.flags) | dontWait | noSignal
 	if o.iov != nil {
-		r.n, err = kern.sendv(sys, o.iov, flags)
+		r.n, err = kern.sendv(sys, *o.iov, flags)
 	} else {
 		r.n, err = kern.sendmsg(sys, o.p, o.oob, flags)
 	}
@@ -4803,7 +4861,7 @@ func (baseKernel) receive(sys int, o *op) (r result, err error) {
 	}
 	flags := int(o.flags) | dontWait | cmsgCloexec
 	if o.iov != nil {
-		r.n, r.oobn, r.got, err = kern.recvv(sys, o.iov, o.oob, flags)
+		r.n, r.oobn, r.got, err = kern.recvv(sys, *o.iov, o.oob, flags)
 	} else {
 		r.n, r.oobn, r.got, err = kern.recvmsg(sys, o.p, o.oob, flags)
 	}
@@ -4846,6 +4904,12 @@ func (baseKernel) hurry(call func()) { call() }
 func (baseKernel) leaveCPU() {}
 
 func leaveCPU() { kern.leaveCPU() }
+
+// yieldCPU is the function that lets the other threads of the CPU run, nil where the policy
+// was not measured.
+var yieldCPU = kern.yieldCPU()
+
+func (baseKernel) yieldCPU() func() { return nil }
 
 // polls reports whether the descriptor may be given to the poller: a socket, pipe or
 // FIFO. It does not ask a file system. lseek(2) fails with ESPIPE on these alone, and on

@@ -2500,6 +2500,9 @@ func (f *fd) spinBudget() time.Duration {
 // leaveCPU does nothing: a read that waits here stays in the kernel, and does not spin.
 func leaveCPU() {}
 
+// yieldCPU is nil for the same reason.
+var yieldCPU func()
+
 // A slot has what an operation needs for which its own thread waits. The kernel uses
 // overlapped and the buffers until the operation has ended, so they are in the heap and
 // reachable until then.
