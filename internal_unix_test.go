@@ -523,7 +523,6 @@ func connected(t *testing.T) (a, b *Conn) {
 func forget() {
 	spinning.spins.young.Store(0)
 	spinning.yields.young.Store(0)
-	spinning.rest.until.Store(0)
 	spinning.crowd.counted.Store(0)
 	spinning.crowd.tooMany.Store(false)
 }
@@ -652,6 +651,36 @@ func TestReadThatDoesNotSpinYields(t *testing.T) {
 		if a.fd.polled.Load() != nil {
 			t.Errorf("Read %s has joined the poller", what)
 		}
+		if since := time.Duration(now() - a.fd.waited); since > time.Minute {
+			t.Errorf("Read %s is remembered as one that ended %v ago", what, since)
+		}
+		if skip := a.fd.r.spins.skip; skip > 99 {
+			t.Errorf("Read %s is none of the %d that do not spin", what, skip)
+		}
+	}
+}
+
+// An end whose waits all yield leaves the poller, as one whose waits all spin does.
+func TestReadsThatYieldLeaveThePoller(t *testing.T) {
+	a, b := connected(t)
+	if _, err := a.fd.join(); err != nil {
+		t.Fatal(err)
+	}
+	yieldBy(t, func() { b.Write([]byte("x")) })
+	a.fd.r.yields = yielder{backoff: backoff{waits: youngWaits, wins: longRunOfWins - 2}}
+	a.fd.r.yields.hasParked(int64(time.Second))
+	before := spinning.crowd.ended.Load()
+	for i, want := range []bool{true, false} {
+		a.fd.r.spins = backoff{waits: youngWaits, skip: skipMax}
+		if _, err := a.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		if got := a.fd.polled.Load() != nil; got != want {
+			t.Errorf("after read %d of the last two of a long run it is with the poller: %t", i+1, got)
+		}
+	}
+	if n := spinning.crowd.ended.Load() - before; n != 2 {
+		t.Errorf("%d waits are counted, want 2", n)
 	}
 }
 

@@ -1646,11 +1646,10 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 //     connection, a pipe end and a listener are an end each.
 //
 // On Linux a wait to read that does not spin, after a pause or because spins failed, lets the
-// other threads of its CPU run a few times instead (sched_yield(2)), while such waits
-// succeed and are not longer than those that park. So two ends on one CPU need about half of
-// the time of package net. Where others want that CPU too, a yield may lose a time slice;
-// after one that did no wait of the process yields for 64 times as long or longer. A negative
-// d excludes that, too.
+// other threads of its CPU run a few times before it parks (sched_yield(2)). So two ends on one
+// CPU need about half of the time of package net. Where others want that CPU too, a yield may
+// lose a time slice. An end whose waits have lost more by yields than they gained parks the
+// next ones, up to four thousand. A negative d excludes yields, too.
 //
 // On Linux a thread whose spin failed leaves its CPU for a moment, since the peer may be
 // waiting for that very one: sched_setaffinity(2), which is then undone. That happens
@@ -3240,11 +3239,10 @@ var raceBuild = func() bool {
 // A wait that does not spin, for one of these two reasons, yields: it lets others have its
 // CPU, and tries again when it has it back (sched_yield(2)). If the peer has waited for that
 // CPU, it has answered by then, and this end was never put to sleep and woken again. If the
-// peer is elsewhere, the yield returns at once, for nothing. A backoff of the same kind finds
-// out. But if others want the CPU too, a yield can take a whole time slice or more, since the
-// system gives them what this thread has left of its own (yield_task_fair of
-// kernel/sched/fair.c). Then no wait of the process yields for so long that little is lost:
-// see yieldRest.
+// peer is elsewhere, the yield returns at once, for nothing. If others want the CPU too, a yield
+// can take a whole time slice, since the system gives them what this thread has left of its own
+// (yield_task_fair of kernel/sched/fair.c). So each direction compares its waits that yield with
+// those that park, and yields as long as it has gained by that on the whole: see yielder.
 //
 // In a stream no wait spins. Its two ends are fastest one after the other on one CPU,
 // whose cache still has what the other end wrote, and a spin takes the time that the other
@@ -3268,10 +3266,7 @@ const (
 	attemptMax    = 20 * time.Microsecond  // the most that one attempt counts as spinning; the rest went to others
 	yieldsMax     = 4                      // yields of one wait: after the first the system may choose this end once more
 	yieldsInARow  = 4096                   // waits that yield, after which one parks: it tells how long that takes
-	yieldSlow     = time.Millisecond       // a wait whose yields take longer may have lost a time slice
-	restTimes     = 64                     // no wait yields after that for so many times as long as it took
-	restTries     = 1024                   // spins and yields before which another such wait doubles that time
-	restMax       = 10 * time.Second       // the longest such time
+	yieldSlow     = time.Millisecond       // yields that have lost more than that lost a time slice
 	leaveMin      = 200 * time.Microsecond // between two times that a thread of the process leaves its CPU
 	leaveMax      = 200 * time.Millisecond // the same while that does not help
 )
@@ -3329,6 +3324,12 @@ func (b *backoff) lost() {
 	b.skip = b.last
 }
 
+// lostMuch is lost for a loss that many successes do not make up for.
+func (b *backoff) lostMuch() {
+	b.debt, b.last = debtMax, skipMax
+	b.lost()
+}
+
 func (b *backoff) skipped() {
 	b.wins = 0
 	b.skip -= min(b.skip, 1)
@@ -3340,18 +3341,10 @@ type yielder struct {
 	backoff
 	inARow  uint16   // waits that yielded since one parked
 	parked  meanTime // how long those take that park
-	yielded meanTime // how long those take that yield, if they succeed
+	balance int16    // what those that yielded have gained by it, in steps of 128 ns, up to 4 ms
 }
 
-// pays reports whether waits that yield are not longer than those that park, or hardly longer.
-// They can be, since a thread that was asleep may take the CPU from the one that wakes it, and
-// one that has yielded waits until that one sleeps.
-func (y *yielder) pays() bool {
-	parked := y.parked.get()
-	return parked == 0 || y.yielded.get() <= parked+parked/8
-}
-
-// mustPark reports whether the next wait parks, so that the times can be compared.
+// mustPark reports whether the next wait parks, so that it is known how long that takes.
 func (y *yielder) mustPark() bool {
 	y.inARow++
 	return y.inARow > yieldsInARow || y.parked == 0 && y.waits == youngWaits
@@ -3363,8 +3356,33 @@ func (y *yielder) hasParked(took int64) {
 	y.parked.add(took)
 }
 
+// expected is how long a wait that yields may take to be no loss: as long as one that
+// parks, or hardly longer. Before one has, that is not known.
+func (y *yielder) expected() int64 {
+	if y.parked == 0 {
+		return int64(spinDefault)
+	}
+	parked := y.parked.get()
+	return parked + parked/8
+}
+
+// gain adds what a wait gained, in nanoseconds, and reports whether all of them have lost
+// nothing. They can lose: a thread that was asleep may take the CPU from the one that wakes it,
+// and one that yielded waits until that one sleeps, or until somebody else's time slice is over.
+func (y *yielder) gain(ns int64) bool {
+	const most = 1<<15 - 1
+	y.balance = int16(max(-most, min(int64(y.balance)+ns>>7, most)))
+	return y.balance >= 0
+}
+
+// startAfresh lets a few waits find out whether it pays, when the next one yields again. One
+// end gains by it only if the other yields too.
+func (y *yielder) startAfresh() {
+	y.balance, y.debt = 0, min(y.debt, debtMax/2)
+}
+
 // A meanTime is a running mean of times up to 8 ms, in steps of 128 ns; a longer time counts
-// as 8 ms. It is so small because each direction has some.
+// as 8 ms. It is so small since each direction has some.
 type meanTime uint16
 
 func (m *meanTime) get() int64 { return int64(*m) << 7 }
@@ -3402,7 +3420,6 @@ type spinPolicy struct {
 	asked    atomic.Uint32 // counts the looks at limit
 	spins    experience
 	yields   experience
-	rest     yieldRest
 	leftAt   atomic.Int64 // when a thread left its CPU last
 	leaveGap atomic.Int64 // how long it is until the next time; 0 for leaveMin
 	crowd    crowd
@@ -3410,28 +3427,6 @@ type spinPolicy struct {
 	leave    func()       // moves the calling thread to another CPU, where the system can do that
 	yield    func()       // lets the other threads of this CPU run; nil where that is not known to pay
 	clock    func() int64 // see now
-}
-
-// A yieldRest is the time in which no wait of the process yields, since a yield has lost a
-// time slice.
-type yieldRest struct {
-	until  atomic.Int64
-	length atomic.Int64
-	asked  atomic.Uint32 // spinPolicy.asked when it began
-}
-
-func (r *yieldRest) lasts(now int64) bool { return now < r.until.Load() }
-
-// begin begins a rest in proportion to what the yields took. It is twice as long as the one
-// before it if there were few spins and yields since.
-func (r *yieldRest) begin(took, now int64, asked uint32) {
-	length := restTimes * took
-	if asked-r.asked.Swap(asked) < restTries {
-		length = max(length, 2*r.length.Load())
-	}
-	length = min(length, int64(restMax))
-	r.length.Store(length)
-	r.until.Store(now + length)
 }
 
 // An experience is what all directions that have hardly waited have in common, of their
@@ -3549,34 +3544,40 @@ func (p *spinPolicy) end(b *backoff, won bool) {
 	}
 }
 
-// beginYield reports whether a wait may yield, at that time, and counts it as a spinner then.
-func (p *spinPolicy) beginYield(y *yielder, now int64) bool {
+// beginYield reports whether a wait may yield, and counts it as a spinner then.
+func (p *spinPolicy) beginYield(y *yielder) bool {
 	switch {
 	case p.yield == nil:
 		return false
 	case !p.yields.allows(&y.backoff):
 		p.yields.skipped(&y.backoff)
 		return false
-	case y.mustPark() || p.rest.lasts(now):
+	case y.mustPark():
 		return false
 	}
 	return p.begin()
 }
 
 // endYield is called after the yields of a wait that beginYield allowed: what came of them,
-// and how long they took until now.
-func (p *spinPolicy) endYield(y *yielder, won bool, took, now int64) {
+// and how long they took.
+func (p *spinPolicy) endYield(y *yielder, won bool, took int64) {
 	p.stop()
+	gain := y.expected() - took
+	switch {
+	case !won:
+		p.yields.tried(&y.backoff, false)
+	case y.gain(gain):
+		p.yields.tried(&y.backoff, true)
+	case gain < -int64(yieldSlow):
+		p.yields.note(&y.backoff, (*backoff).lostMuch)
+	default:
+		p.yields.tried(&y.backoff, false)
+	}
 	if won {
-		y.yielded.add(took)
-		if took > max(int64(yieldSlow), 2*y.parked.get()) {
-			p.rest.begin(took, now, p.asked.Load())
-		}
 		p.succeeded()
 	}
-	p.yields.tried(&y.backoff, won && y.pays())
-	if y.skip > 0 { // a few of them find out then, afresh: one end gains by it only if the other yields too
-		y.yielded, y.debt = 0, min(y.debt, debtMax/2)
+	if y.skip > 0 {
+		y.startAfresh()
 	}
 }
 

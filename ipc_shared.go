@@ -561,6 +561,7 @@ type sharedHalf struct {
 	loanCopy []byte         // the copy, if the loan is not in the ring; the reading half has those bytes in ahead too
 	spins    [2]sharedSpin  // for waits that begin while the peer is awake, and while it is parked
 	yields   yielder        // whether a wait that does not spin yields
+	sleepers uint8          // waits whose peer was parked: see mayYield
 	bellRoom [64]byte       // room for the bytes of the doorbell
 
 	shut     atomic.Bool  // by CloseRead or CloseWrite
@@ -1631,7 +1632,7 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 			spinning.leave()
 		}
 	}
-	if spun == 0 && limit > 0 && c.yieldFor(h, need, begun) {
+	if spun == 0 && limit > 0 && h.mayYield(asleep) && c.yieldFor(h, need, begun) {
 		spin.outcome(0, false, asleep, now()-begun)
 		return c.waited(h)
 	}
@@ -1877,10 +1878,25 @@ func (c *SharedConn) spinFor(h *sharedHalf, need uint32, begun, budget int64) bo
 	return false
 }
 
+// mayYield reports whether the wait may yield, given whether the peer was parked when it began.
+// An end that yields to one that parks each time does more, and smaller, turns than if both
+// parked; only if both yield they gain. So a wait yields if the peer has not parked. Now and
+// then one does all the same: the peer, which sees that this end is awake, can join in.
+func (h *sharedHalf) mayYield(asleep bool) bool {
+	if !asleep {
+		return true
+	}
+	h.sleepers++
+	return h.sleepers%yieldToSleeper == 0
+}
+
+// yieldToSleeper is how often a wait yields though the peer has parked: once in so many such waits.
+const yieldToSleeper = 64
+
 // yieldFor lets others run before it looks whether the half is ready, a few times, if that is
 // likely to pay.
 func (c *SharedConn) yieldFor(h *sharedHalf, need uint32, begun int64) bool {
-	if !spinning.beginYield(&h.yields, begun) {
+	if !spinning.beginYield(&h.yields) {
 		return false
 	}
 	ready := false
@@ -1888,8 +1904,7 @@ func (c *SharedConn) yieldFor(h *sharedHalf, need uint32, begun int64) bool {
 		spinning.yield()
 		ready = c.ready(h, need)
 	}
-	at := now()
-	spinning.endYield(&h.yields, ready, at-begun, at)
+	spinning.endYield(&h.yields, ready, now()-begun)
 	return ready
 }
 

@@ -3260,7 +3260,7 @@ func (f *fd) stayAwake(h *ioState, begun int64, spins, tried bool) (spun, done b
 		if spun = spinning.begin(); spun {
 			done = f.spinFor(h, begun, limit)
 		}
-	case spinning.beginYield(&h.yields, begun):
+	case spinning.beginYield(&h.yields):
 		done = f.yieldFor(h, begun, tried)
 	}
 	return spun, done
@@ -3294,7 +3294,7 @@ func (f *fd) yieldFor(h *ioState, begun int64, tried bool) bool {
 		done = h.attempt(f.sys)
 	}
 	at := now()
-	spinning.endYield(&h.yields, done, at-begun, at)
+	spinning.endYield(&h.yields, done, at-begun)
 	if !done {
 		return false
 	}
