@@ -78,8 +78,8 @@
 // # Waiting
 //
 // Every call that waits parks its goroutine and holds no thread. On Linux it may
-// first try again for some microseconds: see [Conn.SetSpin]. On Windows some calls
-// hold a thread while they wait:
+// first try again for some microseconds, or let other threads run: see [Conn.SetSpin].
+// On Windows some calls hold a thread while they wait:
 //
 //   - a listener, one for each;
 //   - a read, for up to 2 milliseconds, before it parks;
@@ -200,6 +200,6 @@
 //
 // Most of the time of a round trip is spent on waking the thread at the other end.
 // So on Linux a wait that is likely to be short spins: [Conn.SetSpin] tells what that
-// may cost. Or it lets the other threads of its CPU run first. A connection that never
-// parks is not registered with the poller.
+// may cost. One that does not spin may let the other threads of its CPU run first. A
+// connection that never parks is not registered with the poller.
 package ipc

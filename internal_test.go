@@ -668,6 +668,36 @@ func TestBackoffTwoEndsRecoverFromLongWaits(t *testing.T) {
 	}
 }
 
+// A yield that succeeds says nothing about the CPU that is right for spins.
+func TestYieldsDoNotChangeHowOftenTheCPUIsLeft(t *testing.T) {
+	var p spinPolicy
+	p.leaveGap.Store(int64(leaveMax))
+	if p.hasYielded(new(yielder), true, 0); p.leaveGap.Load() != int64(leaveMax) {
+		t.Error("after a yield that succeeded a spin that fails leaves its CPU soon")
+	}
+}
+
+// A lost time slice of one short connection does not keep the thousands after it from yielding.
+func TestYieldsOfNewDirectionsGoOnAfterALostTimeSlice(t *testing.T) {
+	p := spinPolicy{yield: func() {}}
+	p.hasYielded(new(yielder), true, int64(5*time.Millisecond))
+	if !p.mayYield(new(yielder)) {
+		t.Error("a new direction does not yield after another has lost one time slice")
+	}
+}
+
+func TestYieldsOfAWaitEndInTime(t *testing.T) {
+	const limit = int64(time.Second)
+	for n, want := range []bool{true, true, true, true, false} {
+		if got := moreYields(n, 0, limit); got != want {
+			t.Errorf("after %d yields there is one more: %t", n, got)
+		}
+	}
+	if moreYields(1, int64(spinDefault), limit) || moreYields(1, 100, 100) {
+		t.Error("there is one more yield after the longest time")
+	}
+}
+
 // Where one goroutine runs at a time, one whose spins succeed lets the others run.
 func TestSpinPolicyLetsOthersRun(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
@@ -678,7 +708,7 @@ func TestSpinPolicyLetsOthersRun(t *testing.T) {
 	}
 	for what, wait := range map[string]func(){
 		"spins":  func() { p.begin(); p.end(new(backoff), true) },
-		"yields": func() { p.begin(); p.endYield(new(yielder), true, 0) },
+		"yields": func() { p.hasYielded(new(yielder), true, 0) },
 	} {
 		before := p.asked.Load()
 		others := make(chan uint32, 1)
@@ -695,23 +725,23 @@ func TestSpinPolicyLetsOthersRun(t *testing.T) {
 // yielding has so many waits yield, if the policy lets them, and park otherwise. how tells what
 // comes of the nth yield, and how long it takes. It returns how many yielded, how long all
 // waits took, and how much of that was lost to others.
-func yielding(waits int, parked time.Duration, how func(n int) (won bool, took time.Duration)) (yields int, total, lost time.Duration) {
+func yielding(y *yielder, waits int, parked time.Duration, how func(n int) (won bool, took time.Duration)) (yields int, total, lost time.Duration) {
 	p := spinPolicy{yield: func() {}}
-	var y yielder
 	for range waits {
-		if p.beginYield(&y) {
-			won, took := how(yields)
-			yields++
-			total += took
-			if took >= time.Millisecond {
-				lost += took
-			}
-			if p.endYield(&y, won, int64(took)); won {
-				continue
-			}
+		if !p.mayYield(y) {
+			total += parked
+			y.hasParked(int64(parked))
+			continue
 		}
-		total += parked
-		y.hasParked(int64(parked))
+		won, took := how(yields)
+		yields++
+		total += took
+		if took >= time.Millisecond {
+			lost += took
+		}
+		if p.hasYielded(y, won, int64(took)); !won {
+			total += parked
+		}
 	}
 	return yields, total, lost
 }
@@ -731,7 +761,7 @@ func TestYieldsGoOnWhileTheyPay(t *testing.T) {
 		"mostly shorter": {13 * us, func(n int) (bool, time.Duration) { return true, 4*us + time.Duration(n%50/49)*300*us }, waits * 95 / 100, waits},
 		"mostly longer":  {13 * us, func(n int) (bool, time.Duration) { return true, 17*us - time.Duration(n%2)*2*us }, 8, waits / 100},
 	} {
-		if n, _, _ := yielding(waits, c.parked, c.how); n < c.least || n > c.most {
+		if n, _, _ := yielding(new(yielder), waits, c.parked, c.how); n < c.least || n > c.most {
 			t.Errorf("%s than a wait that parks: %d of %d waits yield, want %d to %d", what, n, waits, c.least, c.most)
 		}
 	}
@@ -742,7 +772,11 @@ func TestYieldsGoOnWhileTheyPay(t *testing.T) {
 func TestYieldsLoseFewTimeSlices(t *testing.T) {
 	const slice, parked, waits = 3 * time.Millisecond, 30 * time.Microsecond, 200000
 	for _, every := range []int{1, 2, 10, 100, 1000, 5000} {
-		yields, total, lost := yielding(waits, parked, func(n int) (bool, time.Duration) {
+		y := new(yielder)
+		for range 100 { // before, it was idle most of the time
+			y.hasParked(int64(time.Second))
+		}
+		yields, total, lost := yielding(y, waits, parked, func(n int) (bool, time.Duration) {
 			if n%every == every-1 {
 				return true, slice
 			}
@@ -765,24 +799,24 @@ func TestYieldsAreTriedAfresh(t *testing.T) {
 		p := spinPolicy{yield: func() {}}
 		y := yielder{backoff: backoff{waits: youngWaits}}
 		park := func() {
-			for !p.beginYield(&y) {
+			for !p.mayYield(&y) {
 				y.hasParked(15 * us)
 			}
 		}
 		for y.skip == 0 {
 			park()
-			p.endYield(&y, true, took)
+			p.hasYielded(&y, true, took)
 		}
 		for range debtMax / lossWeight / 2 {
 			park()
-			p.endYield(&y, false, us)
+			p.hasYielded(&y, false, us)
 			if y.skip > 0 {
 				t.Fatalf("after yields of %v the first that fails ends the trial", time.Duration(took))
 			}
 		}
 		for range 100 {
 			park()
-			if p.endYield(&y, true, 5*us); y.skip > 0 || y.debt > debtMax {
+			if p.hasYielded(&y, true, 5*us); y.skip > 0 || y.debt > debtMax {
 				t.Fatalf("after yields of %v one of 5 µs counts as a loss", time.Duration(took))
 			}
 		}
@@ -804,7 +838,7 @@ func TestYieldsOfTwoEndsBegin(t *testing.T) {
 	for i := range waits {
 		y, peer := &ends[i%2], (i+1)%2
 		length := 15 * time.Microsecond // both park
-		begins := p.beginYield(y)
+		begins := p.mayYield(y)
 		switch {
 		case begins && yielded[peer]:
 			length = 4 * time.Microsecond
@@ -814,7 +848,7 @@ func TestYieldsOfTwoEndsBegin(t *testing.T) {
 			length = 17 * time.Microsecond
 		}
 		if begins {
-			p.endYield(y, true, int64(length))
+			p.hasYielded(y, true, int64(length))
 		} else {
 			y.hasParked(int64(length))
 		}
@@ -852,6 +886,14 @@ func TestMeanTimeFollowsTimesAndPassesOverAFew(t *testing.T) {
 	}
 	if m.add(0); m.get() == 0 {
 		t.Error("a mean has become none")
+	}
+	m = 0
+	m.add(100)
+	for range 100 {
+		m.add(20000)
+	}
+	if m.get() < 15000 {
+		t.Errorf("after one short time the mean of times of 20 µs is %d ns", m.get())
 	}
 }
 
@@ -2094,30 +2136,24 @@ func TestSharedWaitYields(t *testing.T) {
 	a, b := sharedInMemory(t)
 	yields := 0
 	yieldBy(t, func() {
-		if yields++; yields == 2 {
+		if yields++; yields == 1 {
 			b.Write([]byte("x"))
 		}
 	})
 	var p [1]byte
 	a.r.spins[0].skip, a.r.spins[1].skip = spinSharedMax, spinSharedMax
 	epoch := a.r.epoch
-	if n, err := a.Read(p[:]); n != 1 || err != nil || yields != 2 {
+	if n, err := a.Read(p[:]); n != 1 || err != nil || yields != 1 {
 		t.Errorf("Read = %d, %v after %d yields", n, err, yields)
 	}
 	if a.r.epoch != epoch {
 		t.Error("the wait has parked")
 	}
-	for _, spin := range []time.Duration{-1, time.Hour} {
-		a.SetSpin(spin)
-		yields = 10
-		a.r.spins[0].skip, a.r.spins[1].skip = spinSharedMax, spinSharedMax
-		a.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
-		if _, err := a.Read(p[:]); !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Fatal(err)
-		}
-		if got, want := yields-10, 0; spin < 0 && got != want || spin > 0 && (got == 0 || got > yieldsMax) {
-			t.Errorf("a wait yields %d times after SetSpin(%v)", got, spin)
-		}
+	a.SetSpin(-1)
+	a.r.yields = yielder{}
+	a.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+	if _, err := a.Read(p[:]); !errors.Is(err, os.ErrDeadlineExceeded) || yields != 1 || a.r.yields != (yielder{}) {
+		t.Errorf("Read = %v after %d yields, though SetSpin(-1) excludes them", err, yields-1)
 	}
 	a.SetReadDeadline(time.Time{})
 	neverYield(t)

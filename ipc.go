@@ -1634,7 +1634,7 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 // table, and what other conditions show). Whatever the limit, spins stop where more than about
 // one in nine of them fails: then the next waits park at once, and their number doubles with
 // each further failure, up to four thousand. At most GOMAXPROCS-1 goroutines of a process spin
-// at a time, or one if that is 0. An idle connection costs nothing.
+// at a time, or one if that is 0. A connection that stays idle costs nothing.
 //
 // A spin takes the CPU from others, so some waits never spin:
 //
@@ -1646,10 +1646,10 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 //     connection, a pipe end and a listener are an end each.
 //
 // On Linux a wait to read that does not spin, after a pause or because spins failed, lets the
-// other threads of its CPU run a few times before it parks (sched_yield(2)). So two ends on one
-// CPU need about half of the time of package net. Where others want that CPU too, a yield may
-// lose a time slice. An end whose waits have lost more by yields than they gained parks the
-// next ones, up to four thousand. A negative d excludes yields, too.
+// other threads of its CPU run before it parks (sched_yield(2)), at most four times and not again
+// after d. So two ends on one CPU need about half of the time of package net. Where others want
+// that CPU too, a yield may lose a time slice. An end whose yields fail, or have lost more time
+// than they gained, parks its next waits, up to four thousand. A negative d excludes yields, too.
 //
 // On Linux a thread whose spin failed leaves its CPU for a moment, since the peer may be
 // waiting for that very one: sched_setaffinity(2), which is then undone. That happens
@@ -3236,8 +3236,8 @@ var raceBuild = func() bool {
 // No wait spins after a pause: see paused. The peer sleeps then, and is woken on this very
 // CPU, where it can run as soon as this end sleeps, too.
 //
-// A wait that does not spin, for one of these two reasons, yields: it lets others have its
-// CPU, and tries again when it has it back (sched_yield(2)). If the peer has waited for that
+// A wait that does not spin, after a pause or because spins failed, yields: it lets others have
+// its CPU, and tries again when it has it back (sched_yield(2)). If the peer has waited for that
 // CPU, it has answered by then, and this end was never put to sleep and woken again. If the
 // peer is elsewhere, the yield returns at once, for nothing. If others want the CPU too, a yield
 // can take a whole time slice, since the system gives them what this thread has left of its own
@@ -3262,17 +3262,19 @@ const (
 	longRunOfWins = 16                     // spins that succeeded in a row, after which an end leaves the poller
 	longerRuns    = 4                      // how many times that number doubles, once with each such run
 	streamMin     = 4 << 10                // bytes read from one wait to the next that are a stream, if nothing was written
-	turnAfter     = crowdShare / 2         // spins after which others run, if one goroutine runs at a time; see crowd
+	turnAfter     = crowdShare / 2         // spins and yields after which others run, if one goroutine runs at a time; see crowd
 	attemptMax    = 20 * time.Microsecond  // the most that one attempt counts as spinning; the rest went to others
 	yieldsMax     = 4                      // yields of one wait: after the first the system may choose this end once more
-	yieldsInARow  = 4096                   // waits that yield, after which one parks: it tells how long that takes
-	yieldSlow     = time.Millisecond       // yields that have lost more than that lost a time slice
+	yieldsInARow  = 4096                   // waits that could yield, after which one parks: it tells how long that takes
+	sliceLost     = time.Millisecond       // a wait that took so much longer for its yields has lost a time slice
+	parkedMax     = 400 * time.Microsecond // a longer wait is one for a peer that is idle or busy, whatever this end does
 	leaveMin      = 200 * time.Microsecond // between two times that a thread of the process leaves its CPU
 	leaveMax      = 200 * time.Millisecond // the same while that does not help
 )
 
-// A backoff is the history of the waits in one direction that could spin, or of those that
-// could yield. It is guarded by the lock of the direction.
+// A backoff is the history of the waits in one direction that could spin. Those that could
+// yield have another, in which each spin stands for the yields of a wait. It is guarded by the
+// lock of the direction.
 type backoff struct {
 	waits uint8  // seen so far, up to youngWaits
 	runs  uint8  // long runs so far, up to longerRuns
@@ -3344,14 +3346,19 @@ type yielder struct {
 	balance int16    // what those that yielded have gained by it, in steps of 128 ns, up to 4 ms
 }
 
-// mustPark reports whether the next wait parks, so that it is known how long that takes.
-func (y *yielder) mustPark() bool {
+// turnToPark counts a wait that could yield, and reports whether it should park, so that it is
+// known how long that takes.
+func (y *yielder) turnToPark() bool {
 	y.inARow++
 	return y.inARow > yieldsInARow || y.parked == 0 && y.waits == youngWaits
 }
 
-// hasParked takes note of a wait that parked and took so long.
+// hasParked takes note of a wait that parked at once and took so long. A direction with long
+// waits alone never yields.
 func (y *yielder) hasParked(took int64) {
+	if took > int64(parkedMax) {
+		return
+	}
 	y.inARow = 0
 	y.parked.add(took)
 }
@@ -3381,8 +3388,8 @@ func (y *yielder) startAfresh() {
 	y.balance, y.debt = 0, min(y.debt, debtMax/2)
 }
 
-// A meanTime is a running mean of times up to 8 ms, in steps of 128 ns; a longer time counts
-// as 8 ms. It is so small since each direction has some.
+// A meanTime is a running mean of times up to 8 ms, in steps of 128 ns. It is so small since
+// each direction has one.
 type meanTime uint16
 
 func (m *meanTime) get() int64 { return int64(*m) << 7 }
@@ -3391,10 +3398,15 @@ func (m *meanTime) get() int64 { return int64(*m) << 7 }
 // mean.
 func (m *meanTime) add(ns int64) {
 	n, mean := min(ns>>7+1, 1<<16-1), int64(*m)
-	if mean == 0 {
-		mean = n
+	switch n = min(n, 2*mean); {
+	case mean == 0:
+		mean = min(ns>>7+1, 1<<16-1)
+	case n > mean:
+		mean += (n - mean + 3) / 4
+	default:
+		mean -= (mean - n) / 4
 	}
-	*m = meanTime(mean + (min(n, 2*mean)-mean)/4)
+	*m = meanTime(mean)
 }
 
 // A spin measures one spin that is under way.
@@ -3518,14 +3530,19 @@ func (e *experience) allows(b *backoff) bool {
 // begin reports whether the caller may spin, and counts it as a spinner then. Spinners
 // leave one CPU free, but one may spin in any case.
 func (p *spinPolicy) begin() bool {
-	if p.asked.Add(1)%1024 == 1 { // GOMAXPROCS takes a lock
-		p.measure()
-	}
+	p.look()
 	if p.spinners.Add(1) > p.limit.Load() {
 		p.spinners.Add(-1)
 		return false
 	}
 	return true
+}
+
+// look counts a spin, or a yield that succeeded, and measures now and then.
+func (p *spinPolicy) look() {
+	if p.asked.Add(1)%1024 == 1 { // GOMAXPROCS takes a lock
+		p.measure()
+	}
 }
 
 // measure finds out how many goroutines run at a time.
@@ -3544,55 +3561,60 @@ func (p *spinPolicy) end(b *backoff, won bool) {
 	}
 }
 
-// beginYield reports whether a wait may yield, and counts it as a spinner then.
-func (p *spinPolicy) beginYield(y *yielder) bool {
+// mayYield counts a wait that does not spin, and reports whether it may yield.
+func (p *spinPolicy) mayYield(y *yielder) bool {
 	switch {
 	case p.yield == nil:
 		return false
 	case !p.yields.allows(&y.backoff):
 		p.yields.skipped(&y.backoff)
 		return false
-	case y.mustPark():
-		return false
 	}
-	return p.begin()
+	return !y.turnToPark()
 }
 
-// endYield is called after the yields of a wait that beginYield allowed: what came of them,
-// and how long they took.
-func (p *spinPolicy) endYield(y *yielder, won bool, took int64) {
-	p.stop()
+// moreYields reports whether a wait may yield once more, after so many yields that took so long,
+// where a wait may spin for that limit.
+func moreYields(n int, took, limit int64) bool {
+	return n < yieldsMax && took < min(limit, int64(spinDefault))
+}
+
+// hasYielded is called after the yields of a wait: what came of them, and how long they took.
+func (p *spinPolicy) hasYielded(y *yielder, won bool, took int64) {
 	gain := y.expected() - took
 	switch {
-	case !won:
-		p.yields.tried(&y.backoff, false)
-	case y.gain(gain):
+	case won && y.gain(gain):
 		p.yields.tried(&y.backoff, true)
-	case gain < -int64(yieldSlow):
-		p.yields.note(&y.backoff, (*backoff).lostMuch)
+	case won && gain < -int64(sliceLost) && y.waits == youngWaits:
+		y.lostMuch()
 	default:
 		p.yields.tried(&y.backoff, false)
 	}
-	if won {
-		p.succeeded()
-	}
 	if y.skip > 0 {
 		y.startAfresh()
+	}
+	if won {
+		p.look()
+		p.letOthersRun()
 	}
 }
 
 // stop ends what begin began.
 func (p *spinPolicy) stop() { p.spinners.Add(-1) }
 
-// succeeded is called after a spin that did. It was made on the CPU that is right for it. If
-// one goroutine runs at a time, the others run now and then: those whose spins succeed never
-// wait, and the scheduler takes the CPU from them after 10 ms only.
+// succeeded is called after a spin that did. It was made on the CPU that is right for it.
 func (p *spinPolicy) succeeded() {
-	if p.alone.Load() && p.asked.Load()%turnAfter == 0 {
-		runtime.Gosched()
-	}
+	p.letOthersRun()
 	if p.leaveGap.Load() != 0 {
 		p.leaveGap.Store(0)
+	}
+}
+
+// letOthersRun lets the other goroutines run now and then, if one runs at a time: a goroutine
+// that never parks gives its CPU up after 10 ms only.
+func (p *spinPolicy) letOthersRun() {
+	if p.alone.Load() && p.asked.Load()%turnAfter == 0 {
+		runtime.Gosched()
 	}
 }
 

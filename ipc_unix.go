@@ -3068,7 +3068,7 @@ type ioState struct {
 	turnout turnout // how often this direction waits, among all
 	tries   uint8   // attempts of the operation under way that the poller made, up to 2
 
-	expectWait uint8 // expectWaitMax after an operation that waited in vain to be tried, one less after each that did not
+	expectPark uint8 // expectParkMax after an operation that parked, one less after each that did not
 }
 
 // An op is a system call with its arguments. It is on the stack of each goroutine that
@@ -3196,12 +3196,13 @@ func (f *fd) untilDone(h *ioState) error {
 	}
 	may := f.maySpin(h)
 	spins := may && spinning.spins.allows(&h.spins)
-	// The poller makes an attempt before it parks, and a wait that yields makes one then. If
-	// an attempt is likely to fail, that one is enough.
-	tried := h.expectWait == 0 || spins
-	if tried && h.attempt(f.sys) {
-		h.expectWait = 0
-		return h.err
+	// The poller makes an attempt before it parks. If an attempt is likely to fail, that
+	// one is enough.
+	if h.expectPark == 0 || spins || may && spinning.yields.allows(&h.yields.backoff) {
+		if h.attempt(f.sys) {
+			h.expectPark = 0
+			return h.err
+		}
 	}
 	if h == &f.r { // the next wait goes by what comes from here on
 		f.heard = 0
@@ -3209,19 +3210,19 @@ func (f *fd) untilDone(h *ioState) error {
 	}
 	if !may {
 		_, err := f.park(h)
-		if h == &f.r && f.spinLimit() > 0 && spinning.spins.allows(&h.spins) {
+		if h == &f.r && f.spinLimit() > 0 && !spinning.crowded() && spinning.spins.allows(&h.spins) {
 			f.waited = now() // the next wait compares with it, if it may spin
 		}
 		return err
 	}
 	begun := now()
-	spun, done := f.stayAwake(h, begun, spins, tried)
+	tried, done := f.stayAwake(h, begun, spins)
 	if done {
 		return h.err
 	}
 	parked, err := f.park(h)
 	f.waited = now()
-	if parked && !spun {
+	if parked && !tried {
 		h.yields.hasParked(f.waited - begun)
 	}
 	if parked && !spins {
@@ -3230,10 +3231,10 @@ func (f *fd) untilDone(h *ioState) error {
 	return err
 }
 
-// expectWaitMax is how many operations in a row must end without a wait before the next is
-// expected not to wait. Where some of them wait and some do not, a first attempt that fails
+// expectParkMax is how many operations in a row must end without parking before the next is
+// expected not to park. Where some of them park and some do not, a first attempt that fails
 // costs more than the way through the poller.
-const expectWaitMax = 4
+const expectParkMax = 4
 
 // park leaves the wait to the poller. It reports whether the goroutine was parked and then
 // woken, and not ready at once after all, or ended by the deadline or by Close.
@@ -3243,27 +3244,27 @@ func (f *fd) park(h *ioState) (parked bool, err error) {
 		return false, err
 	}
 	if h.tries < 2 {
-		h.expectWait -= min(h.expectWait, 1)
+		h.expectPark -= min(h.expectPark, 1)
 		return false, h.err
 	}
-	h.expectWait = expectWaitMax
+	h.expectPark = expectParkMax
 	spinning.count(&h.turnout)
 	return true, h.err
 }
 
-// stayAwake waits without parking, as far as that is likely to pay. It spins, if it may, or it
-// yields. It reports whether it has spun, and whether the operation has ended.
-func (f *fd) stayAwake(h *ioState, begun int64, spins, tried bool) (spun, done bool) {
+// stayAwake waits without parking, as far as that is likely to pay: it spins, or else it yields.
+// It reports whether it did one of them, and whether the operation has ended.
+func (f *fd) stayAwake(h *ioState, begun int64, spins bool) (tried, done bool) {
 	limit := f.spinLimit()
 	switch {
 	case spins && !paused(begun-f.waited, limit):
-		if spun = spinning.begin(); spun {
+		if tried = spinning.begin(); tried {
 			done = f.spinFor(h, begun, limit)
 		}
-	case spinning.beginYield(&h.yields):
-		done = f.yieldFor(h, begun, tried)
+	case spinning.mayYield(&h.yields):
+		tried, done = true, f.yieldFor(h, begun, limit)
 	}
-	return spun, done
+	return tried, done
 }
 
 // spinFor makes attempts until one succeeds or fails for good, and reports whether
@@ -3280,34 +3281,27 @@ func (f *fd) spinFor(h *ioState, begun, limit int64) bool {
 		spinning.leave()
 	}
 	if done {
-		h.expectWait = 0
+		h.expectPark = 0
 		f.stayedAwake(h, &h.spins, s.last)
 	}
 	return done
 }
 
 // yieldFor lets others run before it makes an attempt, a few times.
-func (f *fd) yieldFor(h *ioState, begun int64, tried bool) bool {
-	done, yields := false, 0
-	for ; !done && yields < yieldsMax && !f.closing() && !h.expired(); yields++ {
+func (f *fd) yieldFor(h *ioState, begun, limit int64) bool {
+	at, done := begun, false
+	for n := 0; !done && moreYields(n, at-begun, limit) && !f.closing() && !h.expired(); n++ {
 		spinning.yield()
 		done = h.attempt(f.sys)
+		at = now()
 	}
-	at := now()
-	spinning.endYield(&h.yields, done, at-begun)
-	if !done {
-		return false
-	}
-	if tried || yields > 1 {
-		h.expectWait = expectWaitMax
-	} else { // maybe it was ready
-		h.expectWait -= min(h.expectWait, 1)
-	}
-	if !spinning.spins.allows(&h.spins) {
+	spinning.hasYielded(&h.yields, done, at-begun)
+	if done {
 		spinning.spins.skipped(&h.spins)
+		h.expectPark = 0
+		f.stayedAwake(h, &h.yields.backoff, at)
 	}
-	f.stayedAwake(h, &h.yields.backoff, at)
-	return true
+	return done
 }
 
 // stayedAwake ends a wait that did not park.
