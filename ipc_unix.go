@@ -3188,45 +3188,91 @@ func (f *fd) maySpin(h *ioState) bool {
 	return h == &f.r && f.spinLimit() > 0 && !streaming(int(f.heard), f.spoke.Load()) && !spinning.crowded()
 }
 
-// untilDone makes the operation of h until it ends: at once, by spinning, or parked in the
-// poller. The result is in h.done.
+// A wait is what is known of the wait of an operation.
+type wait struct {
+	begun  int64 // when, if it may spin
+	may    bool  // maySpin
+	spins  bool  // and the backoff allows it
+	parked bool  // it neither spun nor yielded first
+}
+
+// untilDone makes the operation of h until it ends: at once, by spinning or yielding, or parked
+// in the poller. The result is in h.done. The steps are functions of their own, so that the
+// stack of a goroutine that is parked has this one alone.
 func (f *fd) untilDone(h *ioState) error {
 	if h.expired() {
 		return os.ErrDeadlineExceeded
 	}
-	may := f.maySpin(h)
-	spins := may && spinning.spins.allows(&h.spins)
-	// The poller makes an attempt before it parks. If an attempt is likely to fail, that
-	// one is enough.
-	if h.expectPark == 0 || spins || may && spinning.yields.allows(&h.yields.backoff) {
+	w, done := f.tryAtOnce(h)
+	if !done && w.may {
+		done = f.stayAwake(h, &w)
+	}
+	if done {
+		return h.err
+	}
+	h.tries = 0
+	err := f.await(h, nil)
+	return f.hasParked(h, w, err)
+}
+
+// tryAtOnce makes an attempt, unless it is likely to fail: the poller makes one before it
+// parks, and that one is enough then. It reports whether the operation has ended.
+func (f *fd) tryAtOnce(h *ioState) (w wait, done bool) {
+	w.may = f.maySpin(h)
+	w.spins = w.may && spinning.spins.allows(&h.spins)
+	if h.expectPark == 0 || w.spins || w.may && spinning.yields.allows(&h.yields.backoff) {
 		if h.attempt(f.sys) {
 			h.expectPark = 0
-			return h.err
+			return w, true
 		}
 	}
 	if h == &f.r { // the next wait goes by what comes from here on
 		f.heard = 0
 		f.spoke.Store(false)
 	}
-	if !may {
-		_, err := f.park(h)
-		if h == &f.r && f.spinLimit() > 0 && !spinning.crowded() && spinning.spins.allows(&h.spins) {
-			f.waited = now() // the next wait compares with it, if it may spin
+	return w, false
+}
+
+// stayAwake waits without parking, as far as that is likely to pay: it spins, or else it yields.
+// It reports whether the operation has ended.
+func (f *fd) stayAwake(h *ioState, w *wait) (done bool) {
+	limit := f.spinLimit()
+	w.begun, w.parked = now(), true
+	switch {
+	case w.spins && !paused(w.begun-f.waited, limit):
+		if spinning.begin() {
+			w.parked = false
+			return f.spinFor(h, w.begun, limit)
 		}
-		return err
+	case spinning.mayYield(&h.yields):
+		w.parked = false
+		return f.yieldFor(h, w.begun, limit)
 	}
-	begun := now()
-	tried, done := f.stayAwake(h, begun, spins)
-	if done {
+	return false
+}
+
+// hasParked ends a wait that was left to the poller, which returned that error.
+func (f *fd) hasParked(h *ioState, w wait, err error) error {
+	parked := err == nil && h.tries > 1
+	switch {
+	case parked:
+		h.expectPark, err = expectParkMax, h.err
+		spinning.count(&h.turnout)
+	case err == nil: // it was ready
+		h.expectPark -= min(h.expectPark, 1)
 		return h.err
 	}
-	parked, err := f.park(h)
-	f.waited = now()
-	if parked && !tried {
-		h.yields.hasParked(f.waited - begun)
-	}
-	if parked && !spins {
-		spinning.spins.skipped(&h.spins)
+	switch {
+	case w.may:
+		f.waited = now() // the next wait compares with it
+		if parked && w.parked {
+			h.yields.hasParked(f.waited - w.begun)
+		}
+		if parked && !w.spins {
+			spinning.spins.skipped(&h.spins)
+		}
+	case h == &f.r && f.spinLimit() > 0 && !spinning.crowded() && spinning.spins.allows(&h.spins):
+		f.waited = now()
 	}
 	return err
 }
@@ -3235,37 +3281,6 @@ func (f *fd) untilDone(h *ioState) error {
 // expected not to park. Where some of them park and some do not, a first attempt that fails
 // costs more than the way through the poller.
 const expectParkMax = 4
-
-// park leaves the wait to the poller. It reports whether the goroutine was parked and then
-// woken, and not ready at once after all, or ended by the deadline or by Close.
-func (f *fd) park(h *ioState) (parked bool, err error) {
-	h.tries = 0
-	if err := f.await(h, nil); err != nil {
-		return false, err
-	}
-	if h.tries < 2 {
-		h.expectPark -= min(h.expectPark, 1)
-		return false, h.err
-	}
-	h.expectPark = expectParkMax
-	spinning.count(&h.turnout)
-	return true, h.err
-}
-
-// stayAwake waits without parking, as far as that is likely to pay: it spins, or else it yields.
-// It reports whether it did one of them, and whether the operation has ended.
-func (f *fd) stayAwake(h *ioState, begun int64, spins bool) (tried, done bool) {
-	limit := f.spinLimit()
-	switch {
-	case spins && !paused(begun-f.waited, limit):
-		if tried = spinning.begin(); tried {
-			done = f.spinFor(h, begun, limit)
-		}
-	case spinning.mayYield(&h.yields):
-		tried, done = true, f.yieldFor(h, begun, limit)
-	}
-	return tried, done
-}
 
 // spinFor makes attempts until one succeeds or fails for good, and reports whether
 // one did before the limit.
