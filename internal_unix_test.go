@@ -744,6 +744,7 @@ func TestReadThatParksIsMeasured(t *testing.T) {
 	neverYield(t)
 	park := func(pause time.Duration) {
 		a.fd.r.spins = backoff{waits: youngWaits, skip: skipMax}
+		a.fd.r.expectPark = 0
 		tries := 0
 		a.fd.r.mu.Lock()
 		defer a.fd.r.mu.Unlock()

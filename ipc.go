@@ -3342,7 +3342,7 @@ func (b *backoff) skipped() {
 // park.
 type yielder struct {
 	backoff
-	inARow  uint16   // waits that yielded since one parked
+	inARow  uint16   // waits that could yield since one parked
 	parked  meanTime // how long those take that park
 	balance int16    // what those that yielded have gained by it, in steps of 128 ns, up to 4 ms
 }
@@ -3399,12 +3399,12 @@ func (m *meanTime) get() int64 { return int64(*m) << 7 }
 // mean.
 func (m *meanTime) add(ns int64) {
 	n, mean := min(ns>>7+1, 1<<16-1), int64(*m)
-	switch n = min(n, 2*mean); {
-	case mean == 0:
-		mean = min(ns>>7+1, 1<<16-1)
-	case n > mean:
-		mean += (n - mean + 3) / 4
-	default:
+	if mean == 0 {
+		mean = n
+	}
+	if n = min(n, 2*mean); n > mean {
+		mean += (n - mean + 3) / 4 // a mean of one step can grow, too
+	} else {
 		mean -= (mean - n) / 4
 	}
 	*m = meanTime(mean)
@@ -3562,12 +3562,14 @@ func (p *spinPolicy) end(b *backoff, won bool) {
 	}
 }
 
+// yieldsNext reports whether the next wait is likely to yield if it does not spin.
+func (p *spinPolicy) yieldsNext(y *yielder) bool {
+	return p.yield != nil && p.yields.allows(&y.backoff)
+}
+
 // mayYield counts a wait that does not spin, and reports whether it may yield.
 func (p *spinPolicy) mayYield(y *yielder) bool {
-	switch {
-	case p.yield == nil:
-		return false
-	case !p.yields.allows(&y.backoff):
+	if !p.yieldsNext(y) {
 		p.yields.skipped(&y.backoff)
 		return false
 	}

@@ -3220,7 +3220,7 @@ func (f *fd) untilDone(h *ioState) error {
 func (f *fd) tryAtOnce(h *ioState) (w wait, done bool) {
 	w.may = f.maySpin(h)
 	w.spins = w.may && spinning.spins.allows(&h.spins)
-	if h.expectPark == 0 || w.spins || w.may && spinning.yields.allows(&h.yields.backoff) {
+	if h.expectPark == 0 || w.spins || w.may && spinning.yieldsNext(&h.yields) {
 		if h.attempt(f.sys) {
 			h.expectPark = 0
 			return w, true
