@@ -1487,14 +1487,22 @@ const (
 )
 
 // failed adds the operation and the addresses to err, unless that is nil or io.EOF.
-// Inlined, it would double the stack of every goroutine that waits in Read.
+func (c *endpoint) failed(op string, err error) error {
+	if err == nil && c.fd != nil {
+		return nil
+	}
+	return c.failure(op, err)
+}
+
+// failure is the part of failed that, inlined, would double the stack of every goroutine that
+// waits in Read.
 //
 //go:noinline
-func (c *endpoint) failed(op string, err error) error {
+func (c *endpoint) failure(op string, err error) error {
 	if c.fd == nil {
 		err = syscall.EINVAL
 	}
-	if err == nil || err == io.EOF {
+	if err == io.EOF {
 		return err
 	}
 	return opError(op, c.local, c.remote, err)

@@ -3011,31 +3011,30 @@ func (f *fd) sendDatagram(p, rights []byte) error {
 // An fd is a close-on-exec descriptor of a socket, pipe or FIFO that this package
 // owns. It is nonblocking, as far as that is up to this process: see markShared.
 type fd struct {
-	refs // calls that use sys; the last one after Close closes it
-
-	sys    int      // changed by leavePoller alone, while nobody else is a user
-	kind   connKind // messages: the kernel keeps their boundaries
-	socket bool     // not a pipe or FIFO
-	listen bool     // it listens: clients wait in its queue
-	marked bool     // markMessages was called; guarded by r.mu
-	heard  int32    // bytes read since the last wait to read began, up to streamMin; guarded by r.mu
+	// What most operations look at comes first, so that it is on one cache line: where many
+	// connections are busy, none of them stays in the cache.
+	refs                              // calls that use sys; the last one after Close closes it
+	heard    int32                    // bytes read since the last wait to read began, up to streamMin; guarded by r.mu
+	sys      int                      // changed by leavePoller alone, while nobody else is a user
+	kind     connKind                 // messages: the kernel keeps their boundaries
+	socket   bool                     // not a pipe or FIFO
+	listen   bool                     // it listens: clients wait in its queue
+	marked   bool                     // markMessages was called; guarded by r.mu
+	shared   atomic.Bool              // set by markShared, never cleared
+	readShut atomic.Bool              // set by closeRead, never cleared: see readsAfterShutdown
+	ended    atomic.Bool              // a read met the end of the stream, so that nothing is in the queue
+	spoke    atomic.Bool              // something was written since the last wait to read began; a lost update does no harm
+	spin     atomic.Int64             // SetSpin, in nanoseconds
+	waited   int64                    // when the latest wait to read ended, as far as the next compares with it; guarded by r.mu
+	polled   atomic.Pointer[pollFile] // nil unless it is with the poller; stored under mu, loaded by every wait
 
 	r, w ioState
 	in   messageReader // guarded by r.mu
 	torn error         // why no message can be sent any more; guarded by w.mu
 
-	spin     atomic.Int64 // SetSpin, in nanoseconds
-	shared   atomic.Bool  // set by markShared, never cleared
-	readShut atomic.Bool  // set by closeRead, never cleared: see readsAfterShutdown
-	ended    atomic.Bool  // a read met the end of the stream, so that nothing is in the queue
-	spoke    atomic.Bool  // something was written since the last wait to read began; a lost update does no harm
-	waited   int64        // when the latest wait to read ended, if the next may spin, or the descriptor was made; guarded by r.mu
-
 	// A listener and its connections share this; it is nil for others. Accept sets it, and the
 	// Close of any connection clears it: a hint whether the latest still waits for its goroutine.
 	anyUnserved *atomic.Bool
-
-	polled atomic.Pointer[pollFile] // nil unless it is with the poller; stored under mu, loaded by every wait
 
 	mu           sync.Mutex      // guards what follows, and keeps join, leavePoller, Close and SetDeadline apart
 	pollsByTimer bool            // the poller cannot serve it: see pollByTimer; settled before polled is
@@ -3332,8 +3331,12 @@ func (f *fd) stayedAwake(h *ioState, b *backoff, at int64) {
 func (h *ioState) attempt(sys int) bool {
 	for {
 		h.done, h.err = h.op.attempt(&h.op, sys)
-		if h.err != syscall.EINTR {
-			return h.err != syscall.EAGAIN
+		switch errno, _ := h.err.(syscall.Errno); errno {
+		case syscall.EINTR:
+		case syscall.EAGAIN:
+			return false
+		default:
+			return true
 		}
 	}
 }
