@@ -227,3 +227,38 @@ func TestSharedServerWithoutDescriptorsUsesTheSocket(t *testing.T) {
 	}
 	p.Close()
 }
+
+// Before a read parks it asks whether there is nothing. It must park then alone.
+func TestIsEmptyTellsTheEndAndAnEmptyMessageFromNothing(t *testing.T) {
+	for what, c := range map[string]struct {
+		typ  int
+		send func(far int) error
+		want bool
+	}{
+		"nothing":          {syscall.SOCK_STREAM, func(int) error { return nil }, true},
+		"a byte":           {syscall.SOCK_STREAM, func(far int) error { _, err := syscall.Write(far, []byte("x")); return err }, false},
+		"the end":          {syscall.SOCK_STREAM, func(far int) error { return syscall.Shutdown(far, syscall.SHUT_WR) }, false},
+		"no message":       {syscall.SOCK_SEQPACKET, func(int) error { return nil }, true},
+		"an empty message": {syscall.SOCK_SEQPACKET, func(far int) error { return syscall.Sendto(far, nil, 0, nil) }, false},
+		"a message":        {syscall.SOCK_SEQPACKET, func(far int) error { _, err := syscall.Write(far, []byte("xyz")); return err }, false},
+		"the last message": {syscall.SOCK_SEQPACKET, func(far int) error { return syscall.Shutdown(far, syscall.SHUT_WR) }, false},
+	} {
+		s, err := syscall.Socketpair(syscall.AF_UNIX, c.typ|syscall.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.send(s[1]); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		for range 2 { // it takes nothing
+			if got := kern.isEmpty(s[0]); got != c.want {
+				t.Errorf("with %s in the queue isEmpty says %t", what, got)
+			}
+		}
+		syscall.Close(s[0])
+		syscall.Close(s[1])
+	}
+	if kern.isEmpty(-1) {
+		t.Error("a closed descriptor is empty")
+	}
+}

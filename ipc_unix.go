@@ -3342,9 +3342,12 @@ func (h *ioState) attempt(sys int) bool {
 }
 
 // attemptAgain is an attempt that the poller makes: the first at once, before it
-// parks the goroutine.
+// parks the goroutine. That one fails most of the time, so it looks first.
 func (h *ioState) attemptAgain(sys int) bool {
 	h.tries = min(h.tries+1, 2)
+	if h.tries == 1 && h.op.mode&receives != 0 && kern.isEmpty(sys) {
+		return false
+	}
 	return h.attempt(sys)
 }
 
@@ -3672,14 +3675,14 @@ func (f *fd) read(p []byte) (int, error) {
 	if f.in.hasAhead() {
 		return f.in.takeAhead(p), nil
 	}
-	attempt := readPipe
+	attempt, mode := readPipe, opMode(0)
 	if f.socket {
-		attempt = receive
+		attempt, mode = receive, receives
 	} else if f.shared.Load() {
 		attempt = readShared
 	}
 	for {
-		done, err := f.run(h, &op{attempt: attempt, p: oneCall(p)})
+		done, err := f.run(h, &op{attempt: attempt, p: oneCall(p), mode: mode})
 		if !onlyFiles(done, err) {
 			return f.readResult(done.n, err)
 		}
@@ -3752,7 +3755,7 @@ func (f *fd) readBuffers(bufs [][]byte) (int64, error) {
 		return int64(f.in.takeAhead(first(h.iov))), nil
 	}
 	for {
-		done, err := f.run(h, &op{attempt: receive, iov: &h.iov})
+		done, err := f.run(h, &op{attempt: receive, iov: &h.iov, mode: receives})
 		if !onlyFiles(done, err) {
 			n, err := f.readResult(done.n, err)
 			return int64(n), err
@@ -3913,6 +3916,7 @@ const (
 	acceptShared  opMode = 1 << iota // another holder may have made the listener blocking
 	acceptServing                    // the connection accepted last may not be served yet
 	doorbellRead                     // see receive
+	receives                         // the attempt is receive
 )
 
 // acceptClient accepts a client. If there is none, it lets the goroutine of the
@@ -3940,7 +3944,7 @@ func acceptClient(o *op, sys int) (r result, err error) {
 // recvmsg receives some data, and control messages if there is room for them. If there is
 // none, the descriptors among them are closed elsewhere. The caller has acquired f.r.
 func (f *fd) recvmsg(p, oob []byte, flags int) (n, oobn, got int, err error) {
-	done, err := f.run(&f.r, &op{attempt: receive, p: oneCall(p), oob: oob, flags: int32(flags)})
+	done, err := f.run(&f.r, &op{attempt: receive, p: oneCall(p), oob: oob, flags: int32(flags), mode: receives})
 	if err == nil && f.readShut.Load() && kern.readsAfterShutdown() {
 		if len(oob) > 0 {
 			discardRights(oob[:done.oobn])
@@ -4887,6 +4891,10 @@ func (baseKernel) receive(sys int, o *op) (r result, err error) {
 
 // recvv and sendv use only the first buffer where package syscall does not reach
 // readv(2). That is allowed: a transfer may be short.
+// isEmpty reports whether a receive would find nothing, if that can be told for less than the
+// receive costs.
+func (baseKernel) isEmpty(int) bool { return false }
+
 func (baseKernel) recvv(sys int, iov []iovec, oob []byte, flags int) (n, oobn, got int, err error) {
 	return kern.recvmsg(sys, first(iov), oob, flags)
 }
@@ -5345,7 +5353,7 @@ func awaitBell(f *fd, p []byte) error {
 		return err
 	}
 	defer f.release(h)
-	done, err := f.run(h, &op{attempt: receive, p: p, mode: doorbellRead})
+	done, err := f.run(h, &op{attempt: receive, p: p, mode: doorbellRead | receives})
 	if lost, _ := kern.rightsLost(err); lost || done.files > 0 {
 		return errFilesInDoorbell
 	}
