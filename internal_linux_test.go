@@ -228,20 +228,20 @@ func TestSharedServerWithoutDescriptorsUsesTheSocket(t *testing.T) {
 	p.Close()
 }
 
-// Before a read parks it asks whether there is nothing. It must park then alone.
-func TestIsEmptyTellsTheEndAndAnEmptyMessageFromNothing(t *testing.T) {
+// Before a read parks it looks whether there is nothing. It must park then alone.
+func TestLookTellsTheEndAndAnEmptyMessageFromNothing(t *testing.T) {
 	for what, c := range map[string]struct {
 		typ  int
 		send func(far int) error
-		want bool
+		want error
 	}{
-		"nothing":          {syscall.SOCK_STREAM, func(int) error { return nil }, true},
-		"a byte":           {syscall.SOCK_STREAM, func(far int) error { _, err := syscall.Write(far, []byte("x")); return err }, false},
-		"the end":          {syscall.SOCK_STREAM, func(far int) error { return syscall.Shutdown(far, syscall.SHUT_WR) }, false},
-		"no message":       {syscall.SOCK_SEQPACKET, func(int) error { return nil }, true},
-		"an empty message": {syscall.SOCK_SEQPACKET, func(far int) error { return syscall.Sendto(far, nil, 0, nil) }, false},
-		"a message":        {syscall.SOCK_SEQPACKET, func(far int) error { _, err := syscall.Write(far, []byte("xyz")); return err }, false},
-		"the last message": {syscall.SOCK_SEQPACKET, func(far int) error { return syscall.Shutdown(far, syscall.SHUT_WR) }, false},
+		"nothing":          {syscall.SOCK_STREAM, func(int) error { return nil }, syscall.EAGAIN},
+		"a byte":           {syscall.SOCK_STREAM, func(far int) error { _, err := syscall.Write(far, []byte("x")); return err }, nil},
+		"the end":          {syscall.SOCK_STREAM, func(far int) error { return syscall.Shutdown(far, syscall.SHUT_WR) }, nil},
+		"no message":       {syscall.SOCK_SEQPACKET, func(int) error { return nil }, syscall.EAGAIN},
+		"an empty message": {syscall.SOCK_SEQPACKET, func(far int) error { return syscall.Sendto(far, nil, 0, nil) }, nil},
+		"a message":        {syscall.SOCK_SEQPACKET, func(far int) error { _, err := syscall.Write(far, []byte("xyz")); return err }, nil},
+		"the last message": {syscall.SOCK_SEQPACKET, func(far int) error { return syscall.Shutdown(far, syscall.SHUT_WR) }, nil},
 	} {
 		s, err := syscall.Socketpair(syscall.AF_UNIX, c.typ|syscall.SOCK_CLOEXEC, 0)
 		if err != nil {
@@ -251,14 +251,36 @@ func TestIsEmptyTellsTheEndAndAnEmptyMessageFromNothing(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 		for range 2 { // it takes nothing
-			if got := kern.isEmpty(s[0]); got != c.want {
-				t.Errorf("with %s in the queue isEmpty says %t", what, got)
+			if got := kern.look(s[0]); got != c.want {
+				t.Errorf("with %s in the queue look says %v, want %v", what, got, c.want)
 			}
 		}
 		syscall.Close(s[0])
 		syscall.Close(s[1])
 	}
-	if kern.isEmpty(-1) {
-		t.Error("a closed descriptor is empty")
+}
+
+// A look takes the error of a socket, which is told once: it is the error of the read.
+func TestReadThatParksTellsOfAReset(t *testing.T) {
+	for _, kind := range []connKind{streams, messages} {
+		a, b, err := pair(kind)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.close()
+		if err := a.send([]byte("unread")); err != nil {
+			t.Fatal(err)
+		}
+		b.close()
+		a.spin.Store(-1)
+		a.r.expectPark = expectParkMax
+		if err := a.acquire(&a.r); err != nil {
+			t.Fatal(err)
+		}
+		_, _, _, err = a.recvmsg(make([]byte, 1), nil, 0)
+		a.release(&a.r)
+		if err != syscall.ECONNRESET {
+			t.Errorf("kind %d: the first receive after the peer closed with unread data returns %v", kind, err)
+		}
 	}
 }

@@ -3345,8 +3345,11 @@ func (h *ioState) attempt(sys int) bool {
 // parks the goroutine. That one fails most of the time, so it looks first.
 func (h *ioState) attemptAgain(sys int) bool {
 	h.tries = min(h.tries+1, 2)
-	if h.tries == 1 && h.op.mode&receives != 0 && kern.isEmpty(sys) {
-		return false
+	if h.tries == 1 && h.op.mode&receives != 0 {
+		if err := kern.look(sys); err != nil {
+			h.done, h.err = result{}, err
+			return err != syscall.EAGAIN
+		}
 	}
 	return h.attempt(sys)
 }
@@ -4891,9 +4894,10 @@ func (baseKernel) receive(sys int, o *op) (r result, err error) {
 
 // recvv and sendv use only the first buffer where package syscall does not reach
 // readv(2). That is allowed: a transfer may be short.
-// isEmpty reports whether a receive would find nothing, if that can be told for less than the
-// receive costs.
-func (baseKernel) isEmpty(int) bool { return false }
+// look looks whether a receive would find something, if that can be told for less than the
+// receive costs. It returns EAGAIN if there is nothing, and any other error for the receive: the
+// kernel tells the error of a socket only once (sock_error of Linux' include/net/sock.h).
+func (baseKernel) look(int) error { return nil }
 
 func (baseKernel) recvv(sys int, iov []iovec, oob []byte, flags int) (n, oobn, got int, err error) {
 	return kern.recvmsg(sys, first(iov), oob, flags)
