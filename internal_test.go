@@ -2155,22 +2155,35 @@ func TestSharedWaitYields(t *testing.T) {
 	if _, err := a.Read(p[:]); !errors.Is(err, os.ErrDeadlineExceeded) || yields != 1 || a.r.yields != (yielder{}) {
 		t.Errorf("Read = %v after %d yields, though SetSpin(-1) excludes them", err, yields-1)
 	}
-	a.SetReadDeadline(time.Time{})
+}
+
+// It is remembered how long a wait takes that parks at once.
+func TestSharedWaitThatParksIsMeasured(t *testing.T) {
+	a, b := sharedInMemory(t)
 	neverYield(t)
-	a.r.yields = yielder{}
-	a.r.spins[0].skip, a.r.spins[1].skip = spinSharedMax, spinSharedMax
-	go func() {
-		for !a.r.parked.Load() {
-			runtime.Gosched()
+	var p [1]byte
+	fastest := time.Hour
+	for range 100 { // a slow machine takes long for some
+		a.r.spins[0].skip, a.r.spins[1].skip = spinSharedMax, spinSharedMax
+		go func() {
+			for !a.r.parked.Load() {
+				runtime.Gosched()
+			}
+			b.Write([]byte("x"))
+		}()
+		begun := time.Now()
+		if _, err := a.Read(p[:]); err != nil {
+			t.Fatal(err)
 		}
-		b.Write([]byte("x"))
-	}()
-	if _, err := a.Read(p[:]); err != nil {
-		t.Fatal(err)
+		if a.r.yields.parked != 0 {
+			return
+		}
+		fastest = min(fastest, time.Since(begun))
 	}
-	if a.r.yields.parked == 0 {
-		t.Error("it is not remembered how long the wait has parked")
+	if fastest > parkedMax {
+		t.Skipf("the fastest of them took %v here", fastest)
 	}
+	t.Error("no wait that parked is remembered")
 }
 
 // A wait for an answer whose spin was in vain leaves its CPU, which the peer may be waiting
