@@ -3438,7 +3438,7 @@ type spinPolicy struct {
 	spinners atomic.Int32  // goroutines that spin now
 	limit    atomic.Int32  // the most of them, read from the scheduler now and then
 	alone    atomic.Bool   // one goroutine runs at a time; read with limit
-	asked    atomic.Uint32 // counts the looks at limit
+	asked    atomic.Uint32 // counts the calls of ask
 	spins    experience
 	yields   experience
 	leftAt   atomic.Int64 // when a thread left its CPU last
@@ -3539,7 +3539,7 @@ func (e *experience) allows(b *backoff) bool {
 // begin reports whether the caller may spin, and counts it as a spinner then. Spinners
 // leave one CPU free, but one may spin in any case.
 func (p *spinPolicy) begin() bool {
-	p.look()
+	p.ask()
 	if p.spinners.Add(1) > p.limit.Load() {
 		p.spinners.Add(-1)
 		return false
@@ -3547,8 +3547,8 @@ func (p *spinPolicy) begin() bool {
 	return true
 }
 
-// look counts a spin, or a yield that succeeded, and measures now and then.
-func (p *spinPolicy) look() {
+// ask counts a spin, or a yield that succeeded, and measures now and then.
+func (p *spinPolicy) ask() {
 	if p.asked.Add(1)%1024 == 1 { // GOMAXPROCS takes a lock
 		p.measure()
 	}
@@ -3605,7 +3605,7 @@ func (p *spinPolicy) hasYielded(y *yielder, won bool, took int64) {
 		y.startAfresh()
 	}
 	if won {
-		p.look()
+		p.ask()
 		p.letOthersRun()
 	}
 }

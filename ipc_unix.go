@@ -3189,10 +3189,10 @@ func (f *fd) maySpin(h *ioState) bool {
 
 // A wait is what is known of the wait of an operation.
 type wait struct {
-	begun  int64 // when, if it may spin
-	may    bool  // maySpin
-	spins  bool  // and the backoff allows it
-	parked bool  // it neither spun nor yielded first
+	begun    int64 // when, if it may spin
+	may      bool  // maySpin
+	spins    bool  // and the backoff allows it
+	straight bool  // it may spin, and parks without a spin or a yield before
 }
 
 // untilDone makes the operation of h until it ends: at once, by spinning or yielding, or parked
@@ -3236,15 +3236,15 @@ func (f *fd) tryAtOnce(h *ioState) (w wait, done bool) {
 // It reports whether the operation has ended.
 func (f *fd) stayAwake(h *ioState, w *wait) (done bool) {
 	limit := f.spinLimit()
-	w.begun, w.parked = now(), true
+	w.begun, w.straight = now(), true
 	switch {
 	case w.spins && !paused(w.begun-f.waited, limit):
 		if spinning.begin() {
-			w.parked = false
+			w.straight = false
 			return f.spinFor(h, w.begun, limit)
 		}
 	case spinning.mayYield(&h.yields):
-		w.parked = false
+		w.straight = false
 		return f.yieldFor(h, w.begun, limit)
 	}
 	return false
@@ -3264,7 +3264,7 @@ func (f *fd) hasParked(h *ioState, w wait, err error) error {
 	switch {
 	case w.may:
 		f.waited = now() // the next wait compares with it
-		if parked && w.parked {
+		if parked && w.straight {
 			h.yields.hasParked(f.waited - w.begun)
 		}
 		if parked && !w.spins {
@@ -3295,7 +3295,6 @@ func (f *fd) spinFor(h *ioState, begun, limit int64) bool {
 		spinning.leave()
 	}
 	if done {
-		h.expectPark = 0
 		f.stayedAwake(h, &h.spins, s.last)
 	}
 	return done
@@ -3312,7 +3311,6 @@ func (f *fd) yieldFor(h *ioState, begun, limit int64) bool {
 	spinning.hasYielded(&h.yields, done, at-begun)
 	if done {
 		spinning.spins.skipped(&h.spins)
-		h.expectPark = 0
 		f.stayedAwake(h, &h.yields.backoff, at)
 	}
 	return done
@@ -3320,7 +3318,7 @@ func (f *fd) yieldFor(h *ioState, begun, limit int64) bool {
 
 // stayedAwake ends a wait that did not park.
 func (f *fd) stayedAwake(h *ioState, b *backoff, at int64) {
-	f.waited = at
+	f.waited, h.expectPark = at, 0
 	spinning.count(&h.turnout)
 	if f.polled.Load() != nil && b.longRun() {
 		f.leavePoller()
@@ -4892,13 +4890,13 @@ func (baseKernel) receive(sys int, o *op) (r result, err error) {
 	return r, err
 }
 
-// recvv and sendv use only the first buffer where package syscall does not reach
-// readv(2). That is allowed: a transfer may be short.
 // look looks whether a receive would find something, if that can be told for less than the
 // receive costs. It returns EAGAIN if there is nothing, and any other error for the receive: the
 // kernel tells the error of a socket only once (sock_error of Linux' include/net/sock.h).
 func (baseKernel) look(int) error { return nil }
 
+// recvv and sendv use only the first buffer where package syscall does not reach
+// readv(2). That is allowed: a transfer may be short.
 func (baseKernel) recvv(sys int, iov []iovec, oob []byte, flags int) (n, oobn, got int, err error) {
 	return kern.recvmsg(sys, first(iov), oob, flags)
 }
