@@ -541,7 +541,7 @@ func spins(t *testing.T, f *fd, h *ioState) (spun bool) {
 			t.Fatal(err)
 		}
 		asked := spinning.asked.Load()
-		_, err := f.run(h, &op{attempt: func(*op, int) (result, error) {
+		_, err := f.run(h, &op{call: opOther, other: func(int) (result, error) {
 			tries++
 			if spinning.asked.Load() != asked {
 				return result{}, nil
@@ -665,7 +665,7 @@ func TestReadThatDoesNotSpinYields(t *testing.T) {
 // An end whose waits all yield leaves the poller, as one whose waits all spin does.
 func TestReadsThatYieldLeaveThePoller(t *testing.T) {
 	a, b := connected(t)
-	if _, err := a.fd.join(); err != nil {
+	if _, err := a.fd.join(nil); err != nil {
 		t.Fatal(err)
 	}
 	a.SetSpin(time.Second)
@@ -751,13 +751,14 @@ func TestReadThatParksIsMeasured(t *testing.T) {
 		tries := 0
 		a.fd.r.mu.Lock()
 		defer a.fd.r.mu.Unlock()
-		_, err := a.fd.run(&a.fd.r, &op{p: make([]byte, 1), attempt: func(o *op, sys int) (result, error) {
+		p := make([]byte, 1)
+		_, err := a.fd.run(&a.fd.r, &op{call: opOther, other: func(sys int) (result, error) {
 			if tries++; tries == 2 { // the poller's first: what comes now wakes it
 				time.Sleep(pause)
 				b.Write([]byte("x"))
 				return result{}, syscall.EAGAIN
 			}
-			return receive(o, sys)
+			return receive(&op{p: p}, sys)
 		}})
 		if err != nil {
 			t.Fatal(err)
@@ -845,7 +846,7 @@ func TestSpinTellsAStreamByBytes(t *testing.T) {
 		if err := f.acquire(&f.r); err != nil {
 			t.Fatal(err)
 		}
-		o := op{attempt: func(*op, int) (result, error) { return result{n: streamMin}, nil }}
+		o := op{call: opOther, other: func(int) (result, error) { return result{n: streamMin}, nil }}
 		if f == c.fd {
 			o.flags = syscall.MSG_PEEK
 		}
@@ -867,7 +868,7 @@ func TestCrowdCountsEachWait(t *testing.T) {
 			t.Fatal(err)
 		}
 		tries := 0
-		_, err := a.fd.run(&a.fd.r, &op{attempt: func(*op, int) (result, error) {
+		_, err := a.fd.run(&a.fd.r, &op{call: opOther, other: func(int) (result, error) {
 			switch tries++; {
 			case tries == 1:
 				return result{}, syscall.EAGAIN
@@ -1031,7 +1032,7 @@ func spinOnce(t *testing.T, f *fd) {
 	}
 	defer f.release(&f.r)
 	tried := false
-	_, err := f.run(&f.r, &op{attempt: func(*op, int) (result, error) {
+	_, err := f.run(&f.r, &op{call: opOther, other: func(int) (result, error) {
 		if !tried {
 			tried = true
 			return result{}, syscall.EAGAIN
@@ -1045,7 +1046,7 @@ func spinOnce(t *testing.T, f *fd) {
 
 func TestSpinThatSucceedsLeavesThePoller(t *testing.T) {
 	a, b := connected(t)
-	if _, err := a.fd.join(); err != nil {
+	if _, err := a.fd.join(nil); err != nil {
 		t.Fatal(err)
 	}
 	deadline := time.Now().Add(time.Hour)
@@ -1083,7 +1084,7 @@ func TestSpinThatSucceedsLeavesThePoller(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []*Conn{pinned, shared} {
-		if _, err := c.fd.join(); err != nil {
+		if _, err := c.fd.join(nil); err != nil {
 			t.Fatal(err)
 		}
 		sys := c.fd.sys
@@ -1131,7 +1132,7 @@ func TestSpinThatLeavesThePollerDisturbsNobody(t *testing.T) {
 	}()
 	p := make([]byte, 77)
 	for got := 0; ; {
-		a.fd.join()
+		a.fd.join(nil)
 		n, err := a.Read(p)
 		if err == io.EOF {
 			if got < size {

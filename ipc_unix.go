@@ -523,7 +523,7 @@ func (l *listener) accept() (*fd, error) {
 		mode |= acceptServing
 	}
 	for {
-		switch done, err := l.run(h, &op{attempt: acceptClient, mode: mode}); err {
+		switch done, err := l.run(h, &op{call: opAccept, mode: mode}); err {
 		case nil:
 			f := newConnFD(done.n, l.serves)
 			f.anyUnserved = l.anyUnserved
@@ -2243,7 +2243,7 @@ func (f *fd) bequeath(cmd *exec.Cmd) (token string, err error) {
 	}
 	f.pin()
 	f.markShared() // the child has the description too
-	p, err := f.join()
+	p, err := f.join(nil)
 	if err != nil {
 		return "", err
 	}
@@ -3051,23 +3051,28 @@ type pollFile struct {
 	raw  syscall.RawConn
 }
 
-// An ioState is the state of one direction of an fd.
+// An ioState is the state of one direction of an fd. It takes one cache line.
 type ioState struct {
-	mu    sync.Mutex               // one operation at a time; guards all but expiry
-	op    op                       // under way; zero between operations
-	done  result                   // what the latest attempt returned
-	err   error                    // EAGAIN: nothing happened yet
-	again func(sysfd uintptr) bool // op as the poller wants it; made once, so that no wait allocates
-	iov   []iovec                  // kept for its capacity
-
-	expiry atomic.Int64 // the deadline on the clock of now, 0 for none; set while an operation has mu
+	mu      sync.Mutex   // one operation at a time; guards all but expiry
+	expiry  atomic.Int64 // the deadline on the clock of now, 0 for none; set while an operation has mu
+	parking *parking     // nil until an operation parks
+	iov     *[]iovec     // kept for its capacity; nil until several buffers are read or written
 
 	spins   backoff // whether the next wait spins
 	yields  yielder // whether it yields otherwise
 	turnout turnout // how often this direction waits, among all
-	tries   uint8   // attempts of the operation under way that the poller made, up to 2
 
 	expectPark uint8 // expectParkMax after an operation that parked, one less after each that did not
+}
+
+// A parking is what the poller needs to make an operation. It is made once for a direction, so
+// that no wait allocates, and is guarded by the lock of that.
+type parking struct {
+	op    op                       // a copy, so that the caller's stays on its stack; zero between operations
+	done  result                   // what the latest attempt returned
+	err   error                    // with it; EAGAIN: nothing happened yet
+	tries uint8                    // attempts that the poller made, up to 2
+	again func(sysfd uintptr) bool // attempt as the poller wants it
 }
 
 // An op is a system call with its arguments. It is on the stack of each goroutine that
@@ -3075,14 +3080,30 @@ type ioState struct {
 // this struct, and the functions between an exported method and the call, stay small. The
 // result of an attempt is in a struct of its own.
 type op struct {
-	attempt func(o *op, sys int) (result, error) // makes the call once, without waiting
-
+	call  opCall
+	mode  opMode
+	flags int32    // MSG_ flags
 	p     []byte   // the data, or
 	iov   *[]iovec // several buffers of it
 	oob   []byte   // room for control messages, or the messages
-	flags int32    // MSG_ flags
-	mode  opMode
+
+	other func(sys int) (result, error) // see opOther
 }
+
+// An opCall tells which call an op makes. It is no function, because what a function gets by
+// a variable is on the heap.
+type opCall uint8
+
+const (
+	opReceive opCall = iota
+	opSend
+	opReadPipe
+	opWritePipe
+	opReadShared
+	opWriteShared
+	opAccept
+	opOther // a function that needs no other argument, as tests have
+)
 
 // A result is what a call returned: bytes, or the descriptor of accept, bytes of control
 // messages, flags, and how many files came that nobody wanted.
@@ -3162,11 +3183,9 @@ func (f *fd) release(h *ioState) {
 // zero with an error. For operations that may park, EINTR, EAGAIN, the deadline and Close are
 // dealt with here, and nowhere else. The caller has acquired h.
 func (f *fd) run(h *ioState, o *op) (result, error) {
-	h.op = *o // a copy, so that the caller's stays on its stack
 	raceRelease()
-	err := f.untilDone(h)
+	done, err := f.untilDone(h, o)
 	raceAcquire()
-	h.op = op{} // the buffers are the caller's again
 	if err != nil {
 		return result{}, err // done may be of an earlier attempt
 	}
@@ -3176,9 +3195,9 @@ func (f *fd) run(h *ioState, o *op) (result, error) {
 			f.spoke.Store(true)
 		}
 	case !f.listen && o.flags&syscall.MSG_PEEK == 0:
-		f.heard = int32(min(int(f.heard)+h.done.n, streamMin))
+		f.heard = int32(min(int(f.heard)+done.n, streamMin))
 	}
-	return h.done, nil
+	return done, nil
 }
 
 // maySpin reports whether a wait in that direction may spin, apart from its backoff. A
@@ -3195,71 +3214,79 @@ type wait struct {
 	straight bool  // it may spin, and parks without a spin or a yield before
 }
 
-// untilDone makes the operation of h until it ends: at once, by spinning or yielding, or parked
-// in the poller. The result is in h.done. The steps are functions of their own, so that the
-// stack of a goroutine that is parked has this one alone.
-func (f *fd) untilDone(h *ioState) error {
+// untilDone makes the call until the operation ends: at once, by spinning or yielding, or
+// parked in the poller. The steps are functions of their own, so that the stack of a goroutine
+// that is parked has this one alone. A step that ends with EAGAIN leaves it to the next.
+func (f *fd) untilDone(h *ioState, o *op) (result, error) {
 	if h.expired() {
-		return os.ErrDeadlineExceeded
+		return result{}, os.ErrDeadlineExceeded
 	}
-	w, done := f.tryAtOnce(h)
-	if !done && w.may {
-		done = f.stayAwake(h, &w)
+	var w wait
+	if done, err := f.tryAtOnce(h, o, &w); !notYet(err) {
+		return done, err
 	}
-	if done {
-		return h.err
+	if w.may {
+		if done, err := f.stayAwake(h, o, &w); !notYet(err) {
+			return done, err
+		}
 	}
-	h.tries = 0
-	err := f.await(h, nil)
-	return f.hasParked(h, w, err)
+	p, err := f.join(h)
+	if err != nil {
+		return result{}, err
+	}
+	h.parking.op, h.parking.tries = *o, 0
+	err = f.await(h, p, h.parking.again)
+	return f.hasParked(h, &w, err)
 }
 
 // tryAtOnce makes an attempt, unless it is likely to fail: the poller makes one before it
-// parks, and that one is enough then. It reports whether the operation has ended.
-func (f *fd) tryAtOnce(h *ioState) (w wait, done bool) {
+// parks, and that one is enough then.
+func (f *fd) tryAtOnce(h *ioState, o *op, w *wait) (done result, err error) {
 	w.may = f.maySpin(h)
 	w.spins = w.may && spinning.spins.allows(&h.spins)
 	if h.expectPark == 0 || w.spins || w.may && spinning.yieldsNext(&h.yields) {
-		if h.attempt(f.sys) {
+		if done, err = o.attempt(f.sys); !notYet(err) {
 			h.expectPark = 0
-			return w, true
+			return done, err
 		}
 	}
 	if h == &f.r { // the next wait goes by what comes from here on
 		f.heard = 0
 		f.spoke.Store(false)
 	}
-	return w, false
+	return result{}, syscall.EAGAIN
 }
 
 // stayAwake waits without parking, as far as that is likely to pay: it spins, or else it yields.
-// It reports whether the operation has ended.
-func (f *fd) stayAwake(h *ioState, w *wait) (done bool) {
+func (f *fd) stayAwake(h *ioState, o *op, w *wait) (result, error) {
 	limit := f.spinLimit()
 	w.begun, w.straight = now(), true
 	switch {
 	case w.spins && !paused(w.begun-f.waited, limit):
 		if spinning.begin() {
 			w.straight = false
-			return f.spinFor(h, w.begun, limit)
+			return f.spinFor(h, o, w.begun, limit)
 		}
 	case spinning.mayYield(&h.yields):
 		w.straight = false
-		return f.yieldFor(h, w.begun, limit)
+		return f.yieldFor(h, o, w.begun, limit)
 	}
-	return false
+	return result{}, syscall.EAGAIN
 }
 
 // hasParked ends a wait that was left to the poller, which returned that error.
-func (f *fd) hasParked(h *ioState, w wait, err error) error {
-	parked := err == nil && h.tries > 1
+func (f *fd) hasParked(h *ioState, w *wait, err error) (done result, _ error) {
+	k := h.parking
+	k.op = op{} // the buffers are the caller's again
+	parked := err == nil && k.tries > 1
 	switch {
 	case parked:
-		h.expectPark, err = expectParkMax, h.err
+		h.expectPark = expectParkMax
+		done, err = k.done, k.err
 		spinning.count(&h.turnout)
 	case err == nil: // it was ready
 		h.expectPark -= min(h.expectPark, 1)
-		return h.err
+		return k.done, k.err
 	}
 	switch {
 	case w.may:
@@ -3273,7 +3300,7 @@ func (f *fd) hasParked(h *ioState, w wait, err error) error {
 	case h == &f.r && f.spinLimit() > 0 && !spinning.crowded() && spinning.spins.allows(&h.spins):
 		f.waited = now()
 	}
-	return err
+	return done, err
 }
 
 // expectParkMax is how many operations in a row must end without parking before the next is
@@ -3281,39 +3308,40 @@ func (f *fd) hasParked(h *ioState, w wait, err error) error {
 // costs more than the way through the poller.
 const expectParkMax = 4
 
-// spinFor makes attempts until one succeeds or fails for good, and reports whether
-// one did before the limit.
-func (f *fd) spinFor(h *ioState, begun, limit int64) bool {
+// spinFor makes attempts until one succeeds or fails for good, up to the limit.
+func (f *fd) spinFor(h *ioState, o *op, begun, limit int64) (done result, err error) {
 	var s spin
 	s.begin(begun, limit)
-	done := false
-	for !done && !s.over(now()) && !f.closing() && !h.expired() {
-		done = h.attempt(f.sys)
+	err = syscall.EAGAIN
+	for notYet(err) && !s.over(now()) && !f.closing() && !h.expired() {
+		done, err = o.attempt(f.sys)
 	}
-	spinning.end(&h.spins, done)
-	if !done && spinning.shouldLeave(now()) {
+	won := !notYet(err)
+	spinning.end(&h.spins, won)
+	if won {
+		f.stayedAwake(h, &h.spins, s.last)
+	} else if spinning.shouldLeave(now()) {
 		spinning.leave()
 	}
-	if done {
-		f.stayedAwake(h, &h.spins, s.last)
-	}
-	return done
+	return done, err
 }
 
 // yieldFor lets others run before it makes an attempt, a few times.
-func (f *fd) yieldFor(h *ioState, begun, limit int64) bool {
-	at, done := begun, false
-	for n := 0; !done && moreYields(n, at-begun, limit) && !f.closing() && !h.expired(); n++ {
+func (f *fd) yieldFor(h *ioState, o *op, begun, limit int64) (done result, err error) {
+	at := begun
+	err = syscall.EAGAIN
+	for n := 0; notYet(err) && moreYields(n, at-begun, limit) && !f.closing() && !h.expired(); n++ {
 		spinning.yield()
-		done = h.attempt(f.sys)
+		done, err = o.attempt(f.sys)
 		at = now()
 	}
-	spinning.hasYielded(&h.yields, done, at-begun)
-	if done {
+	won := !notYet(err)
+	spinning.hasYielded(&h.yields, won, at-begun)
+	if won {
 		spinning.spins.skipped(&h.spins)
 		f.stayedAwake(h, &h.yields.backoff, at)
 	}
-	return done
+	return done, err
 }
 
 // stayedAwake ends a wait that did not park.
@@ -3325,31 +3353,55 @@ func (f *fd) stayedAwake(h *ioState, b *backoff, at int64) {
 	}
 }
 
-// attempt makes the call once and reports whether the operation has ended.
-func (h *ioState) attempt(sys int) bool {
+// notYet reports EAGAIN. A comparison of errors would be a call.
+func notYet(err error) bool {
+	errno, _ := err.(syscall.Errno)
+	return errno == syscall.EAGAIN
+}
+
+// attempt makes the call once, without waiting: EAGAIN tells that nothing happened yet.
+func (o *op) attempt(sys int) (result, error) {
 	for {
-		h.done, h.err = h.op.attempt(&h.op, sys)
-		switch errno, _ := h.err.(syscall.Errno); errno {
-		case syscall.EINTR:
-		case syscall.EAGAIN:
-			return false
-		default:
-			return true
+		r, err := o.make(sys)
+		if errno, _ := err.(syscall.Errno); errno != syscall.EINTR {
+			return r, err
 		}
 	}
 }
 
-// attemptAgain is an attempt that the poller makes: the first at once, before it
-// parks the goroutine. That one fails most of the time, so it looks first.
-func (h *ioState) attemptAgain(sys int) bool {
-	h.tries = min(h.tries+1, 2)
-	if h.tries == 1 && h.op.mode&receives != 0 {
-		if err := kern.look(sys); err != nil {
-			h.done, h.err = result{}, err
-			return err != syscall.EAGAIN
+func (o *op) make(sys int) (result, error) {
+	switch o.call {
+	case opReceive:
+		return receive(o, sys)
+	case opSend:
+		return sendData(o, sys)
+	case opReadPipe:
+		return readPipe(o, sys)
+	case opWritePipe:
+		return writePipe(o, sys)
+	case opReadShared:
+		return readShared(o, sys)
+	case opWriteShared:
+		return writeShared(o, sys)
+	case opAccept:
+		return acceptClient(o, sys)
+	}
+	return o.other(sys)
+}
+
+// attempt is an attempt that the poller makes: the first at once, before it parks the
+// goroutine. That one fails most of the time, so it looks first. It reports whether the
+// operation has ended.
+func (k *parking) attempt(sys int) bool {
+	k.tries = min(k.tries+1, 2)
+	if k.tries == 1 && k.op.call == opReceive {
+		if k.err = kern.look(sys); k.err != nil {
+			k.done = result{}
+			return !notYet(k.err)
 		}
 	}
-	return h.attempt(sys)
+	k.done, k.err = k.op.attempt(sys)
+	return !notYet(k.err)
 }
 
 // deadline is the deadline as a time.
@@ -3475,16 +3527,8 @@ func discardWithin(grace time.Duration, sys ...int) {
 // ---------------------------------------------------------------------------
 // Waiting
 
-// await calls try, by default another attempt at h's operation, when the direction
-// may be ready, until it reports true.
-func (f *fd) await(h *ioState, try func(sysfd uintptr) bool) error {
-	p, err := f.join()
-	if err != nil {
-		return err
-	}
-	if try == nil {
-		try = h.again
-	}
+// await calls try when the direction may be ready, until it reports true.
+func (f *fd) await(h *ioState, p *pollFile, try func(sysfd uintptr) bool) (err error) {
 	switch {
 	case f.pollsByTimer:
 		err = f.pollByTimer(h, try)
@@ -3519,15 +3563,16 @@ func (f *fd) pollByTimer(h *ioState, try func(sysfd uintptr) bool) error {
 	}
 }
 
-// join registers the descriptor with the runtime's poller, if it is not registered yet.
-// It does that on another goroutine: os.NewFile takes more stack than all the rest of a
-// wait, and a stack that grew does not shrink while its goroutine waits.
-func (f *fd) join() (*pollFile, error) {
-	if p := f.polled.Load(); p != nil {
+// join registers the descriptor with the runtime's poller, if it is not registered yet. If an
+// operation of h is about to park (h is nil otherwise), h has its parking then. It does that on
+// another goroutine: os.NewFile takes more stack than all the rest of a wait, and a stack that
+// grew does not shrink while its goroutine waits.
+func (f *fd) join(h *ioState) (*pollFile, error) {
+	if p := f.polled.Load(); p != nil && (h == nil || h.parking != nil) {
 		return p, nil // if Close comes now, its deadline ends the wait
 	}
 	err := make(chan error, 1)
-	go func() { err <- f.register() }()
+	go func() { err <- f.register(h) }()
 	if err := <-err; err != nil {
 		return nil, err
 	}
@@ -3535,7 +3580,12 @@ func (f *fd) join() (*pollFile, error) {
 }
 
 // register does the work of join.
-func (f *fd) register() error {
+func (f *fd) register(h *ioState) error {
+	if h != nil && h.parking == nil {
+		k := new(parking)
+		k.again = func(sysfd uintptr) bool { return k.attempt(int(sysfd)) }
+		h.parking = k
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closing() {
@@ -3556,10 +3606,6 @@ func (f *fd) register() error {
 		err = p.file.SetWriteDeadline(f.w.deadline())
 	}
 	f.pollsByTimer = f.pollsByTimer || err != nil
-	if f.r.again == nil {
-		f.r.again = func(sysfd uintptr) bool { return f.r.attemptAgain(int(sysfd)) }
-		f.w.again = func(sysfd uintptr) bool { return f.w.attemptAgain(int(sysfd)) }
-	}
 	f.polled.Store(p)
 	return nil
 }
@@ -3658,7 +3704,11 @@ func (c rawConn) wait(h *ioState, fn func(fd uintptr) bool) error {
 		return err
 	}
 	defer c.f.release(h)
-	return c.f.await(h, fn)
+	p, err := c.f.join(nil)
+	if err != nil {
+		return err
+	}
+	return c.f.await(h, p, fn)
 }
 
 // ---------------------------------------------------------------------------
@@ -3676,14 +3726,15 @@ func (f *fd) read(p []byte) (int, error) {
 	if f.in.hasAhead() {
 		return f.in.takeAhead(p), nil
 	}
-	attempt, mode := readPipe, opMode(0)
-	if f.socket {
-		attempt, mode = receive, receives
-	} else if f.shared.Load() {
-		attempt = readShared
+	call := opReceive
+	if !f.socket {
+		call = opReadPipe
+		if f.shared.Load() {
+			call = opReadShared
+		}
 	}
 	for {
-		done, err := f.run(h, &op{attempt: attempt, p: oneCall(p), mode: mode})
+		done, err := f.run(h, &op{call: call, p: oneCall(p)})
 		if !onlyFiles(done, err) {
 			return f.readResult(done.n, err)
 		}
@@ -3721,14 +3772,15 @@ func (f *fd) write(p []byte) (n int, err error) {
 		return 0, err
 	}
 	defer f.release(h)
-	attempt := writePipe
-	if f.socket {
-		attempt = sendData
-	} else if f.shared.Load() {
-		attempt = writeShared
+	call := opSend
+	if !f.socket {
+		call = opWritePipe
+		if f.shared.Load() {
+			call = opWriteShared
+		}
 	}
 	for {
-		done, err := f.run(h, &op{attempt: attempt, p: oneCall(p[n:])})
+		done, err := f.run(h, &op{call: call, p: oneCall(p[n:])})
 		if err != nil {
 			return n, writeError("write", err)
 		}
@@ -3747,16 +3799,17 @@ func (f *fd) readBuffers(bufs [][]byte) (int64, error) {
 		return 0, err
 	}
 	defer f.release(h)
-	h.iov = gather(h.iov, bufs)
-	defer clear(h.iov)
-	if len(h.iov) == 0 {
+	iov := h.vector()
+	*iov = gather(*iov, bufs)
+	defer clear(*iov)
+	if len(*iov) == 0 {
 		return 0, nil
 	}
 	if f.in.hasAhead() {
-		return int64(f.in.takeAhead(first(h.iov))), nil
+		return int64(f.in.takeAhead(first(*iov))), nil
 	}
 	for {
-		done, err := f.run(h, &op{attempt: receive, iov: &h.iov, mode: receives})
+		done, err := f.run(h, &op{call: opReceive, iov: iov})
 		if !onlyFiles(done, err) {
 			n, err := f.readResult(done.n, err)
 			return int64(n), err
@@ -3773,13 +3826,14 @@ func (f *fd) writeBuffers(bufs *net.Buffers) (total int64, err error) {
 		return 0, err
 	}
 	defer f.release(h)
-	defer func() { clear(h.iov) }()
+	iov := h.vector()
+	defer func() { clear(*iov) }()
 	for {
-		if h.iov = gather(h.iov, *bufs); len(h.iov) == 0 {
+		if *iov = gather(*iov, *bufs); len(*iov) == 0 {
 			consume(bufs, 0)
 			return total, nil
 		}
-		o, err := f.run(h, &op{attempt: sendData, iov: &h.iov})
+		o, err := f.run(h, &op{call: opSend, iov: iov})
 		if err != nil {
 			return total, writeError("write", err)
 		}
@@ -3802,6 +3856,14 @@ type iovec struct {
 
 // iovMax is how many buffers go into one call: IOV_MAX of sys/uio.h.
 const iovMax = 1024
+
+// vector returns the vector of the direction.
+func (h *ioState) vector() *[]iovec {
+	if h.iov == nil {
+		h.iov = new([]iovec)
+	}
+	return h.iov
+}
 
 // gather fills iov with the buffers that are not empty, as many as one call takes, and
 // returns it.
@@ -3917,7 +3979,6 @@ const (
 	acceptShared  opMode = 1 << iota // another holder may have made the listener blocking
 	acceptServing                    // the connection accepted last may not be served yet
 	doorbellRead                     // see receive
-	receives                         // the attempt is receive
 )
 
 // acceptClient accepts a client. If there is none, it lets the goroutine of the
@@ -3945,7 +4006,7 @@ func acceptClient(o *op, sys int) (r result, err error) {
 // recvmsg receives some data, and control messages if there is room for them. If there is
 // none, the descriptors among them are closed elsewhere. The caller has acquired f.r.
 func (f *fd) recvmsg(p, oob []byte, flags int) (n, oobn, got int, err error) {
-	done, err := f.run(&f.r, &op{attempt: receive, p: oneCall(p), oob: oob, flags: int32(flags), mode: receives})
+	done, err := f.run(&f.r, &op{call: opReceive, p: oneCall(p), oob: oob, flags: int32(flags)})
 	if err == nil && f.readShut.Load() && kern.readsAfterShutdown() {
 		if len(oob) > 0 {
 			discardRights(oob[:done.oobn])
@@ -3963,7 +4024,7 @@ func (f *fd) sendmsg(p, oob []byte, flags int) (int, error) {
 	}
 	var giveUp int64 // when to stop waiting for others to receive their files
 	for {
-		done, err := f.run(&f.w, &op{attempt: sendData, p: p, oob: oob, flags: int32(flags)})
+		done, err := f.run(&f.w, &op{call: opSend, p: p, oob: oob, flags: int32(flags)})
 		if err != syscall.ETOOMANYREFS {
 			return done.n, err
 		}
@@ -5355,7 +5416,7 @@ func awaitBell(f *fd, p []byte) error {
 		return err
 	}
 	defer f.release(h)
-	done, err := f.run(h, &op{attempt: receive, p: p, mode: doorbellRead | receives})
+	done, err := f.run(h, &op{call: opReceive, p: p, mode: doorbellRead})
 	if lost, _ := kern.rightsLost(err); lost || done.files > 0 {
 		return errFilesInDoorbell
 	}
