@@ -510,7 +510,7 @@ func TestCrowdIsMoreThanTwoForEachCPU(t *testing.T) {
 		c, clock := aCrowd(directions, more, cpus, gap)
 		return c.isNow(clock)
 	}
-	for _, cpus := range []int{2, 4, 64} {
+	for _, cpus := range []int{1, 2, 4, 64} {
 		for _, n := range []int{1, 2, cpus, 2 * cpus} {
 			if tooMany(n, 0, cpus, gap) {
 				t.Errorf("%d directions are too many for %d CPUs", n, cpus)
@@ -541,7 +541,7 @@ func TestCrowdCountsNoDirectionTwiceInARound(t *testing.T) {
 		all[i].seen = 1
 	}
 	for i := range 10 * 2 * crowdRound {
-		if c.add(&all[i/crowdShare%4], 2, func() int64 { return 0 }); c.tooMany.Load() {
+		if c.add(&all[i/crowdShare%4], 2, func() int64 { return 0 }); c.tooMany.Load() > 0 {
 			t.Fatalf("two directions for each CPU are too many after %d waits", i+1)
 		}
 	}
@@ -555,7 +555,7 @@ func TestCrowdIsNotMadeOfShortConnections(t *testing.T) {
 		for range 10 * 2 * crowdRound {
 			var short turnout
 			for range exchanges {
-				if c.add(&short, 2, func() int64 { return 0 }); c.tooMany.Load() {
+				if c.add(&short, 2, func() int64 { return 0 }); c.tooMany.Load() > 0 {
 					t.Fatalf("connections for %d exchanges each are too many", exchanges)
 				}
 			}
@@ -577,35 +577,67 @@ func TestCrowdIsForgottenWhenItHasGone(t *testing.T) {
 	}
 }
 
+// A round in which few waited does not end a crowd, many such rounds do.
+func TestCrowdStaysForSomeRounds(t *testing.T) {
+	c, clock := aCrowd(100, 0, 2, 20*time.Microsecond)
+	waits := 0
+	for few := new(turnout); c.isNow(clock); waits++ {
+		c.add(few, 2, clock)
+	}
+	if rounds := waits / (2 * crowdRound); rounds < crowdStays-1 || rounds > crowdStays+1 {
+		t.Errorf("the crowd is there for %d rounds more, want about %d", rounds, crowdStays)
+	}
+}
+
 // TestSpinPolicyFindsACrowd has many directions wait, and then few.
 func TestSpinPolicyFindsACrowd(t *testing.T) {
-	cpus := max(runtime.GOMAXPROCS(0), 2)
+	cpus := runtime.GOMAXPROCS(0)
 	at := int64(time.Hour)
 	p := spinPolicy{clock: func() int64 { return at }}
 	wait := func(directions int, gap time.Duration) bool {
 		all := make([]turnout, directions)
-		for i := range 4 * crowdRound * cpus {
+		for i := range (crowdStays + 4) * crowdRound * cpus {
 			at += int64(gap) / int64(cpus)
 			p.count(&all[i%directions])
 		}
 		return p.crowd.isNow(p.clock)
 	}
 	p.count(new(turnout))
-	if limit := int(p.limit.Load()); limit != cpus-1 {
-		t.Errorf("at most %d goroutines spin, want %d", limit, cpus-1)
+	if n := int(p.cpus.Load()); n != cpus {
+		t.Errorf("%d goroutines run at a time, want %d", n, cpus)
 	}
-	p.limit.Store(int32(cpus)) // as if GOMAXPROCS had become less since
+	p.cpus.Store(int32(cpus + 1)) // as if GOMAXPROCS had become less since
 	if !wait(20*cpus, spinDefault/5) {
 		t.Error("many directions are no crowd")
 	}
-	if limit := int(p.limit.Load()); limit != cpus-1 {
-		t.Errorf("at most %d goroutines spin after some rounds, want %d", limit, cpus-1)
+	if n := int(p.cpus.Load()); n != cpus {
+		t.Errorf("after some rounds %d goroutines run at a time, want %d", n, cpus)
+	}
+	if wait(20*cpus, 3*spinDefault) {
+		t.Error("many directions that are idle most of the time are a crowd")
+	}
+	if !wait(20*cpus, spinDefault/5) {
+		t.Error("many directions are no crowd again")
 	}
 	if wait(cpus, spinDefault/5) {
 		t.Error("few directions are a crowd")
 	}
-	if wait(20*cpus, 3*spinDefault) {
-		t.Error("many directions that are idle most of the time are a crowd")
+}
+
+// Spinners leave one CPU free, but one may spin in any case.
+func TestSpinPolicyLeavesACPUFree(t *testing.T) {
+	for _, c := range []struct{ cpus, spinners int32 }{{0, 1}, {1, 1}, {2, 1}, {3, 2}, {8, 7}} {
+		p := spinPolicy{clock: now}
+		p.ask() // the first of them measures
+		p.cpus.Store(c.cpus)
+		for range c.spinners {
+			if !p.begin() {
+				t.Errorf("of %d CPUs %d have spinners, want %d", c.cpus, p.spinners.Load(), c.spinners)
+			}
+		}
+		if p.begin() {
+			t.Errorf("of %d CPUs more than %d have spinners", c.cpus, c.spinners)
+		}
 	}
 }
 
@@ -718,6 +750,98 @@ func TestSpinPolicyLetsOthersRun(t *testing.T) {
 		}
 		if len(others) == 0 {
 			t.Errorf("no other goroutine has run during %d %s", p.asked.Load()-before, what)
+		}
+	}
+}
+
+// A busyEnd is one of two processes that exchange messages over many connections on one CPU, where
+// one goroutine of each runs at a time.
+type busyEnd struct {
+	p       *spinPolicy
+	y       []yielder
+	t       []turnout
+	ready   []int // connections of which the poller has a message, in its order
+	yielded int   // the connection whose wait has yielded, -1 for none
+	waits   int
+	yields  int
+}
+
+func newBusyEnd(connections int, clock func() int64) *busyEnd {
+	e := &busyEnd{p: &spinPolicy{clock: clock, yield: func() {}}, yielded: -1}
+	e.y, e.t = make([]yielder, connections), make([]turnout, connections)
+	for i := range e.y {
+		e.y[i].waits = youngWaits
+	}
+	return e
+}
+
+// run goes on until the end gives the CPU up. answer is called for each message that it answers.
+func (e *busyEnd) run(answer func(connection int)) {
+	for {
+		c := e.yielded
+		if e.yielded = -1; c >= 0 {
+			at := slices.Index(e.ready, c)
+			e.p.hasYielded(&e.y[c], at >= 0, 4000)
+			if at < 0 {
+				continue // it parks
+			}
+			e.ready = slices.Delete(e.ready, at, at+1)
+		} else {
+			if len(e.ready) == 0 {
+				return // it sleeps
+			}
+			c, e.ready = e.ready[0], e.ready[1:]
+			e.y[c].hasParked(15000)
+		}
+		e.waits++
+		e.p.count(&e.t[c])
+		answer(c)
+		if !e.p.crowded() && e.p.mayYield(&e.y[c]) {
+			e.yields++
+			e.yielded = c
+			return
+		}
+	}
+}
+
+// On one CPU a yield takes the time of other goroutines that the poller has ready. So it does not
+// pay where there are some, and none of them waits for long.
+func TestYieldsOnOneCPUOfManyConnections(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	const exchanges = 50000
+	for _, connections := range []int{1, 2, 3, 4, 8, 20, 100} {
+		var at int64
+		var ends [2]*busyEnd
+		for i := range ends {
+			ends[i] = newBusyEnd(connections, func() int64 { return at })
+		}
+		for c := range connections {
+			ends[0].ready = append(ends[0].ready, c)
+		}
+		latest := make([]int, connections)
+		longest, done := 0, 0
+		for i := 0; done < exchanges; i = 1 - i {
+			if done < exchanges/2 {
+				longest, ends[0].waits, ends[0].yields = 0, 0, 0
+			}
+			ends[i].run(func(c int) {
+				at += 1500
+				ends[1-i].ready = append(ends[1-i].ready, c)
+				if i == 0 {
+					done++
+					longest, latest[c] = max(longest, done-latest[c]), done
+				}
+			})
+		}
+		share := float64(ends[0].yields) / float64(ends[0].waits)
+		if connections == 1 && share < 0.98 {
+			t.Errorf("with one connection %.2f of the waits yield", share)
+		}
+		if connections > 2 && share > 0.05 {
+			t.Errorf("with %d connections %.2f of the waits yield", connections, share)
+		}
+		if longest > 2*turnAfter*connections {
+			t.Errorf("with %d connections one waits for %d exchanges of others", connections, longest)
 		}
 	}
 }

@@ -524,7 +524,7 @@ func forget() {
 	spinning.spins.young.Store(0)
 	spinning.yields.young.Store(0)
 	spinning.crowd.counted.Store(0)
-	spinning.crowd.tooMany.Store(false)
+	spinning.crowd.tooMany.Store(0)
 }
 
 // spins reports whether a wait in that direction spins before it parks.
@@ -823,7 +823,7 @@ func TestSpinNotInACrowd(t *testing.T) {
 	a.SetSpin(time.Minute)
 	spinning.crowd.begun.Store(now() + int64(time.Hour)) // so that the verdict holds
 	defer spinning.crowd.begun.Store(now())
-	spinning.crowd.tooMany.Store(true)
+	spinning.crowd.tooMany.Store(1)
 	if a.fd.maySpin(&a.fd.r) {
 		t.Error("a wait spins in a crowd")
 	}

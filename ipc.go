@@ -3275,6 +3275,7 @@ const (
 	attemptMax    = 20 * time.Microsecond  // the most that one attempt counts as spinning; the rest went to others
 	yieldsMax     = 4                      // yields of one wait: after the first the system may choose this end once more
 	yieldsInARow  = 4096                   // waits that could yield, after which one parks: it tells how long that takes
+	yieldsAlone   = 7 * crowdRound / 2     // the same if one goroutine runs at a time; see yieldsInARow of spinPolicy
 	sliceLost     = time.Millisecond       // a wait that took so much longer for its yields has lost a time slice
 	parkedMax     = 400 * time.Microsecond // a longer wait is one for a peer that is idle or busy, whatever this end does
 	leaveMin      = 200 * time.Microsecond // between two times that a thread of the process leaves its CPU
@@ -3355,11 +3356,11 @@ type yielder struct {
 	balance int16    // what those that yielded have gained by it, in steps of 128 ns, up to 4 ms
 }
 
-// turnToPark counts a wait that could yield, and reports whether it should park, so that it is
-// known how long that takes.
-func (y *yielder) turnToPark() bool {
+// turnToPark counts a wait that could yield, and reports whether it should park after so many of
+// them in a row.
+func (y *yielder) turnToPark(inARow uint16) bool {
 	y.inARow++
-	return y.inARow > yieldsInARow || y.parked == 0 && y.waits == youngWaits
+	return y.inARow > inARow || y.parked == 0 && y.waits == youngWaits
 }
 
 // hasParked takes note of a wait that parked at once and took so long. A direction with long
@@ -3435,9 +3436,8 @@ func (s *spin) over(now int64) bool {
 
 // A spinPolicy is what all directions of a process have in common.
 type spinPolicy struct {
-	spinners atomic.Int32  // goroutines that spin now
-	limit    atomic.Int32  // the most of them, read from the scheduler now and then
-	alone    atomic.Bool   // one goroutine runs at a time; read with limit
+	cpus     atomic.Int32  // goroutines that run at a time, read from the scheduler now and then; 0 until then
+	spinners atomic.Int32  // those that spin now
 	asked    atomic.Uint32 // counts the calls of ask
 	spins    experience
 	yields   experience
@@ -3466,16 +3466,21 @@ type experience struct {
 //
 // A direction is not counted in its first round. Connections that are made one after the
 // other, for a few exchanges each, are many directions, and yet only one waits at a time.
+//
+// A crowd stays for some rounds. Otherwise a peer that has not found it yet, and exchanges some
+// messages with one of many before it looks at the others, would make it seem gone.
 type crowd struct {
 	ended   atomic.Uint32 // waits that ended
 	counted atomic.Uint32 // those of this round
 	begun   atomic.Int64  // when this round began
-	tooMany atomic.Bool   // what the last round told
+	tooMany atomic.Int32  // for how many rounds from now on too many wait, as far as the last round told
+	several atomic.Bool   // it also told that more than one direction waits
 }
 
 const (
 	crowdRound = 32                                  // waits for each CPU
 	crowdShare = crowdRound / 4                      // the most that is counted of one direction
+	crowdStays = 16                                  // rounds that a crowd stays after the last that told so
 	crowdTime  = 2 * crowdRound * int64(spinDefault) // a round that takes longer is not one of a crowd
 	crowdLook  = 16                                  // waits from one look at the clock to the next
 )
@@ -3503,8 +3508,16 @@ func (c *crowd) add(t *turnout, cpus uint32, clock func() int64) (last bool) {
 		return false
 	}
 	now := clock()
-	took := now - c.begun.Swap(now)
-	c.tooMany.Store(c.counted.Swap(0) > size/2 && took < crowdTime)
+	took, counted := now-c.begun.Swap(now), c.counted.Swap(0)
+	switch left := c.tooMany.Load(); {
+	case took >= crowdTime:
+		c.tooMany.Store(0)
+	case counted > size/2:
+		c.tooMany.Store(crowdStays)
+	case left > 0:
+		c.tooMany.Store(left - 1)
+	}
+	c.several.Store(counted > crowdShare)
 	return true
 }
 
@@ -3512,11 +3525,11 @@ func (c *crowd) add(t *turnout, cpus uint32, clock func() int64) (last bool) {
 // already longer than one of a crowd. Most calls do without the clock: they look when the
 // count of waits is a multiple of crowdLook.
 func (c *crowd) isNow(clock func() int64) bool {
-	if !c.tooMany.Load() {
+	if c.tooMany.Load() == 0 {
 		return false
 	}
 	if c.ended.Load()%crowdLook == 0 && clock()-c.begun.Load() >= crowdTime {
-		c.tooMany.Store(false)
+		c.tooMany.Store(0)
 		return false
 	}
 	return true
@@ -3540,7 +3553,7 @@ func (e *experience) allows(b *backoff) bool {
 // leave one CPU free, but one may spin in any case.
 func (p *spinPolicy) begin() bool {
 	p.ask()
-	if p.spinners.Add(1) > p.limit.Load() {
+	if p.spinners.Add(1) > max(1, p.cpus.Load()-1) {
 		p.spinners.Add(-1)
 		return false
 	}
@@ -3555,11 +3568,10 @@ func (p *spinPolicy) ask() {
 }
 
 // measure finds out how many goroutines run at a time.
-func (p *spinPolicy) measure() {
-	n := runtime.GOMAXPROCS(0)
-	p.alone.Store(n == 1)
-	p.limit.Store(int32(max(1, n-1)))
-}
+func (p *spinPolicy) measure() { p.cpus.Store(int32(runtime.GOMAXPROCS(0))) }
+
+// alone reports whether one goroutine runs at a time.
+func (p *spinPolicy) alone() bool { return p.cpus.Load() == 1 }
 
 // end is called after a spin that begin allowed.
 func (p *spinPolicy) end(b *backoff, won bool) {
@@ -3581,7 +3593,21 @@ func (p *spinPolicy) mayYield(y *yielder) bool {
 		p.yields.skipped(&y.backoff)
 		return false
 	}
-	return !y.turnToPark()
+	return !y.turnToPark(p.yieldsInARow())
+}
+
+// yieldsInARow returns after how many waits that yield a direction parks once. If one goroutine
+// runs at a time, those that the poller has ready run only if that one parks. So it soon gives way
+// where others have waited too, and looks now and then whether they do.
+func (p *spinPolicy) yieldsInARow() uint16 {
+	switch {
+	case !p.alone():
+		return yieldsInARow
+	case p.crowd.several.Load():
+		return turnAfter
+	default:
+		return yieldsAlone
+	}
 }
 
 // moreYields reports whether a wait may yield once more, after so many yields that took so long,
@@ -3624,7 +3650,7 @@ func (p *spinPolicy) succeeded() {
 // letOthersRun lets the other goroutines run now and then, if one runs at a time: a goroutine
 // that never parks gives its CPU up after 10 ms only.
 func (p *spinPolicy) letOthersRun() {
-	if p.alone.Load() && p.asked.Load()%turnAfter == 0 {
+	if p.alone() && p.asked.Load()%turnAfter == 0 {
 		runtime.Gosched()
 	}
 }
@@ -3641,10 +3667,10 @@ func (p *spinPolicy) shouldLeave(now int64) bool {
 
 // count counts a wait of that direction, which has ended.
 func (p *spinPolicy) count(t *turnout) {
-	if p.limit.Load() == 0 {
+	if p.cpus.Load() == 0 {
 		p.measure()
 	}
-	if p.crowd.add(t, uint32(p.limit.Load())+1, p.clock) {
+	if p.crowd.add(t, uint32(p.cpus.Load()), p.clock) {
 		p.measure()
 	}
 }
