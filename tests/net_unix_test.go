@@ -220,6 +220,8 @@ type workload struct {
 	inTurn  bool          // the server serves a client before it accepts the next
 	limit   string        // what the program of benchmarks/limit calls it
 	think   time.Duration // how long the client computes before each exchange
+	busy    int           // connections that exchange messages all the time
+	idle    int           // connections beside them
 	serve   func(side *contender, w *workload, conn net.Conn)
 	client  func(side *contender, w *workload, path string) (float64, error)
 }
@@ -255,7 +257,8 @@ var workloads = []workload{
 	{name: "copy to a socket, against a plain copy", size: 64 << 10, unit: "MB/s", rival: "plain", serve: relay, client: relayed},
 	{name: "copy to TCP", size: 64 << 10, unit: "MB/s", serve: relay, client: relayedToTCP},
 	{name: "copy to TCP, against a plain copy", size: 64 << 10, unit: "MB/s", rival: "plain", serve: relay, client: relayedToTCP},
-	{name: "100 busy, 10000 idle", size: 64, unit: "exchanges/s", serve: echo, client: manyBusy},
+	{name: "8 busy", size: 64, unit: "exchanges/s", busy: 8, serve: echo, client: manyBusy},
+	{name: "100 busy, 10000 idle", size: 64, unit: "exchanges/s", busy: 100, idle: 10000, serve: echo, client: manyBusy},
 	{name: "memory of an idle connection", unit: "B", atRest: true, serve: sit, client: idleMemory},
 	{name: "CPU time of 10000 idle connections", unit: "µs per s", atRest: true, serve: sit, client: idleCPU},
 }
@@ -843,15 +846,15 @@ func through(side *contender, w *workload, path string, l net.Listener, target s
 	return megabytes(n, start), nil
 }
 
-// manyBusy returns the exchanges per second of 100 connections beside 10000 idle
-// ones, as far as the limit of descriptors allows.
+// manyBusy returns the exchanges per second of many connections beside idle ones, as far as
+// the limit of descriptors allows.
 func manyBusy(side *contender, w *workload, path string) (float64, error) {
-	conns, err := dialMany(side, w, path, idleConns(300))
+	conns, err := dialMany(side, w, path, min(w.idle, idleConns(300)))
 	defer closeAll(conns)
 	if err != nil {
 		return 0, err
 	}
-	var busy [100]net.Conn
+	busy := make([]net.Conn, w.busy)
 	for i := range busy {
 		c, err := side.dial(w.network, path)
 		if err != nil {
