@@ -641,6 +641,44 @@ func TestSpinPolicyLeavesACPUFree(t *testing.T) {
 	}
 }
 
+// A peer that makes pauses is not spun for, one that is slow now and then is.
+func TestSpinNotForAPeerThatMakesPauses(t *testing.T) {
+	const limit, waits = int64(spinDefault), 10000
+	for what, c := range map[string]struct {
+		isLong func(n int) bool
+		most   int // failed spins
+		least  int // waits that spin
+	}{
+		"always":       {func(int) bool { return true }, longWaits, 0},
+		"now and then": {func(n int) bool { return n%50 == 49 }, waits / 50, waits * 9 / 10},
+		"for a while":  {func(n int) bool { return n/1000%2 == 1 }, 5 * longWaits, waits/2 - 100},
+	} {
+		p := spinPolicy{clock: func() int64 { return 0 }}
+		var b backoff
+		spins, failed := 0, 0
+		for n := range waits {
+			long := c.isLong(n)
+			if p.spins.allows(&b) {
+				spins++
+				if long {
+					failed++
+				}
+				p.spins.tried(&b, !long)
+			} else {
+				p.spins.skipped(&b)
+			}
+			if long {
+				b.took(10*limit, limit)
+			} else {
+				b.took(limit/10, limit)
+			}
+		}
+		if failed > c.most || spins < c.least {
+			t.Errorf("where the peer makes pauses %s, %d of %d waits spin, want at least %d, and %d in vain, want at most %d", what, spins, waits, c.least, failed, c.most)
+		}
+	}
+}
+
 func TestSpinCountsItsOwnTime(t *testing.T) {
 	const limit = int64(spinDefault)
 	var s spin

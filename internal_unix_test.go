@@ -629,12 +629,39 @@ func TestSpinNotAfterAPause(t *testing.T) {
 	}
 }
 
+// After waits that were too long for a spin none spins, until one was short.
+func TestSpinNotAfterLongWaits(t *testing.T) {
+	a, b := connected(t)
+	neverYield(t)
+	for n := range longWaits {
+		a.SetSpin(time.Nanosecond)
+		a.fd.r.spins.skip = 1 // the wait parks
+		if got := a.fd.r.spins.long; int(got) != n {
+			t.Fatalf("%d waits count as long after %d of them", got, n)
+		}
+		parkOnce(t, a, func() { b.Write([]byte("x")) })
+	}
+	a.fd.r.spins.skip = 0
+	a.SetSpin(10 * time.Second)
+	if spins(t, a.fd, &a.fd.r) {
+		t.Errorf("after %d long waits one spins", longWaits)
+	}
+	if !spins(t, a.fd, &a.fd.r) {
+		t.Error("after a short wait none spins")
+	}
+	a.fd.r.spins.long = 1
+	if !spins(t, a.fd, &a.fd.r) || a.fd.r.spins.long != 0 {
+		t.Error("a spin that succeeds is no short wait")
+	}
+}
+
 // A wait that does not spin, after a pause or since spins have failed, yields. Where that ends
 // it, nothing is given to the poller.
 func TestReadThatDoesNotSpinYields(t *testing.T) {
 	for what, prepare := range map[string]func(h *ioState, f *fd){
 		"after a pause":       func(_ *ioState, f *fd) { f.waited = now() - int64(time.Hour) },
 		"after failed spins":  func(h *ioState, _ *fd) { h.spins = backoff{waits: youngWaits, skip: 100} },
+		"after long waits":    func(h *ioState, _ *fd) { h.spins = backoff{waits: youngWaits, long: longWaits} },
 		"of a busy direction": func(h *ioState, f *fd) { h.expectPark, f.waited = expectParkMax, now()-int64(time.Hour) },
 	} {
 		a, b := connected(t)
@@ -658,6 +685,9 @@ func TestReadThatDoesNotSpinYields(t *testing.T) {
 		}
 		if skip := a.fd.r.spins.skip; skip > 99 {
 			t.Errorf("Read %s is none of the %d that do not spin", what, skip)
+		}
+		if a.fd.r.spins.long != 0 {
+			t.Errorf("Read %s is no short wait", what)
 		}
 	}
 }
@@ -740,6 +770,28 @@ func TestReadOfWhatIsThereDoesNotYield(t *testing.T) {
 	}
 }
 
+// parkOnce reads a byte that write writes when the read is about to park.
+func parkOnce(t *testing.T, c *Conn, write func()) {
+	t.Helper()
+	h := &c.fd.r
+	h.expectPark = 0
+	if err := c.fd.acquire(h); err != nil {
+		t.Fatal(err)
+	}
+	defer c.fd.release(h)
+	tries, p := 0, make([]byte, 1)
+	_, err := c.fd.run(h, &op{call: opOther, other: func(sys int) (result, error) {
+		if tries++; tries == 2 { // the poller's first: what comes now wakes it
+			write()
+			return result{}, syscall.EAGAIN
+		}
+		return receive(&op{p: p}, sys)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // It is remembered how long a wait takes that parks at once, unless it is long.
 func TestReadThatParksIsMeasured(t *testing.T) {
 	a, b := connected(t)
@@ -747,22 +799,10 @@ func TestReadThatParksIsMeasured(t *testing.T) {
 	neverYield(t)
 	park := func(pause time.Duration) {
 		a.fd.r.spins = backoff{waits: youngWaits, skip: skipMax}
-		a.fd.r.expectPark = 0
-		tries := 0
-		a.fd.r.mu.Lock()
-		defer a.fd.r.mu.Unlock()
-		p := make([]byte, 1)
-		_, err := a.fd.run(&a.fd.r, &op{call: opOther, other: func(sys int) (result, error) {
-			if tries++; tries == 2 { // the poller's first: what comes now wakes it
-				time.Sleep(pause)
-				b.Write([]byte("x"))
-				return result{}, syscall.EAGAIN
-			}
-			return receive(&op{p: p}, sys)
-		}})
-		if err != nil {
-			t.Fatal(err)
-		}
+		parkOnce(t, a, func() {
+			time.Sleep(pause)
+			b.Write([]byte("x"))
+		})
 	}
 	park(2 * parkedMax)
 	if a.fd.r.yields.parked != 0 {

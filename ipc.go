@@ -3243,7 +3243,8 @@ var raceBuild = func() bool {
 // often.
 //
 // No wait spins after a pause: see paused. The peer sleeps then, and is woken on this very
-// CPU, where it can run as soon as this end sleeps, too.
+// CPU, where it can run as soon as this end sleeps, too. Nor does one after two waits in a row
+// that were too long for it: the peer is slow, or makes pauses itself.
 //
 // A wait that does not spin, after a pause or because spins failed, yields: it lets others have
 // its CPU, and tries again when it has it back (sched_yield(2)). If the peer has waited for that
@@ -3268,6 +3269,7 @@ const (
 	skipMin       = 4                      // waits without a spin after one more failed spin; each further one doubles that
 	skipMax       = 4096                   // the most that skipMin is doubled to
 	youngWaits    = 4                      // waits after which a direction goes by its own history
+	longWaits     = 2                      // waits in a row too long for a spin, after which none spins until one was short
 	longRunOfWins = 16                     // spins that succeeded in a row, after which an end leaves the poller
 	longerRuns    = 4                      // how many times that number doubles, once with each such run
 	streamMin     = 4 << 10                // bytes read from one wait to the next that are a stream, if nothing was written
@@ -3289,6 +3291,7 @@ type backoff struct {
 	waits uint8  // seen so far, up to youngWaits
 	runs  uint8  // long runs so far, up to longerRuns
 	debt  uint8  // lossWeight for each failed spin, less one for each successful one; below debtMax + lossWeight
+	long  uint8  // waits in a row that took longer than a spin may, up to longWaits
 	wins  uint16 // spins that succeeded in a row
 	skip  uint16 // waits to come that do not spin
 	last  uint16 // value of skip after the latest failed spin, halved by each success without a debt
@@ -3315,6 +3318,15 @@ func paused(gap, limit int64) bool { return gap > limit }
 // many bytes were read since the wait before it and whether anything was written: if so,
 // the wait is for an answer.
 func streaming(heard int, spoke bool) bool { return heard >= streamMin && !spoke }
+
+// took takes note of how long a wait was, where a spin may take that limit.
+func (b *backoff) took(length, limit int64) {
+	if length <= limit {
+		b.long = 0
+	} else {
+		b.long = min(b.long+1, longWaits)
+	}
+}
 
 func (b *backoff) won() {
 	b.wins++
@@ -3543,10 +3555,11 @@ func (p *spinPolicy) crowded() bool { return p.crowd.isNow(p.clock) }
 
 // allows reports whether the history of the direction lets the next wait spin, or yield.
 func (e *experience) allows(b *backoff) bool {
+	skip := b.skip
 	if b.waits < youngWaits {
-		return e.youngBackoff().skip == 0
+		skip = e.youngBackoff().skip
 	}
-	return b.skip == 0
+	return skip == 0 && b.long < longWaits
 }
 
 // begin reports whether the caller may spin, and counts it as a spinner then. Spinners
@@ -3694,9 +3707,9 @@ func (e *experience) note(b *backoff, what func(*backoff)) {
 		what(b)
 		return
 	}
-	waits, wins, runs := b.waits, b.wins, b.runs
+	before := *b
 	*b = e.youngBackoff()
-	b.waits, b.wins, b.runs = waits+1, wins, runs
+	b.waits, b.wins, b.runs, b.long = before.waits+1, before.wins, before.runs, before.long
 	what(b)
 	e.young.Store(uint64(b.debt)<<32 | uint64(b.skip)<<16 | uint64(b.last))
 	if b.waits == youngWaits {

@@ -3291,6 +3291,7 @@ func (f *fd) hasParked(h *ioState, w *wait, err error) (done result, _ error) {
 	switch {
 	case w.may:
 		f.waited = now() // the next wait compares with it
+		h.spins.took(f.waited-w.begun, f.spinLimit())
 		if parked && w.straight {
 			h.yields.hasParked(f.waited - w.begun)
 		}
@@ -3319,6 +3320,7 @@ func (f *fd) spinFor(h *ioState, o *op, begun, limit int64) (done result, err er
 	won := !notYet(err)
 	spinning.end(&h.spins, won)
 	if won {
+		h.spins.took(0, limit)
 		f.stayedAwake(h, &h.spins, s.last)
 	} else if spinning.shouldLeave(now()) {
 		spinning.leave()
@@ -3338,6 +3340,7 @@ func (f *fd) yieldFor(h *ioState, o *op, begun, limit int64) (done result, err e
 	won := !notYet(err)
 	spinning.hasYielded(&h.yields, won, at-begun)
 	if won {
+		h.spins.took(at-begun, limit)
 		spinning.spins.skipped(&h.spins)
 		f.stayedAwake(h, &h.yields.backoff, at)
 	}
