@@ -1651,10 +1651,11 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 //   - a wait to read in a stream: 4 KiB or more were read since the wait before it, and
 //     this end wrote nothing meanwhile. A [PipeReader] never writes;
 //   - a wait to read after a pause: the wait before it ended longer ago than the limit;
+//   - a wait to read after two in a row that took longer than the limit;
 //   - any wait while the process has more busy ends than two for each CPU. A direction of a
 //     connection, a pipe end and a listener are an end each.
 //
-// On Linux a wait to read that does not spin, after a pause or because spins failed, lets the
+// On Linux a wait to read that does not spin, after a pause, long waits or failed spins, lets the
 // other threads of its CPU run before it parks (sched_yield(2)), at most four times and not again
 // after d. So two ends on one CPU need about 0.6 of the time of package net. Where others want
 // that CPU too, a yield may lose a time slice. An end whose yields fail, or have lost more time
@@ -3260,7 +3261,7 @@ var raceBuild = func() bool {
 // writer that parked is not woken by each read of its peer: Linux waits until three
 // quarters of what it queued are read (unix_writable of net/unix/af_unix.c).
 //
-// Where more than two directions for each CPU wait all the time, none spins: see crowd.
+// Where more than two directions for each CPU wait all the time, none spins or yields: see crowd.
 
 const (
 	spinDefault   = 100 * time.Microsecond // about the time of two wake-ups on a slow machine
