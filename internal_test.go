@@ -649,9 +649,9 @@ func TestSpinNotForAPeerThatMakesPauses(t *testing.T) {
 		most   int // failed spins
 		least  int // waits that spin
 	}{
-		"always":       {func(int) bool { return true }, longWaits, 0},
+		"always":       {func(int) bool { return true }, longWaits + waits/(longTrial-longWaits), 10},
 		"now and then": {func(n int) bool { return n%50 == 49 }, waits / 50, waits * 9 / 10},
-		"for a while":  {func(n int) bool { return n/1000%2 == 1 }, 5 * longWaits, waits/2 - 100},
+		"for a while":  {func(n int) bool { return n/1000%2 == 1 }, 5*longWaits + waits/2/(longTrial-longWaits), waits/2 - 100},
 	} {
 		p := spinPolicy{clock: func() int64 { return 0 }}
 		var b backoff
@@ -668,9 +668,9 @@ func TestSpinNotForAPeerThatMakesPauses(t *testing.T) {
 				p.spins.skipped(&b)
 			}
 			if long {
-				b.took(10*limit, limit)
+				b.took(2*int64(parkedMax), limit)
 			} else {
-				b.took(limit/10, limit)
+				b.took(int64(parkedMax), limit) // it was parked
 			}
 		}
 		if failed > c.most || spins < c.least {

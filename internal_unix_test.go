@@ -629,7 +629,7 @@ func TestSpinNotAfterAPause(t *testing.T) {
 	}
 }
 
-// After waits that were too long for a spin none spins, until one was short.
+// After long waits none spins, until one was short.
 func TestSpinNotAfterLongWaits(t *testing.T) {
 	a, b := connected(t)
 	neverYield(t)
@@ -639,7 +639,10 @@ func TestSpinNotAfterLongWaits(t *testing.T) {
 		if got := a.fd.r.spins.long; int(got) != n {
 			t.Fatalf("%d waits count as long after %d of them", got, n)
 		}
-		parkOnce(t, a, func() { b.Write([]byte("x")) })
+		parkOnce(t, a, func() {
+			time.Sleep(2 * parkedMax)
+			b.Write([]byte("x"))
+		})
 	}
 	a.fd.r.spins.skip = 0
 	a.SetSpin(10 * time.Second)

@@ -1651,7 +1651,8 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 //   - a wait to read in a stream: 4 KiB or more were read since the wait before it, and
 //     this end wrote nothing meanwhile. A [PipeReader] never writes;
 //   - a wait to read after a pause: the wait before it ended longer ago than the limit;
-//   - a wait to read after two in a row that took longer than the limit;
+//   - a wait to read after two in a row that took longer than the limit and 400 µs, but for one
+//     in 62 of them;
 //   - any wait while the process has more busy ends than two for each CPU. A direction of a
 //     connection, a pipe end and a listener are an end each.
 //
@@ -3244,8 +3245,8 @@ var raceBuild = func() bool {
 // often.
 //
 // No wait spins after a pause: see paused. The peer sleeps then, and is woken on this very
-// CPU, where it can run as soon as this end sleeps, too. Nor does one after two waits in a row
-// that were too long for it: the peer is slow, or makes pauses itself.
+// CPU, where it can run as soon as this end sleeps, too. Nor does one after two long waits in a
+// row: the peer is slow, or makes pauses itself. Now and then one tries all the same.
 //
 // A wait that does not spin, after a pause or because spins failed, yields: it lets others have
 // its CPU, and tries again when it has it back (sched_yield(2)). If the peer has waited for that
@@ -3270,7 +3271,8 @@ const (
 	skipMin       = 4                      // waits without a spin after one more failed spin; each further one doubles that
 	skipMax       = 4096                   // the most that skipMin is doubled to
 	youngWaits    = 4                      // waits after which a direction goes by its own history
-	longWaits     = 2                      // waits in a row too long for a spin, after which none spins until one was short
+	longWaits     = 2                      // long waits in a row, after which none spins until one was short
+	longTrial     = 64                     // long waits in a row, after which one spins all the same
 	longRunOfWins = 16                     // spins that succeeded in a row, after which an end leaves the poller
 	longerRuns    = 4                      // how many times that number doubles, once with each such run
 	streamMin     = 4 << 10                // bytes read from one wait to the next that are a stream, if nothing was written
@@ -3292,7 +3294,7 @@ type backoff struct {
 	waits uint8  // seen so far, up to youngWaits
 	runs  uint8  // long runs so far, up to longerRuns
 	debt  uint8  // lossWeight for each failed spin, less one for each successful one; below debtMax + lossWeight
-	long  uint8  // waits in a row that took longer than a spin may, up to longWaits
+	long  uint8  // waits in a row that were long, up to longTrial
 	wins  uint16 // spins that succeeded in a row
 	skip  uint16 // waits to come that do not spin
 	last  uint16 // value of skip after the latest failed spin, halved by each success without a debt
@@ -3320,14 +3322,21 @@ func paused(gap, limit int64) bool { return gap > limit }
 // the wait is for an answer.
 func streaming(heard int, spoke bool) bool { return heard >= streamMin && !spoke }
 
-// took takes note of how long a wait was, where a spin may take that limit.
+// took takes note of how long a wait was, where a spin may take that limit. One is long if it
+// would be without the time that it takes to park.
 func (b *backoff) took(length, limit int64) {
-	if length <= limit {
+	switch {
+	case length <= max(limit, int64(parkedMax)):
 		b.long = 0
-	} else {
-		b.long = min(b.long+1, longWaits)
+	case b.long == longTrial:
+		b.long = longWaits
+	default:
+		b.long++
 	}
 }
+
+// expectsLong reports whether the next wait is likely to be long, too.
+func (b *backoff) expectsLong() bool { return b.long >= longWaits && b.long < longTrial }
 
 func (b *backoff) won() {
 	b.wins++
@@ -3560,7 +3569,7 @@ func (e *experience) allows(b *backoff) bool {
 	if b.waits < youngWaits {
 		skip = e.youngBackoff().skip
 	}
-	return skip == 0 && b.long < longWaits
+	return skip == 0 && !b.expectsLong()
 }
 
 // begin reports whether the caller may spin, and counts it as a spinner then. Spinners
