@@ -194,7 +194,7 @@
 // # Speed
 //
 // No read, write, send or receive allocates, whether it waits or not, except the
-// first wait of an end, and one after many that did not park. [io.Copy]
+// first wait that parks in each direction, and one after many that did not park. [io.Copy]
 // between connections and pipes is left to the kernel on Linux (splice(2)).
 // [Conn.WriteBuffers] writes many buffers in one call.
 //

@@ -541,7 +541,7 @@ func TestCrowdCountsNoDirectionTwiceInARound(t *testing.T) {
 		all[i].seen = 1
 	}
 	for i := range 10 * 2 * crowdRound {
-		if c.add(&all[i/crowdShare%4], 2, func() int64 { return 0 }); c.tooMany.Load() > 0 {
+		if c.add(&all[i/crowdShare%4], 2, func() int64 { return 0 }); c.left.Load() > 0 {
 			t.Fatalf("two directions for each CPU are too many after %d waits", i+1)
 		}
 	}
@@ -555,7 +555,7 @@ func TestCrowdIsNotMadeOfShortConnections(t *testing.T) {
 		for range 10 * 2 * crowdRound {
 			var short turnout
 			for range exchanges {
-				if c.add(&short, 2, func() int64 { return 0 }); c.tooMany.Load() > 0 {
+				if c.add(&short, 2, func() int64 { return 0 }); c.left.Load() > 0 {
 					t.Fatalf("connections for %d exchanges each are too many", exchanges)
 				}
 			}
@@ -881,6 +881,25 @@ func TestYieldsOnOneCPUOfManyConnections(t *testing.T) {
 		if longest > 2*turnAfter*connections {
 			t.Errorf("with %d connections one waits for %d exchanges of others", connections, longest)
 		}
+	}
+}
+
+// Where sockets have stopped exchanging messages, shared memory, whose waits are not counted, does
+// not give way to them for ever.
+func TestYieldsGiveWayToWhoWaitsNow(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	var at int64
+	p := spinPolicy{clock: func() int64 { return at }}
+	var two [2]turnout
+	for i := range 4 * crowdRound {
+		p.count(&two[i%2])
+	}
+	if n := p.yieldsInARow(); n != turnAfter {
+		t.Errorf("of two directions one yields %d times in a row, want %d", n, turnAfter)
+	}
+	at += crowdTime
+	if n := p.yieldsInARow(); n != yieldsAlone {
+		t.Errorf("some time after it yields %d times in a row, want %d", n, yieldsAlone)
 	}
 }
 

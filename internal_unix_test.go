@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -524,7 +525,7 @@ func forget() {
 	spinning.spins.young.Store(0)
 	spinning.yields.young.Store(0)
 	spinning.crowd.counted.Store(0)
-	spinning.crowd.tooMany.Store(0)
+	spinning.crowd.left.Store(0)
 }
 
 // spins reports whether a wait in that direction spins before it parks.
@@ -635,7 +636,6 @@ func TestSpinNotAfterLongWaits(t *testing.T) {
 	neverYield(t)
 	for n := range longWaits {
 		a.SetSpin(time.Nanosecond)
-		a.fd.r.spins.skip = 1 // the wait parks
 		if got := a.fd.r.spins.long; int(got) != n {
 			t.Fatalf("%d waits count as long after %d of them", got, n)
 		}
@@ -649,6 +649,10 @@ func TestSpinNotAfterLongWaits(t *testing.T) {
 	if spins(t, a.fd, &a.fd.r) {
 		t.Errorf("after %d long waits one spins", longWaits)
 	}
+	if a.fd.r.spins.long != longWaits {
+		t.Error("a wait that ended with its deadline is a short one")
+	}
+	parkOnce(t, a, func() { b.Write([]byte("x")) })
 	if !spins(t, a.fd, &a.fd.r) {
 		t.Error("after a short wait none spins")
 	}
@@ -795,6 +799,34 @@ func parkOnce(t *testing.T, c *Conn, write func()) {
 	}
 }
 
+// The buffers of an operation that parked are the caller's again when it has ended.
+func TestReadThatParkedLetsItsBufferGo(t *testing.T) {
+	for what, end := range map[string]func(a, b *Conn){
+		"data":         func(_, b *Conn) { b.Write([]byte("x")) },
+		"the deadline": func(a, _ *Conn) { a.SetReadDeadline(time.Unix(1, 0)) },
+		"the end":      func(_, b *Conn) { b.Close() },
+		"Close":        func(a, _ *Conn) { a.fd.closeLater() },
+	} {
+		a, b := connected(t)
+		a.SetSpin(-1)
+		ended := make(chan struct{})
+		go func() {
+			a.Read(make([]byte, 10))
+			close(ended)
+		}()
+		for a.fd.polled.Load() == nil {
+			runtime.Gosched()
+		}
+		end(a, b)
+		<-ended
+		a.fd.r.mu.Lock()
+		if o := &a.fd.r.parking.op; o.p != nil || o.oob != nil || o.iov != nil || o.other != nil {
+			t.Errorf("after a Read that %s ended its arguments are still there", what)
+		}
+		a.fd.r.mu.Unlock()
+	}
+}
+
 // It is remembered how long a wait takes that parks at once, unless it is long.
 func TestReadThatParksIsMeasured(t *testing.T) {
 	a, b := connected(t)
@@ -866,7 +898,7 @@ func TestSpinNotInACrowd(t *testing.T) {
 	a.SetSpin(time.Minute)
 	spinning.crowd.begun.Store(now() + int64(time.Hour)) // so that the verdict holds
 	defer spinning.crowd.begun.Store(now())
-	spinning.crowd.tooMany.Store(1)
+	spinning.crowd.left.Store(1)
 	if a.fd.maySpin(&a.fd.r) {
 		t.Error("a wait spins in a crowd")
 	}

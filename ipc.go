@@ -3280,7 +3280,7 @@ const (
 	attemptMax    = 20 * time.Microsecond  // the most that one attempt counts as spinning; the rest went to others
 	yieldsMax     = 4                      // yields of one wait: after the first the system may choose this end once more
 	yieldsInARow  = 4096                   // waits that could yield, after which one parks: it tells how long that takes
-	yieldsAlone   = 7 * crowdRound / 2     // the same if one goroutine runs at a time; see yieldsInARow of spinPolicy
+	yieldsAlone   = 7 * crowdRound / 2     // the same if one goroutine runs at a time: some rounds and a half, so that one has two directions
 	sliceLost     = time.Millisecond       // a wait that took so much longer for its yields has lost a time slice
 	parkedMax     = 400 * time.Microsecond // a longer wait is one for a peer that is idle or busy, whatever this end does
 	leaveMin      = 200 * time.Microsecond // between two times that a thread of the process leaves its CPU
@@ -3495,8 +3495,8 @@ type crowd struct {
 	ended   atomic.Uint32 // waits that ended
 	counted atomic.Uint32 // those of this round
 	begun   atomic.Int64  // when this round began
-	tooMany atomic.Int32  // for how many rounds from now on too many wait, as far as the last round told
-	several atomic.Bool   // it also told that more than one direction waits
+	left    atomic.Int32  // rounds for which there still is a crowd
+	several atomic.Bool   // the last round told that more than one direction waits
 }
 
 const (
@@ -3531,31 +3531,40 @@ func (c *crowd) add(t *turnout, cpus uint32, clock func() int64) (last bool) {
 	}
 	now := clock()
 	took, counted := now-c.begun.Swap(now), c.counted.Swap(0)
-	switch left := c.tooMany.Load(); {
+	switch left := c.left.Load(); {
 	case took >= crowdTime:
-		c.tooMany.Store(0)
+		c.left.Store(0)
 	case counted > size/2:
-		c.tooMany.Store(crowdStays)
+		c.left.Store(crowdStays)
 	case left > 0:
-		c.tooMany.Store(left - 1)
+		c.left.Store(left - 1)
 	}
 	c.several.Store(counted > crowdShare)
 	return true
 }
 
-// isNow reports whether too many wait now: the last round told so, and this one is not
+// isNow reports whether too many wait now: one of the last rounds told so, and this one is not
 // already longer than one of a crowd. Most calls do without the clock: they look when the
 // count of waits is a multiple of crowdLook.
 func (c *crowd) isNow(clock func() int64) bool {
-	if c.tooMany.Load() == 0 {
+	if c.left.Load() == 0 {
 		return false
 	}
-	if c.ended.Load()%crowdLook == 0 && clock()-c.begun.Load() >= crowdTime {
-		c.tooMany.Store(0)
+	if c.ended.Load()%crowdLook == 0 && c.isOver(clock()) {
+		c.left.Store(0)
 		return false
 	}
 	return true
 }
+
+// isMoreThanOne reports whether more than one direction waits now.
+func (c *crowd) isMoreThanOne(clock func() int64) bool {
+	return c.several.Load() && !c.isOver(clock())
+}
+
+// isOver reports whether what the rounds before told does not count any more, since this one is
+// longer than one of a crowd.
+func (c *crowd) isOver(now int64) bool { return now-c.begun.Load() >= crowdTime }
 
 // spinning is the policy of this process.
 var spinning = spinPolicy{leave: leaveCPU, yield: yieldCPU, clock: now}
@@ -3626,7 +3635,7 @@ func (p *spinPolicy) yieldsInARow() uint16 {
 	switch {
 	case !p.alone():
 		return yieldsInARow
-	case p.crowd.several.Load():
+	case p.crowd.isMoreThanOne(p.clock):
 		return turnAfter
 	default:
 		return yieldsAlone

@@ -3051,7 +3051,7 @@ type pollFile struct {
 	raw  syscall.RawConn
 }
 
-// An ioState is the state of one direction of an fd. It takes one cache line.
+// An ioState is the state of one direction of an fd: on a system of 64 bits it takes a cache line.
 type ioState struct {
 	mu      sync.Mutex   // one operation at a time; guards all but expiry
 	expiry  atomic.Int64 // the deadline on the clock of now, 0 for none; set while an operation has mu
@@ -3187,7 +3187,7 @@ func (f *fd) run(h *ioState, o *op) (result, error) {
 	done, err := f.untilDone(h, o)
 	raceAcquire()
 	if err != nil {
-		return result{}, err // done may be of an earlier attempt
+		return result{}, err // done may be what a failed call returned
 	}
 	switch {
 	case h == &f.w:
@@ -3291,11 +3291,14 @@ func (f *fd) hasParked(h *ioState, w *wait, err error) (done result, _ error) {
 	switch {
 	case w.may:
 		f.waited = now() // the next wait compares with it
+		if !parked {
+			break // it failed, which tells nothing
+		}
 		h.spins.took(f.waited-w.begun, f.spinLimit())
-		if parked && w.straight {
+		if w.straight {
 			h.yields.hasParked(f.waited - w.begun)
 		}
-		if parked && !w.spins {
+		if !w.spins {
 			spinning.spins.skipped(&h.spins)
 		}
 	case h == &f.r && f.spinLimit() > 0 && !spinning.crowded() && spinning.spins.allows(&h.spins):
