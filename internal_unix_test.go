@@ -4,6 +4,7 @@ package ipc
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -1117,6 +1118,44 @@ func spinOnce(t *testing.T, f *fd) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// A connection whose first wait is likely to park is with the poller before its first use, without
+// another goroutine.
+func TestDialAndAcceptJoinThePollerIfTheyAreLikelyToPark(t *testing.T) {
+	neverYield(t)
+	for _, c := range []struct {
+		spin   time.Duration
+		young  backoff
+		polled bool
+	}{
+		{-1, backoff{}, true},
+		{time.Second, backoff{}, false},
+		{time.Second, backoff{skip: 1}, true},
+	} {
+		l, err := ListenConfig{Spin: c.spin}.Listen(Path(t.TempDir() + "/s"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		forget()
+		spinning.spins.young.Store(uint64(c.young.skip) << 16)
+		dialed, err := Dialer{Spin: c.spin}.DialContext(context.Background(), l.Addr().(Addr))
+		if err != nil {
+			t.Fatal(err)
+		}
+		accepted, err := l.AcceptConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for what, end := range map[string]*Conn{"dialed": dialed, "accepted": accepted} {
+			if polled := end.fd.polled.Load() != nil; polled != c.polled {
+				t.Errorf("a connection that was %s is with the poller: %t, with Spin %v and %d waits that do not spin", what, polled, c.spin, c.young.skip)
+			}
+			end.Close()
+		}
+		l.Close()
+	}
+	forget()
 }
 
 func TestSpinThatSucceedsLeavesThePoller(t *testing.T) {

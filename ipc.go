@@ -60,6 +60,7 @@ var (
 // A descriptor is one end of a connection or of a pipe. It is safe for concurrent use.
 // After close every method fails with net.ErrClosed.
 type descriptor interface {
+	begin(spin time.Duration)            // comes first for what was accepted or dialed: how long waits may spin
 	closeLater() error                   // marks it closed, and wakes every call that waits; waits for nothing
 	awaitGone(grace time.Duration) error // waits until the number is free again, no longer than the grace
 	dispose()                            // closes it, when the last user has left: see refs
@@ -1043,7 +1044,7 @@ func (l *server) accept() (*fd, error) {
 		}
 		p, err := l.rules.Load().admit(fd)
 		if err == nil {
-			fd.setSpin(l.spin)
+			fd.begin(l.spin)
 			return fd, nil
 		}
 		fd.closeLater() // whatever is in its queue must not hold the others up
@@ -1273,7 +1274,7 @@ func (d *Dialer) reach(ctx context.Context, addr Addr, kind connKind) (*fd, erro
 	if err != nil {
 		return nil, opError("dial", Addr{}, addr, err)
 	}
-	fd.setSpin(d.Spin)
+	fd.begin(d.Spin)
 	return fd, nil
 }
 
@@ -3640,6 +3641,12 @@ func (p *spinPolicy) yieldsInARow() uint16 {
 	default:
 		return yieldsAlone
 	}
+}
+
+// mayStayAwake reports whether the next wait of a direction may spin or yield, where it may do so
+// for that limit.
+func (p *spinPolicy) mayStayAwake(limit int64, spins *backoff, y *yielder) bool {
+	return limit > 0 && !p.crowded() && (p.spins.allows(spins) || p.yieldsNext(y))
 }
 
 // moreYields reports whether a wait may yield once more, after so many yields that took so long,

@@ -1799,6 +1799,16 @@ func newConnFD(sys int, kind connKind) *fd {
 	return f
 }
 
+// begin sets how long waits of a connection that was accepted or dialed may spin. If its first
+// wait is likely to park it is registered with the poller right here. Later that takes another
+// goroutine, for which the scheduler wakes a thread: see join.
+func (f *fd) begin(spin time.Duration) {
+	f.setSpin(spin)
+	if !spinning.mayStayAwake(f.spinLimit(), &f.r.spins, &f.r.yields) {
+		f.register(&f.r) // the first wait tries again if this fails
+	}
+}
+
 func (f *fd) carry(kind connKind) {
 	if kind == messages && !framesMessages {
 		f.kind = messages

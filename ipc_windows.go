@@ -2148,6 +2148,8 @@ type fd struct {
 	cleanup runtime.Cleanup // closes sys if nobody does; stopped when file takes over
 }
 
+func (f *fd) begin(spin time.Duration) { f.setSpin(spin) }
+
 // A readSide is the state of the reads of an fd.
 type readSide struct {
 	turn    semaphore // held by the read under way: see acquire
