@@ -1639,8 +1639,9 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 // The default is at most 100 µs on Linux, and never on the other Unix systems. A spin
 // costs the CPU time that it takes. Waking a thread costs both processes more, so a
 // spin that succeeds saves time: a ping-pong of 64 bytes between two processes of a quiet
-// machine took 0.3 to 0.4 of the time of package net, and 0.5 to 0.6 of its CPU time
-// (README.md has the table, and what other conditions show). Whatever the limit, spins stop
+// machine took 0.3 to 0.7 of the time of package net, and 0.5 to 1.0 of its CPU time: the
+// longer it takes to wake a thread, the less (README.md has the table, and what other
+// conditions show). Whatever the limit, spins stop
 // where more than about one in nine of them fails: then the next waits do not spin, and their
 // number doubles with each further failure, up to four thousand. At most GOMAXPROCS-1
 // goroutines of a process spin at a time, or one if that is 0. A connection that stays idle
@@ -1659,7 +1660,7 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 //
 // On Linux a wait to read that does not spin, after a pause, long waits or failed spins, lets the
 // other threads of its CPU run before it parks (sched_yield(2)), at most four times and not again
-// after d. So two ends on one CPU need about 0.6 of the time of package net. Where others want
+// after d. So two ends on one CPU need 0.6 to 0.7 of the time of package net. Where others want
 // that CPU too, a yield may lose a time slice. An end whose yields fail, or have lost more time
 // than they gained, parks its next waits, up to four thousand. A negative d excludes yields, too.
 //
