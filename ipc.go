@@ -3324,8 +3324,9 @@ func paused(gap, limit int64) bool { return gap > limit }
 // the wait is for an answer.
 func streaming(heard int, spoke bool) bool { return heard >= streamMin && !spoke }
 
-// took takes note of how long a wait was, where a spin may take that limit. One is long if it
-// would be without the time that it takes to park.
+// took takes note of how long a wait was, where a spin may take that limit. A wait is long only
+// if it would be without the time that parking takes. Otherwise two ends that park would keep each
+// other from spinning.
 func (b *backoff) took(length, limit int64) {
 	switch {
 	case length <= max(limit, int64(parkedMax)):

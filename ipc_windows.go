@@ -2148,6 +2148,7 @@ type fd struct {
 	cleanup runtime.Cleanup // closes sys if nobody does; stopped when file takes over
 }
 
+// begin sets how long waits of a connection that was accepted or dialed keep their thread.
 func (f *fd) begin(spin time.Duration) { f.setSpin(spin) }
 
 // A readSide is the state of the reads of an fd.
