@@ -894,11 +894,11 @@ func TestYieldsGiveWayToWhoWaitsNow(t *testing.T) {
 	for i := range 4 * crowdRound {
 		p.count(&two[i%2])
 	}
-	if n := p.yieldsInARow(); n != turnAfter {
+	if n := p.yieldsUntilPark(); n != turnAfter {
 		t.Errorf("of two directions one yields %d times in a row, want %d", n, turnAfter)
 	}
 	at += crowdTime
-	if n := p.yieldsInARow(); n != yieldsAlone {
+	if n := p.yieldsUntilPark(); n != yieldsAlone {
 		t.Errorf("some time after it yields %d times in a row, want %d", n, yieldsAlone)
 	}
 }

@@ -3296,7 +3296,7 @@ type backoff struct {
 	waits uint8  // seen so far, up to youngWaits
 	runs  uint8  // long runs so far, up to longerRuns
 	debt  uint8  // lossWeight for each failed spin, less one for each successful one; below debtMax + lossWeight
-	long  uint8  // waits in a row that were long, up to longTrial
+	long  uint8  // waits in a row that were long, up to longTrial; for spins alone
 	wins  uint16 // spins that succeeded in a row
 	skip  uint16 // waits to come that do not spin
 	last  uint16 // value of skip after the latest failed spin, halved by each success without a debt
@@ -3628,13 +3628,13 @@ func (p *spinPolicy) mayYield(y *yielder) bool {
 		p.yields.skipped(&y.backoff)
 		return false
 	}
-	return !y.turnToPark(p.yieldsInARow())
+	return !y.turnToPark(p.yieldsUntilPark())
 }
 
-// yieldsInARow returns after how many waits that yield a direction parks once. If one goroutine
+// yieldsUntilPark returns after how many waits that yield a direction parks once. If one goroutine
 // runs at a time, those that the poller has ready run only if that one parks. So it soon gives way
 // where others have waited too, and looks now and then whether they do.
-func (p *spinPolicy) yieldsInARow() uint16 {
+func (p *spinPolicy) yieldsUntilPark() uint16 {
 	switch {
 	case !p.alone():
 		return yieldsInARow
@@ -3643,12 +3643,6 @@ func (p *spinPolicy) yieldsInARow() uint16 {
 	default:
 		return yieldsAlone
 	}
-}
-
-// mayStayAwake reports whether the next wait of a direction may spin or yield, where it may do so
-// for that limit.
-func (p *spinPolicy) mayStayAwake(limit int64, spins *backoff, y *yielder) bool {
-	return limit > 0 && !p.crowded() && (p.spins.allows(spins) || p.yieldsNext(y))
 }
 
 // moreYields reports whether a wait may yield once more, after so many yields that took so long,

@@ -1804,8 +1804,9 @@ func newConnFD(sys int, kind connKind) *fd {
 // goroutine, for which the scheduler wakes a thread: see join.
 func (f *fd) begin(spin time.Duration) {
 	f.setSpin(spin)
-	if !spinning.mayStayAwake(f.spinLimit(), &f.r.spins, &f.r.yields) {
-		f.register(&f.r) // the first wait tries again if this fails
+	h := &f.r
+	if !f.maySpin(h) || !spinning.spins.allows(&h.spins) && !spinning.yieldsNext(&h.yields) {
+		f.register(h) // the first wait tries again if this fails
 	}
 }
 
@@ -3385,6 +3386,7 @@ func (o *op) attempt(sys int) (result, error) {
 	}
 }
 
+// make makes the call, interrupted or not.
 func (o *op) make(sys int) (result, error) {
 	switch o.call {
 	case opReceive:
