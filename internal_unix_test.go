@@ -616,6 +616,55 @@ func TestSpinDoesNotDisturbAStream(t *testing.T) {
 	}
 }
 
+// An answer among much data is not spun for, unless one goroutine runs at a time. What counts is
+// what the two ends exchanged last, whether they had to wait meanwhile or not.
+func TestSpinNotForAnAnswerInBulk(t *testing.T) {
+	a, b := connected(t)
+	a.SetSpin(time.Minute)
+	defer spinning.cpus.Store(spinning.cpus.Load())
+	forget()
+	exchange := func(heard, said int) {
+		t.Helper()
+		for p := make([]byte, 1<<10); heard+said > 0; {
+			from, to, left := b, a, &heard
+			if heard == 0 {
+				from, to, left = a, b, &said
+			}
+			p = p[:min(len(p), *left)]
+			if _, err := from.Write(p); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(to, p); err != nil {
+				t.Fatal(err)
+			}
+			*left -= len(p)
+			p = p[:cap(p)]
+		}
+	}
+	for _, c := range []struct {
+		heard, said int
+		cpus        int32
+		may         bool
+	}{
+		{bulkMin / 2, bulkMin / 2, 2, false},
+		{bulkMin / 2, bulkMin / 2, 1, true},
+		{bulkMin/2 - 1, bulkMin / 2, 2, true}, // and all that came before is not counted
+		{bulkMin/2 - 1, bulkMin / 2, 2, true},
+		{bulkMin - 1, 1, 2, false},
+		{1, bulkMin - 1, 2, false},
+		{1, 1, 2, true},
+	} {
+		exchange(c.heard, c.said)
+		spinning.cpus.Store(c.cpus)
+		if got := a.fd.maySpin(&a.fd.r); got != c.may {
+			t.Errorf("a wait after %d bytes read and %d written, with %d goroutines at a time, may spin: %t", c.heard, c.said, c.cpus, got)
+		}
+	}
+	if spinning.cpus.Store(2); !spins(t, a.fd, &a.fd.r) || !a.fd.maySpin(&a.fd.r) {
+		t.Error("a wait after little, and one after none, do not spin")
+	}
+}
+
 func TestSpinNotAfterAPause(t *testing.T) {
 	a, _ := connected(t)
 	const limit = 10 * time.Second

@@ -3260,7 +3260,9 @@ var raceBuild = func() bool {
 //
 // In a stream no wait spins. Its two ends are fastest one after the other on one CPU,
 // whose cache still has what the other end wrote, and a spin takes the time that the other
-// end needs. A wait to write is always one of a stream; see streaming for the others. A
+// end needs. The same is true of an answer to much data, or with much: both ends count what
+// they exchange, so that they agree. A wait to write is always one of a stream; see streaming
+// and inBulk for the others. A
 // writer that parked is not woken by each read of its peer: Linux waits until three
 // quarters of what it queued are read (unix_writable of net/unix/af_unix.c).
 //
@@ -3278,6 +3280,7 @@ const (
 	longRunOfWins = 16                     // spins that succeeded in a row, after which an end leaves the poller
 	longerRuns    = 4                      // how many times that number doubles, once with each such run
 	streamMin     = 4 << 10                // bytes read from one wait to the next that are a stream, if nothing was written
+	bulkMin       = 48 << 10               // bytes read and written from one wait to the next that are best copied on one CPU
 	turnAfter     = crowdShare / 2         // spins and yields after which others run, if one goroutine runs at a time; see crowd
 	attemptMax    = 20 * time.Microsecond  // the most that one attempt counts as spinning; the rest went to others
 	yieldsMax     = 4                      // yields of one wait: after the first the system may choose this end once more
@@ -3319,10 +3322,13 @@ func (b *backoff) longRun() bool {
 // has failed meanwhile, if its limit is the same.
 func paused(gap, limit int64) bool { return gap > limit }
 
-// streaming reports whether a wait for something to read is one of a stream, given how
-// many bytes were read since the wait before it and whether anything was written: if so,
-// the wait is for an answer.
-func streaming(heard int, spoke bool) bool { return heard >= streamMin && !spoke }
+// streaming reports whether a wait for something to read is one of a stream, given how many
+// bytes were read and written since the wait before it: if any were written, it is for an
+// answer.
+func streaming(heard, said int32) bool { return heard >= streamMin && said == 0 }
+
+// inBulk reports whether it is a wait for an answer among much data.
+func inBulk(heard, said int32) bool { return heard+said >= bulkMin }
 
 // took takes note of how long a wait was, where a spin may take that limit. A wait is long only
 // if it would be without the time that parking takes. Otherwise two ends that park would keep each

@@ -3025,7 +3025,7 @@ type fd struct {
 	// What most operations look at comes first, so that it is on one cache line: where many
 	// connections are busy, none of them stays in the cache.
 	refs                              // calls that use sys; the last one after Close closes it
-	heard    int32                    // bytes read since the last wait to read began, up to streamMin; guarded by r.mu
+	heard    int32                    // bytes read since the last wait to read began, up to bulkMin; guarded by r.mu
 	sys      int                      // changed by leavePoller alone, while nobody else is a user
 	kind     connKind                 // messages: the kernel keeps their boundaries
 	socket   bool                     // not a pipe or FIFO
@@ -3034,7 +3034,7 @@ type fd struct {
 	shared   atomic.Bool              // set by markShared, never cleared
 	readShut atomic.Bool              // set by closeRead, never cleared: see readsAfterShutdown
 	ended    atomic.Bool              // a read met the end of the stream, so that nothing is in the queue
-	spoke    atomic.Bool              // something was written since the last wait to read began; a lost update does no harm
+	said     atomic.Int32             // bytes written since then, up to bulkMin; a lost update does no harm
 	spin     atomic.Int64             // SetSpin, in nanoseconds
 	waited   int64                    // when the latest wait to read ended, as far as the next compares with it; guarded by r.mu
 	polled   atomic.Pointer[pollFile] // nil unless it is with the poller; stored under mu, loaded by every wait
@@ -3202,19 +3202,32 @@ func (f *fd) run(h *ioState, o *op) (result, error) {
 	}
 	switch {
 	case h == &f.w:
-		if !f.spoke.Load() {
-			f.spoke.Store(true)
+		if said := f.said.Load(); said < bulkMin {
+			f.said.Store(upToBulk(said, done.n))
 		}
 	case !f.listen && o.flags&syscall.MSG_PEEK == 0:
-		f.heard = int32(min(int(f.heard)+done.n, streamMin))
+		f.heard = upToBulk(f.heard, done.n)
 	}
 	return done, nil
 }
 
-// maySpin reports whether a wait in that direction may spin, apart from its backoff. A
-// wait to write never spins: it is one of a stream.
+// hear begins to read what the next wait to read goes by.
+func (f *fd) hear() {
+	f.heard = 0
+	f.said.Store(0)
+}
+
+// upToBulk adds n bytes to so many, up to bulkMin.
+func upToBulk(bytes int32, n int) int32 { return int32(min(int(bytes)+n, bulkMin)) }
+
+// maySpin reports whether a wait in that direction may spin or yield, apart from its backoff.
+// A wait to write never does: it is one of a stream.
 func (f *fd) maySpin(h *ioState) bool {
-	return h == &f.r && f.spinLimit() > 0 && !streaming(int(f.heard), f.spoke.Load()) && !spinning.crowded()
+	if h == &f.w || f.spinLimit() <= 0 {
+		return false
+	}
+	heard, said := f.heard, f.said.Load()
+	return !streaming(heard, said) && (!inBulk(heard, said) || spinning.alone()) && !spinning.crowded()
 }
 
 // A wait is what is known of the wait of an operation.
@@ -3254,6 +3267,9 @@ func (f *fd) untilDone(h *ioState, o *op) (result, error) {
 // parks, and that one is enough then.
 func (f *fd) tryAtOnce(h *ioState, o *op, w *wait) (done result, err error) {
 	w.may = f.maySpin(h)
+	if h == &f.r && f.said.Load() > 0 {
+		f.hear()
+	}
 	w.spins = w.may && spinning.spins.allows(&h.spins)
 	if h.expectPark == 0 || w.spins || w.may && spinning.yieldsNext(&h.yields) {
 		if done, err = o.attempt(f.sys); !notYet(err) {
@@ -3261,9 +3277,8 @@ func (f *fd) tryAtOnce(h *ioState, o *op, w *wait) (done result, err error) {
 			return done, err
 		}
 	}
-	if h == &f.r { // the next wait goes by what comes from here on
-		f.heard = 0
-		f.spoke.Store(false)
+	if h == &f.r {
+		f.hear()
 	}
 	return result{}, syscall.EAGAIN
 }
