@@ -491,7 +491,7 @@ func aCrowd(directions, more, cpus int, gap time.Duration) (c *crowd, clock func
 	all := make([]turnout, directions)
 	var at int64
 	clock = func() int64 { return at }
-	for i := range 2*directions + 10*crowdRound*cpus {
+	for i := range 2*crowdShare*directions + 10*crowdRound*cpus {
 		for n := range more + 1 {
 			t := &all[0]
 			if n == more {

@@ -772,7 +772,7 @@ func TestReadsThatYieldLeaveThePoller(t *testing.T) {
 	if a.fd.polled.Load() != nil {
 		t.Error("it is with the poller after a long run of reads that yielded")
 	}
-	if n := a.fd.r.turnout.seen; n == 0 {
+	if n := a.fd.r.turnout.left; n == 0 {
 		t.Error("a wait that yielded is not counted among those of a crowd")
 	}
 }
@@ -988,7 +988,7 @@ func TestCrowdCountsEachWait(t *testing.T) {
 	for _, limit := range []time.Duration{-1, time.Minute} {
 		a.SetSpin(limit)
 		forget()
-		before := spinning.crowd.ended.Load()
+		a.fd.r.turnout.left = crowdShare
 		if err := a.fd.acquire(&a.fd.r); err != nil {
 			t.Fatal(err)
 		}
@@ -1009,7 +1009,7 @@ func TestCrowdCountsEachWait(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n := spinning.crowd.ended.Load() - before; n != 1 {
+		if n := crowdShare - a.fd.r.turnout.left; n != 1 {
 			t.Errorf("with SetSpin(%v) %d waits are counted, want 1", limit, n)
 		}
 		if limit < 0 && a.fd.r.spins != (backoff{}) {

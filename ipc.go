@@ -3489,9 +3489,10 @@ type experience struct {
 
 // A crowd finds out whether too many directions wait at a time. Then some of them are
 // ready at any moment, and a spin, though it succeeds, takes the CPU that they need. It
-// counts the waits that end, in rounds of crowdRound for each CPU. If two directions for
-// each CPU wait equally often, each of them ends 16 waits in a round. At most 8 waits of a
-// direction are counted. So more than half of a round is counted only if more than two
+// counts the waits that end, in rounds of crowdRound for each CPU. A direction tells it of
+// crowdShare waits at a time, since all of them share its memory, and is counted once in a
+// round. If two directions for each CPU wait equally often, each of them ends 16 waits in a
+// round, and half of the round is counted. So more than that is counted only if more than two
 // directions for each CPU wait. Where they are idle most of the time a round takes long, and
 // they are not too many.
 //
@@ -3501,39 +3502,46 @@ type experience struct {
 // A crowd stays for some rounds. Otherwise a peer that has not found it yet, and exchanges some
 // messages with one of many before it looks at the others, would make it seem gone.
 type crowd struct {
-	ended   atomic.Uint32 // waits that ended
+	ended   atomic.Uint32 // waits that ended, in steps of crowdShare
 	counted atomic.Uint32 // those of this round
 	begun   atomic.Int64  // when this round began
+	joined  atomic.Uint32 // directions that have waited
 	left    atomic.Int32  // rounds for which there still is a crowd
 	several atomic.Bool   // the last round told that more than one direction waits
 }
 
 const (
 	crowdRound = 32                                  // waits for each CPU
-	crowdShare = crowdRound / 4                      // the most that is counted of one direction
+	crowdShare = crowdRound / 4                      // that a direction tells at a time
 	crowdStays = 16                                  // rounds that a crowd stays after the last that told so
 	crowdTime  = 2 * crowdRound * int64(spinDefault) // a round that takes longer is not one of a crowd
-	crowdLook  = 16                                  // waits from one look at the clock to the next
+	crowdLook  = 16 * crowdShare                     // waits from one look at the clock to the next
 )
 
 // A turnout is what one direction contributed to a round. It is guarded by the lock of
 // the direction.
 type turnout struct {
 	round uint16 // the lower half of its number
-	waits uint8  // counted in that round, up to crowdShare
-	seen  uint8  // in how many rounds it had a wait, up to 2
+	left  uint8  // waits until it tells of them; 0 before the first
+	seen  uint8  // in how many rounds it told of some, up to 2
 }
 
 // add counts a wait that ended, where so many goroutines run at a time. It reports whether
 // that was the last wait of a round. A lost update at the turn of a round does no harm.
 func (c *crowd) add(t *turnout, cpus uint32, clock func() int64) (last bool) {
-	n, size := c.ended.Add(1), crowdRound*cpus
-	if round := uint16((n - 1) / size); t.seen == 0 || t.round != round {
-		*t = turnout{round: round, seen: min(t.seen+1, 2)}
+	if t.left == 0 { // those that wait in turn do not tell all at once
+		t.left = 1 + uint8(c.joined.Add(1)%crowdShare)
 	}
-	if t.seen > 1 && t.waits < crowdShare {
-		t.waits++
-		c.counted.Add(1)
+	if t.left--; t.left > 0 {
+		return false
+	}
+	t.left = crowdShare
+	n, size := c.ended.Add(crowdShare), crowdRound*cpus
+	if round := uint16((n - 1) / size); t.seen == 0 || t.round != round {
+		t.round, t.seen = round, min(t.seen+1, 2)
+		if t.seen > 1 {
+			c.counted.Add(crowdShare)
+		}
 	}
 	if n%size != 0 {
 		return false
