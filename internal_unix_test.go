@@ -1182,6 +1182,7 @@ func TestDialAndAcceptJoinThePollerIfTheyAreLikelyToPark(t *testing.T) {
 		{time.Second, backoff{}, false},
 		{time.Second, backoff{skip: 1}, true},
 	} {
+		spinning.unparked.Store(0)
 		l, err := ListenConfig{Spin: c.spin}.Listen(Path(t.TempDir() + "/s"))
 		if err != nil {
 			t.Fatal(err)
@@ -1205,6 +1206,50 @@ func TestDialAndAcceptJoinThePollerIfTheyAreLikelyToPark(t *testing.T) {
 		l.Close()
 	}
 	forget()
+}
+
+// Where connections that were accepted or dialed end without having parked, the next of them join
+// the poller when they do.
+func TestDialDoesNotJoinThePollerWhereNoConnectionParks(t *testing.T) {
+	neverYield(t)
+	defer spinning.unparked.Store(spinning.unparked.Load())
+	l, err := Listen(Path(t.TempDir() + "/s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	joined := func(use func(*Conn)) bool {
+		t.Helper()
+		c, err := Dialer{Spin: -1}.DialContext(context.Background(), l.Addr().(Addr))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		polled := c.fd.polled.Load() != nil
+		use(c)
+		a, err := l.AcceptConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.Close()
+		return polled
+	}
+	idle := func(*Conn) {}
+	spinning.unparked.Store(0)
+	for n := 0; joined(idle); n++ {
+		if n > unparkedMax {
+			t.Fatalf("after %d connections that did not park, the next joins the poller at once", n)
+		}
+	}
+	if joined(func(c *Conn) {
+		c.SetReadDeadline(time.Now().Add(time.Millisecond))
+		c.Read(make([]byte, 1))
+	}) {
+		t.Error("a connection joins the poller at once that should not")
+	}
+	if !joined(idle) {
+		t.Error("after one that parked, the next does not join the poller at once")
+	}
 }
 
 func TestSpinThatSucceedsLeavesThePoller(t *testing.T) {

@@ -3288,6 +3288,8 @@ const (
 	yieldsAlone   = 7 * crowdRound / 2     // the same if one goroutine runs at a time: some rounds and a half, so that one has two directions
 	sliceLost     = time.Millisecond       // a wait that took so much longer for its yields has lost a time slice
 	parkedMax     = 400 * time.Microsecond // a longer wait is one for a peer that is idle or busy, whatever this end does
+	parkedWeight  = 8                      // connections that park make up for so many that do not
+	unparkedMax   = 8 * parkedWeight       // so many that did not park, and none of the next joins the poller before it does
 	leaveMin      = 200 * time.Microsecond // between two times that a thread of the process leaves its CPU
 	leaveMax      = 200 * time.Millisecond // the same while that does not help
 )
@@ -3474,6 +3476,7 @@ type spinPolicy struct {
 	yields   experience
 	leftAt   atomic.Int64 // when a thread left its CPU last
 	leaveGap atomic.Int64 // how long it is until the next time; 0 for leaveMin
+	unparked atomic.Int32 // connections that ended without a wait that parked, up to unparkedMax: see expectsToPark
 	crowd    crowd
 	losses   lossAccount  // of shared memory
 	leave    func()       // moves the calling thread to another CPU, where the system can do that
@@ -3628,6 +3631,24 @@ func (p *spinPolicy) end(b *backoff, won bool) {
 	p.spins.tried(b, won)
 	if won {
 		p.succeeded()
+	}
+}
+
+// expectsToPark reports whether a connection that was accepted or dialed just now will probably
+// park before it ends, as far as those before it tell. To join the poller at once, in vain, costs
+// several times less than to join it later.
+func (p *spinPolicy) expectsToPark() bool { return p.unparked.Load() < unparkedMax }
+
+// hasEnded takes note of a connection that was accepted or dialed, and whether it has parked. A
+// lost update does no harm.
+func (p *spinPolicy) hasEnded(parked bool) {
+	before := p.unparked.Load()
+	after := min(before+1, unparkedMax)
+	if parked {
+		after = max(before-parkedWeight, 0)
+	}
+	if after != before {
+		p.unparked.Store(after)
 	}
 }
 

@@ -1800,12 +1800,14 @@ func newConnFD(sys int, kind connKind) *fd {
 }
 
 // begin sets how long waits of a connection that was accepted or dialed may spin. If its first
-// wait is likely to park it is registered with the poller right here. Later that takes another
-// goroutine, for which the scheduler wakes a thread: see join.
+// wait is likely to park, and such connections do wait, it is registered with the poller right
+// here. Later that takes another goroutine, for which the scheduler wakes a thread: see join.
 func (f *fd) begin(spin time.Duration) {
+	f.begun = true
 	f.setSpin(spin)
 	h := &f.r
-	if !f.maySpin(h) || !spinning.spins.allows(&h.spins) && !spinning.yieldsNext(&h.yields) {
+	awake := f.maySpin(h) && (spinning.spins.allows(&h.spins) || spinning.yieldsNext(&h.yields))
+	if !awake && spinning.expectsToPark() {
 		f.register(h) // the first wait tries again if this fails
 	}
 }
@@ -3031,6 +3033,7 @@ type fd struct {
 	socket   bool                     // not a pipe or FIFO
 	listen   bool                     // it listens: clients wait in its queue
 	marked   bool                     // markMessages was called; guarded by r.mu
+	begun    bool                     // begin was called, before others had it
 	shared   atomic.Bool              // set by markShared, never cleared
 	readShut atomic.Bool              // set by closeRead, never cleared: see readsAfterShutdown
 	ended    atomic.Bool              // a read met the end of the stream, so that nothing is in the queue
@@ -3083,6 +3086,7 @@ type parking struct {
 	done  result                   // what the latest attempt returned
 	err   error                    // with it; EAGAIN: nothing happened yet
 	tries uint8                    // attempts that the poller made, up to 2
+	once  bool                     // an operation has parked
 	again func(sysfd uintptr) bool // attempt as the poller wants it
 }
 
@@ -3314,6 +3318,7 @@ func (f *fd) hasParked(h *ioState, w *wait, err error) (done result, _ error) {
 		h.expectPark -= min(h.expectPark, 1)
 		return k.done, k.err
 	}
+	k.once = true
 	switch {
 	case w.may:
 		f.waited = now() // the next wait compares with it
@@ -3504,6 +3509,9 @@ func (f *fd) awaitGone(grace time.Duration) error {
 
 // dispose closes the descriptor, which nobody uses any more.
 func (f *fd) dispose() {
+	if f.begun {
+		spinning.hasEnded(f.r.parking != nil && f.r.parking.once)
+	}
 	p := f.polled.Load()
 	if p == nil {
 		f.cleanup.Stop()
