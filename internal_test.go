@@ -1099,6 +1099,51 @@ func TestSpinPolicyLeavesTheCPUEverMoreRarely(t *testing.T) {
 	}
 }
 
+// A yield that returns at once tells that nobody waits for the CPU. After one that lost a time
+// slice there is none for a while.
+func TestSpinPolicyGivesWay(t *testing.T) {
+	var at, takes int64
+	yields := 0
+	p := spinPolicy{clock: func() int64 { return at }, yield: func() { yields++; at += takes }}
+	for _, c := range []struct {
+		takes  time.Duration
+		wanted bool
+	}{{switchTime - 1, false}, {switchTime, true}, {sliceLost - 1, true}, {0, false}, {sliceLost, true}} {
+		takes = int64(c.takes)
+		if got := p.giveWay(at); got != c.wanted {
+			t.Errorf("after a yield of %v others may have waited: %t", c.takes, got)
+		}
+	}
+	before := yields
+	for at += (keepShare - 1) * int64(sliceLost); at < p.keepTill.Load(); at += 1000 {
+		if !p.giveWay(at) {
+			t.Fatal("without a yield, nobody has waited")
+		}
+	}
+	if yields != before {
+		t.Errorf("%d yields soon after one that lost a time slice", yields-before)
+	}
+	if p.giveWay(at); yields == before {
+		t.Error("no yield ever after one that lost a time slice")
+	}
+	if p.yield = nil; !p.giveWay(at) {
+		t.Error("where nobody can yield, nobody has waited")
+	}
+}
+
+// leaveBy has the waits of a test call that function when they leave their CPU, as soon as they
+// may.
+func leaveBy(t *testing.T, leave func()) {
+	before, left, gap := spinning.leave, spinning.leftAt.Load(), spinning.leaveGap.Load()
+	spinning.leave = leave
+	spinning.leftAt.Store(0)
+	t.Cleanup(func() {
+		spinning.leave = before
+		spinning.leftAt.Store(left)
+		spinning.leaveGap.Store(gap)
+	})
+}
+
 // ---------------------------------------------------------------------------
 // Shared memory
 
@@ -2371,13 +2416,8 @@ func TestSharedWaitThatParksIsMeasured(t *testing.T) {
 // for, and does so ever more rarely until a spin succeeds. A wait in a stream does not.
 func TestSharedSpinLeavesItsCPU(t *testing.T) {
 	a, b := sharedInMemory(t)
-	defer func(leave func(), left, gap int64) {
-		spinning.leave = leave
-		spinning.leftAt.Store(left)
-		spinning.leaveGap.Store(gap)
-	}(spinning.leave, spinning.leftAt.Load(), spinning.leaveGap.Load())
 	times := 0
-	spinning.leave = func() { times++ }
+	leaveBy(t, func() { times++ })
 	var p [1]byte
 	wait := func(written int) {
 		t.Helper()

@@ -810,6 +810,107 @@ func TestReadYieldsNoLongerThanItMay(t *testing.T) {
 	}
 }
 
+// A wait that has spun in vain leaves its CPU if others wait for that, and only then. If the peer
+// was one of them, it need not park.
+func TestSpinInVainLeavesACPUThatOthersWaitFor(t *testing.T) {
+	a, b := connected(t)
+	defer spinning.keepTill.Store(0)
+	const limit = 100 * time.Microsecond
+	a.SetSpin(limit)
+	leaves := 0
+	leaveBy(t, func() { leaves++ })
+	// vain has a read spin in vain, as far as that yield does not help.
+	vain := func(yield func()) error {
+		t.Helper()
+		yields := 0
+		yieldBy(t, func() {
+			if yields++; yields == 1 {
+				yield()
+			}
+		})
+		var err error
+		a.fd.r.spins.debt = 0
+		for wait := 10 * time.Millisecond; a.fd.r.spins.debt == 0; wait *= 2 { // a slow machine may not begin to spin in time
+			forget()
+			a.fd.r.spins, a.fd.waited, leaves, yields = backoff{}, now(), 0, 0
+			spinning.leftAt.Store(0)
+			spinning.leaveGap.Store(0)
+			spinning.keepTill.Store(0)
+			if err := a.SetReadDeadline(time.Now().Add(wait)); err != nil {
+				t.Fatal(err)
+			}
+			_, err = a.Read(make([]byte, 1))
+		}
+		return err
+	}
+	others := func() {
+		for begun := now(); now()-begun < int64(switchTime); {
+		}
+	}
+	if err := vain(func() { others(); b.Write([]byte("x")) }); err != nil || leaves != 1 {
+		t.Errorf("Read = %v, and it left the CPU of its peer %d times", err, leaves)
+	}
+	if a.fd.polled.Load() != nil {
+		t.Error("it joined the poller though the peer had answered")
+	}
+	if err := vain(others); !errors.Is(err, os.ErrDeadlineExceeded) || leaves != 1 {
+		t.Errorf("Read = %v, and it left a CPU that others wait for %d times", err, leaves)
+	}
+	clock := spinning.clock
+	defer func() { spinning.clock = clock }()
+	spinning.clock = func() int64 { return 0 } // as if the yield took no time
+	if err := vain(func() {}); !errors.Is(err, os.ErrDeadlineExceeded) || leaves != 0 {
+		t.Errorf("Read = %v, and it left a CPU that nobody waits for %d times", err, leaves)
+	}
+}
+
+// An Accept that spins gives way while a connection may not be served yet, but not at once.
+func TestAcceptGivesWayToThoseThatServe(t *testing.T) {
+	defer spinning.keepTill.Store(0)
+	l, err := ListenConfig{Spin: 10 * time.Millisecond}.Listen(Path(t.TempDir() + "/s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	f := l.listener.fd
+	for _, unserved := range []bool{true, false} {
+		yields := 0
+		yieldBy(t, func() { yields++ })
+		var begun, first int64
+		for tries := 0; tries < 3; { // a slow machine may not begin before the deadline
+			forget()
+			spinning.keepTill.Store(0)
+			f.r.spins, f.waited, tries, yields, first = backoff{}, now(), 0, 0, 0
+			f.anyUnserved.Store(unserved)
+			if err := f.setDeadline(time.Now().Add(50*time.Millisecond), reading); err != nil {
+				t.Fatal(err)
+			}
+			if err := f.acquire(&f.r); err != nil {
+				t.Fatal(err)
+			}
+			begun = now()
+			_, err := f.run(&f.r, &op{call: opOther, other: func(int) (result, error) {
+				if tries++; yields == 1 && first == 0 {
+					first = now()
+				}
+				return result{}, syscall.EAGAIN
+			}})
+			f.release(&f.r)
+			if !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal(err)
+			}
+		}
+		switch {
+		case unserved && yields < 2:
+			t.Errorf("it gives way %d times while a connection may not be served", yields)
+		case unserved && first-begun < int64(serveTime):
+			t.Errorf("it gives way after %d ns", first-begun)
+		case !unserved && yields > 1: // one is at the end of the spin
+			t.Errorf("it gives way %d times though all are served", yields)
+		}
+	}
+}
+
 // A read that finds data does not yield, whatever those before it did.
 func TestReadOfWhatIsThereDoesNotYield(t *testing.T) {
 	a, b := connected(t)

@@ -3242,9 +3242,13 @@ var raceBuild = func() bool {
 // A spin cannot succeed while the peer waits for the very CPU that it spins on. Linux
 // brings that about: a write that wakes a sleeping peer queues it behind the writer (a
 // synchronous wake-up, see wake_affine of kernel/sched/fair.c), which is right for a
-// writer that sleeps next. So after a spin that failed the thread leaves its CPU, where
-// the system lets it: see leaveCPU. If that does not help, threads do so less and less
-// often.
+// writer that sleeps next. So after a spin that failed the thread lets those run that wait for
+// its CPU. If there were some it also leaves that CPU, where the system lets it: see giveWay and
+// leaveCPU. If that does not help, threads do so less and less often. Where nobody waited, the
+// peer is elsewhere, and to leave could bring both to one CPU.
+//
+// A server's Accept can spin on the CPU that its own thread needs to serve a client. If such a
+// spin takes long, and a client may not be served yet, it gives way before each attempt.
 //
 // No wait spins after a pause: see paused. The peer sleeps then, and is woken on this very
 // CPU, where it can run as soon as this end sleeps, too. Nor does one after two long waits in a
@@ -3290,6 +3294,9 @@ const (
 	parkedMax     = 400 * time.Microsecond // a longer wait is one for a peer that is idle or busy, whatever this end does
 	parkedWeight  = 8                      // connections that park make up for so many that do not
 	unparkedMax   = 8 * parkedWeight       // so many that did not park, and none of the next joins the poller before it does
+	serveTime     = 10 * time.Microsecond  // after which Accept gives way to those that serve a client
+	switchTime    = 2 * time.Microsecond   // a yield that takes so long has let others run
+	keepShare     = 64                     // after a yield that lost a time slice, nobody gives way for so many times as long
 	leaveMin      = 200 * time.Microsecond // between two times that a thread of the process leaves its CPU
 	leaveMax      = 200 * time.Millisecond // the same while that does not help
 )
@@ -3476,6 +3483,7 @@ type spinPolicy struct {
 	yields   experience
 	leftAt   atomic.Int64 // when a thread left its CPU last
 	leaveGap atomic.Int64 // how long it is until the next time; 0 for leaveMin
+	keepTill atomic.Int64 // no thread gives way until then
 	unparked atomic.Int32 // connections that ended without a wait that parked, up to unparkedMax: see expectsToPark
 	crowd    crowd
 	losses   lossAccount  // of shared memory
@@ -3723,6 +3731,21 @@ func (p *spinPolicy) letOthersRun() {
 	if p.alone() && p.asked.Load()%turnAfter == 0 {
 		runtime.Gosched()
 	}
+}
+
+// giveWay lets the other threads of this CPU run, unless that has lost a time slice lately. It
+// reports whether some may have waited for it.
+func (p *spinPolicy) giveWay(now int64) bool {
+	if p.yield == nil || now < p.keepTill.Load() {
+		return true
+	}
+	p.yield()
+	end := p.clock()
+	took := end - now
+	if took >= int64(sliceLost) {
+		p.keepTill.Store(end + keepShare*took)
+	}
+	return took >= int64(switchTime)
 }
 
 // shouldLeave reports whether the caller, whose spin failed, should leave its CPU.

@@ -3349,15 +3349,21 @@ func (f *fd) spinFor(h *ioState, o *op, begun, limit int64) (done result, err er
 	s.begin(begun, limit)
 	err = syscall.EAGAIN
 	for notYet(err) && !s.over(now()) && !f.closing() && !h.expired() {
+		if f.listen && s.last-begun > int64(serveTime) && f.anyUnserved.Load() {
+			spinning.giveWay(s.last) // to the thread that serves the client
+		}
 		done, err = o.attempt(f.sys)
 	}
-	won := !notYet(err)
-	spinning.end(&h.spins, won)
-	if won {
+	spinning.end(&h.spins, !notYet(err))
+	if s.left <= 0 && spinning.giveWay(now()) {
+		done, err = o.attempt(f.sys)
+		if spinning.shouldLeave(now()) {
+			spinning.leave()
+		}
+	}
+	if !notYet(err) {
 		h.spins.took(0, limit)
-		f.stayedAwake(h, &h.spins, s.last)
-	} else if spinning.shouldLeave(now()) {
-		spinning.leave()
+		f.stayedAwake(h, &h.spins, now())
 	}
 	return done, err
 }
