@@ -950,6 +950,50 @@ func parkOnce(t *testing.T, c *Conn, write func()) {
 	}
 }
 
+// An operation that goes through the poller looks first whether there is something only if the two
+// before it parked, or if there was nothing a moment ago.
+func TestReadLooksFirstIfItIsLikelyToPark(t *testing.T) {
+	a, b := connected(t)
+	a.SetSpin(-1)
+	h := &a.fd.r
+	h.expectPark = 1
+	for i, c := range []struct{ tried, parks, looks bool }{
+		{false, true, false},
+		{false, true, false},
+		{false, true, true},
+		{false, false, true},
+		{false, true, false},
+		{false, false, false},
+		{false, false, false},
+		{true, true, true},
+	} {
+		if c.tried {
+			h.expectPark = 0
+		}
+		if err := a.fd.acquire(h); err != nil {
+			t.Fatal(err)
+		}
+		tries := 0
+		_, err := a.fd.run(h, &op{call: opOther, other: func(sys int) (result, error) {
+			if tries++; tries == 1 && c.tried {
+				return result{}, syscall.EAGAIN
+			}
+			if h.parking.tries == 1 && c.parks {
+				b.Write([]byte("x"))
+				return result{}, syscall.EAGAIN
+			}
+			return result{}, nil
+		}})
+		a.fd.release(h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if h.parking.looks != c.looks {
+			t.Errorf("operation %d: looks first: %t, want %t", i+1, h.parking.looks, c.looks)
+		}
+	}
+}
+
 // The buffers of an operation that parked are the caller's again when it has ended.
 func TestReadThatParkedLetsItsBufferGo(t *testing.T) {
 	for what, end := range map[string]func(a, b *Conn){

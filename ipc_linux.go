@@ -1165,7 +1165,9 @@ func (kernel) receive(sys int, o *op) (result, error) {
 	return result{n: int(n), oobn: int(hdr.Controllen), got: int(hdr.Flags)}, nil
 }
 
-// look asks by recvfrom(2), which costs three quarters of a recvmsg with room for descriptors.
+// look asks by recvfrom(2). If there is nothing, that costs three quarters of a recvmsg with room
+// for descriptors. Else it costs more than that, since MSG_PEEK has the kernel go through all that
+// is in the queue (unix_stream_read_generic of net/unix/af_unix.c).
 // Where a sandbox forbids the call, the receive itself finds out.
 func (kernel) look(sys int) error {
 	var p [1]byte

@@ -3076,7 +3076,7 @@ type ioState struct {
 	yields  yielder // whether it yields otherwise
 	turnout turnout // how often this direction waits, among all
 
-	expectPark uint8 // expectParkMax after an operation that parked, one less after each that did not
+	expectPark uint8 // expectParkMax or more after an operation that parked, one less after each that did not
 }
 
 // A parking is what the poller needs to make an operation. It is made once for a direction, so
@@ -3086,6 +3086,7 @@ type parking struct {
 	done  result                   // what the latest attempt returned
 	err   error                    // with it; EAGAIN: nothing happened yet
 	tries uint8                    // attempts that the poller made, up to 2
+	looks bool                     // the first of them looks whether there is something
 	once  bool                     // an operation has parked
 	again func(sysfd uintptr) bool // attempt as the poller wants it
 }
@@ -3240,6 +3241,7 @@ type wait struct {
 	may      bool  // maySpin
 	spins    bool  // and the backoff allows it
 	straight bool  // it may spin, and parks without a spin or a yield before
+	tried    bool  // an attempt was made before it parks
 }
 
 // untilDone makes the call until the operation ends: at once, by spinning or yielding, or
@@ -3262,7 +3264,7 @@ func (f *fd) untilDone(h *ioState, o *op) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
-	h.parking.op, h.parking.tries = *o, 0
+	h.parking.op, h.parking.tries, h.parking.looks = *o, 0, w.tried || h.expectPark > expectParkMax
 	err = f.await(h, p, h.parking.again)
 	return f.hasParked(h, &w, err)
 }
@@ -3275,7 +3277,8 @@ func (f *fd) tryAtOnce(h *ioState, o *op, w *wait) (done result, err error) {
 		f.hear()
 	}
 	w.spins = w.may && spinning.spins.allows(&h.spins)
-	if h.expectPark == 0 || w.spins || w.may && spinning.yieldsNext(&h.yields) {
+	w.tried = h.expectPark == 0 || w.spins || w.may && spinning.yieldsNext(&h.yields)
+	if w.tried {
 		if done, err = o.attempt(f.sys); !notYet(err) {
 			h.expectPark = 0
 			return done, err
@@ -3311,11 +3314,11 @@ func (f *fd) hasParked(h *ioState, w *wait, err error) (done result, _ error) {
 	parked := err == nil && k.tries > 1
 	switch {
 	case parked:
-		h.expectPark = expectParkMax
+		h.expectPark = expectParkMax + h.expectPark/expectParkMax
 		done, err = k.done, k.err
 		spinning.count(&h.turnout)
 	case err == nil: // it was ready
-		h.expectPark -= min(h.expectPark, 1)
+		h.expectPark = max(min(h.expectPark, expectParkMax), 1) - 1
 		return k.done, k.err
 	}
 	k.once = true
@@ -3340,7 +3343,8 @@ func (f *fd) hasParked(h *ioState, w *wait, err error) (done result, _ error) {
 
 // expectParkMax is how many operations in a row must end without parking before the next is
 // expected not to park. Where some of them park and some do not, a first attempt that fails
-// costs more than the way through the poller.
+// costs more than the way through the poller. It is one more if the operation before has parked as
+// well: then the next one looks first whether there is something.
 const expectParkMax = 4
 
 // spinFor makes attempts until one succeeds or fails for good, up to the limit.
@@ -3434,11 +3438,11 @@ func (o *op) make(sys int) (result, error) {
 }
 
 // attempt is an attempt that the poller makes: the first at once, before it parks the
-// goroutine. That one fails most of the time, so it looks first. It reports whether the
-// operation has ended.
+// goroutine. If that is likely to fail, it looks first. It reports whether the operation has
+// ended.
 func (k *parking) attempt(sys int) bool {
 	k.tries = min(k.tries+1, 2)
-	if k.tries == 1 && k.op.call == opReceive {
+	if k.tries == 1 && k.looks && k.op.call == opReceive {
 		if k.err = kern.look(sys); k.err != nil {
 			k.done = result{}
 			return !notYet(k.err)
