@@ -616,12 +616,12 @@ func TestSpinDoesNotDisturbAStream(t *testing.T) {
 	}
 }
 
-// An answer among much data is not spun for, unless one goroutine runs at a time. What counts is
+// An answer among much data is not spun for, unless there is but one CPU. What counts is
 // what the two ends exchanged last, whether they had to wait meanwhile or not.
 func TestSpinNotForAnAnswerInBulk(t *testing.T) {
 	a, b := connected(t)
 	a.SetSpin(time.Minute)
-	defer spinning.cpus.Store(spinning.cpus.Load())
+	defer func(one bool) { oneCPU = one }(oneCPU)
 	forget()
 	exchange := func(heard, said int) {
 		t.Helper()
@@ -643,24 +643,23 @@ func TestSpinNotForAnAnswerInBulk(t *testing.T) {
 	}
 	for _, c := range []struct {
 		heard, said int
-		cpus        int32
-		may         bool
+		one, may    bool
 	}{
-		{bulkMin / 2, bulkMin / 2, 2, false},
-		{bulkMin / 2, bulkMin / 2, 1, true},
-		{bulkMin/2 - 1, bulkMin / 2, 2, true}, // and all that came before is not counted
-		{bulkMin/2 - 1, bulkMin / 2, 2, true},
-		{bulkMin - 1, 1, 2, false},
-		{1, bulkMin - 1, 2, false},
-		{1, 1, 2, true},
+		{bulkMin / 2, bulkMin / 2, false, false},
+		{bulkMin / 2, bulkMin / 2, true, true},
+		{bulkMin/2 - 1, bulkMin / 2, false, true}, // and all that came before is not counted
+		{bulkMin/2 - 1, bulkMin / 2, false, true},
+		{bulkMin - 1, 1, false, false},
+		{1, bulkMin - 1, false, false},
+		{1, 1, false, true},
 	} {
 		exchange(c.heard, c.said)
-		spinning.cpus.Store(c.cpus)
+		oneCPU = c.one
 		if got := a.fd.maySpin(&a.fd.r); got != c.may {
-			t.Errorf("a wait after %d bytes read and %d written, with %d goroutines at a time, may spin: %t", c.heard, c.said, c.cpus, got)
+			t.Errorf("a wait after %d bytes read and %d written, with one CPU: %t, may spin: %t", c.heard, c.said, c.one, got)
 		}
 	}
-	if spinning.cpus.Store(2); !spins(t, a.fd, &a.fd.r) || !a.fd.maySpin(&a.fd.r) {
+	if oneCPU = false; !spins(t, a.fd, &a.fd.r) || !a.fd.maySpin(&a.fd.r) {
 		t.Error("a wait after little, and one after none, do not spin")
 	}
 }

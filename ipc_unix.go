@@ -3222,6 +3222,9 @@ func (f *fd) hear() {
 	f.said.Store(0)
 }
 
+// oneCPU reports whether all threads of this process share one CPU, and probably with the peer.
+var oneCPU = runtime.NumCPU() == 1
+
 // upToBulk adds n bytes to so many, up to bulkMin.
 func upToBulk(bytes int32, n int) int32 { return int32(min(int(bytes)+n, bulkMin)) }
 
@@ -3232,7 +3235,7 @@ func (f *fd) maySpin(h *ioState) bool {
 		return false
 	}
 	heard, said := f.heard, f.said.Load()
-	return !streaming(heard, said) && (!inBulk(heard, said) || spinning.alone()) && !spinning.crowded()
+	return !streaming(heard, said) && (!inBulk(heard, said) || oneCPU) && !spinning.crowded()
 }
 
 // A wait is what is known of the wait of an operation.
