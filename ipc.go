@@ -1652,6 +1652,8 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 //   - a wait to write;
 //   - a wait to read in a stream: 4 KiB or more were read since the wait before it, and
 //     this end wrote nothing meanwhile. A [PipeReader] never writes;
+//   - a wait to read in bulk: 48 KiB or more were read and written since the wait before it, and
+//     the machine has more than one CPU;
 //   - a wait to read after a pause: the wait before it ended longer ago than the limit;
 //   - a wait to read after two in a row that took longer than the limit and 400 µs, but for one
 //     in 62 of them;
@@ -1664,10 +1666,11 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 // that CPU too, a yield may lose a time slice. An end whose yields fail, or have lost more time
 // than they gained, parks its next waits, up to four thousand. A negative d excludes yields, too.
 //
-// On Linux a thread whose spin failed leaves its CPU for a moment, since the peer may be
-// waiting for that very one: sched_setaffinity(2), which is then undone. That happens
-// only in a process that may run on every CPU, and less and less often if it does not
-// help. In a sandbox that ends the process for this call, use a negative d.
+// On Linux a thread whose spin failed lets those run that wait for its CPU, since the peer may be
+// one of them. If there were some it leaves that CPU for a moment: sched_setaffinity(2), which is
+// then undone. That happens only in a process that may run on every CPU, and less and less often
+// if it does not help. In a sandbox that ends the process for this call, use a negative d. An
+// Accept lets others run after 10 µs of a spin, too, if a client may not be served yet.
 //
 // Windows does not spin. There d is how long a read that waits keeps its thread
 // before it parks, by default at most 2 ms, and only while such waits succeed.
@@ -3266,9 +3269,8 @@ var raceBuild = func() bool {
 // whose cache still has what the other end wrote, and a spin takes the time that the other
 // end needs. The same is true of an answer to much data, or with much: both ends count what
 // they exchange, so that they agree. A wait to write is always one of a stream; see streaming
-// and inBulk for the others. A
-// writer that parked is not woken by each read of its peer: Linux waits until three
-// quarters of what it queued are read (unix_writable of net/unix/af_unix.c).
+// and inBulk for the others. A writer that parked is not woken by each read of its peer: Linux
+// waits until three quarters of what it queued are read (unix_writable of net/unix/af_unix.c).
 //
 // Where more than two directions for each CPU wait all the time, none spins or yields: see crowd.
 
@@ -3523,7 +3525,7 @@ type crowd struct {
 
 const (
 	crowdRound = 32                                  // waits for each CPU
-	crowdShare = crowdRound / 4                      // that a direction tells at a time
+	crowdShare = crowdRound / 4                      // waits of a direction, of which it tells at once
 	crowdStays = 16                                  // rounds that a crowd stays after the last that told so
 	crowdTime  = 2 * crowdRound * int64(spinDefault) // a round that takes longer is not one of a crowd
 	crowdLook  = 16 * crowdShare                     // waits from one look at the clock to the next

@@ -1162,7 +1162,7 @@ func (kernel) receive(sys int, o *op) (result, error) {
 	if errno != 0 {
 		return result{}, errno
 	}
-	return result{n: int(n), oobn: int(hdr.Controllen), got: int(hdr.Flags)}, nil
+	return result{n: int(n), oobn: int32(hdr.Controllen), got: hdr.Flags}, nil
 }
 
 // look asks by recvfrom(2). If there is nothing, that costs three quarters of a recvmsg with room

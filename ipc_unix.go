@@ -3027,7 +3027,7 @@ type fd struct {
 	// What most operations look at comes first, so that it is on one cache line: where many
 	// connections are busy, none of them stays in the cache.
 	refs                              // calls that use sys; the last one after Close closes it
-	heard    int32                    // bytes read since the last wait to read began, up to bulkMin; guarded by r.mu
+	heard    int32                    // bytes read since hear was called, up to bulkMin; guarded by r.mu
 	sys      int                      // changed by leavePoller alone, while nobody else is a user
 	kind     connKind                 // messages: the kernel keeps their boundaries
 	socket   bool                     // not a pipe or FIFO
@@ -3123,7 +3123,10 @@ const (
 
 // A result is what a call returned: bytes, or the descriptor of accept, bytes of control
 // messages, flags, and how many files came that nobody wanted.
-type result struct{ n, oobn, got, files int }
+type result struct {
+	n                int
+	oobn, got, files int32
+}
 
 // newFD takes ownership of sys. If the fd is dropped without Close, the garbage
 // collector closes it, as it does for os and net.
@@ -3216,7 +3219,8 @@ func (f *fd) run(h *ioState, o *op) (result, error) {
 	return done, nil
 }
 
-// hear begins to read what the next wait to read goes by.
+// hear begins to count what the next wait to read goes by: from each wait on, and from each read
+// on that follows a write.
 func (f *fd) hear() {
 	f.heard = 0
 	f.said.Store(0)
@@ -3244,7 +3248,7 @@ type wait struct {
 	may      bool  // maySpin
 	spins    bool  // and the backoff allows it
 	straight bool  // it may spin, and parks without a spin or a yield before
-	tried    bool  // an attempt was made before it parks
+	looks    bool  // there is likely to be nothing when it goes to the poller
 }
 
 // untilDone makes the call until the operation ends: at once, by spinning or yielding, or
@@ -3267,7 +3271,7 @@ func (f *fd) untilDone(h *ioState, o *op) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
-	h.parking.op, h.parking.tries, h.parking.looks = *o, 0, w.tried || h.expectPark > expectParkMax
+	h.parking.begin(o, &w)
 	err = f.await(h, p, h.parking.again)
 	return f.hasParked(h, &w, err)
 }
@@ -3280,8 +3284,9 @@ func (f *fd) tryAtOnce(h *ioState, o *op, w *wait) (done result, err error) {
 		f.hear()
 	}
 	w.spins = w.may && spinning.spins.allows(&h.spins)
-	w.tried = h.expectPark == 0 || w.spins || w.may && spinning.yieldsNext(&h.yields)
-	if w.tried {
+	tries := h.expectPark == 0 || w.spins || w.may && spinning.yieldsNext(&h.yields)
+	w.looks = tries || h.expectPark > expectParkMax
+	if tries {
 		if done, err = o.attempt(f.sys); !notYet(err) {
 			h.expectPark = 0
 			return done, err
@@ -3410,50 +3415,56 @@ func notYet(err error) bool {
 }
 
 // attempt makes the call once, without waiting: EAGAIN tells that nothing happened yet.
-func (o *op) attempt(sys int) (result, error) {
+func (o *op) attempt(sys int) (r result, err error) {
 	for {
-		r, err := o.make(sys)
+		switch o.call {
+		case opReceive:
+			r, err = receive(o, sys)
+		case opSend:
+			r, err = sendData(o, sys)
+		case opReadPipe:
+			r, err = readPipe(o, sys)
+		case opWritePipe:
+			r, err = writePipe(o, sys)
+		case opReadShared:
+			r, err = readShared(o, sys)
+		case opWriteShared:
+			r, err = writeShared(o, sys)
+		case opAccept:
+			r, err = acceptClient(o, sys)
+		case opOther:
+			r, err = o.other(sys)
+		}
 		if errno, _ := err.(syscall.Errno); errno != syscall.EINTR {
 			return r, err
 		}
 	}
 }
 
-// make makes the call, interrupted or not.
-func (o *op) make(sys int) (result, error) {
-	switch o.call {
-	case opReceive:
-		return receive(o, sys)
-	case opSend:
-		return sendData(o, sys)
-	case opReadPipe:
-		return readPipe(o, sys)
-	case opWritePipe:
-		return writePipe(o, sys)
-	case opReadShared:
-		return readShared(o, sys)
-	case opWriteShared:
-		return writeShared(o, sys)
-	case opAccept:
-		return acceptClient(o, sys)
+// newParking returns a parking. Its method again is an attempt that the poller makes: the first at
+// once, before it parks the goroutine. If that is likely to fail, it looks first. It reports
+// whether the operation has ended.
+func newParking() *parking {
+	k := new(parking)
+	k.again = func(sysfd uintptr) bool {
+		k.tries = min(k.tries+1, 2)
+		if k.tries == 1 && k.looks && k.op.call == opReceive {
+			if k.err = kern.look(int(sysfd)); k.err != nil {
+				k.done = result{}
+				return !notYet(k.err)
+			}
+		}
+		k.done, k.err = k.op.attempt(int(sysfd))
+		return !notYet(k.err)
 	}
-	return o.other(sys)
+	return k
 }
 
-// attempt is an attempt that the poller makes: the first at once, before it parks the
-// goroutine. If that is likely to fail, it looks first. It reports whether the operation has
-// ended.
-func (k *parking) attempt(sys int) bool {
-	k.tries = min(k.tries+1, 2)
-	if k.tries == 1 && k.looks && k.op.call == opReceive {
-		if k.err = kern.look(sys); k.err != nil {
-			k.done = result{}
-			return !notYet(k.err)
-		}
-	}
-	k.done, k.err = k.op.attempt(sys)
-	return !notYet(k.err)
-}
+// begin prepares an operation for the poller. The frame of a goroutine that is parked does not get
+// its copy of it.
+//
+//go:noinline
+func (k *parking) begin(o *op, w *wait) { k.op, k.tries, k.looks = *o, 0, w.looks }
 
 // deadline is the deadline as a time.
 func (h *ioState) deadline() (t time.Time) {
@@ -3636,9 +3647,7 @@ func (f *fd) join(h *ioState) (*pollFile, error) {
 // register does the work of join.
 func (f *fd) register(h *ioState) error {
 	if h != nil && h.parking == nil {
-		k := new(parking)
-		k.again = func(sysfd uintptr) bool { return k.attempt(int(sysfd)) }
-		h.parking = k
+		h.parking = newParking()
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -3987,7 +3996,7 @@ func receive(o *op, sys int) (result, error) {
 	r, err := kern.receive(sys, o)
 	o.oob = nil
 	if err == nil && r.oobn > 0 {
-		r.files = closeRights(room[:r.oobn], full, o.mode)
+		r.files = int32(closeRights(room[:r.oobn], full, o.mode))
 	}
 	rightsRooms.Put(room)
 	return r, err
@@ -4067,7 +4076,7 @@ func (f *fd) recvmsg(p, oob []byte, flags int) (n, oobn, got int, err error) {
 		}
 		return 0, 0, 0, nil
 	}
-	return done.n, done.oobn, done.got, err
+	return done.n, int(done.oobn), int(done.got), err
 }
 
 // sendmsg sends some of the data, with the control messages. The caller has acquired
@@ -4992,11 +5001,13 @@ func (baseKernel) receive(sys int, o *op) (r result, err error) {
 		defer syscall.ForkLock.RUnlock()
 	}
 	flags := int(o.flags) | dontWait | cmsgCloexec
+	var n, oobn, got int
 	if o.iov != nil {
-		r.n, r.oobn, r.got, err = kern.recvv(sys, *o.iov, o.oob, flags)
+		n, oobn, got, err = kern.recvv(sys, *o.iov, o.oob, flags)
 	} else {
-		r.n, r.oobn, r.got, err = kern.recvmsg(sys, o.p, o.oob, flags)
+		n, oobn, got, err = kern.recvmsg(sys, o.p, o.oob, flags)
 	}
+	r.n, r.oobn, r.got = n, int32(oobn), int32(got)
 	if cmsgCloexec == 0 && err == nil {
 		for _, fd := range descriptorsIn(o.oob[:r.oobn]) {
 			syscall.CloseOnExec(fd)
