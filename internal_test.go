@@ -537,9 +537,6 @@ func TestCrowdIsMoreThanTwoForEachCPU(t *testing.T) {
 func TestCrowdCountsNoDirectionTwiceInARound(t *testing.T) {
 	c := new(crowd)
 	all := make([]turnout, 4)
-	for i := range all {
-		all[i].seen = 1
-	}
 	for i := range 10 * 2 * crowdRound {
 		if c.add(&all[i/crowdShare%4], 2, func() int64 { return 0 }); c.left.Load() > 0 {
 			t.Fatalf("two directions for each CPU are too many after %d waits", i+1)
@@ -559,6 +556,27 @@ func TestCrowdIsNotMadeOfShortConnections(t *testing.T) {
 					t.Fatalf("connections for %d exchanges each are too many", exchanges)
 				}
 			}
+		}
+	}
+}
+
+// Many connections at a time are a crowd, though each of them is for a few exchanges.
+func TestCrowdOfShortConnections(t *testing.T) {
+	for _, exchanges := range []int{5, 8, 20} {
+		c := new(crowd)
+		all := make([]turnout, 100)
+		found := 0
+		for i := range 100 * exchanges * len(all) {
+			one := &all[i%len(all)]
+			if i/len(all)%exchanges == i%len(all)%exchanges { // they do not all end at a time
+				*one = turnout{}
+			}
+			if c.add(one, 2, func() int64 { return 0 }); c.left.Load() > 0 {
+				found++
+			}
+		}
+		if found < 90*exchanges*len(all) {
+			t.Errorf("connections for %d exchanges each are too many in %d of %d waits", exchanges, found, 100*exchanges*len(all))
 		}
 	}
 }
@@ -1125,6 +1143,11 @@ func TestSpinPolicyGivesWay(t *testing.T) {
 	}
 	if p.giveWay(at); yields == before {
 		t.Error("no yield ever after one that lost a time slice")
+	}
+	takes = int64(time.Hour) // as if the process had been stopped
+	p.giveWay(p.keepTill.Load())
+	if pause := time.Duration(p.keepTill.Load() - at); pause > keepShare*sliceMost {
+		t.Errorf("no yield for %v after one of %v", pause, time.Duration(takes))
 	}
 	if p.yield = nil; !p.giveWay(at) {
 		t.Error("where nobody can yield, nobody has waited")

@@ -1650,10 +1650,11 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 // A spin takes the CPU from others, so some waits never spin:
 //
 //   - a wait to write;
-//   - a wait to read in a stream: 4 KiB or more were read since the wait before it, and
-//     this end wrote nothing meanwhile. A [PipeReader] never writes;
-//   - a wait to read in bulk: 48 KiB or more were read and written since the wait before it, and
-//     the machine has more than one CPU;
+//   - a wait to read in a stream: 4 KiB or more were read since the wait before it, or since
+//     the first read after a write, and this end wrote nothing meanwhile. A [PipeReader] never
+//     writes;
+//   - a wait to read in bulk: 48 KiB or more were read and written since then, and the process
+//     may run on more than one CPU;
 //   - a wait to read after a pause: the wait before it ended longer ago than the limit;
 //   - a wait to read after two in a row that took longer than the limit and 400 µs, but for one
 //     in 62 of them;
@@ -1667,9 +1668,9 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 // than they gained, parks its next waits, up to four thousand. A negative d excludes yields, too.
 //
 // On Linux a thread whose spin failed lets those run that wait for its CPU, since the peer may be
-// one of them. If there were some it leaves that CPU for a moment: sched_setaffinity(2), which is
-// then undone. That happens only in a process that may run on every CPU, and less and less often
-// if it does not help. In a sandbox that ends the process for this call, use a negative d. An
+// one of them. If there were some, or if that is not known, it leaves that CPU for a moment:
+// sched_setaffinity(2), which is then undone. That happens only in a process that may run on every
+// CPU, and less and less often if it does not help. In a sandbox that ends the process for this call, use a negative d. An
 // Accept lets others run after 10 µs of a spin, too, if a client may not be served yet.
 //
 // Windows does not spin. There d is how long a read that waits keeps its thread
@@ -3246,9 +3247,10 @@ var raceBuild = func() bool {
 // brings that about: a write that wakes a sleeping peer queues it behind the writer (a
 // synchronous wake-up, see wake_affine of kernel/sched/fair.c), which is right for a
 // writer that sleeps next. So after a spin that failed the thread lets those run that wait for
-// its CPU. If there were some it also leaves that CPU, where the system lets it: see giveWay and
-// leaveCPU. If that does not help, threads do so less and less often. Where nobody waited, the
-// peer is elsewhere, and to leave could bring both to one CPU.
+// its CPU. If there were some, or if that is not known, it also leaves that CPU, where the system
+// lets it: see giveWay and leaveCPU. If that does not help, threads do so less and less often.
+// Where nobody waited, the peer is elsewhere, and to leave could bring both to one CPU. (Shared
+// memory knows whether the peer was asleep, and leaves at once.)
 //
 // A server's Accept can spin on the CPU that its own thread needs to serve a client. If such a
 // spin takes long, and a client may not be served yet, it gives way before each attempt.
@@ -3268,7 +3270,7 @@ var raceBuild = func() bool {
 // In a stream no wait spins. Its two ends are fastest one after the other on one CPU,
 // whose cache still has what the other end wrote, and a spin takes the time that the other
 // end needs. The same is true of an answer to much data, or with much: both ends count what
-// they exchange, so that they agree. A wait to write is always one of a stream; see streaming
+// they exchange, so that most of the time they agree. A wait to write is always one of a stream; see streaming
 // and inBulk for the others. A writer that parked is not woken by each read of its peer: Linux
 // waits until three quarters of what it queued are read (unix_writable of net/unix/af_unix.c).
 //
@@ -3294,10 +3296,12 @@ const (
 	yieldsAlone   = 7 * crowdRound / 2     // the same if one goroutine runs at a time: some rounds and a half, so that one has two directions
 	sliceLost     = time.Millisecond       // a wait that took so much longer for its yields has lost a time slice
 	parkedMax     = 400 * time.Microsecond // a longer wait is one for a peer that is idle or busy, whatever this end does
-	parkedWeight  = 8                      // connections that park make up for so many that do not
-	unparkedMax   = 8 * parkedWeight       // so many that did not park, and none of the next joins the poller before it does
+	parkedWeight  = 8                      // connections without a wait that parked, for which one with such a wait makes up
+	unparkedMax   = 8 * parkedWeight       // after so many without, the next ones join the poller when they park
 	serveTime     = 10 * time.Microsecond  // after which Accept gives way to those that serve a client
+	giveMost      = 4                      // times the limit that such a spin lasts, with what it gave away
 	switchTime    = 2 * time.Microsecond   // a yield that takes so long has let others run
+	sliceMost     = 10 * time.Millisecond  // the most that a yield counts as lost: the process may have been stopped
 	keepShare     = 64                     // after a yield that lost a time slice, nobody gives way for so many times as long
 	leaveMin      = 200 * time.Microsecond // between two times that a thread of the process leaves its CPU
 	leaveMax      = 200 * time.Millisecond // the same while that does not help
@@ -3528,33 +3532,32 @@ const (
 	crowdShare = crowdRound / 4                      // waits of a direction, of which it tells at once
 	crowdStays = 16                                  // rounds that a crowd stays after the last that told so
 	crowdTime  = 2 * crowdRound * int64(spinDefault) // a round that takes longer is not one of a crowd
-	crowdLook  = 16 * crowdShare                     // waits from one look at the clock to the next
+	crowdLook  = 4 * crowdShare                      // waits from one look at the clock to the next
 )
 
 // A turnout is what one direction contributed to a round. It is guarded by the lock of
 // the direction.
 type turnout struct {
-	round uint16 // the lower half of its number
+	round uint16 // the lower half of the number of that in which it was counted last, or of its first
 	left  uint8  // waits until it tells of them; 0 before the first
-	seen  uint8  // in how many rounds it told of some, up to 2
 }
 
 // add counts a wait that ended, where so many goroutines run at a time. It reports whether
 // that was the last wait of a round. A lost update at the turn of a round does no harm.
 func (c *crowd) add(t *turnout, cpus uint32, clock func() int64) (last bool) {
+	size := crowdRound * cpus
 	if t.left == 0 { // those that wait in turn do not tell all at once
 		t.left = 1 + uint8(c.joined.Add(1)%crowdShare)
+		t.round = uint16(c.ended.Load() / size)
 	}
 	if t.left--; t.left > 0 {
 		return false
 	}
 	t.left = crowdShare
-	n, size := c.ended.Add(crowdShare), crowdRound*cpus
-	if round := uint16((n - 1) / size); t.seen == 0 || t.round != round {
-		t.round, t.seen = round, min(t.seen+1, 2)
-		if t.seen > 1 {
-			c.counted.Add(crowdShare)
-		}
+	n := c.ended.Add(crowdShare)
+	if round := uint16((n - 1) / size); t.round != round {
+		t.round = round
+		c.counted.Add(crowdShare)
 	}
 	if n%size != 0 {
 		return false
@@ -3743,7 +3746,7 @@ func (p *spinPolicy) giveWay(now int64) bool {
 	}
 	p.yield()
 	end := p.clock()
-	took := end - now
+	took := min(end-now, int64(sliceMost))
 	if took >= int64(sliceLost) {
 		p.keepTill.Store(end + keepShare*took)
 	}

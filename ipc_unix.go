@@ -3037,7 +3037,7 @@ type fd struct {
 	shared   atomic.Bool              // set by markShared, never cleared
 	readShut atomic.Bool              // set by closeRead, never cleared: see readsAfterShutdown
 	ended    atomic.Bool              // a read met the end of the stream, so that nothing is in the queue
-	said     atomic.Int32             // bytes written since then, up to bulkMin; a lost update does no harm
+	said     atomic.Int32             // bytes written since hear was called, likewise; a lost update does no harm
 	spin     atomic.Int64             // SetSpin, in nanoseconds
 	waited   int64                    // when the latest wait to read ended, as far as the next compares with it; guarded by r.mu
 	polled   atomic.Pointer[pollFile] // nil unless it is with the poller; stored under mu, loaded by every wait
@@ -3088,7 +3088,7 @@ type parking struct {
 	tries uint8                    // attempts that the poller made, up to 2
 	looks bool                     // the first of them looks whether there is something
 	once  bool                     // an operation has parked
-	again func(sysfd uintptr) bool // attempt as the poller wants it
+	again func(sysfd uintptr) bool // see newParking
 }
 
 // An op is a system call with its arguments. It is on the stack of each goroutine that
@@ -3211,7 +3211,7 @@ func (f *fd) run(h *ioState, o *op) (result, error) {
 	switch {
 	case h == &f.w:
 		if said := f.said.Load(); said < bulkMin {
-			f.said.Store(upToBulk(said, done.n))
+			f.said.Store(upToBulk(said, max(done.n, 1))) // an empty message says something, too
 		}
 	case !f.listen && o.flags&syscall.MSG_PEEK == 0:
 		f.heard = upToBulk(f.heard, done.n)
@@ -3351,8 +3351,8 @@ func (f *fd) hasParked(h *ioState, w *wait, err error) (done result, _ error) {
 
 // expectParkMax is how many operations in a row must end without parking before the next is
 // expected not to park. Where some of them park and some do not, a first attempt that fails
-// costs more than the way through the poller. It is one more if the operation before has parked as
-// well: then the next one looks first whether there is something.
+// costs more than the way through the poller. After two in a row that parked expectPark is one more:
+// then the next one looks first whether there is something.
 const expectParkMax = 4
 
 // spinFor makes attempts until one succeeds or fails for good, up to the limit.
@@ -3361,21 +3361,27 @@ func (f *fd) spinFor(h *ioState, o *op, begun, limit int64) (done result, err er
 	s.begin(begun, limit)
 	err = syscall.EAGAIN
 	for notYet(err) && !s.over(now()) && !f.closing() && !h.expired() {
-		if f.listen && s.last-begun > int64(serveTime) && f.anyUnserved.Load() {
+		if spun := s.last - begun; f.listen && spun > int64(serveTime) && f.anyUnserved.Load() {
+			s.left = min(s.left, giveMost*limit-spun)
 			spinning.giveWay(s.last) // to the thread that serves the client
 		}
 		done, err = o.attempt(f.sys)
 	}
 	spinning.end(&h.spins, !notYet(err))
-	if s.left <= 0 && spinning.giveWay(now()) {
-		done, err = o.attempt(f.sys)
-		if spinning.shouldLeave(now()) {
-			spinning.leave()
+	at, length := s.last, int64(0)  // the time that others took does not make a wait long
+	if notYet(err) && s.left <= 0 { // after the first yield the system may choose this thread once more
+		if spinning.giveWay(at) || spinning.giveWay(now()) {
+			done, err = o.attempt(f.sys)
+			if spinning.shouldLeave(now()) {
+				spinning.leave()
+			}
 		}
+		at = now()
+		length = at - begun
 	}
 	if !notYet(err) {
-		h.spins.took(0, limit)
-		f.stayedAwake(h, &h.spins, now())
+		h.spins.took(length, limit)
+		f.stayedAwake(h, &h.spins, at)
 	}
 	return done, err
 }
@@ -3441,9 +3447,9 @@ func (o *op) attempt(sys int) (r result, err error) {
 	}
 }
 
-// newParking returns a parking. Its method again is an attempt that the poller makes: the first at
-// once, before it parks the goroutine. If that is likely to fail, it looks first. It reports
-// whether the operation has ended.
+// newParking returns a parking. Its function again makes an attempt for the poller: the first at
+// once, before the goroutine parks. If that is likely to fail, it looks first. It reports whether
+// the operation has ended.
 func newParking() *parking {
 	k := new(parking)
 	k.again = func(sysfd uintptr) bool {
@@ -3460,8 +3466,8 @@ func newParking() *parking {
 	return k
 }
 
-// begin prepares an operation for the poller. The frame of a goroutine that is parked does not get
-// its copy of it.
+// begin prepares an operation for the poller. It is not inlined, since what it needs for the copy
+// would be on the stack of each goroutine that is parked.
 //
 //go:noinline
 func (k *parking) begin(o *op, w *wait) { k.op, k.tries, k.looks = *o, 0, w.looks }
