@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -911,6 +912,37 @@ func TestAcceptGivesWayToThoseThatServe(t *testing.T) {
 	}
 }
 
+// However long a spin may take, what it gives away does not end it at once.
+func TestAcceptThatMaySpinForEver(t *testing.T) {
+	l, err := ListenConfig{Spin: math.MaxInt64}.Listen(Path(t.TempDir() + "/s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	f := l.listener.fd
+	yieldBy(t, func() {})
+	forget()
+	f.r.spins, f.waited = backoff{}, now()
+	f.anyUnserved.Store(true)
+	if err := f.setDeadline(time.Now().Add(10*time.Second), reading); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.acquire(&f.r); err != nil {
+		t.Fatal(err)
+	}
+	defer f.release(&f.r)
+	begun := now()
+	_, err = f.run(&f.r, &op{call: opOther, other: func(int) (result, error) {
+		if now()-begun < 4*int64(serveTime) {
+			return result{}, syscall.EAGAIN
+		}
+		return result{}, nil
+	}})
+	if joined := f.polled.Load() != nil; err != nil || joined {
+		t.Errorf("run = %v, and it joined the poller: %t", err, joined)
+	}
+}
+
 // What the last attempt of a spin returns is not lost.
 func TestSpinThatSucceedsAtItsEnd(t *testing.T) {
 	const limit = 2 * time.Millisecond
@@ -924,7 +956,7 @@ func TestSpinThatSucceedsAtItsEnd(t *testing.T) {
 	for range 5 {
 		var yielded int64
 		yieldBy(t, func() {
-			for yielded = now(); now()-yielded < (giveMost+1)*int64(limit); {
+			for yielded = now(); now()-yielded < (giveShare+1)*int64(limit); {
 			}
 		})
 		forget()

@@ -1670,8 +1670,9 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 // On Linux a thread whose spin failed lets those run that wait for its CPU, since the peer may be
 // one of them. If there were some, or if that is not known, it leaves that CPU for a moment:
 // sched_setaffinity(2), which is then undone. That happens only in a process that may run on every
-// CPU, and less and less often if it does not help. In a sandbox that ends the process for this call, use a negative d. An
-// Accept lets others run after 10 µs of a spin, too, if a client may not be served yet.
+// CPU, and less and less often if it does not help. In a sandbox that ends the process for this
+// call, use a negative d. An Accept lets others run after 10 µs of a spin, too, if a client may not
+// be served yet.
 //
 // Windows does not spin. There d is how long a read that waits keeps its thread
 // before it parks, by default at most 2 ms, and only while such waits succeed.
@@ -3299,7 +3300,7 @@ const (
 	parkedWeight  = 8                      // connections without a wait that parked, for which one with such a wait makes up
 	unparkedMax   = 8 * parkedWeight       // after so many without, the next ones join the poller when they park
 	serveTime     = 10 * time.Microsecond  // after which Accept gives way to those that serve a client
-	giveMost      = 4                      // times the limit that such a spin lasts, with what it gave away
+	giveShare     = 4                      // of the time of such a spin, with what it gave away, one part in so many counts
 	switchTime    = 2 * time.Microsecond   // a yield that takes so long has let others run
 	sliceMost     = 10 * time.Millisecond  // the most that a yield counts as lost: the process may have been stopped
 	keepShare     = 64                     // after a yield that lost a time slice, nobody gives way for so many times as long

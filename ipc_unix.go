@@ -3362,7 +3362,7 @@ func (f *fd) spinFor(h *ioState, o *op, begun, limit int64) (done result, err er
 	err = syscall.EAGAIN
 	for notYet(err) && !s.over(now()) && !f.closing() && !h.expired() {
 		if spun := s.last - begun; f.listen && spun > int64(serveTime) && f.anyUnserved.Load() {
-			s.left = min(s.left, giveMost*limit-spun)
+			s.left = min(s.left, limit-spun/giveShare)
 			spinning.giveWay(s.last) // to the thread that serves the client
 		}
 		done, err = o.attempt(f.sys)
