@@ -832,7 +832,7 @@ func TestSpinInVainLeavesACPUThatOthersWaitFor(t *testing.T) {
 		a.fd.r.spins.debt = 0
 		for wait := 10 * time.Millisecond; a.fd.r.spins.debt == 0 || yields == 0; wait *= 2 { // a slow machine may not spin in time
 			forget()
-			a.fd.r.spins, a.fd.waited, leaves, yields = backoff{}, now(), 0, 0
+			a.fd.r.spins, a.fd.waited, leaves, yields = backoff{}, now()+int64(time.Hour), 0, 0
 			spinning.leftAt.Store(0)
 			spinning.leaveGap.Store(0)
 			spinning.keepTill.Store(0)
@@ -922,7 +922,7 @@ func TestAcceptThatMaySpinForEver(t *testing.T) {
 	f := l.listener.fd
 	yieldBy(t, func() {})
 	forget()
-	f.r.spins, f.waited = backoff{}, now()
+	f.r.spins, f.waited = backoff{}, now()+int64(time.Hour)
 	f.anyUnserved.Store(true)
 	if err := f.setDeadline(time.Now().Add(10*time.Second), reading); err != nil {
 		t.Fatal(err)
