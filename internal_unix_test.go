@@ -524,6 +524,8 @@ func connected(t *testing.T) (a, b *Conn) {
 
 // forget makes a wait spin that goes by what all learned.
 func forget() {
+	spinning.keepTill.Store(0)
+	spinning.unparked.Store(0)
 	spinning.spins.young.Store(0)
 	spinning.yields.young.Store(0)
 	spinning.crowd.counted.Store(0)
@@ -814,7 +816,7 @@ func TestReadYieldsNoLongerThanItMay(t *testing.T) {
 // was one of them, it need not park.
 func TestSpinInVainLeavesACPUThatOthersWaitFor(t *testing.T) {
 	a, b := connected(t)
-	defer spinning.keepTill.Store(0)
+	defer forget()
 	const limit = 100 * time.Microsecond
 	a.SetSpin(limit)
 	leaves, polled := 0, false
@@ -835,7 +837,6 @@ func TestSpinInVainLeavesACPUThatOthersWaitFor(t *testing.T) {
 			a.fd.r.spins, a.fd.waited, leaves, yields = backoff{}, now()+int64(time.Hour), 0, 0
 			spinning.leftAt.Store(0)
 			spinning.leaveGap.Store(0)
-			spinning.keepTill.Store(0)
 			polled = a.fd.polled.Load() != nil
 			if err := a.SetReadDeadline(time.Now().Add(wait)); err != nil {
 				t.Fatal(err)
@@ -867,7 +868,7 @@ func TestSpinInVainLeavesACPUThatOthersWaitFor(t *testing.T) {
 
 // An Accept that spins gives way while a connection may not be served yet, but not at once.
 func TestAcceptGivesWayToThoseThatServe(t *testing.T) {
-	defer spinning.keepTill.Store(0)
+	defer forget()
 	l, err := ListenConfig{Spin: 10 * time.Millisecond}.Listen(Path(t.TempDir() + "/s"))
 	if err != nil {
 		t.Fatal(err)
@@ -880,7 +881,6 @@ func TestAcceptGivesWayToThoseThatServe(t *testing.T) {
 		var begun, first int64
 		for wait, tries := 50*time.Millisecond, 0; tries < 3 || unserved && yields < 2 && wait < time.Second; wait *= 2 { // a slow machine may not spin in time
 			forget()
-			spinning.keepTill.Store(0)
 			f.r.spins, f.waited, tries, yields, first = backoff{}, now()+int64(time.Hour), 0, 0, 0
 			f.anyUnserved.Store(unserved)
 			if err := f.setDeadline(time.Now().Add(wait), reading); err != nil {
@@ -951,7 +951,7 @@ func TestSpinThatSucceedsAtItsEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	defer spinning.keepTill.Store(0)
+	defer forget()
 	f := l.listener.fd
 	for range 5 {
 		var yielded int64
@@ -960,7 +960,6 @@ func TestSpinThatSucceedsAtItsEnd(t *testing.T) {
 			}
 		})
 		forget()
-		spinning.keepTill.Store(0)
 		f.r.spins, f.waited = backoff{}, now()+int64(time.Hour)
 		f.anyUnserved.Store(true)
 		if err := f.acquire(&f.r); err != nil {
@@ -1397,8 +1396,6 @@ func TestDialAndAcceptJoinThePollerIfTheyAreLikelyToPark(t *testing.T) {
 		{time.Second, backoff{}, false},
 		{time.Second, backoff{skip: 1}, true},
 	} {
-		defer spinning.unparked.Store(spinning.unparked.Load())
-		spinning.unparked.Store(0)
 		l, err := ListenConfig{Spin: c.spin}.Listen(Path(t.TempDir() + "/s"))
 		if err != nil {
 			t.Fatal(err)
@@ -1428,7 +1425,7 @@ func TestDialAndAcceptJoinThePollerIfTheyAreLikelyToPark(t *testing.T) {
 // the poller when they do.
 func TestDialDoesNotJoinThePollerWhereNoConnectionParks(t *testing.T) {
 	neverYield(t)
-	defer spinning.unparked.Store(spinning.unparked.Load())
+	defer forget()
 	l, err := Listen(Path(t.TempDir() + "/s"))
 	if err != nil {
 		t.Fatal(err)
@@ -1451,7 +1448,7 @@ func TestDialDoesNotJoinThePollerWhereNoConnectionParks(t *testing.T) {
 		return polled
 	}
 	idle := func(*Conn) {}
-	spinning.unparked.Store(0)
+	forget()
 	for n := 0; joined(idle); n++ {
 		if n > unparkedMax {
 			t.Fatalf("after %d connections that did not park, the next joins the poller at once", n)

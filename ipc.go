@@ -3271,9 +3271,10 @@ var raceBuild = func() bool {
 // In a stream no wait spins. Its two ends are fastest one after the other on one CPU,
 // whose cache still has what the other end wrote, and a spin takes the time that the other
 // end needs. The same is true of an answer to much data, or with much: both ends count what
-// they exchange, so that most of the time they agree. A wait to write is always one of a stream; see streaming
-// and inBulk for the others. A writer that parked is not woken by each read of its peer: Linux
-// waits until three quarters of what it queued are read (unix_writable of net/unix/af_unix.c).
+// they exchange, so that most of the time they agree. A wait to write is always one of a
+// stream; see streaming and inBulk for the others. A writer that parked is not woken by each
+// read of its peer: Linux waits until three quarters of what it queued are read (unix_writable
+// of net/unix/af_unix.c).
 //
 // Where more than two directions for each CPU wait all the time, none spins or yields: see crowd.
 

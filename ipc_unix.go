@@ -3223,7 +3223,9 @@ func (f *fd) run(h *ioState, o *op) (result, error) {
 // on that follows a write.
 func (f *fd) hear() {
 	f.heard = 0
-	f.said.Store(0)
+	if f.said.Load() != 0 { // most waits have just called this
+		f.said.Store(0)
+	}
 }
 
 // oneCPU reports whether all threads of this process share one CPU, and probably with the peer.
@@ -3368,8 +3370,9 @@ func (f *fd) spinFor(h *ioState, o *op, begun, limit int64) (done result, err er
 		done, err = o.attempt(f.sys)
 	}
 	spinning.end(&h.spins, !notYet(err))
-	at, length := s.last, int64(0)  // the time that others took does not make a wait long
-	if notYet(err) && s.left <= 0 { // after the first yield the system may choose this thread once more
+	at, length := s.last, int64(0) // the time that others took does not make a wait long
+	if notYet(err) && s.left <= 0 {
+		// After the first yield the system may choose this thread once more.
 		if spinning.giveWay(at) || spinning.giveWay(now()) {
 			done, err = o.attempt(f.sys)
 			if spinning.shouldLeave(now()) {
