@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -73,6 +74,41 @@ func startIdle(t *testing.T) *exec.Cmd {
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); in.Close(); cmd.Wait() })
 	return cmd
+}
+
+// On one CPU a spin keeps the peer from answering, so the first waits hardly spin.
+func TestSpinIsDoubtedOnOneCPU(t *testing.T) {
+	const child = "IPC_TEST_ONE_CPU"
+	if os.Getenv(child) != "" {
+		if !oneCPU || spinning.spins.rare != skipDoubted || spinning.spins.allows(new(backoff)) {
+			t.Errorf("one CPU: %t, rare spins: %d", oneCPU, spinning.spins.rare)
+		}
+		return
+	}
+	if os.Getenv("IPC_TEST_EXEC") != "" {
+		t.Skip("the program needs another one to run it")
+	}
+	program, err := os.Executable()
+	if err != nil {
+		t.Skip(err)
+	}
+	runtime.LockOSThread() // it ends with this goroutine
+	var mask cpuMask
+	if !mask.get() {
+		t.Skip("sched_getaffinity(2) is refused")
+	}
+	for cpu := 0; mask.count() > 1; cpu++ {
+		mask.remove(cpu)
+	}
+	if !mask.set() {
+		t.Skip("sched_setaffinity(2) is refused")
+	}
+	cmd := exec.Command(program, "-test.run=^TestSpinIsDoubtedOnOneCPU$", "-test.v")
+	cmd.Env = append(os.Environ(), child+"=1")
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: TestSpinIsDoubtedOnOneCPU") {
+		t.Errorf("%v: %s", err, out)
+	}
 }
 
 // TestWaitPeerWatchesNoticeTheEnd has every way of watching that an older kernel, or a sandbox,

@@ -465,6 +465,31 @@ func TestBackoffDirectionDoesNotServeTheSkipOfOthersAlone(t *testing.T) {
 	}
 }
 
+// Where spins are likely to fail, hardly any is made, until it turns out that they do not.
+func TestBackoffDoubtedSpinsAreRareUntilOneSucceeds(t *testing.T) {
+	var p spinPolicy
+	p.spins.doubt()
+	for range 10 {
+		if n := spinsOf(&p, new(backoff), skipDoubted, never); n > 1 {
+			t.Errorf("%d spins in the first %d waits", n, skipDoubted)
+		}
+	}
+	p = spinPolicy{}
+	p.spins.doubt()
+	var b backoff
+	const waits = 10 * skipDoubted
+	if n := spinsOf(&p, &b, waits, always); n < waits-skipDoubted {
+		t.Errorf("%d spins in %d waits that are short", n, waits)
+	}
+	for range skipDoubted {
+		p.spins.skipped(new(backoff))
+	}
+	p.spins.tried(new(backoff), true)
+	if !p.spins.allows(new(backoff)) {
+		t.Error("a new direction does not spin where others succeeded")
+	}
+}
+
 func TestBackoffAsksForLongerAndLongerRuns(t *testing.T) {
 	var b backoff
 	for run := range longerRuns + 2 {
@@ -604,6 +629,81 @@ func TestCrowdStaysForSomeRounds(t *testing.T) {
 	}
 	if rounds := waits / (2 * crowdRound); rounds < crowdStays-1 || rounds > crowdStays+1 {
 		t.Errorf("the crowd is there for %d rounds more, want about %d", rounds, crowdStays)
+	}
+}
+
+// Those that wait at once are a crowd before any of their waits has ended. One that has waited
+// for long is no part of it.
+func TestCrowdIsFoundAsItParks(t *testing.T) {
+	const at = 10 * crowdTime // long after any round began
+	clock := func() int64 { return at }
+	for _, cpus := range []int32{2, 4, 64} {
+		few := int(crowdParked * cpus)
+		c := new(crowd)
+		for range few {
+			c.begins(at, cpus)
+		}
+		if c.isNow(clock) {
+			t.Errorf("%d directions that have parked are too many for %d CPUs", few, cpus)
+		}
+		if c.begins(at, cpus); !c.isNow(clock) {
+			t.Errorf("%d directions that have parked are not too many for %d CPUs", few+1, cpus)
+		}
+		c = new(crowd)
+		for i := range int64(10 * few) {
+			if c.begins(at+i*2*int64(crowdSlice)/int64(few), cpus); c.isNow(clock) {
+				t.Fatalf("directions of which %d park in two slices of time are too many for %d CPUs", few, cpus)
+			}
+		}
+		c = new(crowd)
+		for range 10 * few {
+			if c.ends(c.begins(at, cpus)); c.isNow(clock) {
+				t.Fatalf("directions of which one is parked at a time are too many for %d CPUs", cpus)
+			}
+		}
+	}
+	c := new(crowd)
+	for range 100 {
+		if c.begins(at, 1); c.isNow(clock) {
+			t.Fatal("directions that have parked are too many where nobody spins beside them")
+		}
+	}
+}
+
+// A wait that ends after its slice of time is not taken from what later ones count.
+func TestCrowdForgetsThoseThatAreIdle(t *testing.T) {
+	const slice = int64(crowdSlice)
+	c := new(crowd)
+	parked := func() int32 { return c.parked[0].Load() + c.parked[1].Load() }
+	var idle []uint16
+	for range 5 {
+		idle = append(idle, c.begins(slice, 64))
+	}
+	next := c.begins(2*slice, 64)
+	if n := parked(); n != 6 {
+		t.Errorf("in the next slice of time %d are counted, want 6", n)
+	}
+	if c.ends(idle[0]); parked() != 5 {
+		t.Errorf("after one has ended %d are counted, want 5", parked())
+	}
+	last := c.begins(3*slice, 64)
+	for _, s := range idle[1:] {
+		c.ends(s)
+	}
+	if n := parked(); n != 2 {
+		t.Errorf("when idle ones have ended %d are counted, want 2", n)
+	}
+	c.ends(c.begins(slice, 64)) // it began earlier, and spun before it parked
+	if c.ends(next); parked() != 1 {
+		t.Errorf("%d are counted, want 1", parked())
+	}
+	if c.ends(last); parked() != 0 {
+		t.Errorf("when all have ended %d are counted", parked())
+	}
+	c.begins(4*slice, 64)
+	c.begins(5*slice, 64)
+	if c.begins(9*slice, 64); parked() != 1 {
+		t.Errorf("after a while %d are counted, want 1", parked())
 	}
 }
 

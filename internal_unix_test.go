@@ -530,6 +530,9 @@ func forget() {
 	spinning.yields.young.Store(0)
 	spinning.crowd.counted.Store(0)
 	spinning.crowd.left.Store(0)
+	spinning.crowd.slice.Store(uint32(now() / int64(crowdSlice)))
+	spinning.crowd.parked[0].Store(0)
+	spinning.crowd.parked[1].Store(0)
 }
 
 // spins reports whether a wait in that direction spins before it parks.
@@ -1169,6 +1172,39 @@ func TestSpinNotInACrowd(t *testing.T) {
 	forget()
 	if !a.fd.maySpin(&a.fd.r) {
 		t.Error("a wait does not spin without a crowd")
+	}
+}
+
+// Many that begin to wait at once are a crowd, though none of their waits has ended.
+func TestSpinNotWhereManyHaveJustParked(t *testing.T) {
+	neverYield(t)
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+	spinning.measure()
+	defer spinning.measure()
+	ends := make([][2]*Conn, 2*(2*crowdParked+1))
+	for i := range ends {
+		a, b := connected(t)
+		ends[i] = [2]*Conn{a, b}
+	}
+	defer forget()
+	spinning.crowd.slice.Store(1 << 30) // so that the slice of time does not end
+	parked := func() int32 { return spinning.crowd.parked[0].Load() + spinning.crowd.parked[1].Load() }
+	var reads sync.WaitGroup
+	for i, pair := range ends {
+		reads.Go(func() { pair[0].Read(make([]byte, 1)) })
+		for want := min(i+1, 2*crowdParked+1); parked() < int32(want); {
+			runtime.Gosched()
+		}
+		if crowd := i >= 2*crowdParked; ends[0][1].fd.canSpin(&ends[0][1].fd.r) == crowd {
+			t.Fatalf("after %d have parked, others spin: %t", i+1, !crowd)
+		}
+	}
+	for _, pair := range ends {
+		pair[1].Write([]byte("x"))
+	}
+	reads.Wait()
+	if n := parked(); n != 0 {
+		t.Errorf("%d count as parked after all have ended", n)
 	}
 }
 

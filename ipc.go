@@ -1643,9 +1643,9 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 // longer it takes to wake a thread, the less (README.md has the table, and what other
 // conditions show). Whatever the limit, spins stop
 // where more than about one in nine of them fails: then the next waits do not spin, and their
-// number doubles with each further failure, up to four thousand. At most GOMAXPROCS-1
-// goroutines of a process spin at a time, or one if that is 0. A connection that stays idle
-// costs nothing.
+// number doubles with each further failure, up to four thousand. In a process that may run on
+// one CPU alone it begins with 256, before any failure. At most GOMAXPROCS-1 goroutines of a
+// process spin at a time, or one if that is 0. A connection that stays idle costs nothing.
 //
 // A spin takes the CPU from others, so some waits never spin:
 //
@@ -1658,8 +1658,9 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 //   - a wait to read after a pause: the wait before it ended longer ago than the limit;
 //   - a wait to read after two in a row that took longer than the limit and 400 µs, but for one
 //     in 62 of them;
-//   - any wait while the process has more busy ends than two for each CPU. A direction of a
-//     connection, a pipe end and a listener are an end each.
+//   - any wait while the process has more busy ends than two for each CPU, or if more than three
+//     for each of several CPUs have parked within half a millisecond. A direction of a connection,
+//     a pipe end and a listener are an end each.
 //
 // On Linux a wait to read that does not spin, after a pause, long waits or failed spins, lets the
 // other threads of its CPU run before it parks (sched_yield(2)), at most four times and not again
@@ -3253,6 +3254,9 @@ var raceBuild = func() bool {
 // Where nobody waited, the peer is elsewhere, and to leave could bring both to one CPU. (Shared
 // memory knows whether the peer was asleep, and leaves at once.)
 //
+// A process whose threads all have one CPU probably shares it with the peer. There the first
+// waits do not spin, and few of the next ones, until one of these has succeeded: see doubt.
+//
 // A server's Accept can spin on the CPU that its own thread needs to serve a client. If such a
 // spin takes long, and a client may not be served yet, it gives way before each attempt.
 //
@@ -3284,6 +3288,7 @@ const (
 	debtMax       = 8 * lossWeight         // that many failed spins cost nothing
 	skipMin       = 4                      // waits without a spin after one more failed spin; each further one doubles that
 	skipMax       = 4096                   // the most that skipMin is doubled to
+	skipDoubted   = 256                    // takes the place of skipMin where a spin is likely to fail
 	youngWaits    = 4                      // waits after which a direction goes by its own history
 	longWaits     = 2                      // long waits in a row, after which none spins until one was short
 	longTrial     = 64                     // long waits in a row, after which one spins all the same
@@ -3504,11 +3509,19 @@ type spinPolicy struct {
 // spins or of their yields.
 type experience struct {
 	young atomic.Uint64 // their backoff, packed; a lost update does no harm
+	rare  uint16        // the least number of waits between two spins that fail, if it is not skipMin
+}
+
+// doubt has the first directions try rarely, until one of them has succeeded.
+func (e *experience) doubt() {
+	e.rare = skipDoubted
+	e.keep(backoff{debt: debtMax, skip: e.rare, last: e.rare})
 }
 
 // A crowd finds out whether too many directions wait at a time. Then some of them are
-// ready at any moment, and a spin, though it succeeds, takes the CPU that they need. It
-// counts the waits that end, in rounds of crowdRound for each CPU. A direction tells it of
+// ready at any moment, and a spin, though it succeeds, takes the CPU that they need.
+//
+// It counts the waits that end, in rounds of crowdRound for each CPU. A direction tells it of
 // crowdShare waits at a time, since all of them share its memory, and is counted once in a
 // round. If two directions for each CPU wait equally often, each of them ends 16 waits in a
 // round, and half of the round is counted. So more than that is counted only if more than two
@@ -3520,6 +3533,9 @@ type experience struct {
 //
 // A crowd stays for some rounds. Otherwise a peer that has not found it yet, and exchanges some
 // messages with one of many before it looks at the others, would make it seem gone.
+//
+// When many begin at once the rounds tell it late: one direction spins with success, and the
+// others, which are parked, end no wait. So it also counts those that are parked: see begins.
 type crowd struct {
 	ended   atomic.Uint32 // waits that ended, in steps of crowdShare
 	counted atomic.Uint32 // those of this round
@@ -3527,6 +3543,9 @@ type crowd struct {
 	joined  atomic.Uint32 // directions that have waited
 	left    atomic.Int32  // rounds for which there still is a crowd
 	several atomic.Bool   // the last round told that more than one direction waits
+
+	slice  atomic.Uint32   // the latest slice of time in which a wait began, counted from the start of the process
+	parked [2]atomic.Int32 // waits that are parked and began in that slice, or in the one before, by its lowest bit
 }
 
 const (
@@ -3534,7 +3553,10 @@ const (
 	crowdShare = crowdRound / 4                      // waits of a direction, of which it tells at once
 	crowdStays = 16                                  // rounds that a crowd stays after the last that told so
 	crowdTime  = 2 * crowdRound * int64(spinDefault) // a round that takes longer is not one of a crowd
-	crowdLook  = 4 * crowdShare                      // waits from one look at the clock to the next
+	crowdLook  = 16 * crowdShare                     // waits from one look at the clock to the next
+
+	crowdSlice  = 256 * time.Microsecond // a direction that is parked for longer is no part of a crowd
+	crowdParked = 3                      // directions for each CPU; more that have parked just now are a crowd
 )
 
 // A turnout is what one direction contributed to a round. It is guarded by the lock of
@@ -3576,6 +3598,35 @@ func (c *crowd) add(t *turnout, cpus uint32, clock func() int64) (last bool) {
 	}
 	c.several.Store(counted > crowdShare)
 	return true
+}
+
+// begins counts a wait that is about to park, which began at that time, where so many goroutines
+// run at a time. The result is for ends. A wait counts for one slice of time or two, so those that
+// are idle do not. A lost update at the turn of a slice does no harm, since each begins with 0. If
+// one goroutine runs at a time, nobody spins beside those that are parked.
+func (c *crowd) begins(at int64, cpus int32) (slice uint16) {
+	s, last := uint32(at/int64(crowdSlice)), c.slice.Load()
+	if int32(s-last) <= 0 {
+		s = last
+	} else if c.slice.CompareAndSwap(last, s) {
+		c.parked[s%2].Store(0)
+		if s-last > 1 {
+			c.parked[(s+1)%2].Store(0)
+		}
+	}
+	n := c.parked[s%2].Add(1) + c.parked[(s+1)%2].Load()
+	if cpus > 1 && n > crowdParked*cpus && c.left.Load() == 0 {
+		c.begun.Store(at)
+		c.left.Store(crowdStays)
+	}
+	return uint16(s)
+}
+
+// ends is called when the wait has ended for which begins returned that slice.
+func (c *crowd) ends(slice uint16) {
+	if uint16(c.slice.Load())-slice <= 1 {
+		c.parked[slice%2].Add(-1)
+	}
 }
 
 // isNow reports whether too many wait now: one of the last rounds told so, and this one is not
@@ -3798,10 +3849,15 @@ func (e *experience) note(b *backoff, what func(*backoff)) {
 	*b = e.youngBackoff()
 	b.waits, b.wins, b.runs, b.long = before.waits+1, before.wins, before.runs, before.long
 	what(b)
-	e.young.Store(uint64(b.debt)<<32 | uint64(b.skip)<<16 | uint64(b.last))
+	e.keep(*b)
 	if b.waits == youngWaits {
-		b.skip, b.last = min(b.skip, skipMin), min(b.last, skipMin)
+		least := max(e.rare, skipMin)
+		b.skip, b.last = min(b.skip, least), min(b.last, least)
 	}
+}
+
+func (e *experience) keep(b backoff) {
+	e.young.Store(uint64(b.debt)<<32 | uint64(b.skip)<<16 | uint64(b.last))
 }
 
 func (e *experience) youngBackoff() backoff {

@@ -3229,28 +3229,43 @@ func (f *fd) hear() {
 }
 
 // oneCPU reports whether all threads of this process share one CPU, and probably with the peer.
+// Then a spin is likely to keep the peer from answering.
 var oneCPU = runtime.NumCPU() == 1
+
+func init() {
+	if oneCPU {
+		spinning.spins.doubt()
+	}
+}
 
 // upToBulk adds n bytes to so many, up to bulkMin.
 func upToBulk(bytes int32, n int) int32 { return int32(min(int(bytes)+n, bulkMin)) }
 
 // maySpin reports whether a wait in that direction may spin or yield, apart from its backoff.
-// A wait to write never does: it is one of a stream.
-func (f *fd) maySpin(h *ioState) bool {
-	if h == &f.w || f.spinLimit() <= 0 {
-		return false
-	}
+func (f *fd) maySpin(h *ioState) bool { return f.canSpin(h) && f.awaitsAnswer() }
+
+// canSpin reports whether waits in that direction spin or yield at all now. A wait to write never
+// does: it is one of a stream.
+func (f *fd) canSpin(h *ioState) bool {
+	return h != &f.w && f.spinLimit() > 0 && !spinning.crowded()
+}
+
+// awaitsAnswer reports whether the next wait is for an answer among little data, by what was
+// exchanged since the one before.
+func (f *fd) awaitsAnswer() bool {
 	heard, said := f.heard, f.said.Load()
-	return !streaming(heard, said) && (!inBulk(heard, said) || oneCPU) && !spinning.crowded()
+	return !streaming(heard, said) && (!inBulk(heard, said) || oneCPU)
 }
 
 // A wait is what is known of the wait of an operation.
 type wait struct {
-	begun    int64 // when, if it may spin
-	may      bool  // maySpin
-	spins    bool  // and the backoff allows it
-	straight bool  // it may spin, and parks without a spin or a yield before
-	looks    bool  // there is likely to be nothing when it goes to the poller
+	begun    int64  // when, if it may spin
+	slice    uint16 // for crowd.ends, if it may spin
+	can      bool   // canSpin
+	may      bool   // maySpin
+	spins    bool   // and the backoff allows it
+	straight bool   // it may spin, and parks without a spin or a yield before
+	looks    bool   // there is likely to be nothing when it goes to the poller
 }
 
 // untilDone makes the call until the operation ends: at once, by spinning or yielding, or
@@ -3273,6 +3288,9 @@ func (f *fd) untilDone(h *ioState, o *op) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
+	if w.may {
+		w.slice = spinning.crowd.begins(w.begun, spinning.cpus.Load())
+	}
 	h.parking.begin(o, &w)
 	err = f.await(h, p, h.parking.again)
 	return f.hasParked(h, &w, err)
@@ -3281,9 +3299,11 @@ func (f *fd) untilDone(h *ioState, o *op) (result, error) {
 // tryAtOnce makes an attempt, unless it is likely to fail: the poller makes one before it
 // parks, and that one is enough then.
 func (f *fd) tryAtOnce(h *ioState, o *op, w *wait) (done result, err error) {
-	w.may = f.maySpin(h)
-	if h == &f.r && f.said.Load() > 0 {
-		f.hear()
+	if w.can = f.canSpin(h); w.can {
+		w.may = f.awaitsAnswer()
+		if f.said.Load() > 0 {
+			f.hear()
+		}
 	}
 	w.spins = w.may && spinning.spins.allows(&h.spins)
 	tries := h.expectPark == 0 || w.spins || w.may && spinning.yieldsNext(&h.yields)
@@ -3294,7 +3314,7 @@ func (f *fd) tryAtOnce(h *ioState, o *op, w *wait) (done result, err error) {
 			return done, err
 		}
 	}
-	if h == &f.r {
+	if w.can {
 		f.hear()
 	}
 	return result{}, syscall.EAGAIN
@@ -3319,6 +3339,9 @@ func (f *fd) stayAwake(h *ioState, o *op, w *wait) (result, error) {
 
 // hasParked ends a wait that was left to the poller, which returned that error.
 func (f *fd) hasParked(h *ioState, w *wait, err error) (done result, _ error) {
+	if w.may {
+		spinning.crowd.ends(w.slice)
+	}
 	k := h.parking
 	k.op = op{} // the buffers are the caller's again
 	parked := err == nil && k.tries > 1
@@ -3345,7 +3368,7 @@ func (f *fd) hasParked(h *ioState, w *wait, err error) (done result, _ error) {
 		if !w.spins {
 			spinning.spins.skipped(&h.spins)
 		}
-	case h == &f.r && f.spinLimit() > 0 && !spinning.crowded() && spinning.spins.allows(&h.spins):
+	case w.can && spinning.spins.allows(&h.spins):
 		f.waited = now()
 	}
 	return done, err
