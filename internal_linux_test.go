@@ -76,12 +76,29 @@ func startIdle(t *testing.T) *exec.Cmd {
 	return cmd
 }
 
-// On one CPU a spin keeps the peer from answering, so the first waits hardly spin.
-func TestSpinIsDoubtedOnOneCPU(t *testing.T) {
-	const child = "IPC_TEST_ONE_CPU"
+// The first waits of a process do not spin. On one CPU, where a spin keeps the peer from
+// answering, hardly any does.
+func TestSpinNotAmongTheFirstWaits(t *testing.T) {
+	const child = "IPC_TEST_FIRST_WAITS"
 	if os.Getenv(child) != "" {
-		if !oneCPU || spinning.spins.rare != skipDoubted || spinning.spins.allows(new(backoff)) {
-			t.Errorf("one CPU: %t, rare spins: %d", oneCPU, spinning.spins.rare)
+		want := firstWaits
+		if oneCPU {
+			want = skipDoubted
+		}
+		for i, e := range []*experience{&spinning.spins, &spinning.yields} {
+			if i == 1 {
+				want = firstWaits
+			}
+			n := 0
+			for ; n < want && !e.allows(new(backoff)); n++ {
+				e.skipped(new(backoff))
+			}
+			if n != want || !e.allows(new(backoff)) {
+				t.Errorf("the first %d waits neither spin nor yield (%d), want %d", n, i, want)
+			}
+		}
+		if doubted := spinning.spins.rare == skipDoubted; doubted != oneCPU {
+			t.Errorf("one CPU: %t, spins are rare: %t", oneCPU, doubted)
 		}
 		return
 	}
@@ -92,7 +109,17 @@ func TestSpinIsDoubtedOnOneCPU(t *testing.T) {
 	if err != nil {
 		t.Skip(err)
 	}
-	runtime.LockOSThread() // it ends with this goroutine
+	start := func() {
+		t.Helper()
+		cmd := exec.Command(program, "-test.run=^"+t.Name()+"$", "-test.v")
+		cmd.Env = append(os.Environ(), child+"=1")
+		out, err := cmd.CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
+			t.Errorf("%v: %s", err, out)
+		}
+	}
+	start()
+	runtime.LockOSThread() // this thread and its child have one CPU from now on; it ends with this goroutine
 	var mask cpuMask
 	if !mask.get() {
 		t.Skip("sched_getaffinity(2) is refused")
@@ -103,12 +130,7 @@ func TestSpinIsDoubtedOnOneCPU(t *testing.T) {
 	if !mask.set() {
 		t.Skip("sched_setaffinity(2) is refused")
 	}
-	cmd := exec.Command(program, "-test.run=^TestSpinIsDoubtedOnOneCPU$", "-test.v")
-	cmd.Env = append(os.Environ(), child+"=1")
-	out, err := cmd.CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "--- PASS: TestSpinIsDoubtedOnOneCPU") {
-		t.Errorf("%v: %s", err, out)
-	}
+	start()
 }
 
 // TestWaitPeerWatchesNoticeTheEnd has every way of watching that an older kernel, or a sandbox,

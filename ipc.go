@@ -1645,7 +1645,8 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 // where more than about one in nine of them fails: then the next waits do not spin, and their
 // number doubles with each further failure, up to four thousand. In a process that may run on
 // one CPU alone it begins with 256, before any failure. At most GOMAXPROCS-1 goroutines of a
-// process spin at a time, or one if that is 0. A connection that stays idle costs nothing.
+// process spin at a time, or one if that is 0. The first 32 waits of a process do not spin. A
+// connection that stays idle costs nothing.
 //
 // A spin takes the CPU from others, so some waits never spin:
 //
@@ -3254,8 +3255,9 @@ var raceBuild = func() bool {
 // Where nobody waited, the peer is elsewhere, and to leave could bring both to one CPU. (Shared
 // memory knows whether the peer was asleep, and leaves at once.)
 //
-// A process whose threads all have one CPU probably shares it with the peer. There the first
-// waits do not spin, and few of the next ones, until one of these has succeeded: see doubt.
+// The first waits of a process neither spin nor yield: it may be a server that is started for many
+// clients at once. If all its threads have one CPU, it probably shares it with the peer. Then
+// hardly any wait spins until one has succeeded: see doubt.
 //
 // A server's Accept can spin on the CPU that its own thread needs to serve a client. If such a
 // spin takes long, and a client may not be served yet, it gives way before each attempt.
@@ -3289,6 +3291,7 @@ const (
 	skipMin       = 4                      // waits without a spin after one more failed spin; each further one doubles that
 	skipMax       = 4096                   // the most that skipMin is doubled to
 	skipDoubted   = 256                    // takes the place of skipMin where a spin is likely to fail
+	firstWaits    = 32                     // waits of a new process without a spin and without a yield
 	youngWaits    = 4                      // waits after which a direction goes by its own history
 	longWaits     = 2                      // long waits in a row, after which none spins until one was short
 	longTrial     = 64                     // long waits in a row, after which one spins all the same
@@ -3517,6 +3520,10 @@ func (e *experience) doubt() {
 	e.rare = skipDoubted
 	e.keep(backoff{debt: debtMax, skip: e.rare, last: e.rare})
 }
+
+// hesitate has the first waits of the process not try. Meanwhile it finds out whether too many
+// directions wait for that.
+func (e *experience) hesitate() { e.keep(backoff{skip: firstWaits}) }
 
 // A crowd finds out whether too many directions wait at a time. Then some of them are
 // ready at any moment, and a spin, though it succeeds, takes the CPU that they need.

@@ -3233,7 +3233,8 @@ func (f *fd) hear() {
 var oneCPU = runtime.NumCPU() == 1
 
 func init() {
-	if oneCPU {
+	spinning.yields.hesitate()
+	if spinning.spins.hesitate(); oneCPU {
 		spinning.spins.doubt()
 	}
 }
