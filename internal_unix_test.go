@@ -28,7 +28,7 @@ import (
 func (e *pipeEnd) Nap() {
 	e.end().mu.Lock()
 	defer e.end().mu.Unlock()
-	e.end().pollsByTimer = true
+	e.end().byTimer = true
 }
 
 // ---------------------------------------------------------------------------

@@ -1974,7 +1974,7 @@ func adoptPipeSys(sys int, d direction) (f *fd, err error) {
 		return nil, err
 	}
 	// Only a FIFO is a file on a device, where fifoPolls makes a difference.
-	f.pollsByTimer = !fifoPolls && fstatID(f.sys).dev != 0
+	f.byTimer = !fifoPolls && fstatID(f.sys).dev != 0
 	return f, nil
 }
 
@@ -2197,7 +2197,7 @@ func tryFIFO(path string, d direction) (*fd, error) {
 		return nil, err
 	}
 	f := newFD(sys)
-	f.pollsByTimer = !fifoPolls
+	f.byTimer = !fifoPolls
 	return f, nil
 }
 
@@ -3034,6 +3034,7 @@ type fd struct {
 	listen   bool                     // it listens: clients wait in its queue
 	marked   bool                     // markMessages was called; guarded by r.mu
 	begun    bool                     // begin was called, before others had it
+	byTimer  bool                     // the poller cannot serve it: see pollByTimer; settled before polled is
 	shared   atomic.Bool              // set by markShared, never cleared
 	readShut atomic.Bool              // set by closeRead, never cleared: see readsAfterShutdown
 	ended    atomic.Bool              // a read met the end of the stream, so that nothing is in the queue
@@ -3051,7 +3052,6 @@ type fd struct {
 	anyUnserved *atomic.Bool
 
 	mu           sync.Mutex      // guards what follows, and keeps join, leavePoller, Close and SetDeadline apart
-	pollsByTimer bool            // the poller cannot serve it: see pollByTimer; settled before polled is
 	pinned       bool            // somebody may know the number, so it must not change
 	disposed     bool            // the descriptor was closed
 	goneErr      error           // the error of that close
@@ -3628,7 +3628,7 @@ func discardWithin(grace time.Duration, sys ...int) {
 // await calls try when the direction may be ready, until it reports true.
 func (f *fd) await(h *ioState, p *pollFile, try func(sysfd uintptr) bool) (err error) {
 	switch {
-	case f.pollsByTimer:
+	case f.byTimer:
 		err = f.pollByTimer(h, try)
 	case h == &f.r:
 		err = p.raw.Read(try)
@@ -3701,7 +3701,7 @@ func (f *fd) register(h *ioState) error {
 	if f.r.deadline() != f.w.deadline() && err == nil {
 		err = p.file.SetWriteDeadline(f.w.deadline())
 	}
-	f.pollsByTimer = f.pollsByTimer || err != nil
+	f.byTimer = f.byTimer || err != nil
 	f.polled.Store(p)
 	return nil
 }
@@ -3711,7 +3711,7 @@ func (f *fd) register(h *ioState) error {
 // descriptor is left, or somebody may know the old number, nothing changes.
 func (f *fd) leavePoller() {
 	p := f.polled.Load()
-	if p == nil || f.pollsByTimer || !f.tryExclusive() {
+	if p == nil || f.byTimer || !f.tryExclusive() {
 		return
 	}
 	defer f.endExclusive()
@@ -3762,13 +3762,13 @@ func (f *fd) setDeadline(t time.Time, d direction) error {
 	p := f.polled.Load()
 	if d&reading != 0 {
 		f.r.expiry.Store(expiry)
-		if p != nil && !f.pollsByTimer {
+		if p != nil && !f.byTimer {
 			err = p.file.SetReadDeadline(t)
 		}
 	}
 	if d&writing != 0 {
 		f.w.expiry.Store(expiry)
-		if p != nil && !f.pollsByTimer && err == nil {
+		if p != nil && !f.byTimer && err == nil {
 			err = p.file.SetWriteDeadline(t)
 		}
 	}
