@@ -532,8 +532,8 @@ func aCrowd(directions, more, cpus int, gap time.Duration) (c *crowd, clock func
 func TestCrowdIsMoreThanTwoForEachCPU(t *testing.T) {
 	const gap, rest = 20 * time.Microsecond, 3 * spinDefault
 	tooMany := func(directions, more, cpus int, gap time.Duration) bool {
-		c, clock := aCrowd(directions, more, cpus, gap)
-		return c.isNow(clock)
+		c, _ := aCrowd(directions, more, cpus, gap)
+		return c.isNow()
 	}
 	for _, cpus := range []int{1, 2, 4, 64} {
 		for _, n := range []int{1, 2, cpus, 2 * cpus} {
@@ -606,16 +606,28 @@ func TestCrowdOfShortConnections(t *testing.T) {
 	}
 }
 
+// A crowd that made a pause is there when it comes back. One that does not come back is
+// forgotten.
 func TestCrowdIsForgottenWhenItHasGone(t *testing.T) {
-	c, clock := aCrowd(100, 0, 2, 20*time.Microsecond)
-	if !c.isNow(clock) {
-		t.Fatal("there is no crowd")
+	const round = 2 * crowdRound
+	var at int64
+	clock := func() int64 { return at }
+	c, all := new(crowd), make([]turnout, 100)
+	for pauses := range 5 {
+		for i := range 20 * round {
+			at += int64(10 * time.Microsecond)
+			if c.add(&all[i%len(all)], 2, clock); pauses > 0 && !c.isNow() {
+				t.Fatalf("after a pause the crowd is no more after %d waits", i+1)
+			}
+		}
+		at += int64(time.Hour)
 	}
-	later, waits := clock()+crowdTime, 0
-	for alone := new(turnout); c.isNow(func() int64 { return later }); waits++ {
-		c.add(alone, 2, func() int64 { return later })
+	waits := 0
+	for alone := new(turnout); c.isNow(); waits++ {
+		at += crowdTime / round
+		c.add(alone, 2, clock)
 	}
-	if waits > crowdLook {
+	if waits > 3*round {
 		t.Errorf("the crowd is still there after %d waits of one direction", waits)
 	}
 }
@@ -624,7 +636,7 @@ func TestCrowdIsForgottenWhenItHasGone(t *testing.T) {
 func TestCrowdStaysForSomeRounds(t *testing.T) {
 	c, clock := aCrowd(100, 0, 2, 20*time.Microsecond)
 	waits := 0
-	for few := new(turnout); c.isNow(clock); waits++ {
+	for few := new(turnout); c.isNow(); waits++ {
 		c.add(few, 2, clock)
 	}
 	if rounds := waits / (2 * crowdRound); rounds < crowdStays-1 || rounds > crowdStays+1 {
@@ -636,35 +648,41 @@ func TestCrowdStaysForSomeRounds(t *testing.T) {
 // for long is no part of it.
 func TestCrowdIsFoundAsItParks(t *testing.T) {
 	const at = 10 * crowdTime // long after any round began
-	clock := func() int64 { return at }
 	for _, cpus := range []int32{2, 4, 64} {
 		few := int(crowdParked * cpus)
 		c := new(crowd)
 		for range few {
 			c.begins(at, cpus)
 		}
-		if c.isNow(clock) {
+		if c.isNow() {
 			t.Errorf("%d directions that have parked are too many for %d CPUs", few, cpus)
 		}
-		if c.begins(at, cpus); !c.isNow(clock) {
+		if c.begins(at, cpus); !c.isNow() {
 			t.Errorf("%d directions that have parked are not too many for %d CPUs", few+1, cpus)
+		}
+		var alone turnout
+		for range crowdRound * cpus { // what was before it does not make this round a long one
+			c.add(&alone, uint32(cpus), func() int64 { return at })
+		}
+		if c.left.Load() < crowdStays-1 {
+			t.Errorf("for %d CPUs the crowd is there for %d rounds", cpus, c.left.Load())
 		}
 		c = new(crowd)
 		for i := range int64(10 * few) {
-			if c.begins(at+i*2*int64(crowdSlice)/int64(few), cpus); c.isNow(clock) {
+			if c.begins(at+i*2*int64(crowdSlice)/int64(few), cpus); c.isNow() {
 				t.Fatalf("directions of which %d park in two slices of time are too many for %d CPUs", few, cpus)
 			}
 		}
 		c = new(crowd)
 		for range 10 * few {
-			if c.ends(c.begins(at, cpus)); c.isNow(clock) {
+			if c.ends(c.begins(at, cpus)); c.isNow() {
 				t.Fatalf("directions of which one is parked at a time are too many for %d CPUs", cpus)
 			}
 		}
 	}
 	c := new(crowd)
 	for range 100 {
-		if c.begins(at, 1); c.isNow(clock) {
+		if c.begins(at, 1); c.isNow() {
 			t.Fatal("directions that have parked are too many where nobody spins beside them")
 		}
 	}
@@ -718,7 +736,7 @@ func TestSpinPolicyFindsACrowd(t *testing.T) {
 			at += int64(gap) / int64(cpus)
 			p.count(&all[i%directions])
 		}
-		return p.crowd.isNow(p.clock)
+		return p.crowd.isNow()
 	}
 	p.count(new(turnout))
 	if n := int(p.cpus.Load()); n != cpus {

@@ -3539,7 +3539,8 @@ func (e *experience) hesitate() { e.keep(backoff{skip: firstWaits}) }
 // other, for a few exchanges each, are many directions, and yet only one waits at a time.
 //
 // A crowd stays for some rounds. Otherwise a peer that has not found it yet, and exchanges some
-// messages with one of many before it looks at the others, would make it seem gone.
+// messages with one of many before it looks at the others, would make it seem gone. After a round
+// that took long it stays for one more: there may have been a pause, and it may be back.
 //
 // When many begin at once the rounds tell it late: one direction spins with success, and the
 // others, which are parked, end no wait. So it also counts those that are parked: see begins.
@@ -3560,7 +3561,6 @@ const (
 	crowdShare = crowdRound / 4                      // waits of a direction, of which it tells at once
 	crowdStays = 16                                  // rounds that a crowd stays after the last that told so
 	crowdTime  = 2 * crowdRound * int64(spinDefault) // a round that takes longer is not one of a crowd
-	crowdLook  = 16 * crowdShare                     // waits from one look at the clock to the next
 
 	crowdSlice  = 256 * time.Microsecond // a direction that is parked for longer is no part of a crowd
 	crowdParked = 3                      // directions for each CPU; more that have parked just now are a crowd
@@ -3596,6 +3596,8 @@ func (c *crowd) add(t *turnout, cpus uint32, clock func() int64) (last bool) {
 	now := clock()
 	took, counted := now-c.begun.Swap(now), c.counted.Swap(0)
 	switch left := c.left.Load(); {
+	case took >= crowdTime && left > 1:
+		c.left.Store(1) // there may have been a pause
 	case took >= crowdTime:
 		c.left.Store(0)
 	case counted > size/2:
@@ -3623,7 +3625,7 @@ func (c *crowd) begins(at int64, cpus int32) (slice uint16) {
 	}
 	n := c.parked[s%2].Add(1) + c.parked[(s+1)%2].Load()
 	if cpus > 1 && n > crowdParked*cpus && c.left.Load() == 0 {
-		c.begun.Store(at)
+		c.begun.Store(at) // the time before counts no more
 		c.left.Store(crowdStays)
 	}
 	return uint16(s)
@@ -3636,34 +3638,20 @@ func (c *crowd) ends(slice uint16) {
 	}
 }
 
-// isNow reports whether too many wait now: one of the last rounds told so, and this one is not
-// already longer than one of a crowd. Most calls do without the clock: they look when the
-// count of waits is a multiple of crowdLook.
-func (c *crowd) isNow(clock func() int64) bool {
-	if c.left.Load() == 0 {
-		return false
-	}
-	if c.ended.Load()%crowdLook == 0 && c.isOver(clock()) {
-		c.left.Store(0)
-		return false
-	}
-	return true
-}
+// isNow reports whether too many wait now: one of the last rounds told so.
+func (c *crowd) isNow() bool { return c.left.Load() > 0 }
 
-// isMoreThanOne reports whether more than one direction waits now.
+// isMoreThanOne reports whether more than one direction waits now: the round before told so, and
+// this one is not already longer than one of a crowd.
 func (c *crowd) isMoreThanOne(clock func() int64) bool {
-	return c.several.Load() && !c.isOver(clock())
+	return c.several.Load() && clock()-c.begun.Load() < crowdTime
 }
-
-// isOver reports whether what the rounds before told does not count any more, since this one is
-// longer than one of a crowd.
-func (c *crowd) isOver(now int64) bool { return now-c.begun.Load() >= crowdTime }
 
 // spinning is the policy of this process.
 var spinning = spinPolicy{leave: leaveCPU, yield: yieldCPU, clock: now}
 
 // crowded reports whether too many directions wait for a spin to pay.
-func (p *spinPolicy) crowded() bool { return p.crowd.isNow(p.clock) }
+func (p *spinPolicy) crowded() bool { return p.crowd.isNow() }
 
 // allows reports whether the history of the direction lets the next wait spin, or yield.
 func (e *experience) allows(b *backoff) bool {

@@ -3051,12 +3051,12 @@ type fd struct {
 	// Close of any connection clears it: a hint whether the latest still waits for its goroutine.
 	anyUnserved *atomic.Bool
 
-	mu           sync.Mutex      // guards what follows, and keeps join, leavePoller, Close and SetDeadline apart
-	pinned       bool            // somebody may know the number, so it must not change
-	disposed     bool            // the descriptor was closed
-	goneErr      error           // the error of that close
-	gone         chan struct{}   // closed with it; nil until Close waits for it
-	cleanup      runtime.Cleanup // closes sys if nobody does; stopped when a pollFile takes over
+	mu       sync.Mutex      // guards what follows, and keeps join, leavePoller, Close and SetDeadline apart
+	pinned   bool            // somebody may know the number, so it must not change
+	disposed bool            // the descriptor was closed
+	goneErr  error           // the error of that close
+	gone     chan struct{}   // closed with it; nil until Close waits for it
+	cleanup  runtime.Cleanup // closes sys if nobody does; stopped when a pollFile takes over
 }
 
 // A pollFile is the os.File of a descriptor that is with the runtime's poller.
