@@ -787,31 +787,56 @@ func TestSpinNotForAPeerThatMakesPauses(t *testing.T) {
 	}{
 		"always":       {func(int) bool { return true }, longWaits + waits/(longTrial-longWaits), 10},
 		"now and then": {func(n int) bool { return n%50 == 49 }, waits / 50, waits * 9 / 10},
-		"for a while":  {func(n int) bool { return n/1000%2 == 1 }, 5*longWaits + waits/2/(longTrial-longWaits), waits/2 - 100},
+		"for a while":  {func(n int) bool { return n/1000%2 == 1 }, 5*longWaits + waits/2/(longTrial-longWaits), waits/2 - 5*longTrial},
 	} {
 		p := spinPolicy{clock: func() int64 { return 0 }}
 		var b backoff
 		spins, failed := 0, 0
 		for n := range waits {
-			long := c.isLong(n)
-			if p.spins.allows(&b) {
+			long, may := c.isLong(n), p.spins.allows(&b)
+			if may {
 				spins++
-				if long {
-					failed++
-				}
-				p.spins.tried(&b, !long)
-			} else {
-				p.spins.skipped(&b)
 			}
-			if long {
+			switch {
+			case may && long:
+				failed++
+				p.spins.tried(&b, false)
+				b.wasLong()
+			case may:
+				p.spins.tried(&b, true)
+				b.took(limit, limit)
+			case long:
+				p.spins.skipped(&b)
 				b.took(2*int64(parkedMax), limit)
-			} else {
-				b.took(int64(parkedMax), limit) // it was parked
+			default:
+				p.spins.skipped(&b)
+				b.took(int64(parkedMax), limit)
 			}
 		}
 		if failed > c.most || spins < c.least {
 			t.Errorf("where the peer makes pauses %s, %d of %d waits spin, want at least %d, and %d in vain, want at most %d", what, spins, waits, c.least, failed, c.most)
 		}
+	}
+}
+
+// To park takes time, so a wait that is a bit longer than a spin may take tells nothing.
+func TestSpinWaitsThatTellNothing(t *testing.T) {
+	const limit = int64(spinDefault)
+	var b backoff
+	for range 3 * longWaits {
+		b.took(int64(parkedMax), limit)
+	}
+	if b.expectsLong() {
+		t.Error("a peer that has to be woken is taken for one that makes pauses")
+	}
+	for range longWaits {
+		b.took(int64(parkedMax)+1, limit)
+	}
+	if b.took(limit+1, limit); !b.expectsLong() {
+		t.Error("a wait that is longer than a spin ends the pauses")
+	}
+	if b.took(limit, limit); b.expectsLong() {
+		t.Error("a wait that is no longer than a spin does not end the pauses")
 	}
 }
 
@@ -850,12 +875,15 @@ func coupled(waits int, wakeUp, limit time.Duration) (won, lost int) {
 		switch {
 		case !p.spins.allows(b):
 			p.spins.skipped(b)
+			b.took(int64(answer+wakeUp), int64(limit))
 			parked[i%2] = true
 			continue
 		case answer < limit:
 			won++
+			b.took(int64(answer), int64(limit))
 		default:
 			lost++
+			b.wasLong()
 		}
 		p.begin()
 		p.end(b, answer < limit)
@@ -1247,13 +1275,13 @@ func TestSpinPolicyGivesWay(t *testing.T) {
 	}{{switchTime - 1, false}, {switchTime, true}, {sliceLost - 1, true}, {0, false}, {sliceLost, true}} {
 		takes = int64(c.takes)
 		if got := p.giveWay(at); got != c.wanted {
-			t.Errorf("after a yield of %v others may have waited: %t", c.takes, got)
+			t.Errorf("in a yield of %v others have run: %t", c.takes, got)
 		}
 	}
 	before := yields
 	for at += (keepShare - 1) * int64(sliceLost); at < p.keepTill.Load(); at += 1000 {
-		if !p.giveWay(at) {
-			t.Fatal("without a yield, nobody has waited")
+		if p.giveWay(at) {
+			t.Fatal("without a yield, others have run")
 		}
 	}
 	if yields != before {
@@ -1267,8 +1295,8 @@ func TestSpinPolicyGivesWay(t *testing.T) {
 	if pause := time.Duration(p.keepTill.Load() - at); pause > keepShare*sliceMost {
 		t.Errorf("no yield for %v after one of %v", pause, time.Duration(takes))
 	}
-	if p.yield = nil; !p.giveWay(at) {
-		t.Error("where nobody can yield, nobody has waited")
+	if p.yield = nil; p.giveWay(at) {
+		t.Error("where nobody can yield, others have run")
 	}
 }
 

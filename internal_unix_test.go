@@ -815,9 +815,9 @@ func TestReadYieldsNoLongerThanItMay(t *testing.T) {
 	}
 }
 
-// A wait that has spun in vain leaves its CPU if others wait for that, and only then. If the peer
-// was one of them, it need not park.
-func TestSpinInVainLeavesACPUThatOthersWaitFor(t *testing.T) {
+// A wait that has spun in vain leaves its CPU if the peer has waited for that, and only then. It
+// need not park then, and it was not long.
+func TestSpinInVainLeavesACPUThatThePeerWaitsFor(t *testing.T) {
 	a, b := connected(t)
 	defer forget()
 	const limit = 100 * time.Microsecond
@@ -852,20 +852,44 @@ func TestSpinInVainLeavesACPUThatOthersWaitFor(t *testing.T) {
 		for begun := now(); now()-begun < int64(switchTime); {
 		}
 	}
-	if err := vain(func() { others(); b.Write([]byte("x")) }); err != nil || leaves != 1 {
-		t.Errorf("Read = %v, and it left the CPU of its peer %d times", err, leaves)
+	if err := vain(func() { others(); b.Write([]byte("x")) }); err != nil || leaves != 1 || a.fd.r.spins.long != 0 {
+		t.Errorf("Read = %v, it left the CPU of its peer %d times, and %d waits were long", err, leaves, a.fd.r.spins.long)
 	}
 	if a.fd.polled.Load() != nil && !polled {
 		t.Error("it joined the poller though the peer had answered")
 	}
-	if err := vain(others); !errors.Is(err, os.ErrDeadlineExceeded) || leaves != 1 {
-		t.Errorf("Read = %v, and it left a CPU that others wait for %d times", err, leaves)
+	if err := vain(others); !errors.Is(err, os.ErrDeadlineExceeded) || leaves != 0 || a.fd.r.spins.long != 1 {
+		t.Errorf("Read = %v, it left a CPU that others wait for %d times, and %d waits were long", err, leaves, a.fd.r.spins.long)
 	}
 	clock := spinning.clock
 	defer func() { spinning.clock = clock }()
 	spinning.clock = func() int64 { return 0 } // as if the yield took no time
 	if err := vain(func() {}); !errors.Is(err, os.ErrDeadlineExceeded) || leaves != 0 {
 		t.Errorf("Read = %v, and it left a CPU that nobody waits for %d times", err, leaves)
+	}
+}
+
+// A wait that spins in vain and then parks for long is one long wait, not two.
+func TestSpinInVainCountsOnce(t *testing.T) {
+	a, b := connected(t)
+	defer forget()
+	neverYield(t)
+	const limit = 100 * time.Microsecond
+	a.SetSpin(limit)
+	for tries := 0; a.fd.r.spins.debt == 0; tries++ { // on a slow machine the answer may come first
+		if tries == 100 {
+			t.Fatal("no wait spins in vain")
+		}
+		forget()
+		a.fd.r.spins, a.fd.waited = backoff{}, now()+int64(time.Hour)
+		answer := time.AfterFunc(10*max(limit, parkedMax), func() { b.Write([]byte("x")) })
+		if _, err := a.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		answer.Stop()
+	}
+	if n := a.fd.r.spins.long; n != 1 {
+		t.Errorf("%d waits were long", n)
 	}
 }
 
@@ -1195,8 +1219,14 @@ func TestSpinNotWhereManyHaveJustParked(t *testing.T) {
 		for want := min(i+1, 2*crowdParked+1); parked() < int32(want); {
 			runtime.Gosched()
 		}
-		if crowd := i >= 2*crowdParked; ends[0][1].fd.canSpin(&ends[0][1].fd.r) == crowd {
-			t.Fatalf("after %d have parked, others spin: %t", i+1, !crowd)
+		idle := ends[0][1].fd
+		if i < 2*crowdParked && !idle.canSpin(&idle.r) {
+			t.Fatalf("after %d have parked no other spins", i+1)
+		}
+		for end := time.Now().Add(time.Minute); i >= 2*crowdParked && idle.canSpin(&idle.r); { // the last one may be about to tell
+			if runtime.Gosched(); time.Now().After(end) {
+				t.Fatalf("after %d have parked others spin", i+1)
+			}
 		}
 	}
 	for _, pair := range ends {

@@ -1657,8 +1657,9 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 //   - a wait to read in bulk: 48 KiB or more were read and written since then, and the process
 //     may run on more than one CPU;
 //   - a wait to read after a pause: the wait before it ended longer ago than the limit;
-//   - a wait to read after two in a row that took longer than the limit and 400 µs, but for one
-//     in 62 of them;
+//   - a wait to read after two in a row that took longer than the limit and 400 µs, or that spun in
+//     vain for a peer that had a CPU. One in 248 spins all the same, until a wait takes no longer
+//     than the limit;
 //   - any wait while the process has more busy ends than two for each CPU, or if more than three
 //     for each of several CPUs have parked within half a millisecond. A direction of a connection,
 //     a pipe end and a listener are an end each.
@@ -1670,7 +1671,7 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 // than they gained, parks its next waits, up to four thousand. A negative d excludes yields, too.
 //
 // On Linux a thread whose spin failed lets those run that wait for its CPU, since the peer may be
-// one of them. If there were some, or if that is not known, it leaves that CPU for a moment:
+// one of them. If the peer has answered then, the thread leaves that CPU for a moment:
 // sched_setaffinity(2), which is then undone. That happens only in a process that may run on every
 // CPU, and less and less often if it does not help. In a sandbox that ends the process for this
 // call, use a negative d. An Accept lets others run after 10 µs of a spin, too, if a client may not
@@ -3250,10 +3251,10 @@ var raceBuild = func() bool {
 // brings that about: a write that wakes a sleeping peer queues it behind the writer (a
 // synchronous wake-up, see wake_affine of kernel/sched/fair.c), which is right for a
 // writer that sleeps next. So after a spin that failed the thread lets those run that wait for
-// its CPU. If there were some, or if that is not known, it also leaves that CPU, where the system
-// lets it: see giveWay and leaveCPU. If that does not help, threads do so less and less often.
-// Where nobody waited, the peer is elsewhere, and to leave could bring both to one CPU. (Shared
-// memory knows whether the peer was asleep, and leaves at once.)
+// its CPU. If the answer is there then, the peer was one of them, and the thread leaves that CPU,
+// where the system lets it: see giveWay and leaveCPU. If that does not help, threads do so less and
+// less often. Otherwise the peer is elsewhere, or slow, and to leave could bring both to one CPU, or
+// to one that others want. (Shared memory knows whether the peer was asleep, and leaves at once.)
 //
 // The first waits of a process neither spin nor yield: it may be a server that is started for many
 // clients at once. If all its threads have one CPU, it probably shares it with the peer. Then
@@ -3264,7 +3265,8 @@ var raceBuild = func() bool {
 //
 // No wait spins after a pause: see paused. The peer sleeps then, and is woken on this very
 // CPU, where it can run as soon as this end sleeps, too. Nor does one after two long waits in a
-// row: the peer is slow, or makes pauses itself. Now and then one tries all the same.
+// row, or two that spun in vain for a peer that was elsewhere: the peer is slow, or makes pauses
+// itself. Now and then one tries all the same.
 //
 // A wait that does not spin, after a pause or because spins failed, yields: it lets others have
 // its CPU, and tries again when it has it back (sched_yield(2)). If the peer has waited for that
@@ -3294,7 +3296,7 @@ const (
 	firstWaits    = 32                     // waits of a new process without a spin and without a yield
 	youngWaits    = 4                      // waits after which a direction goes by its own history
 	longWaits     = 2                      // long waits in a row, after which none spins until one was short
-	longTrial     = 64                     // long waits in a row, after which one spins all the same
+	longTrial     = 250                    // long waits in a row, after which one spins all the same
 	longRunOfWins = 16                     // spins that succeeded in a row, after which an end leaves the poller
 	longerRuns    = 4                      // how many times that number doubles, once with each such run
 	streamMin     = 4 << 10                // bytes read from one wait to the next that are a stream, if nothing was written
@@ -3355,17 +3357,24 @@ func streaming(heard, said int32) bool { return heard >= streamMin && said == 0 
 // inBulk reports whether it is a wait for an answer among much data.
 func inBulk(heard, said int32) bool { return heard+said >= bulkMin }
 
-// took takes note of how long a wait was, where a spin may take that limit. A wait is long only
-// if it would be without the time that parking takes. Otherwise two ends that park would keep each
-// other from spinning.
+// took takes note of how long a wait was, where a spin may take that limit. One that parked is long
+// only if it would be without the time that parking takes. Otherwise two ends that park would keep
+// each other from spinning. After some that were long it takes a wait within the limit to tell that
+// the next will be short again.
 func (b *backoff) took(length, limit int64) {
 	switch {
-	case length <= max(limit, int64(parkedMax)):
+	case length <= limit:
 		b.long = 0
-	case b.long == longTrial:
+	case length > max(limit, int64(parkedMax)), b.long >= longWaits:
+		b.wasLong()
+	}
+}
+
+// wasLong takes note of a wait that is long, such as one that spun in vain though the peer did not
+// wait for its CPU: a peer that has to be woken answers sooner.
+func (b *backoff) wasLong() {
+	if b.long++; b.long > longTrial {
 		b.long = longWaits
-	default:
-		b.long++
 	}
 }
 
@@ -3787,10 +3796,10 @@ func (p *spinPolicy) letOthersRun() {
 }
 
 // giveWay lets the other threads of this CPU run, unless that has lost a time slice lately. It
-// reports whether some may have waited for it.
+// reports whether some have.
 func (p *spinPolicy) giveWay(now int64) bool {
 	if p.yield == nil || now < p.keepTill.Load() {
-		return true
+		return false
 	}
 	p.yield()
 	end := p.clock()
@@ -3801,7 +3810,7 @@ func (p *spinPolicy) giveWay(now int64) bool {
 	return took >= int64(switchTime)
 }
 
-// shouldLeave reports whether the caller, whose spin failed, should leave its CPU.
+// shouldLeave reports whether the caller, whose spin kept the peer from running, should leave its CPU.
 func (p *spinPolicy) shouldLeave(now int64) bool {
 	last, gap := p.leftAt.Load(), max(p.leaveGap.Load(), int64(leaveMin))
 	if now-last < gap || !p.leftAt.CompareAndSwap(last, now) {

@@ -3265,6 +3265,7 @@ type wait struct {
 	can      bool   // canSpin
 	may      bool   // maySpin
 	spins    bool   // and the backoff allows it
+	spun     bool   // it has
 	straight bool   // it may spin, and parks without a spin or a yield before
 	looks    bool   // there is likely to be nothing when it goes to the poller
 }
@@ -3328,7 +3329,7 @@ func (f *fd) stayAwake(h *ioState, o *op, w *wait) (result, error) {
 	switch {
 	case w.spins && !paused(w.begun-f.waited, limit):
 		if spinning.begin() {
-			w.straight = false
+			w.straight, w.spun = false, true
 			return f.spinFor(h, o, w.begun, limit)
 		}
 	case spinning.mayYield(&h.yields):
@@ -3362,7 +3363,9 @@ func (f *fd) hasParked(h *ioState, w *wait, err error) (done result, _ error) {
 		if !parked {
 			break // it failed, which tells nothing
 		}
-		h.spins.took(f.waited-w.begun, f.spinLimit())
+		if !w.spun {
+			h.spins.took(f.waited-w.begun, f.spinLimit())
+		}
 		if w.straight {
 			h.yields.hasParked(f.waited - w.begun)
 		}
@@ -3394,20 +3397,22 @@ func (f *fd) spinFor(h *ioState, o *op, begun, limit int64) (done result, err er
 		done, err = o.attempt(f.sys)
 	}
 	spinning.end(&h.spins, !notYet(err))
-	at, length := s.last, int64(0) // the time that others took does not make a wait long
+	at := s.last
 	if notYet(err) && s.left <= 0 {
 		// After the first yield the system may choose this thread once more.
 		if spinning.giveWay(at) || spinning.giveWay(now()) {
 			done, err = o.attempt(f.sys)
-			if spinning.shouldLeave(now()) {
-				spinning.leave()
-			}
 		}
 		at = now()
-		length = at - begun
+		switch {
+		case notYet(err):
+			h.spins.wasLong()
+		case spinning.shouldLeave(at): // the peer has waited for this CPU
+			spinning.leave()
+		}
 	}
 	if !notYet(err) {
-		h.spins.took(length, limit)
+		h.spins.took(0, limit) // what others took, or the peer waited for this CPU, does not make it long
 		f.stayedAwake(h, &h.spins, at)
 	}
 	return done, err
