@@ -97,8 +97,8 @@ func TestSpinNotAmongTheFirstWaits(t *testing.T) {
 				t.Errorf("the first %d waits neither spin nor yield (%d), want %d", n, i, want)
 			}
 		}
-		if doubted := spinning.spins.rare == skipDoubted; doubted != oneCPU {
-			t.Errorf("one CPU: %t, spins are rare: %t", oneCPU, doubted)
+		if doubted := spinning.spins.most == skipDoubted; doubted != oneCPU {
+			t.Errorf("one CPU: %t, spins are doubted: %t", oneCPU, doubted)
 		}
 		return
 	}

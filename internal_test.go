@@ -490,6 +490,27 @@ func TestBackoffDoubtedSpinsAreRareUntilOneSucceeds(t *testing.T) {
 	}
 }
 
+// A success of one direction is enough for all that come after it.
+func TestBackoffOneSuccessEndsHesitation(t *testing.T) {
+	for what, begin := range map[string]func(*experience){"hesitates": (*experience).hesitate, "doubts": (*experience).doubt} {
+		var p spinPolicy
+		begin(&p.spins)
+		if p.spins.allows(new(backoff)) {
+			t.Errorf("a process that %s spins at once", what)
+		}
+		var b backoff
+		if spinsOf(&p, &b, 2*skipDoubted, always) == 0 || !p.spins.allows(new(backoff)) {
+			t.Errorf("a process that %s still does after spins that succeeded", what)
+		}
+		for range 100 {
+			spinsOf(&p, new(backoff), youngWaits, never)
+		}
+		if spinsOf(&p, &b, 10, always); p.spins.allows(new(backoff)) {
+			t.Error("a success of one direction ends what others have learned since")
+		}
+	}
+}
+
 func TestBackoffAsksForLongerAndLongerRuns(t *testing.T) {
 	var b backoff
 	for run := range longerRuns + 2 {
@@ -622,13 +643,21 @@ func TestCrowdIsForgottenWhenItHasGone(t *testing.T) {
 		}
 		at += int64(time.Hour)
 	}
-	waits := 0
-	for alone := new(turnout); c.isNow(); waits++ {
-		at += crowdTime / round
-		c.add(alone, 2, clock)
-	}
-	if waits > 3*round {
-		t.Errorf("the crowd is still there after %d waits of one direction", waits)
+	for _, cpus := range []int{2, 64} {
+		c, was := aCrowd(10*cpus, 0, cpus, 20*time.Microsecond)
+		at := was()
+		clock := func() int64 { return at }
+		if !c.isNow() {
+			t.Fatalf("there is no crowd on %d CPUs", cpus)
+		}
+		waits := 0
+		for alone := new(turnout); c.isNow(); waits++ {
+			at += int64(time.Millisecond)
+			c.add(alone, uint32(cpus), clock)
+		}
+		if waits > 3*crowdLook {
+			t.Errorf("on %d CPUs the crowd is still there after %d waits of one direction", cpus, waits)
+		}
 	}
 }
 
@@ -669,8 +698,8 @@ func TestCrowdIsFoundAsItParks(t *testing.T) {
 		}
 		c = new(crowd)
 		for i := range int64(10 * few) {
-			if c.begins(at+i*2*int64(crowdSlice)/int64(few), cpus); c.isNow() {
-				t.Fatalf("directions of which %d park in two slices of time are too many for %d CPUs", few, cpus)
+			if c.begins(at+i*2*int64(crowdWindow)/int64(few), cpus); c.isNow() {
+				t.Fatalf("directions of which %d park in two windows are too many for %d CPUs", few, cpus)
 			}
 		}
 		c = new(crowd)
@@ -688,40 +717,42 @@ func TestCrowdIsFoundAsItParks(t *testing.T) {
 	}
 }
 
-// A wait that ends after its slice of time is not taken from what later ones count.
+// A wait that ends after its window is not taken from what later ones count.
 func TestCrowdForgetsThoseThatAreIdle(t *testing.T) {
-	const slice = int64(crowdSlice)
+	const window = int64(crowdWindow)
 	c := new(crowd)
 	parked := func() int32 { return c.parked[0].Load() + c.parked[1].Load() }
 	var idle []uint16
 	for range 5 {
-		idle = append(idle, c.begins(slice, 64))
+		idle = append(idle, c.begins(window, 64))
 	}
-	next := c.begins(2*slice, 64)
+	next := c.begins(2*window, 64)
 	if n := parked(); n != 6 {
-		t.Errorf("in the next slice of time %d are counted, want 6", n)
+		t.Errorf("in the next window %d are counted, want 6", n)
 	}
 	if c.ends(idle[0]); parked() != 5 {
 		t.Errorf("after one has ended %d are counted, want 5", parked())
 	}
-	last := c.begins(3*slice, 64)
+	last := c.begins(3*window, 64)
 	for _, s := range idle[1:] {
 		c.ends(s)
 	}
 	if n := parked(); n != 2 {
 		t.Errorf("when idle ones have ended %d are counted, want 2", n)
 	}
-	c.ends(c.begins(slice, 64)) // it began earlier, and spun before it parked
+	c.ends(c.begins(window, 64)) // it began earlier, and spun before it parked
 	if c.ends(next); parked() != 1 {
 		t.Errorf("%d are counted, want 1", parked())
 	}
 	if c.ends(last); parked() != 0 {
 		t.Errorf("when all have ended %d are counted", parked())
 	}
-	c.begins(4*slice, 64)
-	c.begins(5*slice, 64)
-	if c.begins(9*slice, 64); parked() != 1 {
-		t.Errorf("after a while %d are counted, want 1", parked())
+	c.begins(4*window, 64)
+	c.begins(5*window, 64)
+	for _, later := range []int64{9 * window, int64(8 * 24 * time.Hour), int64(1000 * 24 * time.Hour)} {
+		if c.begins(later, 64); parked() != 1 {
+			t.Errorf("after %v %d are counted, want 1", time.Duration(later), parked())
+		}
 	}
 }
 
@@ -837,6 +868,21 @@ func TestSpinWaitsThatTellNothing(t *testing.T) {
 	}
 	if b.took(limit, limit); b.expectsLong() {
 		t.Error("a wait that is no longer than a spin does not end the pauses")
+	}
+}
+
+// Two long waits may be chance, so soon after them a wait tries again. The next ones take longer.
+func TestSpinAfterLongWaitsTriesAgain(t *testing.T) {
+	var b backoff
+	var without []int
+	for n := 0; len(without) < 4; n++ {
+		if b.wasLong(); !b.expectsLong() {
+			without = append(without, n)
+			n = -1
+		}
+	}
+	if want := []int{0, longFirst, longTrial - longWaits - 1, longTrial - longWaits - 1}; !slices.Equal(without, want) {
+		t.Errorf("between spins in vain so many waits do not spin: %d, want %d", without, want)
 	}
 }
 
@@ -1272,7 +1318,7 @@ func TestSpinPolicyGivesWay(t *testing.T) {
 	for _, c := range []struct {
 		takes  time.Duration
 		wanted bool
-	}{{switchTime - 1, false}, {switchTime, true}, {sliceLost - 1, true}, {0, false}, {sliceLost, true}} {
+	}{{switchTime - 1, false}, {switchTime, true}, {sliceLost - 1, true}, {0, false}, {sliceLost, false}} {
 		takes = int64(c.takes)
 		if got := p.giveWay(at); got != c.wanted {
 			t.Errorf("in a yield of %v others have run: %t", c.takes, got)

@@ -530,7 +530,7 @@ func forget() {
 	spinning.yields.young.Store(0)
 	spinning.crowd.counted.Store(0)
 	spinning.crowd.left.Store(0)
-	spinning.crowd.slice.Store(uint32(now() / int64(crowdSlice)))
+	spinning.crowd.window.Store(now() / int64(crowdWindow))
 	spinning.crowd.parked[0].Store(0)
 	spinning.crowd.parked[1].Store(0)
 }
@@ -704,7 +704,7 @@ func TestSpinNotAfterLongWaits(t *testing.T) {
 	if spins(t, a.fd, &a.fd.r) {
 		t.Errorf("after %d long waits one spins", longWaits)
 	}
-	if a.fd.r.spins.long != longWaits {
+	if !a.fd.r.spins.expectsLong() {
 		t.Error("a wait that ended with its deadline is a short one")
 	}
 	parkOnce(t, a, func() { b.Write([]byte("x")) })
@@ -860,6 +860,13 @@ func TestSpinInVainLeavesACPUThatThePeerWaitsFor(t *testing.T) {
 	}
 	if err := vain(others); !errors.Is(err, os.ErrDeadlineExceeded) || leaves != 0 || a.fd.r.spins.long != 1 {
 		t.Errorf("Read = %v, it left a CPU that others wait for %d times, and %d waits were long", err, leaves, a.fd.r.spins.long)
+	}
+	slice := func() {
+		for begun := now(); now()-begun < 2*int64(sliceLost); {
+		}
+	}
+	if err := vain(func() { slice(); b.Write([]byte("x")) }); err != nil || leaves != 0 {
+		t.Errorf("Read = %v, and it left a CPU of which others had a time slice %d times", err, leaves)
 	}
 	clock := spinning.clock
 	defer func() { spinning.clock = clock }()
@@ -1202,32 +1209,37 @@ func TestSpinNotInACrowd(t *testing.T) {
 // Many that begin to wait at once are a crowd, though none of their waits has ended.
 func TestSpinNotWhereManyHaveJustParked(t *testing.T) {
 	neverYield(t)
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+	before := runtime.GOMAXPROCS(2)
 	spinning.measure()
-	defer spinning.measure()
+	defer func() { runtime.GOMAXPROCS(before); spinning.measure() }()
 	ends := make([][2]*Conn, 2*(2*crowdParked+1))
 	for i := range ends {
 		a, b := connected(t)
+		a.SetSpin(spinDefault)
+		b.SetSpin(spinDefault)
 		ends[i] = [2]*Conn{a, b}
 	}
 	defer forget()
-	spinning.crowd.slice.Store(1 << 30) // so that the slice of time does not end
+	until := func(what string, done func() bool) {
+		t.Helper()
+		for end := time.Now().Add(time.Minute); !done(); runtime.Gosched() {
+			if time.Now().After(end) {
+				t.Fatal(what)
+			}
+		}
+	}
+	spinning.crowd.window.Store(1 << 60) // so that it does not end
 	parked := func() int32 { return spinning.crowd.parked[0].Load() + spinning.crowd.parked[1].Load() }
 	var reads sync.WaitGroup
 	for i, pair := range ends {
 		reads.Go(func() { pair[0].Read(make([]byte, 1)) })
-		for want := min(i+1, 2*crowdParked+1); parked() < int32(want); {
-			runtime.Gosched()
-		}
+		want := min(i+1, 2*crowdParked+1)
+		until("a wait does not park", func() bool { return parked() >= int32(want) })
 		idle := ends[0][1].fd
 		if i < 2*crowdParked && !idle.canSpin(&idle.r) {
 			t.Fatalf("after %d have parked no other spins", i+1)
 		}
-		for end := time.Now().Add(time.Minute); i >= 2*crowdParked && idle.canSpin(&idle.r); { // the last one may be about to tell
-			if runtime.Gosched(); time.Now().After(end) {
-				t.Fatalf("after %d have parked others spin", i+1)
-			}
-		}
+		until("others spin though many have parked", func() bool { return i < 2*crowdParked || !idle.canSpin(&idle.r) })
 	}
 	for _, pair := range ends {
 		pair[1].Write([]byte("x"))

@@ -1643,10 +1643,10 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 // longer it takes to wake a thread, the less (README.md has the table, and what other
 // conditions show). Whatever the limit, spins stop
 // where more than about one in nine of them fails: then the next waits do not spin, and their
-// number doubles with each further failure, up to four thousand. In a process that may run on
-// one CPU alone it begins with 256, before any failure. At most GOMAXPROCS-1 goroutines of a
-// process spin at a time, or one if that is 0. The first 32 waits of a process do not spin. A
-// connection that stays idle costs nothing.
+// number doubles with each further failure, up to four thousand. The first waits on the first
+// connections of a process do not spin either, 8 of each or, if the process may run on one CPU
+// alone, 256, until a spin has succeeded. At most GOMAXPROCS-1 goroutines of a process spin at a
+// time, or one if that is 0. A connection that stays idle costs nothing.
 //
 // A spin takes the CPU from others, so some waits never spin:
 //
@@ -1658,8 +1658,8 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 //     may run on more than one CPU;
 //   - a wait to read after a pause: the wait before it ended longer ago than the limit;
 //   - a wait to read after two in a row that took longer than the limit and 400 µs, or that spun in
-//     vain for a peer that had a CPU. One in 248 spins all the same, until a wait takes no longer
-//     than the limit;
+//     vain for a peer that had a CPU. One spins all the same after 16 such waits, and after 247
+//     more each time, until one takes no longer than the limit;
 //   - any wait while the process has more busy ends than two for each CPU, or if more than three
 //     for each of several CPUs have parked within half a millisecond. A direction of a connection,
 //     a pipe end and a listener are an end each.
@@ -1671,7 +1671,7 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 // than they gained, parks its next waits, up to four thousand. A negative d excludes yields, too.
 //
 // On Linux a thread whose spin failed lets those run that wait for its CPU, since the peer may be
-// one of them. If the peer has answered then, the thread leaves that CPU for a moment:
+// one of them. If the answer is there then, the thread leaves that CPU for a moment:
 // sched_setaffinity(2), which is then undone. That happens only in a process that may run on every
 // CPU, and less and less often if it does not help. In a sandbox that ends the process for this
 // call, use a negative d. An Accept lets others run after 10 µs of a spin, too, if a client may not
@@ -3251,14 +3251,14 @@ var raceBuild = func() bool {
 // brings that about: a write that wakes a sleeping peer queues it behind the writer (a
 // synchronous wake-up, see wake_affine of kernel/sched/fair.c), which is right for a
 // writer that sleeps next. So after a spin that failed the thread lets those run that wait for
-// its CPU. If the answer is there then, the peer was one of them, and the thread leaves that CPU,
+// its CPU. If the answer is there then, the peer was probably one of them, and the thread leaves that CPU,
 // where the system lets it: see giveWay and leaveCPU. If that does not help, threads do so less and
 // less often. Otherwise the peer is elsewhere, or slow, and to leave could bring both to one CPU, or
 // to one that others want. (Shared memory knows whether the peer was asleep, and leaves at once.)
 //
-// The first waits of a process neither spin nor yield: it may be a server that is started for many
-// clients at once. If all its threads have one CPU, it probably shares it with the peer. Then
-// hardly any wait spins until one has succeeded: see doubt.
+// The first waits on the first connections of a process neither spin nor yield, until one that does
+// has succeeded: the process may be a server that is started for many clients at once. If all its
+// threads have one CPU, it probably shares it with the peer, and far more waits do not spin.
 //
 // A server's Accept can spin on the CPU that its own thread needs to serve a client. If such a
 // spin takes long, and a client may not be served yet, it gives way before each attempt.
@@ -3293,10 +3293,11 @@ const (
 	skipMin       = 4                      // waits without a spin after one more failed spin; each further one doubles that
 	skipMax       = 4096                   // the most that skipMin is doubled to
 	skipDoubted   = 256                    // takes the place of skipMin where a spin is likely to fail
-	firstWaits    = 32                     // waits of a new process without a spin and without a yield
+	firstWaits    = 32                     // waits that the first directions share, without a spin or a yield
 	youngWaits    = 4                      // waits after which a direction goes by its own history
 	longWaits     = 2                      // long waits in a row, after which none spins until one was short
-	longTrial     = 250                    // long waits in a row, after which one spins all the same
+	longFirst     = 16                     // waits after which one spins all the same, at first
+	longTrial     = 250                    // about so many are between two such waits after that
 	longRunOfWins = 16                     // spins that succeeded in a row, after which an end leaves the poller
 	longerRuns    = 4                      // how many times that number doubles, once with each such run
 	streamMin     = 4 << 10                // bytes read from one wait to the next that are a stream, if nothing was written
@@ -3373,8 +3374,11 @@ func (b *backoff) took(length, limit int64) {
 // wasLong takes note of a wait that is long, such as one that spun in vain though the peer did not
 // wait for its CPU: a peer that has to be woken answers sooner.
 func (b *backoff) wasLong() {
-	if b.long++; b.long > longTrial {
-		b.long = longWaits
+	switch b.long++; {
+	case b.long == longWaits:
+		b.long = longTrial - longFirst
+	case b.long > longTrial:
+		b.long = longWaits + 1
 	}
 }
 
@@ -3521,18 +3525,23 @@ type spinPolicy struct {
 // spins or of their yields.
 type experience struct {
 	young atomic.Uint64 // their backoff, packed; a lost update does no harm
-	rare  uint16        // the least number of waits between two spins that fail, if it is not skipMin
+	most  uint16        // waits without a spin that a direction takes over from young, if it is not skipMin
+	cold  atomic.Bool   // young says what is likely, since nothing was learned yet
 }
 
-// doubt has the first directions try rarely, until one of them has succeeded.
+// doubt has the first directions try rarely, until a try has succeeded.
 func (e *experience) doubt() {
-	e.rare = skipDoubted
-	e.keep(backoff{debt: debtMax, skip: e.rare, last: e.rare})
+	e.most = skipDoubted
+	e.keep(backoff{debt: debtMax, skip: e.most, last: e.most})
+	e.cold.Store(true)
 }
 
-// hesitate has the first waits of the process not try. Meanwhile it finds out whether too many
-// directions wait for that.
-func (e *experience) hesitate() { e.keep(backoff{skip: firstWaits}) }
+// hesitate has the first waits of the first directions not try, until a try has succeeded.
+// Meanwhile it turns out whether they are a crowd.
+func (e *experience) hesitate() {
+	e.keep(backoff{skip: firstWaits})
+	e.cold.Store(true)
+}
 
 // A crowd finds out whether too many directions wait at a time. Then some of them are
 // ready at any moment, and a spin, though it succeeds, takes the CPU that they need.
@@ -3549,7 +3558,8 @@ func (e *experience) hesitate() { e.keep(backoff{skip: firstWaits}) }
 //
 // A crowd stays for some rounds. Otherwise a peer that has not found it yet, and exchanges some
 // messages with one of many before it looks at the others, would make it seem gone. After a round
-// that took long it stays for one more: there may have been a pause, and it may be back.
+// that took long it stays for one more: there may have been a pause, and it may be back. A round
+// that takes long ends early, so that a few slow ones end a crowd on a machine with many CPUs, too.
 //
 // When many begin at once the rounds tell it late: one direction spins with success, and the
 // others, which are parked, end no wait. So it also counts those that are parked: see begins.
@@ -3561,8 +3571,9 @@ type crowd struct {
 	left    atomic.Int32  // rounds for which there still is a crowd
 	several atomic.Bool   // the last round told that more than one direction waits
 
-	slice  atomic.Uint32   // the latest slice of time in which a wait began, counted from the start of the process
-	parked [2]atomic.Int32 // waits that are parked and began in that slice, or in the one before, by its lowest bit
+	_      [64]byte        // what follows changes with each wait that parks while there is no crowd
+	window atomic.Int64    // the latest window of time in which a wait began, counted from the start of the process
+	parked [2]atomic.Int32 // waits that are parked and were counted in that window, or in the one before, by its lowest bit
 }
 
 const (
@@ -3571,7 +3582,9 @@ const (
 	crowdStays = 16                                  // rounds that a crowd stays after the last that told so
 	crowdTime  = 2 * crowdRound * int64(spinDefault) // a round that takes longer is not one of a crowd
 
-	crowdSlice  = 256 * time.Microsecond // a direction that is parked for longer is no part of a crowd
+	crowdLook = 16 * crowdShare // waits after which a round that takes longer ends early
+
+	crowdWindow = 256 * time.Microsecond // a direction that is parked for longer is no part of a crowd
 	crowdParked = 3                      // directions for each CPU; more that have parked just now are a crowd
 )
 
@@ -3599,7 +3612,8 @@ func (c *crowd) add(t *turnout, cpus uint32, clock func() int64) (last bool) {
 		t.round = round
 		c.counted.Add(crowdShare)
 	}
-	if n%size != 0 {
+	last = n%size == 0
+	if !last && (n%crowdLook != 0 || clock()-c.begun.Load() < crowdTime) {
 		return false
 	}
 	now := clock()
@@ -3615,35 +3629,36 @@ func (c *crowd) add(t *turnout, cpus uint32, clock func() int64) (last bool) {
 		c.left.Store(left - 1)
 	}
 	c.several.Store(counted > crowdShare)
-	return true
+	return last
 }
 
 // begins counts a wait that is about to park, which began at that time, where so many goroutines
-// run at a time. The result is for ends. A wait counts for one slice of time or two, so those that
-// are idle do not. A lost update at the turn of a slice does no harm, since each begins with 0. If
-// one goroutine runs at a time, nobody spins beside those that are parked.
-func (c *crowd) begins(at int64, cpus int32) (slice uint16) {
-	s, last := uint32(at/int64(crowdSlice)), c.slice.Load()
-	if int32(s-last) <= 0 {
-		s = last
-	} else if c.slice.CompareAndSwap(last, s) {
-		c.parked[s%2].Store(0)
-		if s-last > 1 {
-			c.parked[(s+1)%2].Store(0)
+// run at a time. The result is for ends. A wait counts for one window or two, so those that are idle
+// do not. A lost update at the turn of a window does no harm, since each begins with 0. If one
+// goroutine runs at a time, nobody spins beside those that are parked.
+func (c *crowd) begins(at int64, cpus int32) (window uint16) {
+	w, last := at/int64(crowdWindow), c.window.Load()
+	if w <= last {
+		w = last // it began earlier, and spun before it parks
+	} else if c.window.CompareAndSwap(last, w) {
+		c.parked[w%2].Store(0)
+		if w-last > 1 {
+			c.parked[(w+1)%2].Store(0)
 		}
 	}
-	n := c.parked[s%2].Add(1) + c.parked[(s+1)%2].Load()
+	n := c.parked[w%2].Add(1) + c.parked[(w+1)%2].Load()
 	if cpus > 1 && n > crowdParked*cpus && c.left.Load() == 0 {
 		c.begun.Store(at) // the time before counts no more
 		c.left.Store(crowdStays)
 	}
-	return uint16(s)
+	return uint16(w)
 }
 
-// ends is called when the wait has ended for which begins returned that slice.
-func (c *crowd) ends(slice uint16) {
-	if uint16(c.slice.Load())-slice <= 1 {
-		c.parked[slice%2].Add(-1)
+// ends is called when the wait has ended for which begins returned that window, of which this has
+// the lower half. One that ends after a multiple of 16.8 s may be taken from the wrong window.
+func (c *crowd) ends(window uint16) {
+	if uint16(c.window.Load())-window <= 1 {
+		c.parked[window%2].Add(-1)
 	}
 }
 
@@ -3796,7 +3811,7 @@ func (p *spinPolicy) letOthersRun() {
 }
 
 // giveWay lets the other threads of this CPU run, unless that has lost a time slice lately. It
-// reports whether some have.
+// reports whether some have that did not take a time slice.
 func (p *spinPolicy) giveWay(now int64) bool {
 	if p.yield == nil || now < p.keepTill.Load() {
 		return false
@@ -3807,7 +3822,7 @@ func (p *spinPolicy) giveWay(now int64) bool {
 	if took >= int64(sliceLost) {
 		p.keepTill.Store(end + keepShare*took)
 	}
-	return took >= int64(switchTime)
+	return took >= int64(switchTime) && took < int64(sliceLost)
 }
 
 // shouldLeave reports whether the caller, whose spin kept the peer from running, should leave its CPU.
@@ -3833,6 +3848,10 @@ func (p *spinPolicy) count(t *turnout) {
 // tried records whether a spin succeeded, skipped that a wait did not spin.
 func (e *experience) tried(b *backoff, won bool) {
 	if won {
+		if e.cold.Load() {
+			e.cold.Store(false)
+			e.keep(backoff{})
+		}
 		e.note(b, (*backoff).won)
 	} else {
 		e.note(b, (*backoff).lost)
@@ -3855,8 +3874,8 @@ func (e *experience) note(b *backoff, what func(*backoff)) {
 	what(b)
 	e.keep(*b)
 	if b.waits == youngWaits {
-		least := max(e.rare, skipMin)
-		b.skip, b.last = min(b.skip, least), min(b.last, least)
+		most := max(e.most, skipMin)
+		b.skip, b.last = min(b.skip, most), min(b.last, most)
 	}
 }
 

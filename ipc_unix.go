@@ -3234,8 +3234,10 @@ var oneCPU = runtime.NumCPU() == 1
 
 func init() {
 	spinning.yields.hesitate()
-	if spinning.spins.hesitate(); oneCPU {
+	if oneCPU {
 		spinning.spins.doubt()
+	} else {
+		spinning.spins.hesitate()
 	}
 }
 
@@ -3261,7 +3263,7 @@ func (f *fd) awaitsAnswer() bool {
 // A wait is what is known of the wait of an operation.
 type wait struct {
 	begun    int64  // when, if it may spin
-	slice    uint16 // for crowd.ends, if it may spin
+	window   uint16 // for crowd.ends, if it may spin
 	can      bool   // canSpin
 	may      bool   // maySpin
 	spins    bool   // and the backoff allows it
@@ -3291,7 +3293,7 @@ func (f *fd) untilDone(h *ioState, o *op) (result, error) {
 		return result{}, err
 	}
 	if w.may {
-		w.slice = spinning.crowd.begins(w.begun, spinning.cpus.Load())
+		w.window = spinning.crowd.begins(w.begun, spinning.cpus.Load())
 	}
 	h.parking.begin(o, &w)
 	err = f.await(h, p, h.parking.again)
@@ -3342,7 +3344,7 @@ func (f *fd) stayAwake(h *ioState, o *op, w *wait) (result, error) {
 // hasParked ends a wait that was left to the poller, which returned that error.
 func (f *fd) hasParked(h *ioState, w *wait, err error) (done result, _ error) {
 	if w.may {
-		spinning.crowd.ends(w.slice)
+		spinning.crowd.ends(w.window)
 	}
 	k := h.parking
 	k.op = op{} // the buffers are the caller's again
@@ -3400,14 +3402,13 @@ func (f *fd) spinFor(h *ioState, o *op, begun, limit int64) (done result, err er
 	at := s.last
 	if notYet(err) && s.left <= 0 {
 		// After the first yield the system may choose this thread once more.
-		if spinning.giveWay(at) || spinning.giveWay(now()) {
-			done, err = o.attempt(f.sys)
-		}
+		others := spinning.giveWay(at) || spinning.giveWay(now())
+		done, err = o.attempt(f.sys)
 		at = now()
 		switch {
 		case notYet(err):
 			h.spins.wasLong()
-		case spinning.shouldLeave(at): // the peer has waited for this CPU
+		case others && spinning.shouldLeave(at): // the peer was probably one of them
 			spinning.leave()
 		}
 	}
