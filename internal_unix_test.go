@@ -852,7 +852,11 @@ func TestSpinInVainLeavesACPUThatThePeerWaitsFor(t *testing.T) {
 		for begun := now(); now()-begun < int64(switchTime); {
 		}
 	}
-	if err := vain(func() { others(); b.Write([]byte("x")) }); err != nil || leaves != 1 || a.fd.r.spins.long != 0 {
+	err := vain(func() { others(); b.Write([]byte("x")) })
+	for tries := 1; err == nil && leaves == 0 && tries < 100; tries++ { // a slow machine may need a time slice for that
+		err = vain(func() { others(); b.Write([]byte("x")) })
+	}
+	if err != nil || leaves != 1 || a.fd.r.spins.long != 0 {
 		t.Errorf("Read = %v, it left the CPU of its peer %d times, and %d waits were long", err, leaves, a.fd.r.spins.long)
 	}
 	if a.fd.polled.Load() != nil && !polled {

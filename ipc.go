@@ -3251,10 +3251,11 @@ var raceBuild = func() bool {
 // brings that about: a write that wakes a sleeping peer queues it behind the writer (a
 // synchronous wake-up, see wake_affine of kernel/sched/fair.c), which is right for a
 // writer that sleeps next. So after a spin that failed the thread lets those run that wait for
-// its CPU. If the answer is there then, the peer was probably one of them, and the thread leaves that CPU,
-// where the system lets it: see giveWay and leaveCPU. If that does not help, threads do so less and
-// less often. Otherwise the peer is elsewhere, or slow, and to leave could bring both to one CPU, or
-// to one that others want. (Shared memory knows whether the peer was asleep, and leaves at once.)
+// its CPU. If the answer is there then, the peer was probably one of them, and the thread leaves
+// that CPU, where the system lets it: see giveWay and leaveCPU. If that does not help, threads do so
+// less and less often. Otherwise the peer is elsewhere, or slow, and to leave could bring both to one
+// CPU, or to one that others want. (Shared memory knows whether the peer was asleep, and leaves at
+// once.)
 //
 // The first waits on the first connections of a process neither spin nor yield, until one that does
 // has succeeded: the process may be a server that is started for many clients at once. If all its
