@@ -52,9 +52,8 @@ func TestPeerOverflowIDIsThatOfTheKernel(t *testing.T) {
 	}
 }
 
-// startIdle starts a process that does nothing until it is killed, and is not waited
-// for.
-func startIdle(t *testing.T) *exec.Cmd {
+// ownProgram returns the file of this program, where it can be started as it is.
+func ownProgram(t *testing.T) string {
 	t.Helper()
 	if os.Getenv("IPC_TEST_EXEC") != "" {
 		t.Skip("the program needs another one to run it")
@@ -63,7 +62,14 @@ func startIdle(t *testing.T) *exec.Cmd {
 	if err != nil {
 		t.Skip(err)
 	}
-	cmd := exec.Command(program)
+	return program
+}
+
+// startIdle starts a process that does nothing until it is killed, and is not waited
+// for.
+func startIdle(t *testing.T) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(ownProgram(t))
 	cmd.Env = append(os.Environ(), "IPC_TEST_CHILD=stays")
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -81,34 +87,28 @@ func startIdle(t *testing.T) *exec.Cmd {
 func TestSpinNotAmongTheFirstWaits(t *testing.T) {
 	const child = "IPC_TEST_FIRST_WAITS"
 	if os.Getenv(child) != "" {
-		want := firstWaits
-		if oneCPU {
-			want = skipDoubted
-		}
-		for i, e := range []*experience{&spinning.spins, &spinning.yields} {
-			if i == 1 {
-				want = firstWaits
-			}
+		first := func(what string, e *experience, want int) {
+			t.Helper()
 			n := 0
 			for ; n < want && !e.allows(new(backoff)); n++ {
 				e.skipped(new(backoff))
 			}
 			if n != want || !e.allows(new(backoff)) {
-				t.Errorf("the first %d waits neither spin nor yield (%d), want %d", n, i, want)
+				t.Errorf("the first %d waits do not %s, want %d", n, what, want)
 			}
+		}
+		first("yield", &spinning.yields, firstWaits)
+		if oneCPU {
+			first("spin", &spinning.spins, skipDoubted)
+		} else {
+			first("spin", &spinning.spins, firstWaits)
 		}
 		if doubted := spinning.spins.most == skipDoubted; doubted != oneCPU {
 			t.Errorf("one CPU: %t, spins are doubted: %t", oneCPU, doubted)
 		}
 		return
 	}
-	if os.Getenv("IPC_TEST_EXEC") != "" {
-		t.Skip("the program needs another one to run it")
-	}
-	program, err := os.Executable()
-	if err != nil {
-		t.Skip(err)
-	}
+	program := ownProgram(t)
 	start := func() {
 		t.Helper()
 		cmd := exec.Command(program, "-test.run=^"+t.Name()+"$", "-test.v")

@@ -528,6 +528,8 @@ func forget() {
 	spinning.unparked.Store(0)
 	spinning.spins.young.Store(0)
 	spinning.yields.young.Store(0)
+	spinning.spins.cold.Store(false)
+	spinning.yields.cold.Store(false)
 	spinning.crowd.counted.Store(0)
 	spinning.crowd.left.Store(0)
 	spinning.crowd.window.Store(now() / int64(crowdWindow))
@@ -877,6 +879,37 @@ func TestSpinInVainLeavesACPUThatThePeerWaitsFor(t *testing.T) {
 	spinning.clock = func() int64 { return 0 } // as if the yield took no time
 	if err := vain(func() {}); !errors.Is(err, os.ErrDeadlineExceeded) || leaves != 0 {
 		t.Errorf("Read = %v, and it left a CPU that nobody waits for %d times", err, leaves)
+	}
+}
+
+// What a wait takes that yields in vain before it parks is not how long one takes that parks at
+// once.
+func TestYieldInVainDoesNotCountAsParkedAtOnce(t *testing.T) {
+	a, b := connected(t)
+	defer forget()
+	for _, yields := range []bool{true, false} {
+		yielded := false
+		yieldBy(t, func() { yielded = true })
+		forget()
+		h := &a.fd.r
+		h.spins, h.yields, h.parking = backoff{waits: youngWaits, skip: 1}, yielder{}, nil
+		if !yields {
+			h.yields.backoff = backoff{waits: youngWaits, skip: 1}
+		}
+		if err := a.fd.acquire(h); err != nil {
+			t.Fatal(err)
+		}
+		_, err := a.fd.run(h, &op{call: opOther, other: func(sys int) (result, error) {
+			if h.parking != nil && h.parking.tries == 1 { // the poller's first: what comes now wakes it
+				b.Write([]byte("x"))
+				return result{}, syscall.EAGAIN
+			}
+			return receive(&op{p: make([]byte, 1)}, sys)
+		}})
+		a.fd.release(h)
+		if err != nil || yielded != yields || yields && h.yields.parked != 0 {
+			t.Errorf("run = %v, it yielded: %t, and one that parks takes %v", err, yielded, time.Duration(h.yields.parked.get()))
+		}
 	}
 }
 

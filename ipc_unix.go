@@ -3262,14 +3262,14 @@ func (f *fd) awaitsAnswer() bool {
 
 // A wait is what is known of the wait of an operation.
 type wait struct {
-	begun    int64  // when, if it may spin
-	window   uint16 // for crowd.ends, if it may spin
-	can      bool   // canSpin
-	may      bool   // maySpin
-	spins    bool   // and the backoff allows it
-	spun     bool   // it has
-	straight bool   // it may spin, and parks without a spin or a yield before
-	looks    bool   // there is likely to be nothing when it goes to the poller
+	begun   int64  // when, if it may spin
+	window  uint16 // for crowd.ends, if it may spin
+	can     bool   // canSpin
+	may     bool   // maySpin
+	spins   bool   // and the backoff allows it
+	spun    bool   // it has
+	yielded bool   // it has yielded instead
+	looks   bool   // there is likely to be nothing when it goes to the poller
 }
 
 // untilDone makes the call until the operation ends: at once, by spinning or yielding, or
@@ -3327,15 +3327,15 @@ func (f *fd) tryAtOnce(h *ioState, o *op, w *wait) (done result, err error) {
 // stayAwake waits without parking, as far as that is likely to pay: it spins, or else it yields.
 func (f *fd) stayAwake(h *ioState, o *op, w *wait) (result, error) {
 	limit := f.spinLimit()
-	w.begun, w.straight = now(), true
+	w.begun = now()
 	switch {
 	case w.spins && !paused(w.begun-f.waited, limit):
 		if spinning.begin() {
-			w.straight, w.spun = false, true
+			w.spun = true
 			return f.spinFor(h, o, w.begun, limit)
 		}
 	case spinning.mayYield(&h.yields):
-		w.straight = false
+		w.yielded = true
 		return f.yieldFor(h, o, w.begun, limit)
 	}
 	return result{}, syscall.EAGAIN
@@ -3368,7 +3368,7 @@ func (f *fd) hasParked(h *ioState, w *wait, err error) (done result, _ error) {
 		if !w.spun {
 			h.spins.took(f.waited-w.begun, f.spinLimit())
 		}
-		if w.straight {
+		if !w.spun && !w.yielded {
 			h.yields.hasParked(f.waited - w.begun)
 		}
 		if !w.spins {
