@@ -312,6 +312,9 @@ func TestLookTellsTheEndAndAnEmptyMessageFromNothing(t *testing.T) {
 			if got := kern.look(s[0]); got != c.want {
 				t.Errorf("with %s in the queue look says %v, want %v", what, got, c.want)
 			}
+			if got, want := kern.isEmpty(s[0]), c.want != nil; got != want {
+				t.Errorf("with %s in it the queue is empty: %t, want %t", what, got, want)
+			}
 		}
 		syscall.Close(s[0])
 		syscall.Close(s[1])
@@ -339,6 +342,122 @@ func TestReadThatParksTellsOfAReset(t *testing.T) {
 		a.release(&a.r)
 		if err != syscall.ECONNRESET {
 			t.Errorf("kind %d: the first receive after the peer closed with unread data returns %v", kind, err)
+		}
+	}
+}
+
+// refusing returns two ends of which the second refuses files.
+func refusing(t *testing.T, before func(a *Conn)) (a, b *Conn) {
+	t.Helper()
+	a, b = connected(t)
+	before(a)
+	err := b.RefuseFiles()
+	if errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a, b
+}
+
+// readsWithoutRoom reports whether a read of that end has no room for files.
+func readsWithoutRoom(t *testing.T, c *Conn) bool {
+	t.Helper()
+	if err := c.fd.acquire(&c.fd.r); err != nil {
+		t.Fatal(err)
+	}
+	defer c.fd.release(&c.fd.r)
+	return c.fd.readMode()&withoutFiles != 0
+}
+
+func TestRefuseFilesKeepsRoomForWhatWasSentBefore(t *testing.T) {
+	for what, send := range map[string]func(sys int, oob []byte) error{
+		"a file":                 func(sys int, oob []byte) error { return syscall.Sendmsg(sys, []byte{0}, oob, nil, 0) },
+		"a file after some data": func(sys int, oob []byte) error { return syscall.Sendmsg(sys, make([]byte, 5), oob, nil, 0) },
+		"a file with an urgent byte": func(sys int, oob []byte) error {
+			return syscall.Sendmsg(sys, []byte{0}, oob, nil, syscall.MSG_OOB)
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			probe := newFilesProbe(t)
+			_, b := refusing(t, func(a *Conn) {
+				if err := send(a.fd.sys, syscall.UnixRights(int(probe.w.Fd()))); err == syscall.EOPNOTSUPP {
+					t.Skip("no urgent bytes: ", err)
+				} else if err != nil {
+					t.Fatal(err)
+				}
+			})
+			if readsWithoutRoom(t, b) {
+				t.Error("a read has no room for what was sent before")
+			}
+			if _, err := b.Read(make([]byte, 10)); err != nil {
+				t.Fatal(err)
+			}
+			probe.allClosed()
+			if !readsWithoutRoom(t, b) {
+				t.Error("a read has room for files, though the queue was empty")
+			}
+		})
+	}
+}
+
+// Another holder of the socket can have files come again.
+func TestRefuseFilesKeepsRoomOnceItIsShared(t *testing.T) {
+	_, b := refusing(t, func(*Conn) {})
+	if !readsWithoutRoom(t, b) {
+		t.Fatal("a read has room for files that cannot come")
+	}
+	parked := newParking(b.fd)
+	parked.op = op{call: opReceive, mode: withoutFiles, p: make([]byte, 1)}
+	f, err := b.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if parked.again(uintptr(b.fd.sys)) || parked.op.mode&withoutFiles != 0 {
+		t.Error("a read that was parked has no room for files")
+	}
+	if readsWithoutRoom(t, b) {
+		t.Error("a read has no room for files")
+	}
+	if b.fd.closesAtOnce() {
+		t.Error("the close is one that cannot sleep")
+	}
+}
+
+// A sandbox may forbid recvfrom(2).
+func TestRefuseFilesReadsByRecvmsgIfItMust(t *testing.T) {
+	a, b := refusing(t, func(*Conn) {})
+	was := numbers.recvfrom
+	defer func() { numbers.recvfrom = was }()
+	for _, number := range []uintptr{was, 1 << 20} {
+		if !readsWithoutRoom(t, b) {
+			t.Error("a read has room for files that cannot come")
+		}
+		numbers.recvfrom = number
+		if _, err := a.Write([]byte("data")); err != nil {
+			t.Fatal(err)
+		}
+		p := make([]byte, 10)
+		if n, err := b.Read(p); string(p[:n]) != "data" || err != nil {
+			t.Errorf("%q is read, %v", p[:n], err)
+		}
+	}
+}
+
+// Unread data needs no goroutine to close, but files may.
+func TestRefuseFilesClosesAtOnce(t *testing.T) {
+	for _, wasEmpty := range []bool{false, true} {
+		a, b := refusing(t, func(*Conn) {})
+		if wasEmpty {
+			readsWithoutRoom(t, b)
+		}
+		if _, err := a.Write([]byte("unread")); err != nil {
+			t.Fatal(err)
+		}
+		if got := b.fd.closesAtOnce(); got != wasEmpty {
+			t.Errorf("its queue has been empty: %t; the close is one that cannot sleep: %t", wasEmpty, got)
 		}
 	}
 }

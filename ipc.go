@@ -2451,7 +2451,8 @@ const maxFiles = 253
 // On Unix the descriptors travel as SCM_RIGHTS with one zero byte (unix(7)), on a
 // MsgConn with a message of one zero byte; a peer that reads instead sees that
 // byte and gets no files. macOS may lose a file that its sender closes before it
-// is received, so there the sender should wait for an answer.
+// is received, so there the sender should wait for an answer. On Linux the peer may refuse
+// files ([Conn.RefuseFiles]); the error matches [os.ErrPermission] then.
 //
 // On Windows the handles are duplicated into the process that opened the other end. A
 // short record tells that process of them, on a MsgConn as one message; a peer that reads

@@ -51,7 +51,7 @@ type kernel struct{ baseKernel }
 // shows it. [Conn.WaitPeer] does all that.
 func (c *endpoint) PeerPidfd() (*os.File, error) {
 	var f *os.File
-	err := c.end().peerOption(func() (err error) {
+	err := c.end().option("getsockopt", func() (err error) {
 		f, err = peerPidfd(c.fd.sys)
 		return err
 	})
@@ -84,7 +84,7 @@ func (c *endpoint) PeerLabel() (string, error) {
 	label := make([]byte, 256)
 	for {
 		n := len(label)
-		err := c.end().peerOption(func() error { return getsockopt(c.fd.sys, soPeerSec, label, &n) })
+		err := c.end().option("getsockopt", func() error { return getsockopt(c.fd.sys, soPeerSec, label, &n) })
 		switch {
 		case errnoOf(err) == syscall.ERANGE && n > len(label):
 			label = make([]byte, n)
@@ -101,20 +101,56 @@ func (c *endpoint) PeerLabel() (string, error) {
 // [Peer.Groups] returns the same groups. Before 4.13 the error matches
 // [errors.ErrUnsupported].
 func (c *endpoint) PeerGroups() (groups []int, err error) {
-	err = c.end().peerOption(func() (err error) {
+	err = c.end().option("getsockopt", func() (err error) {
 		groups, err = peerGroups(c.fd.sys)
 		return err
 	})
 	return groups, c.failed("peer", err)
 }
 
-// peerOption asks for an option of the socket that not every kernel knows.
-func (f *fd) peerOption(ask func() error) error {
-	err := f.control("getsockopt", ask)
+// option makes a call for an option of the socket that not every kernel knows.
+func (f *fd) option(name string, call func() error) error {
+	err := f.control(name, call)
 	if errnoOf(err) == syscall.ENOPROTOOPT {
 		return &classified{err, errors.ErrUnsupported}
 	}
 	return err
+}
+
+// RefuseFiles has the system refuse the files that the peer sends from now on: SO_PASSRIGHTS of
+// Linux 6.16 and later. The peer's send fails then with an error that matches [os.ErrPermission],
+// and nothing of it arrives. What was sent before can still be received. Before 6.16 the error
+// matches [errors.ErrUnsupported], and the peer can send files as before.
+//
+// It is for an end that needs no files. Nothing that the peer chose is closed in this process any
+// more, which takes threads and can take long (SECURITY.md). Once the queue has been empty, a Read
+// needs no room for descriptors and costs less, unless another process has the socket too. Shared
+// memory is passed as files, so a [Conn.Share] goes through the socket then.
+func (c *endpoint) RefuseFiles() error {
+	return c.failed("refuse files", c.end().refuseFiles())
+}
+
+func (f *fd) refuseFiles() error {
+	const soPassRights = 83 // asm-generic/socket.h, and arch/mips/include/uapi/asm/socket.h
+	return f.option("setsockopt", func() error {
+		err := syscall.SetsockoptInt(f.sys, syscall.SOL_SOCKET, soPassRights, 0)
+		if err == nil {
+			f.files.Store(filesRefused)
+		}
+		return err
+	})
+}
+
+// isEmpty looks twice. Who sends files looks whether they are refused and puts them into the queue
+// under one lock (unix_stream_sendmsg of net/unix/af_unix.c), and a receive takes the same
+// lock. So what was still on its way when they were refused is in the queue once a receive has
+// found it empty. But a look passes over an urgent byte, which only a count of the bytes shows.
+func (kernel) isEmpty(sys int) bool {
+	if kern.look(sys) != syscall.EAGAIN {
+		return false
+	}
+	queued, err := bytesQueued(sys)
+	return err == nil && queued == 0
 }
 
 // RecvPeer is [MsgConn.Recv], and also returns who sent this very message, as the kernel
@@ -927,9 +963,8 @@ func (kernel) drained(sys int, messages, marked bool) bool {
 	if syscall.Shutdown(sys, syscall.SHUT_RD) != nil {
 		return false
 	}
-	var queued int32 // a look by MSG_PEEK passes over an urgent byte (MSG_OOB), which may bring files
-	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(sys), syscall.TIOCINQ, uintptr(unsafe.Pointer(&queued)))
-	if errno != 0 || queued != 0 {
+	// A look by MSG_PEEK passes over an urgent byte (MSG_OOB), which may bring files.
+	if queued, err := bytesQueued(sys); err != nil || queued != 0 {
 		return false
 	}
 	if !messages {
@@ -937,6 +972,15 @@ func (kernel) drained(sys int, messages, marked bool) bool {
 	}
 	r, err := kern.receive(sys, &op{flags: syscall.MSG_PEEK | syscall.MSG_TRUNC})
 	return err == nil && r.n == 0 && r.oobn == 0 && r.got&syscall.MSG_CTRUNC == 0 && marked
+}
+
+// bytesQueued returns how much can be received: SIOCINQ of unix(7).
+func bytesQueued(sys int) (n int32, err error) {
+	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(sys), syscall.TIOCINQ, uintptr(unsafe.Pointer(&n)))
+	if errno != 0 {
+		err = errno
+	}
+	return n, err
 }
 
 // inlineUrgent makes an urgent byte a part of the stream. Otherwise a receive skips the
@@ -1152,6 +1196,13 @@ func (kernel) isMessage(flags, oobn int) bool { return oobn > 0 || flags&syscall
 // receive leaves the peer's address out, which package syscall would allocate for each
 // message of a peer that is bound to one.
 func (kernel) receive(sys int, o *op) (result, error) {
+	if o.mode&withoutFiles != 0 {
+		if n, errno := recvfrom(sys, o.p, o.flags); errno == 0 {
+			return result{n: n}, nil
+		} else if !isForbidden(errno) {
+			return result{}, errno
+		}
+	}
 	var one [1]iovec
 	iov := inVector(&one, o.p)
 	if o.iov != nil {
@@ -1168,15 +1219,25 @@ func (kernel) receive(sys int, o *op) (result, error) {
 // look asks by recvfrom(2). If there is nothing, that costs three quarters of a recvmsg with room
 // for descriptors. Else it costs more than that, since MSG_PEEK has the kernel go through all that
 // is in the queue (unix_stream_read_generic of net/unix/af_unix.c).
-// Where a sandbox forbids the call, the receive itself finds out.
 func (kernel) look(sys int) error {
 	var p [1]byte
-	_, _, errno := syscall.Syscall6(numbers.recvfrom, uintptr(sys), uintptr(unsafe.Pointer(&p)), 1, syscall.MSG_PEEK|dontWait, 0, 0)
-	switch errno {
-	case 0, syscall.EINTR, syscall.EPERM, syscall.EACCES, syscall.ENOSYS:
+	_, errno := recvfrom(sys, p[:], syscall.MSG_PEEK)
+	if errno == 0 || errno == syscall.EINTR || isForbidden(errno) {
 		return nil
 	}
 	return errno
+}
+
+// recvfrom receives data alone, for which the kernel copies no msghdr and no name of the sender.
+func recvfrom(sys int, p []byte, flags int32) (int, syscall.Errno) {
+	n, _, errno := syscall.Syscall6(numbers.recvfrom, uintptr(sys), uintptr(unsafe.Pointer(unsafe.SliceData(p))),
+		uintptr(len(p)), uintptr(flags|dontWait), 0, 0)
+	return int(n), errno
+}
+
+// isForbidden reports that a sandbox forbids the call; recvmsg(2) can do what recvfrom(2) does.
+func isForbidden(errno syscall.Errno) bool {
+	return errno == syscall.EPERM || errno == syscall.EACCES || errno == syscall.ENOSYS
 }
 
 // sendmsg sends data alone by sendto(2), for which the kernel copies no msghdr.

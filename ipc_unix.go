@@ -3036,6 +3036,7 @@ type fd struct {
 	begun    bool                     // begin was called, before others had it
 	byTimer  bool                     // the poller cannot serve it: see pollByTimer; settled before polled is
 	shared   atomic.Bool              // set by markShared, never cleared
+	files    atomic.Uint32            // whether the peer's files can come: filesCome and so on
 	readShut atomic.Bool              // set by closeRead, never cleared: see readsAfterShutdown
 	ended    atomic.Bool              // a read met the end of the stream, so that nothing is in the queue
 	said     atomic.Int32             // bytes written since hear was called, likewise; a lost update does no harm
@@ -3483,9 +3484,12 @@ func (o *op) attempt(sys int) (r result, err error) {
 // newParking returns a parking. Its function again makes an attempt for the poller: the first at
 // once, before the goroutine parks. If that is likely to fail, it looks first. It reports whether
 // the operation has ended.
-func newParking() *parking {
+func newParking(f *fd) *parking {
 	k := new(parking)
 	k.again = func(sysfd uintptr) bool {
+		if f.shared.Load() {
+			k.op.mode &^= withoutFiles // it may have become so while this waited: see readMode
+		}
 		k.tries = min(k.tries+1, 2)
 		if k.tries == 1 && k.looks && k.op.call == opReceive {
 			if k.err = kern.look(int(sysfd)); k.err != nil {
@@ -3612,6 +3616,8 @@ func (f *fd) closesAtOnce() bool {
 		return true
 	case f.shared.Load() || f.isPinned(): // another holder may still receive
 		return false
+	case f.files.Load() == filesGone:
+		return true
 	}
 	return kern.drained(f.sys, f.kind == messages, f.marked)
 }
@@ -3686,7 +3692,7 @@ func (f *fd) join(h *ioState) (*pollFile, error) {
 // register does the work of join.
 func (f *fd) register(h *ioState) error {
 	if h != nil && h.parking == nil {
-		h.parking = newParking()
+		h.parking = newParking(f)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -3836,7 +3842,7 @@ func (f *fd) read(p []byte) (int, error) {
 		}
 	}
 	for {
-		done, err := f.run(h, &op{call: call, p: oneCall(p)})
+		done, err := f.run(h, &op{call: call, mode: f.readMode(), p: oneCall(p)})
 		if !onlyFiles(done, err) {
 			return f.readResult(done.n, err)
 		}
@@ -3844,6 +3850,27 @@ func (f *fd) read(p []byte) (int, error) {
 			return 0, net.ErrClosed
 		}
 	}
+}
+
+// What fd.files tells. It begins with the first, and readMode stores the last.
+const (
+	filesCome    = iota // the peer may send files
+	filesRefused        // it can send none any more, but some may be in the queue
+	filesGone           // and none are in the queue, either
+)
+
+// readMode returns the mode for a read of data. The caller has acquired f.r.
+func (f *fd) readMode() opMode {
+	switch {
+	case f.files.Load() == filesCome || f.shared.Load(): // another holder can have files come again
+		return 0
+	case f.files.Load() == filesRefused:
+		if !kern.isEmpty(f.sys) {
+			return 0
+		}
+		f.files.Store(filesGone)
+	}
+	return withoutFiles
 }
 
 // onlyFiles reports a receive without data that is not the end of the stream. Either the
@@ -4014,8 +4041,8 @@ func writeShared(o *op, sys int) (r result, err error) { r.n, err = kern.writeNo
 
 // receive receives data from a socket, and control messages if there is room for them.
 // For data alone a read(2) would do. But read(2) itself closes the descriptors that came
-// along, which may sleep. So there is room for them, and they are closed elsewhere. A look
-// (MSG_PEEK) takes nothing from the queue.
+// along, which may sleep. So there is room for them, unless none can come, and they are closed
+// elsewhere. A look (MSG_PEEK) takes nothing from the queue.
 //
 // If too many wait to be closed already, they are closed in this call: that delays calls
 // for this peer alone, and this process does not run out of descriptors. The kernel does it
@@ -4027,7 +4054,7 @@ func writeShared(o *op, sys int) (r result, err error) { r.n, err = kern.writeNo
 // and files are closed elsewhere however many wait. The first file ends the connection.
 func receive(o *op, sys int) (result, error) {
 	full := disposal.full() && o.mode&doorbellRead == 0
-	if len(o.oob) > 0 || o.flags&syscall.MSG_PEEK != 0 || full && !filesAlone {
+	if len(o.oob) > 0 || o.mode&withoutFiles != 0 || o.flags&syscall.MSG_PEEK != 0 || full && !filesAlone {
 		return kern.receive(sys, o)
 	}
 	room := rightsRooms.Get().(*[rightsRoom]byte)
@@ -4081,6 +4108,7 @@ const (
 	acceptShared  opMode = 1 << iota // another holder may have made the listener blocking
 	acceptServing                    // the connection accepted last may not be served yet
 	doorbellRead                     // see receive
+	withoutFiles                     // no files can come, so a receive needs no room for them
 )
 
 // acceptClient accepts a client. If there is none, it lets the goroutine of the
@@ -5059,6 +5087,9 @@ func (baseKernel) receive(sys int, o *op) (r result, err error) {
 // receive costs. It returns EAGAIN if there is nothing, and any other error for the receive: the
 // kernel tells the error of a socket only once (sock_error of Linux' include/net/sock.h).
 func (baseKernel) look(int) error { return nil }
+
+// isEmpty reports whether the queue of a socket that refuses files is empty, so that it has none.
+func (baseKernel) isEmpty(int) bool { return false }
 
 // recvv and sendv use only the first buffer where package syscall does not reach
 // readv(2). That is allowed: a transfer may be short.

@@ -232,7 +232,7 @@ func compare(name, unit string, measure func(side string) (float64, error)) (row
 // Conditions
 
 // waits matches the workloads in which somebody waits.
-const waits = "AgainstNet/^(ping-pong|messages|pipe|connect|pass|stream|8_busy|100_busy|shared_memory,_(ping|stream))"
+const waits = "AgainstNet/^(ping-pong|messages|pipe|connect|pass|stream|8_busy|100_busy|files_refused|shared_memory,_(ping|stream))"
 
 // conditions measures under several conditions. Each takes a column, with the ratio to net
 // of which less is better, the one to the limit where it was measured, and the ratio of the

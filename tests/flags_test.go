@@ -72,8 +72,8 @@ var ownNumbers = map[string][]string{
 	"aix":     {"0x80", "0x4000"}, // dontWait: sys/socket.h, MSG_NONBLOCK; of Solaris
 	"illumos": {"0x80", "0x4000"}, // dontWait: sys/socket.h
 	"solaris": {"0x80", "0x4000"}, // dontWait: sys/socket.h
-	"linux":   {"oPath", "soPeerPidfd", "soPeerSec", "soPeerGroups", "setPipeSize", "getPipeSize"},
-	"android": {"oPath", "soPeerPidfd", "soPeerSec", "soPeerGroups", "setPipeSize", "getPipeSize"},
+	"linux":   {"oPath", "soPeerPidfd", "soPeerSec", "soPeerGroups", "soPassRights", "setPipeSize", "getPipeSize"},
+	"android": {"oPath", "soPeerPidfd", "soPeerSec", "soPeerGroups", "soPassRights", "setPipeSize", "getPipeSize"},
 	"darwin":  {"localPeerPID", "0x80000"}, // sys/un.h; noSignal: sys/socket.h, MSG_NOSIGNAL
 }
 
