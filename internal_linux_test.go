@@ -312,9 +312,6 @@ func TestLookTellsTheEndAndAnEmptyMessageFromNothing(t *testing.T) {
 			if got := kern.look(s[0]); got != c.want {
 				t.Errorf("with %s in the queue look says %v, want %v", what, got, c.want)
 			}
-			if got, want := kern.isEmpty(s[0]), c.want != nil; got != want {
-				t.Errorf("with %s in it the queue is empty: %t, want %t", what, got, want)
-			}
 		}
 		syscall.Close(s[0])
 		syscall.Close(s[1])
@@ -351,10 +348,10 @@ func refusing(t *testing.T, before func(a *Conn)) (a, b *Conn) {
 	t.Helper()
 	a, b = connected(t)
 	before(a)
-	err := b.RefuseFiles()
-	if errors.Is(err, errors.ErrUnsupported) {
-		t.Skip(err)
+	if _, err := syscall.GetsockoptInt(b.fd.sys, syscall.SOL_SOCKET, 83); err != nil {
+		t.Skip("no SO_PASSRIGHTS: ", err)
 	}
+	err := b.RefuseFiles()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -403,26 +400,67 @@ func TestRefuseFilesKeepsRoomForWhatWasSentBefore(t *testing.T) {
 }
 
 // Another holder of the socket can have files come again.
-func TestRefuseFilesKeepsRoomOnceItIsShared(t *testing.T) {
-	_, b := refusing(t, func(*Conn) {})
-	if !readsWithoutRoom(t, b) {
-		t.Fatal("a read has room for files that cannot come")
+func TestRefuseFilesKeepsRoomOnceOthersHaveIt(t *testing.T) {
+	for how, share := range map[string]func(c *Conn) (io.Closer, error){
+		"File": func(c *Conn) (io.Closer, error) { return c.File() },
+		"SyscallConn": func(c *Conn) (io.Closer, error) {
+			raw, err := c.SyscallConn()
+			if err != nil {
+				return nil, err
+			}
+			return io.NopCloser(nil), raw.Control(func(uintptr) {})
+		},
+	} {
+		_, b := refusing(t, func(*Conn) {})
+		if !readsWithoutRoom(t, b) {
+			t.Fatal("a read has room for files that cannot come")
+		}
+		begun := op{call: opReceive, mode: withoutFiles, p: make([]byte, 1)}
+		parked := newParking(b.fd)
+		parked.op = begun
+		holder, err := share(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer holder.Close()
+		if parked.again(uintptr(b.fd.sys)) || parked.op.mode&withoutFiles != 0 {
+			t.Errorf("%s: a read that was parked has no room for files", how)
+		}
+		if b.fd.stillWithoutFiles(&begun); begun.mode&withoutFiles != 0 {
+			t.Errorf("%s: a read that spins has no room for files", how)
+		}
+		if readsWithoutRoom(t, b) {
+			t.Errorf("%s: a read has no room for files", how)
+		}
+		if b.fd.closesAtOnce() {
+			t.Errorf("%s: the close is one that cannot sleep", how)
+		}
 	}
-	parked := newParking(b.fd)
-	parked.op = op{call: opReceive, mode: withoutFiles, p: make([]byte, 1)}
-	f, err := b.File()
-	if err != nil {
-		t.Fatal(err)
+}
+
+// The system tells the error of a socket once: it is that of the read.
+func TestRefuseFilesKeepsAReset(t *testing.T) {
+	for _, wasEmpty := range []bool{false, true} {
+		a, b := refusing(t, func(*Conn) {})
+		if wasEmpty {
+			readsWithoutRoom(t, b)
+		}
+		if _, err := b.Write([]byte("unread")); err != nil {
+			t.Fatal(err)
+		}
+		a.Close()
+		if _, err := b.Read(make([]byte, 10)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("the first read after the peer closed with unread data returns %v", err)
+		}
 	}
-	defer f.Close()
-	if parked.again(uintptr(b.fd.sys)) || parked.op.mode&withoutFiles != 0 {
-		t.Error("a read that was parked has no room for files")
-	}
-	if readsWithoutRoom(t, b) {
-		t.Error("a read has no room for files")
-	}
-	if b.fd.closesAtOnce() {
-		t.Error("the close is one that cannot sleep")
+}
+
+// A file in an empty message is one that no count of bytes shows.
+func TestRefuseFilesKeepsRoomForMessages(t *testing.T) {
+	f := &fd{socket: true, kind: messages}
+	f.files.Store(filesGone)
+	if f.readMode() != 0 {
+		t.Error("a receive of messages has no room for files")
 	}
 }
 

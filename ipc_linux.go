@@ -122,33 +122,39 @@ func (f *fd) option(name string, call func() error) error {
 // and nothing of it arrives. What was sent before can still be received. Before 6.16 the error
 // matches [errors.ErrUnsupported], and the peer can send files as before.
 //
-// It is for an end that needs no files. Nothing that the peer chose is closed in this process any
-// more, which takes threads and can take long (SECURITY.md). Once the queue has been empty, a Read
-// needs no room for descriptors and costs less, unless another process has the socket too. Shared
-// memory is passed as files, so a [Conn.Share] goes through the socket then.
+// It is for an end that needs no files. Once those that were sent before are received, nothing
+// that the peer chose is closed in this process any more, which takes threads and can take long
+// (SECURITY.md). Once the queue has been empty, a Read of a Conn needs no room for descriptors and
+// costs less, unless the socket has another holder: File, SyscallConn, Inherit and the like. Such
+// a holder can also have files come again. Shared memory is passed as files, so a [Conn.Share] goes
+// through the socket then.
 func (c *endpoint) RefuseFiles() error {
 	return c.failed("refuse files", c.end().refuseFiles())
 }
 
+// refuseFiles asks whether it was done, since a sandbox may accept options that it does not know.
+// Who sends files looks whether they are refused, and puts them into the queue, under the lock of
+// the receiving socket's state (unix_stream_sendmsg of net/unix/af_unix.c). getpeername(2) takes
+// that lock, too (unix_peer_get). So afterwards no file is still on its way.
 func (f *fd) refuseFiles() error {
 	const soPassRights = 83 // asm-generic/socket.h, and arch/mips/include/uapi/asm/socket.h
 	return f.option("setsockopt", func() error {
 		err := syscall.SetsockoptInt(f.sys, syscall.SOL_SOCKET, soPassRights, 0)
-		if err == nil {
-			f.files.Store(filesRefused)
+		if err != nil {
+			return err
 		}
-		return err
+		if on, err := syscall.GetsockoptInt(f.sys, syscall.SOL_SOCKET, soPassRights); err != nil || on != 0 {
+			return syscall.ENOPROTOOPT
+		}
+		syscall.Getpeername(f.sys) // for the lock; the peer may be gone
+		f.files.Store(filesRefused)
+		return nil
 	})
 }
 
-// isEmpty looks twice. Who sends files looks whether they are refused and puts them into the queue
-// under one lock (unix_stream_sendmsg of net/unix/af_unix.c), and a receive takes the same
-// lock. So what was still on its way when they were refused is in the queue once a receive has
-// found it empty. But a look passes over an urgent byte, which only a count of the bytes shows.
+// isEmpty counts bytes: in a stream each file comes with one, which may be urgent. A look by
+// MSG_PEEK would take the error of the socket, which is told once.
 func (kernel) isEmpty(sys int) bool {
-	if kern.look(sys) != syscall.EAGAIN {
-		return false
-	}
 	queued, err := bytesQueued(sys)
 	return err == nil && queued == 0
 }

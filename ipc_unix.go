@@ -3053,7 +3053,7 @@ type fd struct {
 	anyUnserved *atomic.Bool
 
 	mu       sync.Mutex      // guards what follows, and keeps join, leavePoller, Close and SetDeadline apart
-	pinned   bool            // somebody may know the number, so it must not change
+	pinned   atomic.Bool     // somebody may know the number, so it must not change; stored under mu
 	disposed bool            // the descriptor was closed
 	goneErr  error           // the error of that close
 	gone     chan struct{}   // closed with it; nil until Close waits for it
@@ -3397,6 +3397,7 @@ func (f *fd) spinFor(h *ioState, o *op, begun, limit int64) (done result, err er
 			s.left = min(s.left, limit-spun/giveShare)
 			spinning.giveWay(s.last) // to the thread that serves the client
 		}
+		f.stillWithoutFiles(o)
 		done, err = o.attempt(f.sys)
 	}
 	spinning.end(&h.spins, !notYet(err))
@@ -3404,6 +3405,7 @@ func (f *fd) spinFor(h *ioState, o *op, begun, limit int64) (done result, err er
 	if notYet(err) && s.left <= 0 {
 		// After the first yield the system may choose this thread once more.
 		others := spinning.giveWay(at) || spinning.giveWay(now())
+		f.stillWithoutFiles(o)
 		done, err = o.attempt(f.sys)
 		at = now()
 		switch {
@@ -3426,6 +3428,7 @@ func (f *fd) yieldFor(h *ioState, o *op, begun, limit int64) (done result, err e
 	err = syscall.EAGAIN
 	for n := 0; notYet(err) && moreYields(n, at-begun, limit) && !f.closing() && !h.expired(); n++ {
 		spinning.yield()
+		f.stillWithoutFiles(o)
 		done, err = o.attempt(f.sys)
 		at = now()
 	}
@@ -3452,6 +3455,15 @@ func (f *fd) stayedAwake(h *ioState, b *backoff, at int64) {
 func notYet(err error) bool {
 	errno, _ := err.(syscall.Errno)
 	return errno == syscall.EAGAIN
+}
+
+// stillWithoutFiles takes back from an operation that no files can come, if others have got the
+// socket while it waited. It is called before each attempt, and not by it: a frame more would make
+// the stacks of those that are parked grow.
+func (f *fd) stillWithoutFiles(o *op) {
+	if o.mode&withoutFiles != 0 && f.mayBeOthersToo() {
+		o.mode &^= withoutFiles
+	}
 }
 
 // attempt makes the call once, without waiting: EAGAIN tells that nothing happened yet.
@@ -3487,9 +3499,6 @@ func (o *op) attempt(sys int) (r result, err error) {
 func newParking(f *fd) *parking {
 	k := new(parking)
 	k.again = func(sysfd uintptr) bool {
-		if f.shared.Load() {
-			k.op.mode &^= withoutFiles // it may have become so while this waited: see readMode
-		}
 		k.tries = min(k.tries+1, 2)
 		if k.tries == 1 && k.looks && k.op.call == opReceive {
 			if k.err = kern.look(int(sysfd)); k.err != nil {
@@ -3497,6 +3506,7 @@ func newParking(f *fd) *parking {
 				return !notYet(k.err)
 			}
 		}
+		f.stillWithoutFiles(&k.op)
 		k.done, k.err = k.op.attempt(int(sysfd))
 		return !notYet(k.err)
 	}
@@ -3614,7 +3624,7 @@ func (f *fd) closesAtOnce() bool {
 		return false
 	case f.ended.Load() && f.kind != messages: // an unmarked empty message looks like the end
 		return true
-	case f.shared.Load() || f.isPinned(): // another holder may still receive
+	case f.mayBeOthersToo(): // another holder may still receive
 		return false
 	case f.files.Load() == filesGone:
 		return true
@@ -3729,7 +3739,7 @@ func (f *fd) leavePoller() {
 	defer f.endExclusive()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.pinned {
+	if f.pinned.Load() {
 		return
 	}
 	sys, err := kern.dup(f.sys)
@@ -3745,15 +3755,13 @@ func (f *fd) leavePoller() {
 // pin keeps the number of the descriptor from changing.
 func (f *fd) pin() {
 	f.mu.Lock()
-	f.pinned = true
+	f.pinned.Store(true)
 	f.mu.Unlock()
 }
 
-func (f *fd) isPinned() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.pinned
-}
+// mayBeOthersToo reports whether somebody else may use the socket, by another descriptor or by its
+// number.
+func (f *fd) mayBeOthersToo() bool { return f.shared.Load() || f.pinned.Load() }
 
 // setDeadline sets the deadlines of one or both directions.
 func (f *fd) setDeadline(t time.Time, d direction) error {
@@ -3862,7 +3870,7 @@ const (
 // readMode returns the mode for a read of data. The caller has acquired f.r.
 func (f *fd) readMode() opMode {
 	switch {
-	case f.files.Load() == filesCome || f.shared.Load(): // another holder can have files come again
+	case f.files.Load() == filesCome || f.kind == messages || f.mayBeOthersToo():
 		return 0
 	case f.files.Load() == filesRefused:
 		if !kern.isEmpty(f.sys) {
