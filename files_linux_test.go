@@ -13,9 +13,9 @@ import (
 )
 
 // refuseFiles has the end refuse files, or skips the test where the kernel cannot.
-func refuseFiles(t *testing.T, c interface{ RefuseFiles() error }) {
+func refuseFiles(t *testing.T, c any) {
 	t.Helper()
-	err := c.RefuseFiles()
+	err := c.(interface{ RefuseFiles() error }).RefuseFiles()
 	if errors.Is(err, errors.ErrUnsupported) {
 		t.Skip(err)
 	}
@@ -24,7 +24,7 @@ func refuseFiles(t *testing.T, c interface{ RefuseFiles() error }) {
 
 func TestRefuseFilesFailsTheSender(t *testing.T) {
 	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
-		refuseFiles(t, b.(interface{ RefuseFiles() error }))
+		refuseFiles(t, b)
 		r, w := kit.OsPipe(t)
 		for range 2 {
 			if err := a.SendFiles(r, w); !errors.Is(err, os.ErrPermission) {
@@ -65,7 +65,7 @@ func TestRefuseFilesTakesNothingBack(t *testing.T) {
 	kit.OverEachCarrier(t, func(t *testing.T, a, b kit.Carrier) {
 		r, w := kit.OsPipe(t)
 		kit.SendFiles(t, a, r, w)
-		refuseFiles(t, b.(interface{ RefuseFiles() error }))
+		refuseFiles(t, b)
 		kit.RecvFiles(t, b, 2)
 	})
 }

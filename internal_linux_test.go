@@ -348,11 +348,10 @@ func refusing(t *testing.T, before func(a *Conn)) (a, b *Conn) {
 	t.Helper()
 	a, b = connected(t)
 	before(a)
-	if _, err := syscall.GetsockoptInt(b.fd.sys, syscall.SOL_SOCKET, 83); err != nil {
+	if _, err := syscall.GetsockoptInt(b.fd.sys, syscall.SOL_SOCKET, soPassRights); err != nil {
 		t.Skip("no SO_PASSRIGHTS: ", err)
 	}
-	err := b.RefuseFiles()
-	if err != nil {
+	if err := b.RefuseFiles(); err != nil {
 		t.Fatal(err)
 	}
 	return a, b
@@ -369,17 +368,16 @@ func readsWithoutRoom(t *testing.T, c *Conn) bool {
 }
 
 func TestRefuseFilesKeepsRoomForWhatWasSentBefore(t *testing.T) {
-	for what, send := range map[string]func(sys int, oob []byte) error{
-		"a file":                 func(sys int, oob []byte) error { return syscall.Sendmsg(sys, []byte{0}, oob, nil, 0) },
-		"a file after some data": func(sys int, oob []byte) error { return syscall.Sendmsg(sys, make([]byte, 5), oob, nil, 0) },
-		"a file with an urgent byte": func(sys int, oob []byte) error {
-			return syscall.Sendmsg(sys, []byte{0}, oob, nil, syscall.MSG_OOB)
-		},
+	for what, sent := range map[string]struct{ bytes, flags int }{
+		"a file with a byte":         {bytes: 1},
+		"a file with some data":      {bytes: 5},
+		"a file with an urgent byte": {bytes: 1, flags: syscall.MSG_OOB},
 	} {
 		t.Run(what, func(t *testing.T) {
 			probe := newFilesProbe(t)
 			_, b := refusing(t, func(a *Conn) {
-				if err := send(a.fd.sys, syscall.UnixRights(int(probe.w.Fd()))); err == syscall.EOPNOTSUPP {
+				rights := syscall.UnixRights(int(probe.w.Fd()))
+				if err := syscall.Sendmsg(a.fd.sys, make([]byte, sent.bytes), rights, nil, sent.flags); err == syscall.EOPNOTSUPP {
 					t.Skip("no urgent bytes: ", err)
 				} else if err != nil {
 					t.Fatal(err)

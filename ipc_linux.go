@@ -132,12 +132,13 @@ func (c *endpoint) RefuseFiles() error {
 	return c.failed("refuse files", c.end().refuseFiles())
 }
 
+const soPassRights = 83 // asm-generic/socket.h, and arch/mips/include/uapi/asm/socket.h
+
 // refuseFiles asks whether it was done, since a sandbox may accept options that it does not know.
 // Who sends files looks whether they are refused, and puts them into the queue, under the lock of
 // the receiving socket's state (unix_stream_sendmsg of net/unix/af_unix.c). getpeername(2) takes
 // that lock, too (unix_peer_get). So afterwards no file is still on its way.
 func (f *fd) refuseFiles() error {
-	const soPassRights = 83 // asm-generic/socket.h, and arch/mips/include/uapi/asm/socket.h
 	return f.option("setsockopt", func() error {
 		err := syscall.SetsockoptInt(f.sys, syscall.SOL_SOCKET, soPassRights, 0)
 		if err != nil {
@@ -150,13 +151,6 @@ func (f *fd) refuseFiles() error {
 		f.files.Store(filesRefused)
 		return nil
 	})
-}
-
-// isEmpty counts bytes: in a stream each file comes with one, which may be urgent. A look by
-// MSG_PEEK would take the error of the socket, which is told once.
-func (kernel) isEmpty(sys int) bool {
-	queued, err := bytesQueued(sys)
-	return err == nil && queued == 0
 }
 
 // RecvPeer is [MsgConn.Recv], and also returns who sent this very message, as the kernel
@@ -969,8 +963,7 @@ func (kernel) drained(sys int, messages, marked bool) bool {
 	if syscall.Shutdown(sys, syscall.SHUT_RD) != nil {
 		return false
 	}
-	// A look by MSG_PEEK passes over an urgent byte (MSG_OOB), which may bring files.
-	if queued, err := bytesQueued(sys); err != nil || queued != 0 {
+	if !kern.isEmpty(sys) {
 		return false
 	}
 	if !messages {
@@ -980,13 +973,12 @@ func (kernel) drained(sys int, messages, marked bool) bool {
 	return err == nil && r.n == 0 && r.oobn == 0 && r.got&syscall.MSG_CTRUNC == 0 && marked
 }
 
-// bytesQueued returns how much can be received: SIOCINQ of unix(7).
-func bytesQueued(sys int) (n int32, err error) {
-	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(sys), syscall.TIOCINQ, uintptr(unsafe.Pointer(&n)))
-	if errno != 0 {
-		err = errno
-	}
-	return n, err
+// isEmpty counts bytes (SIOCINQ of unix(7)). A look by MSG_PEEK passes over an urgent byte (MSG_OOB),
+// which may bring files, and takes the error of the socket, which is told once.
+func (kernel) isEmpty(sys int) bool {
+	var queued int32
+	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(sys), syscall.TIOCINQ, uintptr(unsafe.Pointer(&queued)))
+	return errno == 0 && queued == 0
 }
 
 // inlineUrgent makes an urgent byte a part of the stream. Otherwise a receive skips the

@@ -5096,7 +5096,7 @@ func (baseKernel) receive(sys int, o *op) (r result, err error) {
 // kernel tells the error of a socket only once (sock_error of Linux' include/net/sock.h).
 func (baseKernel) look(int) error { return nil }
 
-// isEmpty reports whether the queue of a socket that refuses files is empty, so that it has none.
+// isEmpty reports whether a socket has no byte in its queue; an empty message may be there.
 func (baseKernel) isEmpty(int) bool { return false }
 
 // recvv and sendv use only the first buffer where package syscall does not reach
