@@ -502,3 +502,27 @@ func TestRefuseFilesClosesAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// The poll of other sockets may take a lock that another process holds.
+func TestPollsKnowsWhatAnswersAtOnce(t *testing.T) {
+	for what, want := range map[string]struct {
+		domain int
+		polls  bool
+	}{
+		"a local socket":     {syscall.AF_UNIX, true},
+		"a socket of IPv4":   {syscall.AF_INET, true},
+		"a socket of IPv6":   {syscall.AF_INET6, true},
+		"one of the kernel":  {syscall.AF_NETLINK, false},
+		"one of the network": {syscall.AF_PACKET, false},
+	} {
+		sys, err := syscall.Socket(want.domain, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Logf("%s: %v", what, err)
+			continue
+		}
+		if got := kern.polls(sys); got != want.polls {
+			t.Errorf("%s polls: %t", what, got)
+		}
+		syscall.Close(sys)
+	}
+}

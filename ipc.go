@@ -2484,8 +2484,8 @@ func (c *endpoint) sendFiles(by messageCarrier, files []*os.File) error {
 // process inherits them. A file that was nonblocking with its sender is nonblocking here.
 //
 // If the peer sent more files than max, or more than this process has free descriptors
-// for, all are closed and the error matches [ErrMsgTooLong]. If the peer sent data
-// instead, the error matches [ErrNoFiles], and the next read gets the data. [io.EOF]
+// for, all are closed and the error matches [ErrMsgTooLong]. (For what is no socket or pipe
+// Linux takes one more for a moment.) If the peer sent data instead, the error matches [ErrNoFiles], and the next read gets the data. [io.EOF]
 // means that the peer has closed its end.
 //
 // On Windows a nonblocking file is one opened for overlapped I/O. It belongs to the
@@ -3937,6 +3937,13 @@ func (c *closers) do(n int, grace time.Duration, call func(i int)) {
 		c.add(func() { call(i); done <- struct{}{} })
 	}
 	if grace <= 0 {
+		return
+	}
+	runtime.Gosched() // most have returned after it: then this takes no timer, which can wake a thread
+	for ; n > 0 && len(done) > 0; n-- {
+		<-done
+	}
+	if n == 0 {
 		return
 	}
 	over := time.NewTimer(grace)

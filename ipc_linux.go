@@ -1099,20 +1099,28 @@ var onlineCPUs = sync.OnceValue(func() (n int) {
 	return n
 })
 
-// polls makes two calls that succeed, or fail in a certain way, only for a socket or a
-// pipe. One asks for SO_TYPE. The other is splice(2) with an offset, which fails with
-// ESPIPE for a pipe, and with EINVAL or EBADF between two descriptors that are no
-// pipes (__do_splice of fs/splice.c). Neither asks a file system, nor takes the mutex of the
-// pipe, as F_GETPIPE_SZ does.
-func (kernel) polls(sys int) bool {
-	err := ignoringEINTR(func() error {
-		_, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_TYPE)
+// domain asks for SO_DOMAIN, which takes no lock of the socket (sk_getsockopt of net/core/sock.c).
+// getsockname(2) of a TCP socket takes the lock that another process holds while it sends
+// (inet_getname of net/ipv4/af_inet.c, Linux 5.16), and package syscall calls it raw.
+func (kernel) domain(sys int) (domain int, err error) {
+	err = ignoringEINTR(func() error {
+		domain, err = syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_DOMAIN)
 		return err
 	})
-	if err == nil {
-		return true
+	return domain, os.NewSyscallError("getsockopt", err)
+}
+
+// polls makes two calls that succeed, or fail in a certain way, only for a socket or a
+// pipe. One asks for SO_DOMAIN. The other is splice(2) with an offset, which fails with
+// ESPIPE for a pipe, and with EINVAL or EBADF between two descriptors that are no
+// pipes (__do_splice of fs/splice.c). Neither asks a file system, nor takes the mutex of the
+// pipe, as F_GETPIPE_SZ does. The poll of other sockets than these three families may take a lock
+// that the sender of a file holds for as long as it likes (vsock_poll of net/vmw_vsock/af_vsock.c).
+func (k kernel) polls(sys int) bool {
+	if domain, err := k.domain(sys); err == nil {
+		return domain == syscall.AF_UNIX || domain == syscall.AF_INET || domain == syscall.AF_INET6
 	}
-	err = ignoringEINTR(func() error {
+	err := ignoringEINTR(func() error {
 		var offset int64
 		_, _, errno := syscall.Syscall6(syscall.SYS_SPLICE, uintptr(sys), uintptr(unsafe.Pointer(&offset)),
 			uintptr(sys), uintptr(unsafe.Pointer(&offset)), 1, spliceNonblock)
@@ -1125,25 +1133,22 @@ func (kernel) polls(sys int) bool {
 	return err == syscall.ESPIPE
 }
 
-func (kernel) neverBlocks(fd int) bool {
-	flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_GETFL, 0)
-	return errno != 0 || flags&syscall.O_NONBLOCK != 0
-}
-
 // blockingFile returns a file whose descriptor keeps its mode, that of an eventfd(2),
-// say. It gives os.NewFile a pipe that blocks, and then puts the descriptor in its place.
+// say. It gives os.NewFile an eventfd(2) that blocks, which the runtime's poller needs too, and then
+// puts the descriptor in its place.
 func (kernel) blockingFile(fd int, name string) (*os.File, error) {
-	var p [2]int
-	if err := syscall.Pipe2(p[:], syscall.O_CLOEXEC); err != nil { // no descriptors are left
-		return nil, &classified{os.NewSyscallError("pipe2", err), ErrMsgTooLong}
+	placeholder, _, errno := syscall.Syscall(syscall.SYS_EVENTFD2, 0, syscall.O_CLOEXEC, 0)
+	if errno != 0 { // no descriptors are left
+		return nil, &classified{os.NewSyscallError("eventfd2", errno), ErrMsgTooLong}
 	}
-	syscall.Close(p[1])
-	file := os.NewFile(uintptr(p[0]), name)
-	if err := syscall.Dup3(fd, p[0], syscall.O_CLOEXEC); err != nil {
+	file := os.NewFile(placeholder, name)
+	if err := syscall.Dup3(fd, int(placeholder), syscall.O_CLOEXEC); err != nil {
 		file.Close()
 		return nil, os.NewSyscallError("dup3", err)
 	}
-	discardWithin(0, fd) // even a close asks the file's file system: fuse_flush of fs/fuse/file.c
+	// Even a close that is not the last asks the file's file system: fuse_flush of fs/fuse/file.c. It
+	// is waited for, since it also lets the process's locks of fcntl(2) go.
+	disposal.do(1, closeGrace, func(int) { syscall.Close(fd) })
 	return file, nil
 }
 

@@ -1881,11 +1881,11 @@ func isLocal(sys int, kind connKind) error {
 	if err != nil {
 		return os.NewSyscallError("getsockopt", err) // ENOTSOCK
 	}
-	sa, err := syscall.Getsockname(sys)
+	domain, err := kern.domain(sys)
 	if err != nil {
-		return os.NewSyscallError("getsockname", err)
+		return err
 	}
-	if _, ok := sa.(*syscall.SockaddrUnix); !ok || typ != socketType(kind) {
+	if domain != syscall.AF_UNIX || typ != socketType(kind) {
 		what := "stream"
 		if kind == messages {
 			what = "message"
@@ -3012,7 +3012,8 @@ func (f *fd) sendDatagram(p, rights []byte) error {
 // to park for a while leaves the poller again.
 //
 // Every system call here is made through the scheduler ([syscall.Syscall]), but for a few of
-// package syscall that cannot sleep (socket, socketpair, pipe2, getsockname). A raw call that
+// package syscall that cannot sleep (socket, socketpair, pipe2, and getsockname and getpeername of
+// a local socket: unix_getname of net/unix/af_unix.c). A raw call that
 // sleeps stops the process at its next garbage collection. The peer decides how long
 // many calls sleep: read(2) closes the descriptors that it has no room for (__fput of
 // fs/file_table.c), and pipe_read and pipe_write of fs/pipe.c hold a mutex while a page
@@ -4561,11 +4562,11 @@ func asFiles(fds []int, limit int) (files []*os.File, err error) {
 
 // receivedFile returns a descriptor that a peer chose as an os.File. os.NewFile registers
 // a nonblocking descriptor with the poller, which asks the file what is ready. A file
-// system in user space answers that when it likes. So only a socket, pipe or FIFO is
-// registered.
+// system in user space answers that when it likes. So only what polls is registered. That a
+// descriptor blocks now tells nothing: whoever sent it can change that before os.NewFile asks.
 func receivedFile(fd int) (*os.File, error) {
 	const name = "received"
-	if kern.neverBlocks(fd) && !kern.polls(fd) {
+	if !kern.polls(fd) {
 		return kern.blockingFile(fd, name)
 	}
 	return os.NewFile(uintptr(fd), name), nil
@@ -5137,6 +5138,17 @@ var yieldCPU = kern.yieldCPU()
 
 func (baseKernel) yieldCPU() func() { return nil }
 
+// domain returns the address family of a socket.
+func (baseKernel) domain(sys int) (int, error) {
+	switch sa, err := syscall.Getsockname(sys); sa.(type) {
+	case nil:
+		return 0, os.NewSyscallError("getsockname", err)
+	case *syscall.SockaddrUnix:
+		return syscall.AF_UNIX, nil
+	}
+	return syscall.AF_UNSPEC, nil
+}
+
 // polls reports whether the descriptor may be given to the poller: a socket, pipe or
 // FIFO. It does not ask a file system. lseek(2) fails with ESPIPE on these alone, and on
 // terminals, which no peer serves.
@@ -5147,10 +5159,6 @@ func (baseKernel) polls(sys int) bool {
 	})
 	return err == syscall.ESPIPE
 }
-
-// neverBlocks reports whether the descriptor may be nonblocking. os.NewFile asks the
-// same.
-func (baseKernel) neverBlocks(int) bool { return true }
 
 // blockingFile returns the descriptor as an os.File that does not use the poller. The
 // descriptor is that of a file or folder, for which nonblocking mode has no meaning.

@@ -39,15 +39,18 @@ func init() {
 		"meets a dirty file":       childMeetsADirtyFile,
 		"faults in a pipe":         childFaultsInAPipe,
 		"has a stuck pipe":         childHasAStuckPipe,
-		"takes a stuck pipe":       childTakesAStuckPipe,
+		"takes a stuck end":        childTakesAStuckEnd,
 		"is flooded":               childIsFlooded,
 		"is given slow files":      childIsGivenSlowFiles,
 		"is given a slow doorbell": childIsGivenASlowDoorbell,
-		"has a stuck doorbell":     childHasAStuckDoorbell,
-		"has files in a doorbell":  childHasFilesInADoorbell,
-		"lacks descriptors":        childLacksDescriptors,
-		"fills the flight":         childFillsTheFlight,
-		"shares its ends":          childSharesItsEnds,
+
+		"is given a file whose mode changes": childIsGivenAFileWhoseModeChanges,
+
+		"has a stuck doorbell":    childHasAStuckDoorbell,
+		"has files in a doorbell": childHasFilesInADoorbell,
+		"lacks descriptors":       childLacksDescriptors,
+		"fills the flight":        childFillsTheFlight,
+		"shares its ends":         childSharesItsEnds,
 	} {
 		kit.Roles[role] = play
 	}
@@ -332,34 +335,65 @@ func TestPipeHeldInAPageFaultStopsNobody(t *testing.T) {
 	}
 }
 
-// TestRecvFilesOfAPipeThatIsHeld has the pipe's mutex be held while it arrives.
-func TestRecvFilesOfAPipeThatIsHeld(t *testing.T) {
-	kit.Story(t)
-	fs := mountSlow(t, "read")
-	defer fs.open()
-	var p [2]int
-	kit.Must(t, syscall.Pipe2(p[:], syscall.O_CLOEXEC))
-	r, w := os.NewFile(uintptr(p[0]), "r"), os.NewFile(uintptr(p[1]), "w")
-	peer := kit.StartChildWith(t, exec.Cmd{ExtraFiles: []*os.File{w}}, "faults in a pipe", "writes", "", fs.file)
-	a, b := kit.Pair(t)
-	h := kit.NewHeir(t)
-	h.Gets("line", b)
-	victim := h.Start("takes a stuck pipe", fs.gate)
-	kit.Must(t, b.Close())
-	peer.MustSay("ready")
-	peer.Say("go")
-	fs.await("read")
-	kit.SendFiles(t, a, r)
-	victim.MustSay("while the gate is closed")
-	fs.open()
-	victim.End()
-	peer.End()
-	kit.Must(t, errors.Join(r.Close(), w.Close()))
+// TestRecvFilesOfAnEndThatIsHeld has another process hold the mutex of the pipe, or the lock of the
+// socket, while it arrives and is looked at.
+func TestRecvFilesOfAnEndThatIsHeld(t *testing.T) {
+	kit.Together(t)
+	for what, ends := range map[string]func(t *testing.T) (sent, held *os.File){
+		"Pipe":   kit.OsPipe,
+		"Socket": tcpSocketTwice,
+	} {
+		t.Run(what, func(t *testing.T) {
+			kit.Story(t)
+			fs := mountSlow(t, "read")
+			defer fs.open()
+			sent, held := ends(t)
+			kit.Must(t, syscall.SetNonblock(sysFDOf(held), false))
+			peer := kit.StartChildWith(t, exec.Cmd{ExtraFiles: []*os.File{held}}, "faults in a pipe", "writes", "", fs.file)
+			a, b := kit.Pair(t)
+			h := kit.NewHeir(t)
+			h.Gets("line", b)
+			victim := h.Start("takes a stuck end", fs.gate)
+			kit.Must(t, b.Close())
+			peer.MustSay("ready")
+			peer.Say("go")
+			fs.await("read")
+			kit.SendFiles(t, a, sent)
+			victim.MustSay("while the gate is closed")
+			fs.open()
+			victim.End()
+			peer.End()
+		})
+	}
 }
 
-func childTakesAStuckPipe(p *kit.Parent, args []string) error {
+// tcpSocketTwice returns a connected socket of TCP, and a duplicate.
+func tcpSocketTwice(t *testing.T) (sent, held *os.File) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Skip("no TCP: ", err)
+	}
+	kit.Kept(t, l, err) // which would reset what it has not accepted
+	c, err := net.Dial("tcp", l.Addr().String())
+	kit.Kept(t, c, err)
+	sent, err = c.(*net.TCPConn).File()
+	kit.Kept(t, sent, err)
+	held, err = c.(*net.TCPConn).File()
+	return sent, kit.Kept(t, held, err)
+}
+
+func childTakesAStuckEnd(p *kit.Parent, args []string) error {
 	c := kit.Sure(ipc.InheritedConn("line"))
 	files := kit.Sure(c.RecvFiles(1))
+	for what, adopt := range map[string]func() error{
+		"FileConn":        func() error { _, err := ipc.FileConn(files[0]); return err },
+		"FileMsgListener": func() error { _, err := ipc.FileMsgListener(files[0]); return err },
+	} {
+		if err := adopt(); err == nil {
+			return errors.New(what + " takes what is no local socket")
+		}
+	}
 	tellsGate(p, args[0])
 	p.Hear()
 	return errors.Join(files[0].Close(), c.Close())
@@ -503,6 +537,57 @@ func childIsGivenSlowFiles(p *kit.Parent, args []string) error {
 			return err
 		}
 	}
+	return c.Close()
+}
+
+// A peer can change the mode of a file while it is looked at.
+func TestRecvFilesOfASlowFileWhoseModeChanges(t *testing.T) {
+	kit.Together(t)
+	kit.Story(t)
+	fs := mountSlow(t, "poll")
+	defer fs.open()
+	a, b := kit.Pair(t)
+	h := kit.NewHeir(t)
+	h.Gets("line", b)
+	victim := h.Start("is given a file whose mode changes", fs.gate)
+	kit.Must(t, b.Close())
+	victim.MustSay("ready")
+	f, err := syscall.Open(fs.file, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	kit.Must(t, err)
+	defer func() { fs.open(); syscall.Close(f) }()
+	nonblocking := false
+	stop := kit.Repeatedly(func() error {
+		nonblocking = !nonblocking
+		return syscall.SetNonblock(f, nonblocking)
+	})
+	for range 5000 {
+		_, err = a.WriteMsg([]byte{0}, syscall.UnixRights(f, f, f))
+		kit.Must(t, err)
+	}
+	kit.Must(t, a.CloseWrite())
+	victim.MustSay("while the gate is closed")
+	kit.Must(t, stop())
+	fs.open()
+	victim.End()
+}
+
+func childIsGivenAFileWhoseModeChanges(p *kit.Parent, args []string) error {
+	c := kit.Sure(ipc.InheritedConn("line"))
+	p.Say("ready")
+	for {
+		files, err := c.RecvFiles(3)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		for _, f := range files {
+			f.Close()
+		}
+	}
+	tellsGate(p, args[0])
+	p.Hear()
 	return c.Close()
 }
 
@@ -1392,10 +1477,10 @@ func childLacksDescriptors(_ *kit.Parent, args []string) error {
 		return err
 	}
 	kit.Reaches(a, b, "what is opened for good is open now")
-	null := kit.Sure(os.OpenFile(os.DevNull, os.O_RDONLY|syscall.O_NONBLOCK, 0)) // takes more for a moment
+	null := kit.Sure(os.Open(os.DevNull)) // takes one more for a moment
 	defer null.Close()
 	before := kit.OpenDescriptors()
-	for spare, sent := range [][]*os.File{{w, w, w}, {w, w, w}, {w, w, w}, 3: {null, null}} {
+	for spare, sent := range [][]*os.File{{w, w, w}, {w, w, w}, {w, w, w}, 3: {null, null, null}} {
 		if err := a.SendFiles(sent...); err != nil {
 			return err
 		}
