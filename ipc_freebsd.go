@@ -114,6 +114,9 @@ func (kernel) hungUp(sys int) bool {
 	return errno == 0 && n == 1 && p.revents&pollHup != 0
 }
 
+// hasNoWriter polls: a read would wait for data if another process has made the pipe blocking.
+func (k kernel) hasNoWriter(sys int) bool { return k.hungUp(sys) }
+
 // isMessage tells an empty message from the end: only a message has an end or brings
 // control messages. On FreeBSD 15 files without a byte of data have no end: MSG_EOR
 // goes with a buffer of data, and there is none (mc_uiotomc of sys/kern/uipc_mbuf.c). They

@@ -846,6 +846,10 @@ func (kernel) reopen(sys int) (int, error) {
 // hungUp reports whether the FIFO had a writer that left.
 func (kernel) hungUp(sys int) bool { return poll(sys, pollIn)&pollHup != 0 }
 
+// hasNoWriter polls. A read would wait for the mutex of the pipe, which another process can hold
+// for as long as it likes, and if that has made the pipe blocking, for data.
+func (k kernel) hasNoWriter(sys int) bool { return k.hungUp(sys) }
+
 // readable reports whether the descriptor has something to read: data, the end or
 // an error; writable whether it has room, or an error.
 func readable(sys int) bool { return poll(sys, pollIn) != 0 }

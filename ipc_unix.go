@@ -911,9 +911,9 @@ func (lc *ListenConfig) fileMode() (mode uint32, uid, gid int) {
 // the socket file is, even where the lock file is gone: no other file can have it
 // meanwhile, as the socket that is still open keeps its inode in use.
 func (f *socketFile) release(leaveFile bool) error {
-	if !f.isLastOwner() {
+	if last, err := f.isLastOwner(); !last {
 		f.leave()
-		return nil
+		return err
 	}
 	f.dropped.Stop()
 	defer f.folder.close()
@@ -2410,8 +2410,8 @@ func ownListener(sys int, kind connKind) (*listener, error) {
 //
 // Nobody can count the descriptors of a description, but the kernel tells when those of a
 // pipe's writing end are gone. So the owners share a pipe that nobody writes to. Each
-// owner has both its ends. To leave, it closes the writing end. If the reading end then
-// returns the end of the stream, it was the last. Two owners that leave at once may both
+// owner has both its ends. To leave, it closes the writing end. If no process has that any
+// more, it was the last. Two owners that leave at once may both
 // find that. They remove under the guard and while the lock is held, and the second finds
 // nothing.
 //
@@ -2514,26 +2514,21 @@ func (f *socketFile) setOwners(o *owners) {
 // has one. No fork may be under way meanwhile, since the child has the pipe until it runs
 // its program. (Only Linux keeps the lock until then. On other systems such a child can
 // make the file stay behind, as a crash does.)
-func (f *socketFile) isLastOwner() bool {
+func (f *socketFile) isLastOwner() (bool, error) {
 	f.sharing.Lock()
 	defer f.sharing.Unlock()
 	f.given = true
 	if f.owners == nil {
-		return true
+		return true, nil
 	}
 	defer f.owners.close()
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
 	f.owners.w.close()
-	var n int
-	err := f.owners.r.control("read", func() (err error) {
-		if err = syscall.SetNonblock(f.owners.r.sys, true); err != nil {
-			return err
-		}
-		n, err = syscall.Read(f.owners.r.sys, make([]byte, 1))
-		return err
-	})
-	return err == nil && n == 0
+	if !f.owners.w.isDisposed() {
+		return false, &ruleError{"the socket file stays: the close of the pipe that its owners share takes too long", os.ErrDeadlineExceeded}
+	}
+	return kern.hasNoWriter(f.owners.r.sys), nil
 }
 
 // leave closes the lock, which the other owners still hold, and the folder.
@@ -3583,6 +3578,13 @@ func (f *fd) awaitGone(grace time.Duration) error {
 		return nil
 	}
 	return os.NewSyscallError("close", f.goneErr)
+}
+
+// isDisposed reports whether the descriptor is closed.
+func (f *fd) isDisposed() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.disposed
 }
 
 // dispose closes the descriptor, which nobody uses any more.
@@ -5178,6 +5180,15 @@ func (baseKernel) onlyMark([]byte) bool { return false }
 // readsAfterShutdown reports whether data of the peer may still arrive after a shutdown
 // of the reading side, since the peer is not told of it.
 func (baseKernel) readsAfterShutdown() bool { return true }
+
+// hasNoWriter reports whether nobody has the writing end of a pipe any more.
+func (baseKernel) hasNoWriter(sys int) bool {
+	if syscall.SetNonblock(sys, true) != nil {
+		return false
+	}
+	n, err := syscall.Read(sys, make([]byte, 1))
+	return err == nil && n == 0
+}
 
 // hungUp reports whether a FIFO had a writer that left, where the kernel tells.
 func (baseKernel) hungUp(int) bool { return false }

@@ -35,11 +35,14 @@ import (
 
 func init() {
 	for role, play := range map[string]func(*kit.Parent, []string) error{
-		"sends a dirty file":       childSendsADirtyFile,
-		"meets a dirty file":       childMeetsADirtyFile,
-		"faults in a pipe":         childFaultsInAPipe,
-		"has a stuck pipe":         childHasAStuckPipe,
-		"takes a stuck end":        childTakesAStuckEnd,
+		"sends a dirty file": childSendsADirtyFile,
+		"meets a dirty file": childMeetsADirtyFile,
+		"faults in a pipe":   childFaultsInAPipe,
+		"has a stuck pipe":   childHasAStuckPipe,
+		"takes a stuck end":  childTakesAStuckEnd,
+
+		"holds the pipe of the owners": childHoldsThePipeOfTheOwners,
+
 		"is flooded":               childIsFlooded,
 		"is given slow files":      childIsGivenSlowFiles,
 		"is given a slow doorbell": childIsGivenASlowDoorbell,
@@ -333,6 +336,67 @@ func TestPipeHeldInAPageFaultStopsNobody(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestListenerCloseWithAHeldOwnersPipe has a child that was given the listener hold the mutex of the
+// pipe by which its owners find the last of them, or make that pipe blocking.
+func TestListenerCloseWithAHeldOwnersPipe(t *testing.T) {
+	kit.Together(t)
+	for _, how := range []string{"held", "blocking"} {
+		t.Run(how, func(t *testing.T) {
+			kit.Story(t)
+			fs := mountSlow(t, "read")
+			defer fs.open()
+			path := filepath.Join(filepath.Dir(fs.gate), "socket")
+			l, err := ipc.Listen(ipc.Path(path))
+			kit.Kept(t, l, err)
+			h := kit.NewHeir(t)
+			h.Gets("server", l)
+			child := h.Start("holds the pipe of the owners", how, fs.file)
+			child.MustSay("ready")
+			child.Say("go")
+			if how == "held" {
+				fs.await("read")
+			} else {
+				child.MustSay("done")
+			}
+			ends(t, "Close", l.Close)
+			ends(t, "a start of a process", exec.Command(os.Args[0], "-test.list=^$").Run)
+			if _, err := os.Stat(fs.gate); err == nil {
+				t.Error("Close waited for the child")
+			}
+			fs.open()
+			child.End()
+		})
+	}
+}
+
+func childHoldsThePipeOfTheOwners(p *kit.Parent, args []string) error {
+	how, file := args[0], args[1]
+	reads, writes := -1, -1 // both ends were given
+	for _, fd := range kit.Descriptors() {
+		var st syscall.Stat_t
+		if fd < 3 || syscall.Fstat(fd, &st) != nil || st.Mode&syscall.S_IFMT != syscall.S_IFIFO {
+			continue
+		}
+		if _, err := syscall.Read(fd, nil); err == nil {
+			reads = fd
+		} else {
+			writes = fd
+		}
+	}
+	p.Say("ready")
+	p.Hear()
+	if how == "blocking" {
+		stop := kit.Repeatedly(func() error { return syscall.SetNonblock(reads, false) })
+		p.Say("done")
+		p.Hear()
+		return stop()
+	}
+	mapped := kit.Sure(syscall.Open(file, syscall.O_RDWR|syscall.O_CLOEXEC, 0))
+	page := kit.Sure(syscall.Mmap(mapped, 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED))
+	syscall.Write(writes, page[:8])
+	return nil
 }
 
 // TestRecvFilesOfAnEndThatIsHeld has another process hold the mutex of the pipe, or the lock of the
