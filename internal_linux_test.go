@@ -429,7 +429,7 @@ func TestRefuseFilesKeepsRoomOnceOthersHaveIt(t *testing.T) {
 		if parked.again(uintptr(b.fd.sys)) || parked.op.mode&withoutFiles != 0 {
 			t.Errorf("%s: a read that was parked has no room for files", how)
 		}
-		if b.fd.stillWithoutFiles(&begun); begun.mode&withoutFiles != 0 {
+		if b.fd.heedOthers(&begun); begun.mode&withoutFiles != 0 {
 			t.Errorf("%s: a read that spins has no room for files", how)
 		}
 		if readsWithoutRoom(t, b) {

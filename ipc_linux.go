@@ -320,10 +320,10 @@ func (f *fd) hasAhead() bool {
 // splice between the two, or if src fails or cannot be waited for. Nothing is lost then:
 // a plain copy goes on from there or returns the error.
 func splice(dst, src syscall.RawConn, limit int64) (total int64, done bool, err error) {
-	if own, ok := dst.(rawConn); ok && own.f.socket && own.f.shared.Load() {
-		return 0, false, nil // SPLICE_F_NONBLOCK does not count for a socket, and O_NONBLOCK is not ours alone
-	}
 	s := splicer{dst: dst, src: src, in: -1, out: -1}
+	if own, ok := dst.(rawConn); ok && own.f.socket {
+		s.own = own.f
+	}
 	if !endsInPipe(dst) && !endsInPipe(src) {
 		r, w, err := pipe()
 		if err != nil {
@@ -332,7 +332,7 @@ func splice(dst, src syscall.RawConn, limit int64) (total int64, done bool, err 
 		defer r.close()
 		defer w.close()
 		w.fcntl(setPipeSize, spliceRoom) // a smaller one works too
-		s.out, s.in = r.sys, w.sys
+		s.middle, s.out, s.in = r, r.sys, w.sys
 	}
 	return s.run(limit)
 }
@@ -350,6 +350,8 @@ const spliceRoom = 256 << 10
 type splicer struct {
 	dst, src syscall.RawConn
 	in, out  int
+	own      *fd // dst, if that is a socket of this package
+	middle   *fd // the reading end of the pipe, which out is the number of
 
 	// The methods below are called by a syscall.RawConn, which passes on a descriptor and
 	// a bool alone. So these are their arguments and results.
@@ -367,7 +369,7 @@ func (s *splicer) run(limit int64) (total int64, done bool, err error) {
 	// The functions are made once, so that no wait allocates.
 	fill, drain := s.fill, s.drain
 	s.fromSrc = s.moveDirectly
-	for total < limit {
+	for total < limit && !s.mayBlock() {
 		s.want = int(min(spliceRoom, limit-total))
 		if s.in < 0 {
 			err = s.direct(fill, drain)
@@ -392,12 +394,26 @@ func (s *splicer) run(limit int64) (total int64, done bool, err error) {
 			return total, true, err
 		}
 	}
-	return total, true, nil
+	return total, total >= limit, nil
 }
+
+// mayBlock reports whether splice(2) to dst can block: SPLICE_F_NONBLOCK does not count for a
+// socket, and O_NONBLOCK is not ours alone once others have it, too.
+func (s *splicer) mayBlock() bool { return s.own != nil && s.own.shared.Load() }
 
 // empty moves the n bytes that are in the pipe to dst.
 func (s *splicer) empty(n int, drain func(uintptr) bool) (moved int, err error) {
 	for ; moved < n; moved += s.n {
+		if s.mayBlock() {
+			p := make([]byte, n-moved)
+			if s.n, err = s.middle.read(p); err == nil {
+				s.n, err = s.own.write(p[:s.n])
+			}
+			if err != nil {
+				return moved + s.n, err
+			}
+			continue
+		}
 		s.want = n - moved
 		if err = s.dst.Write(drain); err == nil && s.errno != 0 {
 			err = writeError("splice", s.errno)
@@ -428,6 +444,9 @@ func (s *splicer) direct(fill, drain func(uintptr) bool) error {
 // waited for.
 func (s *splicer) moveDirectly(src uintptr) {
 	for range contradictionsMax {
+		if s.mayBlock() {
+			break
+		}
 		s.move(int(src), s.side)
 		s.blocked = s.errno == syscall.EAGAIN && !readable(int(src))
 		if s.errno != syscall.EAGAIN || s.blocked || !writable(s.side) {
@@ -435,7 +454,7 @@ func (s *splicer) moveDirectly(src uintptr) {
 		}
 		runtime.Gosched() // one of the two became ready just after
 	}
-	s.errno = syscall.EINVAL // poll(2) is not allowed here, or contradicts splice(2)
+	s.errno = syscall.EINVAL // or poll(2) is not allowed here, or contradicts splice(2)
 }
 
 // contradictionsMax is how often in a row poll(2) may say that both sides are ready and
@@ -459,6 +478,10 @@ func (s *splicer) fill(src uintptr) bool {
 // drain is called when dst may be ready.
 func (s *splicer) drain(dst uintptr) bool {
 	if s.out >= 0 {
+		if s.mayBlock() {
+			s.n, s.errno = 0, 0
+			return true
+		}
 		return s.move(s.out, int(dst))
 	}
 	s.side, s.blocked = int(dst), false

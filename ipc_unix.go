@@ -516,9 +516,6 @@ func (l *listener) accept() (*fd, error) {
 	}
 	defer l.release(h)
 	var mode opMode
-	if l.shared.Load() {
-		mode |= acceptShared
-	}
 	if l.anyUnserved.Load() {
 		mode |= acceptServing
 	}
@@ -3310,6 +3307,7 @@ func (f *fd) tryAtOnce(h *ioState, o *op, w *wait) (done result, err error) {
 	tries := h.expectPark == 0 || w.spins || w.may && spinning.yieldsNext(&h.yields)
 	w.looks = tries || h.expectPark > expectParkMax
 	if tries {
+		f.heedOthers(o)
 		if done, err = o.attempt(f.sys); !notYet(err) {
 			h.expectPark = 0
 			return done, err
@@ -3393,7 +3391,7 @@ func (f *fd) spinFor(h *ioState, o *op, begun, limit int64) (done result, err er
 			s.left = min(s.left, limit-spun/giveShare)
 			spinning.giveWay(s.last) // to the thread that serves the client
 		}
-		f.stillWithoutFiles(o)
+		f.heedOthers(o)
 		done, err = o.attempt(f.sys)
 	}
 	spinning.end(&h.spins, !notYet(err))
@@ -3401,7 +3399,7 @@ func (f *fd) spinFor(h *ioState, o *op, begun, limit int64) (done result, err er
 	if notYet(err) && s.left <= 0 {
 		// After the first yield the system may choose this thread once more.
 		others := spinning.giveWay(at) || spinning.giveWay(now())
-		f.stillWithoutFiles(o)
+		f.heedOthers(o)
 		done, err = o.attempt(f.sys)
 		at = now()
 		switch {
@@ -3424,7 +3422,7 @@ func (f *fd) yieldFor(h *ioState, o *op, begun, limit int64) (done result, err e
 	err = syscall.EAGAIN
 	for n := 0; notYet(err) && moreYields(n, at-begun, limit) && !f.closing() && !h.expired(); n++ {
 		spinning.yield()
-		f.stillWithoutFiles(o)
+		f.heedOthers(o)
 		done, err = o.attempt(f.sys)
 		at = now()
 	}
@@ -3453,12 +3451,24 @@ func notYet(err error) bool {
 	return errno == syscall.EAGAIN
 }
 
-// stillWithoutFiles takes back from an operation that no files can come, if others have got the
-// socket while it waited. It is called before each attempt, and not by it: a frame more would make
-// the stacks of those that are parked grow.
-func (f *fd) stillWithoutFiles(o *op) {
-	if o.mode&withoutFiles != 0 && f.mayBeOthersToo() {
+// heedOthers has an operation go on as it must once others have the descriptor too: they can have
+// files come again, and make it blocking. They may get it while the operation waits, so this is
+// called before each attempt. It is not called by attempt: a frame more would make the stacks of
+// those that are parked grow.
+func (f *fd) heedOthers(o *op) {
+	if f.mayBeOthersToo() {
 		o.mode &^= withoutFiles
+	}
+	if !f.shared.Load() {
+		return
+	}
+	switch o.call {
+	case opReadPipe:
+		o.call = opReadShared
+	case opWritePipe:
+		o.call = opWriteShared
+	case opAccept:
+		o.mode |= acceptShared
 	}
 }
 
@@ -3502,7 +3512,7 @@ func newParking(f *fd) *parking {
 				return !notYet(k.err)
 			}
 		}
-		f.stillWithoutFiles(&k.op)
+		f.heedOthers(&k.op)
 		k.done, k.err = k.op.attempt(int(sysfd))
 		return !notYet(k.err)
 	}
@@ -3848,9 +3858,6 @@ func (f *fd) read(p []byte) (int, error) {
 	call := opReceive
 	if !f.socket {
 		call = opReadPipe
-		if f.shared.Load() {
-			call = opReadShared
-		}
 	}
 	for {
 		done, err := f.run(h, &op{call: call, mode: f.readMode(), p: oneCall(p)})
@@ -3915,9 +3922,6 @@ func (f *fd) write(p []byte) (n int, err error) {
 	call := opSend
 	if !f.socket {
 		call = opWritePipe
-		if f.shared.Load() {
-			call = opWriteShared
-		}
 	}
 	for {
 		done, err := f.run(h, &op{call: call, p: oneCall(p[n:])})

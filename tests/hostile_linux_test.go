@@ -1028,6 +1028,72 @@ func childSharesItsEnds(p *kit.Parent, args []string) error {
 	return nil
 }
 
+// A writingEnd can be shared, and waits.
+type writingEnd interface {
+	ipc.Inheritable
+	syscall.Conn
+	SetWriteDeadline(time.Time) error
+}
+
+// TestEndThatBlocksWhileItIsUsedKeepsItsDeadlines has another get the end while a call waits on it.
+func TestEndThatBlocksWhileItIsUsedKeepsItsDeadlines(t *testing.T) {
+	data := kit.Pattern(kit.TooMuch)
+	for what, test := range map[string]struct {
+		in    string
+		begin func(t *testing.T, e, others *blockingEnds) (end writingEnd, call func() error, reader io.Reader)
+	}{
+		"PipeWriter.Write": {"(*PipeWriter).Write", func(t *testing.T, e, others *blockingEnds) (writingEnd, func() error, io.Reader) {
+			return e.w, func() error { _, err := e.w.Write(data); return err }, others.r
+		}},
+		"Conn.ReadFrom a pipe": {"(*Conn).ReadFrom", func(t *testing.T, e, others *blockingEnds) (writingEnd, func() error, io.Reader) {
+			go func() { others.w.Write(data); others.w.Close() }()
+			return e.c, func() error { _, err := e.c.ReadFrom(e.r); return err }, others.c
+		}},
+		"Conn.ReadFrom a Conn": {"(*Conn).ReadFrom", func(t *testing.T, e, others *blockingEnds) (writingEnd, func() error, io.Reader) {
+			a, b := kit.Pair(t)
+			go func() { a.Write(data); a.Close() }()
+			return e.c, func() error { _, err := e.c.ReadFrom(b); return err }, others.c
+		}},
+	} {
+		for _, limited := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s/limited=%t", what, limited), func(t *testing.T) {
+				kit.Story(t)
+				e, others, err := makeEnds()
+				kit.Must(t, err)
+				end, call, reader := test.begin(t, &e, &others)
+				done := kit.Begin(call)
+				kit.AwaitParked(t, test.in, 1)
+				kit.Must(t, ipc.Inherit(new(exec.Cmd), "end", end))
+				kit.Must(t, setBlocking(end)) // as the child can
+				// The call goes on, and would wait for room.
+				got := make([]byte, len(data))
+				n, err := io.ReadFull(reader, got[:kit.TooMuch/8])
+				kit.Must(t, err)
+				var want error
+				if limited {
+					want = os.ErrDeadlineExceeded
+					kit.Must(t, end.SetWriteDeadline(time.Now().Add(100*time.Millisecond)))
+				} else {
+					_, err := io.ReadFull(reader, got[n:])
+					kit.Must(t, err)
+					n = len(got)
+				}
+				ends(t, what, func() error {
+					if err := <-done; !errors.Is(err, want) {
+						return fmt.Errorf("it ends with %w", err)
+					}
+					return nil
+				})
+				if !bytes.Equal(got[:n], data[:n]) {
+					t.Error("other data arrives")
+				}
+				kit.Must(t, e.close())
+				others.close() // one end may be closed already
+			})
+		}
+	}
+}
+
 // endInTime proves that every call that has to wait ends with its deadline.
 func (e *blockingEnds) endInTime() error {
 	big := make([]byte, kit.TooMuch)
