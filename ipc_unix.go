@@ -2261,6 +2261,9 @@ func (f *fd) bequeath(cmd *exec.Cmd) (token string, err error) {
 	if err != nil {
 		return "", err
 	}
+	f.mu.Lock()
+	f.cleanup.Stop() // cmd has the file too, and may need it longer
+	f.mu.Unlock()
 	n := len(cmd.ExtraFiles)
 	cmd.ExtraFiles = append(cmd.ExtraFiles[:n:n], p.file)                // not into what another Cmd shares
 	return strconv.Itoa(2+len(cmd.ExtraFiles)) + tokenIdentity + id, nil // after 0, 1 and 2
@@ -3050,7 +3053,7 @@ type fd struct {
 	disposed bool            // the descriptor was closed
 	goneErr  error           // the error of that close
 	gone     chan struct{}   // closed with it; nil until Close waits for it
-	cleanup  runtime.Cleanup // closes sys if nobody does; stopped when a pollFile takes over
+	cleanup  runtime.Cleanup // closes sys, or the pollFile, if nobody does
 }
 
 // A pollFile is the os.File of a descriptor that is with the runtime's poller.
@@ -3157,11 +3160,24 @@ func (f *fd) armCleanup() {
 	f.cleanup = runtime.AddCleanup(f, drop, f.sys)
 }
 
-func closeSocketEnd(sys int) { socketEnds.close(sys) }
-func closePipeEnd(sys int)   { pipeEnds.close(sys) }
+func closeSocketEnd(sys int) { socketEnds.close(func() { syscall.Close(sys) }) }
+func closePipeEnd(sys int)   { pipeEnds.close(func() { syscall.Close(sys) }) }
 
-// close closes the descriptor soon.
-func (c *closers) close(sys int) { c.add(func() { kern.hurry(func() { syscall.Close(sys) }) }) }
+// armFileCleanup is armCleanup for a pollFile. The finalizer of an os.File would sleep in close(2), and no
+// other finalizer of the process would run then.
+func (f *fd) armFileCleanup(file *os.File) {
+	drop := closeSocketFile
+	if !f.socket {
+		drop = closePipeFile
+	}
+	f.cleanup = runtime.AddCleanup(f, drop, file)
+}
+
+func closeSocketFile(file *os.File) { socketEnds.close(func() { file.Close() }) }
+func closePipeFile(file *os.File)   { pipeEnds.close(func() { file.Close() }) }
+
+// close makes a call soon that closes a descriptor.
+func (c *closers) close(call func()) { c.add(func() { kern.hurry(call) }) }
 
 // closers returns the closers for the descriptor, for a close that may sleep.
 func (f *fd) closers() *closers {
@@ -3602,10 +3618,8 @@ func (f *fd) dispose() {
 	if f.begun {
 		spinning.hasEnded(f.r.parking != nil && f.r.parking.once)
 	}
+	f.cleanup.Stop()
 	p := f.polled.Load()
-	if p == nil {
-		f.cleanup.Stop()
-	}
 	end := func() {
 		var err error
 		if p != nil {
@@ -3623,7 +3637,7 @@ func (f *fd) dispose() {
 	if f.closesAtOnce() {
 		end()
 	} else {
-		f.closers().add(func() { kern.hurry(end) })
+		f.closers().close(end)
 	}
 }
 
@@ -3737,6 +3751,7 @@ func (f *fd) register(h *ioState) error {
 		err = p.file.SetWriteDeadline(f.w.deadline())
 	}
 	f.byTimer = f.byTimer || err != nil
+	f.armFileCleanup(p.file)
 	f.polled.Store(p)
 	return nil
 }
@@ -3759,6 +3774,7 @@ func (f *fd) leavePoller() {
 	if err != nil {
 		return
 	}
+	f.cleanup.Stop()
 	f.polled.Store(nil)
 	p.file.Close() // not the last descriptor of its description, so nothing is released
 	f.sys = sys

@@ -1291,6 +1291,37 @@ func TestConnCloseOfALingeringSocketHoldsNobodyUp(t *testing.T) {
 			bombs(t, a, "x", 1)
 			ends(t, "Close", adopted.Close)
 		},
+		"Dropped": func(t *testing.T, a, b kit.RawCarrier) {
+			f, err := b.File()
+			kit.Must(t, err)
+			kit.Must(t, b.Close())
+			func() {
+				var dropped kit.End
+				if _, ok := b.(*ipc.MsgConn); ok {
+					m, err := ipc.FileMsgConn(f)
+					kit.Must(t, err)
+					dropped = kit.MsgEnd{MsgConn: m}
+				} else {
+					dropped, err = ipc.FileConn(f)
+					kit.Must(t, err)
+				}
+				kit.Must(t, dropped.SetReadDeadline(time.Now().Add(time.Millisecond)))
+				if _, err := dropped.Read(make([]byte, 8)); !errors.Is(err, os.ErrDeadlineExceeded) { // it has parked
+					t.Errorf("nothing is read: %v", err)
+				}
+			}()
+			kit.Must(t, f.Close())
+			bombs(t, a, "x", 1)
+			kit.Eventually(t, "it is closed", func() bool {
+				runtime.GC()
+				_, err := a.WriteMsg([]byte("y"), nil)
+				return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
+			})
+			finalized := make(chan error, 1)
+			func() { runtime.SetFinalizer(new([64]byte), func(*[64]byte) { finalized <- nil }) }()
+			runtime.GC()
+			ends(t, "the finalizer of something else", func() error { return <-finalized })
+		},
 		"CloseBehindAnEmptyMessage": func(t *testing.T, a, b kit.RawCarrier) {
 			if m, ok := a.(*ipc.MsgConn); ok {
 				kit.SendMsg(t, m, "before")
