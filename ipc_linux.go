@@ -840,7 +840,8 @@ func (kernel) closesOnExec(sys int) bool {
 }
 
 // reopen opens a pipe through /proc/self/fd, where that leads to it: proc(5). The open of
-// a pipe does not wait (fifo_open of fs/pipe.c, with O_NONBLOCK). It may fail: a FIFO
+// a pipe does not wait for the other end (fifo_open of fs/pipe.c, with O_NONBLOCK), but for the mutex
+// of the pipe: see untilEnd. It may fail: a FIFO
 // without a reader refuses a writer, and a pipe of another user may refuse this one.
 func (kernel) reopen(sys int) (int, error) {
 	if err := isPipe(sys); err != nil {

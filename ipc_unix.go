@@ -1965,8 +1965,8 @@ func adoptPipeSys(sys int, d direction) (f *fd, err error) {
 		return nil, err
 	}
 	if own, err := kern.reopen(sys); err == nil {
-		syscall.Close(sys)
 		f = newFD(own)
+		f.closers().do(1, closeGrace, func(int) { syscall.Close(sys) }) // which may be the last of its description
 	} else if f, err = adoptSys(sys, streams, isPipe); err != nil {
 		return nil, err
 	}
@@ -2054,7 +2054,7 @@ func mkfifoExact(addr Addr, perm fs.FileMode) error {
 
 // OpenFIFOReader opens the FIFO at the path for reading and waits for a writer, until ctx
 // ends: see fifo(7). Anything but a FIFO is refused, also a symbolic link to one. The
-// wait holds no thread.
+// wait holds no thread, unless another process holds the FIFO in a page fault.
 //
 // FreeBSD does not tell a reader of a writer that has not written yet. If this process
 // may write to the FIFO too, OpenFIFOReader opens it for writing for a moment, after
@@ -2089,13 +2089,13 @@ type FIFOConfig struct {
 // OpenReader opens the FIFO at the path for reading: see [OpenFIFOReader].
 func (c FIFOConfig) OpenReader(ctx context.Context, path string) (*PipeReader, error) {
 	addr := Path(path)
-	var r, w *fd
-	var err error
-	if c.KeepOpen {
-		r, w, err = openOwnFIFO(ctx, addr)
-	} else {
+	r, w, err := untilEnd(ctx, func() (r, w *fd, err error) {
+		if c.KeepOpen {
+			return openOwnFIFO(ctx, addr)
+		}
 		r, err = openFIFO(ctx, addr, reading)
-	}
+		return r, nil, err
+	})
 	if err != nil {
 		return nil, pipeError("open", addr, err)
 	}
@@ -2130,11 +2130,45 @@ func openOwnFIFO(ctx context.Context, addr Addr) (r, w *fd, err error) {
 // until ctx ends: see [OpenFIFOReader].
 func OpenFIFOWriter(ctx context.Context, path string) (*PipeWriter, error) {
 	addr := Path(path)
-	f, err := openFIFO(ctx, addr, writing)
+	_, f, err := untilEnd(ctx, func() (r, w *fd, err error) {
+		w, err = openFIFO(ctx, addr, writing)
+		return nil, w, err
+	})
 	if err != nil {
 		return nil, pipeError("open", addr, err)
 	}
 	return &PipeWriter{pipeEnd{fd: f, addr: addr}}, nil
+}
+
+// untilEnd opens ends of a FIFO on another goroutine, which it leaves alone once ctx has ended and
+// the grace is over: open(2) and read(2) wait for the mutex of the pipe, whatever O_NONBLOCK says, and
+// another process can hold that in a page fault (fifo_open and pipe_write of fs/pipe.c). What is
+// opened after that is closed.
+func untilEnd(ctx context.Context, open func() (r, w *fd, err error)) (*fd, *fd, error) {
+	var r, w *fd
+	var err error
+	opened := make(chan struct{}) // closed once the three are set
+	go func() {
+		defer close(opened)
+		r, w, err = open()
+	}()
+	select {
+	case <-opened:
+		return r, w, err
+	case <-ctx.Done():
+	}
+	if closedSoon(opened, closeGrace) {
+		return r, w, err
+	}
+	go func() {
+		<-opened
+		for _, f := range []*fd{r, w} {
+			if f != nil {
+				f.close()
+			}
+		}
+	}()
+	return nil, nil, contextError(ctx, nil)
 }
 
 // openFIFO opens the FIFO without blocking, and then waits for the other side by asking

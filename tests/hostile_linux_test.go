@@ -338,6 +338,42 @@ func TestPipeHeldInAPageFaultStopsNobody(t *testing.T) {
 	}
 }
 
+// TestOpenFIFOOfOneThatIsHeldEndsWithItsContext has the FIFO's mutex be held, which its open takes.
+func TestOpenFIFOOfOneThatIsHeldEndsWithItsContext(t *testing.T) {
+	kit.Together(t)
+	kit.Story(t)
+	fs := mountSlow(t, "read")
+	path := filepath.Join(filepath.Dir(fs.gate), "fifo")
+	kit.Must(t, ipc.Mkfifo(path, 0o600))
+	peer := kit.StartChild(t, "faults in a pipe", "writes", path, fs.file)
+	first, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0) // the peer's open waits for it
+	kit.Must(t, err)
+	defer func() { fs.open(); peer.End(); syscall.Close(first) }()
+	peer.MustSay("ready")
+	peer.Say("go")
+	fs.await("read")
+	for what, open := range map[string]func(ctx context.Context) error{
+		"OpenFIFOReader": func(ctx context.Context) error { _, err := ipc.OpenFIFOReader(ctx, path); return err },
+		"OpenFIFOWriter": func(ctx context.Context) error { _, err := ipc.OpenFIFOWriter(ctx, path); return err },
+		"FIFOConfig.OpenReader": func(ctx context.Context) error {
+			_, err := ipc.FIFOConfig{KeepOpen: true}.OpenReader(ctx, path)
+			return err
+		},
+	} {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+		ends(t, what, func() error {
+			if err := open(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				return fmt.Errorf("it ends with %w", err)
+			}
+			return nil
+		})
+		cancel()
+		if _, err := os.Stat(fs.gate); err == nil {
+			t.Errorf("%s waited for the peer", what)
+		}
+	}
+}
+
 // TestListenerCloseWithAHeldOwnersPipe has a child that was given the listener hold the mutex of the
 // pipe by which its owners find the last of them, or make that pipe blocking.
 func TestListenerCloseWithAHeldOwnersPipe(t *testing.T) {
