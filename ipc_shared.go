@@ -50,6 +50,7 @@ var (
 	_ func(f *fd, memory *os.File, far []farBell, hello []byte) (sent int, err error) = sendHello
 	_ func(f *fd, p []byte) (n int, with []helloFile, err error)                      = recvHello
 	_ func(with []helloFile)                                                          = discardHelloFiles
+	_ func(f *fd, next sequel)                                                        = (*fd).expect
 	_ interface {
 		memory() (*os.File, memoryInfo, error)
 		doorbell(from *fd) (*fd, error)
@@ -575,6 +576,7 @@ type sharedHalf struct {
 func newSharedConn(base endpoint, cfg ShareConfig, passive bool) *SharedConn {
 	c := &SharedConn{base: base, cfg: cfg, passive: passive, hello: newHandshake()}
 	c.hello.met.Store(!passive)
+	base.fd.expect(hellosFollow)
 	c.SetSpin(cfg.Spin)
 	return c
 }
@@ -1393,6 +1395,7 @@ func (c *SharedConn) bequeath(cmd *exec.Cmd) (token string, err error) {
 	case c.hello == nil || c.hello.begun:
 		return "", &ruleError{"the connection was used, and its memory is this process's", errors.ErrUnsupported}
 	}
+	c.base.end().expect(dataFollows) // what the child leaves of it is not known here
 	c.twins.part()
 	return c.base.end().bequeath(cmd)
 }
@@ -2246,6 +2249,17 @@ func (b doorbells) close() {
 	}
 }
 
+// A sequel says what an end expects to read next from its socket. By that the Close of an end
+// on Windows finds the memory, the doorbells and the files that the peer has put into this
+// process, and that nobody has received.
+type sequel = uint32
+
+const (
+	dataFollows  sequel = iota // anything
+	filesFollow                // files
+	hellosFollow               // hellos, with early data or memory
+)
+
 func newHandshake() *handshake {
 	return &handshake{turn: make(chan struct{}, 1), pen: make(chan struct{}, 1),
 		over: make(chan struct{}), changed: make(chan struct{})}
@@ -2843,6 +2857,9 @@ func (c *SharedConn) settle(hs *handshake, err error) {
 	if err == nil && hs.plain {
 		c.ahead = append(c.ahead, hs.buf[:hs.got]...)
 	}
+	if mode == overSocket {
+		c.base.end().expect(dataFollows)
+	}
 	c.hello = nil
 	for _, h := range [...]*sharedHalf{&c.r, &c.w} {
 		if e := c.applyDeadline(h); e != nil && mode != inFailure {
@@ -2859,6 +2876,7 @@ func (c *SharedConn) settle(hs *handshake, err error) {
 // useMemory makes the ring reader and the ring writer out of the two memory objects.
 func (c *SharedConn) useMemory(hs *handshake) {
 	own, peer := hs.own, hs.peer
+	c.base.end().expect(filesFollow)
 	c.ownMem, c.peerMem = own, peer
 	c.in = ringReader{own: own.control(), peer: peer.control(), data: peer.ring(), size: ringSize(peer)}
 	c.out = ringWriter{own: own.control(), peer: peer.control(), data: own.ring(), size: ringSize(own)}
