@@ -2782,6 +2782,33 @@ func TestSharedConnCloseLeavesTheHandshakeAlone(t *testing.T) {
 	}
 }
 
+// A peer that uses the memory already finds there that this end is closed, though its answer
+// was never received.
+func TestSharedConnCloseInTheHandshakeIsToldInMemory(t *testing.T) {
+	c, y := halfShared(t, false)
+	hs := c.hello
+	hs.pen <- struct{}{}
+	if err := c.sendMemory(hs); err != nil {
+		t.Skip(err)
+	}
+	hs.giveBack(hs.pen)
+	var b [helloSize]byte
+	n, files, err := recvHello(y.fd, b[:])
+	if n != helloSize || len(files) != helloFiles || err != nil {
+		t.Fatalf("%d bytes and %d files, %v", n, len(files), err)
+	}
+	defer discardHelloFiles(files)
+	theirs, err := mapPeer(&files[0], c.cfg.Buffer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.unmap()
+	c.Close()
+	if p := theirs.control(); p.wclosed.Load() != 1 || p.rclosed.Load() != 1 {
+		t.Errorf("the end of writes is %d, of reads %d", p.wclosed.Load(), p.rclosed.Load())
+	}
+}
+
 // A call that waits in the socket ends when the handshake fails in another one, and a deadline
 // that is set later changes nothing.
 func TestSharedHandshakeFailureEndsWhatWaits(t *testing.T) {

@@ -994,8 +994,7 @@ func (c *SharedConn) tellEnd() {
 		return
 	}
 	own, peer := c.ownMem.control(), c.peerMem.control()
-	own.wclosed.Store(1)
-	own.rclosed.Store(1)
+	own.tellEnd()
 	if peer.rwait.Load()&1 != 0 {
 		ringBell(c.w.far)
 	}
@@ -1939,6 +1938,12 @@ type controlPage struct {
 	rwait   atomic.Uint32 // epoch of the reading half; odd: wake it when there are bytes
 	_       [124]byte
 	wwait   atomic.Uint32 // epoch of the writing half; odd: wake it when there is room
+}
+
+// tellEnd says that nothing more is written or read.
+func (p *controlPage) tellEnd() {
+	p.wclosed.Store(1)
+	p.rclosed.Store(1)
 }
 
 // controlSize is the room of the control page before the ring: a multiple of every page
@@ -2943,6 +2948,9 @@ func (hs *handshake) releaseFiles() {
 
 func (hs *handshake) releaseOwn() {
 	if hs.own != nil {
+		// The peer may use the memory already, whose answer then was not received. It looks
+		// here when a doorbell ends.
+		hs.own.control().tellEnd()
 		hs.drop.Stop()
 		hs.own.unmap()
 		hs.bells.close()
