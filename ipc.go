@@ -3907,9 +3907,10 @@ type closers struct {
 	running int
 }
 
-// The closers of descriptors that a peer sent, of sockets and of pipes. Each kind has its
-// own, so that calls of one kind that sleep do not delay those of another.
-var disposal, socketEnds, pipeEnds closers
+// The closers of descriptors that a peer sent, of sockets and of pipes, and those that ring a
+// peer for the last time: on Windows that is a write that the peer can hold up. Each kind has
+// its own, so that calls of one kind that sleep do not delay those of another.
+var disposal, socketEnds, pipeEnds, lastRings closers
 
 // full reports whether so many calls wait that no more should be added.
 func (c *closers) full() bool { return c.waiting.Load() >= closersMax }

@@ -941,7 +941,9 @@ func (c *SharedConn) endLoan(h *sharedHalf) {
 
 // Close closes the connection. It does not wait for the peer and does not discard
 // what was written: the peer reads that and then gets io.EOF. Calls that wait on this
-// end return an error that matches [net.ErrClosed], and so does the second Close.
+// end return an error that matches [net.ErrClosed], and so does the second Close. If the peer
+// holds one of these calls up, as it can on Windows, Close does not wait for that: the memory
+// is unmapped when that call has returned.
 func (c *SharedConn) Close() error {
 	if c.closed.Swap(true) {
 		return c.failed("close", net.ErrClosed)
@@ -949,10 +951,11 @@ func (c *SharedConn) Close() error {
 	c.mu.Lock()
 	hs, memory := c.hello, c.ownMem != nil
 	c.hello = nil
-	c.tellEnd()
+	parked := c.tellEnd()
 	ends := [...]*fd{c.base.end(), c.r.bell, c.w.bell, c.r.far, c.w.far}
 	c.mu.Unlock()
 	begun, err := time.Now(), error(nil)
+	ringLast(parked, closeGrace)
 	for i, end := range ends {
 		if end == nil {
 			continue
@@ -973,33 +976,61 @@ func (c *SharedConn) Close() error {
 			err = e
 		}
 	}
-	if memory { // no call waits there any more, so each half is free soon
-		c.r.mu.Lock()
-		c.w.mu.Lock()
-		c.mu.Lock()
-		c.released = true
-		c.unmap()
-		c.mu.Unlock()
-		c.w.mu.Unlock()
-		c.r.mu.Unlock()
+	if memory && !c.release(false) {
+		// No call waits there any more, so each half is free soon, unless the peer holds up a
+		// system call: on Windows it can hold the lock of a doorbell.
+		released := make(chan struct{})
+		go func() { c.release(true); close(released) }()
+		closedSoon(released, closeGrace-time.Since(begun))
 	}
 	return c.failed("close", err)
 }
 
-// tellEnd tells the peer that nothing more is written or read. The end of the doorbells
-// would make the peer look too, but another process may have a duplicate of one. The
-// caller holds c.mu.
-func (c *SharedConn) tellEnd() {
+// release unmaps the memory once no call uses it. If it is not to wait for that, it reports
+// whether it could.
+func (c *SharedConn) release(wait bool) bool {
+	if wait {
+		c.r.mu.Lock()
+	} else if !c.r.mu.TryLock() {
+		return false
+	}
+	defer c.r.mu.Unlock()
+	if wait {
+		c.w.mu.Lock()
+	} else if !c.w.mu.TryLock() {
+		return false
+	}
+	defer c.w.mu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.released = true
+	c.unmap()
+	return true
+}
+
+// tellEnd tells the peer in memory that nothing more is written or read, and returns the
+// doorbells of those of its halves that are parked, for ringLast. The caller holds c.mu.
+func (c *SharedConn) tellEnd() (parked []*fd) {
 	if c.ownMem == nil || c.peerMem == nil { // there is none, or Close has unmapped it
-		return
+		return nil
 	}
 	own, peer := c.ownMem.control(), c.peerMem.control()
 	own.tellEnd()
 	if peer.rwait.Load()&1 != 0 {
-		ringBell(c.w.far)
+		parked = append(parked, c.w.far)
 	}
 	if peer.wwait.Load()&1 != 0 {
-		ringBell(c.r.far)
+		parked = append(parked, c.r.far)
+	}
+	return parked
+}
+
+// ringLast rings after tellEnd, and waits for that no longer than the grace: see lastRings.
+// The end of a doorbell would make the peer look too, but another process may have a
+// duplicate of it.
+func ringLast(parked []*fd, grace time.Duration) {
+	if len(parked) > 0 {
+		lastRings.do(len(parked), grace, func(i int) { ringBell(parked[i]) })
 	}
 }
 
@@ -1736,12 +1767,14 @@ func (c *SharedConn) consume(n uint32) {
 
 // fail ends a connection whose peer broke the protocol.
 func (c *SharedConn) fail(err error) error {
+	var parked []*fd
+	defer func() { ringLast(parked, 0) }()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.mode.Load() != inFailure {
 		c.failure = err
 		c.mode.Store(inFailure)
-		c.tellEnd()
+		parked = c.tellEnd()
 		c.base.end().setDeadline(time.Unix(1, 0), reading|writing) // ends RecvFiles and SendFiles
 		for _, h := range [...]*sharedHalf{&c.r, &c.w} {
 			if h.bell != nil {
