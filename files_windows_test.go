@@ -683,6 +683,96 @@ func TestSendFilesTakenBackLeavesNoHandlesBehind(t *testing.T) {
 	})
 }
 
+// missesFiles makes a RecvFiles that ends before there are any.
+func missesFiles(t *testing.T, c kit.Carrier) {
+	t.Helper()
+	kit.Must(t, c.SetReadDeadline(time.Unix(1, 0)))
+	_, err := c.RecvFiles(1)
+	kit.TimedOut(t, err)
+	kit.Must(t, c.SetReadDeadline(time.Time{}))
+}
+
+func TestCloseClosesTheFilesThatRecvFilesWouldGet(t *testing.T) {
+	kit.OverEachPair(t, func(t *testing.T, a, b kit.Carrier) {
+		r, w := kit.OsPipe(t)
+		missesFiles(t, b)
+		for range 3 {
+			kit.SendFiles(t, a, w, w)
+		}
+		kit.Must(t, w.Close())
+		kit.Must(t, b.Close())
+		kit.ExpectEOF(t, r)
+	})
+	for _, way := range []string{"puts", "holds"} {
+		t.Run(way, func(t *testing.T) {
+			kit.Story(t)
+			c, server := byHand(t, way)
+			missesFiles(t, server)
+			before := kit.HandlesOf("File", "Process", "Token")
+			for range 3 {
+				c.Say("0")
+				c.Hear()
+			}
+			kit.Must(t, server.Close())
+			noMoreHandles(t, before-1) // without the server's own
+			c.End()
+		})
+	}
+}
+
+// A record among data may be a stranger's, whatever the rights of the peer that passes it on.
+func TestCloseBelievesNoRecordAmongData(t *testing.T) {
+	for _, last := range []string{"nothing", "a read", "an untrusted record"} {
+		t.Run(last, func(t *testing.T) {
+			kit.Story(t)
+			mine := kit.TextFile(t, "mine")
+			h := kit.HandleOf(t, mine)
+			defer syscall.CloseHandle(h)
+			c, server := byHand(t, "names")
+			names := func() {
+				c.Say(strconv.Itoa(int(h)))
+				c.Hear()
+			}
+			switch last {
+			case "a read":
+				missesFiles(t, server)
+				names()
+				kit.Expect(t, server, newLetter(os.Getpid(), 1).write(uint32(h)))
+			case "an untrusted record":
+				lockThisProcess(t)
+				missesFiles(t, server)
+			}
+			names()
+			kit.Must(t, server.Close())
+			isOpen(t, h, mine)
+			c.Say("")
+			c.End()
+		})
+	}
+}
+
+// What another handle of the same end can still receive stays.
+func TestCloseLeavesFilesToOtherHandles(t *testing.T) {
+	kit.OverEachPair(t, func(t *testing.T, a, b kit.Carrier) {
+		missesFiles(t, b)
+		var other kit.Carrier
+		switch b := b.(type) {
+		case *ipc.Conn:
+			f := kit.Sure(b.File())
+			defer f.Close()
+			other = kit.Sure(ipc.FileConn(f))
+		case *ipc.MsgConn:
+			f := kit.Sure(b.File())
+			defer f.Close()
+			other = kit.Sure(ipc.FileMsgConn(f))
+		}
+		kit.SendFiles(t, a, kit.TextFile(t, "text"))
+		kit.Must(t, b.Close())
+		defer other.Close()
+		kit.Holds(t, kit.RecvFiles(t, other, 1)[0], "text")
+	})
+}
+
 // Where neither process may open the other there is no way.
 func TestSendFilesWithoutRightsFails(t *testing.T) {
 	kit.Story(t)

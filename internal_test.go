@@ -1652,6 +1652,68 @@ func TestSharedLoanThatMovesLeavesNothingMapped(t *testing.T) {
 	}
 }
 
+// A peer may hold up the system call of a half. Close does not wait for that half, and the
+// memory goes when it is free.
+func TestSharedConnCloseLeavesAHalfThatIsHeld(t *testing.T) {
+	for _, half := range []string{"r", "w"} {
+		a, _ := sharedInMemory(t)
+		held := &a.r.mu
+		if half == "w" {
+			held = &a.w.mu
+		}
+		if _, err := a.Reserve(10); err != nil {
+			t.Fatal(err)
+		}
+		a.Commit(0)
+		held.Lock()
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+		if a.mapped() != 2 {
+			t.Errorf("%s: the memory was unmapped while a call had it", half)
+		}
+		held.Unlock()
+		for a.mapped() != 0 { // until the watchdog
+			runtime.Gosched()
+		}
+		if _, err := a.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("%s: then a read: %v", half, err)
+		}
+	}
+}
+
+// A loan that is given back while another half is held goes with the rest of the memory.
+func TestSharedLoanOutlivesACloseThatLeavesAHalf(t *testing.T) {
+	a, _ := sharedInMemory(t)
+	p, err := a.Reserve(10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.r.mu.Lock()
+	a.Close()
+	copy(p, "still there")
+	a.Commit(0)
+	if a.mapped() != 2 {
+		t.Error("the end of the loan unmaps what the other half has")
+	}
+	a.r.mu.Unlock()
+	for a.mapped() != 0 { // until the watchdog
+		runtime.Gosched()
+	}
+}
+
+// mapped returns how many of the two memory objects are mapped.
+func (c *SharedConn) mapped() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, m := range [...]*mapping{c.ownMem, c.peerMem} {
+		if m != nil {
+			n++
+		}
+	}
+	return n
+}
+
 // A process that has mapped very many rings maps no more of them.
 func TestSharedConnUsesTheSocketWhereManyRingsAreMapped(t *testing.T) {
 	if !sharesMemory {
@@ -2779,6 +2841,33 @@ func TestSharedConnCloseLeavesTheHandshakeAlone(t *testing.T) {
 	hs.giveBack(hs.turn)
 	if own.mem != nil || hs.own != nil || hs.bells != (doorbells{}) {
 		t.Error("the memory stays")
+	}
+}
+
+// A peer that uses the memory already finds there that this end is closed, though its answer
+// was never received.
+func TestSharedConnCloseInTheHandshakeIsToldInMemory(t *testing.T) {
+	c, y := halfShared(t, false)
+	hs := c.hello
+	hs.pen <- struct{}{}
+	if err := c.sendMemory(hs); err != nil {
+		t.Skip(err)
+	}
+	hs.giveBack(hs.pen)
+	var b [helloSize]byte
+	n, files, err := recvHello(y.fd, b[:])
+	if n != helloSize || len(files) != helloFiles || err != nil {
+		t.Fatalf("%d bytes and %d files, %v", n, len(files), err)
+	}
+	defer discardHelloFiles(files)
+	theirs, err := mapPeer(&files[0], c.cfg.Buffer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.unmap()
+	c.Close()
+	if p := theirs.control(); p.wclosed.Load() != 1 || p.rclosed.Load() != 1 {
+		t.Errorf("the end of writes is %d, of reads %d", p.wclosed.Load(), p.rclosed.Load())
 	}
 }
 

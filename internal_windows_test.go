@@ -1403,6 +1403,30 @@ func TestSharedHandshakeClosesADoorbellThatComesLate(t *testing.T) {
 	}
 }
 
+// A peer can hold up the write that rings it. Close does not wait for that, nor does the failure
+// of the connection, which has the lock that Close needs.
+func TestSharedConnCloseLeavesARingThatIsHeld(t *testing.T) {
+	for _, fails := range []bool{false, true} {
+		a, b := sharedInMemory(t)
+		reading := make(chan error, 1)
+		go func() { _, err := b.Read(make([]byte, 1)); reading <- err }()
+		for b.ownMem.control().rwait.Load()&1 == 0 { // until it parks
+			runtime.Gosched()
+		}
+		<-a.w.far.w.turn
+		if fails {
+			a.fail(protocolError("it is made up"))
+		}
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := <-reading; err != io.EOF {
+			t.Error(err)
+		}
+		a.w.far.w.turn <- struct{}{}
+	}
+}
+
 // A pipe that comes as memory does not join the completion port of this process. To make an
 // os.File of it would do that, and would ask the kernel what it is.
 func TestSharedHandshakeAsksNothingOfAPipeAsMemory(t *testing.T) {

@@ -2456,8 +2456,9 @@ const maxFiles = 253
 //
 // On Windows the handles are duplicated into the process that opened the other end. A
 // short record tells that process of them, on a MsgConn as one message; a peer that reads
-// instead sees the record. Handles that the peer never receives stay open until that
-// process ends.
+// instead sees the record. If the last receive of the peer was a RecvFiles or
+// RecvWithFiles, its Close closes the handles that the next one would have received. Others
+// that the peer never receives stay open until that process ends.
 //
 // In two cases this process holds the duplicates itself, and they are lost if it ends
 // before they are received: if this process may not open that one, or if another process
@@ -3906,9 +3907,10 @@ type closers struct {
 	running int
 }
 
-// The closers of descriptors that a peer sent, of sockets and of pipes. Each kind has its
-// own, so that calls of one kind that sleep do not delay those of another.
-var disposal, socketEnds, pipeEnds closers
+// The closers of descriptors that a peer sent, of sockets and of pipes, and those that ring a
+// peer for the last time: on Windows that is a write that the peer can hold up. Each kind has
+// its own, so that calls of one kind that sleep do not delay those of another.
+var disposal, socketEnds, pipeEnds, lastRings closers
 
 // full reports whether so many calls wait that no more should be added.
 func (c *closers) full() bool { return c.waiting.Load() >= closersMax }

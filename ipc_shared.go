@@ -50,6 +50,7 @@ var (
 	_ func(f *fd, memory *os.File, far []farBell, hello []byte) (sent int, err error) = sendHello
 	_ func(f *fd, p []byte) (n int, with []helloFile, err error)                      = recvHello
 	_ func(with []helloFile)                                                          = discardHelloFiles
+	_ func(f *fd, next sequel)                                                        = (*fd).expect
 	_ interface {
 		memory() (*os.File, memoryInfo, error)
 		doorbell(from *fd) (*fd, error)
@@ -575,6 +576,7 @@ type sharedHalf struct {
 func newSharedConn(base endpoint, cfg ShareConfig, passive bool) *SharedConn {
 	c := &SharedConn{base: base, cfg: cfg, passive: passive, hello: newHandshake()}
 	c.hello.met.Store(!passive)
+	base.fd.expect(hellosFollow)
 	c.SetSpin(cfg.Spin)
 	return c
 }
@@ -939,7 +941,9 @@ func (c *SharedConn) endLoan(h *sharedHalf) {
 
 // Close closes the connection. It does not wait for the peer and does not discard
 // what was written: the peer reads that and then gets io.EOF. Calls that wait on this
-// end return an error that matches [net.ErrClosed], and so does the second Close.
+// end return an error that matches [net.ErrClosed], and so does the second Close. If the peer
+// holds one of these calls up, as it can on Windows, Close does not wait for that: the memory
+// is unmapped when that call has returned.
 func (c *SharedConn) Close() error {
 	if c.closed.Swap(true) {
 		return c.failed("close", net.ErrClosed)
@@ -947,10 +951,11 @@ func (c *SharedConn) Close() error {
 	c.mu.Lock()
 	hs, memory := c.hello, c.ownMem != nil
 	c.hello = nil
-	c.tellEnd()
+	parked := c.tellEnd()
 	ends := [...]*fd{c.base.end(), c.r.bell, c.w.bell, c.r.far, c.w.far}
 	c.mu.Unlock()
 	begun, err := time.Now(), error(nil)
+	ringLast(parked, closeGrace)
 	for i, end := range ends {
 		if end == nil {
 			continue
@@ -971,34 +976,61 @@ func (c *SharedConn) Close() error {
 			err = e
 		}
 	}
-	if memory { // no call waits there any more, so each half is free soon
-		c.r.mu.Lock()
-		c.w.mu.Lock()
-		c.mu.Lock()
-		c.released = true
-		c.unmap()
-		c.mu.Unlock()
-		c.w.mu.Unlock()
-		c.r.mu.Unlock()
+	if memory && !c.release(false) {
+		// No call waits there any more, so each half is free soon, unless the peer holds up a
+		// system call: on Windows it can hold the lock of a doorbell.
+		released := make(chan struct{})
+		go func() { c.release(true); close(released) }()
+		closedSoon(released, closeGrace-time.Since(begun))
 	}
 	return c.failed("close", err)
 }
 
-// tellEnd tells the peer that nothing more is written or read. The end of the doorbells
-// would make the peer look too, but another process may have a duplicate of one. The
-// caller holds c.mu.
-func (c *SharedConn) tellEnd() {
+// release unmaps the memory once no call uses it. If it is not to wait for that, it reports
+// whether it could.
+func (c *SharedConn) release(wait bool) bool {
+	if wait {
+		c.r.mu.Lock()
+	} else if !c.r.mu.TryLock() {
+		return false
+	}
+	defer c.r.mu.Unlock()
+	if wait {
+		c.w.mu.Lock()
+	} else if !c.w.mu.TryLock() {
+		return false
+	}
+	defer c.w.mu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.released = true
+	c.unmap()
+	return true
+}
+
+// tellEnd tells the peer in memory that nothing more is written or read, and returns the
+// doorbells of those of its halves that are parked, for ringLast. The caller holds c.mu.
+func (c *SharedConn) tellEnd() (parked []*fd) {
 	if c.ownMem == nil || c.peerMem == nil { // there is none, or Close has unmapped it
-		return
+		return nil
 	}
 	own, peer := c.ownMem.control(), c.peerMem.control()
-	own.wclosed.Store(1)
-	own.rclosed.Store(1)
+	own.tellEnd()
 	if peer.rwait.Load()&1 != 0 {
-		ringBell(c.w.far)
+		parked = append(parked, c.w.far)
 	}
 	if peer.wwait.Load()&1 != 0 {
-		ringBell(c.r.far)
+		parked = append(parked, c.r.far)
+	}
+	return parked
+}
+
+// ringLast rings after tellEnd, and waits for that no longer than the grace: see lastRings.
+// The end of a doorbell would make the peer look too, but another process may have a
+// duplicate of it.
+func ringLast(parked []*fd, grace time.Duration) {
+	if len(parked) > 0 {
+		lastRings.do(len(parked), grace, func(i int) { ringBell(parked[i]) })
 	}
 }
 
@@ -1393,6 +1425,7 @@ func (c *SharedConn) bequeath(cmd *exec.Cmd) (token string, err error) {
 	case c.hello == nil || c.hello.begun:
 		return "", &ruleError{"the connection was used, and its memory is this process's", errors.ErrUnsupported}
 	}
+	c.base.end().expect(dataFollows) // what the child leaves of it is not known here
 	c.twins.part()
 	return c.base.end().bequeath(cmd)
 }
@@ -1734,12 +1767,14 @@ func (c *SharedConn) consume(n uint32) {
 
 // fail ends a connection whose peer broke the protocol.
 func (c *SharedConn) fail(err error) error {
+	var parked []*fd
+	defer func() { ringLast(parked, 0) }()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.mode.Load() != inFailure {
 		c.failure = err
 		c.mode.Store(inFailure)
-		c.tellEnd()
+		parked = c.tellEnd()
 		c.base.end().setDeadline(time.Unix(1, 0), reading|writing) // ends RecvFiles and SendFiles
 		for _, h := range [...]*sharedHalf{&c.r, &c.w} {
 			if h.bell != nil {
@@ -1936,6 +1971,12 @@ type controlPage struct {
 	rwait   atomic.Uint32 // epoch of the reading half; odd: wake it when there are bytes
 	_       [124]byte
 	wwait   atomic.Uint32 // epoch of the writing half; odd: wake it when there is room
+}
+
+// tellEnd says that nothing more is written or read.
+func (p *controlPage) tellEnd() {
+	p.wclosed.Store(1)
+	p.rclosed.Store(1)
 }
 
 // controlSize is the room of the control page before the ring: a multiple of every page
@@ -2245,6 +2286,17 @@ func (b doorbells) close() {
 		}
 	}
 }
+
+// A sequel says what an end expects to read next from its socket. By that the Close of an end
+// on Windows finds the memory, the doorbells and the files that the peer has put into this
+// process, and that nobody has received.
+type sequel = uint32
+
+const (
+	dataFollows  sequel = iota // anything
+	filesFollow                // files
+	hellosFollow               // hellos, with early data or memory
+)
 
 func newHandshake() *handshake {
 	return &handshake{turn: make(chan struct{}, 1), pen: make(chan struct{}, 1),
@@ -2843,6 +2895,9 @@ func (c *SharedConn) settle(hs *handshake, err error) {
 	if err == nil && hs.plain {
 		c.ahead = append(c.ahead, hs.buf[:hs.got]...)
 	}
+	if mode == overSocket {
+		c.base.end().expect(dataFollows)
+	}
 	c.hello = nil
 	for _, h := range [...]*sharedHalf{&c.r, &c.w} {
 		if e := c.applyDeadline(h); e != nil && mode != inFailure {
@@ -2859,6 +2914,7 @@ func (c *SharedConn) settle(hs *handshake, err error) {
 // useMemory makes the ring reader and the ring writer out of the two memory objects.
 func (c *SharedConn) useMemory(hs *handshake) {
 	own, peer := hs.own, hs.peer
+	c.base.end().expect(filesFollow)
 	c.ownMem, c.peerMem = own, peer
 	c.in = ringReader{own: own.control(), peer: peer.control(), data: peer.ring(), size: ringSize(peer)}
 	c.out = ringWriter{own: own.control(), peer: peer.control(), data: own.ring(), size: ringSize(own)}
@@ -2925,6 +2981,9 @@ func (hs *handshake) releaseFiles() {
 
 func (hs *handshake) releaseOwn() {
 	if hs.own != nil {
+		// The peer may use the memory already, whose answer then was not received. It looks
+		// here when a doorbell ends.
+		hs.own.control().tellEnd()
 		hs.drop.Stop()
 		hs.own.unmap()
 		hs.bells.close()

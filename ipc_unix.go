@@ -5692,6 +5692,9 @@ func (r *helloFile) memory() (*os.File, memoryInfo, error) {
 // doorbell returns the far end of a doorbell, over a duplicate of r.
 func (r *helloFile) doorbell(*fd) (*fd, error) { return adoptConn(r.File, streams) }
 
+// expect does nothing: what a socket holds goes with it.
+func (f *fd) expect(sequel) {}
+
 // recvHello receives some of a hello and what came with it. An idle end waits in here, so it
 // does not hold room for rights meanwhile.
 func recvHello(f *fd, p []byte) (n int, with []helloFile, err error) {

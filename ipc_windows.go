@@ -2186,6 +2186,13 @@ type readSide struct {
 	// read in the place of a rest. It is a message if kind is messages,
 	// otherwise bytes. nil is nothing, an empty slice an empty message.
 	unread []byte
+
+	// next says what this end expects to read next, for drain. A receive changes it with
+	// turn; expect changes it without, hence the atomic.
+	next atomic.Uint32 // a sequel
+
+	// place is where in a handshake the next byte is, while hellosFollow. turn guards it.
+	place helloPlace
 }
 
 // A writeSide is the state of the writes of an fd.
@@ -2289,6 +2296,9 @@ func (f *fd) useTurn(d direction) error {
 	}
 	if !f.used.Load() {
 		f.used.Store(true)
+	}
+	if d == reading && f.r.next.Load() == filesFollow {
+		f.expect(dataFollows) // unless this receive is for files: see takeFiles
 	}
 	raceRelease()
 	if d == reading && f.r.rest > 0 {
@@ -2619,17 +2629,28 @@ func (f *fd) awaitGone(grace time.Duration) error {
 	return os.NewSyscallError("CloseHandle", f.goneErr)
 }
 
-// dispose closes the handle, which nobody uses any more.
+// dispose closes the handle, which nobody uses any more. What the peer has written is looked
+// at in another goroutine: the peer, or another holder of the pipe, can hold a look up.
 func (f *fd) dispose() {
 	if f.r.arriving != nil {
 		f.r.arriving.abandon(0)
 	}
 	f.cleanup.Stop()
+	if f.mayHaveFiles() {
+		pipeEnds.add(func() { f.closeHandle(f.drain()) })
+	} else {
+		f.closeHandle(nil)
+	}
+}
+
+// closeHandle closes the handle of the pipe, and those that drain has taken.
+func (f *fd) closeHandle(taken []syscall.Handle) {
 	if f.file != nil { // nobody else is left to change it
 		f.goneErr = errnoOf(f.file.Close())
 	} else {
 		f.goneErr = syscall.CloseHandle(f.sys)
 	}
+	discard(taken...)
 	close(f.gone)
 }
 
@@ -3027,6 +3048,7 @@ func (f *fd) readStream(l limits, p []byte) (n int, err error) {
 		}
 		n, _, err = f.readPart(l, p)
 	}
+	f.follow(p[:n])
 	return n, err
 }
 
@@ -3941,6 +3963,7 @@ func (f *fd) recvWithFiles(p []byte, limit int) (int, []*os.File, error) {
 	switch {
 	case errors.Is(err, ErrNoFiles): // also a record that is not believed: it is a message
 		n, err := f.recv(p)
+		f.expect(filesFollow)
 		return n, nil, err
 	case err == nil && len(data) > len(p):
 		discardFiles(files)
@@ -3969,6 +3992,7 @@ func (f *fd) takeFiles(behind, limit int, alone bool) (data []byte, files []*os.
 		return nil, nil, err
 	}
 	defer f.release(reading)
+	f.expect(filesFollow)
 	if f.r.arriving == nil {
 		if data, err := f.beginArrival(l, behind, alone); err != nil {
 			return data, nil, err
@@ -4068,7 +4092,8 @@ func (f *fd) takeHandles(l limits, behind int) (handles []syscall.Handle, rest [
 // is ErrNoFiles.
 //
 // A record comes by one WriteFile, so all of it is there or nothing. It is read at once,
-// whatever the deadline. If it was withdrawn meanwhile, the wait begins again.
+// whatever the deadline. If it was withdrawn meanwhile, the wait begins again. With the budget
+// atOnce there is no wait: then the error is errWithdrawn.
 func (f *fd) readRecord(l limits, behind int) ([]byte, error) {
 	if unread := f.r.unread; unread != nil {
 		if _, err := f.endOfWait(l); err != nil {
@@ -4092,6 +4117,9 @@ func (f *fd) readRecord(l limits, behind int) ([]byte, error) {
 				return text, err
 			}
 			continue
+		}
+		if l.budget == atOnce {
+			return nil, errWithdrawn
 		}
 		if woken { // by an empty write to a stream, and more of them may follow
 			f.pauseUnlocked(&pauses)
@@ -4410,6 +4438,128 @@ const inquiriesMax = 256
 
 // inquiries bounds how many inquiries are under way in this process.
 var inquiries = newSemaphore(inquiriesMax)
+
+// A record that nobody reads names handles that the peer may have put into this process. They
+// would stay open until it ends, so Close takes them out of the pipe (drain). But a record is
+// believed because of its sender, and a sender may pass on the bytes of a stranger. So Close
+// takes no record from where this end would have read data: only from where its next receive
+// would have looked for one, and by the same checks. These places are:
+//
+//   - what follows a RecvFiles or RecvWithFiles, until this end reads anything else;
+//   - in the handshake of a SharedConn, what follows a hello and its early data. The bytes of
+//     strangers are in the early data, whose length the hello tells;
+//   - beside a SharedConn in memory, where nothing but files is sent.
+//
+// What follows data is left alone, and so is what another handle of this end may still read.
+
+// expect notes what this end expects to read next.
+func (f *fd) expect(next sequel) { f.r.next.Store(next) }
+
+// A helloPlace is a place in a handshake.
+type helloPlace struct {
+	hello [helloSize]byte
+	got   int // bytes of hello that were read
+	early int // bytes of early data to be read before the next hello
+}
+
+// follow notes that p was read, if a handshake is under way. The caller has the turn.
+func (f *fd) follow(p []byte) {
+	at := &f.r.place
+	for len(p) > 0 && f.r.next.Load() == hellosFollow {
+		if at.early > 0 {
+			n := min(at.early, len(p))
+			at.early, p = at.early-n, p[n:]
+			continue
+		}
+		n := copy(at.hello[at.got:], p)
+		if at.got, p = at.got+n, p[n:]; at.got < helloSize {
+			continue
+		}
+		at.got = 0
+		what, size, err := parseHello(at.hello[:])
+		if err != nil || what&helloEarly == 0 || size > earlyMax || string(at.hello[:len(helloMark)]) != helloMark {
+			f.expect(dataFollows) // unless useMemory says otherwise
+			return
+		}
+		at.early = int(size)
+	}
+}
+
+// mayHaveFiles reports whether drain may find something. No call uses the fd any more.
+func (f *fd) mayHaveFiles() bool {
+	return f.r.next.Load() != dataFollows && f.r.unread == nil && f.r.rest == 0 && f.ends&reading != 0
+}
+
+// drain takes the handles of those records that this end would have looked for, and that
+// nobody has read. It waits for no peer, and takes no more than is there when it begins. No
+// call uses the fd any more.
+//
+// It reads a record together with what was written behind it. So the write of the peer
+// succeeds, and the peer does not take the handles back, whose numbers may be those of others
+// by then: see staging.remove.
+func (f *fd) drain() (taken []syscall.Handle) {
+	if f.onOtherMachine(f.sys) || !isOnlyHandle(f.sys) {
+		return nil
+	}
+	_, left, _, err := peekMessage(f.sys, nil)
+	// A closed fd lets nobody in, so another one reads. It owns nothing.
+	in := &fd{sys: f.sys, kind: f.kind, sends: f.sends, ends: f.ends, server: f.server, remote: f.remote,
+		pipe: f.pipe, dynamic: f.dynamic, handedOn: f.handedOn, peerBorn: f.peerBorn}
+	in.r.settled.L = &in.r.taking
+	in.r.place = f.r.place
+	in.expect(f.r.next.Load())
+	for err == nil && left > 0 && in.mayHaveFiles() {
+		var n int
+		var handles []syscall.Handle
+		n, handles, err = in.drainOne()
+		left -= n
+		taken = append(taken, handles...)
+	}
+	return taken
+}
+
+// drainMax is how long a message may be that drain reads. A longer one hardly fits the buffer
+// of a pipe. So its write has not ended, and the sender takes the handles back.
+const drainMax = 1 << 20
+
+// drainOne reads a record, or a part of a hello or of early data, and returns how many bytes
+// that were, or fewer.
+func (f *fd) drainOne() (n int, handles []syscall.Handle, err error) {
+	behind, at := len(zeroByte), &f.r.place
+	switch {
+	case f.r.next.Load() == hellosFollow:
+		behind = helloSize - at.got
+	case f.kind == messages:
+		behind = theRest
+	}
+	if at.early == 0 {
+		if size, err := f.recordAtHead(behind); err == nil && size > drainMax {
+			return 0, nil, errMsgTooLong
+		}
+		var rest []byte
+		f.r.taking.Lock()
+		handles, rest, err = f.takeHandles(limits{budget: atOnce}, behind)
+		f.r.taking.Unlock()
+		if err == nil || errors.Is(err, errTaken) {
+			f.follow(rest)
+			return recordHead + 4*max(len(handles), 1) + len(rest), handles, nil
+		}
+		if err != ErrNoFiles || f.r.next.Load() != hellosFollow {
+			return 0, nil, err
+		}
+		if !f.mayHaveFiles() {
+			return 0, nil, nil // it was read, and is no record
+		}
+	}
+	part := behind
+	if at.early > 0 {
+		part = at.early
+	}
+	p := make([]byte, part)
+	n, _, err = f.readAtOnce(p)
+	f.follow(p[:n])
+	return n, nil, err
+}
 
 // ---------------------------------------------------------------------------
 // Operations that do not block
@@ -5260,6 +5410,25 @@ func duplicate(h syscall.Handle) (syscall.Handle, error) {
 	return duplicateHandle(currentProcess, h, currentProcess, syscall.DUPLICATE_SAME_ACCESS)
 }
 
+// isOnlyHandle reports whether no other handle of the same object is open, in any process.
+func isOnlyHandle(h syscall.Handle) bool {
+	_, handles, err := objectInfo(h)
+	return err == nil && handles == 1
+}
+
+// objectInfo returns the rights that a handle gives, and how many handles of the same object
+// are open in all processes.
+func objectInfo(h syscall.Handle) (access, handles uint32, err error) {
+	const objectBasicInformation = 0 // winternl.h: OBJECT_INFORMATION_CLASS
+	var info struct {                // winternl.h: PUBLIC_OBJECT_BASIC_INFORMATION
+		attributes, access, handles, pointers uint32
+		_                                     [10]uint32
+	}
+	r, _, _ := syscall.SyscallN(procNtQueryObject.Addr(), uintptr(h), objectBasicInformation,
+		uintptr(unsafe.Pointer(&info)), unsafe.Sizeof(info), 0)
+	return info.access, info.handles, os.NewSyscallError("NtQueryObject", ntError(r))
+}
+
 // duplicateHandle duplicates a handle of one process into another, whose children
 // do not inherit it.
 func duplicateHandle(from, h, to syscall.Handle, options uint32) (d syscall.Handle, err error) {
@@ -5603,33 +5772,25 @@ func sysMemory(sys uintptr) (memoryInfo, error) { return sectionInfo(syscall.Han
 // read of a section with a file behind it can fail, and a read of one that is only
 // reserved does. The kernel refuses another kind of object without asking it anything.
 func sectionInfo(h syscall.Handle) (memoryInfo, error) {
-	const (
-		sectionBasicInformation = 0 // SECTION_INFORMATION_CLASS: no header of Windows has it
-		objectBasicInformation  = 0 // winternl.h: OBJECT_INFORMATION_CLASS
-	)
-	var section struct { // SECTION_BASIC_INFORMATION, as Microsoft describes NtQuerySection
+	const sectionBasicInformation = 0 // SECTION_INFORMATION_CLASS: no header of Windows has it
+	var section struct {              // SECTION_BASIC_INFORMATION, as Microsoft describes NtQuerySection
 		base       uintptr
 		attributes uint32
 		size       int64
-	}
-	var object struct { // winternl.h: PUBLIC_OBJECT_BASIC_INFORMATION
-		attributes, access, handles, pointers uint32
-		_                                     [10]uint32
 	}
 	r, _, _ := syscall.SyscallN(procNtQuerySection.Addr(), uintptr(h), sectionBasicInformation,
 		uintptr(unsafe.Pointer(&section)), unsafe.Sizeof(section), 0)
 	if err := ntError(r); err != nil {
 		return memoryInfo{}, os.NewSyscallError("NtQuerySection", err)
 	}
-	r, _, _ = syscall.SyscallN(procNtQueryObject.Addr(), uintptr(h), objectBasicInformation,
-		uintptr(unsafe.Pointer(&object)), unsafe.Sizeof(object), 0)
-	if err := ntError(r); err != nil {
-		return memoryInfo{}, os.NewSyscallError("NtQueryObject", err)
+	access, _, err := objectInfo(h)
+	if err != nil {
+		return memoryInfo{}, err
 	}
 	if section.attributes&(secCommit|secReserve|secFile|secImage|secLargePages) != secCommit {
 		return memoryInfo{}, &ruleError{what: "the section is not of the ordinary kind of memory"}
 	}
-	return memoryInfo{size: section.size, writable: object.access&sectionMapWrite != 0}, nil
+	return memoryInfo{size: section.size, writable: access&sectionMapWrite != 0}, nil
 }
 
 // mapMemory maps the first size bytes of a section. If repeat > 0, the last repeat bytes of
@@ -5893,5 +6054,6 @@ func (f *fd) recvRecord(p []byte) (n int, with []helloFile, err error) {
 	for _, h := range handles {
 		with = append(with, helloFile{sys: h})
 	}
+	f.follow(data)
 	return copy(p, data), with, err
 }
