@@ -2175,6 +2175,8 @@ func TestSharedHelloWithWrongFiles(t *testing.T) {
 	flags[12] = 3
 	odd := hello(ringMin)
 	odd[16] = 1
+	older := helloOf(helloEarly, 0)
+	older[len(helloMark)]--
 	for name, peer := range map[string]struct {
 		hello []byte
 		files []*os.File
@@ -2191,9 +2193,11 @@ func TestSharedHelloWithWrongFiles(t *testing.T) {
 		"odd size":          {odd, []*os.File{null(), null(), null()}},
 		"unknown flags":     {flags, nil},
 		"another order":     {other, nil},
+		"another version":   {older[:], nil},
 	} {
 		for _, passive := range []bool{false, true} {
 			c, x := halfShared(t, passive)
+			c.SetReadDeadline(time.Now().Add(20 * time.Second))
 			var err error
 			if len(peer.files) > 0 {
 				err = x.fd.sendWithFiles(peer.hello, peer.files)

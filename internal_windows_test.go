@@ -1349,6 +1349,56 @@ func sharesHandles(t *testing.T, peer *Conn, memory, bell syscall.Handle) {
 	}
 }
 
+// What this process writes to a pipe may give who has the server's end its token, if the
+// pipe's client was opened so. So it rings at a server's end alone, and sends such ends.
+func TestSharedHandshakeRefusesADoorbellThatTakesTheToken(t *testing.T) {
+	internalStory(t)
+	near, far, err := newBell()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.close()
+	defer far.close()
+	if info, err := localInfo(syscall.Handle(far)); err != nil || info.end != pipeServerEnd || near.server || near.ends != reading {
+		t.Errorf("a peer gets the end %d of a doorbell, %v, and this process writes to %d at its own", info.end, err, near.ends)
+	}
+	for _, d := range []Direction{Duplex, ClientToServer} {
+		server, client, err := newEnds(d, streams, Impersonation.flags())
+		if err != nil {
+			t.Fatal(err)
+		}
+		bell, err := duplicate(client.sys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f, err := adoptBell(bell); err != errBellOfClient {
+			t.Fatalf("%v: a doorbell that is the client's end: %v, %v", d, f, err)
+		}
+		if d == Duplex {
+			c, peer := halfShared(t, true)
+			m, err := newMemory(controlSize + ringMin)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := withFile(m.object, func(sys uintptr) error {
+				sharesHandles(t, peer, syscall.Handle(sys), client.sys)
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			m.close()
+			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.EPROTO) || !errors.Is(err, errBellOfClient) {
+				t.Errorf("the handshake: %v", err)
+			}
+		}
+		client.close()
+		if n, err := server.read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Errorf("%v: what was refused is open: %d, %v", d, n, err)
+		}
+		server.close()
+	}
+}
+
 // Close does not wait for the doorbell of a peer, and nobody has it then.
 func TestSharedHandshakeClosesADoorbellThatComesLate(t *testing.T) {
 	internalStory(t)

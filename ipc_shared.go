@@ -2157,7 +2157,7 @@ func mapRing(f *os.File, ring int, write bool) (*mapping, error) {
 // last hello says whether the end has memory to share. If so, its memory object comes with
 // that hello, and the far ends of the doorbells of its reading and its writing half.
 //
-//	 0  8 bytes  ff "ipcshm" 01
+//	 0  8 bytes  ff "ipcshm" and the version: 02
 //	 8  4 bytes  0x01020304 in the order of bytes in which the words of the control page are
 //	12  4 bytes  what it says, see helloMemory; least significant byte first, as what follows
 //	16  4 bytes  the size of the ring, which with the control page is the size of the memory,
@@ -2171,14 +2171,15 @@ func mapRing(f *os.File, ring int, write bool) (*mapping, error) {
 // A server waits for the client's first hello before it sends one: what does not begin
 // like a hello is data of a client that does not share memory. It also waits for the
 // client's last hello before it sends its own last one, unless its own says that there is
-// no memory.
+// no memory. Either end refuses a hello of another version.
 
 const (
-	helloMark  = "\xffipcshm\x01"
-	helloSize  = 32
-	helloOrder = 0x01020304
-	helloFiles = 3  // the memory and the far ends of the doorbells
-	ringAt     = 20 // where a hello with early data has the size of the ring that is to come
+	helloMark    = "\xffipcshm"
+	helloVersion = 2 // 1: on Windows the far end of a doorbell was the client's
+	helloSize    = 32
+	helloOrder   = 0x01020304
+	helloFiles   = 3  // the memory and the far ends of the doorbells
+	ringAt       = 20 // where a hello with early data has the size of the ring that is to come
 
 	// What a hello says. 0 is a last hello of an end that has no memory to share.
 	helloMemory    = 1  // a last hello: memory comes with it
@@ -2631,7 +2632,7 @@ func (c *SharedConn) helloOf(what byte, early int) [helloSize]byte {
 // helloOf returns a hello that says what, with the size of the ring or of the data that
 // follows.
 func helloOf(what byte, size int) (b [helloSize]byte) {
-	copy(b[:], helloMark)
+	b[copy(b[:], helloMark)] = helloVersion
 	*(*uint32)(unsafe.Pointer(&b[8])) = helloOrder // b begins at a word, or the processor takes any address
 	b[12] = what
 	putWord(b[16:], uint32(size))
@@ -2677,6 +2678,8 @@ func (c *SharedConn) receive(hs *handshake) error {
 		}
 		hs.plain = true
 		return nil
+	case hs.got > len(helloMark) && hs.buf[len(helloMark)] != helloVersion:
+		return protocolError("its version is " + strconv.Itoa(int(hs.buf[len(helloMark)])) + ", not " + strconv.Itoa(helloVersion))
 	case len(hs.files) > helloFiles:
 		return protocolError("too many files")
 	case hs.got < helloSize:

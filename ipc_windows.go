@@ -1216,6 +1216,18 @@ func pair(kind connKind) (a, b *fd, err error) { return pairOf(Duplex, kind) }
 // other rights than this process, and then the server knows the child by what the child
 // sends.
 func pairOf(d Direction, kind connKind) (server, client *fd, err error) {
+	const securityContextTracking = 0x40000 // winbase.h: SECURITY_CONTEXT_TRACKING
+	server, client, err = newEnds(d, kind, Identification.flags()|securityContextTracking)
+	if err != nil {
+		return nil, nil, err
+	}
+	server.dynamic, client.dynamic = true, true
+	return server, client, nil
+}
+
+// newEnds returns the ends of a new pipe that has one instance and belongs to this user. The
+// flags say what the client's end lets the server's know of who writes.
+func newEnds(d Direction, kind connKind, flags uint32) (server, client *fd, err error) {
 	p, err := newPipeSpec(localPrefix+appFolder+freshName(), PipeConfig{Direction: d, Messages: kind.native() == messages})
 	if err != nil {
 		return nil, nil, err
@@ -1225,15 +1237,12 @@ func pairOf(d Direction, kind connKind) (server, client *fd, err error) {
 		return nil, nil, err
 	}
 	server = newFD(h, p.kind, p.ends, true)
-	server.dynamic = true
 	server.pipe = p.pipe
-	const securityContextTracking = 0x40000 // winbase.h: SECURITY_CONTEXT_TRACKING
-	client, err = openClient(nil, p.target, kind, d, Identification.flags()|securityContextTracking)
+	client, err = openClient(nil, p.target, kind, d, flags)
 	if err != nil {
 		server.close()
 		return nil, nil, err
 	}
-	client.dynamic = true
 	return server, client, nil
 }
 
@@ -5727,9 +5736,14 @@ type farBell syscall.Handle
 
 func (b farBell) close() { syscall.CloseHandle(syscall.Handle(b)) }
 
-// newBell makes a doorbell: a pipe that nobody else can open.
+// newBell makes a doorbell: a pipe that nobody else can open, from the server's end, which is
+// the far one, to the client's. Who rings must not have the client's end, because the kernel
+// may take the token of whoever writes there, and give it to who has the server's end. That
+// is for the one who opened the client's end to choose, and no handle tells (ReactOS
+// drivers/filesystems/npfs/secursup.c: NpGetClientSecurityContext). What is written at the
+// server's end goes with no token. The near end is anonymous to who has the far one.
 func newBell() (*fd, farBell, error) {
-	near, far, err := pair(streams)
+	far, near, err := newEnds(ServerToClient, streams, Anonymous.flags())
 	if err != nil {
 		return nil, 0, err
 	}
@@ -5856,19 +5870,32 @@ func (r *helloFile) doorbell(f *fd) (*fd, error) {
 	return q.fd, q.err
 }
 
-// adoptBell returns the far end of a doorbell that owns h, or closes h. A pipe of another
-// machine is refused, since a ring must end at once.
+// adoptBell returns the far end of a doorbell that owns h, or closes h. A client's end is
+// refused: see newBell. So is what another machine has, since a ring must end at once, and
+// that machine could say that it is a server's end. The client of a server's end may be
+// anywhere: the kernel of this machine takes what is written for it.
 func adoptBell(h syscall.Handle) (*fd, error) {
-	f, err := adoptOrClose(h, streams, reading|writing)
+	remote, err := isRemotePath(h)
+	if err == nil && remote {
+		err = errOtherMachine
+	}
+	if err != nil {
+		syscall.CloseHandle(h)
+		return nil, err
+	}
+	f, err := adoptOrClose(h, streams, writing)
 	if err != nil {
 		return nil, err
 	}
-	if f.remote && !f.server {
+	if !f.server {
 		f.closeLater()
-		return nil, errOtherMachine
+		return nil, errBellOfClient
 	}
 	return f, nil
 }
+
+// errBellOfClient refuses a doorbell by which the peer could get the token of this process.
+var errBellOfClient = &ruleError{what: "the doorbell is the client's end of a pipe"}
 
 // recvHello receives some of a hello and what came with it.
 func recvHello(f *fd, p []byte) (n int, with []helloFile, err error) {

@@ -523,7 +523,7 @@ func childSharesABusyPipe(p *kit.Parent, args []string) error {
 		return err
 	}
 	m := kit.Sure(ipc.NewMemory(2 << 16)) // the control page and the smallest ring
-	near, far, err := ipc.Pair()
+	far, near, err := ipc.Pair()          // the far end of a doorbell is the server's
 	if err != nil {
 		return err
 	}
@@ -537,7 +537,7 @@ func childSharesABusyPipe(p *kit.Parent, args []string) error {
 	record := strings.TrimSuffix(newLetter(os.Getpid(), len(numbers)).write(numbers...), zeroByte)
 	busy := kit.Begin(func() error { _, err := r.Read(make([]byte, 1)); return err })
 	c := kit.Sure(ipc.Dial(kit.Sure(ipc.ParseAddr(args[0]))))
-	hello := "\xffipcshm\x01" + string(binary.NativeEndian.AppendUint32(nil, 0x01020304)) +
+	hello := "\xffipcshm\x02" + string(binary.NativeEndian.AppendUint32(nil, 0x01020304)) +
 		"\x01\x00\x00\x00" + "\x00\x00\x01\x00" + strings.Repeat("\x00", 12)
 	if _, err := io.WriteString(c, record+hello); err != nil {
 		return err

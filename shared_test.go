@@ -522,7 +522,7 @@ func TestSharedHandshakeEndsWithClose(t *testing.T) {
 }
 
 func TestSharedListenerServesPlainClients(t *testing.T) {
-	for _, first := range []string{"GET / HTTP/1.1\r\n", "x", "\xff", "\xffipc", "\xffipcshm\x02 and so on"} {
+	for _, first := range []string{"GET / HTTP/1.1\r\n", "x", "\xff", "\xffipc", "\xffipcshn\x02 and so on"} {
 		t.Run(strconv.Quote(first), func(t *testing.T) {
 			kit.Story(t)
 			l := listenShared(t, kit.PathAddr(t))
@@ -1263,10 +1263,10 @@ func childDiesInTheHandshake(p *kit.Parent, args []string) error {
 	case "connected":
 		defer kit.Sure(ipc.Dial(addr)).Close()
 	case "half a hello":
-		kit.Sure(kit.Sure(ipc.Dial(addr)).Write([]byte("\xffipcshm\x01\x04\x03")))
+		kit.Sure(kit.Sure(ipc.Dial(addr)).Write([]byte("\xffipcshm\x02\x04\x03")))
 	case "a hello without memory":
 		hello := make([]byte, 32)
-		copy(hello, "\xffipcshm\x01")
+		copy(hello, "\xffipcshm\x02")
 		kit.Sure(kit.Sure(ipc.Dial(addr)).Write(hello))
 	case "its hello":
 		c := kit.Sure(ipc.DialShared(addr))

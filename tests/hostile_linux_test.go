@@ -533,7 +533,7 @@ func sendHello(t *testing.T, c *ipc.Conn, doorbells ...int) {
 	t.Helper()
 	memory := newRing(t, 2<<16) // the control page and the smallest ring
 	defer syscall.Close(memory)
-	hello := "\xffipcshm\x01" + string(binary.NativeEndian.AppendUint32(nil, 0x01020304)) +
+	hello := "\xffipcshm\x02" + string(binary.NativeEndian.AppendUint32(nil, 0x01020304)) +
 		"\x01\x00\x00\x00" + "\x00\x00\x01\x00" + strings.Repeat("\x00", 12)
 	_, err := c.WriteMsg([]byte(hello), syscall.UnixRights(append([]int{memory}, doorbells...)...))
 	kit.Must(t, err)
