@@ -1344,7 +1344,7 @@ func sharesHandles(t *testing.T, peer *Conn, memory, bell syscall.Handle) {
 		t.Fatal(err)
 	}
 	defer peer.fd.release(writing)
-	if _, err := peer.fd.sendHandles([]syscall.Handle{memory, bell, bell}, hello[:]); err != nil {
+	if _, err := peer.fd.sendHandles([]syscall.Handle{memory, bell, bell}, hello[:], false); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -1482,6 +1482,85 @@ func TestSharedHandshakeAsksNothingOfAPipeAsMemory(t *testing.T) {
 		other.close()
 	}
 }
+
+// A write of the handshake that a deadline has ended may have been read in part. Then nothing
+// follows, which the peer would take for the rest. If nothing of it was read, the handshake
+// goes on.
+func TestSharedHandshakeWriteThatWasCutOffEndsIt(t *testing.T) {
+	internalStory(t)
+	const room = 16 // of the pipe, which is less than any write of the handshake
+	for name, use := range map[string]func(*SharedConn) error{
+		"the first hello": func(c *SharedConn) error { _, err := c.Read(make([]byte, 1)); return err },
+		"early data":      func(c *SharedConn) error { _, err := c.Write(make([]byte, 100)); return err },
+		"the memory":      func(c *SharedConn) error { _, err := c.Write(make([]byte, earlyMax+1)); return err },
+	} {
+		for _, behind := range []int{0, room} { // that many bytes, which the peer has not read
+			spec, err := newPipeSpec(localPrefix+freshName(), PipeConfig{ReadBuffer: room, WriteBuffer: room})
+			if err != nil {
+				t.Fatal(err)
+			}
+			h, err := spec.create(true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			peer := newFD(h, streams, spec.ends, true)
+			base, err := openClient(nil, spec.target, streams, Duplex, Identification.flags())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := base.write(make([]byte, behind)); err != nil {
+				t.Fatal(err)
+			}
+			base.sends = streams // Wine says that it sends messages
+			cfg, _ := ShareConfig{}.complete()
+			c := newSharedConn(endpoint{fd: base}, cfg, false)
+			used := make(chan error, 1)
+			go func() { used <- use(c) }()
+			p := make([]byte, helloSize+1000)
+			part := 5
+			if behind > 0 {
+				part = 0
+				for there := 0; there <= behind; {
+					if _, there, err = peer.peek(nil); err != nil {
+						t.Fatal(err)
+					}
+				}
+			} else if _, err := io.ReadFull(readerFunc(peer.read), p[:part]); err != nil {
+				t.Fatal(err)
+			}
+			c.SetDeadline(time.Unix(1, 0))
+			err = <-used
+			c.SetDeadline(time.Now().Add(20 * time.Second))
+			if behind > 0 {
+				if !errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("%s, not read: %v", name, err)
+				}
+				go use(c)
+				if n, err := io.ReadFull(readerFunc(peer.read), p[:behind+len(helloMark)]); err != nil {
+					t.Errorf("%s, not read: then the peer gets %q, %v", name, p[:n], err)
+				}
+			} else {
+				if !errors.Is(err, syscall.EPIPE) && !errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("%s, read in part: %v", name, err)
+				}
+				if err := use(c); !errors.Is(err, syscall.EPIPE) {
+					t.Errorf("%s, read in part, and again: %v", name, err)
+				}
+				c.Close()
+				if n, err := peer.read(p); err != io.EOF {
+					t.Errorf("%s, read in part: then the peer gets %q, %v", name, p[:n], err)
+				}
+			}
+			c.Close()
+			peer.close()
+		}
+	}
+}
+
+// A readerFunc is an io.Reader.
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // ---------------------------------------------------------------------------
 // Instances

@@ -2747,7 +2747,8 @@ func (w *PipeWriter) ReadFrom(r io.Reader) (int64, error) { return copyIn(w, w.e
 
 // SetWriteDeadline sets the time after which writes fail with an error that matches
 // [os.ErrDeadlineExceeded], also those that wait already. The zero time means no
-// deadline.
+// deadline. On Windows it is not known how much of such a write the reader has got: see
+// [Conn.SetWriteDeadline].
 func (w *PipeWriter) SetWriteDeadline(t time.Time) error {
 	return w.failed("set", w.end().setDeadline(t, writing))
 }

@@ -46,7 +46,9 @@ var (
 	_ func(far *fd) error                       = ringBell
 
 	// A hello carries the memory and the far ends, and is received with files that are
-	// believed to be nothing yet.
+	// believed to be nothing yet. If a send fails, sent is more than 0 if the peer may have
+	// received a part.
+	_ func(f *fd, p []byte) (sent int, err error)                                     = sendPlainHello
 	_ func(f *fd, memory *os.File, far []farBell, hello []byte) (sent int, err error) = sendHello
 	_ func(f *fd, p []byte) (n int, with []helloFile, err error)                      = recvHello
 	_ func(with []helloFile)                                                          = discardHelloFiles
@@ -2434,7 +2436,7 @@ func (c *SharedConn) propose(h *sharedHalf, hs *handshake, enough aim) error {
 // is gone: the peer may still have sent hellos and early data, which are received first.
 func (c *SharedConn) sendWord(hs *handshake, what byte, sent *atomic.Bool) error {
 	hello := c.helloOf(what, 0)
-	n, err := c.base.end().write(hello[:])
+	n, err := sendPlainHello(c.base.end(), hello[:])
 	if err != nil {
 		c.sentPart(hs, n, err)
 	}
@@ -2484,7 +2486,7 @@ func (c *SharedConn) withPen(h *sharedHalf, hs *handshake, send func() error) er
 // sent behind it, and the connection fails.
 func (c *SharedConn) sendEarly(hs *handshake, p []byte) error {
 	hello := c.helloOf(helloEarly, len(p))
-	n, err := c.base.end().write(append(hello[:], p...))
+	n, err := sendPlainHello(c.base.end(), append(hello[:], p...))
 	switch {
 	case err == nil:
 		hs.spoke.Store(true)
@@ -2496,8 +2498,8 @@ func (c *SharedConn) sendEarly(hs *handshake, p []byte) error {
 	return err
 }
 
-// sentPart ends the connection if n bytes of a hello were sent, and not all of it: the peer
-// would take what is sent next for the rest. The caller has the pen.
+// sentPart ends the connection if n bytes of a hello were sent, and not all of it, or may
+// have been: the peer would take what is sent next for the rest. The caller has the pen.
 func (c *SharedConn) sentPart(hs *handshake, n int, err error) {
 	if n == 0 || errors.Is(err, net.ErrClosed) {
 		return
@@ -2585,7 +2587,7 @@ func (c *SharedConn) sendMemory(hs *handshake) error {
 }
 
 // sendDoorbells makes the doorbells of this end, and sends the last hello with the memory and
-// their far ends. sent is how much of that was sent.
+// their far ends. sent is that of sendHello.
 func (c *SharedConn) sendDoorbells(memory *os.File) (bells doorbells, sent int, err error) {
 	var far [2]farBell
 	for i, near := range [...]**fd{&bells.r, &bells.w} {

@@ -2200,7 +2200,7 @@ type readSide struct {
 // A writeSide is the state of the writes of an fd.
 type writeSide struct {
 	turn semaphore // held by the write under way: see acquire
-	torn error     // why no message can be sent any more; guarded by turn
+	torn error     // why nothing can be sent any more; guarded by turn
 }
 
 // An op is one overlapped call and its buffers.
@@ -3079,7 +3079,7 @@ func (f *fd) write(p []byte) (int, error) {
 	if len(p) == 0 { // it does nothing to a stream, but something to a pipe
 		return 0, nil
 	}
-	return f.writeAll(p)
+	return f.writeAll(p, false)
 }
 
 // writeAll writes p by one WriteFile. For a stream of bytes that is too long for one it
@@ -3091,12 +3091,14 @@ func (f *fd) write(p []byte) (int, error) {
 // take the next message for the rest. In that case the message was at the head of the
 // pipe, and everything before it was read. So if the pipe is empty after a cancelled
 // write, nothing may follow: the end of the stream tells the reader that the message is
-// cut off.
-func (f *fd) writeAll(p []byte) (n int, err error) {
+// cut off. With whole it treats p as such a message on a stream too, and n is at least 1 if
+// it may be cut off.
+func (f *fd) writeAll(p []byte, whole bool) (n int, err error) {
 	if f.w.torn != nil {
 		return 0, f.w.torn
 	}
-	l := limits{deadlines: writing, withdrawn: f.sends == messages}
+	message := whole || f.sends == messages
+	l := limits{deadlines: writing, withdrawn: message}
 	for {
 		m, err := f.run(l, op{start: writeFile, p: oneCall(p[n:])}, writing)
 		n += m
@@ -3105,9 +3107,12 @@ func (f *fd) writeAll(p []byte) (n int, err error) {
 			err = os.ErrDeadlineExceeded
 		}
 		// Another holder of the handle may have cancelled it too.
-		if withdrawn || f.sends == messages && err == syscall.ERROR_OPERATION_ABORTED {
+		if withdrawn || message && err == syscall.ERROR_OPERATION_ABORTED {
 			if f.outboundIsEmpty() {
 				f.w.torn = cutOff(err)
+				if whole {
+					n = max(n, 1)
+				}
 			}
 		}
 		if err != nil || n >= len(p) {
@@ -3152,7 +3157,7 @@ func (f *fd) writeBuffers(bufs *net.Buffers) (total int64, err error) {
 	defer f.release(writing)
 	for len(*bufs) > 0 {
 		if p := (*bufs)[0]; len(p) > 0 {
-			n, err := f.writeAll(p)
+			n, err := f.writeAll(p, false)
 			total += int64(n)
 			if err != nil {
 				(*bufs)[0] = p[n:]
@@ -3250,7 +3255,7 @@ func (f *fd) send(p []byte) error {
 	case len(p) > ioMax:
 		return errMsgTooLong
 	}
-	_, err := f.writeAll(p)
+	_, err := f.writeAll(p, false)
 	return err
 }
 
@@ -3287,7 +3292,7 @@ func (f *fd) sendRights(p []byte, files []*os.File) (sent int, err error) {
 	if _, err := f.endOfWait(l); err != nil {
 		return 0, err
 	}
-	return f.sendHandles(handles, p)
+	return f.sendHandles(handles, p, false)
 }
 
 // recv receives one message into p. It drops the rest of a longer one at once, since that may
@@ -3743,18 +3748,22 @@ func (s *staging) release() {
 	}
 }
 
-// sendHandles sends the handles, and p behind their record. The caller has acquired the
-// direction.
-func (f *fd) sendHandles(handles []syscall.Handle, p []byte) (sent int, err error) {
+// sendHandles sends the handles, and p behind their record. It returns how much of p was
+// sent, or with whole, how much of the record and p: see writeAll. The caller has acquired
+// the direction.
+func (f *fd) sendHandles(handles []syscall.Handle, p []byte, whole bool) (sent int, err error) {
 	s, err := f.stage(handles)
 	if err != nil {
 		return 0, err
 	}
 	defer s.release()
 	record := s.bytes()
-	n, err := f.writeAll(append(record, p...))
+	n, err := f.writeAll(append(record, p...), whole)
 	if err != nil {
 		s.remove()
+	}
+	if whole {
+		return n, err
 	}
 	return max(n-len(record), 0), err
 }
@@ -5778,6 +5787,15 @@ func ringBell(f *fd) error {
 	return err
 }
 
+// sendPlainHello sends a hello without files, and the early data behind it.
+func sendPlainHello(f *fd, p []byte) (sent int, err error) {
+	if err := f.acquire(limits{deadlines: writing}, writing); err != nil {
+		return 0, err
+	}
+	defer f.release(writing)
+	return f.writeAll(p, true)
+}
+
 // sendHello sends the hello with the memory and the far ends of the doorbells.
 func sendHello(f *fd, memory *os.File, far []farBell, hello []byte) (sent int, err error) {
 	if err := f.acquire(limits{deadlines: writing}, writing); err != nil {
@@ -5789,7 +5807,7 @@ func sendHello(f *fd, memory *os.File, far []farBell, hello []byte) (sent int, e
 		for _, bell := range far {
 			handles = append(handles, syscall.Handle(bell))
 		}
-		sent, err = f.sendHandles(handles, hello)
+		sent, err = f.sendHandles(handles, hello, true)
 		return err
 	})
 	return sent, err
