@@ -1525,7 +1525,7 @@ func TestSharedHandshakeWriteThatWasCutOffEndsIt(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-			} else if _, err := io.ReadFull(readerFunc(peer.read), p[:part]); err != nil {
+			} else if _, err := io.ReadFull(readerOf(peer.read), p[:part]); err != nil {
 				t.Fatal(err)
 			}
 			c.SetDeadline(time.Unix(1, 0))
@@ -1536,7 +1536,7 @@ func TestSharedHandshakeWriteThatWasCutOffEndsIt(t *testing.T) {
 					t.Errorf("%s, not read: %v", name, err)
 				}
 				go use(c)
-				if n, err := io.ReadFull(readerFunc(peer.read), p[:behind+len(helloMark)]); err != nil {
+				if n, err := io.ReadFull(readerOf(peer.read), p[:behind+len(helloMark)]); err != nil {
 					t.Errorf("%s, not read: then the peer gets %q, %v", name, p[:n], err)
 				}
 			} else {
@@ -1556,11 +1556,6 @@ func TestSharedHandshakeWriteThatWasCutOffEndsIt(t *testing.T) {
 		}
 	}
 }
-
-// A readerFunc is an io.Reader.
-type readerFunc func(p []byte) (int, error)
-
-func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // ---------------------------------------------------------------------------
 // Instances
@@ -1615,6 +1610,67 @@ func TestListenerHearsAClientThatLeftBeforeItsInstanceListens(t *testing.T) {
 		must(server.close())
 		must(l.close())
 	}
+}
+
+// Connections that were dropped without Close leave the name to others, if no instance is
+// armed. The listener adds no instance to the pipe that they make.
+func TestListenerAddsNoInstanceToThePipeOfAnother(t *testing.T) {
+	internalStory(t)
+	path := localPrefix + freshName()
+	l, err := listenPipe(path, PipeConfig{MaxInstances: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	connect := func() (server *fd) {
+		t.Helper()
+		client, err := openClient(nil, path, streams, Duplex, Identification.flags())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.close()
+		if server, err = l.accept(); err != nil {
+			t.Fatal(err)
+		}
+		return server
+	}
+	drop := func(server *fd) { // it is not counted out yet
+		server.dropped.Stop()
+		server.quota = nil
+		server.close()
+	}
+	take := func(when string, want error, armed int) {
+		t.Helper()
+		if f, err := l.take(); f != nil || !errors.Is(err, want) || len(l.armed) != armed {
+			t.Fatalf("%s: %v, %v, %d armed", when, f, err, len(l.armed))
+		}
+	}
+	first, second := connect(), connect()
+	drop(first)
+	if l.forget(); len(l.armed) > 0 {
+		t.Error("an instance was armed, though nobody knows for which pipe")
+	}
+	take("a connection keeps the name", nil, 1)
+	drop(connect())
+	drop(second)
+	spec, err := newPipeSpec(path, PipeConfig{Access: Everyone})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := spec.create(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.forget()
+	take("no connection keeps the name", ErrAddrInUse, 0)
+	l.forget()
+	take("no connection is left", ErrAddrInUse, 0)
+	if info, err := localInfo(other); err != nil || info.count != 1 {
+		t.Errorf("the other pipe has %d instances, %v", info.count, err)
+	}
+	syscall.CloseHandle(other)
+	take("the name is free", nil, 2)
+	connect().close()
 }
 
 // A readerOf reads with the function.

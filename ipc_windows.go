@@ -607,6 +607,7 @@ type instances struct {
 	waits             // mu is never held while waiting; it guards what follows too
 	armed []*instance // the first was armed first
 	out   int         // connections handed out and not closed; counted if there is a limit
+	made  string      // the security descriptor of the pipe that this process made; kept if there is a limit
 }
 
 // newInstances makes no instances yet: listen does.
@@ -790,7 +791,7 @@ func (s *instances) take() (*fd, error) {
 	}
 	// Only with a limit can instances be missing.
 	for s.limit > 0 && len(s.armed) < s.backlog && len(s.armed)+s.out < s.limit {
-		if err := s.add(len(s.armed)+s.out == 0); err != nil {
+		if err := s.addMissing(); err != nil {
 			return nil, err
 		}
 	}
@@ -825,7 +826,7 @@ func (s *instances) handOut(in *instance) (*fd, error) {
 	if s.limit > 0 {
 		s.out++
 		f.quota = s
-		f.dropped = runtime.AddCleanup(f, (*instances).giveBack, s)
+		f.dropped = runtime.AddCleanup(f, (*instances).forget, s)
 	}
 	return f, nil
 }
@@ -840,31 +841,77 @@ func (s *instances) replace(in *instance, why error) error {
 }
 
 // giveBack arms an instance for the connection that is about to be closed, while its
-// handle still keeps the name. If the connection was dropped without Close, its handle
-// may be gone; then Accept makes the pipe again.
-func (s *instances) giveBack() {
+// handle still keeps the name.
+func (s *instances) giveBack() { s.countOut(true) }
+
+// forget is giveBack for a connection that was dropped without Close. Its handle may be
+// gone; if no instance is armed either, Accept makes the pipe again.
+func (s *instances) forget() { s.countOut(false) }
+
+// countOut counts a connection that is not out any more, and arms an instance for it if the
+// pipe is certain to be this one: kept says that the connection still keeps the name.
+func (s *instances) countOut(kept bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.out--
 	if s.closed.Load() {
 		return
 	}
-	if len(s.armed) < s.backlog {
+	if len(s.armed) < s.backlog && (kept || len(s.armed) > 0) {
 		s.add(false) // an error comes again, and is reported, in the Accept that this wakes
 	}
 	s.signal()
 	setEvent(s.event)
 }
 
-// add makes one more instance and arms it. Only the first one takes the name.
+// add makes one more instance and arms it. Only the first one takes the name. For another
+// one this process has an instance already, so the pipe of that name is its own.
 func (s *instances) add(first bool) error {
 	h, err := s.spec.create(first)
-	if err != nil {
-		return err
+	if err == nil && first && s.limit > 0 {
+		s.made, err = securityText(h)
 	}
-	s.arm(h)
-	return nil
+	return s.armNew(h, err)
 }
+
+// addMissing makes one more instance for an Accept and arms it. If none is armed, the
+// connections that are out keep the name. But they may have been dropped without Close, and
+// not be counted out yet. Then the pipe of that name may be one that somebody else has made
+// since, with an access list of his own. He cannot give it the owner of this one.
+func (s *instances) addMissing() error {
+	if len(s.armed) > 0 || s.out == 0 {
+		return s.add(len(s.armed) == 0)
+	}
+	h, err := s.spec.create(false)
+	if err == nil {
+		var found string
+		if found, err = securityText(h); err == nil && found != s.made {
+			err = errPipeOfAnother
+		}
+	}
+	return s.armNew(h, err)
+}
+
+// armNew arms a new instance, or closes it if there is an error.
+func (s *instances) armNew(h syscall.Handle, err error) error {
+	if err == nil {
+		s.arm(h)
+	} else if h != 0 {
+		syscall.CloseHandle(h)
+	}
+	return err
+}
+
+// securityText returns the owner, the group and the DACL of a handle, to be compared.
+func securityText(h syscall.Handle) (string, error) {
+	sd, err := securityOf(h)
+	if err != nil {
+		return "", err
+	}
+	return string(sd.raw), nil
+}
+
+var errPipeOfAnother = &ruleError{"somebody else has made a pipe of that name, when all connections of this one were gone", ErrAddrInUse}
 
 func (s *instances) arm(h syscall.Handle) {
 	in := &instance{sys: h}
