@@ -622,6 +622,44 @@ func TestPipePeekMessageWhileRecvFilesTakesAnEmptyMessage(t *testing.T) {
 	}
 }
 
+// PeekMessage does not wait for a RecvFiles that waits on, as it does if the peer takes back
+// the message that PeekMessage has seen, or shows one again and again.
+func TestPipePeekMessageDoesNotWaitForRecvFiles(t *testing.T) {
+	internalStory(t)
+	for _, back := range []bool{true, false} {
+		a, b := messagePair(t)
+		sent := make(chan error, 1)
+		go func() { sent <- a.send(make([]byte, 1<<20)) }() // it pends
+		for there := 0; there == 0; {
+			_, _, there, _ = peekMessage(b.sys, nil)
+		}
+		b.r.taking.Lock()
+		b.r.awaiting = true // as if RecvFiles had not woken
+		b.r.taking.Unlock()
+		want := 1 << 20
+		if back {
+			want = 0
+		}
+		peeked := make(chan error, 1)
+		go func() {
+			for size := -1; size != want; {
+				var err error
+				if _, size, err = b.peek(nil); err != nil {
+					peeked <- err
+					return
+				}
+			}
+			peeked <- nil
+		}()
+		if back {
+			withdraw(t, a, sent)
+		}
+		if err := <-peeked; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // messagePair returns the ends of a pipe of messages.
 func messagePair(t *testing.T) (a, b *fd) {
 	t.Helper()

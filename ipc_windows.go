@@ -2229,7 +2229,7 @@ type readSide struct {
 	taking sync.Mutex
 
 	// awaiting says that RecvFiles or RecvWithFiles waits, and may take an empty message
-	// in that way. taking guards it. settled is signalled when the wait ends.
+	// in that way. taking guards it. settled is signalled when the wait ends, and by peek.
 	awaiting bool
 	settled  sync.Cond
 
@@ -3220,19 +3220,26 @@ func (f *fd) writeBuffers(bufs *net.Buffers) (total int64, err error) {
 // peek looks at what can be read, without waiting for the peer. If there is a message
 // while RecvFiles waits for one, that wait is about to end. RecvFiles may have taken an
 // empty message that came before this one, and puts it back. So peek looks again after
-// that.
+// that. But the peer may also have taken the message back, and then the wait does not end. So
+// peek looks again from time to time too, until there is no message, or the grace is over.
 func (f *fd) peek(p []byte) (n, size int, err error) {
 	if f.ends&reading == 0 {
 		return 0, 0, errDirection(f.ends)
 	}
 	f.r.taking.Lock()
 	defer f.r.taking.Unlock()
-	for {
+	for end := now() + int64(closeGrace); ; {
 		n, size, err = f.head(p)
-		if !f.r.awaiting || f.kind != messages || size == 0 {
+		if !f.r.awaiting || f.kind != messages || size == 0 || now() >= end {
 			return n, size, err
 		}
+		again := time.AfterFunc(2*time.Millisecond, func() {
+			f.r.taking.Lock()
+			defer f.r.taking.Unlock()
+			f.r.settled.Broadcast()
+		})
 		f.r.settled.Wait()
+		again.Stop()
 	}
 }
 
