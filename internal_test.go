@@ -2237,6 +2237,8 @@ func TestSharedHelloWithWrongFiles(t *testing.T) {
 	flags[12] = 3
 	odd := hello(ringMin)
 	odd[16] = 1
+	newer := helloOf(helloEarly, 0)
+	newer[len(helloMark)]++
 	for name, peer := range map[string]struct {
 		hello []byte
 		files []*os.File
@@ -2253,9 +2255,11 @@ func TestSharedHelloWithWrongFiles(t *testing.T) {
 		"odd size":          {odd, []*os.File{null(), null(), null()}},
 		"unknown flags":     {flags, nil},
 		"another order":     {other, nil},
+		"another version":   {newer[:], nil},
 	} {
 		for _, passive := range []bool{false, true} {
 			c, x := halfShared(t, passive)
+			c.SetReadDeadline(time.Now().Add(20 * time.Second))
 			var err error
 			if len(peer.files) > 0 {
 				err = x.fd.sendWithFiles(peer.hello, peer.files)

@@ -622,6 +622,44 @@ func TestPipePeekMessageWhileRecvFilesTakesAnEmptyMessage(t *testing.T) {
 	}
 }
 
+// PeekMessage does not wait for a RecvFiles that waits on, as it does if the peer takes back
+// the message that PeekMessage has seen, or shows one again and again.
+func TestPipePeekMessageDoesNotWaitForRecvFiles(t *testing.T) {
+	internalStory(t)
+	for _, back := range []bool{true, false} {
+		a, b := messagePair(t)
+		sent := make(chan error, 1)
+		go func() { sent <- a.send(make([]byte, 1<<20)) }() // it pends
+		for there := 0; there == 0; {
+			_, _, there, _ = peekMessage(b.sys, nil)
+		}
+		b.r.taking.Lock()
+		b.r.awaiting = true // as if RecvFiles had not woken
+		b.r.taking.Unlock()
+		want := 1 << 20
+		if back {
+			want = 0
+		}
+		peeked := make(chan error, 1)
+		go func() {
+			for size := -1; size != want; {
+				var err error
+				if _, size, err = b.peek(nil); err != nil {
+					peeked <- err
+					return
+				}
+			}
+			peeked <- nil
+		}()
+		if back {
+			withdraw(t, a, sent)
+		}
+		if err := <-peeked; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // messagePair returns the ends of a pipe of messages.
 func messagePair(t *testing.T) (a, b *fd) {
 	t.Helper()
@@ -1344,8 +1382,58 @@ func sharesHandles(t *testing.T, peer *Conn, memory, bell syscall.Handle) {
 		t.Fatal(err)
 	}
 	defer peer.fd.release(writing)
-	if _, err := peer.fd.sendHandles([]syscall.Handle{memory, bell, bell}, hello[:]); err != nil {
+	if _, err := peer.fd.sendHandles([]syscall.Handle{memory, bell, bell}, hello[:], false); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// What this process writes to a pipe may give who has the server's end its token, if the
+// pipe's client was opened so. So it rings at a server's end alone, and sends such ends.
+func TestSharedHandshakeRefusesADoorbellThatTakesTheToken(t *testing.T) {
+	internalStory(t)
+	near, far, err := newBell()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.close()
+	defer far.close()
+	if info, err := localInfo(syscall.Handle(far)); err != nil || info.end != pipeServerEnd || near.server || near.ends != reading {
+		t.Errorf("a peer gets the end %d of a doorbell, %v, and this process writes to %d at its own", info.end, err, near.ends)
+	}
+	for _, d := range []Direction{Duplex, ClientToServer} {
+		server, client, err := newEnds(d, streams, Impersonation.flags())
+		if err != nil {
+			t.Fatal(err)
+		}
+		bell, err := duplicate(client.sys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f, err := adoptBell(bell); err != errBellOfClient {
+			t.Fatalf("%v: a doorbell that is the client's end: %v, %v", d, f, err)
+		}
+		if d == Duplex {
+			c, peer := halfShared(t, true)
+			m, err := newMemory(controlSize + ringMin)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := withFile(m.object, func(sys uintptr) error {
+				sharesHandles(t, peer, syscall.Handle(sys), client.sys)
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			m.close()
+			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.EPROTO) || !errors.Is(err, errBellOfClient) {
+				t.Errorf("the handshake: %v", err)
+			}
+		}
+		client.close()
+		if n, err := server.read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Errorf("%v: what was refused is open: %d, %v", d, n, err)
+		}
+		server.close()
 	}
 }
 
@@ -1457,6 +1545,80 @@ func TestSharedHandshakeAsksNothingOfAPipeAsMemory(t *testing.T) {
 	}
 }
 
+// A write of the handshake that a deadline has ended may have been read in part. Then nothing
+// follows, which the peer would take for the rest. If nothing of it was read, the handshake
+// goes on.
+func TestSharedHandshakeWriteThatWasCutOffEndsIt(t *testing.T) {
+	internalStory(t)
+	const room = 16 // of the pipe, which is less than any write of the handshake
+	for name, use := range map[string]func(*SharedConn) error{
+		"the first hello": func(c *SharedConn) error { _, err := c.Read(make([]byte, 1)); return err },
+		"early data":      func(c *SharedConn) error { _, err := c.Write(make([]byte, 100)); return err },
+		"the memory":      func(c *SharedConn) error { _, err := c.Write(make([]byte, earlyMax+1)); return err },
+	} {
+		for _, behind := range []int{0, room} { // that many bytes, which the peer has not read
+			spec, err := newPipeSpec(localPrefix+freshName(), PipeConfig{ReadBuffer: room, WriteBuffer: room})
+			if err != nil {
+				t.Fatal(err)
+			}
+			h, err := spec.create(true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			peer := newFD(h, streams, spec.ends, true)
+			base, err := openClient(nil, spec.target, streams, Duplex, Identification.flags())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := base.write(make([]byte, behind)); err != nil {
+				t.Fatal(err)
+			}
+			base.sends = streams // Wine says that it sends messages
+			cfg, _ := ShareConfig{}.complete()
+			c := newSharedConn(endpoint{fd: base}, cfg, false)
+			used := make(chan error, 1)
+			go func() { used <- use(c) }()
+			p := make([]byte, helloSize+1000)
+			part := 5
+			if behind > 0 {
+				part = 0
+				for there := 0; there <= behind; {
+					if _, there, err = peer.peek(nil); err != nil {
+						t.Fatal(err)
+					}
+				}
+			} else if _, err := io.ReadFull(readerOf(peer.read), p[:part]); err != nil {
+				t.Fatal(err)
+			}
+			c.SetDeadline(time.Unix(1, 0))
+			err = <-used
+			c.SetDeadline(time.Now().Add(20 * time.Second))
+			if behind > 0 {
+				if !errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("%s, not read: %v", name, err)
+				}
+				go use(c)
+				if n, err := io.ReadFull(readerOf(peer.read), p[:behind+len(helloMark)]); err != nil {
+					t.Errorf("%s, not read: then the peer gets %q, %v", name, p[:n], err)
+				}
+			} else {
+				if !errors.Is(err, syscall.EPIPE) && !errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("%s, read in part: %v", name, err)
+				}
+				if err := use(c); !errors.Is(err, syscall.EPIPE) {
+					t.Errorf("%s, read in part, and again: %v", name, err)
+				}
+				c.Close()
+				if n, err := peer.read(p); err != io.EOF {
+					t.Errorf("%s, read in part: then the peer gets %q, %v", name, p[:n], err)
+				}
+			}
+			c.Close()
+			peer.close()
+		}
+	}
+}
+
 // ---------------------------------------------------------------------------
 // Instances
 
@@ -1510,6 +1672,67 @@ func TestListenerHearsAClientThatLeftBeforeItsInstanceListens(t *testing.T) {
 		must(server.close())
 		must(l.close())
 	}
+}
+
+// Connections that were dropped without Close leave the name to others, if no instance is
+// armed. The listener adds no instance to the pipe that they make.
+func TestListenerAddsNoInstanceToThePipeOfAnother(t *testing.T) {
+	internalStory(t)
+	path := localPrefix + freshName()
+	l, err := listenPipe(path, PipeConfig{MaxInstances: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	connect := func() (server *fd) {
+		t.Helper()
+		client, err := openClient(nil, path, streams, Duplex, Identification.flags())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.close()
+		if server, err = l.accept(); err != nil {
+			t.Fatal(err)
+		}
+		return server
+	}
+	drop := func(server *fd) { // it is not counted out yet
+		server.dropped.Stop()
+		server.quota = nil
+		server.close()
+	}
+	take := func(when string, want error, armed int) {
+		t.Helper()
+		if f, err := l.take(); f != nil || !errors.Is(err, want) || len(l.armed) != armed {
+			t.Fatalf("%s: %v, %v, %d armed", when, f, err, len(l.armed))
+		}
+	}
+	first, second := connect(), connect()
+	drop(first)
+	if l.forget(); len(l.armed) > 0 {
+		t.Error("an instance was armed, though nobody knows for which pipe")
+	}
+	take("a connection keeps the name", nil, 1)
+	drop(connect())
+	drop(second)
+	spec, err := newPipeSpec(path, PipeConfig{Access: Everyone})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := spec.create(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.forget()
+	take("no connection keeps the name", ErrAddrInUse, 0)
+	l.forget()
+	take("no connection is left", ErrAddrInUse, 0)
+	if info, err := localInfo(other); err != nil || info.count != 1 {
+		t.Errorf("the other pipe has %d instances, %v", info.count, err)
+	}
+	syscall.CloseHandle(other)
+	take("the name is free", nil, 2)
+	connect().close()
 }
 
 // A readerOf reads with the function.

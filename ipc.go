@@ -1763,6 +1763,12 @@ func (c *endpoint) File() (*os.File, error) {
 // handle opened for overlapped I/O. Everything else is refused. f stays the
 // caller's to close, whatever the result; on Unix it becomes nonblocking, as the
 // two share that mode.
+//
+// On Windows each write at the client's end of a pipe may lend the server the rights of the
+// process that writes. Who opened that end has chosen which rights (the flags of CreateFile
+// that begin with SECURITY_), and the handle does not tell. So do not write to a client's
+// end that comes from a process which must not act in the name of this one, nor send files
+// there. A read lends nothing, and neither does a write at the server's end.
 func FileConn(f *os.File) (*Conn, error) {
 	fd, err := adoptConn(f, streams)
 	if err != nil {
@@ -1865,7 +1871,8 @@ func MsgPair() (*MsgConn, *MsgConn, error) {
 
 // FileMsgConn returns a connection for messages over a duplicate of f, which must be
 // a connected socket of type SOCK_SEQPACKET (SOCK_STREAM where messages are framed), on
-// Windows the handle of a pipe that reads messages: see [FileConn].
+// Windows the handle of a pipe that reads messages: see [FileConn], also for what a write
+// to the pipe of another process may do there.
 func FileMsgConn(f *os.File) (*MsgConn, error) {
 	fd, err := adoptConn(f, messages)
 	if err != nil {
@@ -2741,7 +2748,8 @@ func (w *PipeWriter) ReadFrom(r io.Reader) (int64, error) { return copyIn(w, w.e
 
 // SetWriteDeadline sets the time after which writes fail with an error that matches
 // [os.ErrDeadlineExceeded], also those that wait already. The zero time means no
-// deadline.
+// deadline. On Windows it is not known how much of such a write the reader has got: see
+// [Conn.SetWriteDeadline].
 func (w *PipeWriter) SetWriteDeadline(t time.Time) error {
 	return w.failed("set", w.end().setDeadline(t, writing))
 }
@@ -2764,7 +2772,8 @@ func FileReader(f *os.File) (*PipeReader, error) {
 	return &PipeReader{pipeEnd{fd: fd}}, nil
 }
 
-// FileWriter returns a PipeWriter over a duplicate of f: see [FileReader].
+// FileWriter returns a PipeWriter over a duplicate of f: see [FileReader]. On Windows a write
+// to a pipe that another process opened may lend that process rights: see [FileConn].
 func FileWriter(f *os.File) (*PipeWriter, error) {
 	fd, err := adoptPipe(f, writing)
 	if err != nil {

@@ -46,7 +46,9 @@ var (
 	_ func(far *fd) error                       = ringBell
 
 	// A hello carries the memory and the far ends, and is received with files that are
-	// believed to be nothing yet.
+	// believed to be nothing yet. If a send fails, sent is more than 0 if the peer may have
+	// received a part.
+	_ func(f *fd, p []byte) (sent int, err error)                                     = sendPlainHello
 	_ func(f *fd, memory *os.File, far []farBell, hello []byte) (sent int, err error) = sendHello
 	_ func(f *fd, p []byte) (n int, with []helloFile, err error)                      = recvHello
 	_ func(with []helloFile)                                                          = discardHelloFiles
@@ -2198,7 +2200,7 @@ func mapRing(f *os.File, ring int, write bool) (*mapping, error) {
 // last hello says whether the end has memory to share. If so, its memory object comes with
 // that hello, and the far ends of the doorbells of its reading and its writing half.
 //
-//	 0  8 bytes  ff "ipcshm" 01
+//	 0  8 bytes  ff "ipcshm" and the version: 01
 //	 8  4 bytes  0x01020304 in the order of bytes in which the words of the control page are
 //	12  4 bytes  what it says, see helloMemory; least significant byte first, as what follows
 //	16  4 bytes  the size of the ring, which with the control page is the size of the memory,
@@ -2212,14 +2214,15 @@ func mapRing(f *os.File, ring int, write bool) (*mapping, error) {
 // A server waits for the client's first hello before it sends one: what does not begin
 // like a hello is data of a client that does not share memory. It also waits for the
 // client's last hello before it sends its own last one, unless its own says that there is
-// no memory.
+// no memory. Either end refuses a hello of another version.
 
 const (
-	helloMark  = "\xffipcshm\x01"
-	helloSize  = 32
-	helloOrder = 0x01020304
-	helloFiles = 3  // the memory and the far ends of the doorbells
-	ringAt     = 20 // where a hello with early data has the size of the ring that is to come
+	helloMark    = "\xffipcshm"
+	helloVersion = 1
+	helloSize    = 32
+	helloOrder   = 0x01020304
+	helloFiles   = 3  // the memory and the far ends of the doorbells
+	ringAt       = 20 // where a hello with early data has the size of the ring that is to come
 
 	// What a hello says. 0 is a last hello of an end that has no memory to share.
 	helloMemory    = 1  // a last hello: memory comes with it
@@ -2485,7 +2488,7 @@ func (c *SharedConn) propose(h *sharedHalf, hs *handshake, enough aim) error {
 // is gone: the peer may still have sent hellos and early data, which are received first.
 func (c *SharedConn) sendWord(hs *handshake, what byte, sent *atomic.Bool) error {
 	hello := c.helloOf(what, 0)
-	n, err := c.base.end().write(hello[:])
+	n, err := sendPlainHello(c.base.end(), hello[:])
 	if err != nil {
 		c.sentPart(hs, n, err)
 	}
@@ -2535,7 +2538,7 @@ func (c *SharedConn) withPen(h *sharedHalf, hs *handshake, send func() error) er
 // sent behind it, and the connection fails.
 func (c *SharedConn) sendEarly(hs *handshake, p []byte) error {
 	hello := c.helloOf(helloEarly, len(p))
-	n, err := c.base.end().write(append(hello[:], p...))
+	n, err := sendPlainHello(c.base.end(), append(hello[:], p...))
 	switch {
 	case err == nil:
 		hs.spoke.Store(true)
@@ -2547,8 +2550,8 @@ func (c *SharedConn) sendEarly(hs *handshake, p []byte) error {
 	return err
 }
 
-// sentPart ends the connection if n bytes of a hello were sent, and not all of it: the peer
-// would take what is sent next for the rest. The caller has the pen.
+// sentPart ends the connection if n bytes of a hello were sent, and not all of it, or may
+// have been: the peer would take what is sent next for the rest. The caller has the pen.
 func (c *SharedConn) sentPart(hs *handshake, n int, err error) {
 	if n == 0 || errors.Is(err, net.ErrClosed) {
 		return
@@ -2636,7 +2639,7 @@ func (c *SharedConn) sendMemory(hs *handshake) error {
 }
 
 // sendDoorbells makes the doorbells of this end, and sends the last hello with the memory and
-// their far ends. sent is how much of that was sent.
+// their far ends. sent is that of sendHello.
 func (c *SharedConn) sendDoorbells(memory *os.File) (bells doorbells, sent int, err error) {
 	var far [2]farBell
 	for i, near := range [...]**fd{&bells.r, &bells.w} {
@@ -2683,7 +2686,7 @@ func (c *SharedConn) helloOf(what byte, early int) [helloSize]byte {
 // helloOf returns a hello that says what, with the size of the ring or of the data that
 // follows.
 func helloOf(what byte, size int) (b [helloSize]byte) {
-	copy(b[:], helloMark)
+	b[copy(b[:], helloMark)] = helloVersion
 	*(*uint32)(unsafe.Pointer(&b[8])) = helloOrder // b begins at a word, or the processor takes any address
 	b[12] = what
 	putWord(b[16:], uint32(size))
@@ -2729,6 +2732,8 @@ func (c *SharedConn) receive(hs *handshake) error {
 		}
 		hs.plain = true
 		return nil
+	case hs.got > len(helloMark) && hs.buf[len(helloMark)] != helloVersion:
+		return protocolError("its version is " + strconv.Itoa(int(hs.buf[len(helloMark)])) + ", not " + strconv.Itoa(helloVersion))
 	case len(hs.files) > helloFiles:
 		return protocolError("too many files")
 	case hs.got < helloSize:

@@ -5658,6 +5658,9 @@ func ringBell(f *fd) error {
 	}
 }
 
+// sendPlainHello sends a hello without files, and the early data behind it.
+func sendPlainHello(f *fd, p []byte) (sent int, err error) { return f.write(p) }
+
 // sendHello sends the hello with the memory and the far ends of the doorbells.
 func sendHello(f *fd, memory *os.File, far []farBell, hello []byte) (sent int, err error) {
 	files := []*os.File{memory}

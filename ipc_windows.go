@@ -607,6 +607,7 @@ type instances struct {
 	waits             // mu is never held while waiting; it guards what follows too
 	armed []*instance // the first was armed first
 	out   int         // connections handed out and not closed; counted if there is a limit
+	made  string      // the security descriptor of the pipe that this process made; kept if there is a limit
 }
 
 // newInstances makes no instances yet: listen does.
@@ -790,7 +791,7 @@ func (s *instances) take() (*fd, error) {
 	}
 	// Only with a limit can instances be missing.
 	for s.limit > 0 && len(s.armed) < s.backlog && len(s.armed)+s.out < s.limit {
-		if err := s.add(len(s.armed)+s.out == 0); err != nil {
+		if err := s.addMissing(); err != nil {
 			return nil, err
 		}
 	}
@@ -825,7 +826,7 @@ func (s *instances) handOut(in *instance) (*fd, error) {
 	if s.limit > 0 {
 		s.out++
 		f.quota = s
-		f.dropped = runtime.AddCleanup(f, (*instances).giveBack, s)
+		f.dropped = runtime.AddCleanup(f, (*instances).forget, s)
 	}
 	return f, nil
 }
@@ -840,31 +841,77 @@ func (s *instances) replace(in *instance, why error) error {
 }
 
 // giveBack arms an instance for the connection that is about to be closed, while its
-// handle still keeps the name. If the connection was dropped without Close, its handle
-// may be gone; then Accept makes the pipe again.
-func (s *instances) giveBack() {
+// handle still keeps the name.
+func (s *instances) giveBack() { s.countOut(true) }
+
+// forget is giveBack for a connection that was dropped without Close. Its handle may be
+// gone; if no instance is armed either, Accept makes the pipe again.
+func (s *instances) forget() { s.countOut(false) }
+
+// countOut counts a connection that is not out any more, and arms an instance for it if the
+// pipe is certain to be this one: kept says that the connection still keeps the name.
+func (s *instances) countOut(kept bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.out--
 	if s.closed.Load() {
 		return
 	}
-	if len(s.armed) < s.backlog {
+	if len(s.armed) < s.backlog && (kept || len(s.armed) > 0) {
 		s.add(false) // an error comes again, and is reported, in the Accept that this wakes
 	}
 	s.signal()
 	setEvent(s.event)
 }
 
-// add makes one more instance and arms it. Only the first one takes the name.
+// add makes one more instance and arms it. Only the first one takes the name. For another
+// one this process has an instance already, so the pipe of that name is its own.
 func (s *instances) add(first bool) error {
 	h, err := s.spec.create(first)
-	if err != nil {
-		return err
+	if err == nil && first && s.limit > 0 {
+		s.made, err = securityText(h)
 	}
-	s.arm(h)
-	return nil
+	return s.armNew(h, err)
 }
+
+// addMissing makes one more instance for an Accept and arms it. If none is armed, the
+// connections that are out keep the name. But they may have been dropped without Close, and
+// not be counted out yet. Then the pipe of that name may be one that somebody else has made
+// since, with an access list of his own. He cannot give it the owner of this one.
+func (s *instances) addMissing() error {
+	if len(s.armed) > 0 || s.out == 0 {
+		return s.add(len(s.armed) == 0)
+	}
+	h, err := s.spec.create(false)
+	if err == nil {
+		var found string
+		if found, err = securityText(h); err == nil && found != s.made {
+			err = errPipeOfAnother
+		}
+	}
+	return s.armNew(h, err)
+}
+
+// armNew arms a new instance, or closes it if there is an error.
+func (s *instances) armNew(h syscall.Handle, err error) error {
+	if err == nil {
+		s.arm(h)
+	} else if h != 0 {
+		syscall.CloseHandle(h)
+	}
+	return err
+}
+
+// securityText returns the owner, the group and the DACL of a handle, to be compared.
+func securityText(h syscall.Handle) (string, error) {
+	sd, err := securityOf(h)
+	if err != nil {
+		return "", err
+	}
+	return string(sd.raw), nil
+}
+
+var errPipeOfAnother = &ruleError{"somebody else has made a pipe of that name, when all connections of this one were gone", ErrAddrInUse}
 
 func (s *instances) arm(h syscall.Handle) {
 	in := &instance{sys: h}
@@ -1216,6 +1263,18 @@ func pair(kind connKind) (a, b *fd, err error) { return pairOf(Duplex, kind) }
 // other rights than this process, and then the server knows the child by what the child
 // sends.
 func pairOf(d Direction, kind connKind) (server, client *fd, err error) {
+	const securityContextTracking = 0x40000 // winbase.h: SECURITY_CONTEXT_TRACKING
+	server, client, err = newEnds(d, kind, Identification.flags()|securityContextTracking)
+	if err != nil {
+		return nil, nil, err
+	}
+	server.dynamic, client.dynamic = true, true
+	return server, client, nil
+}
+
+// newEnds returns the ends of a new pipe that has one instance and belongs to this user. The
+// flags say what the client's end lets the server's know of who writes.
+func newEnds(d Direction, kind connKind, flags uint32) (server, client *fd, err error) {
 	p, err := newPipeSpec(localPrefix+appFolder+freshName(), PipeConfig{Direction: d, Messages: kind.native() == messages})
 	if err != nil {
 		return nil, nil, err
@@ -1225,15 +1284,12 @@ func pairOf(d Direction, kind connKind) (server, client *fd, err error) {
 		return nil, nil, err
 	}
 	server = newFD(h, p.kind, p.ends, true)
-	server.dynamic = true
 	server.pipe = p.pipe
-	const securityContextTracking = 0x40000 // winbase.h: SECURITY_CONTEXT_TRACKING
-	client, err = openClient(nil, p.target, kind, d, Identification.flags()|securityContextTracking)
+	client, err = openClient(nil, p.target, kind, d, flags)
 	if err != nil {
 		server.close()
 		return nil, nil, err
 	}
-	client.dynamic = true
 	return server, client, nil
 }
 
@@ -2173,7 +2229,7 @@ type readSide struct {
 	taking sync.Mutex
 
 	// awaiting says that RecvFiles or RecvWithFiles waits, and may take an empty message
-	// in that way. taking guards it. settled is signalled when the wait ends.
+	// in that way. taking guards it. settled is signalled when the wait ends, and by peek.
 	awaiting bool
 	settled  sync.Cond
 
@@ -2198,7 +2254,7 @@ type readSide struct {
 // A writeSide is the state of the writes of an fd.
 type writeSide struct {
 	turn semaphore // held by the write under way: see acquire
-	torn error     // why no message can be sent any more; guarded by turn
+	torn error     // why nothing can be sent any more; guarded by turn
 }
 
 // An op is one overlapped call and its buffers.
@@ -3092,7 +3148,7 @@ func (f *fd) write(p []byte) (int, error) {
 	if len(p) == 0 { // it does nothing to a stream, but something to a pipe
 		return 0, nil
 	}
-	return f.writeAll(p)
+	return f.writeAll(p, false)
 }
 
 // writeAll writes p by one WriteFile. For a stream of bytes that is too long for one it
@@ -3104,12 +3160,14 @@ func (f *fd) write(p []byte) (int, error) {
 // take the next message for the rest. In that case the message was at the head of the
 // pipe, and everything before it was read. So if the pipe is empty after a cancelled
 // write, nothing may follow: the end of the stream tells the reader that the message is
-// cut off.
-func (f *fd) writeAll(p []byte) (n int, err error) {
+// cut off. With whole it treats p as such a message on a stream too, and n is at least 1 if
+// it may be cut off.
+func (f *fd) writeAll(p []byte, whole bool) (n int, err error) {
 	if f.w.torn != nil {
 		return 0, f.w.torn
 	}
-	l := limits{deadlines: writing, withdrawn: f.sends == messages}
+	message := whole || f.sends == messages
+	l := limits{deadlines: writing, withdrawn: message}
 	for {
 		m, err := f.run(l, op{start: writeFile, p: oneCall(p[n:])}, writing)
 		n += m
@@ -3118,9 +3176,12 @@ func (f *fd) writeAll(p []byte) (n int, err error) {
 			err = os.ErrDeadlineExceeded
 		}
 		// Another holder of the handle may have cancelled it too.
-		if withdrawn || f.sends == messages && err == syscall.ERROR_OPERATION_ABORTED {
+		if withdrawn || message && err == syscall.ERROR_OPERATION_ABORTED {
 			if f.outboundIsEmpty() {
 				f.w.torn = cutOff(err)
+				if whole {
+					n = max(n, 1)
+				}
 			}
 		}
 		if err != nil || n >= len(p) {
@@ -3165,7 +3226,7 @@ func (f *fd) writeBuffers(bufs *net.Buffers) (total int64, err error) {
 	defer f.release(writing)
 	for len(*bufs) > 0 {
 		if p := (*bufs)[0]; len(p) > 0 {
-			n, err := f.writeAll(p)
+			n, err := f.writeAll(p, false)
 			total += int64(n)
 			if err != nil {
 				(*bufs)[0] = p[n:]
@@ -3181,19 +3242,26 @@ func (f *fd) writeBuffers(bufs *net.Buffers) (total int64, err error) {
 // peek looks at what can be read, without waiting for the peer. If there is a message
 // while RecvFiles waits for one, that wait is about to end. RecvFiles may have taken an
 // empty message that came before this one, and puts it back. So peek looks again after
-// that.
+// that. But the peer may also have taken the message back, and then the wait does not end. So
+// peek looks again from time to time too, until there is no message, or the grace is over.
 func (f *fd) peek(p []byte) (n, size int, err error) {
 	if f.ends&reading == 0 {
 		return 0, 0, errDirection(f.ends)
 	}
 	f.r.taking.Lock()
 	defer f.r.taking.Unlock()
-	for {
+	for end := now() + int64(closeGrace); ; {
 		n, size, err = f.head(p)
-		if !f.r.awaiting || f.kind != messages || size == 0 {
+		if !f.r.awaiting || f.kind != messages || size == 0 || now() >= end {
 			return n, size, err
 		}
+		again := time.AfterFunc(2*time.Millisecond, func() {
+			f.r.taking.Lock()
+			defer f.r.taking.Unlock()
+			f.r.settled.Broadcast()
+		})
 		f.r.settled.Wait()
+		again.Stop()
 	}
 }
 
@@ -3263,7 +3331,7 @@ func (f *fd) send(p []byte) error {
 	case len(p) > ioMax:
 		return errMsgTooLong
 	}
-	_, err := f.writeAll(p)
+	_, err := f.writeAll(p, false)
 	return err
 }
 
@@ -3300,7 +3368,7 @@ func (f *fd) sendRights(p []byte, files []*os.File) (sent int, err error) {
 	if _, err := f.endOfWait(l); err != nil {
 		return 0, err
 	}
-	return f.sendHandles(handles, p)
+	return f.sendHandles(handles, p, false)
 }
 
 // recv receives one message into p. It drops the rest of a longer one at once, since that may
@@ -3756,18 +3824,22 @@ func (s *staging) release() {
 	}
 }
 
-// sendHandles sends the handles, and p behind their record. The caller has acquired the
-// direction.
-func (f *fd) sendHandles(handles []syscall.Handle, p []byte) (sent int, err error) {
+// sendHandles sends the handles, and p behind their record. It returns how much of p was
+// sent, or with whole, how much of the record and p: see writeAll. The caller has acquired
+// the direction.
+func (f *fd) sendHandles(handles []syscall.Handle, p []byte, whole bool) (sent int, err error) {
 	s, err := f.stage(handles)
 	if err != nil {
 		return 0, err
 	}
 	defer s.release()
 	record := s.bytes()
-	n, err := f.writeAll(append(record, p...))
+	n, err := f.writeAll(append(record, p...), whole)
 	if err != nil {
 		s.remove()
+	}
+	if whole {
+		return n, err
 	}
 	return max(n-len(record), 0), err
 }
@@ -5888,9 +5960,14 @@ type farBell syscall.Handle
 
 func (b farBell) close() { syscall.CloseHandle(syscall.Handle(b)) }
 
-// newBell makes a doorbell: a pipe that nobody else can open.
+// newBell makes a doorbell: a pipe that nobody else can open, from the server's end, which is
+// the far one, to the client's. Who rings must not have the client's end, because the kernel
+// may take the token of whoever writes there, and give it to who has the server's end. That
+// is for the one who opened the client's end to choose, and no handle tells (ReactOS
+// drivers/filesystems/npfs/secursup.c: NpGetClientSecurityContext). What is written at the
+// server's end goes with no token. The near end is anonymous to who has the far one.
 func newBell() (*fd, farBell, error) {
-	near, far, err := pair(streams)
+	far, near, err := newEnds(ServerToClient, streams, Anonymous.flags())
 	if err != nil {
 		return nil, 0, err
 	}
@@ -5925,6 +6002,15 @@ func ringBell(f *fd) error {
 	return err
 }
 
+// sendPlainHello sends a hello without files, and the early data behind it.
+func sendPlainHello(f *fd, p []byte) (sent int, err error) {
+	if err := f.acquire(limits{deadlines: writing}, writing); err != nil {
+		return 0, err
+	}
+	defer f.release(writing)
+	return f.writeAll(p, true)
+}
+
 // sendHello sends the hello with the memory and the far ends of the doorbells.
 func sendHello(f *fd, memory *os.File, far []farBell, hello []byte) (sent int, err error) {
 	if err := f.acquire(limits{deadlines: writing}, writing); err != nil {
@@ -5936,7 +6022,7 @@ func sendHello(f *fd, memory *os.File, far []farBell, hello []byte) (sent int, e
 		for _, bell := range far {
 			handles = append(handles, syscall.Handle(bell))
 		}
-		sent, err = f.sendHandles(handles, hello)
+		sent, err = f.sendHandles(handles, hello, true)
 		return err
 	})
 	return sent, err
@@ -6017,19 +6103,32 @@ func (r *helloFile) doorbell(f *fd) (*fd, error) {
 	return q.fd, q.err
 }
 
-// adoptBell returns the far end of a doorbell that owns h, or closes h. A pipe of another
-// machine is refused, since a ring must end at once.
+// adoptBell returns the far end of a doorbell that owns h, or closes h. A client's end is
+// refused: see newBell. So is what another machine has, since a ring must end at once, and
+// that machine could say that it is a server's end. The client of a server's end may be
+// anywhere: the kernel of this machine takes what is written for it.
 func adoptBell(h syscall.Handle) (*fd, error) {
-	f, err := adoptOrClose(h, streams, reading|writing)
+	remote, err := isRemotePath(h)
+	if err == nil && remote {
+		err = errOtherMachine
+	}
+	if err != nil {
+		syscall.CloseHandle(h)
+		return nil, err
+	}
+	f, err := adoptOrClose(h, streams, writing)
 	if err != nil {
 		return nil, err
 	}
-	if f.remote && !f.server {
+	if !f.server {
 		f.closeLater()
-		return nil, errOtherMachine
+		return nil, errBellOfClient
 	}
 	return f, nil
 }
+
+// errBellOfClient refuses a doorbell by which the peer could get the token of this process.
+var errBellOfClient = &ruleError{what: "the doorbell is the client's end of a pipe"}
 
 // recvHello receives some of a hello and what came with it.
 func recvHello(f *fd, p []byte) (n int, with []helloFile, err error) {

@@ -523,7 +523,7 @@ func childSharesABusyPipe(p *kit.Parent, args []string) error {
 		return err
 	}
 	m := kit.Sure(ipc.NewMemory(2 << 16)) // the control page and the smallest ring
-	near, far, err := ipc.Pair()
+	far, near, err := ipc.Pair()          // the far end of a doorbell is the server's
 	if err != nil {
 		return err
 	}

@@ -522,7 +522,7 @@ func TestSharedHandshakeEndsWithClose(t *testing.T) {
 }
 
 func TestSharedListenerServesPlainClients(t *testing.T) {
-	for _, first := range []string{"GET / HTTP/1.1\r\n", "x", "\xff", "\xffipc", "\xffipcshm\x02 and so on"} {
+	for _, first := range []string{"GET / HTTP/1.1\r\n", "x", "\xff", "\xffipc", "\xffipcshn\x01 and so on"} {
 		t.Run(strconv.Quote(first), func(t *testing.T) {
 			kit.Story(t)
 			l := listenShared(t, kit.PathAddr(t))
