@@ -1515,6 +1515,45 @@ func TestSharedConnCloseLeavesARingThatIsHeld(t *testing.T) {
 	}
 }
 
+// A peer can hold up the close of a pipe. Close does not wait for that long, in the handshake
+// or after it, and the handles are closed when they can be.
+func TestSharedConnCloseLeavesAPipeThatIsHeld(t *testing.T) {
+	for _, memory := range []bool{false, true} {
+		a, b := sharedPair(t)
+		if memory {
+			a, b = sharedInMemory(t)
+		} else if err := a.sendMemory(a.hello); err != nil {
+			t.Fatal(err)
+		}
+		held, busy := make(chan struct{}), make(chan struct{}, closersMax)
+		for range closersMax {
+			pipeEnds.add(func() { busy <- struct{}{}; <-held })
+		}
+		for range closersMax {
+			<-busy
+		}
+		ends := []*fd{a.base.fd, a.r.bell, a.r.far, a.w.bell, a.w.far}
+		if !memory {
+			ends = []*fd{a.base.fd, a.hello.bells.r, a.hello.bells.w}
+		}
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+		for i, end := range ends {
+			select {
+			case <-end.gone:
+				t.Errorf("in memory %t: end %d was closed by Close itself", memory, i)
+			default:
+			}
+		}
+		close(held)
+		for _, end := range ends {
+			<-end.gone
+		}
+		b.Close()
+	}
+}
+
 // A pipe that comes as memory does not join the completion port of this process. To make an
 // os.File of it would do that, and would ask the kernel what it is.
 func TestSharedHandshakeAsksNothingOfAPipeAsMemory(t *testing.T) {

@@ -2290,15 +2290,17 @@ func (b doorbells) close() {
 	}
 }
 
-// A sequel says what an end expects to read next from its socket. By that the Close of an end
-// on Windows finds the memory, the doorbells and the files that the peer has put into this
-// process, and that nobody has received.
+// A sequel says what is to be read next from a socket or a doorbell. By that Close on Windows
+// finds the memory, the doorbells and the files that the peer has put into this process, and
+// that nobody has received. It also leaves the close of what is not dataFollows to another
+// goroutine, since the peer can hold it up.
 type sequel = uint32
 
 const (
 	dataFollows  sequel = iota // anything
 	filesFollow                // files
 	hellosFollow               // hellos, with early data or memory
+	ringsFollow                // the bytes of a doorbell
 )
 
 func newHandshake() *handshake {
@@ -2646,6 +2648,7 @@ func (c *SharedConn) sendDoorbells(memory *os.File) (bells doorbells, sent int, 
 		if *near, far[i], err = newBell(); err != nil {
 			return bells, 0, err
 		}
+		(*near).expect(ringsFollow)
 		defer far[i].close()
 	}
 	hello := helloOf(helloMemory, c.cfg.Buffer)
@@ -2838,6 +2841,7 @@ func (c *SharedConn) takeMemory(hs *handshake, ring uint32) error {
 		case err != nil:
 			return &classified{err, syscall.EPROTO}
 		}
+		(*far).expect(ringsFollow)
 	}
 	peer, err := mapPeer(&hs.files[0], int(ring))
 	if err != nil {

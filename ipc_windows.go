@@ -2685,17 +2685,19 @@ func (f *fd) awaitGone(grace time.Duration) error {
 	return os.NewSyscallError("CloseHandle", f.goneErr)
 }
 
-// dispose closes the handle, which nobody uses any more. What the peer has written is looked
-// at in another goroutine: the peer, or another holder of the pipe, can hold a look up.
+// dispose closes the handle, which nobody uses any more. While the other end is written from a
+// page that a slow file system has to bring, npfs.sys holds the lock of the pipe, so a look at
+// it, and the close of it, may take as long as the peer likes. So what belongs to shared memory
+// is closed by another goroutine.
 func (f *fd) dispose() {
 	if f.r.arriving != nil {
 		f.r.arriving.abandon(0)
 	}
 	f.cleanup.Stop()
-	if f.mayHaveFiles() {
-		pipeEnds.add(func() { f.closeHandle(f.drain()) })
-	} else {
+	if f.r.next.Load() == dataFollows {
 		f.closeHandle(nil)
+	} else {
+		pipeEnds.add(func() { f.closeHandle(f.drain()) })
 	}
 }
 
@@ -4559,7 +4561,8 @@ func (f *fd) follow(p []byte) {
 
 // mayHaveFiles reports whether drain may find something. No call uses the fd any more.
 func (f *fd) mayHaveFiles() bool {
-	return f.r.next.Load() != dataFollows && f.r.unread == nil && f.r.rest == 0 && f.ends&reading != 0
+	next := f.r.next.Load()
+	return (next == filesFollow || next == hellosFollow) && f.r.unread == nil && f.r.rest == 0 && f.ends&reading != 0
 }
 
 // drain takes the handles of those records that this end would have looked for, and that
@@ -4570,7 +4573,7 @@ func (f *fd) mayHaveFiles() bool {
 // succeeds, and the peer does not take the handles back, whose numbers may be those of others
 // by then: see staging.remove.
 func (f *fd) drain() (taken []syscall.Handle) {
-	if f.onOtherMachine(f.sys) || !isOnlyHandle(f.sys) {
+	if !f.mayHaveFiles() || f.onOtherMachine(f.sys) || !isOnlyHandle(f.sys) {
 		return nil
 	}
 	_, left, _, err := peekMessage(f.sys, nil)
