@@ -1725,3 +1725,52 @@ func TestListenerMakesWayForUnservedConnectionsAlone(t *testing.T) {
 		}
 	}
 }
+
+// An error of a doorbell that is not its end is no end of the stream, which would be taken for whole.
+func TestSharedDoorbellErrorIsNoEnd(t *testing.T) {
+	broken := func(t *testing.T) *fd { // neither data nor its end comes from a socket that listens
+		t.Helper()
+		l, err := Listen(Addr{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		sys, err := kern.dup(l.listener.fd.sys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return newFD(sys) // a pipe to the poller, so that it is not asked for messages
+	}
+	fails := func(t *testing.T, c *SharedConn) {
+		t.Helper()
+		for range 2 {
+			if _, err := c.Read(make([]byte, 8)); err == nil || err == io.EOF {
+				t.Errorf("Read: %v", err)
+			}
+		}
+	}
+	t.Run("Await", func(t *testing.T) {
+		_, b := sharedInMemory(t)
+		was := b.r.bell
+		defer was.close()
+		b.r.bell = broken(t)
+		fails(t, b)
+	})
+	t.Run("Ring", func(t *testing.T) {
+		a, b := sharedInMemory(t)
+		reading := make(chan error)
+		go func() { _, err := b.Read(make([]byte, 8)); reading <- err }()
+		waitForEpoch(t, b)
+		was := a.w.far
+		r, w, err := pipe() // which is no socket
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.close()
+		a.w.far = w
+		a.Write([]byte("x"))
+		fails(t, a)
+		was.close() // ends the wait of b
+		<-reading
+	})
+}

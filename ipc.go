@@ -4120,6 +4120,14 @@ func expiryAt(t, at time.Time) int64 {
 	return max(passed+left, 1)
 }
 
+// timeOf returns the time of an expiry, with a monotonic reading, or the zero time for none.
+func timeOf(expiry int64) (t time.Time) {
+	if expiry != 0 {
+		t = clockStart.Add(time.Duration(expiry - 1))
+	}
+	return t
+}
+
 // ioMax is the most that one read or write asks for: macOS and FreeBSD fail
 // above INT_MAX, and os.File on Windows stops there.
 const ioMax = 1 << 30

@@ -567,12 +567,11 @@ type sharedHalf struct {
 	sleepers uint8          // waits whose peer was parked: see mayYield
 	bellRoom [64]byte       // room for the bytes of the doorbell
 
-	shut     atomic.Bool  // by CloseRead or CloseWrite
-	expiry   atomic.Int64 // the deadline on the clock of now, 0 for none
-	deadline time.Time    // guarded by SharedConn.mu
-	armed    int64        // the expiry that the bell has, or inThePast; guarded by SharedConn.mu
-	parked   atomic.Bool  // set with SharedConn.mu held: a call waits for the bell, or is about to
-	passing  int          // how many calls wait in the socket to pass files; guarded by SharedConn.mu
+	shut    atomic.Bool  // by CloseRead or CloseWrite
+	expiry  atomic.Int64 // the deadline on the clock of now, 0 for none
+	armed   int64        // the expiry that the bell has, or inThePast; guarded by SharedConn.mu
+	parked  atomic.Bool  // set with SharedConn.mu held: a call waits for the bell, or is about to
+	passing int          // how many calls wait in the socket to pass files; guarded by SharedConn.mu
 }
 
 func newSharedConn(base endpoint, cfg ShareConfig, passive bool) *SharedConn {
@@ -1112,8 +1111,7 @@ func (c *SharedConn) closeHalf(h *sharedHalf) error {
 func (c *SharedConn) tellShut(h *sharedHalf, patient bool) (done bool, err error) {
 	waits := new(sharedHalf) // unlike h it is not shut, and its deadline is another
 	if !patient {
-		waits.deadline = time.Now().Add(closeGrace)
-		waits.expiry.Store(expiryAt(waits.deadline, time.Now()))
+		waits.expiry.Store(now() + int64(closeGrace))
 	}
 	for err == nil || err == errAgain {
 		c.mu.Lock()
@@ -1252,7 +1250,6 @@ func (c *SharedConn) setDeadline(t time.Time, d direction) error {
 		if d&c.directionOf(h) == 0 {
 			continue
 		}
-		h.deadline = t
 		h.expiry.Store(expiry)
 		if e := c.applyDeadline(h); err == nil {
 			err = e
@@ -1272,7 +1269,8 @@ func (c *SharedConn) applyDeadline(h *sharedHalf) error {
 	if c.mode.Load() == inFailure {
 		return nil // what ends the waits stays
 	}
-	t, expiry := h.deadline, h.expiry.Load()
+	expiry := h.expiry.Load()
+	t := timeOf(expiry) // not the time that was set: the wall clock may have changed since
 	if h.shut.Load() && (c.hello != nil || h.bell != nil) {
 		t, expiry = time.Unix(1, 0), inThePast
 	}
@@ -1733,11 +1731,11 @@ func (c *SharedConn) park(h *sharedHalf, need uint32) error {
 	switch err {
 	case nil, os.ErrDeadlineExceeded, net.ErrClosed:
 		return err
-	case errFilesInDoorbell:
-		return c.fail(err)
+	case io.EOF:
+		c.gone.Store(true)
+		return nil
 	}
-	c.gone.Store(true) // io.EOF, or ECONNRESET if doorbells were left unread
-	return nil
+	return c.fail(err)
 }
 
 // wakePeer rings the doorbell of the peer's half that has this epoch, if it is parked and
@@ -1751,8 +1749,12 @@ func (c *SharedConn) wakePeer(h *sharedHalf, epoch uint32, woken *uint32) {
 		return
 	}
 	*woken = epoch
-	if ringBell(h.far) != nil {
+	switch err := ringBell(h.far); err {
+	case nil, net.ErrClosed:
+	case io.EOF:
 		c.gone.Store(true)
+	default: // the peer may never wake, and an end of the stream would be a lie
+		c.fail(err)
 	}
 }
 
@@ -2360,7 +2362,7 @@ func (c *SharedConn) hold(h *sharedHalf, hs *handshake, token, changed chan stru
 	default:
 	}
 	c.mu.Lock()
-	deadline := h.deadline
+	deadline := timeOf(h.expiry.Load())
 	late := c.hello != hs || hs.changed != changed || c.closed.Load() || h.expired() || h.shut.Load()
 	c.mu.Unlock()
 	if late {

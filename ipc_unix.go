@@ -3576,12 +3576,7 @@ func newParking(f *fd) *parking {
 func (k *parking) begin(o *op, w *wait) { k.op, k.tries, k.looks = *o, 0, w.looks }
 
 // deadline is the deadline as a time.
-func (h *ioState) deadline() (t time.Time) {
-	if e := h.expiry.Load(); e != 0 {
-		t = clockStart.Add(time.Duration(e - 1))
-	}
-	return t
-}
+func (h *ioState) deadline() time.Time { return timeOf(h.expiry.Load()) }
 
 // expired reports whether the deadline has passed.
 func (h *ioState) expired() bool {
@@ -5636,11 +5631,15 @@ func awaitBell(f *fd, p []byte) error {
 	if lost, _ := kern.rightsLost(err); lost || done.files > 0 {
 		return errFilesInDoorbell
 	}
+	if err == syscall.ECONNRESET { // doorbells were left unread
+		return io.EOF
+	}
 	_, err = f.readResult(done.n, err)
 	return err
 }
 
-// ringBell sends one byte. It does not wait: a socket that is full holds enough of them.
+// ringBell sends one byte. It does not wait: a socket that is full holds enough of them. io.EOF
+// means that the other end is closed.
 func ringBell(f *fd) error {
 	if err := f.incref(); err != nil {
 		return err
@@ -5650,10 +5649,12 @@ func ringBell(f *fd) error {
 		_, err := kern.sendmsg(f.sys, zeroByte[:], nil, dontWait|noSignal)
 		switch err {
 		case syscall.EINTR:
-		case syscall.EAGAIN, syscall.ENOBUFS:
+		case nil, syscall.EAGAIN, syscall.ENOBUFS:
 			return nil
+		case syscall.EPIPE, syscall.ECONNRESET, syscall.ENOTCONN:
+			return io.EOF
 		default:
-			return err
+			return callError("sendmsg", err)
 		}
 	}
 }

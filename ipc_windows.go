@@ -2950,21 +2950,13 @@ func (f *fd) join() (file *os.File, canPark bool) {
 	if f.file == nil {
 		f.cleanup.Stop()
 		f.file = os.NewFile(uintptr(f.sys), "pipe")
-		canPark := f.file.SetReadDeadline(deadlineOf(&f.readExpiry)) == nil && f.file.SetWriteDeadline(deadlineOf(&f.writeExpiry)) == nil
+		canPark := f.file.SetReadDeadline(timeOf(f.readExpiry.Load())) == nil && f.file.SetWriteDeadline(timeOf(f.writeExpiry.Load())) == nil
 		if canPark && f.closed.Load() {
 			f.file.SetDeadline(time.Unix(1, 0)) // Close came before
 		}
 		f.canPark.Store(canPark)
 	}
 	return f.file, f.canPark.Load()
-}
-
-// deadlineOf returns a deadline as a time.
-func deadlineOf(expiry *atomic.Int64) (t time.Time) {
-	if e := expiry.Load(); e != 0 {
-		t = clockStart.Add(time.Duration(e - 1))
-	}
-	return t
 }
 
 // setDeadline sets the deadlines of one or both directions.
@@ -5990,7 +5982,8 @@ func awaitBell(f *fd, p []byte) error {
 }
 
 // ringBell writes one byte. It does not wait: a write that cannot end at once is
-// cancelled, since a pipe that is full holds enough of them.
+// cancelled, since a pipe that is full holds enough of them. io.EOF means that the other end is
+// closed.
 func ringBell(f *fd) error {
 	l := limits{deadlines: writing}
 	if err := f.acquire(l, writing); err != nil {
@@ -5999,10 +5992,13 @@ func ringBell(f *fd) error {
 	defer f.release(writing)
 	l.budget = atOnce
 	_, err := f.run(l, op{start: writeFile, p: zeroByte[:]}, writing)
-	if err == errOverBudget {
+	switch {
+	case err == errOverBudget:
 		return nil
+	case peerGone(err):
+		return io.EOF
 	}
-	return err
+	return callError("WriteFile", err)
 }
 
 // sendPlainHello sends a hello without files, and the early data behind it.
