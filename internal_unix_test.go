@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -1773,4 +1774,33 @@ func TestSharedDoorbellErrorIsNoEnd(t *testing.T) {
 		was.close() // ends the wait of b
 		<-reading
 	})
+}
+
+// Where one goroutine runs at a time, and many have just begun, each lets the others have their turn
+// before it spins or yields, so that the peer answers all of them at once.
+func TestYoungWaitLetsOthersRunIfOneRunsAtATime(t *testing.T) {
+	defer spinning.measure()
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	defer forget()
+	a, _ := connected(t)
+	yieldBy(t, func() {})
+	forget()
+	spinning.measure()
+	var othersRan atomic.Bool
+	go othersRan.Store(true)
+	attempts := 0
+	h := &a.fd.r
+	if err := a.fd.acquire(h); err != nil {
+		t.Fatal(err)
+	}
+	defer a.fd.release(h)
+	_, err := a.fd.run(h, &op{call: opOther, other: func(int) (result, error) {
+		if attempts++; !othersRan.Load() && attempts < 10 {
+			return result{}, syscall.EAGAIN
+		}
+		return result{n: 1}, nil
+	}})
+	if err != nil || attempts > 2 {
+		t.Errorf("others ran after %d attempts, %v", attempts, err)
+	}
 }

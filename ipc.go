@@ -3651,7 +3651,7 @@ func (c *crowd) add(t *turnout, cpus uint32, clock func() int64) (last bool) {
 // begins counts a wait that is about to park, which began at that time, where so many goroutines
 // run at a time. The result is for ends. A wait counts for one window or two, so those that are idle
 // do not. A lost update at the turn of a window does no harm, since each begins with 0. If one
-// goroutine runs at a time, nobody spins beside those that are parked.
+// goroutine runs at a time, as many are a crowd as if two did: the peer may have a CPU of its own.
 func (c *crowd) begins(at int64, cpus int32) (window uint16) {
 	w, last := at/int64(crowdWindow), c.window.Load()
 	if w <= last {
@@ -3663,7 +3663,7 @@ func (c *crowd) begins(at int64, cpus int32) (window uint16) {
 		}
 	}
 	n := c.parked[w%2].Add(1) + c.parked[(w+1)%2].Load()
-	if cpus > 1 && n > crowdParked*cpus && c.left.Load() == 0 {
+	if n > crowdParked*max(cpus, 2) && c.left.Load() == 0 {
 		c.begun.Store(at) // the time before counts no more
 		c.left.Store(crowdStays)
 	}

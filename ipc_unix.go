@@ -3372,6 +3372,15 @@ func (f *fd) tryAtOnce(h *ioState, o *op, w *wait) (done result, err error) {
 // stayAwake waits without parking, as far as that is likely to pay: it spins, or else it yields.
 func (f *fd) stayAwake(h *ioState, o *op, w *wait) (result, error) {
 	limit := f.spinLimit()
+	if spinning.alone() && h.spins.waits < youngWaits {
+		// Of many that have just begun the others run first, and the peer answers all of them at once.
+		runtime.Gosched()
+		f.heedOthers(o)
+		if done, err := o.attempt(f.sys); !notYet(err) {
+			f.stayedAwake(h, &h.spins, now())
+			return done, err
+		}
+	}
 	w.begun = now()
 	switch {
 	case w.spins && !paused(w.begun-f.waited, limit):
