@@ -3301,6 +3301,8 @@ var raceBuild = func() bool {
 // of net/unix/af_unix.c).
 //
 // Where more than two directions for each CPU wait all the time, none spins or yields: see crowd.
+// Where one goroutine runs at a time, those of a new direction let the others run first, so that many
+// that begin at once are answered at once.
 
 const (
 	spinDefault   = 100 * time.Microsecond // about the time of two wake-ups on a slow machine
