@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/interprocess-go/ipc"
@@ -97,5 +98,21 @@ func TestRefuseFilesLeavesShareTheSocket(t *testing.T) {
 	}
 	if x.InMemory() || y.InMemory() {
 		t.Error("it is in memory all the same")
+	}
+}
+
+// An os.File knows that it appends: WriteAt would not write where it is told to.
+func TestRecvFilesKeepsThatAFileAppends(t *testing.T) {
+	a, b := kit.Pair(t)
+	f, err := os.OpenFile(filepath.Join(t.TempDir(), "log"), os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
+	kit.Kept(t, f, err)
+	kit.SendFiles(t, a, f)
+	got := kit.RecvFiles(t, b, 1)[0]
+	if _, err := got.WriteAt([]byte("x"), 0); err == nil {
+		t.Error("WriteAt works on a file that appends")
+	}
+	kit.Must(t, second(got.WriteString("text")))
+	if text, err := os.ReadFile(f.Name()); string(text) != "text" || err != nil {
+		t.Errorf("the file has %q, %v", text, err)
 	}
 }

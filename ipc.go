@@ -2492,9 +2492,9 @@ func (c *endpoint) sendFiles(by messageCarrier, files []*os.File) error {
 // process inherits them. A file that was nonblocking with its sender is nonblocking here.
 //
 // If the peer sent more files than max, or more than this process has free descriptors
-// for, all are closed and the error matches [ErrMsgTooLong]. (For what is no socket or pipe
-// Linux takes one more for a moment.) If the peer sent data instead, the error matches [ErrNoFiles], and the next read gets the data. [io.EOF]
-// means that the peer has closed its end.
+// for, all are closed and the error matches [ErrMsgTooLong]. For what is no socket or pipe Linux
+// takes one more, until the old one is closed. If the peer sent data instead, the error matches
+// [ErrNoFiles], and the next read gets the data. [io.EOF] means that the peer has closed its end.
 //
 // On Windows a nonblocking file is one opened for overlapped I/O. It belongs to the
 // completion port of the sender and has no deadlines here, but what [FileConn],

@@ -317,7 +317,8 @@ func (f *fd) hasAhead() bool {
 }
 
 // splice copies from src to dst until src ends. done is false if the kernel does not
-// splice between the two, or if src fails or cannot be waited for. Nothing is lost then:
+// splice between the two, if src fails or cannot be waited for, or once others have dst. Nothing is
+// lost then:
 // a plain copy goes on from there or returns the error.
 func splice(dst, src syscall.RawConn, limit int64) (total int64, done bool, err error) {
 	s := splicer{dst: dst, src: src, in: -1, out: -1}
@@ -872,7 +873,13 @@ func (kernel) hungUp(sys int) bool { return poll(sys, pollIn)&pollHup != 0 }
 
 // hasNoWriter polls. A read would wait for the mutex of the pipe, which another process can hold
 // for as long as it likes, and if that has made the pipe blocking, for data.
-func (k kernel) hasNoWriter(sys int) bool { return k.hungUp(sys) }
+func (k kernel) hasNoWriter(sys int) bool {
+	p := pollFD{fd: int32(sys), events: pollIn}
+	if _, err := ppoll(&p); err != nil { // in a sandbox
+		return k.baseKernel.hasNoWriter(sys)
+	}
+	return p.revents&pollHup != 0
+}
 
 // readable reports whether the descriptor has something to read: data, the end or
 // an error; writable whether it has room, or an error.
@@ -1164,10 +1171,17 @@ func (k kernel) polls(sys int) bool {
 // blockingFile returns a file whose descriptor keeps its mode, that of an eventfd(2),
 // say. It gives os.NewFile an eventfd(2) that blocks, which the runtime's poller needs too, and then
 // puts the descriptor in its place.
-func (kernel) blockingFile(fd int, name string) (*os.File, error) {
+func (kernel) blockingFile(fd int, name string, grace time.Duration) (*os.File, error) {
+	flags, err := fcntl(fd, syscall.F_GETFL, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
 	placeholder, _, errno := syscall.Syscall(syscall.SYS_EVENTFD2, 0, syscall.O_CLOEXEC, 0)
 	if errno != 0 { // no descriptors are left
 		return nil, &classified{os.NewSyscallError("eventfd2", errno), ErrMsgTooLong}
+	}
+	if flags&syscall.O_APPEND != 0 { // which an os.File is to know
+		fcntl(int(placeholder), syscall.F_SETFL, syscall.O_APPEND)
 	}
 	file := os.NewFile(placeholder, name)
 	if err := syscall.Dup3(fd, int(placeholder), syscall.O_CLOEXEC); err != nil {
@@ -1176,7 +1190,7 @@ func (kernel) blockingFile(fd int, name string) (*os.File, error) {
 	}
 	// Even a close that is not the last asks the file's file system: fuse_flush of fs/fuse/file.c. It
 	// is waited for, since it also lets the process's locks of fcntl(2) go.
-	disposal.do(1, closeGrace, func(int) { syscall.Close(fd) })
+	disposal.do(1, grace, func(int) { syscall.Close(fd) })
 	return file, nil
 }
 

@@ -2145,6 +2145,14 @@ func OpenFIFOWriter(ctx context.Context, path string) (*PipeWriter, error) {
 // another process can hold that in a page fault (fifo_open and pipe_write of fs/pipe.c). What is
 // opened after that is closed.
 func untilEnd(ctx context.Context, open func() (r, w *fd, err error)) (*fd, *fd, error) {
+	turn := retryTimer{ctx: ctx}
+	defer turn.stop()
+	for heldOpens.Load() >= closersMax {
+		if err := turn.ended(nil); err != nil {
+			return nil, nil, err
+		}
+		turn.pause()
+	}
 	var r, w *fd
 	var err error
 	opened := make(chan struct{}) // closed once the three are set
@@ -2160,8 +2168,10 @@ func untilEnd(ctx context.Context, open func() (r, w *fd, err error)) (*fd, *fd,
 	if closedSoon(opened, closeGrace) {
 		return r, w, err
 	}
+	heldOpens.Add(1)
 	go func() {
 		<-opened
+		heldOpens.Add(-1)
 		for _, f := range []*fd{r, w} {
 			if f != nil {
 				f.close()
@@ -2170,6 +2180,10 @@ func untilEnd(ctx context.Context, open func() (r, w *fd, err error)) (*fd, *fd,
 	}()
 	return nil, nil, contextError(ctx, nil)
 }
+
+// heldOpens is how many opens were left alone. Each holds a thread, so while there are closersMax of
+// them no other begins.
+var heldOpens atomic.Int32
 
 // openFIFO opens the FIFO without blocking, and then waits for the other side by asking
 // again and again: there is no event for its arrival. The open of a reader succeeds at
@@ -4608,8 +4622,9 @@ func asFiles(fds []int, limit int) (files []*os.File, err error) {
 		discard(fds...)
 		return nil, err
 	}
+	giveUp := now() + int64(closeGrace) // waiting for old descriptors
 	for _, fd := range fds {
-		file, err := receivedFile(fd)
+		file, err := receivedFile(fd, time.Duration(giveUp-now()))
 		if err != nil {
 			discard(fds[len(files):]...)
 			discardFiles(files)
@@ -4624,10 +4639,11 @@ func asFiles(fds []int, limit int) (files []*os.File, err error) {
 // a nonblocking descriptor with the poller, which asks the file what is ready. A file
 // system in user space answers that when it likes. So only what polls is registered. That a
 // descriptor blocks now tells nothing: whoever sent it can change that before os.NewFile asks.
-func receivedFile(fd int) (*os.File, error) {
+// If the file gets another descriptor, this waits no longer than the grace for the close of the old.
+func receivedFile(fd int, grace time.Duration) (*os.File, error) {
 	const name = "received"
 	if !kern.polls(fd) {
-		return kern.blockingFile(fd, name)
+		return kern.blockingFile(fd, name, grace)
 	}
 	return os.NewFile(uintptr(fd), name), nil
 }
@@ -5222,7 +5238,7 @@ func (baseKernel) polls(sys int) bool {
 
 // blockingFile returns the descriptor as an os.File that does not use the poller. The
 // descriptor is that of a file or folder, for which nonblocking mode has no meaning.
-func (baseKernel) blockingFile(fd int, name string) (*os.File, error) {
+func (baseKernel) blockingFile(fd int, name string, _ time.Duration) (*os.File, error) {
 	if err := syscall.SetNonblock(fd, false); err != nil {
 		return nil, os.NewSyscallError("fcntl", err)
 	}

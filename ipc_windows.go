@@ -4029,7 +4029,6 @@ func (f *fd) recvWithFiles(p []byte, limit int) (int, []*os.File, error) {
 	switch {
 	case errors.Is(err, ErrNoFiles): // also a record that is not believed: it is a message
 		n, err := f.recv(p)
-		f.expect(filesFollow)
 		return n, nil, err
 	case err == nil && len(data) > len(p):
 		discardFiles(files)
@@ -4570,7 +4569,7 @@ func (f *fd) drain() (taken []syscall.Handle) {
 	}
 	_, left, _, err := peekMessage(f.sys, nil)
 	// A closed fd lets nobody in, so another one reads. It owns nothing.
-	in := &fd{sys: f.sys, kind: f.kind, sends: f.sends, ends: f.ends, server: f.server, remote: f.remote,
+	in := &fd{sys: f.sys, kind: f.kind, sends: f.sends, ends: f.ends, server: f.server,
 		pipe: f.pipe, dynamic: f.dynamic, handedOn: f.handedOn, peerBorn: f.peerBorn}
 	in.r.settled.L = &in.r.taking
 	in.r.place = f.r.place
@@ -4579,7 +4578,7 @@ func (f *fd) drain() (taken []syscall.Handle) {
 		var n int
 		var handles []syscall.Handle
 		n, handles, err = in.drainOne()
-		left -= n
+		left -= max(n, 1)
 		taken = append(taken, handles...)
 	}
 	return taken
