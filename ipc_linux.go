@@ -318,10 +318,9 @@ func (f *fd) hasAhead() bool {
 
 // splice copies from src to dst until src ends. done is false if the kernel does not
 // splice between the two, if src fails or cannot be waited for, or once others have dst. Nothing is
-// lost then:
-// a plain copy goes on from there or returns the error.
+// lost then: a plain copy goes on from there or returns the error.
 func splice(dst, src syscall.RawConn, limit int64) (total int64, done bool, err error) {
-	s := splicer{dst: dst, src: src, in: -1, out: -1}
+	s := splicer{dst: dst, src: src}
 	if own, ok := dst.(rawConn); ok && own.f.socket {
 		s.own = own.f
 	}
@@ -333,7 +332,7 @@ func splice(dst, src syscall.RawConn, limit int64) (total int64, done bool, err 
 		defer r.close()
 		defer w.close()
 		w.fcntl(setPipeSize, spliceRoom) // a smaller one works too
-		s.middle, s.out, s.in = r, r.sys, w.sys
+		s.out, s.in = r, w
 	}
 	return s.run(limit)
 }
@@ -350,9 +349,8 @@ const spliceRoom = 256 << 10
 // pipe whose ends are in and out.
 type splicer struct {
 	dst, src syscall.RawConn
-	in, out  int
+	in, out  *fd // or nil
 	own      *fd // dst, if that is a socket of this package
-	middle   *fd // the reading end of the pipe, which out is the number of
 
 	// The methods below are called by a syscall.RawConn, which passes on a descriptor and
 	// a bool alone. So these are their arguments and results.
@@ -372,7 +370,7 @@ func (s *splicer) run(limit int64) (total int64, done bool, err error) {
 	s.fromSrc = s.moveDirectly
 	for total < limit && !s.mayBlock() {
 		s.want = int(min(spliceRoom, limit-total))
-		if s.in < 0 {
+		if s.in == nil {
 			err = s.direct(fill, drain)
 		} else {
 			s.failed = s.src.Read(fill)
@@ -388,7 +386,7 @@ func (s *splicer) run(limit int64) (total int64, done bool, err error) {
 			return total, true, nil
 		}
 		moved := s.n
-		if s.in >= 0 {
+		if s.in != nil {
 			moved, err = s.empty(s.n, drain)
 		}
 		if total += int64(moved); err != nil {
@@ -407,7 +405,7 @@ func (s *splicer) empty(n int, drain func(uintptr) bool) (moved int, err error) 
 	for ; moved < n; moved += s.n {
 		if s.mayBlock() {
 			p := make([]byte, n-moved)
-			if s.n, err = s.middle.read(p); err == nil {
+			if s.n, err = s.out.read(p); err == nil {
 				s.n, err = s.own.write(p[:s.n])
 			}
 			if err != nil {
@@ -470,20 +468,20 @@ func refused(errno syscall.Errno) bool {
 
 // fill is called when src may be ready.
 func (s *splicer) fill(src uintptr) bool {
-	if s.in >= 0 {
-		return s.move(int(src), s.in)
+	if s.in != nil {
+		return s.move(int(src), s.in.sys)
 	}
 	return readable(int(src))
 }
 
 // drain is called when dst may be ready.
 func (s *splicer) drain(dst uintptr) bool {
-	if s.out >= 0 {
+	if s.out != nil {
 		if s.mayBlock() {
 			s.n, s.errno = 0, 0
 			return true
 		}
-		return s.move(s.out, int(dst))
+		return s.move(s.out.sys, int(dst))
 	}
 	s.side, s.blocked = int(dst), false
 	if s.failed = s.src.Control(s.fromSrc); s.failed != nil {
@@ -842,8 +840,8 @@ func (kernel) closesOnExec(sys int) bool {
 
 // reopen opens a pipe through /proc/self/fd, where that leads to it: proc(5). The open of
 // a pipe does not wait for the other end (fifo_open of fs/pipe.c, with O_NONBLOCK), but for the mutex
-// of the pipe: see untilEnd. It may fail: a FIFO
-// without a reader refuses a writer, and a pipe of another user may refuse this one.
+// of the pipe: see untilEnd. It may fail: a FIFO without a reader refuses a writer, and a pipe of
+// another user may refuse this one.
 func (kernel) reopen(sys int) (int, error) {
 	if err := isPipe(sys); err != nil {
 		return -1, err

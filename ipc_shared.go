@@ -1769,7 +1769,7 @@ func (c *SharedConn) consume(n uint32) {
 	c.wakePeer(&c.r, c.in.consume(n), &c.in.woken)
 }
 
-// fail ends a connection whose peer broke the protocol.
+// fail ends a connection whose peer broke the protocol, or whose doorbell failed.
 func (c *SharedConn) fail(err error) error {
 	var parked []*fd
 	defer func() { ringLast(parked, 0) }()

@@ -2459,9 +2459,8 @@ func ownListener(sys int, kind connKind) (*listener, error) {
 // Nobody can count the descriptors of a description, but the kernel tells when those of a
 // pipe's writing end are gone. So the owners share a pipe that nobody writes to. Each
 // owner has both its ends. To leave, it closes the writing end. If no process has that any
-// more, it was the last. Two owners that leave at once may both
-// find that. They remove under the guard and while the lock is held, and the second finds
-// nothing.
+// more, it was the last. Two owners that leave at once may both find that. They remove under
+// the guard and while the lock is held, and the second finds nothing.
 //
 // A process that ends without Close is no owner any more, as its descriptors are closed.
 // A process that was given the listener and never takes it is an owner.
@@ -3056,8 +3055,7 @@ func (f *fd) sendDatagram(p, rights []byte) error {
 //
 // Every system call here is made through the scheduler ([syscall.Syscall]), but for a few of
 // package syscall that cannot sleep (socket, socketpair, pipe2, and getsockname and getpeername of
-// a local socket: unix_getname of net/unix/af_unix.c). A raw call that
-// sleeps stops the process at its next garbage collection. The peer decides how long
+// a local socket: unix_getname of net/unix/af_unix.c). A raw call that sleeps stops the process at its next garbage collection. The peer decides how long
 // many calls sleep: read(2) closes the descriptors that it has no room for (__fput of
 // fs/file_table.c), and pipe_read and pipe_write of fs/pipe.c hold a mutex while a page
 // fault of the other end is served.
@@ -3191,38 +3189,35 @@ func closedFD() *fd {
 
 func (f *fd) started() *fd {
 	f.waited = now()
-	f.armCleanup()
+	f.armCleanup(nil)
 	return f
 }
 
 // newSocketFD is newFD for a socket.
 func newSocketFD(sys int) *fd { return (&fd{sys: sys, socket: true}).started() }
 
-// armCleanup has the descriptor closed when the fd is dropped. Functions that capture nothing
-// cost a connection fewer allocations.
-func (f *fd) armCleanup() {
-	drop := closePipeEnd
-	if f.socket {
-		drop = closeSocketEnd
-	}
-	f.cleanup = runtime.AddCleanup(f, drop, f.sys)
+// armCleanup has the descriptor closed when the fd is dropped, by the pollFile if there is one. The
+// finalizer of that would sleep in close(2), and no other finalizer of the process would run then.
+func (f *fd) armCleanup(p *pollFile) {
+	f.cleanup = runtime.AddCleanup(f, dropped.close, dropped{f.closers(), f.sys, p})
 }
 
-func closeSocketEnd(sys int) { socketEnds.close(func() { syscall.Close(sys) }) }
-func closePipeEnd(sys int)   { pipeEnds.close(func() { syscall.Close(sys) }) }
-
-// armFileCleanup is armCleanup for a pollFile. The finalizer of an os.File would sleep in close(2), and no
-// other finalizer of the process would run then.
-func (f *fd) armFileCleanup(file *os.File) {
-	drop := closeSocketFile
-	if !f.socket {
-		drop = closePipeFile
-	}
-	f.cleanup = runtime.AddCleanup(f, drop, file)
+// A dropped is what is left of an fd that nobody has any more.
+type dropped struct {
+	by     *closers
+	sys    int
+	polled *pollFile
 }
 
-func closeSocketFile(file *os.File) { socketEnds.close(func() { file.Close() }) }
-func closePipeFile(file *os.File)   { pipeEnds.close(func() { file.Close() }) }
+func (d dropped) close() { d.by.close(func() { closeEnd(d.sys, d.polled) }) }
+
+// closeEnd closes a descriptor, which the pollFile owns if there is one.
+func closeEnd(sys int, p *pollFile) error {
+	if p != nil {
+		return errnoOf(p.file.Close())
+	}
+	return syscall.Close(sys)
+}
 
 // close makes a call soon that closes a descriptor.
 func (c *closers) close(call func()) { c.add(func() { kern.hurry(call) }) }
@@ -3371,8 +3366,7 @@ func (f *fd) tryAtOnce(h *ioState, o *op, w *wait) (done result, err error) {
 	tries := h.expectPark == 0 || w.spins || w.may && spinning.yieldsNext(&h.yields)
 	w.looks = tries || h.expectPark > expectParkMax
 	if tries {
-		f.heedOthers(o)
-		if done, err = o.attempt(f.sys); !notYet(err) {
+		if done, err = f.attempt(o); !notYet(err) {
 			h.expectPark = 0
 			return done, err
 		}
@@ -3389,8 +3383,7 @@ func (f *fd) stayAwake(h *ioState, o *op, w *wait) (result, error) {
 	if spinning.alone() && h.spins.waits < youngWaits {
 		// Of many that have just begun the others run first, and the peer answers all of them at once.
 		runtime.Gosched()
-		f.heedOthers(o)
-		if done, err := o.attempt(f.sys); !notYet(err) {
+		if done, err := f.attempt(o); !notYet(err) {
 			f.stayedAwake(h, &h.spins, now())
 			return done, err
 		}
@@ -3464,16 +3457,14 @@ func (f *fd) spinFor(h *ioState, o *op, begun, limit int64) (done result, err er
 			s.left = min(s.left, limit-spun/giveShare)
 			spinning.giveWay(s.last) // to the thread that serves the client
 		}
-		f.heedOthers(o)
-		done, err = o.attempt(f.sys)
+		done, err = f.attempt(o)
 	}
 	spinning.end(&h.spins, !notYet(err))
 	at := s.last
 	if notYet(err) && s.left <= 0 {
 		// After the first yield the system may choose this thread once more.
 		others := spinning.giveWay(at) || spinning.giveWay(now())
-		f.heedOthers(o)
-		done, err = o.attempt(f.sys)
+		done, err = f.attempt(o)
 		at = now()
 		switch {
 		case notYet(err):
@@ -3495,8 +3486,7 @@ func (f *fd) yieldFor(h *ioState, o *op, begun, limit int64) (done result, err e
 	err = syscall.EAGAIN
 	for n := 0; notYet(err) && moreYields(n, at-begun, limit) && !f.closing() && !h.expired(); n++ {
 		spinning.yield()
-		f.heedOthers(o)
-		done, err = o.attempt(f.sys)
+		done, err = f.attempt(o)
 		at = now()
 	}
 	won := !notYet(err)
@@ -3525,9 +3515,8 @@ func notYet(err error) bool {
 }
 
 // heedOthers has an operation go on as it must once others have the descriptor too: they can have
-// files come again, and make it blocking. They may get it while the operation waits, so this is
-// called before each attempt. It is not called by attempt: a frame more would make the stacks of
-// those that are parked grow.
+// files come again, and make it blocking. They may get it while the operation waits, so each attempt
+// begins with this.
 func (f *fd) heedOthers(o *op) {
 	if f.mayBeOthersToo() {
 		o.mode &^= withoutFiles
@@ -3546,7 +3535,9 @@ func (f *fd) heedOthers(o *op) {
 }
 
 // attempt makes the call once, without waiting: EAGAIN tells that nothing happened yet.
-func (o *op) attempt(sys int) (r result, err error) {
+func (f *fd) attempt(o *op) (r result, err error) {
+	sys := f.sys
+	f.heedOthers(o)
 	for {
 		switch o.call {
 		case opReceive:
@@ -3585,8 +3576,7 @@ func newParking(f *fd) *parking {
 				return !notYet(k.err)
 			}
 		}
-		f.heedOthers(&k.op)
-		k.done, k.err = k.op.attempt(int(sysfd))
+		k.done, k.err = f.attempt(&k.op)
 		return !notYet(k.err)
 	}
 	return k
@@ -3673,12 +3663,7 @@ func (f *fd) dispose() {
 	f.cleanup.Stop()
 	p := f.polled.Load()
 	end := func() {
-		var err error
-		if p != nil {
-			err = errnoOf(p.file.Close())
-		} else {
-			err = syscall.Close(f.sys)
-		}
+		err := closeEnd(f.sys, p)
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.disposed, f.goneErr = true, err
@@ -3803,7 +3788,7 @@ func (f *fd) register(h *ioState) error {
 		err = p.file.SetWriteDeadline(f.w.deadline())
 	}
 	f.byTimer = f.byTimer || err != nil
-	f.armFileCleanup(p.file)
+	f.armCleanup(p)
 	f.polled.Store(p)
 	return nil
 }
@@ -3830,7 +3815,7 @@ func (f *fd) leavePoller() {
 	f.polled.Store(nil)
 	p.file.Close() // not the last descriptor of its description, so nothing is released
 	f.sys = sys
-	f.armCleanup()
+	f.armCleanup(nil)
 }
 
 // pin keeps the number of the descriptor from changing.

@@ -279,12 +279,17 @@ func childFaultsInAPipe(p *kit.Parent, args []string) error {
 	if path != "" {
 		fd = kit.Sure(syscall.Open(path, mode|syscall.O_CLOEXEC, 0))
 	}
-	mapped := kit.Sure(syscall.Open(file, syscall.O_RDWR|syscall.O_CLOEXEC, 0))
-	page := kit.Sure(syscall.Mmap(mapped, 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED))
+	page := mapPage(file)
 	p.Say("ready")
 	p.Hear()
 	call(fd, page[:8])
 	return nil
+}
+
+// mapPage returns a page of the file, which its file system fills when it is first used.
+func mapPage(file string) []byte {
+	mapped := kit.Sure(syscall.Open(file, syscall.O_RDWR|syscall.O_CLOEXEC, 0))
+	return kit.Sure(syscall.Mmap(mapped, 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED))
 }
 
 func TestPipeHeldInAPageFaultStopsNobody(t *testing.T) {
@@ -429,9 +434,7 @@ func childHoldsThePipeOfTheOwners(p *kit.Parent, args []string) error {
 		p.Hear()
 		return stop()
 	}
-	mapped := kit.Sure(syscall.Open(file, syscall.O_RDWR|syscall.O_CLOEXEC, 0))
-	page := kit.Sure(syscall.Mmap(mapped, 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED))
-	syscall.Write(writes, page[:8])
+	syscall.Write(writes, mapPage(file)[:8])
 	return nil
 }
 
