@@ -1784,23 +1784,30 @@ func TestYoungWaitLetsOthersRunIfOneRunsAtATime(t *testing.T) {
 	defer forget()
 	a, _ := connected(t)
 	yieldBy(t, func() {})
-	forget()
-	spinning.measure()
-	var othersRan atomic.Bool
-	go othersRan.Store(true)
-	attempts := 0
 	h := &a.fd.r
 	if err := a.fd.acquire(h); err != nil {
 		t.Fatal(err)
 	}
 	defer a.fd.release(h)
-	_, err := a.fd.run(h, &op{call: opOther, other: func(int) (result, error) {
-		if attempts++; !othersRan.Load() && attempts < 10 {
-			return result{}, syscall.EAGAIN
+	for range 10 { // the runtime takes the one that gives way again, once in 61 times
+		forget()
+		h.spins, h.yields = backoff{}, yielder{}
+		spinning.measure()
+		var othersRan atomic.Bool
+		go othersRan.Store(true)
+		attempts := 0
+		_, err := a.fd.run(h, &op{call: opOther, other: func(int) (result, error) {
+			if attempts++; !othersRan.Load() && attempts < 3 {
+				return result{}, syscall.EAGAIN
+			}
+			return result{n: 1}, nil
+		}})
+		if err != nil {
+			t.Fatal(err)
 		}
-		return result{n: 1}, nil
-	}})
-	if err != nil || attempts > 2 {
-		t.Errorf("others ran after %d attempts, %v", attempts, err)
+		if attempts <= 2 {
+			return
+		}
 	}
+	t.Error("others did not run before the second attempt")
 }
