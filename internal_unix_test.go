@@ -181,21 +181,74 @@ func (p *filesProbe) allClosed() {
 	}
 }
 
-// Many descriptors that wait to be closed, in whatever file system, hold up no read.
-func TestConnReadBesideManyFilesThatAreBeingClosed(t *testing.T) {
-	a, b := connected(t)
-	sent := newFilesProbe(t)
-	if err := a.SendFiles(sent.w); err != nil {
+// While as many descriptors as may wait to be closed, in whatever file system, further ones are closed
+// by the call that got them, whichever it is: what peers send does not fill the table of this process.
+func TestFilesAreClosedBesideManyThatAreBeingClosed(t *testing.T) {
+	regular, err := os.Open(os.Args[0])
+	if err != nil {
 		t.Fatal(err)
 	}
-	disposal.waiting.Add(closersMax)
-	p := make([]byte, 10)
-	n, err := b.Read(p)
-	disposal.waiting.Add(-closersMax)
-	if string(p[:n]) != "\x00" || err != nil {
-		t.Errorf("%q is read, %v", p[:n], err)
+	defer regular.Close()
+	for name, get := range map[string]func(b *Conn) error{
+		"Read": func(b *Conn) error {
+			p := make([]byte, 10)
+			n, err := b.Read(p)
+			if string(p[:n]) != "\x00" {
+				t.Errorf("%q is read", p[:n])
+			}
+			return err
+		},
+		"RecvFiles": func(b *Conn) error {
+			if _, err := b.RecvFiles(1); !errors.Is(err, ErrMsgTooLong) {
+				t.Errorf("RecvFiles(1) of two: %v", err)
+			}
+			return nil
+		},
+		"ReadMsg": func(b *Conn) error {
+			_, _, _, err := b.ReadMsg(make([]byte, 1), make([]byte, syscall.CmsgSpace(0)))
+			return err
+		},
+		"CloseRead": func(b *Conn) error { return b.CloseRead() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b := connected(t)
+			sent := newFilesProbe(t)
+			if err := a.SendFiles(sent.w, regular); err != nil {
+				t.Fatal(err)
+			}
+			defer holdClosers(&disposal)()
+			if err := get(b); err != nil {
+				t.Fatal(err)
+			}
+			sent.allClosed()
+		})
 	}
-	sent.allClosed() // the file that nobody asked for, too
+	t.Run("received", func(t *testing.T) {
+		a, b := connected(t)
+		defer holdClosers(&disposal)()
+		waiting := disposal.waiting.Load()
+		if err := a.SendFiles(regular); err != nil {
+			t.Fatal(err)
+		}
+		files, err := b.RecvFiles(1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[0].Close()
+		if n := disposal.waiting.Load() - waiting; n != 0 {
+			t.Errorf("%d descriptors of a file that was received wait to be closed", n)
+		}
+	})
+}
+
+// holdClosers gives them as many calls that do not end as run and wait at a time. The function that it
+// returns ends those.
+func holdClosers(c *closers) (release func()) {
+	asleep := make(chan struct{})
+	for range 2 * closersMax {
+		c.add(func() { <-asleep })
+	}
+	return func() { close(asleep) }
 }
 
 // Some kernels deliver files that were sent without a byte before the message that they

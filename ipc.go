@@ -2440,7 +2440,8 @@ func (f *framing) close() error {
 	err := f.fd.close()
 	f.receiving.Lock()
 	defer f.receiving.Unlock()
-	f.forget(f.files)
+	releaseFiles(f.files)
+	f.files, f.filesErr = nil, nil
 	return err
 }
 
@@ -2534,10 +2535,18 @@ func checkFiles(n, least int) error {
 // checkReceived refuses more files than were asked for.
 func checkReceived(n, limit int) error {
 	if n > limit {
-		return &ruleError{"the peer sent " + strconv.Itoa(n) + " files, " + strconv.Itoa(limit) + " were asked for", ErrMsgTooLong}
+		return excess{n, limit}
 	}
 	return nil
 }
+
+// An excess is the error for more files than were asked for.
+type excess struct{ sent, limit int }
+
+func (e excess) Error() string {
+	return "the peer sent " + strconv.Itoa(e.sent) + " files, " + strconv.Itoa(e.limit) + " were asked for"
+}
+func (e excess) Unwrap() error { return ErrMsgTooLong }
 
 // holdFiles returns the descriptors or handles of the files, none of which can be
 // closed until release is called. It does not use File.Fd, which on Unix makes a file
@@ -2594,12 +2603,18 @@ func withFile(f *os.File, do func(sys uintptr) error) error {
 	return err
 }
 
-// discardFiles closes files that a peer chose, away from the caller.
+// discardFiles closes files that a peer chose and this end has received, as disposeOf does.
 func discardFiles(files []*os.File) {
-	if len(files) == 0 {
+	if len(files) == 0 { // each message that is framed asks for it
 		return
 	}
-	disposal.do(len(files), closeGrace, func(i int) { files[i].Close() })
+	disposeOf(len(files), closeGrace, func(i int) { closeReceived(files[i]) })
+}
+
+// releaseFiles closes the files that are left when an end is closed. However many wait already, they are
+// closed away from the caller, since Close waits for nobody; they are few.
+func releaseFiles(files []*os.File) {
+	disposal.do(len(files), closeGrace, func(i int) { closeReceived(files[i]) })
 }
 
 // ---------------------------------------------------------------------------
@@ -3923,6 +3938,19 @@ type closers struct {
 // its own, so that calls of one kind that sleep do not delay those of another.
 var disposal, socketEnds, pipeEnds, lastRings closers
 
+// disposeOf makes call for each of 0 to n-1, each of which closes what a peer sent, and waits no longer
+// than the grace. If too many such calls wait already, the caller makes these itself: that delays what
+// it does for this peer alone, and this process does not run out of descriptors.
+func disposeOf(n int, grace time.Duration, call func(i int)) {
+	if !disposal.full() {
+		disposal.do(n, grace, call)
+		return
+	}
+	for i := range n {
+		call(i)
+	}
+}
+
 // full reports whether so many calls wait that no more should be added.
 func (c *closers) full() bool { return c.waiting.Load() >= closersMax }
 
@@ -3945,6 +3973,9 @@ func (c *closers) add(call func()) {
 // do makes call for each of 0 to n-1, and waits until all have returned, but no longer
 // than grace.
 func (c *closers) do(n int, grace time.Duration, call func(i int)) {
+	if n == 0 {
+		return
+	}
 	done := make(chan struct{}, n)
 	for i := range n {
 		c.add(func() { call(i); done <- struct{}{} })

@@ -1188,7 +1188,7 @@ func (kernel) blockingFile(fd int, name string, grace time.Duration) (*os.File, 
 	}
 	// Even a close that is not the last asks the file's file system: fuse_flush of fs/fuse/file.c. It
 	// is waited for, since it also lets the process's locks of fcntl(2) go.
-	disposal.do(1, grace, func(int) { syscall.Close(fd) })
+	disposeOf(1, grace, func(int) { syscall.Close(fd) })
 	return file, nil
 }
 

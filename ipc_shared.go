@@ -2718,6 +2718,7 @@ func (c *SharedConn) receive(hs *handshake) error {
 	n, files, err := recvHello(c.base.fd, hs.buf[hs.got:])
 	hs.files = append(hs.files, files...)
 	hs.got += n
+	_, tooMany := err.(excess)
 	switch {
 	case err != nil && n == 0:
 		if hs.got == 0 && isEnd(err) {
@@ -2725,6 +2726,7 @@ func (c *SharedConn) receive(hs *handshake) error {
 			return nil
 		}
 		return within(err)
+	case tooMany:
 	case c.passive && errors.Is(err, ErrMsgTooLong): // this process has no descriptors left
 		hs.lost = true
 	case err != nil:
@@ -2739,7 +2741,7 @@ func (c *SharedConn) receive(hs *handshake) error {
 		return nil
 	case hs.got > len(helloMark) && hs.buf[len(helloMark)] != helloVersion:
 		return protocolError("its version is " + strconv.Itoa(int(hs.buf[len(helloMark)])) + ", not " + strconv.Itoa(helloVersion))
-	case len(hs.files) > helloFiles:
+	case tooMany || len(hs.files) > helloFiles:
 		return protocolError("too many files")
 	case hs.got < helloSize:
 		return nil

@@ -3696,17 +3696,19 @@ func (f *fd) closesAtOnce() bool {
 	return kern.drained(f.sys, f.kind == messages, f.marked)
 }
 
-// discard closes descriptors that a peer chose, on another goroutine. The caller waits no
-// longer than closeGrace.
+// discard closes descriptors that a peer chose, on another goroutine, as disposeOf does. The caller
+// waits no longer than closeGrace.
 func discard(sys ...int) { discardWithin(closeGrace, sys...) }
 
 // discardWithin is discard for a caller that waits no longer than the grace.
 func discardWithin(grace time.Duration, sys ...int) {
-	if len(sys) == 0 {
-		return
-	}
-	disposal.do(len(sys), grace, func(i int) { kern.hurry(func() { syscall.Close(sys[i]) }) })
+	disposeOf(len(sys), grace, func(i int) { closeHurried(sys[i]) })
 }
+
+func closeHurried(sys int) { kern.hurry(func() { syscall.Close(sys) }) }
+
+// closeReceived closes a file that a peer chose.
+func closeReceived(f *os.File) { kern.hurry(func() { f.Close() }) }
 
 // ---------------------------------------------------------------------------
 // Waiting
@@ -4112,17 +4114,10 @@ func writeShared(o *op, sys int) (r result, err error) { r.n, err = kern.writeNo
 // along, which may sleep. So there is room for them, unless none can come, and they are closed
 // elsewhere. A look (MSG_PEEK) takes nothing from the queue.
 //
-// If too many wait to be closed already, they are closed in this call: that delays calls
-// for this peer alone, and this process does not run out of descriptors. The kernel does it
-// if there is no room for them. Where files come without data (filesAlone), there is room
-// all the same: otherwise such files would look like the end of the stream, and macOS would
-// leave them open in this process (soreceive_ctl of bsd/kern/uipc_socket.c).
-//
-// A doorbell is different (doorbellRead): Close waits for its reads, so there is always room,
-// and files are closed elsewhere however many wait. The first file ends the connection.
+// A doorbell is different (doorbellRead): Close waits for its reads, so files are closed elsewhere
+// however many wait (disposeOf). The first file ends the connection.
 func receive(o *op, sys int) (result, error) {
-	full := disposal.full() && o.mode&doorbellRead == 0
-	if len(o.oob) > 0 || o.mode&withoutFiles != 0 || o.flags&syscall.MSG_PEEK != 0 || full && !filesAlone {
+	if len(o.oob) > 0 || o.mode&withoutFiles != 0 || o.flags&syscall.MSG_PEEK != 0 {
 		return kern.receive(sys, o)
 	}
 	room := rightsRooms.Get().(*[rightsRoom]byte)
@@ -4130,7 +4125,7 @@ func receive(o *op, sys int) (result, error) {
 	r, err := kern.receive(sys, o)
 	o.oob = nil
 	if err == nil && r.oobn > 0 {
-		r.files = int32(closeRights(room[:r.oobn], full, o.mode))
+		r.files = int32(closeRights(room[:r.oobn], o.mode))
 	}
 	rightsRooms.Put(room)
 	return r, err
@@ -4140,19 +4135,14 @@ func receive(o *op, sys int) (result, error) {
 // no part of receive, since that must fit on the small stack of a goroutine that waits.
 //
 //go:noinline
-func closeRights(oob []byte, full bool, mode opMode) int {
+func closeRights(oob []byte, mode opMode) int {
 	if kern.onlyMark(oob) {
 		return 0
 	}
 	fds := descriptorsIn(oob)
-	switch {
-	case full:
-		for _, fd := range fds {
-			syscall.Close(fd)
-		}
-	case mode&doorbellRead != 0:
-		discardWithin(0, fds...)
-	default:
+	if mode&doorbellRead != 0 {
+		disposal.do(len(fds), 0, func(i int) { closeHurried(fds[i]) })
+	} else {
 		discard(fds...)
 	}
 	return len(fds)
@@ -4574,7 +4564,7 @@ func lostRights(sys int) error {
 	if err != nil {
 		return &classified{os.NewSyscallError("recvmsg", err), ErrMsgTooLong}
 	}
-	discard(spare)
+	syscall.Close(spare) // which is no last close
 	return &ruleError{"some files could not be received", ErrMsgTooLong}
 }
 
@@ -4679,7 +4669,7 @@ func descriptorsIn(oob []byte) []int {
 }
 
 // discardRights closes every descriptor in control messages.
-func discardRights(oob []byte) { closeRights(oob, false, 0) }
+func discardRights(oob []byte) { closeRights(oob, 0) }
 
 // ReadMsg reads data and control messages, as recvmsg(2) does, for what this package does
 // not wrap. It returns how much of p and of oob was filled, and the flags (MSG_CTRUNC and
@@ -5690,7 +5680,7 @@ func discardHelloFiles(with []helloFile) {
 	for i, r := range with {
 		files[i] = r.File
 	}
-	discardFiles(files)
+	releaseFiles(files)
 }
 
 // memory returns the file, which the caller may close, if it is memory that the peer can only
@@ -5715,7 +5705,7 @@ func recvHello(f *fd, p []byte) (n int, with []helloFile, err error) {
 	if n, err = f.awaitReceive(p); n > 0 || err != nil {
 		return n, nil, err
 	}
-	n, files, err := f.recvRights(p, maxFiles)
+	n, files, err := f.recvRights(p, helloFiles)
 	for _, file := range files {
 		with = append(with, helloFile{file})
 	}

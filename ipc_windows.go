@@ -2712,6 +2712,9 @@ func (f *fd) closeHandle(taken []syscall.Handle) {
 	close(f.gone)
 }
 
+// closeReceived closes a file that a peer chose.
+func closeReceived(f *os.File) { f.Close() }
+
 // discard closes handles that a peer chose, on another goroutine: see discardFiles.
 func discard(handles ...syscall.Handle) { discardWithin(closeGrace, handles...) }
 
