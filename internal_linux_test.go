@@ -488,17 +488,73 @@ func TestRefuseFilesReadsByRecvmsgIfItMust(t *testing.T) {
 }
 
 // Unread data needs no goroutine to close, but files may.
-func TestRefuseFilesClosesAtOnce(t *testing.T) {
-	for _, wasEmpty := range []bool{false, true} {
-		a, b := refusing(t, func(*Conn) {})
-		if wasEmpty {
-			readsWithoutRoom(t, b)
-		}
-		if _, err := a.Write([]byte("unread")); err != nil {
-			t.Fatal(err)
-		}
-		if got := b.fd.closesAtOnce(); got != wasEmpty {
-			t.Errorf("its queue has been empty: %t; the close is one that cannot sleep: %t", wasEmpty, got)
+func TestCloseIsMadeAtOnceUnlessFilesAreUnread(t *testing.T) {
+	if kern.closeCollects() {
+		t.Skip("a close on this kernel can sleep for the sake of other sockets")
+	}
+	file, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	null := int(file.Fd())
+	for name, c := range map[string]struct {
+		messages bool
+		send     func(a *fd) error
+		atOnce   bool
+	}{
+		"nothing": {false, func(a *fd) error { return nil }, true},
+		"data": {false, func(a *fd) error {
+			_, err := a.write(make([]byte, 70<<10))
+			return err
+		}, true},
+		"a file behind data": {false, func(a *fd) error {
+			_, err := a.write(make([]byte, 1000))
+			return errors.Join(err, syscall.Sendmsg(a.sys, []byte("x"), syscall.UnixRights(null), nil, 0))
+		}, false},
+		"a file before data": {false, func(a *fd) error {
+			err := syscall.Sendmsg(a.sys, []byte("x"), syscall.UnixRights(null), nil, 0)
+			_, e := a.write(make([]byte, 1000))
+			return errors.Join(err, e)
+		}, false},
+		"an urgent byte": {false, func(a *fd) error { return syscall.Sendmsg(a.sys, []byte("x"), nil, nil, syscall.MSG_OOB) }, true},
+		"a file with an urgent byte": {false, func(a *fd) error {
+			return syscall.Sendmsg(a.sys, []byte("x"), syscall.UnixRights(null), nil, syscall.MSG_OOB)
+		}, false},
+		"a message": {true, func(a *fd) error { return syscall.Sendmsg(a.sys, []byte("x"), nil, nil, 0) }, false},
+		"a file in an empty message": {true, func(a *fd) error {
+			return syscall.Sendmsg(a.sys, nil, syscall.UnixRights(null), nil, 0)
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			kind := streams
+			if c.messages {
+				kind = messages
+			}
+			a, b, err := pair(kind)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer a.close()
+			defer b.close()
+			if err := c.send(a); errors.Is(err, syscall.EOPNOTSUPP) { // urgent bytes: since Linux 5.15
+				t.Skip(err)
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			if got := b.closesAtOnce(); got != c.atOnce {
+				t.Errorf("the close is made at once: %t, want %t", got, c.atOnce)
+			}
+		})
+	}
+}
+
+func TestOlderThan(t *testing.T) {
+	for release, want := range map[string]bool{
+		"6.8.0-31-generic": true, "6.9.0": false, "6.18.44": false, "5.15.0": true, "4.4.0": true, "7.0-rc1": false, "6.9-rc1": false, "": true,
+	} {
+		if got := olderThan(release, 6, 9); got != want {
+			t.Errorf("%q is older than 6.9: %t", release, got)
 		}
 	}
 }

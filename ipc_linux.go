@@ -989,29 +989,85 @@ func vectorNow(trap uintptr, sys int, p []byte) (int, error) {
 
 // drained shuts the reading side first. unix_stream_sendmsg and unix_dgram_sendmsg of
 // net/unix/af_unix.c look for that under the lock of the receiver, under which they also
-// queue, so nothing comes any more. Then drained looks whether something is there. In a
-// stream files come with at least one byte, so it is enough to count bytes. A message may
-// be empty.
-func (kernel) drained(sys int, messages, marked bool) bool {
+// queue, so nothing comes any more. Then drained looks what is there, and leaves it: a close with unread
+// data is a reset for the peer. In a stream files come with at least one byte. A message may be empty.
+func (k kernel) drained(sys int, messages, marked bool) bool {
 	if syscall.Shutdown(sys, syscall.SHUT_RD) != nil {
 		return false
 	}
-	if !kern.isEmpty(sys) {
+	n := k.queued(sys)
+	if !messages {
+		return n == 0 || n > 0 && n <= drainedMax && k.isPlain(sys, n)
+	}
+	if n != 0 {
 		return false
 	}
-	if !messages {
-		return true
-	}
-	r, err := kern.receive(sys, &op{flags: syscall.MSG_PEEK | syscall.MSG_TRUNC})
+	r, err := k.receive(sys, &op{flags: syscall.MSG_PEEK | syscall.MSG_TRUNC})
 	return err == nil && r.n == 0 && r.oobn == 0 && r.got&syscall.MSG_CTRUNC == 0 && marked
 }
 
-// isEmpty counts bytes (SIOCINQ of unix(7)). A look by MSG_PEEK passes over an urgent byte (MSG_OOB),
+// drainedMax is how many unread bytes are copied to see whether files are among them. A peer can queue
+// about that many unless an administrator has raised the limit of its buffer (socket(7), wmem_max).
+const drainedMax = 256 << 10
+
+// isPlain reports whether no files come with the n bytes in the queue. A look (MSG_PEEK) ends with the
+// first byte that has some, and without room for them says MSG_CTRUNC. Only duplicates are let go,
+// which asks no file system (scm_recv and scm_destroy of net/core/scm.c).
+func (k kernel) isPlain(sys, n int) bool {
+	r, err := k.receive(sys, &op{p: make([]byte, n), flags: syscall.MSG_PEEK})
+	return err == nil && r.n == n && r.got&syscall.MSG_CTRUNC == 0
+}
+
+// closeCollects: before Linux 6.9 the close of any local socket may collect those that are in flight
+// and that nobody can receive, and close what these have in their queues (unix_release_sock and unix_gc
+// of net/unix, until the commit "af_unix: Run GC on only one CPU"). Any user can leave such behind.
+func (kernel) closeCollects() bool { return isBefore6_9() }
+
+var isBefore6_9 = sync.OnceValue(func() bool {
+	var u syscall.Utsname
+	return syscall.Uname(&u) != nil || olderThan(textOf(u.Release[:]), 6, 9)
+})
+
+// olderThan compares the release of a kernel, such as "6.8.0-31-generic".
+func olderThan(release string, major, minor int) bool {
+	of := func(part string) int {
+		end := 0
+		for end < len(part) && '0' <= part[end] && part[end] <= '9' {
+			end++
+		}
+		n, _ := strconv.Atoi(part[:end])
+		return n
+	}
+	first, rest, _ := strings.Cut(release, ".")
+	if n := of(first); n != major {
+		return n < major
+	}
+	return of(rest) < minor
+}
+
+// textOf returns the text before the first zero byte; char is signed on some architectures.
+func textOf[C int8 | uint8](chars []C) string {
+	var b []byte
+	for _, c := range chars {
+		if c == 0 {
+			break
+		}
+		b = append(b, byte(c))
+	}
+	return string(b)
+}
+
+// isEmpty counts bytes. A look by MSG_PEEK passes over an urgent byte (MSG_OOB),
 // which may bring files, and takes the error of the socket, which is told once.
-func (kernel) isEmpty(sys int) bool {
-	var queued int32
-	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(sys), syscall.TIOCINQ, uintptr(unsafe.Pointer(&queued)))
-	return errno == 0 && queued == 0
+func (k kernel) isEmpty(sys int) bool { return k.queued(sys) == 0 }
+
+// queued returns how many bytes are in the queue (SIOCINQ of unix(7)), or -1.
+func (kernel) queued(sys int) int {
+	var n int32
+	if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(sys), syscall.TIOCINQ, uintptr(unsafe.Pointer(&n))); errno != 0 {
+		return -1
+	}
+	return int(n)
 }
 
 // inlineUrgent makes an urgent byte a part of the stream. Otherwise a receive skips the

@@ -3679,10 +3679,10 @@ func (f *fd) dispose() {
 }
 
 // closesAtOnce reports whether close(2) cannot sleep. That is so for a connection with
-// nothing in its queue, if nothing can come any more.
+// no files in its queue, if nothing can come any more.
 func (f *fd) closesAtOnce() bool {
 	switch {
-	case !f.socket || f.listen:
+	case !f.socket || f.listen || kern.closeCollects():
 		return false
 	case filesAlone: // files without data can look like the end, and more may follow them
 		return false
@@ -5164,8 +5164,11 @@ func (baseKernel) sendv(sys int, iov []iovec, flags int) (int, error) {
 // hidesUser reports whether the id stands for many users. Only Linux has user namespaces.
 func (baseKernel) hidesUser(int) bool { return false }
 
-// drained reports whether nothing is in the queue of a connection that no other process
-// has, and nothing can come any more. It is false where that is not known. An empty
+// closeCollects reports whether the close of a socket may close what is in the queues of others.
+func (baseKernel) closeCollects() bool { return false }
+
+// drained reports whether neither files nor messages are in the queue of a connection that no other
+// process has, and nothing can come any more. It is false where that is not known. An empty
 // message is not seen if it is unmarked.
 func (baseKernel) drained(sys int, messages, marked bool) bool { return false }
 
