@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"runtime"
@@ -484,6 +485,57 @@ func TestRefuseFilesReadsByRecvmsgIfItMust(t *testing.T) {
 		if n, err := b.Read(p); string(p[:n]) != "data" || err != nil {
 			t.Errorf("%q is read, %v", p[:n], err)
 		}
+	}
+}
+
+// A client of a listener that refuses files can send none, whether it was accepted or not, and one that
+// connected before can send none once it is accepted.
+func TestListenerRefuseFiles(t *testing.T) {
+	l, err := Listen(Addr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	dial := func() *Conn {
+		c, err := Dial(l.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	before := dial()
+	if err := l.RefuseFiles(); errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	after := dial()
+	if err := after.SendFiles(null); !errors.Is(err, os.ErrPermission) {
+		t.Errorf("SendFiles of a client that is not accepted: %v", err)
+	}
+	for _, c := range []*Conn{before, after} {
+		s, err := l.AcceptConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		if err := c.SendFiles(null); !errors.Is(err, os.ErrPermission) {
+			t.Errorf("SendFiles of a client that is accepted: %v", err)
+		}
+	}
+	l.Close()
+	if err := l.RefuseFiles(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("RefuseFiles after Close: %v", err)
+	}
+	var zero Listener
+	if err := zero.RefuseFiles(); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("RefuseFiles of a zero Listener: %v", err)
 	}
 }
 

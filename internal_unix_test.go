@@ -1748,6 +1748,48 @@ func TestSpinThatLeavesThePollerDisturbsNobody(t *testing.T) {
 	<-drained
 }
 
+// Sockets that were closed and wait behind closes that sleep do not take all descriptors: no client is
+// accepted until there are fewer.
+func TestAcceptWaitsWhileClosedSocketsTakeDescriptors(t *testing.T) {
+	l, err := Listen(Addr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := Dial(l.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	many := int32(min(descriptorLimit()/4, 1<<30) + closersMax)
+	socketEnds.waiting.Add(many)
+	l.SetDeadline(time.Now().Add(20 * time.Millisecond))
+	if _, err := l.AcceptConn(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("Accept: %v", err)
+	}
+	l.SetDeadline(time.Time{})
+	accepted := make(chan error)
+	accept := func() {
+		s, err := l.AcceptConn()
+		if err == nil {
+			s.Close()
+		}
+		accepted <- err
+	}
+	go accept()
+	socketEnds.waiting.Add(-many)
+	if err := <-accepted; err != nil {
+		t.Errorf("Accept: %v", err)
+	}
+	socketEnds.waiting.Add(many)
+	go accept()
+	l.Close()
+	if err := <-accepted; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept after Close: %v", err)
+	}
+	socketEnds.waiting.Add(-many)
+}
+
 // ---------------------------------------------------------------------------
 // Clients in turn
 

@@ -108,15 +108,6 @@ func (c *endpoint) PeerGroups() (groups []int, err error) {
 	return groups, c.failed("peer", err)
 }
 
-// option makes a call for an option of the socket that not every kernel knows.
-func (f *fd) option(name string, call func() error) error {
-	err := f.control(name, call)
-	if errnoOf(err) == syscall.ENOPROTOOPT {
-		return &classified{err, errors.ErrUnsupported}
-	}
-	return err
-}
-
 // RefuseFiles has the system refuse the files that the peer sends from now on: SO_PASSRIGHTS of
 // Linux 6.16 and later. The peer's send fails then with an error that matches [os.ErrPermission],
 // and nothing of it arrives. What was sent before can still be received. Before 6.16 the error
@@ -134,23 +125,28 @@ func (c *endpoint) RefuseFiles() error {
 
 const soPassRights = 83 // asm-generic/socket.h, and arch/mips/include/uapi/asm/socket.h
 
-// refuseFiles asks whether it was done, since a sandbox may accept options that it does not know.
+// RefuseFiles is [Conn.RefuseFiles] for each client that connects from now on, before anybody has
+// accepted it: nothing in the queue of a client that is refused takes threads or descriptors of this
+// process then. A client that connected before may have sent files until it is accepted.
+func (l *server) RefuseFiles() error {
+	return l.failed("refuse files", l.end().refuseFiles())
+}
+
+// refuseRights asks whether it was done, since a sandbox may accept options that it does not know.
 // Who sends files looks whether they are refused, and puts them into the queue, under the lock of
 // the receiving socket's state (unix_stream_sendmsg of net/unix/af_unix.c). getpeername(2) takes
-// that lock, too (unix_peer_get). So afterwards no file is still on its way.
-func (f *fd) refuseFiles() error {
-	return f.option("setsockopt", func() error {
-		err := syscall.SetsockoptInt(f.sys, syscall.SOL_SOCKET, soPassRights, 0)
-		if err != nil {
-			return err
-		}
-		if on, err := syscall.GetsockoptInt(f.sys, syscall.SOL_SOCKET, soPassRights); err != nil || on != 0 {
-			return syscall.ENOPROTOOPT
-		}
-		syscall.Getpeername(f.sys) // for the lock; the peer may be gone
-		f.files.Store(filesRefused)
-		return nil
-	})
+// that lock, too (unix_peer_get). So afterwards no file is still on its way. The socket of a client
+// has the option from the listener (unix_stream_connect).
+func (kernel) refuseRights(sys int) error {
+	err := syscall.SetsockoptInt(sys, syscall.SOL_SOCKET, soPassRights, 0)
+	if err != nil {
+		return err
+	}
+	if on, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, soPassRights); err != nil || on != 0 {
+		return syscall.ENOPROTOOPT
+	}
+	syscall.Getpeername(sys) // for the lock; the peer may be gone
+	return nil
 }
 
 // RecvPeer is [MsgConn.Recv], and also returns who sent this very message, as the kernel

@@ -515,6 +515,9 @@ func (l *listener) accept() (*fd, error) {
 		return nil, err
 	}
 	defer l.release(h)
+	if err := l.awaitEnds(h); err != nil {
+		return nil, err
+	}
 	var mode opMode
 	if l.anyUnserved.Load() {
 		mode |= acceptServing
@@ -525,12 +528,40 @@ func (l *listener) accept() (*fd, error) {
 			f := newConnFD(done.n, l.serves)
 			f.anyUnserved = l.anyUnserved
 			f.anyUnserved.Store(true)
+			if l.files.Load() != filesCome {
+				f.refuseFiles() // again, since it may have connected before
+			}
 			return f, nil
 		case syscall.ECONNABORTED:
 		default:
 			return nil, callError("accept", err)
 		}
 	}
+}
+
+// awaitEnds waits while the sockets that were closed, and wait for their turn behind closes that sleep,
+// take a quarter of the descriptors of this process. Otherwise clients that are refused could take all.
+func (l *listener) awaitEnds(h *ioState) error {
+	for socketEnds.full() && int64(socketEnds.waiting.Load()) >= descriptorLimit()/4 {
+		switch {
+		case l.closing():
+			return net.ErrClosed
+		case h.expired():
+			return os.ErrDeadlineExceeded
+		}
+		time.Sleep(closeGrace / 10)
+	}
+	return nil
+}
+
+// descriptorLimit returns how many descriptors this process may have.
+func descriptorLimit() int64 {
+	const none = 1<<63 - 1
+	var limit syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil || int64(limit.Cur) < 0 { // RLIM_INFINITY
+		return none
+	}
+	return int64(limit.Cur)
 }
 
 func (l *listener) setDeadline(t time.Time) error { return l.fd.setDeadline(t, reading) }
@@ -3925,6 +3956,26 @@ func (f *fd) read(p []byte) (int, error) {
 	}
 }
 
+// option makes a call for an option of the socket that not every kernel knows.
+func (f *fd) option(name string, call func() error) error {
+	err := f.control(name, call)
+	if errnoOf(err) == syscall.ENOPROTOOPT {
+		return &classified{err, errors.ErrUnsupported}
+	}
+	return err
+}
+
+// refuseFiles is for RefuseFiles, which only Linux has.
+func (f *fd) refuseFiles() error {
+	return f.option("setsockopt", func() error {
+		err := kern.refuseRights(f.sys)
+		if err == nil {
+			f.files.Store(filesRefused)
+		}
+		return err
+	})
+}
+
 // What fd.files tells. It begins with the first, and readMode stores the last.
 const (
 	filesCome    = iota // the peer may send files
@@ -5166,6 +5217,10 @@ func (baseKernel) hidesUser(int) bool { return false }
 
 // closeCollects reports whether the close of a socket may close what is in the queues of others.
 func (baseKernel) closeCollects() bool { return false }
+
+// refuseRights has the system refuse descriptors that are sent to the socket from now on, and to those
+// of its clients if it listens.
+func (baseKernel) refuseRights(int) error { return syscall.ENOPROTOOPT }
 
 // drained reports whether neither files nor messages are in the queue of a connection that no other
 // process has, and nothing can come any more. It is false where that is not known. An empty
