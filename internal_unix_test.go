@@ -1748,6 +1748,73 @@ func TestSpinThatLeavesThePollerDisturbsNobody(t *testing.T) {
 	<-drained
 }
 
+// Opens of FIFOs that another process holds in the kernel are few, even with contexts that never end.
+func TestOpenFIFOBesideOpensThatAreHeld(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "fifo")
+	if err := kern.mkfifo(path, 0o600); err != nil {
+		t.Skip(err)
+	}
+	var held sync.WaitGroup
+	release := make(chan struct{})
+	inside := make(chan struct{})
+	for range closersMax {
+		held.Go(func() {
+			inTurn(context.Background(), func() error { inside <- struct{}{}; <-release; return nil })
+		})
+	}
+	for range closersMax {
+		<-inside
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	for _, keep := range []bool{false, true} {
+		if _, err := (FIFOConfig{KeepOpen: keep}).OpenReader(ctx, path); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("KeepOpen %t: OpenReader: %v", keep, err)
+		}
+	}
+	close(release)
+	held.Wait()
+	r, err := FIFOConfig{KeepOpen: true}.OpenReader(context.Background(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	if n := len(openTurns); n != 0 {
+		t.Errorf("%d turns are not given back", n)
+	}
+}
+
+// Those that wait for the other side hold up no other open.
+func TestOpenFIFOBesideManyThatWait(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "fifo")
+	if err := kern.mkfifo(path, 0o600); err != nil {
+		t.Skip(err)
+	}
+	const n = 2 * closersMax
+	waiting, end := context.WithCancel(context.Background())
+	defer end()
+	errs := make(chan error, n)
+	for range n {
+		go func() {
+			r, err := OpenFIFOReader(waiting, path)
+			if err == nil {
+				r.Close()
+			}
+			errs <- err
+		}()
+	}
+	w, err := OpenFIFOWriter(waiting, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	for range n {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // Sockets that were closed and wait behind closes that sleep do not take all descriptors: no client is
 // accepted until there are fewer.
 func TestAcceptWaitsWhileClosedSocketsTakeDescriptors(t *testing.T) {
@@ -1765,7 +1832,7 @@ func TestAcceptWaitsWhileClosedSocketsTakeDescriptors(t *testing.T) {
 	socketEnds.waiting.Add(many)
 	l.SetDeadline(time.Now().Add(20 * time.Millisecond))
 	if _, err := l.AcceptConn(); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("Accept: %v", err)
+		t.Fatalf("Accept: %v", err)
 	}
 	l.SetDeadline(time.Time{})
 	accepted := make(chan error)

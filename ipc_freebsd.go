@@ -1,6 +1,7 @@
 package ipc
 
 import (
+	"context"
 	"errors"
 	"os"
 	"runtime"
@@ -81,8 +82,8 @@ func (kernel) dup(sys int) (int, error) {
 // comes and goes here. The reader that is opened then, while f keeps the FIFO, leaves
 // PIPE_EOF as it is: without a writer its reads return 0, with one they say EAGAIN.
 // Of writers that left, poll(2) tells it those that came after it was opened.
-func (kernel) primedFIFO(f *fd, path string) *fd {
-	w, err := tryFIFO(path, writing)
+func (kernel) primedFIFO(ctx context.Context, f *fd, path string) *fd {
+	w, err := tryFIFO(ctx, path, writing)
 	if err != nil {
 		return nil
 	}
@@ -91,7 +92,7 @@ func (kernel) primedFIFO(f *fd, path string) *fd {
 	if !same {
 		return nil // the file at the path was replaced; f is what was asked for
 	}
-	r, err := tryFIFO(path, reading)
+	r, err := tryFIFO(ctx, path, reading)
 	if err != nil {
 		return nil
 	}

@@ -2143,10 +2143,10 @@ func openOwnFIFO(ctx context.Context, addr Addr) (r, w *fd, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if r, err = tryFIFO(path, reading); err != nil {
+	if r, err = tryFIFO(ctx, path, reading); err != nil {
 		return nil, nil, err
 	}
-	if w, err = tryFIFO(path, writing); err == nil && fstatID(w.sys) != fstatID(r.sys) {
+	if w, err = tryFIFO(ctx, path, writing); err == nil && fstatID(w.sys) != fstatID(r.sys) {
 		w.close()
 		err = errReplaced
 	}
@@ -2176,14 +2176,6 @@ func OpenFIFOWriter(ctx context.Context, path string) (*PipeWriter, error) {
 // another process can hold that in a page fault (fifo_open and pipe_write of fs/pipe.c). What is
 // opened after that is closed.
 func untilEnd(ctx context.Context, open func() (r, w *fd, err error)) (*fd, *fd, error) {
-	turn := retryTimer{ctx: ctx}
-	defer turn.stop()
-	for heldOpens.Load() >= closersMax {
-		if err := turn.ended(nil); err != nil {
-			return nil, nil, err
-		}
-		turn.pause()
-	}
 	var r, w *fd
 	var err error
 	opened := make(chan struct{}) // closed once the three are set
@@ -2199,10 +2191,8 @@ func untilEnd(ctx context.Context, open func() (r, w *fd, err error)) (*fd, *fd,
 	if closedSoon(opened, closeGrace) {
 		return r, w, err
 	}
-	heldOpens.Add(1)
 	go func() {
 		<-opened
-		heldOpens.Add(-1)
 		for _, f := range []*fd{r, w} {
 			if f != nil {
 				f.close()
@@ -2212,9 +2202,20 @@ func untilEnd(ctx context.Context, open func() (r, w *fd, err error)) (*fd, *fd,
 	return nil, nil, contextError(ctx, nil)
 }
 
-// heldOpens is how many opens were left alone. Each holds a thread, so while there are closersMax of
-// them no other begins.
-var heldOpens atomic.Int32
+// openTurns has an element for each open of a FIFO that is in the kernel, where it may be held. Each of
+// those holds a thread. Who waits for the other side of its FIFO has none.
+var openTurns = make(chan struct{}, closersMax)
+
+// inTurn makes a call that may be held, once fewer than closersMax others are under way.
+func inTurn(ctx context.Context, call func() error) error {
+	select {
+	case openTurns <- struct{}{}:
+	case <-ctx.Done():
+		return contextError(ctx, nil)
+	}
+	defer func() { <-openTurns }()
+	return call()
+}
 
 // openFIFO opens the FIFO without blocking, and then waits for the other side by asking
 // again and again: there is no event for its arrival. The open of a reader succeeds at
@@ -2232,7 +2233,7 @@ func openFIFO(ctx context.Context, addr Addr, d direction) (*fd, error) {
 		if err := p.ended(nil); err != nil {
 			return nil, err
 		}
-		f, err := tryFIFO(path, d)
+		f, err := tryFIFO(ctx, path, d)
 		if err == nil && d == reading {
 			f, err = awaitWriter(f, path, &p)
 		}
@@ -2252,7 +2253,12 @@ func openFIFO(ctx context.Context, addr Addr, d direction) (*fd, error) {
 
 // tryFIFO opens the file if it is a FIFO. To open a file of another kind may have effects
 // (a tape rewinds). So it checks the kind before the open, and again on the opened file.
-func tryFIFO(path string, d direction) (*fd, error) {
+func tryFIFO(ctx context.Context, path string, d direction) (f *fd, err error) {
+	err = inTurn(ctx, func() error { f, err = openIfFIFO(path, d); return err })
+	return f, err
+}
+
+func openIfFIFO(path string, d direction) (*fd, error) {
 	var st syscall.Stat_t
 	if err := ignoringEINTR(func() error { return syscall.Lstat(path, &st) }); err != nil {
 		return nil, os.NewSyscallError("lstat", err)
@@ -2287,7 +2293,9 @@ func awaitWriter(f *fd, path string, p *retryTimer) (*fd, error) {
 	for {
 		var first [1]byte
 		n := 0
-		err := ignoringEINTR(func() (err error) { n, err = syscall.Read(f.sys, first[:]); return err })
+		err := inTurn(p.ctx, func() error {
+			return ignoringEINTR(func() (err error) { n, err = syscall.Read(f.sys, first[:]); return err })
+		})
 		switch {
 		case err == nil && n > 0:
 			f.in.keep(first[:], false)
@@ -2297,12 +2305,12 @@ func awaitWriter(f *fd, path string, p *retryTimer) (*fd, error) {
 		case err == nil:
 			tells = true // there is none, and the kernel knows
 		case err != syscall.EAGAIN:
-			return f, os.NewSyscallError("read", err)
+			return f, callError("read", err)
 		case tells:
 			return f, nil
 		case !primed:
 			primed = true
-			if r := kern.primedFIFO(f, path); r != nil {
+			if r := kern.primedFIFO(p.ctx, f, path); r != nil {
 				f.close()
 				f, tells = r, true
 				continue
@@ -5301,7 +5309,7 @@ func (baseKernel) hasNoWriter(sys int) bool {
 func (baseKernel) hungUp(int) bool { return false }
 
 // primedFIFO is for fifoQuiet: see the method for FreeBSD.
-func (baseKernel) primedFIFO(*fd, string) *fd { return nil }
+func (baseKernel) primedFIFO(context.Context, *fd, string) *fd { return nil }
 
 // markMessages makes the kernel mark messages where an empty message would look like the
 // end. isMessage tells for a receive of no bytes whether it was a message, or a part of
