@@ -612,7 +612,7 @@ type socketFile struct {
 	rights  lockRights
 	lock    lockFile
 	id      fileID          // of the socket; zero until it is bound
-	keep    bool            // ListenConfig.KeepName; never changed
+	keep    bool            // ListenConfig.KeepName, or see bequeath; guarded by sharing
 	dropped runtime.Cleanup // closes the descriptors if nobody closes the listener
 
 	sharing sync.Mutex // guards owners; bequeath and release exclude each other
@@ -2524,7 +2524,7 @@ func (o *owners) close() {
 func (l *listener) bequeath(cmd *exec.Cmd) (token string, err error) {
 	before := cmd.ExtraFiles
 	token, err = l.fd.bequeath(cmd)
-	if err == nil && l.file != nil && l.file.canBeShared() {
+	if err == nil && l.file != nil {
 		var file string
 		if file, err = l.file.bequeath(cmd); err != nil {
 			cmd.ExtraFiles = before
@@ -2540,6 +2540,9 @@ func (f *socketFile) bequeath(cmd *exec.Cmd) (string, error) {
 	switch {
 	case f.given:
 		return "", net.ErrClosed
+	case f.folder.sys < 0: // the child cannot be told where the file is, and may serve there still
+		f.keep = true
+		return "", nil
 	case f.owners == nil:
 		if err := f.becomeOwner(); err != nil {
 			return "", err
@@ -2560,13 +2563,14 @@ func (f *socketFile) bequeath(cmd *exec.Cmd) (string, error) {
 	return b.String(), nil
 }
 
-// canBeShared reports whether the file can have several owners, which needs a lock and an
-// opened folder. If not, the file stays with this process.
-func (f *socketFile) canBeShared() bool { return f.lock.state == lockOurs && f.folder.sys >= 0 }
-
-// becomeOwner makes this process the first of several owners.
+// becomeOwner makes this process the first of several owners. Where there is no flock the folder takes
+// the place of the lock: no name of a lock leads to it, so nobody takes it for one.
 func (f *socketFile) becomeOwner() error {
-	lock, err := kern.dup(f.lock.sys)
+	lock := f.folder.sys
+	if f.lock.state == lockOurs {
+		lock = f.lock.sys
+	}
+	lock, err := kern.dup(lock)
 	if err != nil {
 		return os.NewSyscallError("dup", err)
 	}

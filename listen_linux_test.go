@@ -34,6 +34,7 @@ func init() {
 	kit.Roles["swap"] = childSwapsFolders
 	kit.Roles["plant"] = childPlantsSocket
 	kit.Roles["noflock"] = childListensWithoutFlock
+	kit.Roles["noflock heir"] = childInheritsWithoutFlock
 	kit.Roles["nolink"] = childListensWithoutLink
 	kit.Roles["deep"] = childListensDeep
 	kit.Roles["outside"] = childListensOutside
@@ -965,7 +966,24 @@ func listensWithoutFlock(policy ipc.Takeover, path string, errno syscall.Errno) 
 	if err != nil {
 		return err
 	}
-	return errors.Join(l.Close(), left())
+	child := kit.Rerun("noflock heir")
+	told, err := child.StdinPipe()
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(ipc.Inherit(child, "listener", l), child.Start(), l.Close(), left(path)); err != nil {
+		return err
+	}
+	return errors.Join(told.Close(), child.Wait(), left())
+}
+
+func childInheritsWithoutFlock(p *kit.Parent, _ []string) error {
+	l, err := ipc.InheritedListener("listener")
+	if err != nil {
+		return err
+	}
+	p.Hear() // the end
+	return l.Close()
 }
 
 // Android forbids link(2).
