@@ -762,9 +762,10 @@ type ListenConfig struct {
 	// where the kernel has no means to. There the credentials of each client are checked
 	// before Accept returns it.
 	//
-	// A socket file has mode 0600 (OwnerOnly) or 0666 (Everyone) exactly, whatever the
-	// umask, before anybody can connect. A pipe has a protected DACL, and clients on
-	// other machines are rejected.
+	// A socket file has the permissions 0600 (OwnerOnly) or 0666 (Everyone) exactly, whatever
+	// the umask, before the listener takes clients. ([ListenConfig.Listen] says where it has
+	// the sticky bit besides, and SECURITY.md what the umask means before that on systems
+	// other than Linux.) A pipe has a protected DACL, and clients on other machines are rejected.
 	Access Access
 
 	// Group, if set, admits the members of a group besides those whom OwnerOnly admits.
@@ -1212,7 +1213,9 @@ type Dialer struct {
 	// Wait keeps trying until a server listens, instead of failing with [ErrNoListener].
 	// There is no event for that. The pauses between the attempts grow to 20 ms, so a new
 	// server is noticed that soon, plus what the scheduler takes. If nobody listens
-	// before the time is over, the error matches ErrNoListener too.
+	// before the time is over, the error matches ErrNoListener too. A server that may not be
+	// connected to is an error once it has stayed so for a quarter of a second: one that
+	// starts on Unix has yet to give its socket file the permissions.
 	Wait bool
 
 	// Access says who may be the server. With OwnerOnly, the zero value, a server that
@@ -1305,10 +1308,11 @@ const (
 	busy                  // a server is there and has no room now
 	absent                // nobody listens
 	unsure                // busy or absent: the system does not tell
+	barred                // to this user, unless a server that starts has yet to say who may connect
 )
 
 // refusalGrace is how long connect tries again after a refusal that may mean a full
-// backlog or a dead server.
+// backlog or a dead server, or a server that is about to start.
 const refusalGrace = 250 * time.Millisecond
 
 // connect attempts to connect until it succeeds, fails for good, or ctx or the
@@ -1318,6 +1322,7 @@ func (d *Dialer) connect(ctx context.Context, target string, kind connKind) (*fd
 	p := retryTimer{ctx: ctx, deadline: d.deadline(ctx, start)}
 	defer p.stop()
 	var last error
+	var barredSince time.Time // without any other answer
 	for {
 		if err := p.ended(last); err != nil {
 			return nil, err
@@ -1326,9 +1331,20 @@ func (d *Dialer) connect(ctx context.Context, target string, kind connKind) (*fd
 		if err == nil {
 			return fd, nil
 		}
-		switch judge(target, err) {
+		v := judge(target, err)
+		if v != barred {
+			barredSince = time.Time{}
+		}
+		switch v {
 		case final:
 			return nil, err
+		case barred:
+			if barredSince.IsZero() {
+				barredSince = time.Now()
+			}
+			if !d.Wait || time.Since(barredSince) >= refusalGrace {
+				return nil, err
+			}
 		case absent:
 			err = &classified{err, ErrNoListener}
 			if !d.Wait {

@@ -640,6 +640,12 @@ func (kernel) renameAt(d *folder, from, to string) error {
 	return syscall.Renameat(d.sys, from, d.sys, to)
 }
 
+// beginClosed: unix_bind_bsd of net/unix/af_unix.c makes the file with the mode
+// of the socket, less the umask.
+func (kernel) beginClosed(sys int) {
+	ignoringEINTR(func() error { return syscall.Fchmod(sys, 0o600) }) // a sandbox may forbid it
+}
+
 // bindAt binds by /proc/self/fd/N/name, which leads to the opened folder.
 func (kernel) bindAt(sys int, d *folder, name string) error {
 	dir := procName(d.sys, d.id)

@@ -816,8 +816,9 @@ func probe(path string) error {
 
 // bindAndListen binds the socket in the folder, gives the file its exact mode and owner, and
 // listens. If the socket was bound to another name, place then puts it at the path.
-// Nobody can connect before listen, so nobody ever meets the file with other permissions.
+// Until then clients can be refused by the mode that it is made with: see judge.
 func (f *socketFile) bindAndListen(sys int, lc *ListenConfig, policy takeover) (err error) {
+	kern.beginClosed(sys)
 	name, exempt, err := f.bind(sys, policy.replace)
 	if err != nil {
 		return err
@@ -1513,6 +1514,11 @@ func (d *folder) bind(sys int, name string) (byPath bool, err error) {
 	return false, kern.bindAt(sys, d, name)
 }
 
+// beginClosed has bind make a socket file that is open to this user alone, where the system can do that.
+// Otherwise its first mode is what the umask leaves. A kernel looks at the mode before it looks whether
+// the socket listens, so a client can pass the one under the first mode and the other after listen.
+func (baseKernel) beginClosed(int) {}
+
 // bindAt binds by the path, or by a private symbolic link to the folder: there is no
 // other way.
 func (baseKernel) bindAt(sys int, d *folder, name string) error {
@@ -1754,6 +1760,8 @@ func judge(target string, err error) verdict {
 		return busy
 	case syscall.ENOENT:
 		return absent
+	case syscall.EACCES: // between bind and chmod the mode is what the umask makes it: see bindAndListen
+		return barred
 	case syscall.ECONNREFUSED:
 		switch {
 		case !fullRefuses || errnoOf(probe(target)) == syscall.ECONNREFUSED:

@@ -43,6 +43,7 @@ func init() {
 	kit.Roles["member"] = childIsMember
 	kit.Roles["listen"] = childListens
 	kit.Roles["adopts"] = childAdoptsListener
+	kit.Roles["knock"] = childKnocks
 }
 
 // ---------------------------------------------------------------------------
@@ -84,6 +85,52 @@ func TestAccessEveryoneAdmitsAnotherUser(t *testing.T) {
 		stranger.MustSay("welcome")
 		stranger.End()
 	})
+}
+
+// While servers come and go, whatever the umask: who may connect does so, if it waits, and is never told
+// that it may not; who may not never gets in.
+func TestAccessHoldsWhileAServerStarts(t *testing.T) {
+	open := 0o022
+	if runtime.GOOS == "linux" { // elsewhere the first mode of a socket file is what the umask leaves
+		open = 0
+	}
+	for access, umask := range map[ipc.Access]int{ipc.Everyone: 0o077, ipc.OwnerOnly: open} {
+		t.Run(access.String(), func(t *testing.T) {
+			kit.Story(t)
+			addr := ipc.Path(kit.SockPath(t))
+			defer syscall.Umask(syscall.Umask(umask))
+			stranger := kit.StartStranger(t, "knock", addr.String(), access.String())
+			serving := kit.Repeatedly(func() error {
+				l, err := ipc.ListenConfig{Access: access}.Listen(addr)
+				if err != nil {
+					return err
+				}
+				return l.Close()
+			})
+			stranger.MustSay("as it must be")
+			kit.Must(t, serving())
+			stranger.End()
+		})
+	}
+}
+
+// childKnocks connects over and over, to a server that admits it or not.
+func childKnocks(p *kit.Parent, args []string) error {
+	addr := kit.Sure(ipc.ParseAddr(args[0]))
+	admitted := args[1] == ipc.Everyone.String()
+	for range map[bool]int{true: 500, false: 20_000}[admitted] { // those that are refused do not wait
+		c, err := ipc.Dialer{Access: ipc.Everyone, Wait: admitted}.Dial(addr)
+		switch {
+		case err == nil && !admitted:
+			return fmt.Errorf("connected to %v", c.RemoteAddr())
+		case err == nil:
+			c.Close()
+		case admitted:
+			return err
+		}
+	}
+	p.Say("as it must be")
+	return nil
 }
 
 func TestListenConfigCheckCanRefuseAnotherUser(t *testing.T) {
