@@ -181,8 +181,9 @@ func (p *filesProbe) allClosed() {
 	}
 }
 
-// While as many descriptors as may wait to be closed, in whatever file system, further ones are closed
+// While too many descriptors wait to be closed, in whatever file system, further ones are closed
 // by the call that got them, whichever it is: what peers send does not fill the table of this process.
+// A call that reads data alone does that earlier.
 func TestFilesAreClosedBesideManyThatAreBeingClosed(t *testing.T) {
 	regular, err := os.Open(os.Args[0])
 	if err != nil {
@@ -216,7 +217,7 @@ func TestFilesAreClosedBesideManyThatAreBeingClosed(t *testing.T) {
 			if err := a.SendFiles(sent.w, regular); err != nil {
 				t.Fatal(err)
 			}
-			defer holdClosers(&disposal)()
+			defer holdClosers(&disposal, name == "Read")()
 			if err := get(b); err != nil {
 				t.Fatal(err)
 			}
@@ -225,7 +226,7 @@ func TestFilesAreClosedBesideManyThatAreBeingClosed(t *testing.T) {
 	}
 	t.Run("received", func(t *testing.T) {
 		a, b := connected(t)
-		defer holdClosers(&disposal)()
+		defer holdClosers(&disposal, false)()
 		waiting := disposal.waiting.Load()
 		if err := a.SendFiles(regular); err != nil {
 			t.Fatal(err)
@@ -241,14 +242,22 @@ func TestFilesAreClosedBesideManyThatAreBeingClosed(t *testing.T) {
 	})
 }
 
-// holdClosers gives them as many calls that do not end as run and wait at a time. The function that it
-// returns ends those.
-func holdClosers(c *closers) (release func()) {
-	asleep := make(chan struct{})
-	for range 2 * closersMax {
-		c.add(func() { <-asleep })
+// holdClosers gives them calls that do not end, and pretends that as many wait as are needed: to be
+// full, or else to hold too many descriptors. The function that it returns ends that.
+func holdClosers(c *closers, full bool) (release func()) {
+	asleep, begun := make(chan struct{}), make(chan struct{})
+	for range closersMax {
+		c.add(func() { begun <- struct{}{}; <-asleep })
 	}
-	return func() { close(asleep) }
+	for range closersMax {
+		<-begun
+	}
+	more := int32(closersMax)
+	if !full {
+		more += int32(min(descriptorLimit()/4, 1<<30))
+	}
+	c.waiting.Add(more)
+	return func() { c.waiting.Add(-more); close(asleep) }
 }
 
 // Some kernels deliver files that were sent without a byte before the message that they
@@ -1828,8 +1837,7 @@ func TestAcceptWaitsWhileClosedSocketsTakeDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	many := int32(min(descriptorLimit()/4, 1<<30) + closersMax)
-	socketEnds.waiting.Add(many)
+	release := holdClosers(&socketEnds, false)
 	l.SetDeadline(time.Now().Add(20 * time.Millisecond))
 	if _, err := l.AcceptConn(); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatalf("Accept: %v", err)
@@ -1844,17 +1852,16 @@ func TestAcceptWaitsWhileClosedSocketsTakeDescriptors(t *testing.T) {
 		accepted <- err
 	}
 	go accept()
-	socketEnds.waiting.Add(-many)
+	release()
 	if err := <-accepted; err != nil {
 		t.Errorf("Accept: %v", err)
 	}
-	socketEnds.waiting.Add(many)
+	defer holdClosers(&socketEnds, false)()
 	go accept()
 	l.Close()
 	if err := <-accepted; !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Accept after Close: %v", err)
 	}
-	socketEnds.waiting.Add(-many)
 }
 
 // ---------------------------------------------------------------------------

@@ -126,6 +126,10 @@ var (
 	_ func(p *retryTimer, target string, kind connKind, d *SysDialer) (*fd, error) = connect
 	_ func(target string, err error) verdict                                       = judge
 
+	// How many descriptors this process may have, and how one that a peer chose is closed.
+	_ func() int64   = descriptorLimit
+	_ func(*os.File) = closeReceived
+
 	_ func(kind connKind) (a, b *fd, err error)            = pair
 	_ func() (r, w *fd, err error)                         = pipe
 	_ func(f *os.File, kind connKind) (*fd, error)         = adoptConn
@@ -3955,16 +3959,25 @@ type closers struct {
 var disposal, socketEnds, pipeEnds, lastRings closers
 
 // disposeOf makes call for each of 0 to n-1, each of which closes what a peer sent, and waits no longer
-// than the grace. If too many such calls wait already, the caller makes these itself: that delays what
-// it does for this peer alone, and this process does not run out of descriptors.
+// than the grace, and not at all behind calls that sleep. If these keep too many descriptors open, the
+// caller makes the calls itself: that delays what it does for this peer alone.
 func disposeOf(n int, grace time.Duration, call func(i int)) {
-	if !disposal.full() {
+	switch {
+	case !disposal.full():
 		disposal.do(n, grace, call)
-		return
+	case !disposal.holdTooMany():
+		disposal.do(n, 0, call)
+	default:
+		for i := range n {
+			call(i)
+		}
 	}
-	for i := range n {
-		call(i)
-	}
+}
+
+// holdTooMany reports whether the calls that wait keep a quarter of the descriptors that this process
+// may have, each of them one. Peers that come again and again would take all of them.
+func (c *closers) holdTooMany() bool {
+	return c.full() && int64(c.waiting.Load()) >= descriptorLimit()/4
 }
 
 // full reports whether so many calls wait that no more should be added.

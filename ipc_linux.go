@@ -128,9 +128,12 @@ const soPassRights = 83 // asm-generic/socket.h, and arch/mips/include/uapi/asm/
 // RefuseFiles is [Conn.RefuseFiles] for each client that connects from now on, before anybody has
 // accepted it: nothing in the queue of a client that is refused takes threads or descriptors of this
 // process then. A client that connected before may have sent files until it is accepted.
-func (l *server) RefuseFiles() error {
-	return l.failed("refuse files", l.end().refuseFiles())
-}
+func (l *Listener) RefuseFiles() error { return serverOf(l).refuseFiles() }
+
+// RefuseFiles is [Listener.RefuseFiles].
+func (l *MsgListener) RefuseFiles() error { return serverOf(l).refuseFiles() }
+
+func (l *server) refuseFiles() error { return l.failed("refuse files", l.end().refuseFiles()) }
 
 // refuseRights asks whether it was done, since a sandbox may accept options that it does not know.
 // Who sends files looks whether they are refused, and puts them into the queue, under the lock of

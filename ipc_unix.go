@@ -539,10 +539,10 @@ func (l *listener) accept() (*fd, error) {
 	}
 }
 
-// awaitEnds waits while the sockets that were closed, and wait for their turn behind closes that sleep,
-// take a quarter of the descriptors of this process. Otherwise clients that are refused could take all.
+// awaitEnds waits while sockets that were closed, behind closes that sleep, hold too many descriptors:
+// clients that are refused would take all that are left.
 func (l *listener) awaitEnds(h *ioState) error {
-	for socketEnds.full() && int64(socketEnds.waiting.Load()) >= descriptorLimit()/4 {
+	for socketEnds.holdTooMany() {
 		switch {
 		case l.closing():
 			return net.ErrClosed
@@ -4185,10 +4185,17 @@ func writeShared(o *op, sys int) (r result, err error) { r.n, err = kern.writeNo
 // along, which may sleep. So there is room for them, unless none can come, and they are closed
 // elsewhere. A look (MSG_PEEK) takes nothing from the queue.
 //
-// A doorbell is different (doorbellRead): Close waits for its reads, so files are closed elsewhere
-// however many wait (disposeOf). The first file ends the connection.
+// If too many wait to be closed already, they are closed in this call: that delays calls
+// for this peer alone, and this process does not run out of descriptors. The kernel does it
+// if there is no room for them. Where files come without data (filesAlone), there is room
+// all the same: otherwise such files would look like the end of the stream, and macOS would
+// leave them open in this process (soreceive_ctl of bsd/kern/uipc_socket.c).
+//
+// A doorbell is different (doorbellRead): Close waits for its reads, so there is always room,
+// and files are closed elsewhere however many wait. The first file ends the connection.
 func receive(o *op, sys int) (result, error) {
-	if len(o.oob) > 0 || o.mode&withoutFiles != 0 || o.flags&syscall.MSG_PEEK != 0 {
+	full := disposal.full() && o.mode&doorbellRead == 0
+	if len(o.oob) > 0 || o.mode&withoutFiles != 0 || o.flags&syscall.MSG_PEEK != 0 || full && !filesAlone {
 		return kern.receive(sys, o)
 	}
 	room := rightsRooms.Get().(*[rightsRoom]byte)
@@ -4196,7 +4203,7 @@ func receive(o *op, sys int) (result, error) {
 	r, err := kern.receive(sys, o)
 	o.oob = nil
 	if err == nil && r.oobn > 0 {
-		r.files = int32(closeRights(room[:r.oobn], o.mode))
+		r.files = int32(closeRights(room[:r.oobn], full, o.mode))
 	}
 	rightsRooms.Put(room)
 	return r, err
@@ -4206,14 +4213,19 @@ func receive(o *op, sys int) (result, error) {
 // no part of receive, since that must fit on the small stack of a goroutine that waits.
 //
 //go:noinline
-func closeRights(oob []byte, mode opMode) int {
+func closeRights(oob []byte, full bool, mode opMode) int {
 	if kern.onlyMark(oob) {
 		return 0
 	}
 	fds := descriptorsIn(oob)
-	if mode&doorbellRead != 0 {
+	switch {
+	case full:
+		for _, fd := range fds {
+			closeHurried(fd)
+		}
+	case mode&doorbellRead != 0:
 		disposal.do(len(fds), 0, func(i int) { closeHurried(fds[i]) })
-	} else {
+	default:
 		discard(fds...)
 	}
 	return len(fds)
@@ -4740,7 +4752,7 @@ func descriptorsIn(oob []byte) []int {
 }
 
 // discardRights closes every descriptor in control messages.
-func discardRights(oob []byte) { closeRights(oob, 0) }
+func discardRights(oob []byte) { closeRights(oob, false, 0) }
 
 // ReadMsg reads data and control messages, as recvmsg(2) does, for what this package does
 // not wrap. It returns how much of p and of oob was filled, and the flags (MSG_CTRUNC and

@@ -2715,6 +2715,9 @@ func (f *fd) closeHandle(taken []syscall.Handle) {
 // closeReceived closes a file that a peer chose.
 func closeReceived(f *os.File) { f.Close() }
 
+// descriptorLimit is no limit: a process can have 16 million handles.
+func descriptorLimit() int64 { return 1<<63 - 1 }
+
 // discard closes handles that a peer chose, on another goroutine: see discardFiles.
 func discard(handles ...syscall.Handle) { discardWithin(closeGrace, handles...) }
 
