@@ -53,6 +53,65 @@ func TestPeerOverflowIDIsThatOfTheKernel(t *testing.T) {
 	}
 }
 
+// Without descriptors it is not known which id is that of nobody.
+func TestPeerIsUnknownWhileTheOverflowIDCannotBeRead(t *testing.T) {
+	dir := t.TempDir()
+	ids := idMap{mapFile: dir + "/map", overflowFile: dir + "/overflow"}
+	for file, text := range map[string]string{ids.mapFile: "0 100000 65536\n", ids.overflowFile: "9999\n"} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !ids.hides(9999) || ids.hides(1000) {
+		t.Error("the id is not that of the file")
+	}
+	withoutDescriptors(t, func() {
+		if !ids.hides(9999) {
+			t.Error("the id of nobody is taken for a user")
+		}
+	})
+}
+
+// withoutDescriptors makes the call while this process can open nothing.
+func withoutDescriptors(t *testing.T, call func()) {
+	t.Helper()
+	var before syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	none := before
+	none.Cur = 0
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &none); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	call()
+}
+
+// An answer about many sockets comes in parts, between which one may be left out.
+func TestBoundAtOnceTellsAnAnswerInParts(t *testing.T) {
+	absent := fileID{1, 1<<32 - 2}
+	for range 1000 {
+		a, b, err := Pair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Close()
+		defer b.Close()
+	}
+	bound, whole, err := boundAtOnce(absent)
+	if err != nil {
+		t.Skip(err)
+	}
+	if bound || whole {
+		t.Errorf("of an inode that no socket has: bound %t, and the answer is whole: %t", bound, whole)
+	}
+}
+
 // ownProgram returns the file of this program, where it can be started as it is.
 func ownProgram(t *testing.T) string {
 	t.Helper()
@@ -263,21 +322,10 @@ func TestSharedServerWithoutDescriptorsUsesTheSocket(t *testing.T) {
 	for !SentMemory(p) {
 		runtime.Gosched()
 	}
-	var before syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
-		t.Fatal(err)
-	}
-	none := before
-	none.Cur = 0
 	c.SetDeadline(time.Now().Add(20 * time.Second))
 	p.SetDeadline(time.Now().Add(20 * time.Second))
-	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &none); err != nil {
-		t.Fatal(err)
-	}
-	_, err := io.ReadFull(c, make([]byte, size))
-	if e := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &before); e != nil {
-		t.Fatal(e)
-	}
+	var err error
+	withoutDescriptors(t, func() { _, err = io.ReadFull(c, make([]byte, size)) })
 	if err != nil || UsesMemory(c) {
 		t.Errorf("the server reads with %v, through memory: %v", err, UsesMemory(c))
 	}

@@ -80,11 +80,10 @@ func pidfdFile(pidfd int) (*os.File, error) {
 // the peer: SO_PEERSEC of unix(7). Where none is in force the error matches
 // [errors.ErrUnsupported].
 func (c *endpoint) PeerLabel() (string, error) {
-	const soPeerSec = 31 // asm-generic/socket.h
 	label := make([]byte, 256)
 	for {
 		n := len(label)
-		err := c.end().option("getsockopt", func() error { return getsockopt(c.fd.sys, soPeerSec, label, &n) })
+		err := c.end().option("getsockopt", func() error { return getsockopt(c.fd.sys, syscall.SO_PEERSEC, label, &n) })
 		switch {
 		case errnoOf(err) == syscall.ERANGE && n > len(label):
 			label = make([]byte, n)
@@ -692,12 +691,24 @@ func (kernel) probeAt(d *folder, name string) (at dirEntry, unpin func(), err er
 // isBound asks the kernel for the sockets of this network namespace that are bound to
 // files: sock_diag(7). A socket of another namespace is not found. The kernel tells 32
 // bits of the inode, and not always the device that stat(2) tells, so only the inode is
-// compared. An unbound file may therefore be taken for a bound one, which is safe. The
-// reverse cannot happen.
+// compared. An unbound file may therefore be taken for a bound one, which is safe. An answer in several
+// parts can leave a socket out if another one is closed between two of them (unix_diag_dump of
+// net/unix/diag.c counts), so the kernel is asked several times then.
 func (kernel) isBound(id fileID) (bool, error) {
+	for range 3 {
+		bound, whole, err := boundAtOnce(id)
+		if bound || whole || err != nil {
+			return bound, err
+		}
+	}
+	return false, nil
+}
+
+// boundAtOnce asks once. The answer is whole if it came in one part.
+func boundAtOnce(id fileID) (bound, whole bool, err error) {
 	sys, err := syscall.Socket(syscall.AF_NETLINK, syscall.SOCK_RAW|socketFlags, netlinkSockDiag)
 	if err != nil {
-		return false, os.NewSyscallError("socket", err)
+		return false, false, os.NewSyscallError("socket", err)
 	}
 	defer syscall.Close(sys)
 	type unixDiagRequest struct { // struct nlmsghdr, and struct unix_diag_req of linux/unix_diag.h
@@ -720,9 +731,10 @@ func (kernel) isBound(id fileID) (bool, error) {
 		return syscall.Sendto(sys, bytes, 0, &syscall.SockaddrNetlink{Family: syscall.AF_NETLINK})
 	})
 	if err != nil {
-		return false, os.NewSyscallError("sendto", err)
+		return false, false, os.NewSyscallError("sendto", err)
 	}
 	buf := make([]byte, 32<<10) // the kernel fills at most that in one go: NLMSG_GOODSIZE
+	parts := 0
 	for {
 		var n int
 		err := ignoringEINTR(func() (err error) {
@@ -730,22 +742,25 @@ func (kernel) isBound(id fileID) (bool, error) {
 			return err
 		})
 		if err != nil {
-			return false, os.NewSyscallError("recvfrom", err)
+			return false, false, os.NewSyscallError("recvfrom", err)
 		}
 		messages, err := syscall.ParseNetlinkMessage(buf[:n])
 		if err != nil {
-			return false, err
+			return false, false, err
+		}
+		if len(messages) > 0 && messages[0].Header.Type == sockDiagByFamily {
+			parts++
 		}
 		for _, m := range messages {
 			switch m.Header.Type {
 			case syscall.NLMSG_DONE:
-				return false, nil
+				return false, parts <= 1, nil
 			case sockDiagByFamily:
 				if inode, ok := boundInode(m.Data); ok && inode == uint32(id.ino) {
-					return true, nil
+					return true, false, nil
 				}
 			default: // NLMSG_ERROR: unix_diag is not there
-				return false, errors.ErrUnsupported
+				return false, false, errors.ErrUnsupported
 			}
 		}
 	}
@@ -1515,26 +1530,32 @@ var (
 	groupIDs = idMap{mapFile: "/proc/self/gid_map", overflowFile: "/proc/sys/kernel/overflowgid"}
 )
 
-// overflow returns the id that stands for all that have no mapping, unless every id has
+// hidden returns which ids stand for all that have no mapping: none if every id has
 // one. It reads the files each time: the map may be written after the process has
-// started, and root may change the id.
-func (m *idMap) overflow() (id uint32, exists bool) {
+// started, and root may change the id. If it cannot now, any id may be that.
+func (m *idMap) hidden() (isHidden func(id uint32) bool) {
+	none := func(uint32) bool { return false }
 	if m.full.Load() {
-		return 0, false
+		return none
 	}
 	text, err := os.ReadFile(m.mapFile)
 	if isFullMap(string(text)) || errnoOf(err) == syscall.ENOENT && hasProc() { // a kernel without user namespaces
 		m.full.Store(true)
-		return 0, false
+		return none
 	}
-	text, err = os.ReadFile(m.overflowFile)
-	return overflowID(string(text), err), true
+	if text, err = os.ReadFile(m.overflowFile); isShortage(errnoOf(err)) {
+		return func(uint32) bool { return true }
+	}
+	overflow := overflowID(string(text), err)
+	return func(id uint32) bool { return id == overflow }
 }
 
 // hides reports whether the id stands for all that have no mapping.
-func (m *idMap) hides(id uint32) bool {
-	overflow, exists := m.overflow()
-	return exists && id == overflow
+func (m *idMap) hides(id uint32) bool { return m.hidden()(id) }
+
+// isShortage reports whether a file could not be opened for want of descriptors or memory.
+func isShortage(err error) bool {
+	return err == syscall.EMFILE || err == syscall.ENFILE || err == syscall.ENOMEM
 }
 
 // hasProc reports whether proc(5) is mounted.
@@ -1590,9 +1611,9 @@ func peerGroups(sys int) ([]int, error) {
 			return nil, err
 		}
 		groups := make([]int, 0, n/4)
-		overflow, exists := groupIDs.overflow()
+		isHidden := groupIDs.hidden()
 		for _, id := range ids[:n/4] {
-			if !exists || id != overflow {
+			if !isHidden(id) {
 				groups = append(groups, int(id))
 			}
 		}
