@@ -536,6 +536,26 @@ func TestRefuseFilesReadsByRecvmsgIfItMust(t *testing.T) {
 	}
 }
 
+// Another holder of a listener can make it blocking and take the client just before accept4(2), which
+// waits no longer than the grace then, each time.
+func TestAcceptOfASharedListenerThatBlocksReturns(t *testing.T) {
+	l, err := Listen(Addr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	sys := l.listener.fd.sys
+	if _, err := acceptClient(&op{mode: acceptShared}, sys); err != syscall.EAGAIN {
+		t.Fatal(err)
+	}
+	if err := syscall.SetNonblock(sys, false); err != nil {
+		t.Fatal(err)
+	}
+	if n, _, err := syscall.Syscall6(numbers.accept4, uintptr(sys), 0, 0, socketFlags, 0, 0); err != syscall.EAGAIN {
+		t.Errorf("accept4 returns %d, %v", n, err)
+	}
+}
+
 // A client of a listener that refuses files can send none, whether it was accepted or not, and one that
 // connected before can send none once it is accepted.
 func TestListenerRefuseFiles(t *testing.T) {

@@ -953,6 +953,12 @@ func (kernel) accept(sys int) (int, error) {
 	return int(conn), nil
 }
 
+// limitAccept: unix_accept of net/unix/af_unix.c heeds SO_RCVTIMEO, and returns EAGAIN then.
+func (kernel) limitAccept(sys int) {
+	limit := syscall.NsecToTimeval(int64(closeGrace))
+	syscall.SetsockoptTimeval(sys, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &limit) // a sandbox may forbid it
+}
+
 func (kernel) dup(sys int) (int, error) {
 	d, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(sys), syscall.F_DUPFD_CLOEXEC, 0)
 	if errno != 0 {

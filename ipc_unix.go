@@ -954,7 +954,8 @@ func (f *socketFile) release(leaveFile bool) error {
 		err = f.folder.remove(f.base, f.id)
 	}
 	if f.holdsLock() {
-		if e := f.folder.removeLock(f.lockName(), f.lock.id); err == nil {
+		e := f.folder.removeLock(f.lockName(), f.lock.id)
+		if err == nil && !forbidden(errnoOf(e)) { // in a sticky folder the file may be another user's, and is of no harm
 			err = e
 		}
 	}
@@ -4261,6 +4262,7 @@ func acceptClient(o *op, sys int) (r result, err error) {
 		if err := syscall.SetNonblock(sys, true); err != nil {
 			return result{}, err
 		}
+		kern.limitAccept(sys)
 	}
 	r.n, err = kern.accept(sys)
 	if err == syscall.EAGAIN && o.mode&acceptServing != 0 {
@@ -5249,6 +5251,10 @@ func (baseKernel) hidesUser(int) bool { return false }
 
 // closeCollects reports whether the close of a socket may close what is in the queues of others.
 func (baseKernel) closeCollects() bool { return false }
+
+// limitAccept limits how long accept(2) waits if another holder of the listener makes it blocking just
+// before that call and takes the client, where the system has a limit for that.
+func (baseKernel) limitAccept(int) {}
 
 // refuseRights has the system refuse descriptors that are sent to the socket from now on, and to those
 // of its clients if it listens.

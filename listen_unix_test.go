@@ -44,6 +44,7 @@ func init() {
 	kit.Roles["listen"] = childListens
 	kit.Roles["adopts"] = childAdoptsListener
 	kit.Roles["knock"] = childKnocks
+	kit.Roles["listens and closes"] = childListensAndCloses
 }
 
 // ---------------------------------------------------------------------------
@@ -85,6 +86,28 @@ func TestAccessEveryoneAdmitsAnotherUser(t *testing.T) {
 		stranger.MustSay("welcome")
 		stranger.End()
 	})
+}
+
+// A lock file that another user made in a folder with the sticky bit stays, and Close has done its work.
+func TestListenerCloseLeavesTheLockOfAnotherUser(t *testing.T) {
+	kit.Story(t)
+	path := kit.SockPath(t)
+	kit.Must(t, os.Chmod(filepath.Dir(path), 0o777|fs.ModeSticky))
+	lock := path + ".lock"
+	kit.Must(t, os.WriteFile(lock, nil, 0o666))
+	kit.Must(t, os.Chmod(lock, 0o666)) // whatever the umask
+	stranger := kit.StartStranger(t, "listens and closes", path)
+	stranger.MustSay("<nil>")
+	stranger.End()
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket: %v", err)
+	}
+	kit.Must(t, os.Remove(lock))
+}
+
+func childListensAndCloses(p *kit.Parent, args []string) error {
+	p.Say("%v", kit.Sure(ipc.Listen(ipc.Path(args[0]))).Close())
+	return nil
 }
 
 // While servers come and go, whatever the umask: who may connect does so, if it waits, and is never told
