@@ -237,7 +237,7 @@ func TestSecurityDescriptorLabelsAreRead(t *testing.T) {
 
 // arrives makes b receive a file with the data behind it, which becomes a file of os
 // when open lets it.
-func arrives(b *fd, behind []byte, open func(syscall.Handle) *os.File) {
+func arrives(b *fd, behind []byte, open func(syscall.Handle) (*os.File, error)) {
 	<-inquiries
 	b.r.arriving = newArrival([]syscall.Handle{4}, behind)
 	b.r.arriving.wrap(open)
@@ -254,14 +254,14 @@ func TestRecvFilesIsNotHeldByBusyFiles(t *testing.T) {
 	defer a.close()
 	opened := make(chan *os.File, 2)
 	busy := make(chan struct{})
-	open := func(syscall.Handle) *os.File {
+	open := func(syscall.Handle) (*os.File, error) {
 		<-busy
 		f, err := os.Open(os.DevNull)
 		if err != nil {
 			t.Error(err)
 		}
 		opened <- f
-		return f
+		return f, nil
 	}
 	arrives(b, nil, open)
 	for range 3 {
@@ -295,6 +295,123 @@ func TestRecvFilesIsNotHeldByBusyFiles(t *testing.T) {
 		} else if time.Now().After(end) {
 			t.Fatal("the file is open")
 		}
+	}
+}
+
+// Who shares a file with this process may report operations of his own at the port that the
+// file has joined, and the runtime does not survive that. So what came from a peer does not
+// join, and nothing that is made of it does.
+func TestRecvFilesDoNotJoinTheRuntime(t *testing.T) {
+	internalStory(t)
+	a, b, err := pair(streams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	defer b.close()
+	server, client, err := pair(streams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.close()
+	defer server.close()
+	if err := a.acquire(limits{}, writing); err != nil {
+		t.Fatal(err)
+	}
+	_, err = a.sendHandles([]syscall.Handle{server.sys}, zeroByte[:], false) // which has no port yet
+	a.release(writing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := b.recvFiles(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer files[0].Close()
+	waitsByEvents(t, files[0])
+
+	// A file that its sender has taken from its port is like one that never had one.
+	other, peer, err := pair(streams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.close()
+	defer other.close()
+	h, err := duplicate(other.sys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	end, err := adoptOrClose(h, streams, reading|writing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer end.close()
+	end.setSpin(-1) // so that a read parks, if it can
+	end.setDeadline(time.Now().Add(time.Millisecond), reading)
+	if _, err := end.read(make([]byte, 1)); err != os.ErrDeadlineExceeded {
+		t.Error(err)
+	}
+	if end.canPark.Load() {
+		t.Error("an adopted end has joined the runtime")
+	}
+	f, err := end.dupFile("end")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	waitsByEvents(t, f)
+
+	end.setDeadline(time.Time{}, reading)
+	for _, c := range []struct {
+		w *fd
+		r io.Reader
+	}{{peer, readerOf(end.read)}, {peer, f}, {client, files[0]}} {
+		if _, err := c.w.write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := c.r.Read(make([]byte, 1)); n != 1 || err != nil {
+			t.Errorf("%d, %v", n, err)
+		}
+	}
+}
+
+// waitsByEvents fails the test if the file has joined the runtime's completion port.
+func waitsByEvents(t *testing.T, f *os.File) {
+	t.Helper()
+	if err := f.SetDeadline(time.Time{}); !errors.Is(err, os.ErrNoDeadline) {
+		t.Errorf("it has joined the runtime: %v", err)
+	}
+}
+
+// A file that has joined the runtime, because its sender took it from the port that it was
+// given, is refused, and so are those that came with it.
+func TestRecvFilesRefusesAFileThatHasJoined(t *testing.T) {
+	internalStory(t)
+	a, b, err := pair(streams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	defer b.close()
+	null := openNull(t)
+	<-inquiries
+	b.r.arriving = newArrival([]syscall.Handle{4, 8}, zeroByte[:])
+	b.r.arriving.wrap(func(h syscall.Handle) (*os.File, error) {
+		if h == 8 {
+			return nil, errJoined
+		}
+		return null, nil
+	})
+	if files, err := b.recvFiles(2); !errors.Is(err, ErrUntrusted) || len(files) != 0 {
+		t.Errorf("%v, %v", files, err)
+	}
+	for { // disposal closes it
+		if _, err := null.Read(make([]byte, 1)); errors.Is(err, os.ErrClosed) {
+			break
+		} else if t.Failed() {
+			break
+		}
+		runtime.Gosched()
 	}
 }
 
@@ -1218,14 +1335,14 @@ func TestRecvFilesKeepsTheMessageOfBusyFiles(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a, b := messagePair(t)
 			busy, opened := make(chan struct{}), make(chan *os.File, 1)
-			arrives(b, []byte("first"), func(syscall.Handle) *os.File {
+			arrives(b, []byte("first"), func(syscall.Handle) (*os.File, error) {
 				<-busy
 				f, err := os.Open(os.DevNull)
 				if err != nil {
 					t.Error(err)
 				}
 				opened <- f
-				return f
+				return f, nil
 			})
 			sendMessage(t, a, "second", openNull(t))
 			b.setDeadline(time.Now().Add(time.Millisecond), reading)
@@ -1320,7 +1437,7 @@ func TestRecvFilesLeavesTheMessageOfFilesNextToRead(t *testing.T) {
 func TestRecvFilesOfBusyFilesIsNotOvertaken(t *testing.T) {
 	internalStory(t)
 	busy := make(chan struct{})
-	open := func(syscall.Handle) *os.File { <-busy; return nil }
+	open := func(syscall.Handle) (*os.File, error) { <-busy; return nil, nil }
 	_, b := messagePair(t)
 	arrives(b, []byte("first"), open)
 	p := make([]byte, 64)

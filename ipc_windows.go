@@ -1319,13 +1319,17 @@ func adopt(f *os.File, kind connKind, d direction) (*fd, error) {
 	return adoptOrClose(h, kind, d)
 }
 
-// adoptOrClose is adoptSys, and closes h if that fails.
+// adoptOrClose is adoptSys for a handle that may have come from a peer, and closes h if that
+// fails. What a parent gave its child at the start comes by adoptSys itself: the parent is
+// trusted, and the child's end is to park.
 func adoptOrClose(h syscall.Handle, kind connKind, d direction) (*fd, error) {
 	f, err := adoptSys(h, kind, d)
 	if err != nil {
 		syscall.CloseHandle(h)
+		return nil, err
 	}
-	return f, err
+	f.adopted = true
+	return f, nil
 }
 
 // adoptSys returns an fd that owns h, if that is the connected end of a pipe that
@@ -2186,6 +2190,7 @@ type fd struct {
 	pipe     string     // the name of the pipe in lower case; the kernel may forget it when the peer is gone
 	dynamic  bool       // of a Pair: the client is known by what it sent last; see pairOf
 	handedOn bool       // another process opened or made this end
+	adopted  bool       // its file may be shared with others, so it does not join: see newSharedFile
 	peerBorn int64      // when the process at the other end was created; 0: not known
 	quota    *instances // where Close gives a place back; nil: there is no limit
 	r        readSide
@@ -2946,10 +2951,15 @@ func (f *fd) setInThread(l limits, s *slot) {
 }
 
 // join makes an os.File of the handle, if it is not one yet, and reports whether that can
-// park. The caller is a user.
+// park. The caller is a user. An adopted end does not join, and waits in a thread. Nothing
+// tells whether its handle once came from a peer. It seldom loses by that: an os.File has
+// brought it, which in most cases had joined already, and there is only one place at a port.
 func (f *fd) join() (file *os.File, canPark bool) {
-	if f.canPark.Load() {
+	switch {
+	case f.canPark.Load():
 		return f.file, true
+	case f.adopted:
+		return nil, false
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -4074,6 +4084,7 @@ func (f *fd) takeFiles(behind, limit int, alone bool) (data []byte, files []*os.
 		if err = f.awaitFiles(l, a); err != nil {
 			return nil, nil, err // the next call gets them
 		}
+		err = a.err
 	}
 	f.r.taking.Lock()
 	f.r.arriving = nil
@@ -4418,6 +4429,7 @@ type arrival struct {
 	behind   []byte           // the data behind the record
 	wrapping *inquiry         // makes files; nil before wrap
 	files    []*os.File
+	err      error           // why a file is missing
 	cleanup  runtime.Cleanup // closes the handles if nobody does; stopped when wrap takes over
 }
 
@@ -4441,12 +4453,16 @@ func (a *arrival) next(kind connKind) []byte {
 
 // wrap makes files of the handles. os.NewFile asks the kernel of which kind each is. The
 // caller has an element of inquiries.
-func (a *arrival) wrap(open func(syscall.Handle) *os.File) {
+func (a *arrival) wrap(open func(syscall.Handle) (*os.File, error)) {
 	a.cleanup.Stop()
 	handles := a.handles
 	a.wrapping = inquire(func() {
 		for _, h := range handles {
-			a.files = append(a.files, open(h))
+			if f, err := open(h); err == nil {
+				a.files = append(a.files, f)
+			} else {
+				a.err = err
+			}
 		}
 	}, func() {
 		disposal.do(len(a.files), 0, func(i int) { a.files[i].Close() })
@@ -4465,7 +4481,36 @@ func (a *arrival) abandon(grace time.Duration) {
 }
 
 // receivedFile returns a handle that a peer chose as an os.File.
-func receivedFile(h syscall.Handle) *os.File { return os.NewFile(uintptr(h), "received") }
+func receivedFile(h syscall.Handle) (*os.File, error) { return newSharedFile(h, "received") }
+
+// newSharedFile returns a handle as an os.File that waits by events, or closes it. Others may
+// have handles of the same file, and the place at a completion port belongs to the file. If
+// that joined the port of the runtime, every operation that they make on it would be reported
+// there, with a pointer of their choice. The runtime takes that for one of its own operations,
+// and the process ends.
+//
+// So the file joins a port that nobody waits at, or has one already, and os.NewFile finds the
+// place taken. Since Windows 8.1 others can leave a port in the name of the file
+// (FileReplaceCompletionInformation). If they did so between the two calls, the file has
+// joined the runtime, and is refused.
+func newSharedFile(h syscall.Handle, name string) (*os.File, error) {
+	port, err := syscall.CreateIoCompletionPort(syscall.InvalidHandle, 0, 0, 0)
+	if err != nil {
+		syscall.CloseHandle(h)
+		return nil, os.NewSyscallError("CreateIoCompletionPort", err)
+	}
+	syscall.CreateIoCompletionPort(h, port, 0, 0) // fails if the file is not overlapped, or has a port
+	syscall.CloseHandle(port)
+	f := os.NewFile(uintptr(h), name)
+	if f.SetDeadline(time.Time{}) == nil {
+		f.Close()
+		return nil, errJoined
+	}
+	return f, nil
+}
+
+// errJoined refuses a file whose sender could end this process.
+var errJoined = &classified{&ruleError{what: "the sender of the file has taken it from its completion port"}, ErrUntrusted}
 
 // An inquiry asks the kernel what handles are that a peer chose, in another goroutine. For
 // a file that is not overlapped, the kernel does not answer while any process waits in a
@@ -4660,8 +4705,11 @@ func (f *fd) dupFile(name string) (*os.File, error) {
 		d, err = duplicate(h)
 		return err
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case f.adopted:
+		return newSharedFile(d, name)
 	}
 	return os.NewFile(uintptr(d), name), nil
 }
