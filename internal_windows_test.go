@@ -147,6 +147,41 @@ func TestSecurityDescriptorAccessSIDsAreNarrow(t *testing.T) {
 	}
 }
 
+// Without a DACL everybody may serve a pipe, and the SID of some kinds of entries is not where
+// that of others is.
+func TestSecurityDescriptorWhoMayServe(t *testing.T) {
+	own, err := ownSIDs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		sddl string
+		kind int // of the entry; -1: as it was parsed
+		open bool
+	}{
+		{"O:SY", -1, true},
+		{"O:SYD:P", -1, false},
+		{"O:SYD:P(A;;FA;;;SY)", -1, false},
+		{"O:SYD:P(A;;FA;;;SY)", 4, true},
+		{"O:SYD:P(A;;FA;;;SY)", 5, true},
+		{"O:SYD:P(A;;FA;;;SY)", 6, false}, // it denies
+		{"O:SYD:P(A;;FA;;;SY)", 9, false},
+		{"O:SYD:P(A;;FA;;;SY)", 11, true},
+		{"O:SYD:P(A;;FA;;;S-1-5-5-0-1)", -1, true}, // a logon of whom?
+	} {
+		sd, err := ParseSDDL(c.sddl)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.kind >= 0 {
+			sd.raw[sd.word(16)+aclHeader] = byte(c.kind)
+		}
+		if why := sd.servedBy(sd.Owner(), own); (why != "") != c.open {
+			t.Errorf("%s with an entry of kind %d: %q", c.sddl, c.kind, why)
+		}
+	}
+}
+
 func TestListenFreshPipesAreInTheFolderOfApps(t *testing.T) {
 	l, err := Listen(Addr{})
 	if err != nil {

@@ -611,6 +611,7 @@ type Peer struct {
 	gid    int
 	groups []int
 	user   string // the SID on Windows, elsewhere derived from uid
+	doubt  string // why the peer is not trusted, if that is not who it is; Windows
 	system peerSystem
 }
 
@@ -1454,7 +1455,11 @@ func (d *Dialer) trust(fd *fd, addr Addr) error {
 		return &classified{err, ErrUntrusted}
 	}
 	if verify && !p.trusted() {
-		return &ruleError{"the server is not trusted: it runs as " + p.String(), ErrUntrusted}
+		why := p.doubt
+		if why == "" {
+			why = "it runs as " + p.String()
+		}
+		return &ruleError{"the server is not trusted: " + why, ErrUntrusted}
 	}
 	if d.Check != nil {
 		if err := d.Check(p); err != nil {

@@ -181,6 +181,16 @@ const (
 	sidEveryone       = "S-1-1-0"      // SECURITY_WORLD_SID_AUTHORITY, SECURITY_WORLD_RID
 	sidSystem         = "S-1-5-18"     // SECURITY_NT_AUTHORITY, SECURITY_LOCAL_SYSTEM_RID
 	sidAdministrators = "S-1-5-32-544" // SECURITY_BUILTIN_DOMAIN_RID, DOMAIN_ALIAS_RID_ADMINS
+	sidCreatorOwner   = "S-1-3-0"      // SECURITY_CREATOR_SID_AUTHORITY, SECURITY_CREATOR_OWNER_RID
+	sidOwnerRights    = "S-1-3-4"      // SECURITY_CREATOR_OWNER_RIGHTS_RID
+	sidAllServices    = "S-1-5-80-0"   // SECURITY_SERVICE_ID_BASE_RID, SECURITY_SERVICE_ID_GROUP_RID
+)
+
+// The beginnings of SIDs (winnt.h).
+const (
+	sidsOfLogons   = "S-1-5-5-"  // SECURITY_LOGON_IDS_RID
+	sidsOfServices = "S-1-5-80-" // SECURITY_SERVICE_ID_BASE_RID
+	sidsOfPackages = "S-1-15-2-" // SECURITY_APP_PACKAGE_BASE_RID
 )
 
 // An AccessEntry allows or denies a user or group some rights.
@@ -272,6 +282,61 @@ func (sd *SecurityDescriptor) DACL() (entries []AccessEntry, ok bool) {
 	return entries, ok
 }
 
+// servedBy returns what the descriptor of a pipe of the owner allows others: to serve the pipe
+// too. "" is nothing. The descriptor belongs to the pipe, and whoever it allows to can add an
+// instance, or give himself the right to. Nothing in the descriptor shows that.
+func (sd *SecurityDescriptor) servedBy(owner string, own []string) string {
+	const ( // winnt.h
+		writeDAC   = 0x40000 // WRITE_DAC
+		writeOwner = 0x80000 // WRITE_OWNER
+		serving    = syscall.FILE_APPEND_DATA | writeDAC | writeOwner | syscall.GENERIC_WRITE | syscall.GENERIC_ALL
+
+		allows         = 0  // ACCESS_ALLOWED_ACE_TYPE
+		allowsCompound = 4  // ACCESS_ALLOWED_COMPOUND_ACE_TYPE: its SID is elsewhere, and so it is with objects
+		allowsObject   = 5  // ACCESS_ALLOWED_OBJECT_ACE_TYPE
+		allowsIf       = 9  // ACCESS_ALLOWED_CALLBACK_ACE_TYPE
+		allowsObjectIf = 11 // ACCESS_ALLOWED_CALLBACK_OBJECT_ACE_TYPE
+	)
+	entries, ok := sd.entries(sd.word(16))
+	if !ok {
+		return "the pipe has no DACL, so everybody can serve it"
+	}
+	for _, e := range entries {
+		who := ""
+		switch e.kind {
+		case allows, allowsIf:
+			who = e.sid
+		case allowsCompound, allowsObject, allowsObjectIf:
+		default:
+			continue
+		}
+		if e.mask&serving != 0 && !mayServe(who, owner, own) {
+			return "an entry of kind " + strconv.Itoa(int(e.kind)) + " lets " + strconv.Quote(who) +
+				" serve the pipe: its mask is 0x" + strconv.FormatUint(uint64(e.mask), 16)
+		}
+	}
+	return ""
+}
+
+// mayServe reports whether a pipe that a trusted owner has may also be served by who has the
+// SID. own is ownSIDs. A package counts only beside an entry for the user. A logon session and
+// a service, if this user allows them something, are the user's own: see accessSIDs.
+func mayServe(sid, owner string, own []string) bool {
+	switch sid {
+	case owner, sidSystem, sidAdministrators, sidCreatorOwner, sidOwnerRights:
+		return true
+	case sidAllServices:
+		return false
+	}
+	for _, s := range own {
+		if sid == s {
+			return true
+		}
+	}
+	return strings.HasPrefix(sid, sidsOfPackages) ||
+		owner == own[0] && (strings.HasPrefix(sid, sidsOfLogons) || strings.HasPrefix(sid, sidsOfServices))
+}
+
 // aclHeader is the size of an ACL (winnt.h) before its entries: revision, reserved, size in
 // bytes, count, reserved.
 const aclHeader = 8
@@ -352,13 +417,9 @@ var ownSIDs = sync.OnceValues(func() ([]string, error) {
 // this process alone: a logon session, a service. A SID that stands for many users, such
 // as Everyone, would let them in.
 func accessSIDs(user string, packages, restricting []string) []string {
-	const (
-		logonSession = "S-1-5-5-"  // winnt.h: SECURITY_LOGON_IDS_RID
-		service      = "S-1-5-80-" // SECURITY_SERVICE_ID_BASE_RID
-	)
 	sids := append([]string{user}, packages...)
 	for _, sid := range restricting {
-		if strings.HasPrefix(sid, logonSession) || strings.HasPrefix(sid, service) {
+		if strings.HasPrefix(sid, sidsOfLogons) || strings.HasPrefix(sid, sidsOfServices) && sid != sidAllServices {
 			sids = append(sids, sid)
 		}
 	}
@@ -1242,8 +1303,8 @@ func judge(_ string, err error) verdict {
 }
 
 // trusted reports whether the peer is this process's user, SYSTEM or an administrator.
-// For a server the owner of the pipe counts, which a user cannot forge; for a client its
-// token. Both count on this machine alone, where these SIDs mean something.
+// For a server the owner of the pipe counts, which a user cannot forge, unless others may
+// serve the pipe too; for a client its token. Both count on this machine alone, where these SIDs mean something.
 func (p Peer) trusted() bool { return p.system.trusted }
 
 // peerSystem is what a Peer holds beyond the portable facts.
@@ -3923,7 +3984,7 @@ func (f *fd) peerBelieves(process syscall.Handle) bool {
 // that a server of this user, of SYSTEM or of administrators may.
 func (f *fd) peerTakesFromUs() bool {
 	if !f.server {
-		_, trusted, err := f.owner()
+		_, trusted, _, err := f.owner()
 		return trusted && err == nil
 	}
 	token, err := f.clientToken()
@@ -3940,8 +4001,8 @@ func (f *fd) ownerIsTrustedByPeer() bool {
 	if !f.server {
 		return true
 	}
-	owner, _, err := f.owner()
-	if err != nil {
+	owner, _, doubt, err := f.owner()
+	if err != nil || doubt != "" {
 		return false
 	}
 	client, _, err := f.clientUser()
@@ -4360,7 +4421,7 @@ func (f *fd) checkSender(holder syscall.Handle, own bool) error {
 
 // checkServer is checkSender where the sender is the server.
 func (f *fd) checkServer(holder syscall.Handle) error {
-	owner, trusted, err := f.owner()
+	owner, trusted, _, err := f.owner()
 	switch {
 	case err != nil:
 		return err
@@ -4775,7 +4836,7 @@ func (f *fd) peer() (p Peer, err error) {
 	case f.server:
 		p.user, trusted, err = f.clientUser()
 	default:
-		p.user, trusted, err = f.owner()
+		p.user, trusted, p.doubt, err = f.owner()
 	}
 	if p.facts == 0 && err != nil {
 		return Peer{}, err
@@ -4789,20 +4850,25 @@ func (f *fd) onOtherMachine(h syscall.Handle) bool {
 	return f.remote && (!f.server || !clientIsLocal(h))
 }
 
-// owner returns the owner of the pipe, and whether it is to be trusted.
-func (f *fd) owner() (owner string, trusted bool, err error) {
-	me, err := currentUser()
+// owner returns the owner of the pipe, and whether it is to be trusted. doubt says why it is
+// not although the owner would be: others may serve the pipe too.
+func (f *fd) owner() (owner string, trusted bool, doubt string, err error) {
+	own, err := ownSIDs()
 	if err != nil {
-		return "", false, err
+		return "", false, "", err
 	}
 	err = f.control("", func(h syscall.Handle) error {
 		sd, err := securityOf(h)
-		if err == nil {
-			owner = sd.Owner()
+		if err != nil {
+			return err
 		}
-		return err
+		owner = sd.Owner()
+		if trusted = owner == own[0] || owner == sidSystem || owner == sidAdministrators; trusted {
+			doubt = sd.servedBy(owner, own)
+		}
+		return nil
 	})
-	return owner, owner == me || owner == sidSystem || owner == sidAdministrators, err
+	return owner, trusted && doubt == "", doubt, err
 }
 
 // clientUser returns the user of the client, and whether it is to be trusted. It does not

@@ -345,6 +345,55 @@ func TestDialDoesNotTrustAServerOfAnotherUser(t *testing.T) {
 	<-accepted
 }
 
+// Who may serve a pipe of this user can be at its other end, and the descriptor does not show
+// that. So such a pipe is not trusted.
+func TestDialDoesNotTrustAPipeThatOthersMayServe(t *testing.T) {
+	kit.Story(t)
+	me := kit.Me(t)
+	for sddl, entry := range map[string]string{
+		"(A;;GA;;;WD)":                   "S-1-1-0",
+		"(A;;0x12019f;;;WD)":             "S-1-1-0",
+		"(A;;0x12019b;;;WD)":             "",
+		"(A;;FR;;;WD)(A;;0x4;;;BG)":      "S-1-5-32-546",
+		"(A;;0x40000;;;BG)":              "S-1-5-32-546",
+		"(A;;0x80000;;;BG)":              "S-1-5-32-546",
+		"(D;;GA;;;BG)(A;;FA;;;BA)":       "",
+		"(A;;FA;;;SY)(A;;RC;;;OW)":       "",
+		"(A;;FA;;;S-1-15-2-1)":           "", // every package, which still needs the right of its user
+		"(A;;FA;;;S-1-5-5-0-12345)":      "", // a logon of this user
+		"(A;;FA;;;S-1-5-80-0)":           "S-1-5-80-0",
+		"(A;;FA;;;S-1-5-21-1-2-3-1001)":  "S-1-5-21-1-2-3-1001",
+		"(D;;FA;;;WD)(A;;0x1f01ff;;;WD)": "S-1-1-0", // no denial is counted, whatever its order
+	} {
+		sd, err := ipc.ParseSDDL("O:" + me + "D:P(A;;FA;;;" + me + ")" + sddl)
+		kit.Must(t, err)
+		l, path := kit.ListenPipe(t, ipc.PipeConfig{Security: sd})
+		c, err := kit.TryDial(path, ipc.PipeDialer{})
+		if entry == "" {
+			kit.Must(t, err)
+			kit.Must(t, c.Close())
+		} else {
+			kit.Matches(t, err, ipc.ErrUntrusted)
+			if !strings.Contains(err.Error(), entry+`"`) {
+				t.Errorf("%s: the error does not name the entry: %v", sddl, err)
+			}
+		}
+		c, err = kit.TryDial(path, ipc.PipeDialer{Access: ipc.Everyone})
+		kit.Must(t, err)
+		kit.Must(t, c.Close())
+		kit.Must(t, l.Close())
+	}
+}
+
+// Servers of this package let nobody else serve their pipes.
+func TestDialTrustsServersThatAdmitOthers(t *testing.T) {
+	kit.Story(t)
+	for _, lc := range []ipc.ListenConfig{{}, {Access: ipc.Everyone}, {Group: "S-1-5-32-545"}} {
+		l := kit.ListenWith(t, lc, ipc.Addr{})
+		kit.Serves(t, l, l.Addr().(ipc.Addr))
+	}
+}
+
 func TestPipeOfAnotherMachineIsNotTrusted(t *testing.T) {
 	kit.OnWine(t, "has no pipes of other machines")
 	kit.Story(t)
