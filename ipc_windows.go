@@ -3779,11 +3779,12 @@ func (f *fd) flushFile(l limits) error {
 //     process all rights to itself.
 //     That the process id is still that of the client is checked by the time of
 //     creation of the process and its token (checkPeer, isTokenOf).
-//   - A client knows the owner of the pipe. SYSTEM and Administrators are believed:
-//     only a process that acts for them can own anything in their name. If this user is the
-//     owner, the server may yet be a sandbox of the user, so the token of its process
-//     is checked as a client's is; if that may not be read, the label of the pipe
-//     decides (checkLabel). Any other owner is not believed.
+//   - A client knows the owner of the pipe, and that nobody else may serve it (servedBy).
+//     The token of the server's process is checked as a client's is, if it can be read. If
+//     not, SYSTEM and Administrators are believed: only a process that acts for them can own
+//     anything in their name. If this user is the owner, the server may yet be a sandbox of
+//     the user. So it must be the process that made the pipe whose token may not be read,
+//     and the label of the pipe decides (checkLabel). Any other owner is not believed.
 //   - If this very process opened the other end, the token tells nothing: it is this
 //     process's own. For files that this process sent to itself there is the list of
 //     staged files, in memory that nobody else can write. The random bytes say which
@@ -4427,18 +4428,20 @@ func (f *fd) checkServer(holder syscall.Handle) error {
 		return err
 	case !trusted:
 		return errForged
-	case owner == sidSystem || owner == sidAdministrators:
-		return nil
 	}
 	token, err := f.serverToken()
-	if err == nil {
+	switch {
+	case err == nil:
 		defer token.Close()
 		if mayOpen(token, holder) {
 			return nil
 		}
-		return errForged
+	case owner == sidSystem || owner == sidAdministrators:
+		return nil
+	case err == errTokenHidden:
+		return f.checkLabel()
 	}
-	return f.checkLabel()
+	return errForged
 }
 
 // checkChild is checkSender where this process gave the other end away: the holder must
@@ -5071,15 +5074,23 @@ func (f *fd) clientToken() (token syscall.Token, err error) {
 	return token, err
 }
 
-// serverToken returns the token of the server's process, to be asked about.
+// serverToken returns the token of the server's process, to be asked about. The error is
+// errTokenHidden if that is the process that was there when this end connected, and its token
+// may not be read.
 func (f *fd) serverToken() (syscall.Token, error) {
 	process, err := f.openPeer(0)
 	if err != nil {
 		return 0, err
 	}
 	defer syscall.CloseHandle(process)
-	return tokenOf(process)
+	token, err := tokenOf(process)
+	if errnoOf(err) == syscall.ERROR_ACCESS_DENIED {
+		err = errTokenHidden
+	}
+	return token, err
 }
+
+var errTokenHidden = &ruleError{"the token of the server may not be read", os.ErrPermission}
 
 // impersonate runs f in the name of the client: see PipeConn.Impersonate. A thread that
 // could not take its own identity back ends with the goroutine, which does not unlock it.
