@@ -450,6 +450,117 @@ func TestRecvFilesRefusesAFileThatHasJoined(t *testing.T) {
 	}
 }
 
+// writesOn writes data at f until f is closed, and returns when some of it is at the other end.
+func writesOn(t *testing.T, f, other *fd, data []byte) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() { defer close(done); f.write(data) }()
+	t.Cleanup(func() { f.close(); <-done })
+	for {
+		if _, there, _, err := peekMessage(other.sys, nil); err != nil {
+			t.Fatal(err)
+		} else if there > 0 {
+			return
+		}
+		runtime.Gosched()
+	}
+}
+
+// drainedOf returns how many of the bytes that its peer has written drain has read.
+func drainedOf(t *testing.T, f *fd, all int) (n int) {
+	t.Helper()
+	f.expect(dataFollows)
+	rest, p := 0, make([]byte, 64<<10)
+	for last := byte(0); last != 'E'; {
+		m, err := f.read(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rest += m
+		last = p[m-1]
+	}
+	return all - rest
+}
+
+// How much Close looks through is not the peer's choice.
+func TestCloseDrainsNoMoreThanABufferHolds(t *testing.T) {
+	hello := helloOf(helloEarly, 0)
+	r := record{pid: uint32(os.Getpid()), files: make([]uint32, maxFiles)}
+	for i := range r.files {
+		r.files[i] = 0x7ffffff0 // no handle
+	}
+	for name, c := range map[string]struct {
+		next  sequel
+		piece []byte
+		most  int
+	}{
+		"hellos": {hellosFollow, hello[:], (earlyTimes + 3) * helloSize},
+		"files":  {filesFollow, append(r.bytes(), zeroByte[:]...), drainAll + recordMax + 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			internalStory(t)
+			a, b, err := pair(streams)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer a.close()
+			data := bytes.Repeat(c.piece, 256<<10/len(c.piece))
+			data = append(data, 'E')
+			writesOn(t, b, a, data)
+			a.expect(c.next)
+			a.drain()
+			if n := drainedOf(t, a, len(data)); n > c.most || n < len(c.piece) {
+				t.Errorf("Close has looked through %d bytes", n)
+			}
+		})
+	}
+}
+
+// The server's end of a pair that was adopted again closes the files that nobody received.
+func TestCloseOfAnAdoptedServerClosesFiles(t *testing.T) {
+	internalStory(t)
+	a, b, err := pair(streams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.close()
+	f, err := a.dupFile("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := adoptConn(f, streams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(f.Close(), a.close()); err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	send := func() {
+		if err := b.sendWithFiles(zeroByte[:], []*os.File{w}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	send()
+	files, err := c.recvFiles(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files[0].Close()
+	send() // and nobody receives it
+	w.Close()
+	if err := c.close(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := r.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Errorf("the file is open: %d, %v", n, err)
+	}
+}
+
 // takeAllInquiries is as if as many files were kept busy as can be, until the returned
 // function is called.
 func takeAllInquiries(t *testing.T) (giveBack func()) {

@@ -4640,6 +4640,8 @@ type helloPlace struct {
 	hello [helloSize]byte
 	got   int // bytes of hello that were read
 	early int // bytes of early data to be read before the next hello
+
+	hellos, received int // hellos with early data, and all their early data
 }
 
 // follow notes that p was read, if a handshake is under way. The caller has the turn.
@@ -4657,11 +4659,15 @@ func (f *fd) follow(p []byte) {
 		}
 		at.got = 0
 		what, size, err := parseHello(at.hello[:])
-		if err != nil || what&helloEarly == 0 || size > earlyMax || string(at.hello[:len(helloMark)]) != helloMark {
+		at.hellos++
+		// There are no more of them than takeHello takes.
+		if err != nil || what&helloEarly == 0 || at.hellos > earlyTimes+2 || int64(size) > int64(earlyMax-at.received) ||
+			string(at.hello[:len(helloMark)]) != helloMark {
 			f.expect(dataFollows) // unless useMemory says otherwise
 			return
 		}
 		at.early = int(size)
+		at.received += at.early
 	}
 }
 
@@ -4672,8 +4678,9 @@ func (f *fd) mayHaveFiles() bool {
 }
 
 // drain takes the handles of those records that this end would have looked for, and that
-// nobody has read. It waits for no peer, and takes no more than is there when it begins. No
-// call uses the fd any more.
+// nobody has read. It waits for no peer, and takes no more than is there when it begins, and
+// than the buffer of a pipe usually holds: the length of what a peer is about to write counts
+// as there, and is the peer's choice. No call uses the fd any more.
 //
 // It reads a record together with what was written behind it. So the write of the peer
 // succeeds, and the peer does not take the handles back, whose numbers may be those of others
@@ -4683,6 +4690,7 @@ func (f *fd) drain() (taken []syscall.Handle) {
 		return nil
 	}
 	_, left, _, err := peekMessage(f.sys, nil)
+	left = min(left, drainAll)
 	// A closed fd lets nobody in, so another one reads. It owns nothing.
 	in := &fd{sys: f.sys, kind: f.kind, sends: f.sends, ends: f.ends, server: f.server,
 		pipe: f.pipe, dynamic: f.dynamic, handedOn: f.handedOn, peerBorn: f.peerBorn}
@@ -4700,11 +4708,15 @@ func (f *fd) drain() (taken []syscall.Handle) {
 }
 
 // drainMax is how long a message may be that drain reads. A longer one hardly fits the buffer
-// of a pipe. So its write has not ended, and the sender takes the handles back.
-const drainMax = 1 << 20
+// of a pipe. So its write has not ended, and the sender takes the handles back. When drain has
+// read drainAll, it begins no other message.
+const (
+	drainMax = 1 << 20
+	drainAll = 64 << 10
+)
 
 // drainOne reads a record, or a part of a hello or of early data, and returns how many bytes
-// that were, or fewer.
+// that were.
 func (f *fd) drainOne() (n int, handles []syscall.Handle, err error) {
 	behind, at := len(zeroByte), &f.r.place
 	switch {
@@ -4714,7 +4726,8 @@ func (f *fd) drainOne() (n int, handles []syscall.Handle, err error) {
 		behind = theRest
 	}
 	if at.early == 0 {
-		if size, err := f.recordAtHead(behind); err == nil && size > drainMax {
+		size, err := f.recordAtHead(behind)
+		if err == nil && size > drainMax {
 			return 0, nil, errMsgTooLong
 		}
 		var rest []byte
@@ -4723,7 +4736,7 @@ func (f *fd) drainOne() (n int, handles []syscall.Handle, err error) {
 		f.r.taking.Unlock()
 		if err == nil || errors.Is(err, errTaken) {
 			f.follow(rest)
-			return recordHead + 4*max(len(handles), 1) + len(rest), handles, nil
+			return size, handles, nil
 		}
 		if err != ErrNoFiles || f.r.next.Load() != hellosFollow {
 			return 0, nil, err
@@ -5482,7 +5495,7 @@ func pipeNumber(question *syscall.LazyProc, h syscall.Handle) (n uint32, err err
 // clientIsLocal reports whether the client of a server's end is on this machine.
 func clientIsLocal(h syscall.Handle) bool {
 	if procClientComputerName.Find() != nil {
-		return false
+		return true // Windows has it since Vista. Wine does not, and has no clients on other machines
 	}
 	var name [256]uint16
 	r, _, errno := syscall.SyscallN(procClientComputerName.Addr(), uintptr(h), uintptr(unsafe.Pointer(&name)), unsafe.Sizeof(name))
