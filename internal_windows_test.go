@@ -2326,6 +2326,45 @@ func TestPipeListenerArmingAnInstanceHidesNoClient(t *testing.T) {
 }
 
 // A handle for reading alone stays one, also if who has it asks for more rights.
+// The owner of a section may not change who may write to it. Wine keeps the entry that says so,
+// and lets the owner do it.
+func TestMemoryOwnerMayNotChangeItsRights(t *testing.T) {
+	internalStory(t)
+	m, err := newMemory(4096)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.close()
+	err = withFile(m.object, func(sys uintptr) error {
+		sd, err := securityOf(syscall.Handle(sys))
+		if err == nil {
+			entries, _ := sd.DACL()
+			if len(entries) != 1 || entries[0] != (AccessEntry{sidOwnerRights, readControl, false}) {
+				t.Errorf("%v", sd)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if procClientComputerName.Find() != nil {
+		return // Wine
+	}
+	err = withFile(m.readOnly, func(sys uintptr) error {
+		const writeDAC = 0x40000 // winnt.h: WRITE_DAC
+		var h syscall.Handle
+		err := syscall.DuplicateHandle(currentProcess, syscall.Handle(sys), currentProcess, &h, writeDAC, false, 0)
+		if err == nil {
+			syscall.CloseHandle(h)
+		}
+		return err
+	})
+	if err != syscall.ERROR_ACCESS_DENIED {
+		t.Errorf("for WRITE_DAC the error is %v", err)
+	}
+}
+
 func TestMemoryReadOnlyFileStaysReadOnly(t *testing.T) {
 	internalStory(t)
 	m, err := NewMemory(4096)

@@ -5951,8 +5951,10 @@ const (
 // handle of it for reading alone.
 func newMemory(size int) (memoryFiles, error) {
 	// Nobody may have more rights than a handle gives. Without an access list, who has a
-	// handle for reading could duplicate it with the right to write.
-	sd, err := parseSDDL("D:P")
+	// handle for reading could duplicate it with the right to write. The owner could give
+	// himself that right (WRITE_DAC), as every process of this user is the owner, but for the
+	// entry for OWNER RIGHTS, which says all that an owner may do: READ_CONTROL.
+	sd, err := parseSDDL("D:P(A;;RC;;;OW)")
 	if err != nil {
 		return memoryFiles{}, err
 	}
