@@ -561,6 +561,76 @@ func TestCloseOfAnAdoptedServerClosesFiles(t *testing.T) {
 	}
 }
 
+// duringPeeks has PeekNamedPipe call before and after, until the test ends. Nobody else may call
+// it when duringPeeks begins, or when the test ends.
+func duringPeeks(t *testing.T, before, after func(h syscall.Handle)) {
+	type ( // of package syscall
+		proc struct {
+			dll  *syscall.DLL
+			name string
+			addr uintptr
+		}
+		lazyProc struct {
+			mu   sync.Mutex
+			name string
+			dll  *syscall.LazyDLL
+			proc *proc
+		}
+	)
+	real := procPeekNamedPipe.Addr()
+	p := (*lazyProc)(unsafe.Pointer(procPeekNamedPipe)).proc
+	if p.addr != real {
+		t.Fatal("package syscall has changed")
+	}
+	p.addr = syscall.NewCallback(func(h, p, n, read, total, left uintptr) uintptr {
+		before(syscall.Handle(h))
+		r, _, _ := syscall.SyscallN(real, h, p, n, read, total, left)
+		after(syscall.Handle(h))
+		return r
+	})
+	t.Cleanup(func() { p.addr = real })
+}
+
+// ReadBuffers does not wait for what a peer has taken back, once it has something.
+func TestReadBuffersDoesNotWaitForWhatWasWithdrawn(t *testing.T) {
+	internalStory(t)
+	a, b, err := pair(streams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	defer b.close()
+	written := make(chan struct{})
+	withdrawn := false
+	duringPeeks(t, func(syscall.Handle) {}, func(h syscall.Handle) {
+		if h == a.sys && !withdrawn {
+			withdrawn = true
+			b.setDeadline(time.Unix(1, 0), writing)
+			<-written
+		}
+	})
+	if _, err := b.write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(written)
+		b.write(make([]byte, 1<<20))
+	}()
+	for info, err := localInfo(a.sys); ; info, err = localInfo(a.sys) { // until it waits for a reader
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.readable > 1 {
+			break
+		}
+		runtime.Gosched()
+	}
+	n, err := a.readBuffers([][]byte{make([]byte, 1), make([]byte, 1)})
+	if n != 1 || err != nil || !withdrawn {
+		t.Errorf("%d, %v, %t", n, err, withdrawn)
+	}
+}
+
 // takeAllInquiries is as if as many files were kept busy as can be, until the returned
 // function is called.
 func takeAllInquiries(t *testing.T) (giveBack func()) {

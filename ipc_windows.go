@@ -3278,7 +3278,13 @@ func (f *fd) readBuffers(bufs [][]byte) (total int64, err error) {
 				break // the next read tells
 			}
 		}
-		n, err := f.readStream(l, p)
+		n, err := 0, error(nil)
+		if total == 0 || f.r.unread != nil {
+			n, err = f.readStream(l, p)
+		} else { // the peer may have taken back what was there
+			n, _, err = f.readAtOnce(p)
+			f.follow(p[:n])
+		}
 		total += int64(n)
 		if err != nil && total == 0 {
 			return 0, err
