@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -561,9 +562,9 @@ func TestCloseOfAnAdoptedServerClosesFiles(t *testing.T) {
 	}
 }
 
-// duringPeeks has PeekNamedPipe call before and after, until the test ends. Nobody else may call
-// it when duringPeeks begins, or when the test ends.
-func duringPeeks(t *testing.T, before, after func(h syscall.Handle)) {
+// replaceCall has the procedure called through what by makes of its address, until the test
+// ends. Nobody else may call it when replaceCall begins, or when the test ends.
+func replaceCall(t *testing.T, call *syscall.LazyProc, by func(real uintptr) (callback any)) {
 	type ( // of package syscall
 		proc struct {
 			dll  *syscall.DLL
@@ -577,18 +578,141 @@ func duringPeeks(t *testing.T, before, after func(h syscall.Handle)) {
 			proc *proc
 		}
 	)
-	real := procPeekNamedPipe.Addr()
-	p := (*lazyProc)(unsafe.Pointer(procPeekNamedPipe)).proc
+	real := call.Addr()
+	p := (*lazyProc)(unsafe.Pointer(call)).proc
 	if p.addr != real {
 		t.Fatal("package syscall has changed")
 	}
-	p.addr = syscall.NewCallback(func(h, p, n, read, total, left uintptr) uintptr {
-		before(syscall.Handle(h))
-		r, _, _ := syscall.SyscallN(real, h, p, n, read, total, left)
-		after(syscall.Handle(h))
-		return r
-	})
+	p.addr = syscall.NewCallback(by(real))
 	t.Cleanup(func() { p.addr = real })
+}
+
+// duringPeeks has PeekNamedPipe call before and after: see replaceCall.
+func duringPeeks(t *testing.T, before, after func(h syscall.Handle)) {
+	replaceCall(t, procPeekNamedPipe, func(real uintptr) any {
+		return func(h, p, n, read, total, left uintptr) uintptr {
+			before(syscall.Handle(h))
+			r, _, _ := syscall.SyscallN(real, h, p, n, read, total, left)
+			after(syscall.Handle(h))
+			return r
+		}
+	})
+}
+
+// A client can hold up the calls that look at its pipe. Accept returns the other clients, and
+// Close does not wait, whether Accept or watch looks first.
+func TestAcceptIsNotHeldByAClient(t *testing.T) {
+	for name, backlog := range map[string]int{"Accept looks": 2, "watch looks": 1} {
+		t.Run(name, func(t *testing.T) {
+			internalStory(t)
+			var held atomic.Uintptr
+			inside, free := make(chan struct{}, 100), make(chan struct{})
+			duringPeeks(t, func(h syscall.Handle) {
+				if uintptr(h) == held.Load() {
+					inside <- struct{}{}
+					<-free
+				}
+			}, func(syscall.Handle) {})
+			l, err := ListenConfig{Backlog: backlog}.Listen(Addr{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := l.listener.instances
+			s.mu.Lock()
+			if backlog == 1 { // watch does not look before the lock is free
+				held.Store(uintptr(s.armed[0].sys))
+			}
+			s.mu.Unlock()
+			evil, err := Dial(l.Addr().(Addr))
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.mu.Lock()
+			for _, in := range s.armed {
+				if !in.listens() {
+					held.Store(uintptr(in.sys))
+				}
+			}
+			s.mu.Unlock()
+			if backlog == 1 {
+				<-inside // watch is held
+			}
+			accepted := make(chan *Conn)
+			go func() {
+				c, err := l.AcceptConn()
+				if err != nil {
+					t.Error(err)
+				}
+				accepted <- c
+			}()
+			good, err := Dial(l.Addr().(Addr))
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := <-accepted
+			if _, err := good.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			if n, err := c.Read(make([]byte, 1)); n != 1 || err != nil {
+				t.Errorf("%d, %v", n, err)
+			}
+			if backlog > 1 {
+				<-inside
+			}
+			if err := errors.Join(l.SetDeadline(time.Now()), l.Close()); err != nil {
+				t.Error(err)
+			}
+			close(free)
+			if n, err := evil.Read(make([]byte, 1)); n != 0 || err == nil {
+				t.Errorf("the client that was held is there: %d", n)
+			}
+			for _, c := range []*Conn{evil, good, c} {
+				c.Close()
+			}
+		})
+	}
+}
+
+// A server can hold up the calls by which Dial prepares its end.
+func TestDialIsNotHeldByAServer(t *testing.T) {
+	internalStory(t)
+	inside, free := make(chan struct{}, 100), make(chan struct{})
+	replaceCall(t, procSetNamedPipeHandleState, func(real uintptr) any {
+		return func(h, mode, n, wait uintptr) uintptr {
+			inside <- struct{}{}
+			<-free
+			r, _, _ := syscall.SyscallN(real, h, mode, n, wait)
+			return r
+		}
+	})
+	l, err := ListenMsg(Addr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		<-inside
+		cancel()
+	}()
+	if _, err := (Dialer{}).DialMsg(ctx, l.Addr().(Addr)); !errors.Is(err, context.Canceled) {
+		t.Errorf("a context ends it: %v", err)
+	}
+	if _, err := (Dialer{Timeout: 10 * time.Millisecond}).DialMsg(context.Background(), l.Addr().(Addr)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a timeout ends it: %v", err)
+	}
+	close(free)
+	c, err := DialMsg(l.Addr().(Addr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	for range inquiriesMax { // until those that were left behind have ended
+		<-introductions
+	}
+	for range inquiriesMax {
+		introductions <- struct{}{}
+	}
 }
 
 // ReadBuffers does not wait for what a peer has taken back, once it has something.
@@ -2015,7 +2139,7 @@ func TestListenerHearsAClientThatLeftBeforeItsInstanceListens(t *testing.T) {
 		must(err)
 		visit := func(words string) {
 			t.Helper()
-			fd, err := connect(nil, spec.target, streams, nil)
+			fd, err := connect(&retryTimer{ctx: context.Background()}, spec.target, streams, nil)
 			must(err)
 			_, err = fd.write([]byte(words))
 			must(err)
@@ -2075,7 +2199,7 @@ func TestListenerAddsNoInstanceToThePipeOfAnother(t *testing.T) {
 	}
 	take := func(when string, want error, armed int) {
 		t.Helper()
-		if f, err := l.take(); f != nil || !errors.Is(err, want) || len(l.armed) != armed {
+		if f, _, err := l.take(l.accepts); f != nil || !errors.Is(err, want) || len(l.armed) != armed {
 			t.Fatalf("%s: %v, %v, %d armed", when, f, err, len(l.armed))
 		}
 	}
@@ -2384,7 +2508,7 @@ func TestPipeListenerArmingAnInstanceHidesNoClient(t *testing.T) {
 		must(err)
 		must(s.add(true))
 		waitFor(s.event, 0) // whatever that told
-		client, err := connect(nil, spec.target, streams, nil)
+		client, err := connect(&retryTimer{ctx: context.Background()}, spec.target, streams, nil)
 		must(err)
 		must(s.add(false))
 		if e, err := syscall.WaitForSingleObject(s.event, 0); e != syscall.WAIT_OBJECT_0 {

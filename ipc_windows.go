@@ -650,6 +650,12 @@ func (c listenerRawConn) Write(func(fd uintptr) bool) error { return errors.ErrU
 // that begins resets the event, which another one may just have signalled. So each one
 // that has begun is followed by a signal of ours.
 //
+// A client can hold up every call on its pipe that looks at more than the OVERLAPPED: while it
+// writes from a page that a slow file system has to bring, npfs.sys holds the lock of the pipe.
+// So no such call is made with mu held, or by Accept or Close themselves. A goroutine asks about
+// each client that Accept takes (ask), and about those that watch asks about (look). A client
+// that does not let it answer is not ready, and Accept goes on to the next one.
+//
 // The kernel writes to the OVERLAPPED of an operation until that is done. An
 // instance is therefore reachable as long as its operation is under way: from
 // instances, which watch keeps alive; and close waits for the end of each
@@ -669,7 +675,27 @@ type instances struct {
 	armed []*instance // the first was armed first
 	out   int         // connections handed out and not closed; counted if there is a limit
 	made  string      // the security descriptor of the pipe that this process made; kept if there is a limit
+
+	guests    []*guest // the clients that Accept has taken and not returned
+	accepts   int      // how many Accepts have begun
+	accepting int      // how many of them have not ended
 }
+
+// A guest is a client that was taken from its instance, and that is asked who it is.
+type guest struct {
+	fd       *fd
+	answered bool  // it is there, and is known
+	asked    int   // instances.accepts when it was asked
+	since    int64 // when it was asked, on the clock of now
+}
+
+// guestsMax is how many clients a listener asks about at once. Each may hold a thread for as
+// long as it likes.
+const guestsMax = 64
+
+// guestGrace is how long Accept waits for the answer about a client before it takes the next
+// one. Clients are to be returned in the order in which they came.
+const guestGrace = 10 * time.Millisecond
 
 // newInstances makes no instances yet: listen does.
 func newInstances(p *pipeSpec, backlog, limit int) (s *instances, err error) {
@@ -729,7 +755,9 @@ type instance struct {
 	overlapped syscall.Overlapped // the kernel's while pending
 	sys        syscall.Handle
 	pending    bool
-	err        error // result of ConnectNamedPipe, once it is not pending
+	err        error  // result of ConnectNamedPipe, once it is not pending
+	looking    bool   // look asks whether its client has left
+	guest      *guest // its client, which Accept has taken meanwhile
 }
 
 // lookMin and lookMax bound the time between two looks of watch for clients that have left,
@@ -766,48 +794,58 @@ func (s *instances) watch() {
 	}
 }
 
-// refreshAll re-arms the instances whose client has left. It returns how many listen and the
-// first that is ready. Clients are asked whether they left only if no instance listens;
-// otherwise there is room for others. The caller holds mu.
+// refreshAll settles all instances. It returns how many listen and the first that is ready.
+// Clients are asked whether they left only if no instance listens; otherwise there is room for
+// others. The caller holds mu.
 func (s *instances) refreshAll() (listening int, ready *instance) {
-	ask := s.countListening() == 0
 	for _, in := range s.armed {
-		if !s.refresh(in, ask) {
+		if !s.refresh(in) {
 			listening++
 		} else if ready == nil {
 			ready = in
 		}
 	}
+	if listening == 0 {
+		for _, in := range s.armed {
+			if in.err == nil && !in.looking {
+				in.looking = true
+				go s.look(in)
+			}
+		}
+	}
 	return listening, ready
 }
 
-// firstReady returns the first instance that is ready, or nil. It re-arms those before it
-// whose client has left. The caller holds mu.
-func (s *instances) firstReady() *instance {
-	for _, in := range s.armed {
-		if s.refresh(in, true) {
-			return in
+// look re-arms an instance whose client has left. Such a client holds nothing up any more.
+func (s *instances) look(in *instance) {
+	left := deserted(in.sys, s.spec.ends)
+	s.mu.Lock()
+	in.looking = false
+	g := in.guest
+	in.guest = nil // or the instance would keep the connection from the garbage collector
+	switch {
+	case g != nil:
+		s.mu.Unlock()
+		s.ask(g)
+		return
+	case s.closed.Load(): // close has left the instance to this
+		s.mu.Unlock()
+		syscall.CloseHandle(in.sys)
+		return
+	case left:
+		if in.err = disconnectNamedPipe(in.sys); in.err == nil {
+			in.arm(s.event)
 		}
 	}
-	return nil
+	s.signal()
+	s.mu.Unlock()
 }
 
-// countListening returns how many instances listen. The caller holds mu.
-func (s *instances) countListening() (n int) {
-	for _, in := range s.armed {
-		if in.listens() {
-			n++
-		}
-	}
-	return n
-}
-
-// refresh re-arms an instance whose client has left, or whose wait was cancelled, and
-// reports whether the instance is ready: it has a client, or an error for Accept. With ask
-// it asks whether the client has left; without ask the client of a ready instance may have
-// left. The caller holds mu.
-func (s *instances) refresh(in *instance, ask bool) (ready bool) {
-	ready, err := in.outcome(s.spec.ends, ask)
+// refresh re-arms an instance whose client left before it listened, or whose wait was
+// cancelled, and reports whether the instance is ready: it has a client, or an error for
+// Accept. The client may have left. The caller holds mu.
+func (s *instances) refresh(in *instance) (ready bool) {
+	ready, err := in.outcome()
 	switch err {
 	case errNoData: // the client came and left
 		if in.err = disconnectNamedPipe(in.sys); in.err != nil {
@@ -818,24 +856,34 @@ func (s *instances) refresh(in *instance, ask bool) (ready bool) {
 		return ready
 	}
 	in.arm(s.event)
-	ready, _ = in.outcome(s.spec.ends, ask)
+	ready, _ = in.outcome()
 	return ready
 }
 
 // accept waits for a client.
 func (s *instances) accept() (*fd, error) {
 	l := limits{deadlines: reading}
+	turn := s.beginAccept()
+	defer s.endAccept()
+	var more *time.Timer
 	for {
 		changed := s.changes()
 		if _, err := s.endOfWait(l); err != nil {
 			return nil, err
 		}
-		fd, err := s.take()
-		if fd != nil {
-			fd.notePeer()
-		}
+		fd, asking, err := s.take(turn)
 		if fd != nil || err != nil {
 			return fd, err
+		}
+		if asking && more == nil {
+			more = time.AfterFunc(guestGrace, func() {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				s.signal()
+			})
+			defer more.Stop()
+		} else if asking {
+			more.Reset(guestGrace)
 		}
 		if _, err := s.pause(l, changed, nil); err != nil {
 			return nil, err
@@ -843,39 +891,76 @@ func (s *instances) accept() (*fd, error) {
 	}
 }
 
-// take returns the connection of a client that is there, if there is one.
-func (s *instances) take() (*fd, error) {
+// beginAccept counts an Accept, until endAccept. The number says which answers are new enough.
+func (s *instances) beginAccept() (turn int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.accepts++
+	s.accepting++
+	return s.accepts
+}
+
+func (s *instances) endAccept() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.accepting--
+}
+
+// take returns the connection of a client that is there, if there is one. A client that no
+// Accept waited for when it was asked is asked again, as it may have left since. asking says
+// that a client was asked just now.
+func (s *instances) take(turn int) (f *fd, asking bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed.Load() {
-		return nil, net.ErrClosed
+		return nil, false, net.ErrClosed
 	}
 	// Only with a limit can instances be missing.
 	for s.limit > 0 && len(s.armed) < s.backlog && len(s.armed)+s.out < s.limit {
 		if err := s.addMissing(); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	}
-	ready := s.firstReady()
-	switch {
-	case ready == nil:
-		return nil, nil
-	case ready.err != nil && ready.err != errNoData && ready.err != syscall.ERROR_OPERATION_ABORTED:
-		return nil, s.replace(ready, os.NewSyscallError("ConnectNamedPipe", ready.err))
-	case ready.err != nil: // it was armed again and ended again: watch looks at it
-		setEvent(s.event)
-		return nil, nil
+	young := 0
+	for _, g := range s.guests {
+		switch {
+		case g.answered && g.asked >= turn:
+			s.leave(g)
+			return g.fd, false, nil
+		case g.answered:
+			s.begin(g)
+			go s.ask(g)
+			young++
+		case now()-g.since < int64(guestGrace):
+			young++
+		}
 	}
-	return s.handOut(ready)
+	if young >= s.accepting || len(s.guests) >= guestsMax {
+		return nil, young > 0, nil
+	}
+	for _, in := range s.armed {
+		if !s.refresh(in) {
+			continue
+		}
+		switch in.err {
+		case nil:
+			return nil, true, s.invite(in)
+		case errNoData, syscall.ERROR_OPERATION_ABORTED: // it was armed again and ended again: watch looks at it
+			setEvent(s.event)
+		default:
+			return nil, false, s.replace(in, os.NewSyscallError("ConnectNamedPipe", in.err))
+		}
+	}
+	return nil, young > 0, nil
 }
 
-// handOut makes an instance with a client a connection. If it cannot be
-// replaced, the client stays where it is, for the next Accept. It wakes watch, since
-// there may be another client, for another Accept: add does that too.
-func (s *instances) handOut(in *instance) (*fd, error) {
+// invite takes the client of an instance from it, and asks about the client. If the instance
+// cannot be replaced, the client stays where it is, for the next Accept. invite wakes watch,
+// since there may be another client, for another Accept: add does that too. The caller holds mu.
+func (s *instances) invite(in *instance) error {
 	if s.limit == 0 || len(s.armed)+s.out < s.limit {
 		if err := s.add(false); err != nil {
-			return nil, err
+			return err
 		}
 	} else {
 		setEvent(s.event)
@@ -889,7 +974,49 @@ func (s *instances) handOut(in *instance) (*fd, error) {
 		f.quota = s
 		f.dropped = runtime.AddCleanup(f, (*instances).forget, s)
 	}
-	return f, nil
+	g := &guest{fd: f}
+	s.guests = append(s.guests, g)
+	s.begin(g)
+	if in.looking { // the goroutine that looks goes on with it
+		in.guest = g
+	} else {
+		go s.ask(g)
+	}
+	return nil
+}
+
+// begin notes that the guest is being asked. The caller holds mu.
+func (s *instances) begin(g *guest) { g.answered, g.asked, g.since = false, s.accepts, now() }
+
+// leave takes the guest off the list. The caller holds mu.
+func (s *instances) leave(g *guest) {
+	for i, other := range s.guests {
+		if other == g {
+			copy(s.guests[i:], s.guests[i+1:])
+			s.guests[len(s.guests)-1] = nil // or it would keep the connection from the garbage collector
+			s.guests = s.guests[:len(s.guests)-1]
+			return
+		}
+	}
+}
+
+// ask asks whether the client is there, and who it is. One that has left is closed, and gives
+// its place back. While ask goes on, nobody else uses the connection.
+func (s *instances) ask(g *guest) {
+	left := deserted(g.fd.sys, s.spec.ends)
+	if !left {
+		g.fd.meet()
+	}
+	s.mu.Lock()
+	left = left || s.closed.Load()
+	if g.answered = !left; left {
+		s.leave(g)
+	}
+	s.signal()
+	s.mu.Unlock()
+	if left {
+		g.fd.closeLater()
+	}
 }
 
 // replace puts a new instance in the place of one that cannot be used any more.
@@ -995,7 +1122,7 @@ func (in *instance) arm(event syscall.Handle) {
 	err := connectNamedPipe(in.sys, &in.overlapped)
 	setEvent(event)
 	in.pending = err == syscall.ERROR_IO_PENDING
-	// The client came first, and may have left since. outcome asks whether it wrote
+	// The client came first, and may have left since. deserted tells whether it wrote
 	// anything.
 	if in.err = err; err == errPipeConnected || err == errNoData {
 		in.err = nil
@@ -1005,19 +1132,14 @@ func (in *instance) arm(event syscall.Handle) {
 // listens reports whether the wait that arm began has not ended.
 func (in *instance) listens() bool { return in.pending && !completed(&in.overlapped) }
 
-// outcome reports whether the wait that arm began has ended, and with which error. That
-// is errNoData for a client that left without having written anything, if it is to ask
-// about that.
-func (in *instance) outcome(ends direction, ask bool) (done bool, err error) {
+// outcome reports whether the wait that arm began has ended, and with which error.
+func (in *instance) outcome() (done bool, err error) {
 	if in.listens() {
 		return false, nil
 	}
 	if in.pending {
 		in.pending = false
 		in.err = overlappedResult(in.sys, &in.overlapped, nil)
-	}
-	if in.err == nil && ask && deserted(in.sys, ends) {
-		in.err = errNoData
 	}
 	return true, in.err
 }
@@ -1046,7 +1168,6 @@ func (s *instances) close() error {
 		setEvent(s.event)
 		<-s.watched // nobody else waits for the event, and nobody changes armed any more
 	}
-	var err error
 	for _, in := range s.armed {
 		if in.pending {
 			// If there is nothing to cancel, it has ended or is about to.
@@ -1055,15 +1176,30 @@ func (s *instances) close() error {
 				waitFor(s.event, syscall.INFINITE)
 			}
 		}
-		if e := syscall.CloseHandle(in.sys); err == nil {
-			err = e
+	}
+	s.mu.Lock()
+	var ends []syscall.Handle
+	for _, in := range s.armed {
+		if !in.looking { // otherwise look closes it
+			ends = append(ends, in.sys)
 		}
 	}
 	s.armed = nil
-	if s.reservation != 0 {
-		if e := syscall.CloseHandle(s.reservation); err == nil {
-			err = e
+	var known []*fd // ask closes the others
+	for _, g := range s.guests {
+		if g.answered {
+			known = append(known, g.fd)
 		}
+	}
+	s.guests = nil
+	s.mu.Unlock()
+	for _, f := range known {
+		f.closeLater()
+	}
+	serverEnds.do(len(ends), closeGrace, func(i int) { syscall.CloseHandle(ends[i]) })
+	var err error
+	if s.reservation != 0 {
+		err = syscall.CloseHandle(s.reservation)
 	}
 	s.mu.Lock() // giveBack may signal the event
 	defer s.mu.Unlock()
@@ -1072,6 +1208,10 @@ func (s *instances) close() error {
 	}
 	return os.NewSyscallError("CloseHandle", err)
 }
+
+// serverEnds closes the instances of listeners, whose clients can hold that up. Those that hold
+// other pipes up do not delay it.
+var serverEnds closers
 
 // control makes a call, which must not block, with a handle of one of the
 // instances. It is a duplicate, so that the call may do with the listener whatever
@@ -1192,26 +1332,63 @@ func connect(p *retryTimer, target string, kind connKind, s *SysDialer) (*fd, er
 		return nil, err
 	}
 	f, err := openClient(p, target, kind, s.direction, s.Impersonation.flags())
-	if err == nil {
-		f.notePeer()
+	if err != nil {
+		return nil, err
 	}
-	return f, err
+	if err := f.introduce(p); err != nil {
+		f.closeLater()
+		return nil, err
+	}
+	return f, nil
 }
 
-// openClient opens a client's end.
-func openClient(p *retryTimer, target string, kind connKind, d Direction, flags uint32) (*fd, error) {
+// introduce prepares a client's end, and asks who the server is. A server can hold that up for
+// as long as it likes, so another goroutine does it, which is left behind when p ends.
+func (f *fd) introduce(p *retryTimer) error {
+	var expiry <-chan time.Time
+	if !p.deadline.IsZero() {
+		timer := time.NewTimer(time.Until(p.deadline))
+		defer timer.Stop()
+		expiry = timer.C
+	}
+	await := func(ready <-chan struct{}) error {
+		select {
+		case <-ready:
+			return nil
+		case <-p.ctx.Done():
+			return contextError(p.ctx, nil)
+		case <-expiry:
+			return &timeoutError{}
+		}
+	}
+	if err := await(introductions); err != nil {
+		return err
+	}
+	var err error
+	done := make(chan struct{})
+	go func() {
+		if err = f.prepare(); err == nil {
+			f.meet()
+		}
+		close(done)
+		introductions <- struct{}{}
+	}()
+	if err := await(done); err != nil {
+		return err
+	}
+	return err
+}
+
+// introductions bounds how many servers are asked at once who they are. Each may hold a thread
+// for as long as it likes.
+var introductions = newSemaphore(inquiriesMax)
+
+// openClient opens a client's end, which is to be prepared.
+func openClient(p *retryTimer, target string, kind connKind, d Direction, flags uint32) (f *fd, err error) {
 	ends := d.ends(false)
 	readsMessages := kind.native() == messages && ends&reading != 0
-	var sends connKind
-	open := func() (syscall.Handle, error) {
-		h, err := openPipe(target, rightsOf(ends, readsMessages), flags)
-		if err == nil {
-			sends = sentBy(h)
-		}
-		return h, err
-	}
+	open := func() (syscall.Handle, error) { return openPipe(target, rightsOf(ends, readsMessages), flags) }
 	var h syscall.Handle
-	var err error
 	if isRemote(target) {
 		h, err = openRemote(p, open)
 	} else {
@@ -1220,17 +1397,19 @@ func openClient(p *retryTimer, target string, kind connKind, d Direction, flags 
 	if err != nil {
 		return nil, err
 	}
-	f := newFD(h, kind.native(), ends, false)
-	f.sends = sends
+	f = newFD(h, kind.native(), ends, false)
 	f.remote = isRemote(target)
 	f.pipe = pipeOf(target)
-	if readsMessages { // a client's end always begins with bytes
-		if err := f.control("SetNamedPipeHandleState", setMessageMode); err != nil {
-			f.close()
-			return nil, err
-		}
-	}
 	return f, nil
+}
+
+// prepare sets what a client's end reads, and finds out what it sends.
+func (f *fd) prepare() error {
+	err := f.control("", func(h syscall.Handle) error { f.sends = sentBy(h); return nil })
+	if err == nil && f.kind == messages && f.ends&reading != 0 { // a client's end always begins with bytes
+		err = f.control("SetNamedPipeHandleState", setMessageMode)
+	}
+	return err
 }
 
 // openRemote makes a call that opens a pipe of another machine. The call may take as long as
@@ -1347,6 +1526,11 @@ func newEnds(d Direction, kind connKind, flags uint32) (server, client *fd, err 
 	server = newFD(h, p.kind, p.ends, true)
 	server.pipe = p.pipe
 	client, err = openClient(nil, p.target, kind, d, flags)
+	if err == nil {
+		if err = client.prepare(); err != nil {
+			client.close()
+		}
+	}
 	if err != nil {
 		server.close()
 		return nil, nil, err
@@ -2243,17 +2427,18 @@ type fd struct {
 	refs // calls that use sys; the last one after Close closes it
 
 	sys      syscall.Handle
-	kind     connKind   // what it reads
-	sends    connKind   // what its writes are in the pipe; a client that reads bytes may yet send messages
-	ends     direction  // what the pipe lets this end do
-	server   bool       // this is the server's end
-	remote   bool       // the other end is, or may be, on another machine
-	pipe     string     // the name of the pipe in lower case; the kernel may forget it when the peer is gone
-	dynamic  bool       // of a Pair: the client is known by what it sent last; see pairOf
-	handedOn bool       // another process opened or made this end
-	adopted  bool       // its file may be shared with others, so it does not join: see newSharedFile
-	peerBorn int64      // when the process at the other end was created; 0: not known
-	quota    *instances // where Close gives a place back; nil: there is no limit
+	kind     connKind                // what it reads
+	sends    connKind                // what its writes are in the pipe; a client that reads bytes may yet send messages
+	ends     direction               // what the pipe lets this end do
+	server   bool                    // this is the server's end
+	remote   bool                    // the other end is, or may be, on another machine
+	pipe     string                  // the name of the pipe in lower case; the kernel may forget it when the peer is gone
+	dynamic  bool                    // of a Pair: the client is known by what it sent last; see pairOf
+	handedOn bool                    // another process opened or made this end
+	adopted  bool                    // its file may be shared with others, so it does not join: see newSharedFile
+	peerBorn int64                   // when the process at the other end was created; 0: not known
+	met      atomic.Pointer[meeting] // the answer to the next question who the peer is; nil: the system is asked
+	quota    *instances              // where Close gives a place back; nil: there is no limit
 	r        readSide
 	w        writeSide
 
@@ -4842,6 +5027,9 @@ func (f *fd) control(name string, call func(syscall.Handle) error) error {
 // did not let the server see it (Anonymous), or whose token follows what it
 // sends and that has sent nothing yet, is known by its process; see openPeer and checkPeer.
 func (f *fd) peer() (p Peer, err error) {
+	if m := f.met.Swap(nil); m != nil && !f.closing() {
+		return m.peer, m.err
+	}
 	switch pid, err := f.makerOfPeer(); {
 	case err == nil:
 		p.pid, p.facts = int(pid), knowsPID
@@ -5023,6 +5211,20 @@ func (f *fd) sessionOfPeer() (session uint32, err error) {
 		return err
 	})
 	return session, err
+}
+
+// A meeting is what peer returns.
+type meeting struct {
+	peer Peer
+	err  error
+}
+
+// meet asks who the peer of a new connection is, so that the first peer does not have to.
+func (f *fd) meet() {
+	f.notePeer()
+	var m meeting
+	m.peer, m.err = f.peer()
+	f.met.Store(&m)
 }
 
 // notePeer notes when the process at the other end was created, while the
