@@ -2011,6 +2011,56 @@ func TestSharedConnCloseLeavesAPipeThatIsHeld(t *testing.T) {
 	}
 }
 
+// A peer can hold up the close of any pipe. Close does not wait for that long, and what holds
+// doorbells up does not delay other pipes.
+func TestCloseIsNotHeldByAPipe(t *testing.T) {
+	internalStory(t)
+	for _, c := range []struct {
+		by    *closers
+		waits bool
+	}{{&ordinaryEnds, true}, {&pipeEnds, false}} {
+		l, err := Listen(Addr{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		client, err := Dial(l.Addr().(Addr)) // which nobody accepts
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, b, err := pair(streams)
+		if err != nil {
+			t.Fatal(err)
+		}
+		held, busy := make(chan struct{}), make(chan struct{}, closersMax)
+		for range closersMax {
+			c.by.add(func() { busy <- struct{}{}; <-held })
+		}
+		for range closersMax {
+			<-busy
+		}
+		if err := errors.Join(a.closeLater(), l.Close()); err != nil {
+			t.Error(err)
+		}
+		if c.waits {
+			select {
+			case <-a.gone:
+				t.Error("Close itself has closed the pipe")
+			default:
+			}
+			close(held)
+			<-a.gone
+		} else {
+			<-a.gone
+			close(held)
+		}
+		if n, err := client.Read(make([]byte, 1)); n != 0 || err == nil {
+			t.Errorf("the client that nobody accepted is there: %d", n)
+		}
+		client.Close()
+		b.close()
+	}
+}
+
 // A pipe that comes as memory does not join the completion port of this process. To make an
 // os.File of it would do that, and would ask the kernel what it is.
 func TestSharedHandshakeAsksNothingOfAPipeAsMemory(t *testing.T) {

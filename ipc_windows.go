@@ -1196,7 +1196,7 @@ func (s *instances) close() error {
 	for _, f := range known {
 		f.closeLater()
 	}
-	serverEnds.do(len(ends), closeGrace, func(i int) { syscall.CloseHandle(ends[i]) })
+	ordinaryEnds.do(len(ends), closeGrace, func(i int) { syscall.CloseHandle(ends[i]) })
 	var err error
 	if s.reservation != 0 {
 		err = syscall.CloseHandle(s.reservation)
@@ -1208,10 +1208,6 @@ func (s *instances) close() error {
 	}
 	return os.NewSyscallError("CloseHandle", err)
 }
-
-// serverEnds closes the instances of listeners, whose clients can hold that up. Those that hold
-// other pipes up do not delay it.
-var serverEnds closers
 
 // control makes a call, which must not block, with a handle of one of the
 // instances. It is a duplicate, so that the call may do with the listener whatever
@@ -2452,7 +2448,7 @@ type fd struct {
 	goneErr error           // the error of that; set before gone is closed
 	file    *os.File        // owns sys since the first park; nil before
 	canPark atomic.Bool     // file is there, for good, and can park: sys belongs to no other completion port
-	cleanup runtime.Cleanup // closes sys if nobody does; stopped when file takes over
+	cleanup runtime.Cleanup // closes sys, or file, if nobody does
 }
 
 // begin sets how long waits of a connection that was accepted or dialed keep their thread.
@@ -2521,7 +2517,9 @@ func newFD(h syscall.Handle, kind connKind, ends direction, server bool) *fd {
 	f := &fd{sys: h, kind: kind, sends: kind, ends: ends, server: server}
 	f.r.turn, f.w.turn = newSemaphore(1), newSemaphore(1)
 	f.r.settled.L = &f.r.taking
-	f.cleanup = runtime.AddCleanup(f, func(h syscall.Handle) { syscall.CloseHandle(h) }, h)
+	f.cleanup = runtime.AddCleanup(f, func(h syscall.Handle) {
+		ordinaryEnds.add(func() { syscall.CloseHandle(h) })
+	}, h)
 	return f
 }
 
@@ -2930,6 +2928,7 @@ func (f *fd) closeLater() error {
 
 // awaitGone waits until the handle is closed, no longer than the grace.
 func (f *fd) awaitGone(grace time.Duration) error {
+	runtime.Gosched() // most are closed after it: then this takes no timer, which can wake a thread
 	if !closedSoon(f.gone, grace) {
 		return nil
 	}
@@ -2938,19 +2937,23 @@ func (f *fd) awaitGone(grace time.Duration) error {
 
 // dispose closes the handle, which nobody uses any more. While the other end is written from a
 // page that a slow file system has to bring, npfs.sys holds the lock of the pipe, so a look at
-// it, and the close of it, may take as long as the peer likes. So what belongs to shared memory
-// is closed by another goroutine.
+// it, and the close of it, may take as long as the peer likes. So another goroutine does that.
 func (f *fd) dispose() {
 	if f.r.arriving != nil {
 		f.r.arriving.abandon(0)
 	}
 	f.cleanup.Stop()
 	if f.r.next.Load() == dataFollows {
-		f.closeHandle(nil)
+		ordinaryEnds.add(func() { f.closeHandle(nil) })
 	} else {
 		pipeEnds.add(func() { f.closeHandle(f.drain()) })
 	}
 }
+
+// ordinaryEnds closes the pipes in which no files are looked for, and the instances of
+// listeners. The doorbells of shared memory and the pipes that are looked through do not delay
+// them.
+var ordinaryEnds closers
 
 // closeHandle closes the handle of the pipe, and those that drain has taken.
 func (f *fd) closeHandle(taken []syscall.Handle) {
@@ -3212,6 +3215,11 @@ func (f *fd) join() (file *os.File, canPark bool) {
 	if f.file == nil {
 		f.cleanup.Stop()
 		f.file = os.NewFile(uintptr(f.sys), "pipe")
+		// Or the finalizer of the file would close it, which a peer could hold up, and with it all
+		// other finalizers.
+		f.cleanup = runtime.AddCleanup(f, func(file *os.File) {
+			ordinaryEnds.add(func() { file.Close() })
+		}, f.file)
 		canPark := f.file.SetReadDeadline(timeOf(f.readExpiry.Load())) == nil && f.file.SetWriteDeadline(timeOf(f.writeExpiry.Load())) == nil
 		if canPark && f.closed.Load() {
 			f.file.SetDeadline(time.Unix(1, 0)) // Close came before
