@@ -970,6 +970,49 @@ func TestRecvFilesOfADroppedConnectionAreClosed(t *testing.T) {
 	}
 }
 
+// What closes the handles in the process that held them may take long. RecvFiles does not wait
+// for that, nor does a PeekMessage beside it.
+func TestRecvFilesIsNotHeldByTheHolder(t *testing.T) {
+	internalStory(t)
+	null := openNull(t)
+	var h syscall.Handle
+	if err := withFile(null, func(sys uintptr) (err error) {
+		h, err = duplicate(syscall.Handle(sys))
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	held, busy := make(chan struct{}), make(chan struct{}, closersMax)
+	for range closersMax {
+		disposal.add(func() { busy <- struct{}{}; <-held })
+	}
+	for range closersMax {
+		<-busy
+	}
+	got, err := takeFrom(currentProcess, []uint32{uint32(h)})
+	if err != nil || len(got) != 1 {
+		t.Fatalf("%v, %v", got, err)
+	}
+	if _, err := handleFlags(h); err != nil {
+		t.Errorf("the caller has closed the handle itself: %v", err)
+	}
+	close(held)
+	for !hasHandles(t, got[0], 2) { // null and got are left
+		runtime.Gosched()
+	}
+	syscall.CloseHandle(got[0])
+}
+
+// hasHandles reports whether so many handles of the object are open.
+func hasHandles(t *testing.T, h syscall.Handle, n uint32) bool {
+	t.Helper()
+	_, handles, err := objectInfo(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return handles == n
+}
+
 // The RecvFiles that gets the files may ask for fewer than the one that was too late.
 func TestRecvFilesOfAnEarlierCallAreNotTooMany(t *testing.T) {
 	internalStory(t)

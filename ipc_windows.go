@@ -4225,12 +4225,14 @@ func (s *staging) put(handles []syscall.Handle) error {
 // taken them, or their numbers could stand for other handles by now: the write of their
 // record has failed, so no receiver has read that to its end.
 func (s *staging) remove() {
-	staged.mu.Lock()
-	defer staged.mu.Unlock()
-	for _, file := range s.files {
-		if s.holder == currentProcess {
+	if s.holder == currentProcess {
+		staged.mu.Lock()
+		for _, file := range s.files {
 			delete(staged.files, file)
 		}
+		staged.mu.Unlock()
+	}
+	for _, file := range s.files { // which may take long, so it is done without the lock
 		closeIn(s.holder, syscall.Handle(file))
 	}
 }
@@ -4584,16 +4586,28 @@ func untrusted(err error) error { return &classified{&classified{err, ErrUntrust
 // errForged refuses handles that the sender could not have put there.
 var errForged = &ruleError{what: "the peer tells of files that it has not sent"}
 
-// takeFrom takes the handles away from the holder, all or none.
+// takeFrom takes the handles away from the holder, all or none. The close of those in the
+// holder can take as long as the file likes that a peer chose, so the caller does not wait for
+// that longer than the grace. Until then nobody else closes them.
 func takeFrom(holder syscall.Handle, files []uint32) (handles []syscall.Handle, err error) {
+	keep, err := duplicate(holder)
+	if err != nil {
+		return nil, &classified{&classified{err, ErrUntrusted}, errTaken}
+	}
 	for _, file := range files {
-		h, e := moveHandle(holder, syscall.Handle(file), currentProcess)
+		h, e := duplicateHandle(holder, syscall.Handle(file), currentProcess, syscall.DUPLICATE_SAME_ACCESS)
 		if e != nil {
 			err = e
 			continue
 		}
 		handles = append(handles, h)
 	}
+	disposal.do(1, closeGrace, func(int) {
+		for _, file := range files {
+			closeIn(keep, syscall.Handle(file))
+		}
+		syscall.CloseHandle(keep)
+	})
 	if err != nil {
 		discard(handles...)
 		return nil, &classified{&classified{err, ErrUntrusted}, errTaken}
@@ -5860,11 +5874,6 @@ func objectInfo(h syscall.Handle) (access, handles uint32, err error) {
 func duplicateHandle(from, h, to syscall.Handle, options uint32) (d syscall.Handle, err error) {
 	err = syscall.DuplicateHandle(from, h, to, &d, 0, false, options)
 	return d, os.NewSyscallError("DuplicateHandle", err)
-}
-
-// moveHandle is duplicateHandle that closes h, whether it fails or not.
-func moveHandle(from, h, to syscall.Handle) (syscall.Handle, error) {
-	return duplicateHandle(from, h, to, syscall.DUPLICATE_SAME_ACCESS|syscall.DUPLICATE_CLOSE_SOURCE)
 }
 
 // closeIn closes a handle of a process, if that has not ended, or closed it itself. The
