@@ -955,10 +955,15 @@ func TestRecvFilesOfADroppedConnectionAreClosed(t *testing.T) {
 	closed := sendsEnd(t, a, "data")
 	missesItsTurn(t, b, 1, "d")
 	b = nil
+	untilCollected(closed)
+}
+
+// untilCollected collects garbage until the function has returned.
+func untilCollected(f func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		closed()
+		f()
 	}()
 	for {
 		select {
@@ -968,6 +973,51 @@ func TestRecvFilesOfADroppedConnectionAreClosed(t *testing.T) {
 			runtime.GC()
 		}
 	}
+}
+
+// The handles of a handshake that nobody goes on with are closed.
+func TestSharedHandshakeThatWasDroppedIsClosed(t *testing.T) {
+	internalStory(t)
+	peer, y, err := Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	near, bell, err := newBell()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.close()
+	files, err := newMemory(controlSize + ringMin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	func() {
+		cfg, _ := ShareConfig{}.complete()
+		c := newSharedConn(y.endpoint, cfg, true)
+		if err := withFile(files.object, func(sys uintptr) error {
+			sharesHandles(t, peer, syscall.Handle(sys), syscall.Handle(bell))
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		bell.close()
+		files.close()
+		giveBack := takeAllInquiries(t)
+		for len(c.hello.files) == 0 {
+			c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal(err)
+			}
+		}
+		giveBack()
+	}()
+	y = nil
+	untilCollected(func() {
+		if n, err := near.read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Errorf("the doorbell is open: %d, %v", n, err)
+		}
+	})
 }
 
 // What closes the handles in the process that held them may take long. RecvFiles does not wait

@@ -6401,6 +6401,7 @@ func sendHello(f *fd, memory *os.File, far []farBell, hello []byte) (sent int, e
 // unlike an os.File of a pipe.
 type helloFile struct {
 	sys  syscall.Handle
+	from *arrival     // closes sys if the connection is dropped without Close
 	bell *bellInquiry // begun by doorbell, and its answer not taken; nil: none
 }
 
@@ -6432,6 +6433,7 @@ func discardHelloFiles(with []helloFile) {
 	handles := make([]syscall.Handle, len(with))
 	for i, r := range with {
 		handles[i] = r.sys
+		r.from.cleanup.Stop()
 		if r.bell != nil {
 			r.bell.abandon()
 		}
@@ -6519,8 +6521,11 @@ func (f *fd) recvRecord(p []byte) (n int, with []helloFile, err error) {
 	f.r.taking.Lock()
 	defer f.r.taking.Unlock()
 	handles, data, err := f.takeHandles(l, len(p))
-	for _, h := range handles {
-		with = append(with, helloFile{sys: h})
+	if len(handles) > 0 {
+		from := newArrival(handles, nil)
+		for _, h := range handles {
+			with = append(with, helloFile{sys: h, from: from})
+		}
 	}
 	f.follow(data)
 	return copy(p, data), with, err
