@@ -335,6 +335,41 @@ func TestSharedServerWithoutDescriptorsUsesTheSocket(t *testing.T) {
 	p.Close()
 }
 
+// withoutDescriptors makes the call while this process may open nothing.
+func withoutDescriptors(t *testing.T, call func()) {
+	t.Helper()
+	var before syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	none := before
+	none.Cur = 0
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &none); err != nil {
+		t.Fatal(err)
+	}
+	call()
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A peer whose memory may be punched is refused also by a process that has no descriptors left,
+// and by that process later.
+func TestSharedHelloWithWrongMemoryForAServerWithoutDescriptors(t *testing.T) {
+	if !sealsWrites() {
+		t.Skip("this kernel has no F_SEAL_FUTURE_WRITE")
+	}
+	punchable := func() error { return kern.keepsPages(memoryInfo{size: 1, punchable: true}) }
+	var err error
+	withoutDescriptors(t, func() { err = punchable() })
+	if err == nil || punchable() == nil {
+		t.Errorf("without descriptors: %v, then: %v", err, punchable())
+	}
+	if err := kern.keepsPages(memoryInfo{size: 1}); err != nil {
+		t.Error(err)
+	}
+}
+
 // Before a read parks it looks whether there is nothing. It must park then alone.
 func TestLookTellsTheEndAndAnEmptyMessageFromNothing(t *testing.T) {
 	for what, c := range map[string]struct {

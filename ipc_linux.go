@@ -1741,18 +1741,21 @@ func (kernel) checkMemory(sys int) (memoryInfo, error) {
 	return info, nil
 }
 
-// sealsWrites reports whether this kernel can forbid new writers of memory.
-var sealsWrites = sync.OnceValue(func() bool {
+// sealsWrites reports whether this kernel can forbid new writers of memory. One that cannot says
+// so: EINVAL of memfd_add_seals in mm/memfd.c. Every other error is none of that, and nothing is
+// remembered: a peer chooses when this is asked, and may have used up the descriptors of this
+// process.
+func sealsWrites() bool {
 	files, err := kern.newMemory(1)
 	if err != nil {
-		return false
+		return true
 	}
 	defer files.close()
 	return withFile(files.object, func(sys uintptr) error {
 		_, err := fcntl(int(sys), addSeals, sealFutureWrite)
 		return err
-	}) == nil
-})
+	}) != syscall.EINVAL
+}
 
 // keepsPages refuses memory of a peer that could punch holes into it (fallocate(2)): while
 // that goes on, a thread of this process that reads there sleeps in a page fault, and with
