@@ -335,24 +335,6 @@ func TestSharedServerWithoutDescriptorsUsesTheSocket(t *testing.T) {
 	p.Close()
 }
 
-// withoutDescriptors makes the call while this process may open nothing.
-func withoutDescriptors(t *testing.T, call func()) {
-	t.Helper()
-	var before syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
-		t.Fatal(err)
-	}
-	none := before
-	none.Cur = 0
-	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &none); err != nil {
-		t.Fatal(err)
-	}
-	call()
-	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // A peer whose memory may be punched is refused also by a process that has no descriptors left,
 // and by that process later.
 func TestSharedHelloWithWrongMemoryForAServerWithoutDescriptors(t *testing.T) {
@@ -368,6 +350,63 @@ func TestSharedHelloWithWrongMemoryForAServerWithoutDescriptors(t *testing.T) {
 	if err := kern.keepsPages(memoryInfo{size: 1}); err != nil {
 		t.Error(err)
 	}
+}
+
+// A doorbell takes no files where the kernel can refuse them. Elsewhere the first one ends the connection,
+// and is not even taken while many wait to be closed.
+func TestSharedDoorbellFiles(t *testing.T) {
+	send := func(b *SharedConn, sent *filesProbe) error {
+		_, err := kern.sendmsg(b.w.far.sys, zeroByte[:], syscall.UnixRights(int(sent.w.Fd())), dontWait|noSignal)
+		return err
+	}
+	t.Run("refused", func(t *testing.T) {
+		a, b := sharedInMemory(t)
+		if a.r.bell.files.Load() == filesCome {
+			t.Skip("no SO_PASSRIGHTS")
+		}
+		if err := send(b, newFilesProbe(t)); err != syscall.EPERM {
+			t.Errorf("the peer sends a file with %v", err)
+		}
+		converse(t, a, b, 50)
+	})
+	for name, hold := range map[string]bool{"closed": false, "not taken": true} {
+		t.Run(name, func(t *testing.T) {
+			a, b := sharedInMemory(t)
+			takesFiles(a.r.bell)
+			sent := newFilesProbe(t)
+			if err := send(b, sent); err != nil {
+				t.Fatal(err)
+			}
+			if hold {
+				defer holdClosers(&disposal, true)()
+			}
+			waiting := disposal.waiting.Load()
+			a.SetDeadline(time.Now().Add(20 * time.Second))
+			_, err := a.Read(make([]byte, 1))
+			isProtocolError(t, err)
+			if n := disposal.waiting.Load() - waiting; hold && n != 0 {
+				t.Errorf("%d files wait to be closed", n)
+			}
+			a.Close()
+			sent.allClosed()
+		})
+	}
+	t.Run("none", func(t *testing.T) { // rings are taken all the same
+		a, b := sharedInMemory(t)
+		for _, end := range [...]*SharedConn{a, b} {
+			end.SetSpin(-1)
+			takesFiles(end.r.bell)
+			takesFiles(end.w.bell)
+		}
+		defer holdClosers(&disposal, true)()
+		converse(t, a, b, 50)
+	})
+}
+
+// takesFiles makes the near end of a doorbell one of a kernel that cannot refuse files.
+func takesFiles(near *fd) {
+	syscall.SetsockoptInt(near.sys, syscall.SOL_SOCKET, soPassRights, 1)
+	near.files.Store(filesCome)
 }
 
 // Before a read parks it looks whether there is nothing. It must park then alone.

@@ -1945,6 +1945,40 @@ func TestSharedDoorbellErrorIsNoEnd(t *testing.T) {
 	})
 }
 
+// A peer can send many bytes by a doorbell at once. They do not cost the end that takes them a call for
+// every few.
+func TestSharedDoorbellBytesAreTakenTogether(t *testing.T) {
+	a, b := sharedInMemory(t)
+	a.SetSpin(-1)
+	bell := b.w.far.sys
+	sent, err := kern.sendmsg(bell, make([]byte, 16<<10), nil, dontWait|noSignal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, before := a.ownMem.control(), a.r.epoch
+	read := make(chan error, 1)
+	go func() { _, err := a.Read(make([]byte, 1)); read <- err }()
+	// Behind them comes one more byte, and then a byte in the ring. At most three calls take all of it.
+	for page.rwait.Load()-before <= 1 {
+		runtime.Gosched()
+	}
+	if _, err := kern.sendmsg(bell, zeroByte[:], nil, dontWait|noSignal); err != nil {
+		t.Fatal(err)
+	}
+	for page.rwait.Load()-before <= 3 {
+		runtime.Gosched()
+	}
+	if _, err := b.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-read; err != nil {
+		t.Fatal(err)
+	}
+	if epochs := (a.r.epoch - before) / 2; epochs > 4 {
+		t.Errorf("%d bytes of a doorbell cost %d epochs", sent, epochs)
+	}
+}
+
 // Where one goroutine runs at a time, and many have just begun, each lets the others have their turn
 // before it spins or yields, so that the peer answers all of them at once.
 func TestYoungWaitLetsOthersRunIfOneRunsAtATime(t *testing.T) {

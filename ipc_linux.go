@@ -151,6 +151,8 @@ func (kernel) refuseRights(sys int) error {
 	return nil
 }
 
+func (kernel) refuseFiles(f *fd) error { return f.refuseFiles() }
+
 // RecvPeer is [MsgConn.Recv], and also returns who sent this very message, as the kernel
 // recorded it when the message was sent: SCM_CREDENTIALS of unix(7). That is more than
 // [MsgConn.Peer] when several processes share the other end. For a message that was sent

@@ -40,9 +40,10 @@ var (
 	_ func(mem []byte, repeat int) error                             = unmapMemory
 	_ func(mem []byte)                                               = vacateMemory
 
-	// A doorbell wakes the one that reads its near end. The far end goes to the peer.
+	// A doorbell wakes the one that reads its near end. The far end goes to the peer. bellRoom is
+	// what a wait needs of the caller's memory.
 	_ func() (near *fd, far farBell, err error) = newBell
-	_ func(near *fd, p []byte) error            = awaitBell
+	_ func(near *fd, room *bellRoom) error      = awaitBell
 	_ func(far *fd) error                       = ringBell
 
 	// A hello carries the memory and the far ends, and is received with files that are
@@ -557,15 +558,15 @@ type sharedHalf struct {
 	bell     *fd            // this half parks in a read of it
 	far      *fd            // the far end of the bell of the peer's other half
 	word     *atomic.Uint32 // the epoch, on the own control page
-	epoch    uint32         // odd: parked, or about to be
-	lent     bool           // a loan is out: what Peek or Reserve returned was not given back
-	loan     int            // its length
-	loanFrom *mapping       // the mapping that it is in; nil if it is a copy
-	loanCopy []byte         // the copy, if the loan is not in the ring; the reading half has those bytes in ahead too
-	spins    [2]sharedSpin  // for waits that begin while the peer is awake, and while it is parked
-	yields   yielder        // whether a wait that does not spin yields
-	sleepers uint8          // waits whose peer was parked: see mayYield
-	bellRoom [64]byte       // room for the bytes of the doorbell
+	bellRoom bellRoom
+	epoch    uint32        // odd: parked, or about to be
+	lent     bool          // a loan is out: what Peek or Reserve returned was not given back
+	loan     int           // its length
+	loanFrom *mapping      // the mapping that it is in; nil if it is a copy
+	loanCopy []byte        // the copy, if the loan is not in the ring; the reading half has those bytes in ahead too
+	spins    [2]sharedSpin // for waits that begin while the peer is awake, and while it is parked
+	yields   yielder       // whether a wait that does not spin yields
+	sleepers uint8         // waits whose peer was parked: see mayYield
 
 	shut    atomic.Bool  // by CloseRead or CloseWrite
 	expiry  atomic.Int64 // the deadline on the clock of now, 0 for none
@@ -1721,7 +1722,7 @@ func (c *SharedConn) park(h *sharedHalf, need uint32) error {
 	h.epoch++ // odd
 	h.word.Store(h.epoch)
 	for err == nil && !c.ready(h, need) {
-		if err = awaitBell(h.bell, h.bellRoom[:]); err == nil {
+		if err = awaitBell(h.bell, &h.bellRoom); err == nil {
 			h.epoch += 2
 			h.word.Store(h.epoch)
 		}

@@ -4191,11 +4191,11 @@ func writeShared(o *op, sys int) (r result, err error) { r.n, err = kern.writeNo
 // if there is no room for them. Where files come without data (filesAlone), there is room
 // all the same: otherwise such files would look like the end of the stream, and macOS would
 // leave them open in this process (soreceive_ctl of bsd/kern/uipc_socket.c).
-//
-// A doorbell is different (doorbellRead): Close waits for its reads, so there is always room,
-// and files are closed elsewhere however many wait. The first file ends the connection.
 func receive(o *op, sys int) (result, error) {
-	full := disposal.full() && o.mode&doorbellRead == 0
+	if o.mode&doorbellRead != 0 {
+		return receiveBell(o, sys)
+	}
+	full := disposal.full()
 	if len(o.oob) > 0 || o.mode&withoutFiles != 0 || o.flags&syscall.MSG_PEEK != 0 || full && !filesAlone {
 		return kern.receive(sys, o)
 	}
@@ -4204,7 +4204,7 @@ func receive(o *op, sys int) (result, error) {
 	r, err := kern.receive(sys, o)
 	o.oob = nil
 	if err == nil && r.oobn > 0 {
-		r.files = int32(closeRights(room[:r.oobn], full, o.mode))
+		r.files = int32(closeRights(room[:r.oobn], full))
 	}
 	rightsRooms.Put(room)
 	return r, err
@@ -4214,22 +4214,61 @@ func receive(o *op, sys int) (result, error) {
 // no part of receive, since that must fit on the small stack of a goroutine that waits.
 //
 //go:noinline
-func closeRights(oob []byte, full bool, mode opMode) int {
+func closeRights(oob []byte, full bool) int {
 	if kern.onlyMark(oob) {
 		return 0
 	}
 	fds := descriptorsIn(oob)
-	switch {
-	case full:
+	if full {
 		for _, fd := range fds {
 			closeHurried(fd)
 		}
-	case mode&doorbellRead != 0:
-		disposal.do(len(fds), 0, func(i int) { closeHurried(fds[i]) })
-	default:
+	} else {
 		discard(fds...)
 	}
 	return len(fds)
+}
+
+// A bellScratch has room for what one receive takes of a doorbell. A peer can send as many bytes as
+// it likes by one call, so they are not taken by the dozen.
+type bellScratch struct {
+	bytes  [16 << 10]byte // nobody looks at them
+	rights [rightsRoom]byte
+}
+
+var bellScratches = sync.Pool{New: func() any { return new(bellScratch) }}
+
+// receiveBell takes some bytes of a doorbell. The first file that comes with them ends the connection.
+// Close waits for this call, so files are closed elsewhere however many wait (disposeOf). So that they
+// do not fill the table of descriptors, they are not taken while many wait, where a look shows them. The
+// scratch is not held while the goroutine is parked.
+//
+//go:noinline
+func receiveBell(o *op, sys int) (r result, err error) {
+	scratch := bellScratches.Get().(*bellScratch)
+	defer bellScratches.Put(scratch)
+	take := op{mode: o.mode, p: scratch.bytes[:]}
+	if o.mode&withoutFiles == 0 {
+		if !filesAlone && disposal.full() {
+			take.flags = syscall.MSG_PEEK
+			if r, err = kern.receive(sys, &take); err != nil || r.n == 0 {
+				return r, err
+			}
+			if r.got&syscall.MSG_CTRUNC != 0 {
+				r.files = 1 // or more
+				return r, nil
+			}
+			take.flags, take.p = 0, take.p[:r.n] // no more, for the next byte may have files
+		}
+		take.oob = scratch.rights[:]
+	}
+	r, err = kern.receive(sys, &take)
+	if err == nil && r.oobn > 0 {
+		fds := descriptorsIn(scratch.rights[:r.oobn])
+		disposal.do(len(fds), 0, func(i int) { closeHurried(fds[i]) })
+		r.files = int32(len(fds))
+	}
+	return r, err
 }
 
 // sendData sends data, and control messages if there are any, to a socket.
@@ -4249,7 +4288,7 @@ type opMode uint8
 const (
 	acceptShared  opMode = 1 << iota // another holder may have made the listener blocking
 	acceptServing                    // the connection accepted last may not be served yet
-	doorbellRead                     // see receive
+	doorbellRead                     // see receiveBell
 	withoutFiles                     // no files can come, so a receive needs no room for them
 )
 
@@ -4754,7 +4793,7 @@ func descriptorsIn(oob []byte) []int {
 }
 
 // discardRights closes every descriptor in control messages.
-func discardRights(oob []byte) { closeRights(oob, false, 0) }
+func discardRights(oob []byte) { closeRights(oob, false) }
 
 // ReadMsg reads data and control messages, as recvmsg(2) does, for what this package does
 // not wrap. It returns how much of p and of oob was filled, and the flags (MSG_CTRUNC and
@@ -5233,6 +5272,9 @@ func (baseKernel) receive(sys int, o *op) (r result, err error) {
 // kernel tells the error of a socket only once (sock_error of Linux' include/net/sock.h).
 func (baseKernel) look(int) error { return nil }
 
+// refuseFiles has the system refuse the files that the peer of f sends.
+func (baseKernel) refuseFiles(f *fd) error { return errors.ErrUnsupported }
+
 // isEmpty reports whether a socket has no byte in its queue; an empty message may be there.
 func (baseKernel) isEmpty(int) bool { return false }
 
@@ -5696,8 +5738,9 @@ func (b farBell) close() { b.Close() }
 // descriptor of a pipe, or of the end of a socket that is read, can hold its lock for as
 // long as it likes (in a page that userfaultfd(2) or FUSE serves: pipe_write of fs/pipe.c,
 // unix_stream_read_generic of net/unix/af_unix.c), and a read of it then waits as long. So
-// the near end is sent to nobody, and nobody but the peer reads the far one. The far end is
-// blocking, so that os.NewFile does not register it with the poller.
+// the near end is sent to nobody, and nobody but the peer reads the far one. It refuses files where
+// the system can do that. The far end is blocking, so that os.NewFile does not register it with the
+// poller.
 func newBell() (*fd, farBell, error) {
 	var s [2]int
 	err := newDescriptors(func() (err error) {
@@ -5708,6 +5751,9 @@ func newBell() (*fd, farBell, error) {
 		return nil, farBell{}, os.NewSyscallError("socketpair", err)
 	}
 	near := newConnFD(s[0], streams)
+	if kern.refuseFiles(near) == nil {
+		near.files.Store(filesGone) // nobody has had the far end yet
+	}
 	if err := syscall.SetNonblock(s[1], false); err != nil {
 		near.close()
 		syscall.Close(s[1])
@@ -5716,14 +5762,17 @@ func newBell() (*fd, farBell, error) {
 	return near, farBell{os.NewFile(uintptr(s[1]), "doorbell")}, nil
 }
 
-// awaitBell waits until the bell is rung, and takes some of its bytes into p.
-func awaitBell(f *fd, p []byte) error {
+// A bellRoom is empty: see bellScratch.
+type bellRoom struct{}
+
+// awaitBell waits until the bell is rung, and takes some of its bytes.
+func awaitBell(f *fd, _ *bellRoom) error {
 	h := &f.r
 	if err := f.acquire(h); err != nil {
 		return err
 	}
 	defer f.release(h)
-	done, err := f.run(h, &op{call: opReceive, p: p, mode: doorbellRead})
+	done, err := f.run(h, &op{call: opReceive, mode: doorbellRead | f.readMode()})
 	if lost, _ := kern.rightsLost(err); lost || done.files > 0 {
 		return errFilesInDoorbell
 	}

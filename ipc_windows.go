@@ -6345,9 +6345,12 @@ func newBell() (*fd, farBell, error) {
 	return near, farBell(h), nil
 }
 
-// awaitBell waits until the bell is rung, and takes some of its bytes into p.
-func awaitBell(f *fd, p []byte) error {
-	_, err := f.read(p)
+// A bellRoom gets the bytes of a doorbell. The kernel has it while a wait is parked.
+type bellRoom [64]byte
+
+// awaitBell waits until the bell is rung, and takes some of its bytes.
+func awaitBell(f *fd, room *bellRoom) error {
+	_, err := f.read(room[:])
 	return err
 }
 
