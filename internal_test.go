@@ -1620,9 +1620,28 @@ func TestSharedPeekToTheEndLeavesNothingMapped(t *testing.T) {
 // each further one only once.
 func sharedMappedOnce(t *testing.T) (a, b *SharedConn) {
 	t.Helper()
-	ringsMapped.Add(ringsTwice)
-	defer ringsMapped.Add(-ringsTwice)
+	defer mapMore(limitTwice.rings, 0)()
 	return sharedInMemory(t)
+}
+
+// mapMore counts so many rings more, or so much more space, until the function that it returns is
+// called.
+func mapMore(rings int, space int64) (undo func()) {
+	add := func(sign int) {
+		ringsMapped.mu.Lock()
+		defer ringsMapped.mu.Unlock()
+		ringsMapped.rings += sign * rings
+		ringsMapped.space += int64(sign) * space
+	}
+	add(1)
+	return func() { add(-1) }
+}
+
+// mappedNow returns how many rings are mapped, and the space that they take.
+func mappedNow() (rings int, space int64) {
+	ringsMapped.mu.Lock()
+	defer ringsMapped.mu.Unlock()
+	return ringsMapped.rings, ringsMapped.space
 }
 
 // What Reserve has lent may move out of the ring. Then the ring is no longer on loan.
@@ -1708,16 +1727,26 @@ func (c *SharedConn) mapped() (n int) {
 	return n
 }
 
-// A process that has mapped very many rings maps no more of them.
+// A process that has mapped very many rings, or very large ones, maps no more of them. First it maps
+// them once.
 func TestSharedConnUsesTheSocketWhereManyRingsAreMapped(t *testing.T) {
 	if !sharesMemory {
 		t.Skip("no memory is shared here")
 	}
 	dog := time.AfterFunc(5*time.Minute, func() { panic(t.Name() + " hangs") })
 	defer dog.Stop()
-	before := ringsMapped.Load()
-	for more, inMemory := range map[int32]bool{0: true, ringsTwice: true, ringsOwn: false} {
-		ringsMapped.Add(more)
+	before, spaceBefore := mappedNow()
+	for name, more := range map[string]struct {
+		ringLimit
+		inMemory, once bool
+	}{
+		"none":      {inMemory: true},
+		"many":      {ringLimit{limitTwice.rings, 0}, true, true},
+		"too many":  {ringLimit{limitOwn.rings, 0}, false, false},
+		"large":     {ringLimit{0, limitTwice.space}, true, true},
+		"too large": {ringLimit{0, limitOwn.space}, false, false},
+	} {
+		undo := mapMore(more.rings, more.space)
 		a, b, err := SharedPair()
 		if err != nil {
 			t.Fatal(err)
@@ -1732,15 +1761,46 @@ func TestSharedConnUsesTheSocketWhereManyRingsAreMapped(t *testing.T) {
 		if err := <-wrote; err != nil {
 			t.Error(err)
 		}
-		if UsesMemory(a) != inMemory || UsesMemory(b) != inMemory {
-			t.Errorf("with %d rings more, in memory: %v and %v", more, UsesMemory(a), UsesMemory(b))
+		for _, c := range [...]*SharedConn{a, b} {
+			if UsesMemory(c) != more.inMemory {
+				t.Errorf("%s: in memory: %v", name, UsesMemory(c))
+			} else if more.once && c.ownMem.again+c.peerMem.again != 0 {
+				t.Errorf("%s: mapped again: %d bytes and %d", name, c.ownMem.again, c.peerMem.again)
+			}
 		}
 		a.Close()
 		b.Close()
-		ringsMapped.Add(-more)
+		undo()
 	}
-	if n := ringsMapped.Load(); n > before {
-		t.Errorf("%d rings are counted before, %d after", before, n)
+	if n, space := mappedNow(); n > before || space > spaceBefore {
+		t.Errorf("%d rings with %d bytes are counted before, %d with %d after", before, spaceBefore, n, space)
+	}
+}
+
+// A server that has no addresses left for the memory of a client serves it through the socket.
+func TestSharedConnWhereTheAddressesEnd(t *testing.T) {
+	if !sharesMemory {
+		t.Skip("no memory is shared here")
+	}
+	server, peer := halfShared(t, true)
+	cfg, _ := ShareConfig{}.complete()
+	client := newSharedConn(peer.endpoint, cfg, false)
+	defer client.Close()
+	server.SetDeadline(time.Now().Add(20 * time.Second))
+	client.SetDeadline(time.Now().Add(20 * time.Second))
+	const size = earlyMax + 1000
+	wrote := make(chan error, 1)
+	go func() { _, err := client.Write(make([]byte, size)); wrote <- err }()
+	for !SentMemory(client) {
+		runtime.Gosched()
+	}
+	_, space := mappedNow()
+	defer mapMore(0, limitPeers.space-space)()
+	if _, err := io.ReadFull(server, make([]byte, size)); err != nil {
+		t.Error(err)
+	}
+	if err := <-wrote; err != nil || UsesMemory(server) || UsesMemory(client) {
+		t.Errorf("in memory: %v and %v, %v", UsesMemory(server), UsesMemory(client), err)
 	}
 }
 

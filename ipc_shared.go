@@ -289,10 +289,11 @@ type ShareConfig struct {
 	Buffer int
 
 	// MaxPeerBuffer is the largest Buffer of the peer that this end accepts, at least 64
-	// KiB. 0 is 64 MiB, on 32-bit systems 4 MiB. Twice that much of the address space is
-	// needed, and memory for the part of it that the peer says it has written. If the peer has a larger one, the connection goes through the
-	// socket where that can still be agreed on. Otherwise it is refused: the error
-	// matches [ErrMsgTooLong].
+	// KiB. 0 is 64 MiB, on 32-bit systems 4 MiB. Up to twice that much of the address space is
+	// needed, of which all rings of the process take at most 144 GiB, on 32-bit systems 1152
+	// MiB, and memory for the part of it that the peer says it has written. If the peer has a
+	// larger one, the connection goes through the socket where that can still be agreed on.
+	// Otherwise it is refused: the error matches [ErrMsgTooLong].
 	MaxPeerBuffer int
 
 	// Spin is the longest time that a wait spins before its goroutine parks: see
@@ -2140,9 +2141,9 @@ func (m *mapping) ring() []byte          { return m.mem[controlSize:] }
 
 // unmap cannot fail for what was mapped; if it did, nothing could be done about it.
 func (m *mapping) unmap() {
+	ringsMapped.remove(len(m.mem))
 	unmapMemory(m.mem, m.again)
 	m.mem = nil
-	ringsMapped.Add(-1)
 }
 
 // abandon is for a connection that was dropped without Close. Bytes that are still on
@@ -2158,35 +2159,78 @@ func (m *mapping) abandon() {
 	}
 }
 
-// ringsMapped counts the rings that are mapped. Linux limits the mappings of a process
-// (vm.max_map_count, 65530 by default), and the runtime of Go, which needs some itself, ends
-// the process when it gets none. So there is a limit here.
-var ringsMapped atomic.Int32
+// ringsMapped counts the rings that are mapped, and the addresses that they take. Linux limits the
+// mappings of a process (vm.max_map_count, 65530 by default), and every system its addresses. The
+// runtime of Go, which needs some itself, ends the process when it gets none. So there are limits
+// here: the peers decide how many rings there are, and how large theirs are.
+var ringsMapped ringCount
 
-const (
-	ringsTwice = 20000        // more are mapped once: copies are made where a loan would wrap
-	ringsOwn   = 30000        // then connections go through the socket
-	ringsMax   = 30000 + 2000 // of peers of which this end's own ring is mapped already
+type ringCount struct {
+	mu    sync.Mutex // guards the rest
+	rings int
+	space int64 // in bytes
+}
+
+// A ringLimit is how many rings may be mapped, and how much space they may take.
+type ringLimit struct {
+	rings int
+	space int64
+}
+
+// ringSpace is how much of the addresses the rings may take: 1 GiB where they have 32 bits, or
+// else 128 GiB, half of what the smallest of the others leave to a process (riscv64, Sv39).
+const ringSpace int64 = 1 << 30 << (^uint(0) >> 63 * 7)
+
+var (
+	limitTwice = ringLimit{20000, ringSpace / 2} // more are mapped once: copies are made where a loan would wrap
+	limitOwn   = ringLimit{30000, ringSpace}     // then connections go through the socket
+
+	// For rings of peers, since this end's own ring may be mapped already, and was sent. Then it is
+	// too late for the socket.
+	limitPeers = ringLimit{30000 + 2000, ringSpace + ringSpace/8}
 )
 
-var errTooManyRings = &ruleError{"the process has mapped too many rings", syscall.ENOMEM}
+// add counts a ring that takes so many bytes, unless that goes beyond the limit.
+func (c *ringCount) add(size int, most ringLimit) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.rings >= most.rings || c.space+int64(size) > most.space {
+		return false
+	}
+	c.rings++
+	c.space += int64(size)
+	return true
+}
+
+func (c *ringCount) remove(size int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rings--
+	c.space -= int64(size)
+}
+
+var errTooManyRings = &ruleError{"the process has mapped too many rings, or too large ones", syscall.ENOMEM}
 
 // mapRing maps a memory object with a ring of that size, the ring twice in a row if that
 // can be done. Only an own ring is mapped to write.
 func mapRing(f *os.File, ring int, write bool) (*mapping, error) {
-	n := ringsMapped.Add(1)
-	if n > ringsMax || write && n > ringsOwn {
-		ringsMapped.Add(-1)
-		return nil, errTooManyRings
-	}
-	if n <= ringsTwice {
-		if mem, err := mapMemory(f, controlSize+ring, ring, write); err == nil {
+	size := controlSize + ring
+	if ringsMapped.add(size+ring, limitTwice) {
+		if mem, err := mapMemory(f, size, ring, write); err == nil {
 			return &mapping{mem: mem, again: ring}, nil
 		}
+		ringsMapped.remove(size + ring)
 	}
-	mem, err := mapMemory(f, controlSize+ring, 0, write)
+	most := limitPeers
+	if write {
+		most = limitOwn
+	}
+	if !ringsMapped.add(size, most) {
+		return nil, errTooManyRings
+	}
+	mem, err := mapMemory(f, size, 0, write)
 	if err != nil {
-		ringsMapped.Add(-1)
+		ringsMapped.remove(size)
 		return nil, err
 	}
 	return &mapping{mem: mem}, nil
