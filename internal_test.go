@@ -1890,6 +1890,36 @@ func TestSharedRecvFilesRefusesWhatIsBesideTheRing(t *testing.T) {
 	isProtocolError(t, err)
 }
 
+// A call that finds bytes, or room, each time it looks ends all the same as one that waits.
+func TestSharedCallThatNeedNotWaitEnds(t *testing.T) {
+	for name, end := range map[string]func(c *SharedConn){
+		"deadline": func(c *SharedConn) { c.SetDeadline(time.Unix(1, 0)) },
+		"shut":     func(c *SharedConn) { c.r.shut.Store(true); c.w.shut.Store(true) },
+		"closed":   func(c *SharedConn) { c.closed.Store(true) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b := sharedInMemory(t)
+			if _, err := a.Write(make([]byte, 4*copyMax)); err != nil {
+				t.Fatal(err)
+			}
+			avail, err := b.awaitData(1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			end(a)
+			end(b)
+			if n := b.readRing(make([]byte, 4*copyMax), avail); n != copyMax {
+				t.Errorf("%d bytes are read", n)
+			}
+			if n, err := a.writeRing(make([]byte, 4*copyMax)); n > copyMax || err == nil {
+				t.Errorf("%d bytes are written, %v", n, err)
+			}
+			a.closed.Store(false)
+			b.closed.Store(false)
+		})
+	}
+}
+
 // waitForEpoch waits until a half of the connection is parked.
 func waitForEpoch(t *testing.T, c *SharedConn) {
 	t.Helper()

@@ -637,20 +637,24 @@ func (c *SharedConn) read(p []byte) (n int, err error) {
 		return c.readSocket(p)
 	}
 	avail, err := c.awaitData(1)
+	if avail == 0 {
+		return 0, err
+	}
+	return c.readRing(p, avail), nil
+}
+
+// readRing reads what is in the ring, of which avail bytes are known. The peer may write on and on:
+// what ends a read that waits ends this one as well.
+func (c *SharedConn) readRing(p []byte, avail uint32) (n int) {
 	for avail > 0 {
 		m := c.in.take(p[n:], avail)
 		c.consume(m)
-		if n += int(m); n == len(p) || c.closed.Load() {
-			return n, nil
+		if n += int(m); n == len(p) || c.closed.Load() || c.r.shut.Load() || c.r.expired() {
+			break
 		}
-		if avail, err = c.in.available(1); err != nil {
-			break // the next read says so
-		}
+		avail, _ = c.in.available(1) // the next read tells the error
 	}
-	if n > 0 {
-		return n, nil
-	}
-	return 0, err
+	return n
 }
 
 // Write writes all of p. When the ring is full of bytes that the peer has not read, it waits
@@ -684,18 +688,27 @@ func (c *SharedConn) write(p []byte) (n int, err error) {
 		}
 		return c.base.end().write(p)
 	}
-	for n < len(p) {
+	return c.writeRing(p)
+}
+
+// writeRing writes all of p to the ring. The peer may read on and on: the deadline ends that.
+func (c *SharedConn) writeRing(p []byte) (n int, err error) {
+	for {
 		room, err := c.awaitRoom(1)
 		if room > 0 {
 			m := c.out.put(p[n:], room)
 			c.publish(m)
 			n += int(m)
 		}
-		if err != nil && n < len(p) {
+		switch {
+		case n == len(p):
+			return n, nil
+		case err != nil:
 			return n, err
+		case c.w.expired():
+			return n, os.ErrDeadlineExceeded
 		}
 	}
-	return n, nil
 }
 
 // errReserved refuses a write into what Reserve has lent.
