@@ -2399,6 +2399,29 @@ func TestSharedHostileEarlyData(t *testing.T) {
 	}
 }
 
+// Early data that is received while a call that sends ends the handshake is not kept: from then on reads
+// look at what was read ahead without the lock.
+func TestSharedEarlyDataAfterTheHandshakeHasFailed(t *testing.T) {
+	c, x := halfShared(t, true)
+	if _, err := x.Write(make([]byte, 10)); err != nil {
+		t.Fatal(err)
+	}
+	hs := c.hello
+	hs.due = 10
+	c.mu.Lock()
+	c.settle(hs, protocolError("in this test"))
+	c.mu.Unlock()
+	c.base.fd.setDeadline(time.Time{}, reading|writing)
+	if err := c.receiveEarly(hs); err != nil || hs.due != 0 {
+		t.Fatalf("%d bytes are missing, %v", hs.due, err)
+	}
+	if len(c.ahead) != 0 {
+		t.Errorf("%d bytes are kept", len(c.ahead))
+	}
+	_, err := c.Read(make([]byte, 1))
+	isProtocolError(t, err)
+}
+
 // A peer that has no memory to share says so, and the connection goes through the socket.
 func TestSharedPeerWithoutMemory(t *testing.T) {
 	for _, passive := range []bool{false, true} {

@@ -2816,8 +2816,10 @@ func (c *SharedConn) receiveEarly(hs *handshake) error {
 	p := make([]byte, hs.due)
 	n, err := c.base.end().read(p)
 	c.mu.Lock()
-	c.ahead = append(c.ahead, p[:n]...)
-	hs.stir() // a read may wait for no more than that
+	if c.hello == hs { // or a call that sends has ended it, and reads look at c.ahead without the lock
+		c.ahead = append(c.ahead, p[:n]...)
+		hs.stir() // a read may wait for no more than that
+	}
 	c.mu.Unlock()
 	if hs.due -= n; isEnd(err) {
 		hs.plain = true
