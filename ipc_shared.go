@@ -346,8 +346,12 @@ func (cfg ShareConfig) complete() (ShareConfig, error) {
 // set on c are not: set them on the SharedConn.
 func (c *Conn) Share(cfg ShareConfig) (*SharedConn, error) {
 	full, err := cfg.complete()
-	if err == nil && c.fd == nil {
+	switch {
+	case err != nil:
+	case c.fd == nil:
 		err = syscall.EINVAL
+	case c.fd.closing():
+		err = net.ErrClosed
 	}
 	if err != nil {
 		return nil, c.failed("share", err)
@@ -624,7 +628,10 @@ func (c *SharedConn) Read(p []byte) (int, error) {
 
 func (c *SharedConn) read(p []byte) (n int, err error) {
 	c.endLoan(&c.r)
-	if err := c.begin(&c.r, len(p) > 0, 1); err != nil || len(p) == 0 {
+	if len(p) == 0 && !c.closed.Load() {
+		return 0, nil
+	}
+	if err := c.begin(&c.r, true, 1); err != nil {
 		return 0, err
 	}
 	if c.r.shut.Load() {
@@ -808,7 +815,8 @@ func (c *SharedConn) peekRing(n int) (p []byte, from *mapping, err error) {
 	return p, nil, err
 }
 
-// Discard reads the first n bytes of what Peek returned, and ends the loan.
+// Discard reads the first n bytes of what Peek returned, and ends the loan. If n is more than that, or
+// negative, Discard fails and nothing changes.
 func (c *SharedConn) Discard(n int) error {
 	c.r.mu.Lock()
 	defer c.r.mu.Unlock()
@@ -816,13 +824,13 @@ func (c *SharedConn) Discard(n int) error {
 }
 
 func (c *SharedConn) discard(n int) error {
-	loan, apart := c.r.loan, c.r.loanCopy != nil
+	if err := c.checkReturn(&c.r, n, "Peek"); err != nil {
+		return err
+	}
+	apart := c.r.loanCopy != nil
 	c.endLoan(&c.r)
 	if c.closed.Load() {
 		return net.ErrClosed
-	}
-	if n < 0 || n > loan {
-		return configError("the length", strconv.Itoa(n), "0 to "+strconv.Itoa(loan)+", what Peek returned")
 	}
 	if apart {
 		c.dropAhead(n)
@@ -888,7 +896,8 @@ func (c *SharedConn) reserve(n int) ([]byte, error) {
 
 // Commit sends the first n bytes of what Reserve returned, and ends the loan. With
 // n 0 nothing is sent. If those bytes are not in the ring, because the memory was not set
-// up or there is none, Commit waits as Write does.
+// up or there is none, Commit waits as Write does. If n is more than Reserve returned, or
+// negative, Commit fails and nothing changes.
 func (c *SharedConn) Commit(n int) error {
 	c.w.mu.Lock()
 	defer c.w.mu.Unlock()
@@ -896,13 +905,13 @@ func (c *SharedConn) Commit(n int) error {
 }
 
 func (c *SharedConn) commit(n int) error {
-	loan, apart := c.w.loan, c.w.loanCopy
+	if err := c.checkReturn(&c.w, n, "Reserve"); err != nil {
+		return err
+	}
+	apart := c.w.loanCopy
 	c.endLoan(&c.w)
 	if c.closed.Load() {
 		return net.ErrClosed
-	}
-	if n < 0 || n > loan {
-		return configError("the length", strconv.Itoa(n), "0 to "+strconv.Itoa(loan)+", what Reserve returned")
 	}
 	if n == 0 {
 		return nil
@@ -934,6 +943,15 @@ func (h *sharedHalf) lend(n int, from *mapping) {
 	if from != nil {
 		from.lent.Store(true)
 	}
+}
+
+// checkReturn refuses a length that is not of the loan, which then is not given back. After Close any
+// length gives it back.
+func (c *SharedConn) checkReturn(h *sharedHalf, n int, from string) error {
+	if (n < 0 || n > h.loan) && !c.closed.Load() {
+		return configError("the length", strconv.Itoa(n), "0 to "+strconv.Itoa(h.loan)+", what "+from+" returned")
+	}
+	return nil
 }
 
 // endLoan ends the loan of a half, if there is one. After Close that unmaps the
