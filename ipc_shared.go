@@ -65,8 +65,9 @@ var (
 
 // A Memory is memory that several processes can map. Its size is fixed: no process that
 // has a descriptor or handle of it can make it shorter, so an access to [Memory.Bytes]
-// never fails. All methods may be called concurrently. The processes must synchronize
-// their accesses to the bytes themselves.
+// never fails. On Linux and Android it can be delayed: see [Memory.Bytes]. All methods may
+// be called concurrently. The processes must synchronize their accesses to the bytes
+// themselves.
 type Memory struct {
 	mu       sync.Mutex // guards the rest
 	data     []byte     // the mapping; nil after Close
@@ -93,7 +94,8 @@ func (m memoryFiles) close() error {
 // Linux and Android, shm_open2(2) with the same seals on FreeBSD 13 and later,
 // shm_open(2) on macOS, whose objects keep their first size, and a section
 // (CreateFileMapping) on Windows. No name and no file is left anywhere. macOS and
-// Windows round the size that others see up to whole pages.
+// Windows round the size that others see up to whole pages. Give [Memory.File] only to
+// processes that may stop this one: see [Memory.Bytes].
 //
 // Where the system cannot keep memory from shrinking the error matches
 // [errors.ErrUnsupported].
@@ -137,7 +139,8 @@ func createMemory(size int) (*Memory, error) {
 // stands behind. f stays the caller's to close, whatever the result.
 //
 // [Memory.Writable] tells whether this process may write the memory: that depends on what
-// the peer has sent.
+// the peer has sent. On Linux and Android whoever can write it can stop this process: see
+// [Memory.Bytes].
 func FileMemory(f *os.File, max int) (*Memory, error) {
 	m, err := adoptMemory(f, max)
 	if err != nil {
@@ -206,6 +209,13 @@ type memoryInfo struct {
 // processes that have the memory may change it at any time, so data from there must be
 // copied before it is checked. The slice must not be written unless [Memory.Writable]
 // reports true.
+//
+// On Linux and Android whoever has a descriptor that can write can also make an access here
+// sleep: it takes pages away again and again (fallocate(2), FALLOC_FL_PUNCH_HOLE), and then
+// this process stands still at its next garbage collection. Memory that several processes
+// write cannot be closed to that. To processes that only read, give [Memory.ReadOnlyFile]:
+// fallocate needs a descriptor that can write. That protects the owner from them, and not
+// them from the owner. From Linux 5.1 on a [SharedConn] takes no memory of this kind.
 func (m *Memory) Bytes() []byte {
 	m.mu.Lock()
 	defer m.mu.Unlock()

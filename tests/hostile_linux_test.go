@@ -2037,7 +2037,7 @@ func TestFileMemoryLooksAtTheSeals(t *testing.T) {
 	}
 }
 
-// Nobody shrinks, grows or reopens for writing what NewMemory made.
+// Nobody shrinks, grows or reopens for writing what NewMemory made, and who only reads punches no holes.
 func TestMemoryKeepsItsSize(t *testing.T) {
 	kit.NeedsMemory(t)
 	kit.Story(t)
@@ -2050,6 +2050,10 @@ func TestMemoryKeepsItsSize(t *testing.T) {
 	}
 	if _, err := syscall.Mmap(int(ro.Fd()), 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED); !errors.Is(err, syscall.EACCES) {
 		t.Errorf("mapped for writing: %v", err)
+	}
+	const punchHole = 0x2 | 0x1 // FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE of linux/falloc.h
+	if err := syscall.Fallocate(int(ro.Fd()), punchHole, 0, 4096); err == nil {
+		t.Error("a hole is punched by a descriptor for reading")
 	}
 	var st syscall.Stat_t
 	kit.Must(t, syscall.Fstat(int(f.Fd()), &st))
