@@ -1096,3 +1096,85 @@ func isReadError(t *testing.T, err error, e kit.End) {
 func beginWrite(w io.Writer) <-chan error {
 	return kit.Begin(func() error { _, err := kit.WriteMuch(w); return err })
 }
+
+// What is no open file, from the zero value on, is said to be so, and nothing panics.
+func TestFilesThatWereNeverOpenedAreRefused(t *testing.T) {
+	kit.Story(t)
+	a, b := kit.Pair(t)
+	for _, f := range []*os.File{nil, {}} {
+		for what, call := range map[string]func() error{
+			"FileConn":    func() error { _, err := ipc.FileConn(f); return err },
+			"FileMsgConn": func() error { _, err := ipc.FileMsgConn(f); return err },
+			"FileReader":  func() error { _, err := ipc.FileReader(f); return err },
+			"FileWriter":  func() error { _, err := ipc.FileWriter(f); return err },
+			"FileMemory":  func() error { _, err := ipc.FileMemory(f, 1); return err },
+			"SendFiles":   func() error { return a.SendFiles(f) },
+		} {
+			if err := call(); err == nil || !strings.Contains(err.Error(), "is nil, it must be open") {
+				if runtime.GOOS == "windows" && errors.Is(err, errors.ErrUnsupported) {
+					continue
+				}
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+	}
+	kit.Send(t, a, "nothing was sent")
+	kit.Expect(t, b, "nothing was sent")
+}
+
+// A command that was started cannot be given an end any more.
+func TestInheritByACommandThatWasStarted(t *testing.T) {
+	kit.Story(t)
+	a, _ := kit.Pair(t)
+	self, err := os.FindProcess(os.Getpid())
+	kit.Must(t, err)
+	cmd := &exec.Cmd{Env: []string{}, Process: self}
+	if err := ipc.Inherit(cmd, "end", a); err == nil || !strings.Contains(err.Error(), "it must be one that was not started yet") {
+		t.Errorf("Inherit: %v", err)
+	}
+	if len(cmd.Env) > 0 || len(cmd.ExtraFiles) > 0 {
+		t.Error("the command was changed")
+	}
+}
+
+// A Check that panics leaves nobody connected.
+func TestCheckThatPanicsLeavesNothingOpen(t *testing.T) {
+	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
+		panics := func(ipc.Peer) error { panic("on purpose") }
+		survive := func(call func()) {
+			defer func() {
+				if recover() == nil {
+					t.Error("it did not panic")
+				}
+			}()
+			call()
+		}
+		l := kit.ListenWith(t, ipc.ListenConfig{Check: panics}, addr)
+		c := kit.Dial(t, addr)
+		survive(func() { l.AcceptConn() })
+		if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("the client reads %v", err)
+		}
+		kit.Must(t, l.SetAccess(ipc.OwnerOnly, nil))
+		survive(func() { ipc.Dialer{Check: panics}.Dial(addr) })
+		if runtime.GOOS != "windows" { // there a client that left is not accepted
+			s := kit.Accept(t, l)
+			if _, err := s.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("the server reads %v", err)
+			}
+		}
+		kit.Must(t, l.Close())
+		kit.Matches(t, l.SetAccess(ipc.Everyone, nil), net.ErrClosed)
+	})
+}
+
+func TestDialWithoutAContextSaysSo(t *testing.T) {
+	kit.Story(t)
+	defer func() {
+		if said := recover(); said != "nil context" {
+			t.Errorf("it panics with %v", said)
+		}
+	}()
+	var none context.Context
+	ipc.Dialer{}.DialContext(none, ipc.Name(kit.Unique()))
+}

@@ -101,7 +101,8 @@
 //
 // Every error but io.EOF is a [*net.OpError], as in package net. Where a system call
 // failed it holds an [*os.SyscallError] with a [syscall.Errno]. The errors of a
-// [syscall.RawConn] are not wrapped. On every system [errors.Is] knows
+// [syscall.RawConn] are not wrapped, nor those of the caller's own reader or writer
+// (ReadFrom, WriteTo) and functions. On every system [errors.Is] knows
 // [os.ErrDeadlineExceeded], [net.ErrClosed], [os.ErrPermission], [ErrAddrInUse],
 // [ErrNoListener], [ErrNameTooLong], [ErrUntrusted], [ErrMsgTooLong], [ErrNoFiles]
 // and [errors.ErrUnsupported].

@@ -385,6 +385,32 @@ func TestRecvFilesOfData(t *testing.T) {
 	})
 }
 
+// The byte that RecvFiles had to receive, to know that it is data, is like any other of the next read.
+func TestRecvFilesOfDataIsReadInOnePiece(t *testing.T) {
+	kit.OverEachConn(t, func(t *testing.T, a, b *ipc.Conn) {
+		kit.Send(t, a, "data")
+		_, err := b.RecvFiles(1)
+		kit.Matches(t, err, ipc.ErrNoFiles)
+		for what, read := range map[string]func(p []byte) (int, error){
+			"Read":        b.Read,
+			"ReadBuffers": func(p []byte) (int, error) { n, err := b.ReadBuffers([][]byte{p}); return int(n), err },
+		} {
+			kit.Must(t, b.SetReadDeadline(time.Unix(1, 0)))
+			if n, err := read(make([]byte, 10)); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("%s after the deadline: %d, %v", what, n, err)
+			}
+		}
+		kit.Must(t, b.SetReadDeadline(time.Time{}))
+		p := make([]byte, 10)
+		n, err := b.Read(p)
+		kit.Must(t, err)
+		if got := string(p[:n]); got != "data" && (runtime.GOOS == "linux" || runtime.GOOS == "windows" || got != "d") {
+			t.Errorf("%q is read", got)
+		}
+		kit.Must(t, a.Close())
+	})
+}
+
 func TestRecvFilesOfAMessageLeavesItWhole(t *testing.T) {
 	kit.OverEachMsgConn(t, func(t *testing.T, a, b *ipc.MsgConn) {
 		instead := func(text string) {

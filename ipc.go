@@ -105,6 +105,7 @@ type byteCarrier interface {
 type clientSource interface {
 	accept() (*fd, error)
 	close() error
+	closing() bool
 	setDeadline(t time.Time) error
 	rawConn() (syscall.RawConn, error)
 	bequeath(cmd *exec.Cmd) (token string, err error)
@@ -1048,14 +1049,26 @@ func (l *server) accept() (*fd, error) {
 		if err != nil {
 			return nil, l.failed("accept", err)
 		}
-		p, err := l.rules.Load().admit(fd)
+		p, err := l.rules.Load().admitOrClose(fd)
 		if err == nil {
 			fd.begin(l.spin)
 			return fd, nil
 		}
-		fd.closeLater() // whatever is in its queue must not hold the others up
 		l.refusals.add(p, opError("accept", Addr{}, l.addr, err))
 	}
+}
+
+// admitOrClose is admit, and closes a client that may not stay, also if Check panics.
+func (a *admission) admitOrClose(fd *fd) (p Peer, err error) {
+	admitted := false
+	defer func() {
+		if !admitted {
+			fd.closeLater() // whatever is in its queue must not hold the others up
+		}
+	}()
+	p, err = a.admit(fd)
+	admitted = err == nil
+	return p, err
 }
 
 // admit returns nil if the client at the other end of fd may stay, else the reason why
@@ -1163,8 +1176,11 @@ func (l *Listener) SetAccess(access Access, check func(Peer) error) error {
 }
 
 func (l *server) setAccess(access Access, check func(Peer) error) error {
-	err := l.failed("set", access.validate())
-	if err == nil {
+	err := access.validate()
+	if l.listener != nil && l.listener.closing() {
+		err = net.ErrClosed
+	}
+	if err = l.failed("set", err); err == nil {
 		l.setRules(access == OwnerOnly, check)
 	}
 	return err
@@ -1208,7 +1224,8 @@ func (l *server) rawConn() (syscall.RawConn, error) {
 // default that [Dial] uses.
 type Dialer struct {
 	// Timeout is the longest that Dial may take; 0 is no limit. A Dial waits
-	// while the server is there but has no room for one more client.
+	// while the server is there but has no room for one more client. What Check takes
+	// is its own.
 	Timeout time.Duration
 
 	// Deadline is the moment at which Dial gives up; the zero time means no deadline.
@@ -1298,10 +1315,16 @@ func (d *Dialer) dial(ctx context.Context, addr Addr, kind connKind) (*fd, error
 	if err != nil {
 		return nil, err
 	}
+	trusted := false
+	defer func() { // also if Check panics
+		if !trusted {
+			fd.closeLater() // whatever is in its queue must not hold the caller up
+		}
+	}()
 	if err := d.trust(fd, addr); err != nil {
-		fd.closeLater() // whatever is in its queue must not hold the caller up
 		return nil, err
 	}
+	trusted = true
 	return fd, nil
 }
 
@@ -1323,6 +1346,9 @@ const refusalGrace = 250 * time.Millisecond
 // connect attempts to connect until it succeeds, fails for good, or ctx or the
 // dialer's own limits end it.
 func (d *Dialer) connect(ctx context.Context, target string, kind connKind) (*fd, error) {
+	if err := contextError(ctx, nil); err != nil {
+		return nil, err
+	}
 	start := time.Now()
 	p := retryTimer{ctx: ctx, deadline: d.deadline(ctx, start)}
 	defer p.stop()
@@ -1400,6 +1426,9 @@ func (p *retryTimer) ended(last error) error {
 // contextError returns the error of an operation that ctx ends, or nil while ctx does not
 // end it. last is the error of its last attempt, or nil if there was none.
 func contextError(ctx context.Context, last error) error {
+	if ctx == nil {
+		panic("nil context") // as package net does
+	}
 	if err := ctx.Err(); err != context.DeadlineExceeded {
 		return err
 	}
@@ -2584,7 +2613,7 @@ func holdFiles[H ~int | ~uintptr](files []*os.File) (sys []H, release func(), er
 		}
 	}
 	for i, f := range files {
-		if f == nil {
+		if isNoFile(f) {
 			err = configError("file "+strconv.Itoa(i), "nil", "open")
 		} else {
 			var h uintptr
@@ -2618,6 +2647,9 @@ func holdFile(f *os.File) (sys uintptr, release func(), err error) {
 // withFile calls do with the descriptor or handle of f, which cannot be closed
 // meanwhile.
 func withFile(f *os.File, do func(sys uintptr) error) error {
+	if isNoFile(f) {
+		return errNoFile
+	}
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return err
@@ -2627,6 +2659,11 @@ func withFile(f *os.File, do func(sys uintptr) error) error {
 	}
 	return err
 }
+
+// isNoFile reports whether f is nil or was never opened.
+func isNoFile(f *os.File) bool { return f == nil || *f == os.File{} }
+
+var errNoFile = &ruleError{"the file is nil, it must be open", os.ErrInvalid}
 
 // discardFiles closes files that a peer chose and this end has received, as disposeOf does.
 func discardFiles(files []*os.File) {
@@ -3010,6 +3047,9 @@ func Inherit(cmd *exec.Cmd, name string, end Inheritable) error {
 }
 
 func inherit(cmd *exec.Cmd, name string, end Inheritable) error {
+	if cmd.Process != nil {
+		return configError("the command", "of process "+strconv.Itoa(cmd.Process.Pid), "one that was not started yet")
+	}
 	if !validEndName(name) {
 		return configError("the name", strconv.Quote(name), "letters, digits, '_', '-' and '.'")
 	}

@@ -1089,6 +1089,8 @@ func textOf[C int8 | uint8](chars []C) string {
 // which may bring files, and takes the error of the socket, which is told once.
 func (k kernel) isEmpty(sys int) bool { return k.queued(sys) == 0 }
 
+func (k kernel) hasData(sys int) bool { return k.queued(sys) > 0 }
+
 // queued returns how many bytes are in the queue (SIOCINQ of unix(7)), or -1.
 func (kernel) queued(sys int) int {
 	var n int32

@@ -150,9 +150,6 @@ func FileMemory(f *os.File, max int) (*Memory, error) {
 }
 
 func adoptMemory(f *os.File, limit int) (*Memory, error) {
-	if f == nil {
-		return nil, configError("the file", "nil", "open")
-	}
 	info, err := checkMemory(f)
 	if err != nil {
 		return nil, err

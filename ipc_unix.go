@@ -3960,7 +3960,11 @@ func (f *fd) read(p []byte) (int, error) {
 		return 0, nil
 	}
 	if f.in.hasAhead() {
-		return f.in.takeAhead(p), nil
+		if h.expired() {
+			return 0, os.ErrDeadlineExceeded
+		}
+		n := f.in.takeAhead(p)
+		return n + f.readMore(p[n:]), nil
 	}
 	call := opReceive
 	if !f.socket {
@@ -3975,6 +3979,19 @@ func (f *fd) read(p []byte) (int, error) {
 			return 0, net.ErrClosed
 		}
 	}
+}
+
+// readMore reads what is in the queue behind data that was received ahead, where the system tells that
+// there is something: otherwise the attempt could take the error of the socket, which is told once.
+func (f *fd) readMore(p []byte) int {
+	if len(p) == 0 || !f.socket || !kern.hasData(f.sys) {
+		return 0
+	}
+	done, err := f.attempt(&op{call: opReceive, mode: f.readMode(), p: oneCall(p)})
+	if err != nil {
+		return 0
+	}
+	return done.n
 }
 
 // option makes a call for an option of the socket that not every kernel knows.
@@ -4077,6 +4094,9 @@ func (f *fd) readBuffers(bufs [][]byte) (int64, error) {
 		return 0, nil
 	}
 	if f.in.hasAhead() {
+		if h.expired() {
+			return 0, os.ErrDeadlineExceeded
+		}
 		return int64(f.in.takeAhead(first(*iov))), nil
 	}
 	for {
@@ -5298,6 +5318,9 @@ func (baseKernel) closeCollects() bool { return false }
 // before that call and takes the client, where the system has a limit for that.
 func (baseKernel) limitAccept(int) {}
 
+// hasData reports whether data is in the queue, where that can be told without a receive.
+func (baseKernel) hasData(int) bool { return false }
+
 // refuseRights has the system refuse descriptors that are sent to the socket from now on, and to those
 // of its clients if it listens.
 func (baseKernel) refuseRights(int) error { return syscall.ENOPROTOOPT }
@@ -5865,6 +5888,9 @@ func (f *fd) awaitReceive(p []byte) (n int, err error) {
 	}
 	defer f.release(&f.r)
 	if f.in.hasAhead() {
+		if f.r.expired() {
+			return 0, os.ErrDeadlineExceeded
+		}
 		return f.in.takeAhead(p), nil
 	}
 	_, _, _, err = f.recvmsg(p[:1], nil, syscall.MSG_PEEK)

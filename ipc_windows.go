@@ -619,6 +619,8 @@ func (l *listener) close() error {
 }
 
 // rawConn gives access to the handle of an armed instance.
+func (l *listener) closing() bool { return l.closed.Load() }
+
 func (l *listener) rawConn() (syscall.RawConn, error) { return listenerRawConn{l}, nil }
 
 type listenerRawConn struct{ l *listener }
