@@ -721,11 +721,13 @@ func sendHello(t *testing.T, c *ipc.Conn, doorbells ...int) {
 	t.Helper()
 	memory := newRing(t, 2<<16) // the control page and the smallest ring
 	defer syscall.Close(memory)
-	hello := "\xffipcshm\x01" + string(binary.NativeEndian.AppendUint32(nil, 0x01020304)) +
-		"\x01\x00\x00\x00" + "\x00\x00\x01\x00" + strings.Repeat("\x00", 12)
-	_, err := c.WriteMsg([]byte(hello), syscall.UnixRights(append([]int{memory}, doorbells...)...))
+	_, err := c.WriteMsg([]byte(memoryHello), syscall.UnixRights(append([]int{memory}, doorbells...)...))
 	kit.Must(t, err)
 }
+
+// memoryHello says that memory comes with it, with the smallest ring.
+var memoryHello = "\xffipcshm\x01" + string(binary.NativeEndian.AppendUint32(nil, 0x01020304)) +
+	"\x01\x00\x00\x00" + "\x00\x00\x01\x00" + strings.Repeat("\x00", 12)
 
 // newRing makes memory that nobody else can write any more, as a hello has it.
 func newRing(t *testing.T, size int64) int {
@@ -1506,6 +1508,62 @@ func TestConnCloseOfALingeringSocketHoldsNobodyUp(t *testing.T) {
 
 // ---------------------------------------------------------------------------
 // Descriptors that the kernel adds
+
+// A peer's hello comes with sockets that linger, as many at once as there are closers, or a few each from
+// many peers. They hold the closers no longer than it takes to end that.
+func TestSharedHelloWithLingeringFilesHoldsNobodyUp(t *testing.T) {
+	kit.NeedsMemory(t)
+	kit.Story(t)
+	const closers, few, many = 64, 3, 22 // few each from many are more than there are closers
+	all := newLingering(t, closers+few*many)
+	for _, l := range all {
+		defer syscall.Close(l.peer)
+	}
+	for n := closers; len(all) > 0; n = few {
+		a, b := kit.Pair(t)
+		c, err := b.Share(ipc.ShareConfig{})
+		kit.Must(t, err)
+		var rights []int
+		for _, l := range all[:n] {
+			rights = append(rights, l.fd)
+		}
+		_, err = a.WriteMsg([]byte(memoryHello), syscall.UnixRights(rights...))
+		kit.Must(t, err)
+		for _, l := range all[:n] {
+			l.let()
+		}
+		ends(t, "Read", func() error {
+			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.EPROTO) {
+				return fmt.Errorf("read: %v", err)
+			}
+			return nil
+		})
+		ends(t, "Close", c.Close)
+		if all = all[n:]; n == closers {
+			closesFiles(t)
+		}
+	}
+	closesFiles(t)
+}
+
+// closesFiles fails the test unless a file that nobody has asked for is closed soon.
+func closesFiles(t *testing.T) {
+	t.Helper()
+	a, b := kit.Pair(t)
+	r, w, err := os.Pipe()
+	kit.Must(t, err)
+	defer r.Close()
+	_, err = a.WriteMsg([]byte("x"), syscall.UnixRights(sysFDOf(w)))
+	kit.Must(t, err)
+	kit.Must(t, w.Close())
+	kit.Expect(t, b, "x")
+	ends(t, "a read of a pipe that was sent", func() error {
+		if _, err := r.Read(make([]byte, 1)); err != io.EOF {
+			return err
+		}
+		return nil
+	})
+}
 
 // soPassPidfd is SO_PASSPIDFD of asm-generic/socket.h, Linux 6.5 and later.
 const soPassPidfd = 76
