@@ -2065,6 +2065,35 @@ func TestSharedConnCloseLeavesARingThatIsHeld(t *testing.T) {
 	}
 }
 
+// A peer can hold up the ring that tells it that a half is shut. CloseRead and CloseWrite do not
+// wait for that, and the peer is told when it lets go.
+func TestSharedConnHalfCloseLeavesARingThatIsHeld(t *testing.T) {
+	a, b := sharedInMemory(t)
+	reading := make(chan error, 1)
+	go func() { _, err := b.Read(make([]byte, 1)); reading <- err }()
+	for b.ownMem.control().rwait.Load()&1 == 0 { // until it parks
+		runtime.Gosched()
+	}
+	<-a.w.far.w.turn
+	a.r.mu.Lock()
+	if err := errors.Join(a.CloseWrite(), a.CloseRead()); err != nil {
+		t.Error(err)
+	}
+	a.w.far.w.turn <- struct{}{}
+	a.r.mu.Unlock()
+	if err := <-reading; err != io.EOF {
+		t.Error(err)
+	}
+	for {
+		if _, err := b.Write([]byte("x")); errors.Is(err, syscall.EPIPE) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		runtime.Gosched()
+	}
+}
+
 // A peer can hold up the close of a pipe. Close does not wait for that long, in the handshake
 // or after it, and the handles are closed when they can be.
 func TestSharedConnCloseLeavesAPipeThatIsHeld(t *testing.T) {

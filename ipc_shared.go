@@ -1190,8 +1190,21 @@ func (c *SharedConn) wordOf(h *sharedHalf) byte {
 	return helloWriteShut
 }
 
-// shutRing tells the peer in memory that the half is shut.
+// shutRing tells the peer in memory that the half is shut. A peer may hold up the write that
+// rings it, here or in a call on the half that is under way, so shutRing waits no longer than
+// the grace. Then the peer is told later, when it lets that go on.
 func (c *SharedConn) shutRing(h *sharedHalf) error {
+	told := make(chan error, 1)
+	lastRings.do(1, closeGrace, func(int) { told <- c.ringShut(h) })
+	select {
+	case err := <-told:
+		return err
+	default:
+		return nil
+	}
+}
+
+func (c *SharedConn) ringShut(h *sharedHalf) error {
 	h.mu.Lock() // its calls have ended
 	defer h.mu.Unlock()
 	if c.closed.Load() {
