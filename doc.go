@@ -84,8 +84,12 @@
 //   - a listener, one for each;
 //   - a read, for up to 2 milliseconds, before it parks;
 //   - a write; reads and writes hold up to 32 threads of a process;
-//   - Transact and Flush of a PipeConn;
-//   - any call on a handle that another process has used.
+//   - Transact and Flush of a PipeConn, and a Send that timed out, while it finds out
+//     whether the peer has read all;
+//   - a Dial to another machine;
+//   - a Dial, and what Accept asks about a client, while the other end keeps its pipe busy;
+//   - any call on an end that [FileConn] or its kin have made, or on a handle that another
+//     process has used.
 //
 // A deadline, a context, and Close from another goroutine end a wait. A Dial waits
 // while the server has no room, however long that takes. It fails at once when there

@@ -1799,7 +1799,8 @@ func (c *endpoint) SyscallConn() (syscall.RawConn, error) {
 //
 // On Windows, File is a use of c, after which c cannot be given to a child: see
 // [Inherit]. The os.File is not the first of its pipe end in this process there, and
-// therefore has no deadlines; a Conn made of it by [FileConn] has them. The Close of one
+// therefore has no deadlines; a Conn made of it by [FileConn] has them. Who gets the handle
+// of an end that this process uses can end this process. The Close of one
 // of the two may end a call that is under way on the other in this process
 // (ERROR_OPERATION_ABORTED), but not the reads of a Conn.
 //
@@ -2522,6 +2523,11 @@ const maxFiles = 253
 // RecvWithFiles, its Close closes the handles that the next one would have received. Others
 // that the peer never receives stay open until that process ends.
 //
+// Who gets a file that was opened for overlapped I/O on Windows, and that this process uses
+// asynchronously (an os.File with deadlines, what File returns of a used end), can end this
+// process: the operations of others on it are reported to the runtime too. Send such a file
+// only to who is trusted with that.
+//
 // In two cases this process holds the duplicates itself, and they are lost if it ends
 // before they are received: if this process may not open that one, or if another process
 // gave it its end, unless that is the second end of a Pair. If neither process may open the
@@ -2551,9 +2557,10 @@ func (c *endpoint) sendFiles(by messageCarrier, files []*os.File) error {
 // takes one more, until the old one is closed. If the peer sent data instead, the error matches
 // [ErrNoFiles], and the next read gets the data. [io.EOF] means that the peer has closed its end.
 //
-// On Windows a nonblocking file is one opened for overlapped I/O. It belongs to the
-// completion port of the sender and has no deadlines here, but what [FileConn],
-// [FileReader] and [FileWriter] make of a pipe has them. RecvFiles also waits while
+// On Windows a nonblocking file is one opened for overlapped I/O. It joins no completion
+// port of this process, by which its sender could end this process, and so it has no
+// deadlines here. What [FileConn], [FileReader] and [FileWriter] make of a pipe has them,
+// and holds a thread while it waits. RecvFiles also waits while
 // another process is in a read of the file that is not overlapped. [os.NewFile] must find
 // out of which kind a file is, and Windows tells nobody during such a read. That wait
 // ends at the deadline too; the next RecvFiles then gets the files.
@@ -3017,7 +3024,8 @@ func inheritError(kind endKind, err error) error {
 // The caller closes its copy of the end after Start (not before); only then does the
 // other side see the child's exit as the end of the stream. On Windows the end must not
 // have been used yet: a handle that this process has bound to its completion port cannot
-// be used by another.
+// be used by another. The caller does not use its copy afterwards either, as the child
+// could end this process by it.
 //
 // A listener may have been used, and both processes may accept clients of it, so that one
 // can take over from the other without a moment in which nobody listens. The child's

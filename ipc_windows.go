@@ -146,7 +146,9 @@ func (c *endpoint) PeerProcess(access uint32) (syscall.Handle, error) {
 // never arrives, the handle stays open in that process until it ends.
 //
 // The handle of a Conn or a pipe end that was used already, in this process, can be
-// shared, but not read or written asynchronously there: share unused ones.
+// shared, but not read or written asynchronously there: share unused ones. Who gets the
+// handle of a file that this process uses asynchronously, before or afterwards, can end this
+// process: the operations of others on the file are reported to the runtime too.
 func ShareHandle(h, process syscall.Handle) (syscall.Handle, error) {
 	there, err := duplicateHandle(currentProcess, h, process, syscall.DUPLICATE_SAME_ACCESS)
 	if err != nil {
