@@ -567,8 +567,8 @@ func TestCloseOfAnAdoptedServerClosesFiles(t *testing.T) {
 func replaceCall(t *testing.T, call *syscall.LazyProc, by func(real uintptr) (callback any)) {
 	type ( // of package syscall
 		proc struct {
-			dll  *syscall.DLL
-			name string
+			_    *syscall.DLL
+			_    string // the name
 			addr uintptr
 		}
 		lazyProc struct {

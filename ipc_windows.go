@@ -620,9 +620,9 @@ func (l *listener) close() error {
 	return l.instances.close()
 }
 
-// rawConn gives access to the handle of an armed instance.
 func (l *listener) closing() bool { return l.closed.Load() }
 
+// rawConn gives access to the handle of an armed instance.
 func (l *listener) rawConn() (syscall.RawConn, error) { return listenerRawConn{l}, nil }
 
 type listenerRawConn struct{ l *listener }
@@ -820,7 +820,7 @@ func (s *instances) refreshAll() (listening int, ready *instance) {
 	return listening, ready
 }
 
-// look re-arms an instance whose client has left. Such a client holds nothing up any more.
+// look has watch re-arm an instance whose client has left. Such a client holds nothing up any more.
 func (s *instances) look(in *instance) {
 	left := deserted(in.sys, s.spec.ends)
 	s.mu.Lock()
@@ -837,9 +837,8 @@ func (s *instances) look(in *instance) {
 		syscall.CloseHandle(in.sys)
 		return
 	case left:
-		if in.err = disconnectNamedPipe(in.sys); in.err == nil {
-			in.arm(s.event)
-		}
+		in.err = errNoData // so that refresh re-arms it
+		setEvent(s.event)
 	}
 	s.signal()
 	s.mu.Unlock()
@@ -2452,7 +2451,7 @@ type fd struct {
 	goneErr error           // the error of that; set before gone is closed
 	file    *os.File        // owns sys since the first park; nil before
 	canPark atomic.Bool     // file is there, for good, and can park: sys belongs to no other completion port
-	cleanup runtime.Cleanup // closes sys, or file, if nobody does
+	cleanup runtime.Cleanup // closes sys if nobody does; stopped when file takes over
 }
 
 // begin sets how long waits of a connection that was accepted or dialed keep their thread.
@@ -2521,9 +2520,7 @@ func newFD(h syscall.Handle, kind connKind, ends direction, server bool) *fd {
 	f := &fd{sys: h, kind: kind, sends: kind, ends: ends, server: server}
 	f.r.turn, f.w.turn = newSemaphore(1), newSemaphore(1)
 	f.r.settled.L = &f.r.taking
-	f.cleanup = runtime.AddCleanup(f, func(h syscall.Handle) {
-		ordinaryEnds.add(func() { syscall.CloseHandle(h) })
-	}, h)
+	f.cleanup = runtime.AddCleanup(f, func(h syscall.Handle) { syscall.CloseHandle(h) }, h)
 	return f
 }
 
@@ -3219,11 +3216,6 @@ func (f *fd) join() (file *os.File, canPark bool) {
 	if f.file == nil {
 		f.cleanup.Stop()
 		f.file = os.NewFile(uintptr(f.sys), "pipe")
-		// Or the finalizer of the file would close it, which a peer could hold up, and with it all
-		// other finalizers.
-		f.cleanup = runtime.AddCleanup(f, func(file *os.File) {
-			ordinaryEnds.add(func() { file.Close() })
-		}, f.file)
 		canPark := f.file.SetReadDeadline(timeOf(f.readExpiry.Load())) == nil && f.file.SetWriteDeadline(timeOf(f.writeExpiry.Load())) == nil
 		if canPark && f.closed.Load() {
 			f.file.SetDeadline(time.Unix(1, 0)) // Close came before
@@ -4775,12 +4767,12 @@ func receivedFile(h syscall.Handle) (*os.File, error) { return newSharedFile(h, 
 // (FileReplaceCompletionInformation). If they did so between the two calls, the file has
 // joined the runtime, and is refused.
 func newSharedFile(h syscall.Handle, name string) (*os.File, error) {
-	port, err := syscall.CreateIoCompletionPort(syscall.InvalidHandle, 0, 0, 0)
+	port, err := completionPort(syscall.InvalidHandle, 0)
 	if err != nil {
 		syscall.CloseHandle(h)
-		return nil, os.NewSyscallError("CreateIoCompletionPort", err)
+		return nil, err
 	}
-	syscall.CreateIoCompletionPort(h, port, 0, 0) // fails if the file is not overlapped, or has a port
+	completionPort(h, port) // fails if the file is not overlapped, or has a port
 	syscall.CloseHandle(port)
 	f := os.NewFile(uintptr(h), name)
 	if f.SetDeadline(time.Time{}) == nil {
@@ -5438,6 +5430,7 @@ var (
 
 	procCreateEvent             = kernel32.NewProc("CreateEventW")
 	procGetHandleInformation    = kernel32.NewProc("GetHandleInformation")
+	procCreateIoCompletionPort  = kernel32.NewProc("CreateIoCompletionPort")
 	procCancelSynchronousIo     = kernel32.NewProc("CancelSynchronousIo")
 	procMapViewOfFileEx         = kernel32.NewProc("MapViewOfFileEx")
 	procSetEvent                = kernel32.NewProc("SetEvent")
@@ -5541,6 +5534,12 @@ func registerWait(object syscall.Handle, id uintptr) (wait syscall.Handle, err e
 func unregisterWait(wait syscall.Handle) error {
 	r, _, errno := syscall.SyscallN(procUnregisterWait.Addr(), uintptr(wait), uintptr(syscall.InvalidHandle))
 	return os.NewSyscallError("UnregisterWaitEx", failure(r, errno))
+}
+
+// completionPort makes a file join a port, or makes a port if h is no file and port is 0.
+func completionPort(h, port syscall.Handle) (syscall.Handle, error) {
+	r, _, errno := syscall.SyscallN(procCreateIoCompletionPort.Addr(), uintptr(h), uintptr(port), 0, 0)
+	return syscall.Handle(r), os.NewSyscallError("CreateIoCompletionPort", failure(r, errno))
 }
 
 // keepFromPort, in the event of an OVERLAPPED, keeps the end of the operation
@@ -5883,7 +5882,11 @@ func duplicateHandle(from, h, to syscall.Handle, options uint32) (d syscall.Hand
 // closeIn closes a handle of a process, if that has not ended, or closed it itself. The
 // caller knows that the handle is still the one that it means: see staging.remove.
 func closeIn(process, h syscall.Handle) {
-	syscall.DuplicateHandle(process, h, 0, nil, 0, false, syscall.DUPLICATE_CLOSE_SOURCE)
+	// The handle could go nowhere, but Wine then leaves it open in another process.
+	d, err := duplicateHandle(process, h, currentProcess, syscall.DUPLICATE_SAME_ACCESS|syscall.DUPLICATE_CLOSE_SOURCE)
+	if err == nil {
+		syscall.CloseHandle(d)
+	}
 }
 
 // cancelSynchronousIO cancels what the thread waits for in a call that is not
