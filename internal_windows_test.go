@@ -2365,7 +2365,6 @@ func TestListenerAddsNoInstanceToThePipeOfAnother(t *testing.T) {
 		return server
 	}
 	drop := func(server *fd) { // it is not counted out yet
-		server.dropped.Stop()
 		server.quota = nil
 		server.close()
 	}

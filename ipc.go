@@ -1318,7 +1318,7 @@ func (d *Dialer) dial(ctx context.Context, addr Addr, kind connKind) (*fd, error
 	trusted := false
 	defer func() { // also if Check panics
 		if !trusted {
-			fd.closeLater() // whatever is in its queue must not hold the caller up
+			fd.close() // so that the server sees it; whatever is in its queue holds the caller up for closeGrace at most
 		}
 	}()
 	if err := d.trust(fd, addr); err != nil {

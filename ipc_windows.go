@@ -975,7 +975,7 @@ func (s *instances) invite(in *instance) error {
 	if s.limit > 0 {
 		s.out++
 		f.quota = s
-		f.dropped = runtime.AddCleanup(f, (*instances).forget, s)
+		f.armCleanup()
 	}
 	g := &guest{fd: f}
 	s.guests = append(s.guests, g)
@@ -1035,7 +1035,7 @@ func (s *instances) replace(in *instance, why error) error {
 // handle still keeps the name.
 func (s *instances) giveBack() { s.countOut(true) }
 
-// forget is giveBack for a connection that was dropped without Close. Its handle may be
+// forget is giveBack for a connection that was dropped without Close. Its handle is
 // gone; if no instance is armed either, Accept makes the pipe again.
 func (s *instances) forget() { s.countOut(false) }
 
@@ -2441,8 +2441,6 @@ type fd struct {
 	r        readSide
 	w        writeSide
 
-	dropped runtime.Cleanup // gives the place back if nobody calls Close
-
 	spin atomic.Int64 // SetSpin, in nanoseconds
 	used atomic.Bool  // something was read or written, or was to be
 
@@ -2451,7 +2449,7 @@ type fd struct {
 	goneErr error           // the error of that; set before gone is closed
 	file    *os.File        // owns sys since the first park; nil before
 	canPark atomic.Bool     // file is there, for good, and can park: sys belongs to no other completion port
-	cleanup runtime.Cleanup // closes sys if nobody does; stopped when file takes over
+	cleanup runtime.Cleanup // closes sys, or file, if nobody does, and gives the place back: see armCleanup
 }
 
 // begin sets how long waits of a connection that was accepted or dialed keep their thread.
@@ -2520,8 +2518,37 @@ func newFD(h syscall.Handle, kind connKind, ends direction, server bool) *fd {
 	f := &fd{sys: h, kind: kind, sends: kind, ends: ends, server: server}
 	f.r.turn, f.w.turn = newSemaphore(1), newSemaphore(1)
 	f.r.settled.L = &f.r.taking
-	f.cleanup = runtime.AddCleanup(f, func(h syscall.Handle) { syscall.CloseHandle(h) }, h)
+	f.armCleanup()
 	return f
+}
+
+// A dropped is what is left of an fd that nobody has any more.
+type dropped struct {
+	sys   syscall.Handle
+	file  *os.File
+	quota *instances
+}
+
+// armCleanup has the handle closed, and then the place given back, when the fd is dropped without Close.
+// The peer could hold that up, and with it all other cleanups and finalizers, so closers do it.
+func (f *fd) armCleanup() {
+	f.cleanup.Stop()
+	f.cleanup = runtime.AddCleanup(f, func(d dropped) {
+		ordinaryEnds.add(func() {
+			closeEnd(d.sys, d.file)
+			if d.quota != nil {
+				d.quota.forget()
+			}
+		})
+	}, dropped{f.sys, f.file, f.quota})
+}
+
+// closeEnd closes a handle, which the file owns if there is one.
+func closeEnd(h syscall.Handle, file *os.File) error {
+	if file != nil {
+		return errnoOf(file.Close())
+	}
+	return syscall.CloseHandle(h)
 }
 
 // noFD and noListener are closed: see endpoint.end.
@@ -2920,7 +2947,6 @@ func (f *fd) closeLater() error {
 	}
 	f.mu.Unlock()
 	if f.quota != nil {
-		f.dropped.Stop()
 		f.quota.giveBack()
 	}
 	f.decref()
@@ -2958,11 +2984,7 @@ var ordinaryEnds closers
 
 // closeHandle closes the handle of the pipe, and those that drain has taken.
 func (f *fd) closeHandle(taken []syscall.Handle) {
-	if f.file != nil { // nobody else is left to change it
-		f.goneErr = errnoOf(f.file.Close())
-	} else {
-		f.goneErr = syscall.CloseHandle(f.sys)
-	}
+	f.goneErr = closeEnd(f.sys, f.file) // nobody else is left to change the file
 	discard(taken...)
 	close(f.gone)
 }
@@ -3214,8 +3236,8 @@ func (f *fd) join() (file *os.File, canPark bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.file == nil {
-		f.cleanup.Stop()
 		f.file = os.NewFile(uintptr(f.sys), "pipe")
+		f.armCleanup()
 		canPark := f.file.SetReadDeadline(timeOf(f.readExpiry.Load())) == nil && f.file.SetWriteDeadline(timeOf(f.writeExpiry.Load())) == nil
 		if canPark && f.closed.Load() {
 			f.file.SetDeadline(time.Unix(1, 0)) // Close came before
