@@ -209,7 +209,6 @@ func TestFilesAreClosedBesideManyThatAreBeingClosed(t *testing.T) {
 			_, _, _, err := b.ReadMsg(make([]byte, 1), make([]byte, syscall.CmsgSpace(0)))
 			return err
 		},
-		"CloseRead": func(b *Conn) error { return b.CloseRead() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, b := connected(t)

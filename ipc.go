@@ -2683,7 +2683,11 @@ func discardFiles(files []*os.File) {
 // releaseFiles closes the files that are left when an end is closed. However many wait already, they are
 // closed away from the caller, since Close waits for nobody; they are few.
 func releaseFiles(files []*os.File) {
-	disposal.do(len(files), closeGrace, func(i int) { closeReceived(files[i]) })
+	grace := closeGrace
+	if disposal.full() {
+		grace = 0
+	}
+	disposal.do(len(files), grace, func(i int) { closeReceived(files[i]) })
 }
 
 // ---------------------------------------------------------------------------
@@ -4031,6 +4035,13 @@ func disposeOf(n int, grace time.Duration, call func(i int)) {
 // may have, each of them one. Peers that come again and again would take all of them.
 func (c *closers) holdTooMany() bool {
 	return c.full() && int64(c.waiting.Load()) >= descriptorLimit()/4
+}
+
+// allSleep reports whether a call that is added now waits for others.
+func (c *closers) allSleep() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.running == closersMax
 }
 
 // full reports whether so many calls wait that no more should be added.

@@ -151,8 +151,6 @@ func (kernel) refuseRights(sys int) error {
 	return nil
 }
 
-func (kernel) refuseFiles(f *fd) error { return f.refuseFiles() }
-
 // RecvPeer is [MsgConn.Recv], and also returns who sent this very message, as the kernel
 // recorded it when the message was sent: SCM_CREDENTIALS of unix(7). That is more than
 // [MsgConn.Peer] when several processes share the other end. For a message that was sent
@@ -955,10 +953,26 @@ func (kernel) accept(sys int) (int, error) {
 	return int(conn), nil
 }
 
-// limitAccept: unix_accept of net/unix/af_unix.c heeds SO_RCVTIMEO, and returns EAGAIN then.
-func (kernel) limitAccept(sys int) {
+func (k kernel) acceptShared(sys int) (int, error) {
+	if !readable(sys) {
+		return -1, syscall.EAGAIN
+	}
+	defer limitAccept(sys)()
+	return k.accept(sys)
+}
+
+// limitAccept limits the wait of accept4: unix_accept of net/unix/af_unix.c heeds SO_RCVTIMEO, and
+// returns EAGAIN then. The option belongs to all holders, who may wait for longer, so restore puts it back.
+func limitAccept(sys int) (restore func()) {
+	var before syscall.Timeval
+	n := int(unsafe.Sizeof(before))
+	if getsockopt(sys, syscall.SO_RCVTIMEO, unsafe.Slice((*byte)(unsafe.Pointer(&before)), n), &n) != nil {
+		return func() {} // a sandbox may forbid it
+	}
 	limit := syscall.NsecToTimeval(int64(closeGrace))
-	syscall.SetsockoptTimeval(sys, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &limit) // a sandbox may forbid it
+	set := func(t *syscall.Timeval) { syscall.SetsockoptTimeval(sys, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, t) }
+	set(&limit)
+	return func() { set(&before) }
 }
 
 func (kernel) dup(sys int) (int, error) {
@@ -1038,11 +1052,15 @@ func (k kernel) drained(sys int, messages, marked bool) bool {
 // about that many unless an administrator has raised the limit of its buffer (socket(7), wmem_max).
 const drainedMax = 256 << 10
 
+var drainedRooms = sync.Pool{New: func() any { return new([drainedMax]byte) }}
+
 // isPlain reports whether no files come with the n bytes in the queue. A look (MSG_PEEK) ends with the
 // first byte that has some, and without room for them says MSG_CTRUNC. Only duplicates are let go,
 // which asks no file system (scm_recv and scm_destroy of net/core/scm.c).
 func (k kernel) isPlain(sys, n int) bool {
-	r, err := k.receive(sys, &op{p: make([]byte, n), flags: syscall.MSG_PEEK})
+	p := drainedRooms.Get().(*[drainedMax]byte)
+	defer drainedRooms.Put(p)
+	r, err := k.receive(sys, &op{p: p[:n], flags: syscall.MSG_PEEK})
 	return err == nil && r.n == n && r.got&syscall.MSG_CTRUNC == 0
 }
 
@@ -1273,7 +1291,7 @@ func (kernel) blockingFile(fd int, name string, grace time.Duration) (*os.File, 
 		return nil, os.NewSyscallError("dup3", err)
 	}
 	// Even a close that is not the last asks the file's file system: fuse_flush of fs/fuse/file.c. It
-	// is waited for, since it also lets the process's locks of fcntl(2) go.
+	// is waited for unless many sleep, since it also lets the process's locks of fcntl(2) go.
 	disposeOf(1, grace, func(int) { syscall.Close(fd) })
 	return file, nil
 }
@@ -1532,7 +1550,8 @@ func credPeer(cred *syscall.Ucred) Peer {
 // that of this process, nor that of the owner of a file.
 type idMap struct {
 	mapFile, overflowFile string
-	full                  atomic.Bool // the map was seen to be full; a map is written once and stays
+	full                  atomic.Bool  // the map was seen to be full; a map is written once and stays
+	last                  atomic.Int64 // the id that was read last, and 1; 0 before
 }
 
 var (
@@ -1542,7 +1561,8 @@ var (
 
 // hidden returns which ids stand for all that have no mapping: none if every id has
 // one. It reads the files each time: the map may be written after the process has
-// started, and root may change the id. If it cannot now, any id may be that.
+// started, and root may change the id. If it cannot now, the id is the one that it was, or
+// any.
 func (m *idMap) hidden() (isHidden func(id uint32) bool) {
 	none := func(uint32) bool { return false }
 	if m.full.Load() {
@@ -1553,11 +1573,11 @@ func (m *idMap) hidden() (isHidden func(id uint32) bool) {
 		m.full.Store(true)
 		return none
 	}
-	if text, err = os.ReadFile(m.overflowFile); isShortage(errnoOf(err)) {
-		return func(uint32) bool { return true }
+	if text, err = os.ReadFile(m.overflowFile); !isShortage(errnoOf(err)) {
+		m.last.Store(int64(overflowID(string(text), err)) + 1)
 	}
-	overflow := overflowID(string(text), err)
-	return func(id uint32) bool { return id == overflow }
+	last := m.last.Load()
+	return func(id uint32) bool { return last == 0 || int64(id) == last-1 }
 }
 
 // hides reports whether the id stands for all that have no mapping.

@@ -539,10 +539,10 @@ func (l *listener) accept() (*fd, error) {
 	}
 }
 
-// awaitEnds waits while sockets that were closed, behind closes that sleep, hold too many descriptors:
-// clients that are refused would take all that are left.
+// awaitEnds waits while sockets that were closed, or files that peers sent, hold too many descriptors
+// behind closes that sleep: clients that come again and again would take all that are left.
 func (l *listener) awaitEnds(h *ioState) error {
-	for socketEnds.holdTooMany() {
+	for socketEnds.holdTooMany() || disposal.holdTooMany() {
 		switch {
 		case l.closing():
 			return net.ErrClosed
@@ -612,10 +612,10 @@ type socketFile struct {
 	rights  lockRights
 	lock    lockFile
 	id      fileID          // of the socket; zero until it is bound
-	keep    bool            // ListenConfig.KeepName, or see bequeath; guarded by sharing
+	keep    bool            // ListenConfig.KeepName, or see bequeath; guarded by sharing until given is set
 	dropped runtime.Cleanup // closes the descriptors if nobody closes the listener
 
-	sharing sync.Mutex // guards owners; bequeath and release exclude each other
+	sharing sync.Mutex // guards what follows, and keep; bequeath and release exclude each other
 	owners  *owners    // set once the listener was handed on, or came from another process
 	given   bool       // released: it cannot be handed on any more
 }
@@ -3723,18 +3723,33 @@ func (f *fd) dispose() {
 			close(f.gone)
 		}
 	}
-	if f.closesAtOnce() {
+	switch cannotSleep := f.closesAtOnce(); {
+	case cannotSleep && !kern.closeCollects():
 		end()
-	} else {
-		f.closers().close(end)
+	case cannotSleep:
+		collectingEnds.close(end)
+	default:
+		f.closeBy(f.closers(), end)
 	}
 }
 
-// closesAtOnce reports whether close(2) cannot sleep. That is so for a connection with
-// no files in its queue, if nothing can come any more.
+// closeBy leaves the close to closers. If all of them sleep, the peer is told the end now.
+func (f *fd) closeBy(c *closers, end func()) {
+	if f.socket && !f.listen && c.allSleep() && !f.mayBeOthersToo() {
+		syscall.Shutdown(f.sys, syscall.SHUT_RDWR)
+	}
+	c.close(end)
+}
+
+// collectingEnds closes sockets where that may close what others left: see closeCollects. A kernel does
+// that once at a time (gc_in_progress of net/unix/garbage.c).
+var collectingEnds closers
+
+// closesAtOnce reports whether close(2) cannot sleep for what is in the queue. That is so for a connection
+// with no files there, if nothing can come any more.
 func (f *fd) closesAtOnce() bool {
 	switch {
-	case !f.socket || f.listen || kern.closeCollects():
+	case !f.socket || f.listen:
 		return false
 	case filesAlone: // files without data can look like the end, and more may follow them
 		return false
@@ -4003,7 +4018,7 @@ func (f *fd) option(name string, call func() error) error {
 	return err
 }
 
-// refuseFiles is for RefuseFiles, which only Linux has.
+// refuseFiles has the system refuse the files that the peer of f, or a client, sends. Only Linux can.
 func (f *fd) refuseFiles() error {
 	return f.option("setsockopt", func() error {
 		err := kern.refuseRights(f.sys)
@@ -4259,7 +4274,7 @@ type bellScratch struct {
 var bellScratches = sync.Pool{New: func() any { return new(bellScratch) }}
 
 // receiveBell takes some bytes of a doorbell. The first file that comes with them ends the connection.
-// Close waits for this call, so files are closed elsewhere however many wait (disposeOf). So that they
+// Close waits for this call, so files are closed elsewhere however many wait. So that they
 // do not fill the table of descriptors, they are not taken while many wait, where a look shows them. The
 // scratch is not held while the goroutine is parked.
 //
@@ -4317,17 +4332,18 @@ const (
 // the CPU from the very goroutine that the next client waits for. A server that serves its
 // clients in turn has no such goroutine, and has closed a connection since: see anyUnserved.
 func acceptClient(o *op, sys int) (r result, err error) {
+	accept := kern.accept
 	if o.mode&acceptShared != 0 {
 		if err := syscall.SetNonblock(sys, true); err != nil {
 			return result{}, err
 		}
-		kern.limitAccept(sys)
+		accept = kern.acceptShared
 	}
-	r.n, err = kern.accept(sys)
+	r.n, err = accept(sys)
 	if err == syscall.EAGAIN && o.mode&acceptServing != 0 {
 		o.mode &^= acceptServing
 		runtime.Gosched()
-		r.n, err = kern.accept(sys)
+		r.n, err = accept(sys)
 	}
 	return r, err
 }
@@ -4939,7 +4955,7 @@ func (f *fd) closeRead() error {
 	}
 	defer f.release(&f.r)
 	f.in = messageReader{}
-	if !kern.readsAfterShutdown() {
+	if !kern.readsAfterShutdown() && !disposal.full() { // otherwise the peer's files stay in the queue until Close
 		f.drain()
 	}
 	return nil
@@ -4957,8 +4973,8 @@ func (f *fd) drain() error {
 		if err != nil {
 			break
 		}
-		fds := descriptorsIn(room[:r.oobn])
-		discardWithin(time.Duration(giveUp-now()), fds...)
+		fds := descriptorsIn(room[:r.oobn]) // Close may wait for this call, so all are closed elsewhere
+		disposal.do(len(fds), time.Duration(giveUp-now()), func(i int) { closeHurried(fds[i]) })
 		if r.n == 0 && len(fds) == 0 {
 			break
 		}
@@ -5292,9 +5308,6 @@ func (baseKernel) receive(sys int, o *op) (r result, err error) {
 // kernel tells the error of a socket only once (sock_error of Linux' include/net/sock.h).
 func (baseKernel) look(int) error { return nil }
 
-// refuseFiles has the system refuse the files that the peer of f sends.
-func (baseKernel) refuseFiles(f *fd) error { return errors.ErrUnsupported }
-
 // isEmpty reports whether a socket has no byte in its queue; an empty message may be there.
 func (baseKernel) isEmpty(int) bool { return false }
 
@@ -5313,10 +5326,6 @@ func (baseKernel) hidesUser(int) bool { return false }
 
 // closeCollects reports whether the close of a socket may close what is in the queues of others.
 func (baseKernel) closeCollects() bool { return false }
-
-// limitAccept limits how long accept(2) waits if another holder of the listener makes it blocking just
-// before that call and takes the client, where the system has a limit for that.
-func (baseKernel) limitAccept(int) {}
 
 // hasData reports whether data is in the queue, where that can be told without a receive.
 func (baseKernel) hasData(int) bool { return false }
@@ -5494,6 +5503,10 @@ func (baseKernel) accept(sys int) (conn int, err error) {
 	}, &conn)
 	return conn, acceptError(sys, err)
 }
+
+// acceptShared is accept for a listener that another holder can make blocking just before that call, and
+// take the client, where the system has a limit for the wait that follows.
+func (baseKernel) acceptShared(sys int) (int, error) { return kern.accept(sys) }
 
 // acceptError treats a client as one that gave up if package syscall refused it: that
 // returns EINVAL if the client is bound to a path too long for its sockaddr_un.
@@ -5774,7 +5787,7 @@ func newBell() (*fd, farBell, error) {
 		return nil, farBell{}, os.NewSyscallError("socketpair", err)
 	}
 	near := newConnFD(s[0], streams)
-	if kern.refuseFiles(near) == nil {
+	if near.refuseFiles() == nil {
 		near.files.Store(filesGone) // nobody has had the far end yet
 	}
 	if err := syscall.SetNonblock(s[1], false); err != nil {
@@ -5844,25 +5857,40 @@ func sendHello(f *fd, memory *os.File, far []farBell, hello []byte) (sent int, e
 type helloFile struct{ *os.File }
 
 func discardHelloFiles(with []helloFile) {
-	files := make([]*os.File, len(with))
-	for i, r := range with {
-		files[i] = r.File
+	var files []*os.File
+	for _, r := range with {
+		if r.File != nil { // it was not taken
+			files = append(files, r.File)
+		}
 	}
 	releaseFiles(files)
 }
 
-// memory returns the file, which the caller may close, if it is memory that the peer can only
+// memory returns the file, which the caller closes, if it is memory that the peer can only
 // write.
 func (r *helloFile) memory() (*os.File, memoryInfo, error) {
 	info, err := checkMemory(r.File)
 	if err == nil {
 		err = kern.keepsPages(info)
 	}
-	return r.File, info, err
+	if err != nil {
+		return nil, info, err
+	}
+	file := r.File
+	r.File = nil
+	return file, info, nil
 }
 
-// doorbell returns the far end of a doorbell, over a duplicate of r.
-func (r *helloFile) doorbell(*fd) (*fd, error) { return adoptConn(r.File, streams) }
+// doorbell returns the far end of a doorbell, over a duplicate of r. The close of r is not the last one
+// of the socket then, and cannot sleep.
+func (r *helloFile) doorbell(*fd) (*fd, error) {
+	f, err := adoptConn(r.File, streams)
+	if err == nil {
+		r.File.Close()
+		r.File = nil
+	}
+	return f, err
+}
 
 // expect does nothing: what a socket holds goes with it.
 func (f *fd) expect(sequel) {}
