@@ -993,6 +993,8 @@ func (l *Listener) Accept() (net.Conn, error) { return asNetConn(l.AcceptConn())
 // that left before they were accepted, where the system says so. On Windows those are all
 // that left without having written anything; the places that they take in the backlog are
 // free again at the next Accept.
+// On Unix no client is taken while peers keep a quarter of the descriptors of this process in
+// closes that they hold up (SECURITY.md).
 //
 // The error matches [net.ErrClosed] after Close and [os.ErrDeadlineExceeded] after the
 // deadline. Any other error (EMFILE and ENFILE, when descriptors have run out) leaves the
