@@ -2342,6 +2342,95 @@ func TestListenerHearsAClientThatLeftBeforeItsInstanceListens(t *testing.T) {
 	}
 }
 
+// look closes an instance only if close has left that to it.
+func TestLookLeavesItsInstanceToClose(t *testing.T) {
+	internalStory(t)
+	l, err := listenPipe(localPrefix+freshName(), PipeConfig{MaxInstances: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := openClient(nil, l.spec.target, streams, Duplex, Identification.flags())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.close()
+	l.mu.Lock()
+	in := l.armed[0]
+	for in.looking || !l.refresh(in) { // that of watch
+		l.mu.Unlock()
+		runtime.Gosched()
+		l.mu.Lock()
+	}
+	in.looking = true
+	l.mu.Unlock()
+	l.closed.Store(true) // as close does at first
+	l.look(in)
+	l.closed.Store(false)
+	var flags uint32
+	if r, _, err := syscall.SyscallN(procGetHandleInformation.Addr(), uintptr(in.sys), uintptr(unsafe.Pointer(&flags))); r == 0 {
+		t.Errorf("the handle that close will close: %v", err)
+	}
+	l.close()
+}
+
+// Calls that sleep do not keep the name of a listener that was closed: nobody holds up the close of an
+// instance without a client.
+func TestListenerCloseFreesTheNameBesideClosesThatSleep(t *testing.T) {
+	internalStory(t)
+	held := make(chan struct{})
+	defer close(held)
+	for range closersMax {
+		ordinaryEnds.add(func() { <-held })
+	}
+	l, err := Listen(Addr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Dial(l.addr); !errors.Is(err, ErrNoListener) {
+		t.Errorf("Dial: %v", err)
+	}
+	if l, err = Listen(l.addr); err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+}
+
+// A client that an Accept took, and that leaves after the deadline of that, gives its place back.
+func TestListenerGivesThePlaceOfAGuestBack(t *testing.T) {
+	internalStory(t)
+	path := localPrefix + freshName()
+	l, err := ListenPipe(path, PipeConfig{MaxInstances: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	first, err := DialPipe(context.Background(), path, PipeDialer{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	isGuest := func() bool {
+		l.end().mu.Lock()
+		defer l.end().mu.Unlock()
+		return len(l.end().guests) > 0
+	}
+	for limit := 100 * time.Microsecond; !isGuest(); limit += 10 * time.Microsecond {
+		l.SetDeadline(time.Now().Add(limit))
+		if c, err := l.AcceptPipe(); err == nil {
+			c.Close()
+			t.Skip("the answer came in time")
+		}
+	}
+	first.Close()
+	second, err := DialPipe(context.Background(), path, PipeDialer{Timeout: 20 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	second.Close()
+}
+
 // Connections that were dropped without Close leave the name to others, if no instance is
 // armed. The listener adds no instance to the pipe that they make.
 func TestListenerAddsNoInstanceToThePipeOfAnother(t *testing.T) {

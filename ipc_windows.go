@@ -190,9 +190,10 @@ const (
 
 // The beginnings of SIDs (winnt.h).
 const (
-	sidsOfLogons   = "S-1-5-5-"  // SECURITY_LOGON_IDS_RID
-	sidsOfServices = "S-1-5-80-" // SECURITY_SERVICE_ID_BASE_RID
-	sidsOfPackages = "S-1-15-2-" // SECURITY_APP_PACKAGE_BASE_RID
+	sidsOfLogons       = "S-1-5-5-"  // SECURITY_LOGON_IDS_RID
+	sidsOfServices     = "S-1-5-80-" // SECURITY_SERVICE_ID_BASE_RID
+	sidsOfPackages     = "S-1-15-2-" // SECURITY_APP_PACKAGE_BASE_RID
+	sidsOfCapabilities = "S-1-15-3-" // SECURITY_CAPABILITY_BASE_RID
 )
 
 // An AccessEntry allows or denies a user or group some rights.
@@ -321,7 +322,7 @@ func (sd *SecurityDescriptor) servedBy(owner string, own []string) string {
 }
 
 // mayServe reports whether a pipe that a trusted owner has may also be served by who has the
-// SID. own is ownSIDs. A package counts only beside an entry for the user. A logon session and
+// SID. own is ownSIDs. A package or a capability counts only beside an entry for the user. A logon session and
 // a service, if this user allows them something, are the user's own: see accessSIDs.
 func mayServe(sid, owner string, own []string) bool {
 	switch sid {
@@ -335,7 +336,7 @@ func mayServe(sid, owner string, own []string) bool {
 			return true
 		}
 	}
-	return strings.HasPrefix(sid, sidsOfPackages) ||
+	return strings.HasPrefix(sid, sidsOfPackages) || strings.HasPrefix(sid, sidsOfCapabilities) ||
 		owner == own[0] && (strings.HasPrefix(sid, sidsOfLogons) || strings.HasPrefix(sid, sidsOfServices))
 }
 
@@ -688,6 +689,7 @@ type instances struct {
 // A guest is a client that was taken from its instance, and that is asked who it is.
 type guest struct {
 	fd       *fd
+	met      bool  // it is known who it is; set by ask alone
 	answered bool  // it is there, and is known
 	asked    int   // instances.accepts when it was asked
 	since    int64 // when it was asked, on the clock of now
@@ -786,9 +788,13 @@ func (s *instances) watch() {
 		if ready != nil {
 			s.signal()
 		}
+		onlyGuests := s.haveAllPlaces()
+		if onlyGuests {
+			s.askAgain(0)
+		}
 		s.mu.Unlock()
 		wait := uint32(syscall.INFINITE)
-		if listening > 0 || ready == nil {
+		if !onlyGuests && (listening > 0 || ready == nil) {
 			look = lookMin
 		} else {
 			wait = milliseconds(now() + int64(look))
@@ -832,9 +838,12 @@ func (s *instances) look(in *instance) {
 		s.mu.Unlock()
 		s.ask(g)
 		return
-	case s.closed.Load(): // close has left the instance to this
+	case s.closed.Load():
+		leftToThis := s.armed == nil // otherwise close comes to the instance later
 		s.mu.Unlock()
-		syscall.CloseHandle(in.sys)
+		if leftToThis {
+			syscall.CloseHandle(in.sys)
+		}
 		return
 	case left:
 		in.err = errNoData // so that refresh re-arms it
@@ -907,6 +916,28 @@ func (s *instances) endAccept() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.accepting--
+	if s.haveAllPlaces() {
+		setEvent(s.event) // watch looks after them now
+	}
+}
+
+// haveAllPlaces reports whether clients that were taken have all the places of a limit, while nobody
+// accepts. One that leaves must give its place back. The caller holds mu.
+func (s *instances) haveAllPlaces() bool {
+	return s.limit > 0 && len(s.armed) == 0 && s.accepting == 0 && len(s.guests) > 0
+}
+
+// askAgain asks about the clients that have answered, unless the answer is for an Accept from that one on;
+// 0 is for all. It returns how many it asks about. The caller holds mu.
+func (s *instances) askAgain(turn int) (n int) {
+	for _, g := range s.guests {
+		if g.answered && (turn == 0 || g.asked < turn) {
+			s.begin(g)
+			go s.ask(g)
+			n++
+		}
+	}
+	return n
 }
 
 // take returns the connection of a client that is there, if there is one. A client that no
@@ -924,17 +955,16 @@ func (s *instances) take(turn int) (f *fd, asking bool, err error) {
 			return nil, false, err
 		}
 	}
-	young := 0
 	for _, g := range s.guests {
-		switch {
-		case g.answered && g.asked >= turn:
+		if g.answered && g.asked >= turn {
 			s.leave(g)
 			return g.fd, false, nil
-		case g.answered:
-			s.begin(g)
-			go s.ask(g)
-			young++
-		case now()-g.since < int64(guestGrace):
+		}
+	}
+	s.askAgain(turn)
+	young := 0
+	for _, g := range s.guests {
+		if now()-g.since < int64(guestGrace) {
 			young++
 		}
 	}
@@ -1007,8 +1037,9 @@ func (s *instances) leave(g *guest) {
 // its place back. While ask goes on, nobody else uses the connection.
 func (s *instances) ask(g *guest) {
 	left := deserted(g.fd.sys, s.spec.ends)
-	if !left {
+	if !left && !g.met {
 		g.fd.meet()
+		g.met = true
 	}
 	s.mu.Lock()
 	left = left || s.closed.Load()
@@ -1181,9 +1212,13 @@ func (s *instances) close() error {
 		}
 	}
 	s.mu.Lock()
-	var ends []syscall.Handle
+	var unused, ends []syscall.Handle
 	for _, in := range s.armed {
-		if !in.looking { // otherwise look closes it
+		switch _, err := in.outcome(); {
+		case in.looking: // look closes it
+		case err == syscall.ERROR_OPERATION_ABORTED: // it had no client, who could hold the close up
+			unused = append(unused, in.sys)
+		default:
 			ends = append(ends, in.sys)
 		}
 	}
@@ -1199,11 +1234,16 @@ func (s *instances) close() error {
 	for _, f := range known {
 		f.closeLater()
 	}
-	ordinaryEnds.do(len(ends), closeGrace, func(i int) { syscall.CloseHandle(ends[i]) })
-	var err error
 	if s.reservation != 0 {
-		err = syscall.CloseHandle(s.reservation)
+		unused = append(unused, s.reservation)
 	}
+	var err error
+	for _, h := range unused {
+		if e := syscall.CloseHandle(h); err == nil {
+			err = e
+		}
+	}
+	ordinaryEnds.do(len(ends), closeGrace, func(i int) { syscall.CloseHandle(ends[i]) })
 	s.mu.Lock() // giveBack may signal the event
 	defer s.mu.Unlock()
 	if e := syscall.CloseHandle(s.event); err == nil {
@@ -2426,18 +2466,18 @@ type fd struct {
 	refs // calls that use sys; the last one after Close closes it
 
 	sys      syscall.Handle
-	kind     connKind                // what it reads
-	sends    connKind                // what its writes are in the pipe; a client that reads bytes may yet send messages
-	ends     direction               // what the pipe lets this end do
-	server   bool                    // this is the server's end
-	remote   bool                    // the other end is, or may be, on another machine
-	pipe     string                  // the name of the pipe in lower case; the kernel may forget it when the peer is gone
-	dynamic  bool                    // of a Pair: the client is known by what it sent last; see pairOf
-	handedOn bool                    // another process opened or made this end
-	adopted  bool                    // its file may be shared with others, so it does not join: see newSharedFile
-	peerBorn int64                   // when the process at the other end was created; 0: not known
-	met      atomic.Pointer[meeting] // the answer to the next question who the peer is; nil: the system is asked
-	quota    *instances              // where Close gives a place back; nil: there is no limit
+	kind     connKind             // what it reads
+	sends    connKind             // what its writes are in the pipe; a client that reads bytes may yet send messages
+	ends     direction            // what the pipe lets this end do
+	server   bool                 // this is the server's end
+	remote   bool                 // the other end is, or may be, on another machine
+	pipe     string               // the name of the pipe in lower case; the kernel may forget it when the peer is gone
+	dynamic  bool                 // of a Pair: the client is known by what it sent last; see pairOf
+	handedOn bool                 // another process opened or made this end
+	adopted  bool                 // its file may be shared with others, so it does not join: see newSharedFile
+	peerBorn int64                // when the process at the other end was created; 0: not known
+	met      atomic.Pointer[Peer] // the answer to the next question who the peer is; nil: the system is asked
+	quota    *instances           // where Close gives a place back; nil: there is no limit
 	r        readSide
 	w        writeSide
 
@@ -4787,7 +4827,7 @@ func receivedFile(h syscall.Handle) (*os.File, error) { return newSharedFile(h, 
 // So the file joins a port that nobody waits at, or has one already, and os.NewFile finds the
 // place taken. Since Windows 8.1 others can leave a port in the name of the file
 // (FileReplaceCompletionInformation). If they did so between the two calls, the file has
-// joined the runtime, and is refused.
+// joined the runtime, and is refused. Who wins that race can still end this process.
 func newSharedFile(h syscall.Handle, name string) (*os.File, error) {
 	port, err := completionPort(syscall.InvalidHandle, 0)
 	if err != nil {
@@ -4798,6 +4838,7 @@ func newSharedFile(h syscall.Handle, name string) (*os.File, error) {
 	syscall.CloseHandle(port)
 	f := os.NewFile(uintptr(h), name)
 	if f.SetDeadline(time.Time{}) == nil {
+		f.Fd() // takes the file from the port of the runtime, if no operation is under way
 		f.Close()
 		return nil, errJoined
 	}
@@ -5067,8 +5108,8 @@ func (f *fd) control(name string, call func(syscall.Handle) error) error {
 // did not let the server see it (Anonymous), or whose token follows what it
 // sends and that has sent nothing yet, is known by its process; see openPeer and checkPeer.
 func (f *fd) peer() (p Peer, err error) {
-	if m := f.met.Swap(nil); m != nil && !f.closing() {
-		return m.peer, m.err
+	if met := f.met.Swap(nil); met != nil && !f.closing() {
+		return *met, nil
 	}
 	switch pid, err := f.makerOfPeer(); {
 	case err == nil:
@@ -5253,18 +5294,13 @@ func (f *fd) sessionOfPeer() (session uint32, err error) {
 	return session, err
 }
 
-// A meeting is what peer returns.
-type meeting struct {
-	peer Peer
-	err  error
-}
-
 // meet asks who the peer of a new connection is, so that the first peer does not have to.
 func (f *fd) meet() {
 	f.notePeer()
-	var m meeting
-	m.peer, m.err = f.peer()
-	f.met.Store(&m)
+	p, err := f.peer()
+	if err == nil && p.user != "" { // otherwise it may be known once it has sent something
+		f.met.Store(&p)
+	}
 }
 
 // notePeer notes when the process at the other end was created, while the
