@@ -1382,7 +1382,8 @@ func connect(p *retryTimer, target string, kind connKind, s *SysDialer) (*fd, er
 }
 
 // introduce prepares a client's end, and asks who the server is. A server can hold that up for
-// as long as it likes, so another goroutine does it, which is left behind when p ends.
+// as long as it likes, so another goroutine does it, which is left behind when p has ended and
+// the grace is over: the server would take a client that gives up sooner for one that is there.
 func (f *fd) introduce(p *retryTimer) error {
 	var expiry <-chan time.Time
 	if !p.deadline.IsZero() {
@@ -1391,6 +1392,11 @@ func (f *fd) introduce(p *retryTimer) error {
 		expiry = timer.C
 	}
 	await := func(ready <-chan struct{}) error {
+		select {
+		case <-ready: // also if p has ended
+			return nil
+		default:
+		}
 		select {
 		case <-ready:
 			return nil
@@ -1412,8 +1418,8 @@ func (f *fd) introduce(p *retryTimer) error {
 		close(done)
 		introductions <- struct{}{}
 	}()
-	if err := await(done); err != nil {
-		return err
+	if ended := await(done); ended != nil && !closedSoon(done, closeGrace) {
+		return ended
 	}
 	return err
 }
