@@ -2322,14 +2322,14 @@ func TestListenerHearsAClientThatLeftBeforeItsInstanceListens(t *testing.T) {
 		l, err := s.listen(false)
 		must(err)
 		must(l.setDeadline(time.Now().Add(10 * time.Millisecond)))
-		server, err := l.accept()
+		server, err := l.accept(false)
 		if words == "" {
 			if err != os.ErrDeadlineExceeded {
 				t.Errorf("a client that said nothing: %v, %v", server, err)
 			}
 			must(l.setDeadline(time.Time{}))
 			visit("its place is free again")
-			server, err = l.accept()
+			server, err = l.accept(false)
 			words = "its place is free again"
 		}
 		must(err)
@@ -2448,7 +2448,7 @@ func TestListenerAddsNoInstanceToThePipeOfAnother(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer client.close()
-		if server, err = l.accept(); err != nil {
+		if server, err = l.accept(false); err != nil {
 			t.Fatal(err)
 		}
 		return server

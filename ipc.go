@@ -103,7 +103,7 @@ type byteCarrier interface {
 
 // A clientSource accepts clients until it is closed.
 type clientSource interface {
-	accept() (*fd, error)
+	accept(asksWho bool) (*fd, error) // whether the client is to be admitted by who it is
 	close() error
 	closing() bool
 	setDeadline(t time.Time) error
@@ -1047,7 +1047,7 @@ func untilClosed[C any](accept func() (C, error)) iter.Seq2[C, error] {
 // accept waits for a client that may stay.
 func (l *server) accept() (*fd, error) {
 	for {
-		fd, err := l.end().accept()
+		fd, err := l.end().accept(l.rules.Load().asksWho())
 		if err != nil {
 			return nil, l.failed("accept", err)
 		}
@@ -1059,6 +1059,9 @@ func (l *server) accept() (*fd, error) {
 		l.refusals.add(p, opError("accept", Addr{}, l.addr, err))
 	}
 }
+
+// asksWho reports whether it depends on who a client is whether it may stay.
+func (a *admission) asksWho() bool { return a != nil && (a.ownerOnly || a.check != nil) }
 
 // admitOrClose is admit, and closes a client that may not stay, also if Check panics.
 func (a *admission) admitOrClose(fd *fd) (p Peer, err error) {
@@ -1076,7 +1079,7 @@ func (a *admission) admitOrClose(fd *fd) (p Peer, err error) {
 // admit returns nil if the client at the other end of fd may stay, else the reason why
 // not. The Peer is that client as far as it was asked who it is.
 func (a *admission) admit(fd *fd) (Peer, error) {
-	if !a.ownerOnly && a.check == nil {
+	if !a.asksWho() {
 		return Peer{}, nil
 	}
 	p, err := fd.peer()

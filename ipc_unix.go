@@ -509,7 +509,7 @@ func startListening(sys, backlog int) error {
 
 // accept waits for a client. A client that gave up meanwhile (ECONNABORTED) does not
 // count.
-func (l *listener) accept() (*fd, error) {
+func (l *listener) accept(bool) (*fd, error) {
 	h := &l.r
 	if err := l.acquire(h); err != nil {
 		return nil, err

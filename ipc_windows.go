@@ -684,12 +684,14 @@ type instances struct {
 	guests    []*guest // the clients that Accept has taken and not returned
 	accepts   int      // how many Accepts have begun
 	accepting int      // how many of them have not ended
+	asksWho   bool     // the latest one admits clients by who they are
 }
 
 // A guest is a client that was taken from its instance, and that is asked who it is.
 type guest struct {
 	fd       *fd
-	met      bool  // it is known who it is; set by ask alone
+	asksWho  bool  // and who it is is asked, not its process alone
+	met      bool  // what is asked is known; set by ask alone
 	answered bool  // it is there, and is known
 	asked    int   // instances.accepts when it was asked
 	since    int64 // when it was asked, on the clock of now
@@ -873,9 +875,9 @@ func (s *instances) refresh(in *instance) (ready bool) {
 }
 
 // accept waits for a client.
-func (s *instances) accept() (*fd, error) {
+func (s *instances) accept(asksWho bool) (*fd, error) {
 	l := limits{deadlines: reading}
-	turn := s.beginAccept()
+	turn := s.beginAccept(asksWho)
 	defer s.endAccept()
 	var more *time.Timer
 	for {
@@ -904,9 +906,10 @@ func (s *instances) accept() (*fd, error) {
 }
 
 // beginAccept counts an Accept, until endAccept. The number says which answers are new enough.
-func (s *instances) beginAccept() (turn int) {
+func (s *instances) beginAccept(asksWho bool) (turn int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.asksWho = asksWho
 	s.accepts++
 	s.accepting++
 	return s.accepts
@@ -1007,7 +1010,7 @@ func (s *instances) invite(in *instance) error {
 		f.quota = s
 		f.armCleanup()
 	}
-	g := &guest{fd: f}
+	g := &guest{fd: f, asksWho: s.asksWho}
 	s.guests = append(s.guests, g)
 	s.begin(g)
 	if in.looking { // the goroutine that looks goes on with it
@@ -1037,8 +1040,13 @@ func (s *instances) leave(g *guest) {
 // its place back. While ask goes on, nobody else uses the connection.
 func (s *instances) ask(g *guest) {
 	left := deserted(g.fd.sys, s.spec.ends)
-	if !left && !g.met {
+	switch {
+	case left || g.met:
+	case g.asksWho:
 		g.fd.meet()
+		g.met = true
+	default:
+		g.fd.notePeer()
 		g.met = true
 	}
 	s.mu.Lock()
