@@ -2688,11 +2688,7 @@ func discardFiles(files []*os.File) {
 // releaseFiles closes the files that are left when an end is closed. However many wait already, they are
 // closed away from the caller, since Close waits for nobody; they are few.
 func releaseFiles(files []*os.File) {
-	grace := closeGrace
-	if disposal.full() {
-		grace = 0
-	}
-	disposal.do(len(files), grace, func(i int) { closeReceived(files[i]) })
+	disposeElsewhere(len(files), closeGrace, func(i int) { closeReceived(files[i]) })
 }
 
 // ---------------------------------------------------------------------------
@@ -4020,20 +4016,25 @@ type closers struct {
 // its own, so that calls of one kind that sleep do not delay those of another.
 var disposal, socketEnds, pipeEnds, lastRings closers
 
-// disposeOf makes call for each of 0 to n-1, each of which closes what a peer sent, and waits no longer
-// than the grace, and not at all behind calls that sleep. If these keep too many descriptors open, the
+// disposeOf is disposeElsewhere, unless calls that sleep keep too many descriptors open. Then the
 // caller makes the calls itself: that delays what it does for this peer alone.
 func disposeOf(n int, grace time.Duration, call func(i int)) {
-	switch {
-	case !disposal.full():
-		disposal.do(n, grace, call)
-	case !disposal.holdTooMany():
-		disposal.do(n, 0, call)
-	default:
-		for i := range n {
-			call(i)
-		}
+	if !disposal.holdTooMany() {
+		disposeElsewhere(n, grace, call)
+		return
 	}
+	for i := range n {
+		call(i)
+	}
+}
+
+// disposeElsewhere makes call for each of 0 to n-1, each of which closes what a peer sent, and waits no
+// longer than the grace, and not at all behind calls that sleep.
+func disposeElsewhere(n int, grace time.Duration, call func(i int)) {
+	if disposal.full() {
+		grace = 0
+	}
+	disposal.do(n, grace, call)
 }
 
 // holdTooMany reports whether the calls that wait keep a quarter of the descriptors that this process

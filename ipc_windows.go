@@ -1040,13 +1040,12 @@ func (s *instances) leave(g *guest) {
 // its place back. While ask goes on, nobody else uses the connection.
 func (s *instances) ask(g *guest) {
 	left := deserted(g.fd.sys, s.spec.ends)
-	switch {
-	case left || g.met:
-	case g.asksWho:
-		g.fd.meet()
-		g.met = true
-	default:
-		g.fd.notePeer()
+	if !left && !g.met {
+		if g.asksWho {
+			g.fd.meet()
+		} else {
+			g.fd.notePeer()
+		}
 		g.met = true
 	}
 	s.mu.Lock()
