@@ -1546,6 +1546,14 @@ const (
 	messages                 // messages: a MsgConn
 )
 
+// native returns what the socket or pipe of a connection of that kind carries.
+func (kind connKind) native() connKind {
+	if framesMessages {
+		return streams
+	}
+	return kind
+}
+
 // failed adds the operation and the addresses to err, unless that is nil or io.EOF.
 func (c *endpoint) failed(op string, err error) error {
 	if err == nil && c.fd != nil {

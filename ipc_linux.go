@@ -162,9 +162,7 @@ func (c *MsgConn) RecvPeer(p []byte) (int, Peer, error) {
 }
 
 func (f *fd) recvPeer(p []byte) (n int, peer Peer, err error) {
-	err = f.control("setsockopt", func() error {
-		return syscall.SetsockoptInt(f.sys, syscall.SOL_SOCKET, syscall.SO_PASSCRED, 1)
-	})
+	err = f.control("setsockopt", func() error { return setFlag(f.sys, syscall.SO_PASSCRED, f.mayBeOthersToo()) })
 	if err != nil {
 		return 0, Peer{}, err
 	}
@@ -1121,8 +1119,30 @@ func (kernel) queued(sys int) int {
 // inlineUrgent makes an urgent byte a part of the stream. Otherwise a receive skips the
 // byte, and itself closes the descriptors that came with it (manage_oob of
 // net/unix/af_unix.c, Linux 5.15).
-func (kernel) inlineUrgent(sys int) {
-	syscall.SetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_OOBINLINE, 1) // fails for a pipe
+func (kernel) inlineUrgent(sys int, others bool) error {
+	return ifHeld(setFlag(sys, syscall.SO_OOBINLINE, others)) // a pipe has no options
+}
+
+// setFlag sets an option of the socket to 1. If others may have the socket, it asks first whether that
+// is done: to ask takes no lock (sk_getsockopt).
+func setFlag(sys, opt int, others bool) error {
+	if others {
+		on, err := syscall.GetsockoptInt(sys, syscall.SOL_SOCKET, opt)
+		if err == syscall.ENOTSOCK || err == nil && on != 0 {
+			return err
+		}
+	}
+	return setOption(sys, others, func(sys int) error {
+		return syscall.SetsockoptInt(sys, syscall.SOL_SOCKET, opt, 1)
+	})
+}
+
+// ifHeld returns the error of setOption if that tells of another holder.
+func ifHeld(err error) error {
+	if err == errHeld {
+		return err
+	}
+	return nil
 }
 
 // hurry makes the call, and sends its thread SIGURG until the call ends: a TCP socket
@@ -1311,8 +1331,8 @@ func (kernel) extraDescriptor(m syscall.SocketControlMessage) (int, bool) {
 // room for the stamp, and MSG_CTRUNC tells that. So an empty message differs from the
 // end, where nothing was received and nothing was cut off. If the kernel refuses, an
 // empty message is taken for the end.
-func (kernel) markMessages(sys int) {
-	syscall.SetsockoptInt(sys, syscall.SOL_SOCKET, syscall.SO_TIMESTAMP, 1)
+func (kernel) markMessages(sys int, others bool) error {
+	return ifHeld(setFlag(sys, syscall.SO_TIMESTAMP, others))
 }
 
 // markRoom is the room that the mark takes in a buffer for control messages, where

@@ -1849,17 +1849,16 @@ func (f *fd) begin(spin time.Duration) {
 	}
 }
 
+// carry has the socket, which no other process has, carry the kind.
 func (f *fd) carry(kind connKind) {
-	if kind == messages && !framesMessages {
-		f.kind = messages
-		return
+	if f.kind = kind.native(); f.kind == streams {
+		kern.inlineUrgent(f.sys, false)
 	}
-	kern.inlineUrgent(f.sys)
 }
 
 // socketType returns the type of socket that carries the kind.
 func socketType(kind connKind) int {
-	if kind == messages && !framesMessages {
+	if kind.native() == messages {
 		return syscall.SOCK_SEQPACKET
 	}
 	return syscall.SOCK_STREAM
@@ -1904,10 +1903,21 @@ func adoptSys(sys int, kind connKind, check func(sys int) error) (*fd, error) {
 	if err := check(sys); err != nil {
 		return nil, err
 	}
+	if kind.native() == streams {
+		if err := kern.inlineUrgent(sys, true); err != nil {
+			return nil, err
+		}
+	}
+	return adoptSocket(sys, kind)
+}
+
+// adoptSocket is adoptSys for a socket that has passed the check, and whose options stay as they are.
+func adoptSocket(sys int, kind connKind) (*fd, error) {
 	if err := syscall.SetNonblock(sys, true); err != nil {
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	f := newConnFD(sys, kind)
+	f := newSocketFD(sys)
+	f.kind = kind.native()
 	f.markShared()
 	return f, nil
 }
@@ -4009,6 +4019,48 @@ func (f *fd) readMore(p []byte) int {
 	return done.n
 }
 
+// setOption makes a call that sets an option of the socket. Linux takes a lock for that which another
+// process with the same socket can keep for as long as it likes, since the kernel reads the filter of
+// SO_ATTACH_FILTER under it (sk_setsockopt of net/core/sock.c). So if there may be such processes,
+// another goroutine makes the call, on a descriptor of its own, and the caller waits no longer
+// than the grace.
+func setOption(sys int, others bool, set func(sys int) error) error {
+	if !others {
+		return set(sys)
+	}
+	own, err := kern.dup(sys)
+	if err != nil {
+		return err
+	}
+	over := time.NewTimer(closeGrace)
+	defer over.Stop()
+	select {
+	case optionTurns <- struct{}{}:
+	case <-over.C:
+		discard(own)
+		return errHeld
+	}
+	done := make(chan error, 1)
+	go func() {
+		err := ignoringEINTR(func() error { return set(own) })
+		closeHurried(own) // before the caller may close the socket, or nobody waits
+		done <- err
+		<-optionTurns
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-over.C:
+		return errHeld
+	}
+}
+
+// optionTurns has an element for each goroutine of setOption. Each may hold a thread.
+var optionTurns = make(chan struct{}, closersMax)
+
+// errHeld is the error of setOption if the call does not return.
+var errHeld = &ruleError{what: "another process that has the socket keeps it busy"}
+
 // option makes a call for an option of the socket that not every kernel knows.
 func (f *fd) option(name string, call func() error) error {
 	err := f.control(name, call)
@@ -4021,7 +4073,7 @@ func (f *fd) option(name string, call func() error) error {
 // refuseFiles has the system refuse the files that the peer of f, or a client, sends. Only Linux can.
 func (f *fd) refuseFiles() error {
 	return f.option("setsockopt", func() error {
-		err := kern.refuseRights(f.sys)
+		err := setOption(f.sys, f.mayBeOthersToo(), kern.refuseRights)
 		if err == nil {
 			f.files.Store(filesRefused)
 		}
@@ -4494,7 +4546,10 @@ func (f *fd) acquireRecv() error {
 		return err
 	}
 	if f.kind == messages && !f.marked {
-		kern.markMessages(f.sys)
+		if err := kern.markMessages(f.sys, f.mayBeOthersToo()); err != nil {
+			f.release(&f.r)
+			return err
+		}
 		f.marked = true
 	}
 	return nil
@@ -5007,8 +5062,9 @@ func (f *fd) setBuffer(d direction, n int) error {
 	}
 	n = max(n, bufferMin)
 	n = min(n, maxInt32) // package syscall would take the lower half
+	set := func(sys int) error { return syscall.SetsockoptInt(sys, syscall.SOL_SOCKET, opt, n) }
 	return f.control("setsockopt", func() error {
-		if err := syscall.SetsockoptInt(f.sys, syscall.SOL_SOCKET, opt, n); err != syscall.EINVAL {
+		if err := setOption(f.sys, f.mayBeOthersToo(), set); err != syscall.EINVAL {
 			return err
 		}
 		// It is not about n, which is positive. OpenBSD says so of a direction that was shut
@@ -5341,7 +5397,7 @@ func (baseKernel) drained(sys int, messages, marked bool) bool { return false }
 
 // inlineUrgent makes a stream deliver urgent data (MSG_OOB) like any other data, where
 // local sockets have urgent data.
-func (baseKernel) inlineUrgent(int) {}
+func (baseKernel) inlineUrgent(sys int, others bool) error { return nil }
 
 // hurry makes a call that may sleep. Where a signal ends such a sleep, it sends signals
 // meanwhile.
@@ -5418,9 +5474,9 @@ func (baseKernel) primedFIFO(context.Context, *fd, string) *fd { return nil }
 // markMessages makes the kernel mark messages where an empty message would look like the
 // end. isMessage tells for a receive of no bytes whether it was a message, or a part of
 // one. unmarked returns the control messages without the mark.
-func (baseKernel) markMessages(int)           {}
-func (baseKernel) isMessage(int, int) bool    { return true }
-func (baseKernel) unmarked(oob []byte) []byte { return oob }
+func (baseKernel) markMessages(int, bool) error { return nil }
+func (baseKernel) isMessage(int, int) bool      { return true }
+func (baseKernel) unmarked(oob []byte) []byte   { return oob }
 
 // filesMax is the most descriptors that the kernel takes in one message.
 func (baseKernel) filesMax() int { return maxFiles }
@@ -5883,8 +5939,11 @@ func (r *helloFile) memory() (*os.File, memoryInfo, error) {
 
 // doorbell returns the far end of a doorbell, over a duplicate of r. The close of r is not the last one
 // of the socket then, and cannot sleep.
+//
+// Nobody reads it, so it needs no option, for which its other holders could make this end wait.
 func (r *helloFile) doorbell(*fd) (*fd, error) {
-	f, err := adoptConn(r.File, streams)
+	check := func(sys int) error { return isConnected(sys, streams) }
+	f, err := ofDuplicate(r.File, check, func(sys int) (*fd, error) { return adoptSocket(sys, streams) })
 	if err == nil {
 		r.File.Close()
 		r.File = nil

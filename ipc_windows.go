@@ -1425,11 +1425,15 @@ func (f *fd) introduce(p *retryTimer) error {
 		close(done)
 		introductions <- struct{}{}
 	}()
-	if ended := await(done); ended != nil && !closedSoon(done, closeGrace) {
+	if ended := await(done); ended != nil && !closedSoon(done, introductionGrace) {
 		return ended
 	}
 	return err
 }
+
+// introductionGrace is how long a Dial may outlast its time for a pipe that it has. On a busy machine
+// the calls of an introduction take many times as long as elsewhere.
+const introductionGrace = time.Second
 
 // introductions bounds how many servers are asked at once who they are. Each may hold a thread
 // for as long as it likes.
@@ -1588,14 +1592,6 @@ func newEnds(d Direction, kind connKind, flags uint32) (server, client *fd, err 
 		return nil, nil, err
 	}
 	return server, client, nil
-}
-
-// native returns what the pipe of a connection of that kind carries.
-func (kind connKind) native() connKind {
-	if framesMessages {
-		return streams
-	}
-	return kind
 }
 
 // adoptConn returns a connection over a duplicate of f.

@@ -38,6 +38,7 @@ func init() {
 		"sends a dirty file": childSendsADirtyFile,
 		"meets a dirty file": childMeetsADirtyFile,
 		"faults in a pipe":   childFaultsInAPipe,
+		"faults in a socket": childFaultsInASocket,
 		"has a stuck pipe":   childHasAStuckPipe,
 		"takes a stuck end":  childTakesAStuckEnd,
 
@@ -692,6 +693,95 @@ func childIsGivenAFileWhoseModeChanges(p *kit.Parent, args []string) error {
 	tellsGate(p, args[0])
 	p.Hear()
 	return c.Close()
+}
+
+// Who has the same socket can keep the lock that its options need. Calls that set one give up, with or
+// without a deadline, and a doorbell needs none.
+func TestSocketHeldInAPageFaultStopsNobody(t *testing.T) {
+	if kit.UnderEmulation() {
+		t.Skip("an emulator may stop all threads while one is in such a call")
+	}
+	kit.Together(t)
+	msgs := func(call func(c *ipc.MsgConn) error) func(t *testing.T, f *os.File) error {
+		return func(t *testing.T, f *os.File) error {
+			c, err := ipc.FileMsgConn(f)
+			kit.Must(t, err)
+			defer c.Close()
+			return call(c)
+		}
+	}
+	for name, does := range map[string]struct {
+		typ  int
+		call func(t *testing.T, f *os.File) error
+	}{
+		"FileConn": {syscall.SOCK_STREAM, func(t *testing.T, f *os.File) error {
+			c, err := ipc.FileConn(f)
+			if err == nil {
+				c.Close()
+			}
+			return err
+		}},
+		"Doorbell": {syscall.SOCK_STREAM, func(t *testing.T, f *os.File) error {
+			a, b := kit.Pair(t)
+			c, err := b.Share(ipc.ShareConfig{})
+			kit.Must(t, err)
+			sendHello(t, a, int(f.Fd()), int(f.Fd()))
+			kit.Must(t, c.SetReadDeadline(time.Now().Add(50*time.Millisecond)))
+			_, err = c.Read(make([]byte, 1))
+			kit.TimedOut(t, err)
+			if !c.InMemory() {
+				t.Error("the end is not in memory")
+			}
+			return errors.Join(err, c.Close())
+		}},
+		"Recv": {syscall.SOCK_SEQPACKET, msgs(func(c *ipc.MsgConn) error {
+			_, err := c.Recv(make([]byte, 1))
+			return err
+		})},
+		"RecvPeer": {syscall.SOCK_SEQPACKET, msgs(func(c *ipc.MsgConn) error {
+			_, _, err := c.RecvPeer(make([]byte, 1))
+			return err
+		})},
+		"SetReadBuffer": {syscall.SOCK_SEQPACKET, msgs(func(c *ipc.MsgConn) error { return c.SetReadBuffer(1 << 16) })},
+		"RefuseFiles":   {syscall.SOCK_SEQPACKET, msgs(func(c *ipc.MsgConn) error { return c.RefuseFiles() })},
+	} {
+		t.Run(name, func(t *testing.T) {
+			kit.Story(t)
+			fs := mountSlow(t, "read")
+			defer fs.open()
+			s, err := syscall.Socketpair(syscall.AF_UNIX, does.typ|syscall.SOCK_CLOEXEC, 0)
+			kit.Must(t, err)
+			near, far := os.NewFile(uintptr(s[0]), "near"), os.NewFile(uintptr(s[1]), "far")
+			defer near.Close()
+			defer far.Close()
+			peer := kit.StartChildWith(t, exec.Cmd{ExtraFiles: []*os.File{far}}, "faults in a socket", fs.file)
+			peer.MustSay("ready")
+			fs.await("read")
+			if err := does.call(t, far); err == nil {
+				t.Error("the option is set")
+			}
+			if _, err := os.Stat(fs.gate); err == nil {
+				t.Error("the call has waited for the gate")
+			}
+			fs.open()
+			peer.End()
+		})
+	}
+}
+
+// childFaultsInASocket has the kernel read a filter for the socket from a page that the file system is
+// slow to fill.
+func childFaultsInASocket(p *kit.Parent, args []string) error {
+	page := mapPage(args[0])
+	filter := struct { // sock_fprog of linux/filter.h
+		n    uint16
+		code *byte
+	}{1, &page[0]}
+	p.Say("ready")
+	syscall.Syscall6(syscall.SYS_SETSOCKOPT, 3, syscall.SOL_SOCKET, syscall.SO_ATTACH_FILTER,
+		uintptr(unsafe.Pointer(&filter)), unsafe.Sizeof(filter), 0)
+	p.Hear()
+	return nil
 }
 
 // A doorbell that is no socket is refused without asking its file system.
