@@ -631,10 +631,12 @@ func TestAcceptOfASharedListenerThatBlocksReturns(t *testing.T) {
 	if err := syscall.SetNonblock(sys, false); err != nil {
 		t.Fatal(err)
 	}
-	if n, _, err := syscall.Syscall6(numbers.accept4, uintptr(sys), 0, 0, socketFlags, 0, 0); err != syscall.EAGAIN {
+	if n, err := accept4(sys); err != syscall.EAGAIN {
 		t.Errorf("accept4 returns %d, %v", n, err)
 	}
+	limitAccept(sys) // another holder, which does not come to restore its limit
 	restore()
+	limitAccept(sys)
 	c, err := Dial(l.addr)
 	if err != nil {
 		t.Fatal(err)
@@ -823,5 +825,38 @@ func TestPollsKnowsWhatAnswersAtOnce(t *testing.T) {
 			t.Errorf("%s polls: %t", what, got)
 		}
 		syscall.Close(sys)
+	}
+}
+
+// Who may rename files in the folder can put another socket or FIFO of this user in the place of
+// one that was just made. Its mode stays.
+func TestListenLeavesTheModeOfAnotherFile(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to give a folder away")
+	}
+	dir := t.TempDir()
+	path := dir + "/fifo"
+	if err := Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, owner := range []int{0, 1} {
+		if err := os.Chown(dir, owner, -1); err != nil {
+			t.Fatal(err)
+		}
+		d, err := openFolder(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = kern.setMode(d, "fifo", syscall.S_IFIFO, 0o640|uint32(owner), -1, -1)
+		d.close()
+		if owner != 0 && err != errReplaced || owner == 0 && err != nil {
+			t.Errorf("the folder is that of %d: %v", owner, err)
+		}
+		if fi, err := os.Lstat(path); err != nil || fi.Mode().Perm() != 0o640 {
+			t.Errorf("%v, %v", fi.Mode(), err)
+		}
+	}
+	if err := Mkfifo(dir+"/another", 0o666); err != nil {
+		t.Error(err)
 	}
 }

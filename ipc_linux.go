@@ -643,8 +643,12 @@ func (kernel) renameAt(d *folder, from, to string) error {
 // beginClosed: unix_bind_bsd of net/unix/af_unix.c makes the file with the mode
 // of the socket, less the umask.
 func (kernel) beginClosed(sys int) {
-	ignoringEINTR(func() error { return syscall.Fchmod(sys, 0o600) }) // a sandbox may forbid it
+	ignoringEINTR(func() error { return syscall.Fchmod(sys, newMark|0o600) }) // a sandbox may forbid it
 }
+
+// newMark is the mode bit by which setMode knows a file that was just made: no socket or FIFO has it
+// for any other reason, and it means nothing there.
+const newMark = syscall.S_ISUID
 
 // bindAt binds by /proc/self/fd/N/name, which leads to the opened folder.
 func (kernel) bindAt(sys int, d *folder, name string) error {
@@ -792,7 +796,8 @@ func boundInode(answer []byte) (inode uint32, ok bool) {
 }
 
 // setMode keeps the file open, so that it does not change another one that is put in its
-// place meanwhile.
+// place meanwhile. One that was put there before lacks the mark. Where nobody else can do that, the
+// file system may have dropped the mark.
 func (kernel) setMode(d *folder, name string, typ, mode uint32, uid, gid int) (fileID, error) {
 	file, err := d.open(name, oPath|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0)
 	if err != nil {
@@ -804,7 +809,7 @@ func (kernel) setMode(d *folder, name string, typ, mode uint32, uid, gid int) (f
 		return fileID{}, err
 	}
 	made := entryOf(&st)
-	if made.typ != typ || !made.madeHere() {
+	if made.typ != typ || !made.madeHere() || st.Mode&newMark == 0 && !d.protectsFile(&st) {
 		return fileID{}, errReplaced
 	}
 	if uid >= 0 || gid >= 0 {
@@ -813,6 +818,11 @@ func (kernel) setMode(d *folder, name string, typ, mode uint32, uid, gid int) (f
 		}
 	}
 	path := procName(file, made.id)
+	if mode&0o070 != 0 { // or no entry of the list has any effect: acl(5)
+		if err := dropACL(d, name, path, made.id); err != nil {
+			return made.id, err
+		}
+	}
 	return made.id, exactMode(mode, func(mode uint32) error {
 		if path != "" {
 			return syscall.Chmod(path, mode)
@@ -822,6 +832,27 @@ func (kernel) setMode(d *folder, name string, typ, mode uint32, uid, gid int) (f
 		}
 		return d.chmod(name, mode)
 	})
+}
+
+// dropACL removes the access control list that the file may have from the default list of its folder.
+// chmod(2) would take the group's permissions for what the list may grant to others.
+func dropACL(d *folder, name, path string, id fileID) error {
+	const list = "system.posix_acl_access"
+	err := ignoringEINTR(func() error {
+		if path != "" {
+			return syscall.Removexattr(path, list)
+		}
+		at, err := d.lstat(name)
+		if err != nil || at.id != id {
+			return errReplaced
+		}
+		return syscall.Removexattr(joinPath(d.path, name), list)
+	})
+	switch err {
+	case syscall.ENODATA, syscall.EOPNOTSUPP, syscall.ENOSYS: // there is none
+		return nil
+	}
+	return os.NewSyscallError("removexattr", err)
 }
 
 func (kernel) sysFlock(fd, how int) error { return syscall.Flock(fd, how) }
@@ -848,7 +879,7 @@ func (kernel) tooLong(sys, n int) bool { return n > pieceMax }
 // one piece for the rest, which kmalloc(9) has to provide together with its header.
 var pieceMax = 1024 * syscall.Getpagesize()
 
-func (kernel) mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, mode) }
+func (kernel) mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, newMark|mode) }
 
 // closesOnExec asks by F_GETFD, which takes no argument and cannot block.
 func (kernel) closesOnExec(sys int) bool {
@@ -944,6 +975,10 @@ func (kernel) accept(sys int) (int, error) {
 	if !readable(sys) {
 		return -1, syscall.EAGAIN
 	}
+	return accept4(sys)
+}
+
+func accept4(sys int) (int, error) {
 	conn, _, errno := syscall.Syscall6(numbers.accept4, uintptr(sys), 0, 0, socketFlags, 0, 0)
 	if errno != 0 {
 		return -1, errno
@@ -951,16 +986,17 @@ func (kernel) accept(sys int) (int, error) {
 	return int(conn), nil
 }
 
-func (k kernel) acceptShared(sys int) (int, error) {
+func (kernel) acceptShared(sys int) (int, error) {
 	if !readable(sys) {
 		return -1, syscall.EAGAIN
 	}
 	defer limitAccept(sys)()
-	return k.accept(sys)
+	return accept4(sys)
 }
 
 // limitAccept limits the wait of accept4: unix_accept of net/unix/af_unix.c heeds SO_RCVTIMEO, and
-// returns EAGAIN then. The option belongs to all holders, who may wait for longer, so restore puts it back.
+// returns EAGAIN then. The option belongs to all holders, who may wait for longer, so restore puts it
+// back. If it is the limit already, another holder is in here, or has ended in here: then it was 0.
 func limitAccept(sys int) (restore func()) {
 	var before syscall.Timeval
 	n := int(unsafe.Sizeof(before))
@@ -968,6 +1004,9 @@ func limitAccept(sys int) (restore func()) {
 		return func() {} // a sandbox may forbid it
 	}
 	limit := syscall.NsecToTimeval(int64(closeGrace))
+	if before == limit {
+		before = syscall.Timeval{}
+	}
 	set := func(t *syscall.Timeval) { syscall.SetsockoptTimeval(sys, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, t) }
 	set(&limit)
 	return func() { set(&before) }

@@ -1625,6 +1625,12 @@ func protects(dir, file *syscall.Stat_t) bool {
 	return dir.Mode&0o022 == 0 || dir.Mode&syscall.S_ISVTX != 0 && isOurs(file)
 }
 
+// protectsFile reports what protects does of a file in the opened folder.
+func (d *folder) protectsFile(file *syscall.Stat_t) bool {
+	dir, err := fstat(d.sys)
+	return err == nil && protects(&dir, file)
+}
+
 // isOurs reports whether the file is this user's or root's.
 func isOurs(st *syscall.Stat_t) bool { return st.Uid == 0 || int(st.Uid) == os.Geteuid() }
 

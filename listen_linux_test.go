@@ -4,6 +4,7 @@ package ipc_test
 
 import (
 	"bufio"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -1119,4 +1120,39 @@ func childListensOutside(p *kit.Parent, args []string) error {
 	}
 	p.Say("%s", servesRelative("socket", "./socket", "sub/socket", strings.Repeat("b", 90)))
 	return nil
+}
+
+// A folder may give what is made in it an access control list, and chmod(2) takes the permissions of
+// the group for what that list may grant. Others than the group get nothing by it.
+func TestListenDropsTheListOfTheFolder(t *testing.T) {
+	kit.Together(t)
+	kit.Story(t)
+	dir := t.TempDir()
+	list := []byte{2, 0, 0, 0} // acl(5), as linux/posix_acl_xattr.h has it: tag, permissions, user
+	for _, e := range []struct {
+		tag, perm uint16
+		user      uint32
+	}{{0x1, 7, ^uint32(0)}, {0x2, 7, 12345}, {0x4, 7, ^uint32(0)}, {0x10, 7, ^uint32(0)}, {0x20, 0, ^uint32(0)}} {
+		list = binary.LittleEndian.AppendUint16(list, e.tag)
+		list = binary.LittleEndian.AppendUint16(list, e.perm)
+		list = binary.LittleEndian.AppendUint32(list, e.user)
+	}
+	if err := syscall.Setxattr(dir, "system.posix_acl_default", list, 0); err != nil {
+		t.Skip("there are no such lists here:", err)
+	}
+	l, err := ipc.ListenConfig{Sys: &ipc.SysListenConfig{Mode: 0o660}}.Listen(ipc.Path(filepath.Join(dir, "socket")))
+	kit.Must(t, err)
+	defer l.Close()
+	kit.Must(t, ipc.Mkfifo(filepath.Join(dir, "fifo"), 0o660))
+	for _, name := range []string{"socket", "fifo"} {
+		path := filepath.Join(dir, name)
+		fi, err := os.Lstat(path)
+		kit.Must(t, err)
+		if mode := fi.Mode() &^ fs.ModeType; mode != 0o660 {
+			t.Errorf("the mode of the %s is %v", name, mode)
+		}
+		if n, err := syscall.Getxattr(path, "system.posix_acl_access", nil); err != syscall.ENODATA {
+			t.Errorf("the %s has a list: %d, %v", name, n, err)
+		}
+	}
 }
