@@ -1400,6 +1400,21 @@ func (d *Dialer) connect(ctx context.Context, target string, kind connKind) (*fd
 	}
 }
 
+// A semaphore holds one element for each user that it still admits. A user receives an
+// element before it begins and sends it back at its end. Unlike the wait for a Mutex, the
+// wait for an element can end early.
+type semaphore chan struct{}
+
+// newSemaphore returns a semaphore for so many users at once. One for a single user is a
+// lock that is free.
+func newSemaphore(users int) semaphore {
+	s := make(semaphore, users)
+	for range users {
+		s <- struct{}{}
+	}
+	return s
+}
+
 // A retryTimer spaces the attempts at something for which the system has no event
 // to wait for, until a context or a deadline ends them.
 type retryTimer struct {
@@ -1455,6 +1470,29 @@ func (p *retryTimer) pause() {
 	select {
 	case <-p.timer.C:
 	case <-p.ctx.Done():
+	}
+}
+
+// await returns nil once done is closed, or an element has come, or the error that ends p before that.
+func (p *retryTimer) await(done <-chan struct{}) error {
+	select {
+	case <-done: // also if p has ended
+		return nil
+	default:
+	}
+	var expiry <-chan time.Time
+	if !p.deadline.IsZero() {
+		timer := time.NewTimer(time.Until(p.deadline))
+		defer timer.Stop()
+		expiry = timer.C
+	}
+	select {
+	case <-done:
+		return nil
+	case <-p.ctx.Done():
+		return contextError(p.ctx, nil)
+	case <-expiry:
+		return &timeoutError{}
 	}
 }
 

@@ -568,21 +568,31 @@ func (l *listener) setDeadline(t time.Time) error { return l.fd.setDeadline(t, r
 
 func (l *listener) close() error { return l.giveUp(false) }
 
-// giveUp removes the file first, unless it is to be left behind. So the path never leads
-// to a socket that refuses clients, which another process would take for stale.
+// giveUp ends Accept, and removes the file before it closes the socket, unless the file is to be left
+// behind. So the path does not lead to a socket that refuses clients, which another process would take
+// for stale. Whoever may read the folder can keep the lock that its changes need (iterate_dir of
+// fs/readdir.c, in a page fault), so that does not take longer than the patience.
 func (l *listener) giveUp(leaveFile bool) error {
 	if !l.givenUp.CompareAndSwap(false, true) {
 		return net.ErrClosed
 	}
-	var err error
-	if l.file != nil {
-		err = l.file.release(leaveFile)
+	if l.file == nil {
+		return l.fd.close()
 	}
-	if e := l.fd.close(); err == nil {
+	if err := l.fd.incref(); err != nil {
+		return err
+	}
+	l.fd.closeLater()
+	err := patiently(guardPatience+closeGrace, nil, errFolderHeld, func() error { return l.file.release(leaveFile) })
+	l.fd.decref()
+	if e := l.fd.awaitGone(closeGrace); err == nil {
 		err = e
 	}
 	return err
 }
+
+// errFolderHeld is the error of a Close that does not wait until the file is removed.
+var errFolderHeld = &ruleError{"the socket file is removed later: another process keeps the folder busy", os.ErrDeadlineExceeded}
 
 // ---------------------------------------------------------------------------
 // Socket files
@@ -1702,14 +1712,28 @@ func (baseKernel) shorten(path string) (short string, release func(), err error)
 // ---------------------------------------------------------------------------
 // Connections
 
-// connect makes one attempt to connect to the target.
-func connect(_ *retryTimer, target string, kind connKind, _ *SysDialer) (*fd, error) {
-	f, err := connectSocket(target, socketType(kind))
-	if err == nil {
-		f.carry(kind)
+// connect makes one attempt to connect to the target. Who can keep the lock of a folder can make it
+// wait in there: see giveUp.
+func connect(p *retryTimer, target string, kind connKind, _ *SysDialer) (*fd, error) {
+	dial := func() (*fd, error) {
+		f, err := connectSocket(target, socketType(kind))
+		if err == nil {
+			f.carry(kind)
+		}
+		return f, err
 	}
+	if isAbstract(target) || p.ctx.Done() == nil && p.deadline.IsZero() {
+		return dial()
+	}
+	f, _, err := untilEnd(p, func() (f, _ *fd, err error) {
+		err = inTurn(p, dialTurns, func() error { f, err = dial(); return err })
+		return f, nil, err
+	})
 	return f, err
 }
+
+// dialTurns bounds how many calls of connect are in the kernel, where each may be held.
+var dialTurns = newSemaphore(4 * closersMax)
 
 func connectSocket(target string, typ int) (*fd, error) {
 	if len(target) > sunPathMax && !isAbstract(target) {
@@ -2145,7 +2169,7 @@ type FIFOConfig struct {
 // OpenReader opens the FIFO at the path for reading: see [OpenFIFOReader].
 func (c FIFOConfig) OpenReader(ctx context.Context, path string) (*PipeReader, error) {
 	addr := Path(path)
-	r, w, err := untilEnd(ctx, func() (r, w *fd, err error) {
+	r, w, err := untilEnd(&retryTimer{ctx: ctx}, func() (r, w *fd, err error) {
 		if c.KeepOpen {
 			return openOwnFIFO(ctx, addr)
 		}
@@ -2186,7 +2210,7 @@ func openOwnFIFO(ctx context.Context, addr Addr) (r, w *fd, err error) {
 // until ctx ends: see [OpenFIFOReader].
 func OpenFIFOWriter(ctx context.Context, path string) (*PipeWriter, error) {
 	addr := Path(path)
-	_, f, err := untilEnd(ctx, func() (r, w *fd, err error) {
+	_, f, err := untilEnd(&retryTimer{ctx: ctx}, func() (r, w *fd, err error) {
 		w, err = openFIFO(ctx, addr, writing)
 		return nil, w, err
 	})
@@ -2196,11 +2220,11 @@ func OpenFIFOWriter(ctx context.Context, path string) (*PipeWriter, error) {
 	return &PipeWriter{pipeEnd{fd: f, addr: addr}}, nil
 }
 
-// untilEnd opens ends of a FIFO on another goroutine, which it leaves alone once ctx has ended and
-// the grace is over: open(2) and read(2) wait for the mutex of the pipe, whatever O_NONBLOCK says, and
-// another process can hold that in a page fault (fifo_open and pipe_write of fs/pipe.c). What is
-// opened after that is closed.
-func untilEnd(ctx context.Context, open func() (r, w *fd, err error)) (*fd, *fd, error) {
+// untilEnd opens one or two ends on another goroutine, which it leaves alone once p has ended and
+// the grace is over. For a FIFO, open(2) and read(2) wait for the mutex of the pipe, whatever O_NONBLOCK
+// says, and another process can hold that in a page fault (fifo_open and pipe_write of fs/pipe.c). What
+// is opened after that is closed.
+func untilEnd(p *retryTimer, open func() (r, w *fd, err error)) (*fd, *fd, error) {
 	var r, w *fd
 	var err error
 	opened := make(chan struct{}) // closed once the three are set
@@ -2208,12 +2232,9 @@ func untilEnd(ctx context.Context, open func() (r, w *fd, err error)) (*fd, *fd,
 		defer close(opened)
 		r, w, err = open()
 	}()
-	select {
-	case <-opened:
-		return r, w, err
-	case <-ctx.Done():
-	}
-	if closedSoon(opened, closeGrace) {
+	runtime.Gosched() // most have opened it after that: then no other thread is woken for it
+	ended := p.await(opened)
+	if ended == nil || closedSoon(opened, closeGrace) {
 		return r, w, err
 	}
 	go func() {
@@ -2224,21 +2245,19 @@ func untilEnd(ctx context.Context, open func() (r, w *fd, err error)) (*fd, *fd,
 			}
 		}
 	}()
-	return nil, nil, contextError(ctx, nil)
+	return nil, nil, ended
 }
 
-// openTurns has an element for each open of a FIFO that is in the kernel, where it may be held. Each of
-// those holds a thread. Who waits for the other side of its FIFO has none.
-var openTurns = make(chan struct{}, closersMax)
+// openTurns bounds how many opens of FIFOs are in the kernel, where each may be held and holds a
+// thread. Who waits for the other side of its FIFO is not in there.
+var openTurns = newSemaphore(closersMax)
 
-// inTurn makes a call that may be held, once fewer than closersMax others are under way.
-func inTurn(ctx context.Context, call func() error) error {
-	select {
-	case openTurns <- struct{}{}:
-	case <-ctx.Done():
-		return contextError(ctx, nil)
+// inTurn makes a call that may be held, once there is room for it in turns.
+func inTurn(p *retryTimer, turns semaphore, call func() error) error {
+	if err := p.await(turns); err != nil {
+		return err
 	}
-	defer func() { <-openTurns }()
+	defer func() { turns <- struct{}{} }()
 	return call()
 }
 
@@ -2279,7 +2298,7 @@ func openFIFO(ctx context.Context, addr Addr, d direction) (*fd, error) {
 // tryFIFO opens the file if it is a FIFO. To open a file of another kind may have effects
 // (a tape rewinds). So it checks the kind before the open, and again on the opened file.
 func tryFIFO(ctx context.Context, path string, d direction) (f *fd, err error) {
-	err = inTurn(ctx, func() error { f, err = openIfFIFO(path, d); return err })
+	err = inTurn(&retryTimer{ctx: ctx}, openTurns, func() error { f, err = openIfFIFO(path, d); return err })
 	return f, err
 }
 
@@ -2318,7 +2337,7 @@ func awaitWriter(f *fd, path string, p *retryTimer) (*fd, error) {
 	for {
 		var first [1]byte
 		n := 0
-		err := inTurn(p.ctx, func() error {
+		err := inTurn(p, openTurns, func() error {
 			return ignoringEINTR(func() (err error) { n, err = syscall.Read(f.sys, first[:]); return err })
 		})
 		switch {
@@ -2626,9 +2645,9 @@ func (f *socketFile) setOwners(o *owners) {
 }
 
 // isLastOwner ends this process's share in the file, and reports whether no other process
-// has one. No fork may be under way meanwhile, since the child has the pipe until it runs
-// its program. (Only Linux keeps the lock until then. On other systems such a child can
-// make the file stay behind, as a crash does.)
+// has one. A child that another goroutine starts has the pipe until it runs its program. No fork may be
+// under way when the pipe is closed. Even so the last child may have the pipe for a moment
+// longer: its parent goes on before exec closes what it has to (begin_new_exec of fs/exec.c on Linux).
 func (f *socketFile) isLastOwner() (bool, error) {
 	f.sharing.Lock()
 	defer f.sharing.Unlock()
@@ -2638,13 +2657,26 @@ func (f *socketFile) isLastOwner() (bool, error) {
 	}
 	defer f.owners.close()
 	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
 	f.owners.w.close()
+	syscall.ForkLock.RUnlock()
 	if !f.owners.w.isDisposed() {
 		return false, &ruleError{"the socket file stays: the close of the pipe that its owners share takes too long", os.ErrDeadlineExceeded}
 	}
+	for range childLooks {
+		if kern.hasNoWriter(f.owners.r.sys) {
+			return true, nil
+		}
+		time.Sleep(childPause)
+	}
 	return kern.hasNoWriter(f.owners.r.sys), nil
 }
+
+// A child runs its program after some hundred microseconds. A Close that is not the last takes as long as
+// all the looks.
+const (
+	childLooks = 10
+	childPause = time.Millisecond / 2
+)
 
 // leave closes the lock, which the other owners still hold, and the folder.
 func (f *socketFile) leave() {
@@ -4038,31 +4070,49 @@ func setOption(sys int, others bool, set func(sys int) error) error {
 	if err != nil {
 		return err
 	}
-	over := time.NewTimer(closeGrace)
-	defer over.Stop()
-	select {
-	case optionTurns <- struct{}{}:
-	case <-over.C:
+	err = patiently(closeGrace, optionTurns, errHeld, func() error {
+		defer closeHurried(own)
+		return ignoringEINTR(func() error { return set(own) })
+	})
+	if err == errNoTurn {
 		discard(own)
-		return errHeld
+		err = errHeld
+	}
+	return err
+}
+
+// patiently makes a call that another process may hold on another goroutine, for which it waits no longer
+// than the grace: then the error is held, and the call goes on. turns, unless it is nil, bounds how many
+// such calls are under way; each may hold a thread. errNoTurn means that the call was not made.
+func patiently(grace time.Duration, turns semaphore, held error, call func() error) error {
+	over := time.NewTimer(grace)
+	defer over.Stop()
+	if turns != nil {
+		select {
+		case <-turns:
+		case <-over.C:
+			return errNoTurn
+		}
 	}
 	done := make(chan error, 1)
 	go func() {
-		err := ignoringEINTR(func() error { return set(own) })
-		closeHurried(own) // before the caller may close the socket, or nobody waits
-		done <- err
-		<-optionTurns
+		done <- call()
+		if turns != nil {
+			turns <- struct{}{}
+		}
 	}()
 	select {
 	case err := <-done:
 		return err
 	case <-over.C:
-		return errHeld
+		return held
 	}
 }
 
-// optionTurns has an element for each goroutine of setOption. Each may hold a thread.
-var optionTurns = make(chan struct{}, closersMax)
+var errNoTurn = errors.New("too many such calls are under way")
+
+// optionTurns bounds how many calls of setOption are under way.
+var optionTurns = newSemaphore(closersMax)
 
 // errHeld is the error of setOption if the call does not return.
 var errHeld = &ruleError{what: "another process that has the socket keeps it busy"}

@@ -1392,28 +1392,7 @@ func connect(p *retryTimer, target string, kind connKind, s *SysDialer) (*fd, er
 // as long as it likes, so another goroutine does it, which is left behind when p has ended and
 // the grace is over: the server would take a client that gives up sooner for one that is there.
 func (f *fd) introduce(p *retryTimer) error {
-	var expiry <-chan time.Time
-	if !p.deadline.IsZero() {
-		timer := time.NewTimer(time.Until(p.deadline))
-		defer timer.Stop()
-		expiry = timer.C
-	}
-	await := func(ready <-chan struct{}) error {
-		select {
-		case <-ready: // also if p has ended
-			return nil
-		default:
-		}
-		select {
-		case <-ready:
-			return nil
-		case <-p.ctx.Done():
-			return contextError(p.ctx, nil)
-		case <-expiry:
-			return &timeoutError{}
-		}
-	}
-	if err := await(introductions); err != nil {
+	if err := p.await(introductions); err != nil {
 		return err
 	}
 	var err error
@@ -1425,7 +1404,7 @@ func (f *fd) introduce(p *retryTimer) error {
 		close(done)
 		introductions <- struct{}{}
 	}()
-	if ended := await(done); ended != nil && !closedSoon(done, introductionGrace) {
+	if ended := p.await(done); ended != nil && !closedSoon(done, introductionGrace) {
 		return ended
 	}
 	return err
@@ -2617,21 +2596,6 @@ func closedListener() *listener {
 	l := &listener{instances: &instances{}}
 	l.closed.Store(true)
 	return l
-}
-
-// A semaphore holds one element for each user that it still admits. A user receives an
-// element before it begins and sends it back at its end. Unlike the wait for a Mutex, the
-// wait for an element can end early: see waits.receive.
-type semaphore chan struct{}
-
-// newSemaphore returns a semaphore for so many users at once. One for a single user is a
-// lock that is free.
-func newSemaphore(users int) semaphore {
-	s := make(semaphore, users)
-	for range users {
-		s <- struct{}{}
-	}
-	return s
 }
 
 // acquire begins an operation in one direction, as soon as the one before it has

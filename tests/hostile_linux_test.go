@@ -39,6 +39,7 @@ func init() {
 		"meets a dirty file": childMeetsADirtyFile,
 		"faults in a pipe":   childFaultsInAPipe,
 		"faults in a socket": childFaultsInASocket,
+		"faults in a folder": childFaultsInAFolder,
 		"has a stuck pipe":   childHasAStuckPipe,
 		"takes a stuck end":  childTakesAStuckEnd,
 
@@ -780,6 +781,56 @@ func childFaultsInASocket(p *kit.Parent, args []string) error {
 	p.Say("ready")
 	syscall.Syscall6(syscall.SYS_SETSOCKOPT, 3, syscall.SOL_SOCKET, syscall.SO_ATTACH_FILTER,
 		uintptr(unsafe.Pointer(&filter)), unsafe.Sizeof(filter), 0)
+	p.Hear()
+	return nil
+}
+
+// Who may read a folder can keep the lock that changes of it need. Accept ends at once then, Close soon,
+// and a Dial with a limit at that.
+func TestListenerInAFolderHeldInAPageFaultCloses(t *testing.T) {
+	if kit.UnderEmulation() {
+		t.Skip("an emulator may stop all threads while one is in such a call")
+	}
+	kit.Together(t)
+	kit.Story(t)
+	fs := mountSlow(t, "read")
+	defer fs.open()
+	folder := t.TempDir()
+	addr := ipc.Path(filepath.Join(folder, "socket"))
+	l, err := ipc.Listen(addr)
+	kit.Must(t, err)
+	accepting := kit.Begin(func() error { _, err := l.AcceptConn(); return err })
+	f, err := os.Open(folder)
+	kit.Must(t, err)
+	defer f.Close()
+	peer := kit.StartChildWith(t, exec.Cmd{ExtraFiles: []*os.File{f}}, "faults in a folder", fs.file)
+	peer.MustSay("ready")
+	fs.await("read")
+	closing := kit.Begin(l.Close)
+	kit.Matches(t, <-accepting, net.ErrClosed)
+	for err = nil; err == nil; { // so that some dial while Close waits to remove the file
+		_, dialErr := ipc.Dialer{Timeout: 10 * time.Millisecond, Wait: true}.Dial(ipc.Path(filepath.Join(folder, "another")))
+		kit.TimedOut(t, dialErr)
+		select {
+		case err = <-closing:
+			kit.Matches(t, err, os.ErrDeadlineExceeded)
+		default:
+		}
+	}
+	if _, err := os.Stat(fs.gate); err == nil {
+		t.Error("a call has waited for the gate")
+	}
+	fs.open()
+	peer.End()
+	kit.Eventually(t, "the socket is removed", func() bool { _, err := os.Lstat(addr.String()); return err != nil })
+}
+
+// childFaultsInAFolder has the kernel write the names in the folder to a page that the file system is slow
+// to fill.
+func childFaultsInAFolder(p *kit.Parent, args []string) error {
+	page := mapPage(args[0])
+	p.Say("ready")
+	syscall.Syscall(syscall.SYS_GETDENTS64, 3, uintptr(unsafe.Pointer(&page[0])), uintptr(len(page)))
 	p.Hear()
 	return nil
 }
