@@ -91,7 +91,8 @@
 //   - any call on an end that [FileConn] or its kin have made, or on a handle that another
 //     process has used.
 //
-// A deadline, a context, and Close from another goroutine end a wait. A Dial waits
+// A deadline, a context, and Close from another goroutine end a wait, but for
+// [Conn.WaitPeer], which only its context ends. A Dial waits
 // while the server has no room, however long that takes. It fails at once when there
 // is no server, unless [Dialer.Wait] is set.
 //

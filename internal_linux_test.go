@@ -860,3 +860,45 @@ func TestListenLeavesTheModeOfAnotherFile(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A file that there was no descriptor for came with a doorbell all the same.
+func TestSharedDoorbellWithoutDescriptorsTellsOfFiles(t *testing.T) {
+	a, b, err := pair(streams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	defer b.close()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	if err := a.sendWithFiles(zeroByte[:], []*os.File{null}); err != nil {
+		t.Fatal(err)
+	}
+	withoutDescriptors(t, func() { err = awaitBell(b, &bellRoom{}) })
+	if err != errFilesInDoorbell {
+		t.Errorf("the error is %v", err)
+	}
+}
+
+// A child that another goroutine starts has the socket until it runs its program. Nobody connects to it.
+func TestCloseOfAListenerThatAChildHasRefusesClients(t *testing.T) {
+	addr := Name("ipc-" + freshName())
+	l, err := Listen(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	child, err := kern.dup(l.listener.fd.sys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(child)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := Dial(addr); !errors.Is(err, ErrNoListener) {
+		t.Errorf("%v, %v", c, err)
+	}
+}

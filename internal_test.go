@@ -3198,3 +3198,25 @@ func TestSharedProtocolModel(t *testing.T) {
 		t.Logf("%s: lost after %d states: %+v", name, states, *lost)
 	}
 }
+
+// A receive that closes files of the peer may hold the turn for as long as the peer likes.
+func TestMsgConnCloseDoesNotWaitForAReceiveThatClosesFiles(t *testing.T) {
+	a, b, err := pair(streams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	file, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &framing{fd: b, files: []*os.File{file}}
+	f.receiving.Lock()
+	if err := f.close(); err != nil {
+		t.Error(err)
+	}
+	f.receiving.Unlock()
+	for withFile(file, func(uintptr) error { return nil }) == nil { // until the file is closed, too
+		runtime.Gosched()
+	}
+}

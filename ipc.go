@@ -2540,15 +2540,23 @@ func (f *framing) forget(files []*os.File) {
 }
 
 // close closes the descriptor, and then the files of a receive that did not get to the
-// end. It waits for no peer: once the descriptor is closed every receive fails, and lets
-// the lock go.
+// end. Once the descriptor is closed every receive fails, and lets the lock go; but one that closes
+// files itself may take as long as the peer likes.
 func (f *framing) close() error {
 	err := f.fd.close()
-	f.receiving.Lock()
+	if f.receiving.TryLock() {
+		f.release()
+	} else {
+		go func() { f.receiving.Lock(); f.release() }()
+	}
+	return err
+}
+
+// release closes the files of a receive that did not get to the end, and gives the lock back.
+func (f *framing) release() {
 	defer f.receiving.Unlock()
 	releaseFiles(f.files)
 	f.files, f.filesErr = nil, nil
-	return err
 }
 
 // ---------------------------------------------------------------------------
@@ -4177,6 +4185,7 @@ func (c *closers) run() {
 			return
 		}
 		call := c.queue[0]
+		c.queue[0] = nil // or the array would keep what belongs to it
 		c.queue = c.queue[1:]
 		c.waiting.Add(-1)
 		c.mu.Unlock()

@@ -153,8 +153,9 @@ func (kernel) refuseRights(sys int) error {
 
 // RecvPeer is [MsgConn.Recv], and also returns who sent this very message, as the kernel
 // recorded it when the message was sent: SCM_CREDENTIALS of unix(7). That is more than
-// [MsgConn.Peer] when several processes share the other end. For a message that was sent
-// before the first RecvPeer, the Peer may be unknown. If the socket has no name, the
+// [MsgConn.Peer] when several processes share the other end. The kernel records the real user and group
+// here, unless the sender names others that it may be; those of MsgConn.Peer are the effective ones. For
+// a message that was sent before the first RecvPeer, the Peer may be unknown. If the socket has no name, the
 // kernel gives it one (unix(7), autobind).
 func (c *MsgConn) RecvPeer(p []byte) (int, Peer, error) {
 	n, peer, err := c.end().recvPeer(p)

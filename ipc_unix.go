@@ -420,7 +420,8 @@ func makePrivate(dir string, uid int) error {
 // isPrivate refuses everything but a folder of the user that nobody else may enter.
 func isPrivate(dir string, uid int) error {
 	var st syscall.Stat_t
-	if err := ignoringEINTR(func() error { return syscall.Lstat(dir, &st) }); err != nil {
+	named := strings.TrimRight(dir, "/") // lstat(2) follows a link with a slash behind it
+	if err := ignoringEINTR(func() error { return syscall.Lstat(named, &st) }); err != nil {
 		return os.NewSyscallError("lstat", err)
 	}
 	switch {
@@ -576,11 +577,15 @@ func (l *listener) giveUp(leaveFile bool) error {
 	if !l.givenUp.CompareAndSwap(false, true) {
 		return net.ErrClosed
 	}
-	if l.file == nil {
-		return l.fd.close()
-	}
 	if err := l.fd.incref(); err != nil {
 		return err
+	}
+	if l.file == nil { // a child that another goroutine starts may have the socket for a moment, and it still listens
+		if !l.fd.mayBeOthersToo() {
+			syscall.Shutdown(l.fd.sys, syscall.SHUT_RDWR) // not every system does it to a listener
+		}
+		l.fd.decref()
+		return l.fd.close()
 	}
 	l.fd.closeLater()
 	err := patiently(guardPatience+closeGrace, nil, errFolderHeld, func() error { return l.file.release(leaveFile) })
@@ -4410,6 +4415,9 @@ func receiveBell(o *op, sys int) (r result, err error) {
 		fds := descriptorsIn(scratch.rights[:r.oobn])
 		disposal.do(len(fds), 0, func(i int) { closeHurried(fds[i]) })
 		r.files = int32(len(fds))
+	}
+	if err == nil && r.got&syscall.MSG_CTRUNC != 0 {
+		r.files = max(r.files, 1) // the kernel has let some go, for which there was no descriptor
 	}
 	return r, err
 }

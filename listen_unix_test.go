@@ -1690,6 +1690,15 @@ func TestUserAddrIsInTheRuntimeDir(t *testing.T) {
 	if want := ipc.Path(dir + "/agent"); addr != want || err != nil {
 		t.Errorf("it is %v, %v; want %v", addr, err, want)
 	}
+	link := dir + ".link"
+	kit.Must(t, os.Symlink(dir, link))
+	defer os.Remove(link)
+	for _, value := range []string{link, link + "/"} {
+		t.Setenv("XDG_RUNTIME_DIR", value)
+		if addr, err := ipc.UserAddr("agent"); err == nil && strings.HasPrefix(addr.String(), link) {
+			t.Errorf("it is %v, behind a link", addr)
+		}
+	}
 }
 
 // asUser starts a child as that user, to say what its address of the name is with the
