@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -893,7 +894,8 @@ func TestRecvFilesThatMissesItsTurnLeavesTheData(t *testing.T) {
 // them, and may keep the kernel from closing them.
 func TestRecvFilesThatMissesItsTurnHoldsNobodyElseUp(t *testing.T) {
 	internalStory(t)
-	for disposal.isRunning() { // from an earlier test
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))       // what is collected may be closed
+	for disposal.isRunning() || ordinaryEnds.isRunning() { // from an earlier test, outside of the bubble
 		time.Sleep(time.Millisecond)
 	}
 	synctest.Test(t, func(t *testing.T) { // its clock goes on when everybody waits
@@ -2374,14 +2376,14 @@ func TestLookLeavesItsInstanceToClose(t *testing.T) {
 // instance without a client.
 func TestListenerCloseFreesTheNameBesideClosesThatSleep(t *testing.T) {
 	internalStory(t)
-	held := make(chan struct{})
-	defer close(held)
-	for range closersMax {
-		ordinaryEnds.add(func() { <-held })
-	}
 	l, err := Listen(Addr{})
 	if err != nil {
 		t.Fatal(err)
+	}
+	held := make(chan struct{})
+	defer close(held)
+	for range closersMax {
+		l.listener.ends.add(func() { <-held })
 	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
@@ -2840,4 +2842,109 @@ func TestMemoryReadOnlyFileStaysReadOnly(t *testing.T) {
 	if err != syscall.ERROR_ACCESS_DENIED {
 		t.Errorf("for the right to write the error is %v", err)
 	}
+}
+
+// Accept itself asks nothing about a client, which could hold that up, also if the answer was that nobody
+// knows, or if who it is came to matter only after it was asked.
+func TestAcceptItselfAsksNothingOfAClient(t *testing.T) {
+	internalStory(t)
+	l, err := Listen(Addr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	s := l.listener.instances
+	dial := func() {
+		c, err := Dial(l.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+	}
+	accept := func() *fd {
+		f, err := s.accept(true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.close() })
+		return f
+	}
+
+	dial()
+	turn := s.beginAccept(false)
+	for answered := false; !answered; { // until it was asked, but not who it is
+		if f, _, err := s.take(turn + 1); f != nil || err != nil {
+			t.Fatalf("%v, %v", f, err)
+		}
+		s.mu.Lock()
+		answered = len(s.guests) > 0 && s.guests[0].answered
+		s.mu.Unlock()
+	}
+	s.endAccept()
+	if accept().met.Load() == nil {
+		t.Error("who the client is is not known")
+	}
+
+	var calls atomic.Int32
+	replaceCall(t, procOpenThreadToken, func(uintptr) any {
+		return func(thread, access, self, token uintptr) uintptr {
+			calls.Add(1)
+			return 0
+		}
+	})
+	dial()
+	f := accept()
+	before := calls.Load()
+	if before == 0 {
+		t.Error("nobody was asked")
+	}
+	f.peer()
+	if n := calls.Load() - before; n != 0 {
+		t.Errorf("%d questions more", n)
+	}
+	f.peer() // which may know more, as any later call
+	if calls.Load() == before {
+		t.Error("the answer is an old one")
+	}
+}
+
+// Clients that hold their pipes delay the close of no pipe that is not their listener's.
+func TestCloseIsNotHeldByTheClientsOfAnotherListener(t *testing.T) {
+	internalStory(t)
+	l, err := Listen(Addr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	evil := l.listener.ends
+	client, err := Dial(l.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	server, err := l.AcceptConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	held, busy := make(chan struct{}), make(chan struct{})
+	for range closersMax {
+		evil.add(func() { busy <- struct{}{}; <-held })
+	}
+	for range closersMax {
+		<-busy
+	}
+	a, b, err := pair(streams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(a.closeLater(), b.closeLater(), server.fd.closeLater()); err != nil {
+		t.Fatal(err)
+	}
+	<-a.gone
+	<-b.gone
+	if server.fd.by != evil {
+		t.Error("others close the pipes of the listener")
+	}
+	close(held)
+	<-server.fd.gone
 }

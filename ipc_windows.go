@@ -675,6 +675,7 @@ type instances struct {
 	reservation syscall.Handle // an instance that nobody can connect to, for Inherit; 0 if there is none
 	reserveErr  error          // why there is no reservation
 	watched     chan struct{}  // closed when watch has ended; nil before it begins
+	ends        *closers       // closes its pipes: clients that hold theirs delay no others but this listener's
 
 	waits             // mu is never held while waiting; it guards what follows too
 	armed []*instance // the first was armed first
@@ -691,7 +692,7 @@ type instances struct {
 type guest struct {
 	fd       *fd
 	asksWho  bool  // and who it is is asked, not its process alone
-	met      bool  // what is asked is known; set by ask alone
+	met      bool  // what is asked is known; ask sets it, and nobody else uses it meanwhile
 	answered bool  // it is there, and is known
 	asked    int   // instances.accepts when it was asked
 	since    int64 // when it was asked, on the clock of now
@@ -707,7 +708,7 @@ const guestGrace = 10 * time.Millisecond
 
 // newInstances makes no instances yet: listen does.
 func newInstances(p *pipeSpec, backlog, limit int) (s *instances, err error) {
-	s = &instances{spec: p, limit: limit, backlog: min(backlog, instancesMax)}
+	s = &instances{spec: p, limit: limit, backlog: min(backlog, instancesMax), ends: &closers{}}
 	if s.backlog == 0 {
 		s.backlog = 4
 	}
@@ -959,7 +960,13 @@ func (s *instances) take(turn int) (f *fd, asking bool, err error) {
 		}
 	}
 	for _, g := range s.guests {
-		if g.answered && g.asked >= turn {
+		switch {
+		case !g.answered || g.asked < turn:
+		case s.asksWho && !g.asksWho: // SetAccess came after it was asked
+			g.asksWho, g.met = true, false
+			s.begin(g)
+			go s.ask(g)
+		default:
 			s.leave(g)
 			return g.fd, false, nil
 		}
@@ -1003,13 +1010,14 @@ func (s *instances) invite(in *instance) error {
 	}
 	s.remove(in)
 	f := newFD(in.sys, s.spec.kind, s.spec.ends, true)
+	f.by = s.ends
 	f.remote = s.spec.remote
 	f.pipe = s.spec.pipe
 	if s.limit > 0 {
 		s.out++
 		f.quota = s
-		f.armCleanup()
 	}
+	f.armCleanup()
 	g := &guest{fd: f, asksWho: s.asksWho}
 	s.guests = append(s.guests, g)
 	s.begin(g)
@@ -1066,7 +1074,8 @@ func (s *instances) replace(in *instance, why error) error {
 		return why
 	}
 	s.remove(in)
-	return os.NewSyscallError("CloseHandle", syscall.CloseHandle(in.sys))
+	s.ends.add(func() { syscall.CloseHandle(in.sys) }) // it may have a client
+	return nil
 }
 
 // giveBack arms an instance for the connection that is about to be closed, while its
@@ -1250,7 +1259,7 @@ func (s *instances) close() error {
 			err = e
 		}
 	}
-	ordinaryEnds.do(len(ends), closeGrace, func(i int) { syscall.CloseHandle(ends[i]) })
+	s.ends.do(len(ends), closeGrace, func(i int) { syscall.CloseHandle(ends[i]) })
 	s.mu.Lock() // giveBack may signal the event
 	defer s.mu.Unlock()
 	if e := syscall.CloseHandle(s.event); err == nil {
@@ -2454,18 +2463,19 @@ type fd struct {
 	refs // calls that use sys; the last one after Close closes it
 
 	sys      syscall.Handle
-	kind     connKind             // what it reads
-	sends    connKind             // what its writes are in the pipe; a client that reads bytes may yet send messages
-	ends     direction            // what the pipe lets this end do
-	server   bool                 // this is the server's end
-	remote   bool                 // the other end is, or may be, on another machine
-	pipe     string               // the name of the pipe in lower case; the kernel may forget it when the peer is gone
-	dynamic  bool                 // of a Pair: the client is known by what it sent last; see pairOf
-	handedOn bool                 // another process opened or made this end
-	adopted  bool                 // its file may be shared with others, so it does not join: see newSharedFile
-	peerBorn int64                // when the process at the other end was created; 0: not known
-	met      atomic.Pointer[Peer] // the answer to the next question who the peer is; nil: the system is asked
-	quota    *instances           // where Close gives a place back; nil: there is no limit
+	kind     connKind                // what it reads
+	sends    connKind                // what its writes are in the pipe; a client that reads bytes may yet send messages
+	ends     direction               // what the pipe lets this end do
+	server   bool                    // this is the server's end
+	remote   bool                    // the other end is, or may be, on another machine
+	pipe     string                  // the name of the pipe in lower case; the kernel may forget it when the peer is gone
+	dynamic  bool                    // of a Pair: the client is known by what it sent last; see pairOf
+	handedOn bool                    // another process opened or made this end
+	adopted  bool                    // its file may be shared with others, so it does not join: see newSharedFile
+	peerBorn int64                   // when the process at the other end was created; 0: not known
+	met      atomic.Pointer[meeting] // the answer to the next question who the peer is; nil: the system is asked
+	quota    *instances              // where Close gives a place back; nil: there is no limit
+	by       *closers                // closes it, if no files are looked for in it
 	r        readSide
 	w        writeSide
 
@@ -2543,7 +2553,7 @@ type op struct {
 // bytes); openClient and adoptSys correct that. If the fd is dropped without Close, the
 // garbage collector closes it, as it does for os and net.
 func newFD(h syscall.Handle, kind connKind, ends direction, server bool) *fd {
-	f := &fd{sys: h, kind: kind, sends: kind, ends: ends, server: server}
+	f := &fd{sys: h, kind: kind, sends: kind, ends: ends, server: server, by: &ordinaryEnds}
 	f.r.turn, f.w.turn = newSemaphore(1), newSemaphore(1)
 	f.r.settled.L = &f.r.taking
 	f.armCleanup()
@@ -2552,6 +2562,7 @@ func newFD(h syscall.Handle, kind connKind, ends direction, server bool) *fd {
 
 // A dropped is what is left of an fd that nobody has any more.
 type dropped struct {
+	by    *closers
 	sys   syscall.Handle
 	file  *os.File
 	quota *instances
@@ -2562,13 +2573,13 @@ type dropped struct {
 func (f *fd) armCleanup() {
 	f.cleanup.Stop()
 	f.cleanup = runtime.AddCleanup(f, func(d dropped) {
-		ordinaryEnds.add(func() {
+		d.by.add(func() {
 			closeEnd(d.sys, d.file)
 			if d.quota != nil {
 				d.quota.forget()
 			}
 		})
-	}, dropped{f.sys, f.file, f.quota})
+	}, dropped{f.by, f.sys, f.file, f.quota})
 }
 
 // closeEnd closes a handle, which the file owns if there is one.
@@ -2984,21 +2995,20 @@ func (f *fd) dispose() {
 	}
 	f.cleanup.Stop()
 	if f.r.next.Load() == dataFollows {
-		ordinaryEnds.add(func() { f.closeHandle(nil) })
+		f.by.add(func() { f.closeHandle(nil) })
 	} else {
 		pipeEnds.add(func() { f.closeHandle(f.drain()) })
 	}
 }
 
-// ordinaryEnds closes the pipes in which no files are looked for, and the instances of
-// listeners. The doorbells of shared memory and the pipes that are looked through do not delay
-// them.
+// ordinaryEnds closes the pipes in which no files are looked for, but for those of listeners. The
+// doorbells of shared memory and the pipes that are looked through do not delay them.
 var ordinaryEnds closers
 
 // closeHandle closes the handle of the pipe, and those that drain has taken.
 func (f *fd) closeHandle(taken []syscall.Handle) {
 	f.goneErr = closeEnd(f.sys, f.file) // nobody else is left to change the file
-	discard(taken...)
+	discardWithin(0, taken...)
 	close(f.gone)
 }
 
@@ -3013,9 +3023,7 @@ func discard(handles ...syscall.Handle) { discardWithin(closeGrace, handles...) 
 
 // discardWithin is discard for a caller that waits no longer than the grace.
 func discardWithin(grace time.Duration, handles ...syscall.Handle) {
-	if len(handles) > 0 {
-		disposal.do(len(handles), grace, func(i int) { syscall.CloseHandle(handles[i]) })
-	}
+	disposeElsewhere(len(handles), grace, func(i int) { syscall.CloseHandle(handles[i]) })
 }
 
 // ---------------------------------------------------------------------------
@@ -4633,7 +4641,7 @@ func takeFrom(holder syscall.Handle, files []uint32) (handles []syscall.Handle, 
 		}
 		handles = append(handles, h)
 	}
-	disposal.do(1, closeGrace, func(int) {
+	disposeElsewhere(1, closeGrace, func(int) {
 		for _, file := range files {
 			closeIn(keep, syscall.Handle(file))
 		}
@@ -5082,7 +5090,7 @@ func (f *fd) control(name string, call func(syscall.Handle) error) error {
 // sends and that has sent nothing yet, is known by its process; see openPeer and checkPeer.
 func (f *fd) peer() (p Peer, err error) {
 	if met := f.met.Swap(nil); met != nil && !f.closing() {
-		return *met, nil
+		return met.peer, met.err
 	}
 	switch pid, err := f.makerOfPeer(); {
 	case err == nil:
@@ -5267,13 +5275,18 @@ func (f *fd) sessionOfPeer() (session uint32, err error) {
 	return session, err
 }
 
-// meet asks who the peer of a new connection is, so that the first peer does not have to.
+// A meeting is an answer of peer.
+type meeting struct {
+	peer Peer
+	err  error
+}
+
+// meet asks who the peer of a new connection is, so that the first peer does not have to: that is
+// asked by Accept or Dial, which the peer must not hold up. A later one may know more.
 func (f *fd) meet() {
 	f.notePeer()
 	p, err := f.peer()
-	if err == nil && p.user != "" { // otherwise it may be known once it has sent something
-		f.met.Store(&p)
-	}
+	f.met.Store(&meeting{p, err})
 }
 
 // notePeer notes when the process at the other end was created, while the
