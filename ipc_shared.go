@@ -236,15 +236,25 @@ func (m *Memory) File() (*os.File, error) {
 // process by other means too. For memory from FileMemory on FreeBSD and macOS the error
 // matches [errors.ErrUnsupported] unless the memory is read-only here.
 func (m *Memory) ReadOnlyFile() (*os.File, error) {
-	return m.duplicate(func() (*os.File, error) {
-		switch {
-		case m.files.readOnly != nil:
+	writable := false
+	f, err := m.duplicate(func() (*os.File, error) {
+		if m.files.readOnly != nil {
 			return duplicateMemory(m.files.readOnly)
-		case !m.writable:
-			return duplicateMemory(m.files.object)
 		}
-		return openReadOnly(m.files.object)
+		writable = m.writable
+		return duplicateMemory(m.files.object)
 	})
+	if err != nil || !writable {
+		return f, err
+	}
+	defer f.Close()
+	// Without the lock: a process that writes to the memory from a page that it keeps from being
+	// filled has the lock of the file meanwhile, which the change of a mode needs.
+	ro, err := openReadOnly(f)
+	if err != nil {
+		return nil, memoryError("file", err)
+	}
+	return ro, nil
 }
 
 func (m *Memory) duplicate(dup func() (*os.File, error)) (*os.File, error) {

@@ -785,6 +785,48 @@ func childFaultsInASocket(p *kit.Parent, args []string) error {
 	return nil
 }
 
+// Who may write to memory can keep the lock of its file. Nothing but ReadOnlyFile waits for that.
+func TestMemoryHeldInAPageFaultCloses(t *testing.T) {
+	if kit.UnderEmulation() {
+		t.Skip("an emulator may stop all threads while one is in such a call")
+	}
+	kit.Together(t)
+	kit.Story(t)
+	kit.NeedsMemory(t)
+	fs := mountSlow(t, "read")
+	defer fs.open()
+	m, err := ipc.NewMemory(1 << 12)
+	kit.Must(t, err)
+	f, err := m.File()
+	kit.Must(t, err)
+	defer f.Close()
+	peer := kit.StartChildWith(t, exec.Cmd{ExtraFiles: []*os.File{f}}, "faults in a pipe", "writes", "", fs.file)
+	peer.MustSay("ready")
+	peer.Say("go")
+	fs.await("read")
+	opening := kit.Begin(func() error {
+		ro, err := m.ReadOnlyFile()
+		if err == nil {
+			err = ro.Close()
+		}
+		return err
+	})
+	kit.Eventually(t, "ReadOnlyFile is under way", func() bool {
+		all := make([]byte, 1<<20)
+		return strings.Contains(string(all[:runtime.Stack(all, true)]), "ipc.openReadOnly")
+	})
+	if len(m.Bytes()) != 1<<12 {
+		t.Error("the memory is not there")
+	}
+	kit.Must(t, m.Close())
+	if _, err := os.Stat(fs.gate); err == nil {
+		t.Error("a call has waited for the gate")
+	}
+	fs.open()
+	kit.Must(t, <-opening)
+	peer.End()
+}
+
 // Who may read a folder can keep the lock that changes of it need. Accept ends at once then, Close soon,
 // and a Dial with a limit at that.
 func TestListenerInAFolderHeldInAPageFaultCloses(t *testing.T) {
