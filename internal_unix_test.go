@@ -259,6 +259,36 @@ func holdClosers(c *closers, full bool) (release func()) {
 	return func() { c.waiting.Add(-more); close(asleep) }
 }
 
+// Closes that sleep hold too much of a small table of descriptors, too.
+func TestClosersHoldTooManyOfFewDescriptors(t *testing.T) {
+	var before syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	few := before
+	few.Cur = 4 * closersMax
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &few); err != nil {
+		t.Skip(err)
+	}
+	defer syscall.Setrlimit(syscall.RLIMIT_NOFILE, &before)
+	var c closers
+	asleep, begun := make(chan struct{}), make(chan struct{})
+	for range closersMax {
+		c.add(func() { begun <- struct{}{}; <-asleep })
+	}
+	for range closersMax {
+		<-begun
+	}
+	if c.holdTooMany() {
+		t.Error("too many, though none waits")
+	}
+	c.add(func() {})
+	if !c.holdTooMany() {
+		t.Error("one waits, and there is no limit")
+	}
+	close(asleep)
+}
+
 // Some kernels deliver files that were sent without a byte before the message that they
 // belong to.
 func TestRecvFilesGetsWhatCameBeforeTheFrame(t *testing.T) {

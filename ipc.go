@@ -4091,10 +4091,12 @@ func disposeElsewhere(n int, grace time.Duration, call func(i int)) {
 	disposal.do(n, grace, call)
 }
 
-// holdTooMany reports whether the calls that wait keep a quarter of the descriptors that this process
-// may have, each of them one. Peers that come again and again would take all of them.
+// holdTooMany reports whether the calls that sleep, and those that wait for them, keep a quarter of the
+// descriptors that this process may have, each of them one. Peers that come again and again would take
+// all of them. While none waits, there are no more than closersMax.
 func (c *closers) holdTooMany() bool {
-	return c.full() && int64(c.waiting.Load()) >= descriptorLimit()/4
+	waiting := int64(c.waiting.Load())
+	return waiting > 0 && c.allSleep() && waiting+closersMax >= descriptorLimit()/4
 }
 
 // allSleep reports whether a call that is added now waits for others.
