@@ -627,7 +627,10 @@ func TestAcceptOfASharedListenerThatBlocksReturns(t *testing.T) {
 	}
 	defer l.Close()
 	sys := l.listener.fd.sys
-	restore := limitAccept(sys)
+	restore, err := limitAccept(sys)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := syscall.SetNonblock(sys, false); err != nil {
 		t.Fatal(err)
 	}
@@ -835,13 +838,16 @@ func TestListenLeavesTheModeOfAnotherFile(t *testing.T) {
 		t.Skip("needs root, to give a folder away")
 	}
 	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	path := dir + "/fifo"
 	if err := Mkfifo(path, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, owner := range []int{0, 1} {
 		if err := os.Chown(dir, owner, -1); err != nil {
-			t.Fatal(err)
+			t.Skip(err)
 		}
 		d, err := openFolder(dir)
 		if err != nil {
@@ -852,8 +858,10 @@ func TestListenLeavesTheModeOfAnotherFile(t *testing.T) {
 		if owner != 0 && err != errReplaced || owner == 0 && err != nil {
 			t.Errorf("the folder is that of %d: %v", owner, err)
 		}
-		if fi, err := os.Lstat(path); err != nil || fi.Mode().Perm() != 0o640 {
-			t.Errorf("%v, %v", fi.Mode(), err)
+		if fi, err := os.Lstat(path); err != nil {
+			t.Error(err)
+		} else if fi.Mode().Perm() != 0o640 {
+			t.Error(fi.Mode())
 		}
 	}
 	if err := Mkfifo(dir+"/another", 0o666); err != nil {

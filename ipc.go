@@ -1197,7 +1197,9 @@ func (l *server) Addr() net.Addr { return l.addr }
 // Close stops listening. Every Accept that waits returns an error that matches
 // [net.ErrClosed]. Clients that were not accepted are disconnected; accepted connections
 // stay open. A socket file is removed unless [ListenConfig.KeepName] is set or it is not
-// this listener's any more. The error of the second Close matches net.ErrClosed.
+// this listener's any more. If another process keeps its folder busy for 4 seconds, it is removed
+// later; then the error matches [os.ErrDeadlineExceeded]. The error of the second Close matches
+// net.ErrClosed.
 func (l *Listener) Close() error { return serverOf(l).close() }
 
 func (l *server) close() error { return l.failed("close", l.end().close()) }
@@ -1230,7 +1232,12 @@ func (l *server) rawConn() (syscall.RawConn, error) {
 type Dialer struct {
 	// Timeout is the longest that Dial may take; 0 is no limit. A Dial waits
 	// while the server is there but has no room for one more client. What Check takes
-	// is its own.
+	// is its own. If another process holds the call that connects in the kernel, Dial takes
+	// up to a tenth of a second longer, and on Windows up to a second.
+	//
+	// On Unix a Dial to a path that has a limit of any kind, or a context that can end, connects in
+	// another thread. So what belongs to the thread of the caller alone (runtime.LockOSThread with
+	// setfsuid(2), or unshare(2) of CLONE_FS) has no effect on it.
 	Timeout time.Duration
 
 	// Deadline is the moment at which Dial gives up; the zero time means no deadline.
@@ -1422,6 +1429,7 @@ type retryTimer struct {
 	deadline time.Time // the zero time is none
 	timer    *time.Timer
 	length   time.Duration // of the last pause
+	last     error         // of the last attempt
 }
 
 // The shortest and the longest pause: what is about to happen should be seen
@@ -1434,6 +1442,7 @@ const (
 // ended returns the error that ends the attempts, or nil. last is the error of the last
 // attempt.
 func (p *retryTimer) ended(last error) error {
+	p.last = last
 	if err := contextError(p.ctx, last); err != nil {
 		return err
 	}
@@ -1490,9 +1499,9 @@ func (p *retryTimer) await(done <-chan struct{}) error {
 	case <-done:
 		return nil
 	case <-p.ctx.Done():
-		return contextError(p.ctx, nil)
+		return contextError(p.ctx, p.last)
 	case <-expiry:
-		return &timeoutError{}
+		return &timeoutError{p.last}
 	}
 }
 

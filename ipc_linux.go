@@ -644,12 +644,25 @@ func (kernel) renameAt(d *folder, from, to string) error {
 // beginClosed: unix_bind_bsd of net/unix/af_unix.c makes the file with the mode
 // of the socket, less the umask.
 func (kernel) beginClosed(sys int) {
-	ignoringEINTR(func() error { return syscall.Fchmod(sys, newMark|0o600) }) // a sandbox may forbid it
+	ignoringEINTR(func() error { return syscall.Fchmod(sys, newSocketMode) }) // a sandbox may forbid it
 }
 
-// newMark is the mode bit by which setMode knows a file that was just made: no socket or FIFO has it
-// for any other reason, and it means nothing there.
-const newMark = syscall.S_ISUID
+// The modes that a socket and a FIFO are made with, less what the umask takes. Other sockets of this
+// package that have the sticky bit can be read, too, and no other FIFO has it: so setMode knows that a
+// file was just made. (Sandboxes forbid the bits that look better: RestrictSUIDSGID of systemd.exec(5).)
+const (
+	newSocketMode = syscall.S_ISVTX | 0o200
+	newFIFOMode   = syscall.S_ISVTX | 0o600
+)
+
+// isNew reports whether the file has the mode that it was made with.
+func isNew(st *syscall.Stat_t) bool {
+	made := uint32(newFIFOMode)
+	if st.Mode&syscall.S_IFMT == syscall.S_IFSOCK {
+		made = newSocketMode
+	}
+	return st.Mode&syscall.S_ISVTX != 0 && st.Mode&0o7777&^made == 0
+}
 
 // bindAt binds by /proc/self/fd/N/name, which leads to the opened folder.
 func (kernel) bindAt(sys int, d *folder, name string) error {
@@ -797,8 +810,8 @@ func boundInode(answer []byte) (inode uint32, ok bool) {
 }
 
 // setMode keeps the file open, so that it does not change another one that is put in its
-// place meanwhile. One that was put there before lacks the mark. Where nobody else can do that, the
-// file system may have dropped the mark.
+// place meanwhile. One that was put there before is not new. Where nobody else can do that, the
+// file system may have dropped the bit that tells.
 func (kernel) setMode(d *folder, name string, typ, mode uint32, uid, gid int) (fileID, error) {
 	file, err := d.open(name, oPath|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0)
 	if err != nil {
@@ -810,7 +823,7 @@ func (kernel) setMode(d *folder, name string, typ, mode uint32, uid, gid int) (f
 		return fileID{}, err
 	}
 	made := entryOf(&st)
-	if made.typ != typ || !made.madeHere() || st.Mode&newMark == 0 && !d.protectsFile(&st) {
+	if made.typ != typ || !made.madeHere() || !isNew(&st) && !d.protectsFile(&st) {
 		return fileID{}, errReplaced
 	}
 	if uid >= 0 || gid >= 0 {
@@ -819,8 +832,12 @@ func (kernel) setMode(d *folder, name string, typ, mode uint32, uid, gid int) (f
 		}
 	}
 	path := procName(file, made.id)
-	if mode&0o070 != 0 { // or no entry of the list has any effect: acl(5)
-		if err := dropACL(d, name, path, made.id); err != nil {
+	if mode&0o070 != 0 {
+		named := path
+		if named == "" { // without proc(5) there is no way but by the name
+			named = joinPath(d.path, name)
+		}
+		if err := listError(ignoringEINTR(func() error { return syscall.Removexattr(named, accessList) })); err != nil {
 			return made.id, err
 		}
 	}
@@ -835,22 +852,21 @@ func (kernel) setMode(d *folder, name string, typ, mode uint32, uid, gid int) (f
 	})
 }
 
-// dropACL removes the access control list that the file may have from the default list of its folder.
-// chmod(2) would take the group's permissions for what the list may grant to others.
-func dropACL(d *folder, name, path string, id fileID) error {
-	const list = "system.posix_acl_access"
-	err := ignoringEINTR(func() error {
-		if path != "" {
-			return syscall.Removexattr(path, list)
-		}
-		at, err := d.lstat(name)
-		if err != nil || at.id != id {
-			return errReplaced
-		}
-		return syscall.Removexattr(joinPath(d.path, name), list)
-	})
-	switch err {
-	case syscall.ENODATA, syscall.EOPNOTSUPP, syscall.ENOSYS: // there is none
+// accessList is the attribute that has the access control list of a file. chmod(2) takes the group's
+// permissions for what that may grant to others: acl(5).
+const accessList = "system.posix_acl_access"
+
+func (kernel) dropList(sys int) error {
+	list := []byte(accessList + "\x00")
+	return listError(ignoringEINTR(func() error {
+		_, _, errno := syscall.Syscall(syscall.SYS_FREMOVEXATTR, uintptr(sys), uintptr(unsafe.Pointer(&list[0])), 0)
+		return errnoOrNil(errno)
+	}))
+}
+
+// listError is the error of a call that was to remove the list.
+func listError(err error) error {
+	if err == syscall.ENODATA || forbidden(err) { // there is none, or the file system or a sandbox lets nobody have one
 		return nil
 	}
 	return os.NewSyscallError("removexattr", err)
@@ -880,7 +896,14 @@ func (kernel) tooLong(sys, n int) bool { return n > pieceMax }
 // one piece for the rest, which kmalloc(9) has to provide together with its header.
 var pieceMax = 1024 * syscall.Getpagesize()
 
-func (kernel) mkfifo(path string, mode uint32) error { return syscall.Mkfifo(path, newMark|mode) }
+// mkfifo makes it for this user alone; setMode adds the rest.
+func (kernel) mkfifo(path string, mode uint32) error {
+	err := syscall.Mkfifo(path, newFIFOMode)
+	if forbidden(err) {
+		err = syscall.Mkfifo(path, mode&0o700)
+	}
+	return err
+}
 
 // closesOnExec asks by F_GETFD, which takes no argument and cannot block.
 func (kernel) closesOnExec(sys int) bool {
@@ -991,27 +1014,41 @@ func (kernel) acceptShared(sys int) (int, error) {
 	if !readable(sys) {
 		return -1, syscall.EAGAIN
 	}
-	defer limitAccept(sys)()
+	restore, err := limitAccept(sys)
+	if err != nil {
+		return -1, err
+	}
+	defer restore()
 	return accept4(sys)
 }
 
 // limitAccept limits the wait of accept4: unix_accept of net/unix/af_unix.c heeds SO_RCVTIMEO, and
 // returns EAGAIN then. The option belongs to all holders, who may wait for longer, so restore puts it
 // back. If it is the limit already, another holder is in here, or has ended in here: then it was 0.
-func limitAccept(sys int) (restore func()) {
+func limitAccept(sys int) (restore func(), err error) {
 	var before syscall.Timeval
 	n := int(unsafe.Sizeof(before))
 	if getsockopt(sys, syscall.SO_RCVTIMEO, unsafe.Slice((*byte)(unsafe.Pointer(&before)), n), &n) != nil {
-		return func() {} // a sandbox may forbid it
+		return func() {}, nil // a sandbox may forbid it
 	}
 	limit := syscall.NsecToTimeval(int64(closeGrace))
-	if before == limit {
+	rounded := syscall.NsecToTimeval(int64(closeGrace + 20*time.Millisecond)) // the kernel rounds up to a tick
+	if limit.Nano() <= before.Nano() && before.Nano() < rounded.Nano() {
 		before = syscall.Timeval{}
 	}
-	set := func(t *syscall.Timeval) { syscall.SetsockoptTimeval(sys, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, t) }
-	set(&limit)
-	return func() { set(&before) }
+	set := func(t syscall.Timeval) error {
+		return setOption(sys, isBefore6_18(), func(sys int) error {
+			return syscall.SetsockoptTimeval(sys, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &t)
+		})
+	}
+	if set(limit) == errHeld {
+		return func() {}, errHeld
+	}
+	return func() { set(before) }, nil
 }
+
+// isBefore6_18: since then at the latest this option takes no lock (sk_setsockopt of net/core/sock.c).
+var isBefore6_18 = sync.OnceValue(func() bool { return kernelIsOlder(6, 18) })
 
 func (kernel) dup(sys int) (int, error) {
 	d, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(sys), syscall.F_DUPFD_CLOEXEC, 0)
@@ -1107,10 +1144,13 @@ func (k kernel) isPlain(sys, n int) bool {
 // of net/unix, until the commit "af_unix: Run GC on only one CPU"). Any user can leave such behind.
 func (kernel) closeCollects() bool { return isBefore6_9() }
 
-var isBefore6_9 = sync.OnceValue(func() bool {
+var isBefore6_9 = sync.OnceValue(func() bool { return kernelIsOlder(6, 9) })
+
+// kernelIsOlder reports whether this kernel is, or may be, older.
+func kernelIsOlder(major, minor int) bool {
 	var u syscall.Utsname
-	return syscall.Uname(&u) != nil || olderThan(textOf(u.Release[:]), 6, 9)
-})
+	return syscall.Uname(&u) != nil || olderThan(textOf(u.Release[:]), major, minor)
+}
 
 // olderThan compares the release of a kernel, such as "6.8.0-31-generic".
 func olderThan(release string, major, minor int) bool {

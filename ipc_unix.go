@@ -154,7 +154,13 @@ func (l *MsgListener) BlockingFile() (*os.File, error) { return serverOf(l).bloc
 func (l *SharedListener) BlockingFile() (*os.File, error) { return serverOf(l).blockingFile() }
 
 func (l *server) blockingFile() (*os.File, error) {
-	f, err := l.end().blockingFile(l.addr.String(), func() error { return l.listener.giveUp(true) })
+	f, err := l.end().blockingFile(l.addr.String(), func() error {
+		err := l.listener.giveUp(true)
+		if err == errFolderHeld { // only the lock is removed later
+			err = nil
+		}
+		return err
+	})
 	return f, l.failed("file", err)
 }
 
@@ -577,23 +583,33 @@ func (l *listener) giveUp(leaveFile bool) error {
 	if !l.givenUp.CompareAndSwap(false, true) {
 		return net.ErrClosed
 	}
+	if l.file == nil {
+		return l.fd.close()
+	}
 	if err := l.fd.incref(); err != nil {
 		return err
 	}
-	if l.file == nil { // a child that another goroutine starts may have the socket for a moment, and it still listens
-		if !l.fd.mayBeOthersToo() {
-			syscall.Shutdown(l.fd.sys, syscall.SHUT_RDWR) // not every system does it to a listener
-		}
-		l.fd.decref()
-		return l.fd.close()
-	}
 	l.fd.closeLater()
-	err := patiently(guardPatience+closeGrace, nil, errFolderHeld, func() error { return l.file.release(leaveFile) })
-	l.fd.decref()
+	err := patiently(2*guardPatience, errFolderHeld, func() error {
+		defer l.fd.decref() // the file keeps its identity until then: see fileID
+		return l.file.release(leaveFile)
+	})
+	if err == errFolderHeld {
+		l.fd.endListening()
+		return err
+	}
 	if e := l.fd.awaitGone(closeGrace); err == nil {
 		err = e
 	}
 	return err
+}
+
+// endListening has the socket refuse clients: a child that another goroutine starts may have it for a
+// moment longer. Not every system does that to a listener.
+func (f *fd) endListening() {
+	if !f.mayBeOthersToo() {
+		syscall.Shutdown(f.sys, syscall.SHUT_RDWR)
+	}
 }
 
 // errFolderHeld is the error of a Close that does not wait until the file is removed.
@@ -1148,6 +1164,11 @@ func (d *folder) setLockMode(lock lockFile, rights lockRights) error {
 	if mode&0o060 != 0 && gid != uint32(st.Gid) {
 		if err := ignoringEINTR(func() error { return syscall.Fchown(lock.sys, -1, int(gid)) }); err != nil {
 			return os.NewSyscallError("fchown", err)
+		}
+	}
+	if mode&0o070 != 0 {
+		if err := kern.dropList(lock.sys); err != nil {
+			return err
 		}
 	}
 	return exactMode(mode|cleanerBit, func(mode uint32) error { return syscall.Fchmod(lock.sys, mode) })
@@ -2112,8 +2133,8 @@ func mkfifoExact(addr Addr, perm fs.FileMode) error {
 	if perm&^fs.ModePerm != 0 {
 		return modeError("perm", perm)
 	}
-	// The umask can only take bits away, so the FIFO is never open to more
-	// users than it should be.
+	// The FIFO is never open to more users than it should be: on Linux it begins as this user's
+	// alone, and elsewhere the umask can only take bits away.
 	dir, base := splitPath(path)
 	folder, err := openFolder(dir)
 	if err != nil {
@@ -2548,7 +2569,7 @@ func ownListener(sys int, kind connKind) (*listener, error) {
 // pipe's writing end are gone. So the owners share a pipe that nobody writes to. Each
 // owner has both its ends. To leave, it closes the writing end. If no process has that any
 // more, it was the last. Two owners that leave at once may both find that. They remove under
-// the guard and while the lock is held, and the second finds nothing.
+// the guard, and the second finds nothing.
 //
 // A process that ends without Close is no owner any more, as its descriptors are closed.
 // A process that was given the listener and never takes it is an owner.
@@ -2673,7 +2694,7 @@ func (f *socketFile) isLastOwner() (bool, error) {
 		}
 		time.Sleep(childPause)
 	}
-	return kern.hasNoWriter(f.owners.r.sys), nil
+	return false, nil
 }
 
 // A child runs its program after some hundred microseconds. A Close that is not the last takes as long as
@@ -3776,6 +3797,9 @@ func (f *fd) dispose() {
 			close(f.gone)
 		}
 	}
+	if f.listen {
+		f.endListening()
+	}
 	switch cannotSleep := f.closesAtOnce(); {
 	case cannotSleep && !kern.closeCollects():
 		end()
@@ -4071,41 +4095,28 @@ func setOption(sys int, others bool, set func(sys int) error) error {
 	if !others {
 		return set(sys)
 	}
+	turn := retryTimer{ctx: context.Background(), deadline: time.Now().Add(closeGrace)}
+	if turn.await(optionTurns) != nil {
+		return errHeld
+	}
 	own, err := kern.dup(sys)
 	if err != nil {
+		optionTurns <- struct{}{}
 		return err
 	}
-	err = patiently(closeGrace, optionTurns, errHeld, func() error {
-		defer closeHurried(own)
+	return patiently(closeGrace, errHeld, func() error {
+		defer func() { closeHurried(own); optionTurns <- struct{}{} }()
 		return ignoringEINTR(func() error { return set(own) })
 	})
-	if err == errNoTurn {
-		discard(own)
-		err = errHeld
-	}
-	return err
 }
 
 // patiently makes a call that another process may hold on another goroutine, for which it waits no longer
-// than the grace: then the error is held, and the call goes on. turns, unless it is nil, bounds how many
-// such calls are under way; each may hold a thread. errNoTurn means that the call was not made.
-func patiently(grace time.Duration, turns semaphore, held error, call func() error) error {
+// than the grace: then the error is held, and the call goes on.
+func patiently(grace time.Duration, held error, call func() error) error {
 	over := time.NewTimer(grace)
 	defer over.Stop()
-	if turns != nil {
-		select {
-		case <-turns:
-		case <-over.C:
-			return errNoTurn
-		}
-	}
 	done := make(chan error, 1)
-	go func() {
-		done <- call()
-		if turns != nil {
-			turns <- struct{}{}
-		}
-	}()
+	go func() { done <- call() }()
 	select {
 	case err := <-done:
 		return err
@@ -4114,9 +4125,7 @@ func patiently(grace time.Duration, turns semaphore, held error, call func() err
 	}
 }
 
-var errNoTurn = errors.New("too many such calls are under way")
-
-// optionTurns bounds how many calls of setOption are under way.
+// optionTurns bounds how many calls of setOption are under way. Each may hold a thread.
 var optionTurns = newSemaphore(closersMax)
 
 // errHeld is the error of setOption if the call does not return.
@@ -5458,6 +5467,10 @@ func (baseKernel) refuseRights(int) error { return syscall.ENOPROTOOPT }
 // process has, and nothing can come any more. It is false where that is not known. An empty
 // message is not seen if it is unmarked.
 func (baseKernel) drained(sys int, messages, marked bool) bool { return false }
+
+// dropList removes the access control list that a file may have from its folder, and whose effect a mode
+// with permissions for the group would have.
+func (baseKernel) dropList(int) error { return nil }
 
 // inlineUrgent makes a stream deliver urgent data (MSG_OOB) like any other data, where
 // local sockets have urgent data.

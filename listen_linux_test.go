@@ -1128,7 +1128,8 @@ func TestListenDropsTheListOfTheFolder(t *testing.T) {
 	kit.Together(t)
 	kit.Story(t)
 	dir := t.TempDir()
-	list := []byte{2, 0, 0, 0} // acl(5), as linux/posix_acl_xattr.h has it: tag, permissions, user
+	kit.Must(t, os.Chmod(dir, 0o770)) // so that the group may use the lock, too
+	list := []byte{2, 0, 0, 0}        // acl(5), as linux/posix_acl_xattr.h has it: tag, permissions, user
 	for _, e := range []struct {
 		tag, perm uint16
 		user      uint32
@@ -1144,11 +1145,11 @@ func TestListenDropsTheListOfTheFolder(t *testing.T) {
 	kit.Must(t, err)
 	defer l.Close()
 	kit.Must(t, ipc.Mkfifo(filepath.Join(dir, "fifo"), 0o660))
-	for _, name := range []string{"socket", "fifo"} {
+	for _, name := range []string{"socket", "fifo", "socket.lock"} {
 		path := filepath.Join(dir, name)
 		fi, err := os.Lstat(path)
 		kit.Must(t, err)
-		if mode := fi.Mode() &^ fs.ModeType; mode != 0o660 {
+		if mode := fi.Mode() &^ fs.ModeType; mode != 0o660 && filepath.Ext(name) != ".lock" {
 			t.Errorf("the mode of the %s is %v", name, mode)
 		}
 		if n, err := syscall.Getxattr(path, "system.posix_acl_access", nil); err != syscall.ENODATA {
