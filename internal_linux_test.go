@@ -621,39 +621,44 @@ func TestRefuseFilesReadsByRecvmsgIfItMust(t *testing.T) {
 // Another holder of a listener can make it blocking and take the client just before accept4(2), which
 // waits no longer than the grace then. The limit is gone after the call: others may wait for longer.
 func TestAcceptOfASharedListenerThatBlocksReturns(t *testing.T) {
-	l, err := Listen(Addr{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	sys := l.listener.fd.sys
-	restore, err := limitAccept(sys)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.SetNonblock(sys, false); err != nil {
-		t.Fatal(err)
-	}
-	if n, err := accept4(sys); err != syscall.EAGAIN {
-		t.Errorf("accept4 returns %d, %v", n, err)
-	}
-	limitAccept(sys) // another holder, which does not come to restore its limit
-	restore()
-	limitAccept(sys)
-	c, err := Dial(l.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	done, err := acceptClient(&op{mode: acceptShared}, sys)
-	if err != nil {
-		t.Fatal(err)
-	}
-	syscall.Close(done.n)
-	limit := make([]byte, unsafe.Sizeof(syscall.Timeval{}))
-	n := len(limit)
-	if err := getsockopt(sys, syscall.SO_RCVTIMEO, limit, &n); err != nil || strings.Trim(string(limit), "\x00") != "" {
-		t.Errorf("the limit afterwards is %v, %v", limit, err)
+	was := isBefore6_18
+	defer func() { isBefore6_18 = was }()
+	for _, old := range []bool{false, true} {
+		isBefore6_18 = func() bool { return old }
+		l, err := Listen(Addr{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		sys := l.listener.fd.sys
+		restore, err := limitAccept(sys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.SetNonblock(sys, false); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := accept4(sys); err != syscall.EAGAIN {
+			t.Errorf("accept4 returns %d, %v", n, err)
+		}
+		limitAccept(sys) // another holder, which does not come to restore its limit
+		restore()
+		limitAccept(sys)
+		c, err := Dial(l.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		done, err := acceptClient(&op{mode: acceptShared}, sys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		syscall.Close(done.n)
+		limit := make([]byte, unsafe.Sizeof(syscall.Timeval{}))
+		n := len(limit)
+		if err := getsockopt(sys, syscall.SO_RCVTIMEO, limit, &n); err != nil || strings.Trim(string(limit), "\x00") != "" {
+			t.Errorf("the limit afterwards is %v, %v", limit, err)
+		}
 	}
 }
 
