@@ -116,6 +116,17 @@ func mountSlow(t *testing.T, operations string, env ...string) *slowFS {
 	return s
 }
 
+// slowPages begins a story in which a peer has the kernel use pages that are slow to come.
+func slowPages(t *testing.T) *slowFS {
+	t.Helper()
+	if kit.UnderEmulation() {
+		t.Skip("an emulator may stop all threads while one is in such a call")
+	}
+	kit.Together(t)
+	kit.Story(t)
+	return mountSlow(t, "read")
+}
+
 func (s *slowFS) open() {
 	if s.opens != nil {
 		s.opens.Stop()
@@ -778,6 +789,7 @@ func TestSocketHeldInAPageFaultStopsNobody(t *testing.T) {
 func childFaultsInASocket(p *kit.Parent, args []string) error {
 	filter := unsafe.Slice((*syscall.SockFilter)(unsafe.Pointer(&mapPage(args[0])[0])), 1)
 	p.Say("ready")
+	//lint:ignore SA1019 x/net/bpf compiles filters; this attaches one, also where setsockopt(2) has no number of its own
 	syscall.AttachLsf(3, filter)
 	p.Hear()
 	return nil
@@ -785,14 +797,9 @@ func childFaultsInASocket(p *kit.Parent, args []string) error {
 
 // Who may write to memory can keep the lock of its file. Nothing but ReadOnlyFile waits for that.
 func TestMemoryHeldInAPageFaultCloses(t *testing.T) {
-	if kit.UnderEmulation() {
-		t.Skip("an emulator may stop all threads while one is in such a call")
-	}
-	kit.Together(t)
-	kit.Story(t)
-	kit.NeedsMemory(t)
-	fs := mountSlow(t, "read")
+	fs := slowPages(t)
 	defer fs.open()
+	kit.NeedsMemory(t)
 	m, err := ipc.NewMemory(1 << 12)
 	kit.Must(t, err)
 	f, err := m.File()
@@ -828,12 +835,7 @@ func TestMemoryHeldInAPageFaultCloses(t *testing.T) {
 // Who may read a folder can keep the lock that changes of it need. Accept ends at once then, Close soon,
 // and a Dial with a limit at that.
 func TestListenerInAFolderHeldInAPageFaultCloses(t *testing.T) {
-	if kit.UnderEmulation() {
-		t.Skip("an emulator may stop all threads while one is in such a call")
-	}
-	kit.Together(t)
-	kit.Story(t)
-	fs := mountSlow(t, "read")
+	fs := slowPages(t)
 	defer fs.open()
 	folder := t.TempDir()
 	addr := ipc.Path(filepath.Join(folder, "socket"))
@@ -939,14 +941,9 @@ func newRing(t *testing.T, size int64) int {
 
 // A peer can hold the lock of every end of a doorbell that it has. Nobody waits for that.
 func TestSharedDoorbellHeldInAPageFaultStopsNobody(t *testing.T) {
-	if kit.UnderEmulation() {
-		t.Skip("an emulator may stop all threads while one is in such a call")
-	}
-	kit.Together(t)
-	kit.Story(t)
-	kit.NeedsMemory(t)
-	fs := mountSlow(t, "read")
+	fs := slowPages(t)
 	defer fs.open()
+	kit.NeedsMemory(t)
 	var s [2]int
 	var err error
 	s, err = syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
