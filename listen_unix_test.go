@@ -1721,7 +1721,7 @@ func strangeUser(t *testing.T) (uid int, dir string) {
 	if _, err := os.Stat("/tmp"); err != nil {
 		t.Skip("there is no /tmp: ", err)
 	}
-	for uid = 500123; ; uid++ {
+	for uid = 500123 + 4*os.Getpid(); ; uid++ { // the same tests may run beside these
 		dir = fmt.Sprintf("/tmp/ipc-%d", uid)
 		_, err := os.Lstat(dir)
 		_, runtimeErr := os.Lstat(fmt.Sprintf("/run/user/%d", uid))
