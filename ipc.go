@@ -284,7 +284,9 @@ func escapeNUL(name string) string {
 	for i := range len(name) {
 		c := name[i]
 		if c == 0 || c == '0' {
-			text.WriteString(strings.Repeat(`\`, backslashes))
+			for range backslashes {
+				text.WriteByte('\\')
+			}
 		}
 		switch c {
 		case 0:
@@ -677,23 +679,23 @@ func (p Peer) inGroup(number string) bool {
 // String describes the peer in the words of the system, for logs: "pid 12 uid
 // 1000 gid 1000". What is not known is left out.
 func (p Peer) String() string {
-	var parts []string
+	text := ""
 	if pid, ok := p.PID(); ok {
-		parts = append(parts, "pid "+strconv.Itoa(pid))
+		text += " pid " + strconv.Itoa(pid)
 	}
 	if p.facts&knowsUID != 0 {
-		parts = append(parts, "uid "+p.UserID())
+		text += " uid " + p.UserID()
 	}
 	if gid, ok := p.GID(); ok {
-		parts = append(parts, "gid "+strconv.Itoa(gid))
+		text += " gid " + strconv.Itoa(gid)
 	}
 	if p.user != "" {
-		parts = append(parts, "user "+p.user)
+		text += " user " + p.user
 	}
-	if len(parts) == 0 {
+	if text == "" {
 		return "unknown peer"
 	}
-	return strings.Join(parts, " ")
+	return text[1:]
 }
 
 // MarshalText is [Peer.String] as an [encoding.TextMarshaler], for log/slog and JSON.

@@ -1048,7 +1048,7 @@ func limitAccept(sys int) (restore func(), err error) {
 }
 
 // isBefore6_18: since then at the latest this option takes no lock (sk_setsockopt of net/core/sock.c).
-var isBefore6_18 = sync.OnceValue(func() bool { return kernelIsOlder(6, 18) })
+var isBefore6_18 = func() bool { return kernelRelease() < 6<<16|18 }
 
 func (kernel) dup(sys int) (int, error) {
 	d, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(sys), syscall.F_DUPFD_CLOEXEC, 0)
@@ -1144,29 +1144,30 @@ func (k kernel) isPlain(sys, n int) bool {
 // of net/unix, until the commit "af_unix: Run GC on only one CPU"). Any user can leave such behind.
 func (kernel) closeCollects() bool { return isBefore6_9() }
 
-var isBefore6_9 = sync.OnceValue(func() bool { return kernelIsOlder(6, 9) })
+var isBefore6_9 = func() bool { return kernelRelease() < 6<<16|9 }
 
-// kernelIsOlder reports whether this kernel is, or may be, older.
-func kernelIsOlder(major, minor int) bool {
+// kernelRelease returns the release of this kernel as releaseOf does, or 0.
+var kernelRelease = sync.OnceValue(func() int {
 	var u syscall.Utsname
-	return syscall.Uname(&u) != nil || olderThan(textOf(u.Release[:]), major, minor)
-}
+	if syscall.Uname(&u) != nil {
+		return 0
+	}
+	return releaseOf(textOf(u.Release[:]))
+})
 
-// olderThan compares the release of a kernel, such as "6.8.0-31-generic".
-func olderThan(release string, major, minor int) bool {
+// releaseOf returns the major and the minor number of a release such as "6.8.0-31-generic", each in 16
+// bits.
+func releaseOf(release string) int {
 	of := func(part string) int {
 		end := 0
 		for end < len(part) && '0' <= part[end] && part[end] <= '9' {
 			end++
 		}
 		n, _ := strconv.Atoi(part[:end])
-		return n
+		return min(n, 1<<16-1)
 	}
-	first, rest, _ := strings.Cut(release, ".")
-	if n := of(first); n != major {
-		return n < major
-	}
-	return of(rest) < minor
+	major, rest, _ := strings.Cut(release, ".")
+	return of(major)<<16 | of(rest)
 }
 
 // textOf returns the text before the first zero byte; char is signed on some architectures.
@@ -1317,11 +1318,11 @@ func (m *cpuMask) remove(cpu int) {
 // onlineCPUs returns the number of CPUs of the machine, or 0 where that cannot be
 // read: a list of ranges, see Documentation/ABI/testing/sysfs-devices-system-cpu.
 var onlineCPUs = sync.OnceValue(func() (n int) {
-	list, err := os.ReadFile("/sys/devices/system/cpu/online")
+	list, err := readFile("/sys/devices/system/cpu/online")
 	if err != nil {
 		return 0
 	}
-	for part := range strings.SplitSeq(strings.TrimSpace(string(list)), ",") {
+	for part := range strings.SplitSeq(strings.TrimSuffix(string(list), "\n"), ",") {
 		from, to, ranged := strings.Cut(part, "-")
 		if !ranged {
 			to = from
@@ -1585,7 +1586,7 @@ func (kernel) hasEnded(pid int) bool {
 	if (baseKernel{}).hasEnded(pid) {
 		return true
 	}
-	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	stat, err := readFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	i := strings.LastIndex(string(stat), ") ")
 	return err == nil && i >= 0 && i+2 < len(stat) && (stat[i+2] == 'Z' || stat[i+2] == 'X')
 }
@@ -1668,12 +1669,12 @@ func (m *idMap) hidden() (isHidden func(id uint32) bool) {
 	if m.full.Load() {
 		return none
 	}
-	text, err := os.ReadFile(m.mapFile)
+	text, err := readFile(m.mapFile)
 	if isFullMap(string(text)) || errnoOf(err) == syscall.ENOENT && hasProc() { // a kernel without user namespaces
 		m.full.Store(true)
 		return none
 	}
-	if text, err = os.ReadFile(m.overflowFile); !isShortage(errnoOf(err)) {
+	if text, err = readFile(m.overflowFile); !isShortage(errnoOf(err)) {
 		m.last.Store(int64(overflowID(string(text), err)) + 1)
 	}
 	last := m.last.Load()
@@ -1701,7 +1702,7 @@ func isFullMap(text string) bool {
 	const all = 1<<32 - 1
 	var mapped uint64
 	for line := range strings.Lines(text) {
-		fields := strings.Fields(line)
+		fields := words(line)
 		if len(fields) != 3 {
 			return false
 		}
@@ -1714,10 +1715,25 @@ func isFullMap(text string) bool {
 	return mapped == all
 }
 
+// words splits a text at its spaces and ends of lines. (strings.Fields and TrimSpace know the spaces of
+// Unicode, whose tables a program makes when it starts.)
+func words(text string) (all []string) {
+	begin := 0
+	for i := range len(text) + 1 {
+		if i == len(text) || text[i] == ' ' || text[i] == '\n' {
+			if i > begin {
+				all = append(all, text[begin:i])
+			}
+			begin = i + 1
+		}
+	}
+	return all
+}
+
 // overflowID reads the text of overflowuid or overflowgid. If it cannot be read, the id
 // is DEFAULT_OVERFLOWUID of linux/highuid.h, the same for groups.
 func overflowID(text string, err error) uint32 {
-	if id, e := strconv.ParseUint(strings.TrimSpace(text), 10, 32); e == nil && err == nil {
+	if id, e := strconv.ParseUint(strings.TrimSuffix(text, "\n"), 10, 32); e == nil && err == nil {
 		return uint32(id)
 	}
 	return 65534

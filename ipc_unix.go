@@ -73,7 +73,7 @@ func resolveGroup(group string) (number string, err error) {
 		}
 		return strconv.Itoa(n), nil
 	}
-	text, err := os.ReadFile(groupFile)
+	text, err := readFile(groupFile)
 	if err != nil {
 		return "", &classified{&ruleError{what: groupUnknown(group) + ": " + err.Error()}, os.ErrNotExist}
 	}
@@ -94,11 +94,13 @@ func groupUnknown(group string) string {
 // name, password, number and members, with ':' between them.
 func groupNumber(text, name string) (number int, ok bool) {
 	for line := range strings.Lines(text) {
-		fields := strings.Split(strings.TrimSpace(line), ":")
-		if len(fields) < 3 || fields[0] != name {
+		found, rest, _ := strings.Cut(line, ":")
+		_, rest, ok := strings.Cut(rest, ":") // behind the password
+		id, _, _ := strings.Cut(rest, ":")
+		if found != name || !ok {
 			continue
 		}
-		if n, err := strconv.Atoi(fields[2]); err == nil && validID(n) {
+		if n, err := strconv.Atoi(strings.TrimSuffix(id, "\n")); err == nil && validID(n) {
 			return n, true
 		}
 	}
@@ -454,6 +456,9 @@ func splitPath(path string) (dir, base string) {
 	return path[:i], path[i+1:]
 }
 
+// joinPath is not copied to its callers: see ignoringEINTR.
+//
+//go:noinline
 func joinPath(dir, base string) string {
 	if dir == "/" {
 		return dir + base
@@ -1377,6 +1382,9 @@ func (d *folder) call(trap uintptr, byPath func(path string) (int, error), name 
 	return int(n), errnoOrNil(errno)
 }
 
+// open is not copied to its callers: see ignoringEINTR.
+//
+//go:noinline
 func (d *folder) open(name string, flags int, mode uint32) (sys int, err error) {
 	byPath := func(path string) (int, error) { return syscall.Open(path, flags, mode) }
 	err = ignoringEINTR(func() (err error) {
@@ -1714,9 +1722,9 @@ func (baseKernel) shorten(path string) (short string, release func(), err error)
 		path = joinPath(wd, path)
 	}
 	// /tmp before $TMPDIR, which is long itself on macOS.
-	dir, err := os.MkdirTemp("/tmp", "ipc")
+	dir, err := makeFolder("/tmp")
 	if err != nil {
-		if dir, err = os.MkdirTemp("", "ipc"); err != nil {
+		if dir, err = makeFolder(os.TempDir()); err != nil {
 			return "", nil, err
 		}
 	}
@@ -2503,7 +2511,7 @@ var errNotPassed = &ruleError{what: "it was closed, and this process has opened 
 // a descriptor is closed, or is not what the token says.
 func identify(token string, ask func(sys int) (string, error)) (string, error) {
 	passed, _, _ := parseToken(token)
-	var ids []string
+	var ids strings.Builder
 	for _, d := range passed {
 		id, err := ask(d.sys)
 		if err != nil {
@@ -2512,9 +2520,9 @@ func identify(token string, ask func(sys int) (string, error)) (string, error) {
 		if d.id != "" && d.id != id {
 			return "", errOtherFile
 		}
-		ids = append(ids, id)
+		ids.WriteString(id + " ")
 	}
-	return strings.Join(ids, " "), nil
+	return ids.String(), nil
 }
 
 // whatWasPassed returns the identities of the descriptors of a valid token when the
@@ -2743,8 +2751,8 @@ func (t fileToken) String() string {
 	return b.String()
 }
 
-// parseFileToken reads the four fields that String writes.
-func parseFileToken(fields []string) (t fileToken, ok bool) {
+// parseFileToken reads the four fields that String writes, with which the token ends.
+func parseFileToken(token string, fields []string) (t fileToken, ok bool) {
 	t.id.dev, _ = strconv.ParseUint(fields[0], 16, 64)
 	t.id.ino, _ = strconv.ParseUint(fields[1], 16, 64)
 	t.keep = fields[2] == tokenKeeps
@@ -2754,21 +2762,23 @@ func parseFileToken(fields []string) (t fileToken, ok bool) {
 		path = append(path, byte(c))
 	}
 	t.path = string(path)
-	written := tokenSeparator + strings.Join(fields, tokenSeparator)
 	_, base := splitPath(t.path)
-	return t, base != "" && !strings.Contains(t.path, "\x00") && t.String() == written
+	return t, base != "" && strings.IndexByte(t.path, 0) < 0 && strings.HasSuffix(token, t.String())
 }
 
 // parseToken returns the descriptors that a token names, that of the end first, and the
 // part about a socket file.
 func parseToken(token string) (passed []passedFD, file *fileToken, ok bool) {
-	fields := strings.Split(token, tokenSeparator)
+	var fields []string
+	for field := range strings.SplitSeq(token, tokenSeparator) {
+		fields = append(fields, field)
+	}
 	const descriptors = 5 // of a listener with a file
 	if len(fields) > 1 {
 		if len(fields) != descriptors+4 {
 			return nil, nil, false
 		}
-		t, ok := parseFileToken(fields[descriptors:])
+		t, ok := parseFileToken(token, fields[descriptors:])
 		if !ok {
 			return nil, nil, false
 		}
@@ -5585,7 +5595,9 @@ func (baseKernel) spliceFrom(*fd, io.Reader) (int64, bool, error) { return 0, fa
 func (baseKernel) spliceTo(*fd, io.Writer) (int64, bool, error)   { return 0, false, nil }
 
 // ignoringEINTR makes a call that does not block, and makes it again if a signal interrupted
-// it.
+// it. Copies of it and of a few others, one for each caller, would make a small program 4 kB larger.
+//
+//go:noinline
 func ignoringEINTR(call func() error) error {
 	for {
 		if err := call(); err != syscall.EINTR {
@@ -5716,6 +5728,41 @@ func open(path string, flags int) (fd int, err error) {
 	return fd, err
 }
 
+// readFile reads a file of the system that is short. os.ReadFile makes an os.FileInfo, in which there is
+// a time.Time: by that the linker keeps what formats times, which is 3 % of a small program. So does
+// os.MkdirTemp.
+func readFile(path string) (text []byte, err error) {
+	sys, err := open(path, syscall.O_RDONLY|syscall.O_CLOEXEC)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer syscall.Close(sys)
+	var piece [4096]byte
+	for {
+		var n int
+		err := ignoringEINTR(func() (err error) { n, err = syscall.Read(sys, piece[:]); return err })
+		if err != nil {
+			return nil, &os.PathError{Op: "read", Path: path, Err: err}
+		}
+		if n == 0 {
+			return text, nil
+		}
+		text = append(text, piece[:n]...)
+	}
+}
+
+// makeFolder makes a new folder in dir.
+func makeFolder(dir string) (path string, err error) {
+	const attempts = 100
+	for range attempts {
+		path = joinPath(dir, freshName())
+		if err = ignoringEINTR(func() error { return syscall.Mkdir(path, 0o700) }); err != syscall.EEXIST {
+			break
+		}
+	}
+	return path, os.NewSyscallError("mkdir", err)
+}
+
 // flock takes or gives up the flock(2) of an open file, without waiting: the error is
 // EWOULDBLOCK if another has it.
 func flock(fd int, take bool) error {
@@ -5774,6 +5821,9 @@ func fstatID(fd int) fileID {
 	return idOf(&st)
 }
 
+// fstat is not copied to its callers: see ignoringEINTR.
+//
+//go:noinline
 func fstat(sys int) (st syscall.Stat_t, err error) {
 	err = ignoringEINTR(func() error { return syscall.Fstat(sys, &st) })
 	return st, os.NewSyscallError("fstat", err)
