@@ -3216,7 +3216,26 @@ func TestMsgConnCloseDoesNotWaitForAReceiveThatClosesFiles(t *testing.T) {
 		t.Error(err)
 	}
 	f.receiving.Unlock()
-	for withFile(file, func(uintptr) error { return nil }) == nil { // until the file is closed, too
+	untilFileCloses(file)
+}
+
+// untilFileCloses waits until the file is closed. It asks by no Read: on Windows, if one begins while Close does,
+// that may wait for ever (readWriteLock of internal/poll fails with half of the lock taken).
+func untilFileCloses(f *os.File) {
+	for withFile(f, func(uintptr) error { return nil }) == nil {
 		runtime.Gosched()
 	}
+}
+
+// keepAllAsleep gives the closers as many calls as they make at once, and returns when all are under way.
+// They end when wake is called.
+func keepAllAsleep(c *closers) (wake func()) {
+	asleep, begun := make(chan struct{}), make(chan struct{})
+	for range closersMax {
+		c.add(func() { begun <- struct{}{}; <-asleep })
+	}
+	for range closersMax {
+		<-begun
+	}
+	return func() { close(asleep) }
 }

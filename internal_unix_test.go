@@ -244,19 +244,13 @@ func TestFilesAreClosedBesideManyThatAreBeingClosed(t *testing.T) {
 // holdClosers gives them calls that do not end, and pretends that as many wait as are needed: to be
 // full, or else to hold too many descriptors. The function that it returns ends that.
 func holdClosers(c *closers, full bool) (release func()) {
-	asleep, begun := make(chan struct{}), make(chan struct{})
-	for range closersMax {
-		c.add(func() { begun <- struct{}{}; <-asleep })
-	}
-	for range closersMax {
-		<-begun
-	}
+	wake := keepAllAsleep(c)
 	more := int32(closersMax)
 	if !full {
 		more += int32(min(descriptorLimit()/4, 1<<30))
 	}
 	c.waiting.Add(more)
-	return func() { c.waiting.Add(-more); close(asleep) }
+	return func() { c.waiting.Add(-more); wake() }
 }
 
 // Closes that sleep hold too much of a small table of descriptors, too.
@@ -272,13 +266,7 @@ func TestClosersHoldTooManyOfFewDescriptors(t *testing.T) {
 	}
 	defer syscall.Setrlimit(syscall.RLIMIT_NOFILE, &before)
 	var c closers
-	asleep, begun := make(chan struct{}), make(chan struct{})
-	for range closersMax {
-		c.add(func() { begun <- struct{}{}; <-asleep })
-	}
-	for range closersMax {
-		<-begun
-	}
+	wake := keepAllAsleep(&c)
 	if c.holdTooMany() {
 		t.Error("too many, though none waits")
 	}
@@ -286,7 +274,7 @@ func TestClosersHoldTooManyOfFewDescriptors(t *testing.T) {
 	if !c.holdTooMany() {
 		t.Error("one waits, and there is no limit")
 	}
-	close(asleep)
+	wake()
 }
 
 // Some kernels deliver files that were sent without a byte before the message that they

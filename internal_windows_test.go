@@ -329,14 +329,6 @@ func TestRecvFilesIsNotHeldByBusyFiles(t *testing.T) {
 	untilFileCloses(f)
 }
 
-// untilFileCloses waits until the file is closed. It asks by no Read: if one begins while Close does,
-// that may wait for ever (readWriteLock of internal/poll fails with half of the lock taken).
-func untilFileCloses(f *os.File) {
-	for withFile(f, func(uintptr) error { return nil }) == nil {
-		runtime.Gosched()
-	}
-}
-
 // Who shares a file with this process may report operations of his own at the port that the
 // file has joined, and the runtime does not survive that. So what came from a peer does not
 // join, and nothing that is made of it does.
@@ -1031,13 +1023,7 @@ func TestRecvFilesIsNotHeldByTheHolder(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	held, busy := make(chan struct{}), make(chan struct{}, closersMax)
-	for range closersMax {
-		disposal.add(func() { busy <- struct{}{}; <-held })
-	}
-	for range closersMax {
-		<-busy
-	}
+	wake := keepAllAsleep(&disposal)
 	got, err := takeFrom(currentProcess, []uint32{uint32(h)})
 	if err != nil || len(got) != 1 {
 		t.Fatalf("%v, %v", got, err)
@@ -1045,7 +1031,7 @@ func TestRecvFilesIsNotHeldByTheHolder(t *testing.T) {
 	if _, err := handleFlags(h); err != nil {
 		t.Errorf("the caller has closed the handle itself: %v", err)
 	}
-	close(held)
+	wake()
 	for !hasHandles(t, got[0], 2) { // null and got are left
 		runtime.Gosched()
 	}
@@ -2103,13 +2089,7 @@ func TestSharedConnCloseLeavesAPipeThatIsHeld(t *testing.T) {
 		} else if err := a.sendMemory(a.hello); err != nil {
 			t.Fatal(err)
 		}
-		held, busy := make(chan struct{}), make(chan struct{}, closersMax)
-		for range closersMax {
-			pipeEnds.add(func() { busy <- struct{}{}; <-held })
-		}
-		for range closersMax {
-			<-busy
-		}
+		wake := keepAllAsleep(&pipeEnds)
 		ends := []*fd{a.base.fd, a.r.bell, a.r.far, a.w.bell, a.w.far}
 		if !memory {
 			ends = []*fd{a.base.fd, a.hello.bells.r, a.hello.bells.w}
@@ -2124,7 +2104,7 @@ func TestSharedConnCloseLeavesAPipeThatIsHeld(t *testing.T) {
 			default:
 			}
 		}
-		close(held)
+		wake()
 		for _, end := range ends {
 			<-end.gone
 		}
@@ -2152,13 +2132,7 @@ func TestCloseIsNotHeldByAPipe(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		held, busy := make(chan struct{}), make(chan struct{}, closersMax)
-		for range closersMax {
-			c.by.add(func() { busy <- struct{}{}; <-held })
-		}
-		for range closersMax {
-			<-busy
-		}
+		wake := keepAllAsleep(c.by)
 		if err := errors.Join(a.closeLater(), l.Close()); err != nil {
 			t.Error(err)
 		}
@@ -2168,11 +2142,11 @@ func TestCloseIsNotHeldByAPipe(t *testing.T) {
 				t.Error("Close itself has closed the pipe")
 			default:
 			}
-			close(held)
+			wake()
 			<-a.gone
 		} else {
 			<-a.gone
-			close(held)
+			wake()
 		}
 		if n, err := client.Read(make([]byte, 1)); n != 0 || err == nil {
 			t.Errorf("the client that nobody accepted is there: %d", n)
@@ -2926,13 +2900,7 @@ func TestCloseIsNotHeldByTheClientsOfAnotherListener(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	held, busy := make(chan struct{}), make(chan struct{})
-	for range closersMax {
-		evil.add(func() { busy <- struct{}{}; <-held })
-	}
-	for range closersMax {
-		<-busy
-	}
+	wake := keepAllAsleep(evil)
 	a, b, err := pair(streams)
 	if err != nil {
 		t.Fatal(err)
@@ -2945,6 +2913,6 @@ func TestCloseIsNotHeldByTheClientsOfAnotherListener(t *testing.T) {
 	if server.fd.by != evil {
 		t.Error("others close the pipes of the listener")
 	}
-	close(held)
+	wake()
 	<-server.fd.gone
 }

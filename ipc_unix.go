@@ -591,8 +591,10 @@ func (l *listener) giveUp(leaveFile bool) error {
 	if l.file == nil {
 		return l.fd.close()
 	}
-	if err := l.fd.incref(); err != nil {
-		return err
+	for range 2 { // for this call, and for the removal, which may outlast it; only giveUp closes the fd
+		if err := l.fd.incref(); err != nil {
+			return err
+		}
 	}
 	l.fd.closeLater()
 	err := patiently(2*guardPatience, errFolderHeld, func() error {
@@ -600,21 +602,15 @@ func (l *listener) giveUp(leaveFile bool) error {
 		return l.file.release(leaveFile)
 	})
 	if err == errFolderHeld {
-		l.fd.endListening()
+		l.fd.endNow()
+		l.fd.decref()
 		return err
 	}
+	l.fd.decref()
 	if e := l.fd.awaitGone(closeGrace); err == nil {
 		err = e
 	}
 	return err
-}
-
-// endListening has the socket refuse clients: a child that another goroutine starts may have it for a
-// moment longer. Not every system does that to a listener.
-func (f *fd) endListening() {
-	if !f.mayBeOthersToo() {
-		syscall.Shutdown(f.sys, syscall.SHUT_RDWR)
-	}
 }
 
 // errFolderHeld is the error of a Close that does not wait until the file is removed.
@@ -3807,9 +3803,6 @@ func (f *fd) dispose() {
 			close(f.gone)
 		}
 	}
-	if f.listen {
-		f.endListening()
-	}
 	switch cannotSleep := f.closesAtOnce(); {
 	case cannotSleep && !kern.closeCollects():
 		end()
@@ -3820,12 +3813,21 @@ func (f *fd) dispose() {
 	}
 }
 
-// closeBy leaves the close to closers. If all of them sleep, the peer is told the end now.
+// closeBy leaves the close to closers. If all of them sleep, the peer is told the end now. So are the
+// clients of a listener: a child that another goroutine starts may have the socket for a moment longer.
 func (f *fd) closeBy(c *closers, end func()) {
-	if f.socket && !f.listen && c.allSleep() && !f.mayBeOthersToo() {
-		syscall.Shutdown(f.sys, syscall.SHUT_RDWR)
+	if f.socket && (f.listen || c.allSleep()) {
+		f.endNow()
 	}
 	c.close(end)
+}
+
+// endNow ends the connection, or has the listener refuse clients where the system does that, unless
+// others have the socket.
+func (f *fd) endNow() {
+	if !f.mayBeOthersToo() {
+		syscall.Shutdown(f.sys, syscall.SHUT_RDWR)
+	}
 }
 
 // collectingEnds closes sockets where that may close what others left: see closeCollects. A kernel does

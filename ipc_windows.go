@@ -1009,7 +1009,7 @@ func (s *instances) invite(in *instance) error {
 		setEvent(s.event)
 	}
 	s.remove(in)
-	f := newFD(in.sys, s.spec.kind, s.spec.ends, true)
+	f := unarmedFD(in.sys, s.spec.kind, s.spec.ends, true)
 	f.by = s.ends
 	f.remote = s.spec.remote
 	f.pipe = s.spec.pipe
@@ -2553,10 +2553,16 @@ type op struct {
 // bytes); openClient and adoptSys correct that. If the fd is dropped without Close, the
 // garbage collector closes it, as it does for os and net.
 func newFD(h syscall.Handle, kind connKind, ends direction, server bool) *fd {
+	f := unarmedFD(h, kind, ends, server)
+	f.armCleanup()
+	return f
+}
+
+// unarmedFD is newFD without the cleanup, for a caller that says more of it before armCleanup.
+func unarmedFD(h syscall.Handle, kind connKind, ends direction, server bool) *fd {
 	f := &fd{sys: h, kind: kind, sends: kind, ends: ends, server: server, by: &ordinaryEnds}
 	f.r.turn, f.w.turn = newSemaphore(1), newSemaphore(1)
 	f.r.settled.L = &f.r.taking
-	f.armCleanup()
 	return f
 }
 
@@ -3008,7 +3014,7 @@ var ordinaryEnds closers
 // closeHandle closes the handle of the pipe, and those that drain has taken.
 func (f *fd) closeHandle(taken []syscall.Handle) {
 	f.goneErr = closeEnd(f.sys, f.file) // nobody else is left to change the file
-	discardWithin(0, taken...)
+	discard(taken...)                   // with Close waiting: most are closed when it returns
 	close(f.gone)
 }
 
