@@ -1128,6 +1128,7 @@ func TestInheritByACommandThatWasStarted(t *testing.T) {
 	a, _ := kit.Pair(t)
 	self, err := os.FindProcess(os.Getpid())
 	kit.Must(t, err)
+	defer self.Release() // on Linux it has a descriptor
 	cmd := &exec.Cmd{Env: []string{}, Process: self}
 	if err := ipc.Inherit(cmd, "end", a); err == nil || !strings.Contains(err.Error(), "it must be one that was not started yet") {
 		t.Errorf("Inherit: %v", err)
