@@ -836,6 +836,37 @@ func TestPollsKnowsWhatAnswersAtOnce(t *testing.T) {
 	}
 }
 
+// What the poller refuses by itself needs no other descriptor, whatever its mode: see receivedFile.
+func TestNeverPollsKnowsWhatThePollerRefuses(t *testing.T) {
+	ask := func(what string, sys int, err error, want bool) {
+		t.Helper()
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		if got := kern.neverPolls(sys); got != want {
+			t.Errorf("%s never polls: %t", what, got)
+		}
+		syscall.Close(sys)
+	}
+	dir := t.TempDir()
+	fifo := dir + "/fifo"
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for mode, flags := range map[string]int{"": 0, "nonblocking ": syscall.O_NONBLOCK} {
+		sys, err := syscall.Open(dir+"/file", syscall.O_RDWR|syscall.O_CREAT|syscall.O_CLOEXEC|flags, 0o600)
+		ask("a "+mode+"file", sys, err, true)
+		sys, err = syscall.Open(dir, syscall.O_RDONLY|syscall.O_CLOEXEC|flags, 0)
+		ask("a "+mode+"folder", sys, err, true)
+		sys, err = syscall.Open(fifo, syscall.O_RDWR|syscall.O_CLOEXEC|flags, 0)
+		ask("a "+mode+"FIFO", sys, err, false)
+		sys, err = syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC|flags, 0)
+		ask("a "+mode+"socket", sys, err, false)
+	}
+	sys, err := syscall.EpollCreate1(syscall.EPOLL_CLOEXEC)
+	ask("a poller", sys, err, false)
+}
+
 // Who may rename files in the folder can put another socket or FIFO of this user in the place of
 // one that was just made. Its mode stays.
 func TestListenLeavesTheModeOfAnotherFile(t *testing.T) {

@@ -1348,6 +1348,14 @@ func (kernel) domain(sys int) (domain int, err error) {
 	return domain, os.NewSyscallError("getsockopt", err)
 }
 
+// neverPolls takes the file out of itself, which fails with EPERM for what has no poll function,
+// like a file on a disk or in memory, and with EINVAL for everything else. That function is not
+// called (epoll_ctl of fs/eventpoll.c, which looks in this order).
+func (kernel) neverPolls(sys int) bool {
+	_, _, errno := syscall.Syscall6(syscall.SYS_EPOLL_CTL, uintptr(sys), syscall.EPOLL_CTL_DEL, uintptr(sys), 0, 0, 0)
+	return errno == syscall.EPERM
+}
+
 // polls makes two calls that succeed, or fail in a certain way, only for a socket or a
 // pipe. One asks for SO_DOMAIN. The other is splice(2) with an offset, which fails with
 // ESPIPE for a pipe, and with EINVAL or EBADF between two descriptors that are no

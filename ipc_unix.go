@@ -4912,15 +4912,16 @@ func asFiles(fds []int, limit int) (files []*os.File, err error) {
 
 // receivedFile returns a descriptor that a peer chose as an os.File. os.NewFile registers
 // a nonblocking descriptor with the poller, which asks the file what is ready. A file
-// system in user space answers that when it likes. So only what polls is registered. That a
-// descriptor blocks now tells nothing: whoever sent it can change that before os.NewFile asks.
+// system in user space answers that when it likes. So only what polls gets there, and what the
+// kernel refuses to register without asking it. That a descriptor blocks now tells nothing: whoever
+// sent it can change that before os.NewFile looks.
 // If the file gets another descriptor, this waits no longer than the grace for the close of the old.
 func receivedFile(fd int, grace time.Duration) (*os.File, error) {
 	const name = "received"
-	if !kern.polls(fd) {
-		return kern.blockingFile(fd, name, grace)
+	if kern.neverPolls(fd) || kern.polls(fd) {
+		return os.NewFile(uintptr(fd), name), nil
 	}
-	return os.NewFile(uintptr(fd), name), nil
+	return kern.blockingFile(fd, name, grace)
 }
 
 // rightsMax is the most descriptors that one message carries on any system (macOS and
@@ -5514,6 +5515,9 @@ func (baseKernel) domain(sys int) (int, error) {
 	}
 	return syscall.AF_UNSPEC, nil
 }
+
+// neverPolls reports whether the poller refuses the descriptor without a question to the file.
+func (baseKernel) neverPolls(int) bool { return false }
 
 // polls reports whether the descriptor may be given to the poller: a socket, pipe or
 // FIFO. It does not ask a file system. lseek(2) fails with ESPIPE on these alone, and on
