@@ -252,6 +252,9 @@ func (kernel) recvv(sys int, iov []iovec, oob []byte, flags int) (n, oobn, got i
 		hdr.SetControllen(len(oob))
 	}
 	r, _, errno := syscall.Syscall(syscall.SYS_RECVMSG, uintptr(sys), uintptr(unsafe.Pointer(&hdr)), uintptr(flags))
+	if errno == syscall.EPIPE { // since FreeBSD 15: the listener was closed first (unp_drop of sys/kern/uipc_usrreq.c)
+		errno = syscall.ECONNRESET
+	}
 	if errno != 0 {
 		return 0, 0, 0, errno
 	}

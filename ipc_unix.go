@@ -1831,7 +1831,7 @@ func judge(target string, err error) verdict {
 			return busy
 		}
 		return unsure
-	case syscall.ECONNRESET: // FreeBSD: the listener was closed when it had just taken the client in
+	case syscall.ECONNRESET, syscall.EPIPE: // FreeBSD, and since 15: the listener was closed when it had just taken the client in
 		return unsure
 	}
 	return final
@@ -3822,12 +3822,18 @@ func (f *fd) closeBy(c *closers, end func()) {
 	c.close(end)
 }
 
-// endNow ends the connection, or has the listener refuse clients where the system does that, unless
-// others have the socket.
+// endNow ends the connection for the peer, or has the listener refuse clients where the system does
+// that, unless others have the socket. Where a shutdown of the reading side throws away what is unread,
+// that closes the files in it (unp_dispose of FreeBSD's sys/kern/uipc_usrreq.c), which is for the closers.
 func (f *fd) endNow() {
-	if !f.mayBeOthersToo() {
-		syscall.Shutdown(f.sys, syscall.SHUT_RDWR)
+	if f.mayBeOthersToo() {
+		return
 	}
+	how := syscall.SHUT_RDWR
+	if !f.listen && kern.readsAfterShutdown() {
+		how = syscall.SHUT_WR
+	}
+	syscall.Shutdown(f.sys, how)
 }
 
 // collectingEnds closes sockets where that may close what others left: see closeCollects. A kernel does
@@ -6020,7 +6026,7 @@ func ringBell(f *fd) error {
 		case syscall.EINTR:
 		case nil, syscall.EAGAIN, syscall.ENOBUFS:
 			return nil
-		case syscall.EPIPE, syscall.ECONNRESET, syscall.ENOTCONN:
+		case syscall.EPIPE, syscall.ECONNRESET, syscall.ENOTCONN, syscall.EPROTOTYPE: // see writeError
 			return io.EOF
 		default:
 			return callError("sendmsg", err)

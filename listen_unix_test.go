@@ -91,6 +91,7 @@ func TestAccessEveryoneAdmitsAnotherUser(t *testing.T) {
 // A lock file that another user made in a folder with the sticky bit stays, and Close has done its work.
 func TestListenerCloseLeavesTheLockOfAnotherUser(t *testing.T) {
 	kit.Story(t)
+	kit.NeedsRoot(t) // before there are files
 	path := kit.SockPath(t)
 	kit.Must(t, os.Chmod(filepath.Dir(path), 0o777|fs.ModeSticky))
 	lock := path + ".lock"
@@ -141,7 +142,11 @@ func TestAccessHoldsWhileAServerStarts(t *testing.T) {
 func childKnocks(p *kit.Parent, args []string) error {
 	addr := kit.Sure(ipc.ParseAddr(args[0]))
 	admitted := args[1] == ipc.Everyone.String()
+	giveUp := time.Now().Add(kit.Soon)
 	for range map[bool]int{true: 500, false: 20_000}[admitted] { // those that are refused do not wait
+		if time.Now().After(giveUp) {
+			break // a slow file system: so many will do
+		}
 		c, err := ipc.Dialer{Access: ipc.Everyone, Wait: admitted}.Dial(addr)
 		switch {
 		case err == nil && !admitted:
