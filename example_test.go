@@ -282,13 +282,13 @@ func ExampleListenConfig() {
 
 // Errors are the same on every system.
 func ExampleDialer_DialContext() {
-	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
-	defer cancel()
 	addr := ipc.Name("nobody-serves-this-name")
 
-	_, err := ipc.Dialer{}.DialContext(ctx, addr)
+	_, err := ipc.Dialer{}.DialContext(context.Background(), addr)
 	fmt.Println("at once:", errors.Is(err, ipc.ErrNoListener))
 
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
 	_, err = ipc.Dialer{Wait: true}.DialContext(ctx, addr)
 	fmt.Println("in the end:", errors.Is(err, os.ErrDeadlineExceeded))
 	// Output:

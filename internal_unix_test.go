@@ -642,7 +642,7 @@ func spins(t *testing.T, f *fd, h *ioState) (spun bool) {
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Fatal(err)
 		}
-		if spun = err == nil; spun {
+		if spun = spinning.asked.Load() != asked; spun { // also if the deadline has passed meanwhile
 			break
 		}
 	}

@@ -368,7 +368,7 @@ func TestDialDoesNotTrustAPipeThatOthersMayServe(t *testing.T) {
 		sd, err := ipc.ParseSDDL("O:" + me + "D:P(A;;FA;;;" + me + ")" + sddl)
 		kit.Must(t, err)
 		l, path := kit.ListenPipe(t, ipc.PipeConfig{Security: sd})
-		c, err := kit.TryDial(path, ipc.PipeDialer{})
+		c, err := ipc.DialPipe(kit.Background(), path, ipc.PipeDialer{Timeout: kit.Soon})
 		if entry == "" {
 			kit.Must(t, err)
 			kit.Must(t, c.Close())
@@ -378,7 +378,7 @@ func TestDialDoesNotTrustAPipeThatOthersMayServe(t *testing.T) {
 				t.Errorf("%s: the error does not name the entry: %v", sddl, err)
 			}
 		}
-		c, err = kit.TryDial(path, ipc.PipeDialer{Access: ipc.Everyone})
+		c, err = ipc.DialPipe(kit.Background(), path, ipc.PipeDialer{Timeout: kit.Soon, Access: ipc.Everyone})
 		kit.Must(t, err)
 		kit.Must(t, c.Close())
 		kit.Must(t, l.Close())

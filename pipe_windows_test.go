@@ -605,7 +605,7 @@ func TestPipeListenerIsANetListener(t *testing.T) {
 	for range l.Conns() {
 		t.Error("a client after Close")
 	}
-	_, err = kit.TryDial(path, ipc.PipeDialer{})
+	_, err = ipc.DialPipe(kit.Background(), path, ipc.PipeDialer{Timeout: kit.Soon})
 	kit.Matches(t, err, ipc.ErrNoListener, syscall.ERROR_FILE_NOT_FOUND)
 	var oe *net.OpError
 	var se *os.SyscallError

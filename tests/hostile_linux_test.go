@@ -738,7 +738,7 @@ func TestSocketHeldInAPageFaultStopsNobody(t *testing.T) {
 			c, err := b.Share(ipc.ShareConfig{})
 			kit.Must(t, err)
 			sendHello(t, a, int(f.Fd()), int(f.Fd()))
-			kit.Must(t, c.SetReadDeadline(time.Now().Add(50*time.Millisecond)))
+			kit.Must(t, c.SetReadDeadline(time.Now().Add(time.Second))) // for the handshake
 			_, err = c.Read(make([]byte, 1))
 			kit.TimedOut(t, err)
 			if !c.InMemory() {
@@ -972,7 +972,7 @@ func childHasAStuckDoorbell(p *kit.Parent, args []string) error {
 	c := kit.Sure(kit.Sure(ipc.InheritedConn("line")).Share(ipc.ShareConfig{}))
 	p.Hear()
 	reading := kit.Begin(func() error { _, err := c.Read(make([]byte, 1)); return err })
-	c.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+	c.SetWriteDeadline(time.Now().Add(time.Second)) // for the handshake
 	if n, err := c.Write(make([]byte, 1<<20)); n == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 		return fmt.Errorf("write: %d, %v", n, err)
 	}

@@ -461,14 +461,14 @@ func TestAnswerToUnwantedRequestIsReceived(t *testing.T) {
 func TestQuitsWhenPeerIsSilent(t *testing.T) {
 	addr := address(t)
 	l := listen(t, addr)
-	client := ipccat(t, strings.NewReader("question"), "-q", "1s", addr).start()
+	client := ipccat(t, strings.NewReader("question"), "-q", "3s", addr).start()
 	conn := accept(t, l)
 	if _, err := io.ReadFull(conn, make([]byte, len("question"))); err != nil {
 		t.Fatal(err)
 	}
 	// An answer that takes longer than the time of -q, but is never silent so long.
 	var answer []byte
-	for range 12 {
+	for range 35 {
 		time.Sleep(100 * time.Millisecond)
 		word := random(10)
 		write(t, conn, word)
