@@ -2164,12 +2164,19 @@ func childHasFilesInADoorbell(p *kit.Parent, args []string) error {
 	if _, err := c.Write(make([]byte, 5000)); err != nil { // this sets the memory up
 		return err
 	}
-	end := map[string]error{"broken protocol": syscall.EPROTO, "deadline": os.ErrDeadlineExceeded}[p.Hear()]
+	var end error
+	limit := kit.Soon / 2
+	switch p.Hear() {
+	case "broken protocol":
+		end = syscall.EPROTO
+	case "deadline":
+		end, limit = os.ErrDeadlineExceeded, kit.Brief
+	}
 	other := kit.Sure(ipc.InheritedConn("other"))
 	if _, err := other.Read(make([]byte, 1)); err != nil {
 		return err
 	}
-	if err := c.SetReadDeadline(time.Now().Add(kit.Brief)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(limit)); err != nil {
 		return err
 	}
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, end) {
