@@ -1303,6 +1303,30 @@ func TestSpinPolicyLeavesTheCPUEverMoreRarely(t *testing.T) {
 	}
 }
 
+// The least of some calls is what one takes, and it is measured once.
+func TestSpinPolicyTimesCalls(t *testing.T) {
+	var at int64
+	calls, takes := 0, []int64{int64(time.Millisecond), dearCall, dearCall - 1, dearCall}
+	p := spinPolicy{clock: func() int64 { return at }}
+	p.call = func() { at += takes[calls%len(takes)]; calls++ }
+	if p.dearCalls() {
+		t.Error("calls are dear before they were timed")
+	}
+	p.timeCalls()
+	if p.dearCalls() || p.callTime.Load() != dearCall-1 {
+		t.Errorf("a call takes %d ns, want %d", p.callTime.Load(), dearCall-1)
+	}
+	timed := calls
+	if p.timeCalls(); calls != timed {
+		t.Error("calls are timed twice")
+	}
+	p.callTime.Store(0)
+	takes = []int64{dearCall}
+	if p.timeCalls(); !p.dearCalls() {
+		t.Errorf("calls that take %d ns are not dear", p.callTime.Load())
+	}
+}
+
 // A yield that returns at once tells that nobody waits for the CPU. After one that lost a time
 // slice there is none for a while.
 func TestSpinPolicyGivesWay(t *testing.T) {
@@ -2768,6 +2792,92 @@ func TestSharedWaitYields(t *testing.T) {
 	a.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
 	if _, err := a.Read(p[:]); !errors.Is(err, os.ErrDeadlineExceeded) || yields != 1 || a.r.yields != (yielder{}) {
 		t.Errorf("Read = %v after %d yields, though SetSpin(-1) excludes them", err, yields-1)
+	}
+}
+
+// A wait for much yields and does not spin, unless nobody can yield or one has lost a time slice lately.
+func TestSharedWaitForMuchYields(t *testing.T) {
+	a, b := sharedInMemory(t)
+	a.SetSpin(time.Minute)
+	defer spinning.keepTill.Store(spinning.keepTill.Load())
+	for _, c := range []struct {
+		what          string
+		heard, said   int
+		yields, keeps bool
+		spins         bool
+	}{
+		{"little", streamMin - 1, 0, true, false, true},
+		{"an answer to little", streamMin, 1, true, false, true},
+		{"a stream", streamMin, 0, true, false, false},
+		{"an answer in bulk", bulkMin / 2, bulkMin / 2, true, false, false},
+		{"a stream, after a time slice was lost", streamMin, 0, true, true, true},
+		{"a stream, where nobody yields", streamMin, 0, false, false, true},
+	} {
+		answer := func() { b.Write([]byte("x")) }
+		asked := spinning.asked.Load()
+		yield := answer
+		if !c.yields {
+			yield = nil
+		}
+		yieldBy(t, yield)
+		for _, pass := range []struct {
+			from, to *SharedConn
+			n        int
+		}{{b, a, c.heard}, {a, b, c.said}} {
+			if _, err := pass.from.Write(make([]byte, pass.n)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(pass.to, make([]byte, pass.n)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if asked != spinning.asked.Load() {
+			t.Fatalf("after %s: what is there is waited for", c.what)
+		}
+		spinning.keepTill.Store(0)
+		if c.keeps {
+			spinning.keepTill.Store(now() + int64(time.Hour))
+		}
+		spinning.losses.balance.Store(int64(spinSharedAhead))
+		a.r.spins, a.r.yields, a.r.sleepers = [2]sharedSpin{}, yielder{}, yieldToSleeper-1
+		spun := make(chan bool)
+		done := make(chan struct{})
+		go func() { // ends a spin
+			for spinning.spinners.Load() == 0 {
+				select {
+				case <-done:
+					spun <- false
+					return
+				default:
+					runtime.Gosched()
+				}
+			}
+			answer()
+			spun <- true
+		}()
+		_, err := a.Read(make([]byte, 1))
+		close(done)
+		if got := <-spun; err != nil || got != c.spins {
+			t.Errorf("a wait after %s spins: %t, %v", c.what, got, err)
+		}
+	}
+}
+
+// A yield that lost a time slice is the last for a while.
+func TestSharedYieldHeedsALostTimeSlice(t *testing.T) {
+	a, b := sharedInMemory(t)
+	defer spinning.keepTill.Store(spinning.keepTill.Load())
+	spinning.keepTill.Store(0)
+	yieldBy(t, func() {
+		time.Sleep(sliceLost)
+		b.Write([]byte("x"))
+	})
+	a.r.spins[0].skip, a.r.spins[1].skip = spinSharedMax, spinSharedMax
+	if _, err := a.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if !spinning.keeps(now()) {
+		t.Error("a yield took a time slice, and others may follow")
 	}
 }
 

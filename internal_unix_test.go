@@ -617,6 +617,12 @@ func forget() {
 	spinning.crowd.parked[1].Store(0)
 }
 
+// callsTake has a system call take so long, as far as waits for much data go by it.
+func callsTake(t *testing.T, ns int64) {
+	before := spinning.callTime.Swap(ns)
+	t.Cleanup(func() { spinning.callTime.Store(before) })
+}
+
 // spins reports whether a wait in that direction spins before it parks.
 func spins(t *testing.T, f *fd, h *ioState) (spun bool) {
 	t.Helper()
@@ -670,6 +676,7 @@ func TestSetSpinZeroParksAtOnce(t *testing.T) {
 }
 
 func TestSpinDoesNotDisturbAStream(t *testing.T) {
+	callsTake(t, dearCall-1)
 	a, b := connected(t)
 	a.SetSpin(time.Minute)
 	pass := func(from, to *Conn, n int) {
@@ -707,6 +714,7 @@ func TestSpinDoesNotDisturbAStream(t *testing.T) {
 // An answer among much data is not spun for, unless there is but one CPU. What counts is
 // what the two ends exchanged last, whether they had to wait meanwhile or not.
 func TestSpinNotForAnAnswerInBulk(t *testing.T) {
+	callsTake(t, dearCall-1)
 	a, b := connected(t)
 	a.SetSpin(time.Minute)
 	defer func(one bool) { oneCPU = one }(oneCPU)
@@ -743,11 +751,11 @@ func TestSpinNotForAnAnswerInBulk(t *testing.T) {
 	} {
 		exchange(c.heard, c.said)
 		oneCPU = c.one
-		if got := a.fd.maySpin(&a.fd.r); got != c.may {
+		if got := spins(t, a.fd, &a.fd.r); got != c.may {
 			t.Errorf("a wait after %d bytes read and %d written, with one CPU: %t, may spin: %t", c.heard, c.said, c.one, got)
 		}
 	}
-	if oneCPU = false; !spins(t, a.fd, &a.fd.r) || !a.fd.maySpin(&a.fd.r) {
+	if oneCPU = false; !spins(t, a.fd, &a.fd.r) || !spins(t, a.fd, &a.fd.r) {
 		t.Error("a wait after little, and one after none, do not spin")
 	}
 }
@@ -1272,8 +1280,73 @@ func TestReadThatParksIsMeasured(t *testing.T) {
 	t.Error("no wait that parked counts")
 }
 
+// Where system calls are dear, waits for much spin: in a stream, for an answer in bulk and for room. On
+// one CPU none does.
+func TestSpinForMuchWhereCallsAreDear(t *testing.T) {
+	callsTake(t, dearCall)
+	defer func(one bool) { oneCPU = one }(oneCPU)
+	for _, one := range []bool{true, false} {
+		oneCPU = one
+		a, b := connected(t)
+		a.SetSpin(time.Minute)
+		if _, err := b.Write(make([]byte, streamMin)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(a, make([]byte, streamMin)); err != nil {
+			t.Fatal(err)
+		}
+		a.fd.waited = now() - int64(time.Hour) // in a stream that is no pause
+		if got := spins(t, a.fd, &a.fd.r); got == one {
+			t.Errorf("with one CPU: %t, a wait in a stream spins: %t", one, got)
+		}
+		a.fd.heard = 1
+		if got := spins(t, a.fd, &a.fd.w); got == one {
+			t.Errorf("with one CPU: %t, a wait for room spins: %t", one, got)
+		}
+		if a.fd.heard != 1 {
+			t.Error("a wait for room forgets what was read")
+		}
+	}
+}
+
+// The first wait for much finds out what a system call takes, and parks.
+func TestSpinFirstWaitForMuchTimesCalls(t *testing.T) {
+	callsTake(t, 0)
+	a, _ := connected(t)
+	a.SetSpin(time.Minute)
+	if !spins(t, a.fd, &a.fd.r) || spinning.callTime.Load() != 0 {
+		t.Error("a wait for little does not spin, or times calls")
+	}
+	if spins(t, a.fd, &a.fd.w) || spinning.callTime.Load() == 0 {
+		t.Error("the first wait for much spins, or does not time calls")
+	}
+}
+
+// Both directions spin at once: for the race detector.
+func TestSpinForMuchInBothDirections(t *testing.T) {
+	callsTake(t, dearCall)
+	forget()
+	a, b := connected(t)
+	const size = 4 << 20
+	var calls sync.WaitGroup
+	for _, c := range []*Conn{a, b} {
+		calls.Go(func() {
+			if _, err := c.Write(make([]byte, size)); err != nil {
+				t.Error(err)
+			}
+		})
+		calls.Go(func() {
+			if _, err := io.ReadFull(c, make([]byte, size)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	calls.Wait()
+}
+
 // The wait after one of a stream begins when that one has ended, not when one before it has.
 func TestSpinAfterAWaitOfAStream(t *testing.T) {
+	callsTake(t, dearCall-1)
 	a, b := connected(t)
 	const limit = 10 * time.Second
 	a.SetSpin(limit)
@@ -1314,11 +1387,11 @@ func TestSpinNotInACrowd(t *testing.T) {
 	spinning.crowd.begun.Store(now() + int64(time.Hour)) // so that the verdict holds
 	defer spinning.crowd.begun.Store(now())
 	spinning.crowd.left.Store(1)
-	if a.fd.maySpin(&a.fd.r) {
+	if a.fd.canSpin() {
 		t.Error("a wait spins in a crowd")
 	}
 	forget()
-	if !a.fd.maySpin(&a.fd.r) {
+	if !a.fd.canSpin() {
 		t.Error("a wait does not spin without a crowd")
 	}
 }
@@ -1353,10 +1426,10 @@ func TestSpinNotWhereManyHaveJustParked(t *testing.T) {
 		want := min(i+1, 2*crowdParked+1)
 		until("a wait does not park", func() bool { return parked() >= int32(want) })
 		idle := ends[0][1].fd
-		if i < 2*crowdParked && !idle.canSpin(&idle.r) {
+		if i < 2*crowdParked && !idle.canSpin() {
 			t.Fatalf("after %d have parked no other spins", i+1)
 		}
-		until("others spin though many have parked", func() bool { return i < 2*crowdParked || !idle.canSpin(&idle.r) })
+		until("others spin though many have parked", func() bool { return i < 2*crowdParked || !idle.canSpin() })
 	}
 	for _, pair := range ends {
 		pair[1].Write([]byte("x"))

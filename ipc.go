@@ -1766,13 +1766,13 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 //
 // A spin takes the CPU from others, so some waits never spin:
 //
-//   - a wait to write;
-//   - a wait to read in a stream: 4 KiB or more were read since the wait before it, or since
-//     the first read after a write, and this end wrote nothing meanwhile. A [PipeReader] never
-//     writes;
-//   - a wait to read in bulk: 48 KiB or more were read and written since then, and the process
-//     may run on more than one CPU;
-//   - a wait to read after a pause: the wait before it ended longer ago than the limit;
+//   - a wait for much, unless a system call takes half a microsecond or more here, and the process
+//     may run on more than one CPU: then to park takes so long that such waits spin, too. A wait to
+//     write is one. A wait to read is one in a stream: 4 KiB or more were read since the wait
+//     before it, or since the first read after a write, and this end wrote nothing meanwhile (a
+//     [PipeReader] never writes); and in bulk: 48 KiB or more were read and written since then, and the
+//     process may run on more than one CPU;
+//   - a wait to read little after a pause: the wait before it ended longer ago than the limit;
 //   - a wait to read after two in a row that took longer than the limit and 400 µs, or that spun in
 //     vain for a peer that had a CPU. One spins all the same after 16 such waits, and after 247
 //     more each time, until one takes no longer than the limit;
@@ -2909,8 +2909,7 @@ func (w *PipeWriter) SetWriteDeadline(t time.Time) error {
 }
 
 // SetSpin sets the longest time that a wait of this end spins before its goroutine
-// parks: see [Conn.SetSpin]. It makes no difference to a PipeWriter: a wait to write does
-// not spin.
+// parks: see [Conn.SetSpin].
 func (e *pipeEnd) SetSpin(d time.Duration) { e.end().setSpin(d) }
 
 // FileReader returns a PipeReader over a duplicate of f, which must be a pipe or
@@ -3450,13 +3449,18 @@ var raceBuild = func() bool {
 // (yield_task_fair of kernel/sched/fair.c). So each direction compares its waits that yield with
 // those that park, and yields as long as it has gained by that on the whole: see yielder.
 //
-// In a stream no wait spins. Its two ends are fastest one after the other on one CPU,
-// whose cache still has what the other end wrote, and a spin takes the time that the other
-// end needs. The same is true of an answer to much data, or with much: both ends count what
+// In a stream no wait spins where system calls are cheap. Its two ends are fastest one after the other
+// on one CPU there, whose cache still has what the other end wrote, and a spin takes the time that the
+// other end needs. The same is true of an answer to much data, or with much: both ends count what
 // they exchange, so that most of the time they agree. A wait to write is always one of a
 // stream; see streaming and inBulk for the others. A writer that parked is not woken by each
 // read of its peer: Linux waits until three quarters of what it queued are read (unix_writable
 // of net/unix/af_unix.c).
+//
+// Where a system call takes half a microsecond and more, all of these waits spin. To park and to wake
+// take about ten calls and two changes of the thread, and what they cost there is more than what two
+// CPUs lose that copy out of each other's cache. One end alone would gain nothing by it. Both find the
+// same since they measure the same: see dearCalls.
 //
 // Where more than two directions for each CPU wait all the time, none spins or yields: see crowd.
 // Where one goroutine runs at a time, those of a new direction let the others run first, so that many
@@ -3491,6 +3495,7 @@ const (
 	giveShare     = 4                      // of the time of such a spin, with what it gave away, one part in so many counts
 	switchTime    = 2 * time.Microsecond   // a yield that takes so long has let others run
 	sliceMost     = 10 * time.Millisecond  // the most that a yield counts as lost: the process may have been stopped
+	dearCall      = 500                    // nanoseconds of a system call that is dear: see dearCalls
 	keepShare     = 64                     // after a yield that lost a time slice, nobody gives way for so many times as long
 	leaveMin      = 200 * time.Microsecond // between two times that a thread of the process leaves its CPU
 	leaveMax      = 200 * time.Millisecond // the same while that does not help
@@ -3695,6 +3700,8 @@ type spinPolicy struct {
 	leave    func()       // moves the calling thread to another CPU, where the system can do that
 	yield    func()       // lets the other threads of this CPU run; nil where that is not known to pay
 	clock    func() int64 // see now
+	callTime atomic.Int64 // nanoseconds of a system call; 0 before timeCalls has measured it
+	call     func()       // makes one that does nothing
 }
 
 // An experience is what all directions that have hardly waited have in common, of their
@@ -3848,7 +3855,7 @@ func (c *crowd) isMoreThanOne(clock func() int64) bool {
 }
 
 // spinning is the policy of this process.
-var spinning = spinPolicy{leave: leaveCPU, yield: yieldCPU, clock: now}
+var spinning = spinPolicy{leave: leaveCPU, yield: yieldCPU, clock: now, call: func() { syscall.Getpid() }}
 
 // crowded reports whether too many directions wait for a spin to pay.
 func (p *spinPolicy) crowded() bool { return p.crowd.isNow() }
@@ -3882,6 +3889,25 @@ func (p *spinPolicy) ask() {
 
 // measure finds out how many goroutines run at a time.
 func (p *spinPolicy) measure() { p.cpus.Store(int32(runtime.GOMAXPROCS(0))) }
+
+// dearCalls reports whether system calls take so long here that waits for much data spin, too. They do not
+// before timeCalls has measured it.
+func (p *spinPolicy) dearCalls() bool { return p.callTime.Load() >= dearCall }
+
+// timeCalls measures once how long a system call takes. The least of some tells, since others can take the
+// CPU meanwhile.
+func (p *spinPolicy) timeCalls() {
+	if p.callTime.Load() != 0 {
+		return
+	}
+	least := int64(time.Second)
+	for range 8 {
+		begun := p.clock()
+		p.call()
+		least = min(least, p.clock()-begun)
+	}
+	p.callTime.Store(max(least, 1))
+}
 
 // alone reports whether one goroutine runs at a time.
 func (p *spinPolicy) alone() bool { return p.cpus.Load() == 1 }
@@ -3989,16 +4015,24 @@ func (p *spinPolicy) letOthersRun() {
 // giveWay lets the other threads of this CPU run, unless that has lost a time slice lately. It
 // reports whether some have that did not take a time slice.
 func (p *spinPolicy) giveWay(now int64) bool {
-	if p.yield == nil || now < p.keepTill.Load() {
+	if p.yield == nil || p.keeps(now) {
 		return false
 	}
 	p.yield()
 	end := p.clock()
-	took := min(end-now, int64(sliceMost))
-	if took >= int64(sliceLost) {
-		p.keepTill.Store(end + keepShare*took)
-	}
+	took := end - now
+	p.heedLoss(end, took)
 	return took >= int64(switchTime) && took < int64(sliceLost)
+}
+
+// keeps reports whether a yield has lost a time slice lately.
+func (p *spinPolicy) keeps(now int64) bool { return now < p.keepTill.Load() }
+
+// heedLoss takes note of how long a yield took that ended at that time.
+func (p *spinPolicy) heedLoss(end, took int64) {
+	if took >= int64(sliceLost) {
+		p.keepTill.Store(end + keepShare*min(took, int64(sliceMost)))
+	}
 }
 
 // shouldLeave reports whether the caller, whose spin kept the peer from running, should leave its CPU.

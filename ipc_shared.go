@@ -549,7 +549,7 @@ type SharedConn struct {
 	in  ringReader // guarded by r.mu, once the mode is inMemory
 	out ringWriter // guarded by w.mu, once the mode is inMemory
 
-	spokeTo, heardTo uint32 // the head of out, and the tail of in, when sharesCPU was called last; guarded by r.mu
+	spokeTo, heardTo uint32 // the head of out, and the tail of in, at the latest wait to read; guarded by r.mu
 
 	ahead []byte // read from the socket and not yet taken; guarded by r.mu, and by mu while setting up
 
@@ -1394,7 +1394,9 @@ func (c *SharedConn) directionOf(h *sharedHalf) direction {
 // default, and a negative d never spins. By default a wait spins for up to 50 µs, or 200
 // µs while the peer is being woken, as long as that pays. On Linux a wait that does not spin
 // may let other threads run, and a thread whose spin failed leaves its CPU for a moment: see
-// [Conn.SetSpin]. Over a socket SetSpin is the same as Conn.SetSpin.
+// [Conn.SetSpin]. There a wait for much does not spin, whatever d is, unless a time slice was lost
+// to others lately: to write, or to read in a stream or in bulk. Over a socket SetSpin is the same as
+// Conn.SetSpin.
 func (c *SharedConn) SetSpin(d time.Duration) {
 	c.spin.Store(int64(d))
 	c.base.end().setSpin(d)
@@ -1715,7 +1717,9 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 		spin = &h.spins[1]
 	}
 	limit, most := c.spinLimits()
-	if budget := spin.budget(limit, most, asleep); budget > 0 && spinning.losses.mayLose(begun) && spinning.begin() {
+	much, answer := c.waitsFor(h)
+	onlyYields := much && spinning.yield != nil && !spinning.keeps(begun)
+	if budget := spin.budget(limit, most, asleep); !onlyYields && budget > 0 && spinning.losses.mayLose(begun) && spinning.begin() {
 		won := c.spinFor(h, need, begun, budget)
 		spinning.stop()
 		if won {
@@ -1724,7 +1728,8 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 			return c.waited(h)
 		}
 		spun = budget
-		if h == &c.r && c.sharesCPU(asleep) && spinning.shouldLeave(now()) {
+		// Linux has queued a peer that was asleep on the CPU that rang it.
+		if asleep && answer && !much && spinning.shouldLeave(now()) {
 			spinning.leave()
 		}
 	}
@@ -1746,18 +1751,16 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 	return c.waited(h)
 }
 
-// sharesCPU reports whether the peer is likely to wait for the CPU of the reading half, whose
-// spin has failed: then that half should leave it. That is so if the peer was asleep when
-// the wait began, and since the last call this end has written something, but at most
-// answerMax bytes, and has read at most as many. Then this is a wait for an answer, and
-// Linux has queued the peer on the CPU that rang it. In a stream it does no harm to share a
-// CPU.
-func (c *SharedConn) sharesCPU(asleep bool) bool {
-	const answerMax = 128 << 10
-	head := c.out.own.head.Load()
-	written, read := head-c.spokeTo, c.in.tail-c.heardTo
-	c.spokeTo, c.heardTo = head, c.in.tail
-	return asleep && written > 0 && written <= answerMax && read <= answerMax
+// waitsFor reports whether a wait of that half is for much data, and whether it is for an answer, by what
+// this end has written and read since the wait to read before it. Only waits to read are for an answer.
+func (c *SharedConn) waitsFor(h *sharedHalf) (much, answer bool) {
+	if h == &c.w {
+		return true, false
+	}
+	head, tail := c.out.own.head.Load(), c.in.tail
+	said, heard := int32(min(head-c.spokeTo, bulkMin)), int32(min(tail-c.heardTo, bulkMin))
+	c.spokeTo, c.heardTo = head, tail
+	return streaming(heard, said) || inBulk(heard, said), said > 0
 }
 
 // waited returns the error with which an operation ends after a wait, or nil if it goes
@@ -1876,6 +1879,10 @@ func (h *sharedHalf) expired() bool {
 // call, and here a load from memory. Here an end sees whether its peer is parked, so it knows
 // whether a wait takes a wake-up. And here the account of all connections limits what failed
 // spins cost, since many of them would cost more than the waits that they shorten.
+//
+// A wait for much data does not spin where it can yield. Both ends are soon on one CPU then, one after the
+// other, and copy within its cache. On two CPUs each copies out of the other's cache, which some CPUs
+// do ten times more slowly. After a yield that lost a time slice such waits spin for a while.
 
 const (
 	spinShared       = 50 * time.Microsecond  // about the time of two wake-ups
@@ -2015,6 +2022,7 @@ func (c *SharedConn) yieldFor(h *sharedHalf, need uint32, begun, limit int64) bo
 		at = now()
 	}
 	spinning.hasYielded(&h.yields, ready, at-begun)
+	spinning.heedLoss(at, at-begun)
 	return ready
 }
 

@@ -1903,7 +1903,7 @@ func (f *fd) begin(spin time.Duration) {
 	f.begun = true
 	f.setSpin(spin)
 	h := &f.r
-	awake := f.maySpin(h) && (spinning.spins.allows(&h.spins) || spinning.yieldsNext(&h.yields))
+	awake := f.canSpin() && (spinning.spins.allows(&h.spins) || spinning.yieldsNext(&h.yields))
 	if !awake && spinning.expectsToPark() {
 		f.register(h) // the first wait tries again if this fails
 	}
@@ -3429,28 +3429,30 @@ func init() {
 // upToBulk adds n bytes to so many, up to bulkMin.
 func upToBulk(bytes int32, n int) int32 { return int32(min(int(bytes)+n, bulkMin)) }
 
-// maySpin reports whether a wait in that direction may spin or yield, apart from its backoff.
-func (f *fd) maySpin(h *ioState) bool { return f.canSpin(h) && f.awaitsAnswer() }
+// canSpin reports whether waits spin or yield at all now.
+func (f *fd) canSpin() bool { return f.spinLimit() > 0 && !spinning.crowded() }
 
-// canSpin reports whether waits in that direction spin or yield at all now. A wait to write never
-// does: it is one of a stream.
-func (f *fd) canSpin(h *ioState) bool {
-	return h != &f.w && f.spinLimit() > 0 && !spinning.crowded()
-}
-
-// awaitsAnswer reports whether the next wait is for an answer among little data, by what was
-// exchanged since the one before.
-func (f *fd) awaitsAnswer() bool {
+// isForMuch reports whether the next wait in that direction is one for much data, by what was exchanged
+// since the one before. A wait to write is one.
+func (f *fd) isForMuch(h *ioState) bool {
+	if h == &f.w {
+		return true
+	}
 	heard, said := f.heard, f.said.Load()
-	return !streaming(heard, said) && (!inBulk(heard, said) || oneCPU)
+	return streaming(heard, said) || inBulk(heard, said) && !oneCPU
 }
+
+// maySpinForMuch reports whether waits for much data may spin. On one CPU they would keep the peer from
+// running.
+func maySpinForMuch() bool { return !oneCPU && spinning.dearCalls() }
 
 // A wait is what is known of the wait of an operation.
 type wait struct {
 	begun   int64  // when, if it may spin
 	window  uint16 // for crowd.ends, if it may spin
 	can     bool   // canSpin
-	may     bool   // maySpin
+	much    bool   // isForMuch
+	may     bool   // it may spin or yield, apart from the backoff
 	spins   bool   // and the backoff allows it
 	spun    bool   // it has
 	yielded bool   // it has yielded instead
@@ -3473,6 +3475,9 @@ func (f *fd) untilDone(h *ioState, o *op) (result, error) {
 			return done, err
 		}
 	}
+	if w.can && w.much {
+		spinning.timeCalls()
+	}
 	p, err := f.join(h)
 	if err != nil {
 		return result{}, err
@@ -3488,9 +3493,10 @@ func (f *fd) untilDone(h *ioState, o *op) (result, error) {
 // tryAtOnce makes an attempt, unless it is likely to fail: the poller makes one before it
 // parks, and that one is enough then.
 func (f *fd) tryAtOnce(h *ioState, o *op, w *wait) (done result, err error) {
-	if w.can = f.canSpin(h); w.can {
-		w.may = f.awaitsAnswer()
-		if f.said.Load() > 0 {
+	if w.can = f.canSpin(); w.can {
+		w.much = f.isForMuch(h)
+		w.may = !w.much || maySpinForMuch()
+		if h != &f.w && f.said.Load() > 0 {
 			f.hear()
 		}
 	}
@@ -3503,7 +3509,7 @@ func (f *fd) tryAtOnce(h *ioState, o *op, w *wait) (done result, err error) {
 			return done, err
 		}
 	}
-	if w.can {
+	if w.can && h != &f.w {
 		f.hear()
 	}
 	return result{}, syscall.EAGAIN
@@ -3522,7 +3528,7 @@ func (f *fd) stayAwake(h *ioState, o *op, w *wait) (result, error) {
 	}
 	w.begun = now()
 	switch {
-	case w.spins && !paused(w.begun-f.waited, limit):
+	case w.spins && (w.much || !paused(w.begun-f.waited, limit)): // between waits for much there is much to do
 		if spinning.begin() {
 			w.spun = true
 			return f.spinFor(h, o, w.begun, limit)
@@ -3554,21 +3560,22 @@ func (f *fd) hasParked(h *ioState, w *wait, err error) (done result, _ error) {
 	k.once = true
 	switch {
 	case w.may:
-		f.waited = now() // the next wait compares with it
+		at := now()
+		f.hasWaited(h, at)
 		if !parked {
 			break // it failed, which tells nothing
 		}
 		if !w.spun {
-			h.spins.took(f.waited-w.begun, f.spinLimit())
+			h.spins.took(at-w.begun, f.spinLimit())
 		}
 		if !w.spun && !w.yielded {
-			h.yields.hasParked(f.waited - w.begun)
+			h.yields.hasParked(at - w.begun)
 		}
 		if !w.spins {
 			spinning.spins.skipped(&h.spins)
 		}
 	case w.can && spinning.spins.allows(&h.spins):
-		f.waited = now()
+		f.hasWaited(h, now())
 	}
 	return done, err
 }
@@ -3633,10 +3640,18 @@ func (f *fd) yieldFor(h *ioState, o *op, begun, limit int64) (done result, err e
 
 // stayedAwake ends a wait that did not park.
 func (f *fd) stayedAwake(h *ioState, b *backoff, at int64) {
-	f.waited, h.expectPark = at, 0
+	f.hasWaited(h, at)
+	h.expectPark = 0
 	spinning.count(&h.turnout)
 	if f.polled.Load() != nil && b.longRun() {
 		f.leavePoller()
+	}
+}
+
+// hasWaited takes note of when a wait ended: the next wait to read compares with it.
+func (f *fd) hasWaited(h *ioState, at int64) {
+	if h != &f.w {
+		f.waited = at
 	}
 }
 
