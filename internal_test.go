@@ -1308,7 +1308,7 @@ func TestSpinPolicyTimesCalls(t *testing.T) {
 	var at int64
 	calls, takes := 0, []int64{int64(time.Millisecond), dearCall, dearCall - 1, dearCall}
 	p := spinPolicy{clock: func() int64 { return at }}
-	p.call = func() { at += takes[calls%len(takes)]; calls++ }
+	p.call = func() { at += takes[calls/8%len(takes)]; calls++ }
 	if p.dearCalls() {
 		t.Error("calls are dear before they were timed")
 	}
@@ -2795,31 +2795,31 @@ func TestSharedWaitYields(t *testing.T) {
 	}
 }
 
-// A wait for much yields and does not spin, unless nobody can yield or one has lost a time slice lately.
+// By default a wait for much yields and does not spin, unless nobody can yield, the process has one CPU, or so
+// many have gained nothing by that.
 func TestSharedWaitForMuchYields(t *testing.T) {
 	a, b := sharedInMemory(t)
-	a.SetSpin(time.Minute)
-	defer spinning.keepTill.Store(spinning.keepTill.Load())
+	defer func(one bool) { oneCPU = one }(oneCPU)
 	for _, c := range []struct {
-		what          string
-		heard, said   int
-		yields, keeps bool
-		spins         bool
+		what        string
+		heard, said int
+		change      func()
+		spins       bool
 	}{
-		{"little", streamMin - 1, 0, true, false, true},
-		{"an answer to little", streamMin, 1, true, false, true},
-		{"a stream", streamMin, 0, true, false, false},
-		{"an answer in bulk", bulkMin / 2, bulkMin / 2, true, false, false},
-		{"a stream, after a time slice was lost", streamMin, 0, true, true, true},
-		{"a stream, where nobody yields", streamMin, 0, false, false, true},
+		{"little", streamMin - 1, 0, nil, true},
+		{"an answer to little", streamMin, 1, nil, true},
+		{"a stream", streamMin, 0, nil, false},
+		{"a stream, and a deadline", 0, 0, nil, false},
+		{"an answer in bulk", bulkMin / 2, bulkMin / 2, nil, false},
+		{"a stream, where nobody yields", streamMin, 0, func() { spinning.yield = nil }, true},
+		{"a stream on one CPU", streamMin, 0, func() { oneCPU = true }, true},
+		{"a stream after SetSpin", streamMin, 0, func() { a.SetSpin(time.Minute) }, true},
+		{"a stream whose ends stay apart", streamMin, 0, func() { a.r.apart = parksForMuch }, true},
 	} {
-		answer := func() { b.Write([]byte("x")) }
-		asked := spinning.asked.Load()
-		yield := answer
-		if !c.yields {
-			yield = nil
-		}
-		yieldBy(t, yield)
+		oneCPU = false
+		a.SetSpin(0)
+		a.SetReadDeadline(time.Time{})
+		yieldBy(t, func() {})
 		for _, pass := range []struct {
 			from, to *SharedConn
 			n        int
@@ -2831,53 +2831,44 @@ func TestSharedWaitForMuchYields(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if asked != spinning.asked.Load() {
-			t.Fatalf("after %s: what is there is waited for", c.what)
+		a.r.apart = 0
+		if c.change != nil {
+			c.change()
 		}
-		spinning.keepTill.Store(0)
-		if c.keeps {
-			spinning.keepTill.Store(now() + int64(time.Hour))
-		}
-		spinning.losses.balance.Store(int64(spinSharedAhead))
-		a.r.spins, a.r.yields, a.r.sleepers = [2]sharedSpin{}, yielder{}, yieldToSleeper-1
-		spun := make(chan bool)
-		done := make(chan struct{})
-		go func() { // ends a spin
-			for spinning.spinners.Load() == 0 {
-				select {
-				case <-done:
-					spun <- false
-					return
-				default:
-					runtime.Gosched()
-				}
+		spun := false
+		asked := spinning.asked.Load()
+		heard, much := a.heardTo, a.heardMuch // the wait is tried again until the deadline leaves time for it
+		for limit := time.Millisecond; !spun && limit < 100*time.Millisecond; limit *= 2 {
+			if c.heard > 0 {
+				a.heardTo, a.spokeTo, a.heardMuch = heard, a.out.own.head.Load()-uint32(c.said), much
 			}
-			answer()
-			spun <- true
-		}()
-		_, err := a.Read(make([]byte, 1))
-		close(done)
-		if got := <-spun; err != nil || got != c.spins {
-			t.Errorf("a wait after %s spins: %t, %v", c.what, got, err)
+			spinning.losses.balance.Store(int64(spinSharedAhead))
+			a.r.spins, a.r.yields = [2]sharedSpin{}, yielder{}
+			a.SetReadDeadline(time.Now().Add(limit))
+			if _, err := a.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal(err)
+			}
+			spun = spinning.asked.Load() != asked
+		}
+		if spun != c.spins {
+			t.Errorf("a wait after %s spins: %t", c.what, spun)
 		}
 	}
 }
 
-// A yield that lost a time slice is the last for a while.
-func TestSharedYieldHeedsALostTimeSlice(t *testing.T) {
-	a, b := sharedInMemory(t)
-	defer spinning.keepTill.Store(spinning.keepTill.Load())
-	spinning.keepTill.Store(0)
-	yieldBy(t, func() {
-		time.Sleep(sliceLost)
-		b.Write([]byte("x"))
-	})
-	a.r.spins[0].skip, a.r.spins[1].skip = spinSharedMax, spinSharedMax
-	if _, err := a.Read(make([]byte, 1)); err != nil {
-		t.Fatal(err)
-	}
-	if !spinning.keeps(now()) {
-		t.Error("a yield took a time slice, and others may follow")
+// After so many waits for much that gained nothing by yields, others spin, and then it is tried again.
+func TestSharedWaitsForMuchSpinInTheEnd(t *testing.T) {
+	var h sharedHalf
+	for range 3 {
+		h.apart = 0
+		for i := 1; i < parksForMuch+spinsForMuch; i++ {
+			if got := h.yieldsForMuch(); got != (i <= parksForMuch) {
+				t.Fatalf("wait %d yields: %t", i, got)
+			}
+		}
+		if !h.yieldsForMuch() {
+			t.Fatal("no wait yields any more")
+		}
 	}
 }
 
@@ -2923,7 +2914,7 @@ func TestSharedSpinLeavesItsCPU(t *testing.T) {
 	wait := func(written int) {
 		t.Helper()
 		spinning.losses.balance.Store(int64(spinSharedAhead))
-		a.r.spins = [2]sharedSpin{}
+		a.r.spins, a.r.apart = [2]sharedSpin{}, parksForMuch
 		spinning.leftAt.Store(0)
 		b.ownMem.control().rwait.Store(1) // as if it were parked
 		if _, err := a.Write(make([]byte, written)); err != nil {

@@ -617,7 +617,7 @@ func forget() {
 	spinning.crowd.parked[1].Store(0)
 }
 
-// callsTake has a system call take so long, as far as waits for much data go by it.
+// callsTake has a system call take so long, as far as waits go by it.
 func callsTake(t *testing.T, ns int64) {
 	before := spinning.callTime.Swap(ns)
 	t.Cleanup(func() { spinning.callTime.Store(before) })
@@ -659,6 +659,7 @@ func spins(t *testing.T, f *fd, h *ioState) (spun bool) {
 }
 
 func TestSetSpinZeroParksAtOnce(t *testing.T) {
+	callsTake(t, dearCall-1)
 	a, _ := connected(t)
 	a.SetSpin(-1)
 	if spins(t, a.fd, &a.fd.r) {
@@ -673,10 +674,34 @@ func TestSetSpinZeroParksAtOnce(t *testing.T) {
 	if got := a.fd.spinLimit(); got != spinByDefault {
 		t.Errorf("SetSpin(0) sets a limit of %d ns, want the default", got)
 	}
+	callsTake(t, dearCall)
+	if got := a.fd.spinLimit(); got != 2*spinByDefault {
+		t.Errorf("where calls are dear the default is %d ns", got)
+	}
+	if a.SetSpin(time.Minute); a.fd.spinLimit() != int64(time.Minute) {
+		t.Error("where calls are dear SetSpin sets another limit")
+	}
+}
+
+// A wait that parks finds out what a system call takes, where waits may spin.
+func TestSpinWaitThatParksTimesCalls(t *testing.T) {
+	callsTake(t, 0)
+	a, _ := connected(t)
+	for _, limit := range []time.Duration{-1, time.Nanosecond} {
+		a.SetSpin(limit)
+		for wait := time.Millisecond; spinning.callTime.Load() == 0 && wait < time.Second; wait *= 4 { // a slow machine may not park in time
+			a.SetReadDeadline(time.Now().Add(wait))
+			if _, err := a.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal(err)
+			}
+		}
+		if took := spinning.callTime.Load(); (took != 0) != (limit > 0) {
+			t.Errorf("with SetSpin(%v) a call takes %d ns", limit, took)
+		}
+	}
 }
 
 func TestSpinDoesNotDisturbAStream(t *testing.T) {
-	callsTake(t, dearCall-1)
 	a, b := connected(t)
 	a.SetSpin(time.Minute)
 	pass := func(from, to *Conn, n int) {
@@ -751,11 +776,24 @@ func TestSpinNotForAnAnswerInBulk(t *testing.T) {
 	} {
 		exchange(c.heard, c.said)
 		oneCPU = c.one
-		if got := spins(t, a.fd, &a.fd.r); got != c.may {
+		if got := a.fd.maySpin(&a.fd.r); got != c.may {
 			t.Errorf("a wait after %d bytes read and %d written, with one CPU: %t, may spin: %t", c.heard, c.said, c.one, got)
 		}
 	}
-	if oneCPU = false; !spins(t, a.fd, &a.fd.r) || !spins(t, a.fd, &a.fd.r) {
+	exchange(bulkMin/2, bulkMin/2)
+	callsTake(t, dearCall)
+	if oneCPU = false; !a.fd.maySpin(&a.fd.r) {
+		t.Error("a wait for an answer in bulk may not spin where calls are dear")
+	}
+	exchange(streamMin, 0)
+	if a.fd.maySpin(&a.fd.r) {
+		t.Error("a wait in a stream may spin where calls are dear")
+	}
+	if a.fd.maySpin(&a.fd.w) {
+		t.Error("a wait for room may spin where calls are dear")
+	}
+	exchange(1, 1)
+	if oneCPU = false; !spins(t, a.fd, &a.fd.r) || !a.fd.maySpin(&a.fd.r) {
 		t.Error("a wait after little, and one after none, do not spin")
 	}
 }
@@ -1280,73 +1318,8 @@ func TestReadThatParksIsMeasured(t *testing.T) {
 	t.Error("no wait that parked counts")
 }
 
-// Where system calls are dear, waits for much spin: in a stream, for an answer in bulk and for room. On
-// one CPU none does.
-func TestSpinForMuchWhereCallsAreDear(t *testing.T) {
-	callsTake(t, dearCall)
-	defer func(one bool) { oneCPU = one }(oneCPU)
-	for _, one := range []bool{true, false} {
-		oneCPU = one
-		a, b := connected(t)
-		a.SetSpin(time.Minute)
-		if _, err := b.Write(make([]byte, streamMin)); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.ReadFull(a, make([]byte, streamMin)); err != nil {
-			t.Fatal(err)
-		}
-		a.fd.waited = now() - int64(time.Hour) // in a stream that is no pause
-		if got := spins(t, a.fd, &a.fd.r); got == one {
-			t.Errorf("with one CPU: %t, a wait in a stream spins: %t", one, got)
-		}
-		a.fd.heard = 1
-		if got := spins(t, a.fd, &a.fd.w); got == one {
-			t.Errorf("with one CPU: %t, a wait for room spins: %t", one, got)
-		}
-		if a.fd.heard != 1 {
-			t.Error("a wait for room forgets what was read")
-		}
-	}
-}
-
-// The first wait for much finds out what a system call takes, and parks.
-func TestSpinFirstWaitForMuchTimesCalls(t *testing.T) {
-	callsTake(t, 0)
-	a, _ := connected(t)
-	a.SetSpin(time.Minute)
-	if !spins(t, a.fd, &a.fd.r) || spinning.callTime.Load() != 0 {
-		t.Error("a wait for little does not spin, or times calls")
-	}
-	if spins(t, a.fd, &a.fd.w) || spinning.callTime.Load() == 0 {
-		t.Error("the first wait for much spins, or does not time calls")
-	}
-}
-
-// Both directions spin at once: for the race detector.
-func TestSpinForMuchInBothDirections(t *testing.T) {
-	callsTake(t, dearCall)
-	forget()
-	a, b := connected(t)
-	const size = 4 << 20
-	var calls sync.WaitGroup
-	for _, c := range []*Conn{a, b} {
-		calls.Go(func() {
-			if _, err := c.Write(make([]byte, size)); err != nil {
-				t.Error(err)
-			}
-		})
-		calls.Go(func() {
-			if _, err := io.ReadFull(c, make([]byte, size)); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	calls.Wait()
-}
-
 // The wait after one of a stream begins when that one has ended, not when one before it has.
 func TestSpinAfterAWaitOfAStream(t *testing.T) {
-	callsTake(t, dearCall-1)
 	a, b := connected(t)
 	const limit = 10 * time.Second
 	a.SetSpin(limit)
@@ -1387,11 +1360,11 @@ func TestSpinNotInACrowd(t *testing.T) {
 	spinning.crowd.begun.Store(now() + int64(time.Hour)) // so that the verdict holds
 	defer spinning.crowd.begun.Store(now())
 	spinning.crowd.left.Store(1)
-	if a.fd.canSpin() {
+	if a.fd.maySpin(&a.fd.r) {
 		t.Error("a wait spins in a crowd")
 	}
 	forget()
-	if !a.fd.canSpin() {
+	if !a.fd.maySpin(&a.fd.r) {
 		t.Error("a wait does not spin without a crowd")
 	}
 }
@@ -1426,10 +1399,10 @@ func TestSpinNotWhereManyHaveJustParked(t *testing.T) {
 		want := min(i+1, 2*crowdParked+1)
 		until("a wait does not park", func() bool { return parked() >= int32(want) })
 		idle := ends[0][1].fd
-		if i < 2*crowdParked && !idle.canSpin() {
+		if i < 2*crowdParked && !idle.canSpin(&idle.r) {
 			t.Fatalf("after %d have parked no other spins", i+1)
 		}
-		until("others spin though many have parked", func() bool { return i < 2*crowdParked || !idle.canSpin() })
+		until("others spin though many have parked", func() bool { return i < 2*crowdParked || !idle.canSpin(&idle.r) })
 	}
 	for _, pair := range ends {
 		pair[1].Write([]byte("x"))
@@ -1501,6 +1474,7 @@ func TestCrowdCountsEachWait(t *testing.T) {
 }
 
 func TestSpinFieldsReachTheConnections(t *testing.T) {
+	callsTake(t, dearCall-1)
 	addr := Path(t.TempDir() + "/s")
 	l, err := ListenConfig{Spin: -1}.Listen(addr)
 	if err != nil {

@@ -1752,7 +1752,8 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 // its goroutine parks. 0 restores the default, and a negative d never spins. The
 // fields Spin of [ListenConfig] and [Dialer] mean the same.
 //
-// The default is at most 100 µs on Linux, and never on the other Unix systems. A spin
+// The default is at most 100 µs on Linux, or 200 µs where a system call takes half a microsecond or
+// more, and never on the other Unix systems. A spin
 // costs the CPU time that it takes. Waking a thread costs both processes more, so a
 // spin that succeeds saves time: a ping-pong of 64 bytes between two processes of a quiet
 // machine took 0.3 to 0.7 of the time of package net, and 0.5 to 1.0 of its CPU time: the
@@ -1766,13 +1767,13 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 //
 // A spin takes the CPU from others, so some waits never spin:
 //
-//   - a wait for much, unless a system call takes half a microsecond or more here, and the process
-//     may run on more than one CPU: then to park takes so long that such waits spin, too. A wait to
-//     write is one. A wait to read is one in a stream: 4 KiB or more were read since the wait
-//     before it, or since the first read after a write, and this end wrote nothing meanwhile (a
-//     [PipeReader] never writes); and in bulk: 48 KiB or more were read and written since then, and the
-//     process may run on more than one CPU;
-//   - a wait to read little after a pause: the wait before it ended longer ago than the limit;
+//   - a wait to write;
+//   - a wait to read in a stream: 4 KiB or more were read since the wait before it, or since
+//     the first read after a write, and this end wrote nothing meanwhile. A [PipeReader] never
+//     writes;
+//   - a wait to read in bulk: 48 KiB or more were read and written since then, the process may
+//     run on more than one CPU, and a system call takes less than half a microsecond;
+//   - a wait to read after a pause: the wait before it ended longer ago than the limit;
 //   - a wait to read after two in a row that took longer than the limit and 400 µs, or that spun in
 //     vain for a peer that had a CPU. One spins all the same after 16 such waits, and after 247
 //     more each time, until one takes no longer than the limit;
@@ -2909,7 +2910,8 @@ func (w *PipeWriter) SetWriteDeadline(t time.Time) error {
 }
 
 // SetSpin sets the longest time that a wait of this end spins before its goroutine
-// parks: see [Conn.SetSpin].
+// parks: see [Conn.SetSpin]. It makes no difference to a PipeWriter: a wait to write does
+// not spin.
 func (e *pipeEnd) SetSpin(d time.Duration) { e.end().setSpin(d) }
 
 // FileReader returns a PipeReader over a duplicate of f, which must be a pipe or
@@ -3449,18 +3451,19 @@ var raceBuild = func() bool {
 // (yield_task_fair of kernel/sched/fair.c). So each direction compares its waits that yield with
 // those that park, and yields as long as it has gained by that on the whole: see yielder.
 //
-// In a stream no wait spins where system calls are cheap. Its two ends are fastest one after the other
-// on one CPU there, whose cache still has what the other end wrote, and a spin takes the time that the
-// other end needs. The same is true of an answer to much data, or with much: both ends count what
+// In a stream no wait spins. Its two ends are fastest one after the other on one CPU,
+// whose cache still has what the other end wrote, and a spin takes the time that the other
+// end needs. Where a system call takes a microsecond, two ends that spin have a fifth more if
+// both CPUs are free, and half if one is not. The same is true of an answer to much data, or with
+// much, where system calls are cheap: see dearCalls. Both ends count what
 // they exchange, so that most of the time they agree. A wait to write is always one of a
 // stream; see streaming and inBulk for the others. A writer that parked is not woken by each
 // read of its peer: Linux waits until three quarters of what it queued are read (unix_writable
 // of net/unix/af_unix.c).
 //
-// Where a system call takes half a microsecond and more, all of these waits spin. To park and to wake
-// take about ten calls and two changes of the thread, and what they cost there is more than what two
-// CPUs lose that copy out of each other's cache. One end alone would gain nothing by it. Both find the
-// same since they measure the same: see dearCalls.
+// Where a system call takes half a microsecond and more, to park and to wake takes long: about ten
+// calls, and two changes of the thread. There a wait for an answer spins whatever was exchanged, and up to
+// twice as long. Both ends find the same, since each measures what a call takes.
 //
 // Where more than two directions for each CPU wait all the time, none spins or yields: see crowd.
 // Where one goroutine runs at a time, those of a new direction let the others run first, so that many
@@ -3857,6 +3860,10 @@ func (c *crowd) isMoreThanOne(clock func() int64) bool {
 // spinning is the policy of this process.
 var spinning = spinPolicy{leave: leaveCPU, yield: yieldCPU, clock: now, call: func() { syscall.Getpid() }}
 
+// oneCPU reports whether all threads of this process share one CPU, and probably with the peer.
+// Then a spin is likely to keep the peer from answering.
+var oneCPU = runtime.NumCPU() == 1
+
 // crowded reports whether too many directions wait for a spin to pay.
 func (p *spinPolicy) crowded() bool { return p.crowd.isNow() }
 
@@ -3890,8 +3897,8 @@ func (p *spinPolicy) ask() {
 // measure finds out how many goroutines run at a time.
 func (p *spinPolicy) measure() { p.cpus.Store(int32(runtime.GOMAXPROCS(0))) }
 
-// dearCalls reports whether system calls take so long here that waits for much data spin, too. They do not
-// before timeCalls has measured it.
+// dearCalls reports whether system calls take so long here that waits for an answer spin for longer, and also
+// in bulk. They do not before timeCalls has measured it.
 func (p *spinPolicy) dearCalls() bool { return p.callTime.Load() >= dearCall }
 
 // timeCalls measures once how long a system call takes. The least of some tells, since others can take the
@@ -3900,11 +3907,14 @@ func (p *spinPolicy) timeCalls() {
 	if p.callTime.Load() != 0 {
 		return
 	}
+	const calls = 8 // between two looks at the clock, which may be slow or coarse itself
 	least := int64(time.Second)
-	for range 8 {
+	for range 4 {
 		begun := p.clock()
-		p.call()
-		least = min(least, p.clock()-begun)
+		for range calls {
+			p.call()
+		}
+		least = min(least, (p.clock()-begun)/calls)
 	}
 	p.callTime.Store(max(least, 1))
 }
@@ -4015,24 +4025,16 @@ func (p *spinPolicy) letOthersRun() {
 // giveWay lets the other threads of this CPU run, unless that has lost a time slice lately. It
 // reports whether some have that did not take a time slice.
 func (p *spinPolicy) giveWay(now int64) bool {
-	if p.yield == nil || p.keeps(now) {
+	if p.yield == nil || now < p.keepTill.Load() {
 		return false
 	}
 	p.yield()
 	end := p.clock()
-	took := end - now
-	p.heedLoss(end, took)
-	return took >= int64(switchTime) && took < int64(sliceLost)
-}
-
-// keeps reports whether a yield has lost a time slice lately.
-func (p *spinPolicy) keeps(now int64) bool { return now < p.keepTill.Load() }
-
-// heedLoss takes note of how long a yield took that ended at that time.
-func (p *spinPolicy) heedLoss(end, took int64) {
+	took := min(end-now, int64(sliceMost))
 	if took >= int64(sliceLost) {
-		p.keepTill.Store(end + keepShare*min(took, int64(sliceMost)))
+		p.keepTill.Store(end + keepShare*took)
 	}
+	return took >= int64(switchTime) && took < int64(sliceLost)
 }
 
 // shouldLeave reports whether the caller, whose spin kept the peer from running, should leave its CPU.

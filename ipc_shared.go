@@ -550,6 +550,7 @@ type SharedConn struct {
 	out ringWriter // guarded by w.mu, once the mode is inMemory
 
 	spokeTo, heardTo uint32 // the head of out, and the tail of in, at the latest wait to read; guarded by r.mu
+	heardMuch        bool   // the latest wait to read before which anything was exchanged was for much; guarded by r.mu
 
 	ahead []byte // read from the socket and not yet taken; guarded by r.mu, and by mu while setting up
 
@@ -589,6 +590,7 @@ type sharedHalf struct {
 	spins    [2]sharedSpin // for waits that begin while the peer is awake, and while it is parked
 	yields   yielder       // whether a wait that does not spin yields
 	sleepers uint8         // waits whose peer was parked: see mayYield
+	apart    uint16        // waits for much since a yield soon had success: see yieldsForMuch
 
 	shut    atomic.Bool  // by CloseRead or CloseWrite
 	expiry  atomic.Int64 // the deadline on the clock of now, 0 for none
@@ -1394,9 +1396,9 @@ func (c *SharedConn) directionOf(h *sharedHalf) direction {
 // default, and a negative d never spins. By default a wait spins for up to 50 µs, or 200
 // µs while the peer is being woken, as long as that pays. On Linux a wait that does not spin
 // may let other threads run, and a thread whose spin failed leaves its CPU for a moment: see
-// [Conn.SetSpin]. There a wait for much does not spin, whatever d is, unless a time slice was lost
-// to others lately: to write, or to read in a stream or in bulk. Over a socket SetSpin is the same as
-// Conn.SetSpin.
+// [Conn.SetSpin]. There a wait for much, as that method has it, lets others run by default, and spins
+// only if that does not help: a positive d lets it spin, which is faster if each end has a CPU of its
+// own. Over a socket SetSpin is the same as Conn.SetSpin.
 func (c *SharedConn) SetSpin(d time.Duration) {
 	c.spin.Store(int64(d))
 	c.base.end().setSpin(d)
@@ -1718,7 +1720,7 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 	}
 	limit, most := c.spinLimits()
 	much, answer := c.waitsFor(h)
-	onlyYields := much && spinning.yield != nil && !spinning.keeps(begun)
+	onlyYields := much && c.spin.Load() == 0 && spinning.yield != nil && !oneCPU && h.yieldsForMuch()
 	if budget := spin.budget(limit, most, asleep); !onlyYields && budget > 0 && spinning.losses.mayLose(begun) && spinning.begin() {
 		won := c.spinFor(h, need, begun, budget)
 		spinning.stop()
@@ -1735,7 +1737,9 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 	}
 	yields := spun == 0 && limit > 0 && h.mayYield(asleep) && spinning.mayYield(&h.yields)
 	if yields && c.yieldFor(h, need, begun, limit) {
-		spin.skipped()
+		if !onlyYields {
+			spin.skipped()
+		}
 		return c.waited(h)
 	}
 	epoch := h.epoch
@@ -1744,7 +1748,9 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 	if woken := h.epoch-epoch > 2; woken && spun == 0 && !yields {
 		h.yields.hasParked(max(length, int64(wakeUps)))
 	}
-	spinning.losses.add(spin.outcome(spun, false, asleep, length))
+	if !onlyYields {
+		spinning.losses.add(spin.outcome(spun, false, asleep, length))
+	}
 	if err != nil && err != os.ErrDeadlineExceeded {
 		return err
 	}
@@ -1760,7 +1766,10 @@ func (c *SharedConn) waitsFor(h *sharedHalf) (much, answer bool) {
 	head, tail := c.out.own.head.Load(), c.in.tail
 	said, heard := int32(min(head-c.spokeTo, bulkMin)), int32(min(tail-c.heardTo, bulkMin))
 	c.spokeTo, c.heardTo = head, tail
-	return streaming(heard, said) || inBulk(heard, said), said > 0
+	if said > 0 || heard > 0 { // otherwise it goes on with the wait before, as for the rest of a frame
+		c.heardMuch = streaming(heard, said) || inBulk(heard, said)
+	}
+	return c.heardMuch, said > 0
 }
 
 // waited returns the error with which an operation ends after a wait, or nil if it goes
@@ -1880,9 +1889,10 @@ func (h *sharedHalf) expired() bool {
 // whether a wait takes a wake-up. And here the account of all connections limits what failed
 // spins cost, since many of them would cost more than the waits that they shorten.
 //
-// A wait for much data does not spin where it can yield. Both ends are soon on one CPU then, one after the
-// other, and copy within its cache. On two CPUs each copies out of the other's cache, which some CPUs
-// do ten times more slowly. After a yield that lost a time slice such waits spin for a while.
+// A wait for much data yields or parks, where the system can yield, and does not spin. Then both ends are
+// soon on one CPU, one after the other, and copy within its cache. On two CPUs each copies out of the other's
+// cache, which some CPUs do ten times more slowly. If they do not come to one CPU, such waits spin after all. So
+// they do at once if SetSpin was called, or if this process has one CPU: the peer may have another for good.
 
 const (
 	spinShared       = 50 * time.Microsecond  // about the time of two wake-ups
@@ -1893,6 +1903,8 @@ const (
 	spinSharedFree   = 8                      // losses in a row that are normal on a busy machine
 	spinSharedMax    = 128                    // waits that skip spinning after a loss, at most
 	spinSharedShort  = 400 * time.Microsecond // a longer wait is no reason to spin at the next one
+	parksForMuch     = 64                     // waits for much that do not spin, if no yield soon has success
+	spinsForMuch     = 8192                   // such waits that may spin after that
 )
 
 // A sharedSpin decides whether a wait spins. A half has two. One is for waits that begin
@@ -2008,6 +2020,14 @@ func (h *sharedHalf) mayYield(asleep bool) bool {
 // shorter, but there are more of them.
 const wakeUps = 20 * time.Microsecond
 
+// yieldsForMuch counts a wait for much, and reports whether it yields or parks, and does not spin. If so many have
+// gained nothing by that, the ends are not on one CPU for all that, or share it with others. Then such waits
+// spin for a while.
+func (h *sharedHalf) yieldsForMuch() bool {
+	h.apart = (h.apart + 1) % (parksForMuch + spinsForMuch)
+	return h.apart <= parksForMuch
+}
+
 // yieldToSleeper is how often a wait yields though the peer has parked: once in so many such waits.
 const yieldToSleeper = 64
 
@@ -2022,7 +2042,9 @@ func (c *SharedConn) yieldFor(h *sharedHalf, need uint32, begun, limit int64) bo
 		at = now()
 	}
 	spinning.hasYielded(&h.yields, ready, at-begun)
-	spinning.heedLoss(at, at-begun)
+	if ready && at-begun < limit {
+		h.apart = 0
+	}
 	return ready
 }
 

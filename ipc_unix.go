@@ -1903,7 +1903,7 @@ func (f *fd) begin(spin time.Duration) {
 	f.begun = true
 	f.setSpin(spin)
 	h := &f.r
-	awake := f.canSpin() && (spinning.spins.allows(&h.spins) || spinning.yieldsNext(&h.yields))
+	awake := f.maySpin(h) && (spinning.spins.allows(&h.spins) || spinning.yieldsNext(&h.yields))
 	if !awake && spinning.expectsToPark() {
 		f.register(h) // the first wait tries again if this fails
 	}
@@ -3186,7 +3186,7 @@ func (f *fd) sendDatagram(p, rights []byte) error {
 // to park for a while leaves the poller again.
 //
 // Every system call here is made through the scheduler ([syscall.Syscall]), but for a few of
-// package syscall that cannot sleep (socket, socketpair, pipe2, and getsockname and getpeername of
+// package syscall that cannot sleep (getpid, socket, socketpair, pipe2, and getsockname and getpeername of
 // a local socket: unix_getname of net/unix/af_unix.c). A raw call that sleeps stops the process at its next garbage collection. The peer decides how long
 // many calls sleep: read(2) closes the descriptors that it has no room for (__fput of
 // fs/file_table.c), and pipe_read and pipe_write of fs/pipe.c hold a mutex while a page
@@ -3413,10 +3413,6 @@ func (f *fd) hear() {
 	}
 }
 
-// oneCPU reports whether all threads of this process share one CPU, and probably with the peer.
-// Then a spin is likely to keep the peer from answering.
-var oneCPU = runtime.NumCPU() == 1
-
 func init() {
 	spinning.yields.hesitate()
 	if oneCPU {
@@ -3429,30 +3425,28 @@ func init() {
 // upToBulk adds n bytes to so many, up to bulkMin.
 func upToBulk(bytes int32, n int) int32 { return int32(min(int(bytes)+n, bulkMin)) }
 
-// canSpin reports whether waits spin or yield at all now.
-func (f *fd) canSpin() bool { return f.spinLimit() > 0 && !spinning.crowded() }
+// maySpin reports whether a wait in that direction may spin or yield, apart from its backoff.
+func (f *fd) maySpin(h *ioState) bool { return f.canSpin(h) && f.awaitsAnswer() }
 
-// isForMuch reports whether the next wait in that direction is one for much data, by what was exchanged
-// since the one before. A wait to write is one.
-func (f *fd) isForMuch(h *ioState) bool {
-	if h == &f.w {
-		return true
-	}
-	heard, said := f.heard, f.said.Load()
-	return streaming(heard, said) || inBulk(heard, said) && !oneCPU
+// canSpin reports whether waits in that direction spin or yield at all now. A wait to write never
+// does: it is one of a stream.
+func (f *fd) canSpin(h *ioState) bool {
+	return h != &f.w && f.spinLimit() > 0 && !spinning.crowded()
 }
 
-// maySpinForMuch reports whether waits for much data may spin. On one CPU they would keep the peer from
-// running.
-func maySpinForMuch() bool { return !oneCPU && spinning.dearCalls() }
+// awaitsAnswer reports whether the next wait is for an answer among little data, by what was
+// exchanged since the one before.
+func (f *fd) awaitsAnswer() bool {
+	heard, said := f.heard, f.said.Load()
+	return !streaming(heard, said) && (!inBulk(heard, said) || oneCPU || spinning.dearCalls())
+}
 
 // A wait is what is known of the wait of an operation.
 type wait struct {
 	begun   int64  // when, if it may spin
 	window  uint16 // for crowd.ends, if it may spin
 	can     bool   // canSpin
-	much    bool   // isForMuch
-	may     bool   // it may spin or yield, apart from the backoff
+	may     bool   // maySpin
 	spins   bool   // and the backoff allows it
 	spun    bool   // it has
 	yielded bool   // it has yielded instead
@@ -3475,7 +3469,7 @@ func (f *fd) untilDone(h *ioState, o *op) (result, error) {
 			return done, err
 		}
 	}
-	if w.can && w.much {
+	if w.can {
 		spinning.timeCalls()
 	}
 	p, err := f.join(h)
@@ -3493,10 +3487,9 @@ func (f *fd) untilDone(h *ioState, o *op) (result, error) {
 // tryAtOnce makes an attempt, unless it is likely to fail: the poller makes one before it
 // parks, and that one is enough then.
 func (f *fd) tryAtOnce(h *ioState, o *op, w *wait) (done result, err error) {
-	if w.can = f.canSpin(); w.can {
-		w.much = f.isForMuch(h)
-		w.may = !w.much || maySpinForMuch()
-		if h != &f.w && f.said.Load() > 0 {
+	if w.can = f.canSpin(h); w.can {
+		w.may = f.awaitsAnswer()
+		if f.said.Load() > 0 {
 			f.hear()
 		}
 	}
@@ -3509,7 +3502,7 @@ func (f *fd) tryAtOnce(h *ioState, o *op, w *wait) (done result, err error) {
 			return done, err
 		}
 	}
-	if w.can && h != &f.w {
+	if w.can {
 		f.hear()
 	}
 	return result{}, syscall.EAGAIN
@@ -3528,7 +3521,7 @@ func (f *fd) stayAwake(h *ioState, o *op, w *wait) (result, error) {
 	}
 	w.begun = now()
 	switch {
-	case w.spins && (w.much || !paused(w.begun-f.waited, limit)): // between waits for much there is much to do
+	case w.spins && !paused(w.begun-f.waited, limit):
 		if spinning.begin() {
 			w.spun = true
 			return f.spinFor(h, o, w.begun, limit)
@@ -3560,22 +3553,21 @@ func (f *fd) hasParked(h *ioState, w *wait, err error) (done result, _ error) {
 	k.once = true
 	switch {
 	case w.may:
-		at := now()
-		f.hasWaited(h, at)
+		f.waited = now() // the next wait compares with it
 		if !parked {
 			break // it failed, which tells nothing
 		}
 		if !w.spun {
-			h.spins.took(at-w.begun, f.spinLimit())
+			h.spins.took(f.waited-w.begun, f.spinLimit())
 		}
 		if !w.spun && !w.yielded {
-			h.yields.hasParked(at - w.begun)
+			h.yields.hasParked(f.waited - w.begun)
 		}
 		if !w.spins {
 			spinning.spins.skipped(&h.spins)
 		}
 	case w.can && spinning.spins.allows(&h.spins):
-		f.hasWaited(h, now())
+		f.waited = now()
 	}
 	return done, err
 }
@@ -3640,18 +3632,10 @@ func (f *fd) yieldFor(h *ioState, o *op, begun, limit int64) (done result, err e
 
 // stayedAwake ends a wait that did not park.
 func (f *fd) stayedAwake(h *ioState, b *backoff, at int64) {
-	f.hasWaited(h, at)
-	h.expectPark = 0
+	f.waited, h.expectPark = at, 0
 	spinning.count(&h.turnout)
 	if f.polled.Load() != nil && b.longRun() {
 		f.leavePoller()
-	}
-}
-
-// hasWaited takes note of when a wait ended: the next wait to read compares with it.
-func (f *fd) hasWaited(h *ioState, at int64) {
-	if h != &f.w {
-		f.waited = at
 	}
 }
 
@@ -3748,6 +3732,9 @@ func (h *ioState) expired() bool {
 func (f *fd) spinLimit() int64 {
 	if limit := f.spin.Load(); limit != 0 {
 		return max(limit, 0)
+	}
+	if spinning.dearCalls() {
+		return 2 * spinByDefault
 	}
 	return spinByDefault
 }
