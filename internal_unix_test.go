@@ -817,6 +817,7 @@ func TestSpinNotAfterAPause(t *testing.T) {
 func TestSpinNotAfterLongWaits(t *testing.T) {
 	a, b := connected(t)
 	neverYield(t)
+	a.fd.r.spins.waits = youngWaits // where one goroutine runs at a time, others run before it parks
 	for n := range longWaits {
 		a.SetSpin(time.Nanosecond)
 		if got := a.fd.r.spins.long; int(got) != n {
