@@ -1579,7 +1579,11 @@ func TestConnCloseEndsAWriteThatNeverParks(t *testing.T) {
 		for q := make([]byte, 32<<10); ; {
 			n, err := b.Read(q)
 			if before := got; before < closeAt && before+int64(n) >= closeAt {
-				go func() { closed <- a.Close() }()
+				var runs atomic.Bool
+				go func() { runs.Store(true); closed <- a.Close() }()
+				for !runs.Load() { // it needs the place of a goroutine that runs
+					runtime.Gosched()
+				}
 			}
 			got += int64(n)
 			if err == io.EOF || got > tooLong {
