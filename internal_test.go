@@ -2837,11 +2837,7 @@ func TestSharedWaitForMuchYields(t *testing.T) {
 		}
 		spun := false
 		asked := spinning.asked.Load()
-		heard, much := a.heardTo, a.heardMuch // the wait is tried again until the deadline leaves time for it
-		for limit := time.Millisecond; !spun && limit < 100*time.Millisecond; limit *= 2 {
-			if c.heard > 0 {
-				a.heardTo, a.spokeTo, a.heardMuch = heard, a.out.own.head.Load()-uint32(c.said), much
-			}
+		for limit := time.Millisecond; !spun && limit < 100*time.Millisecond; limit *= 2 { // a slow machine may not wait in time
 			spinning.losses.balance.Store(int64(spinSharedAhead))
 			a.r.spins, a.r.yields = [2]sharedSpin{}, yielder{}
 			a.SetReadDeadline(time.Now().Add(limit))

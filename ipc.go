@@ -3471,6 +3471,7 @@ var raceBuild = func() bool {
 
 const (
 	spinDefault   = 100 * time.Microsecond // about the time of two wake-ups on a slow machine
+	dearCall      = 500                    // nanoseconds of a system call that is dear: see dearCalls
 	lossWeight    = 8                      // successful spins that make up for a failed one
 	debtMax       = 8 * lossWeight         // that many failed spins cost nothing
 	skipMin       = 4                      // waits without a spin after one more failed spin; each further one doubles that
@@ -3498,7 +3499,6 @@ const (
 	giveShare     = 4                      // of the time of such a spin, with what it gave away, one part in so many counts
 	switchTime    = 2 * time.Microsecond   // a yield that takes so long has let others run
 	sliceMost     = 10 * time.Millisecond  // the most that a yield counts as lost: the process may have been stopped
-	dearCall      = 500                    // nanoseconds of a system call that is dear: see dearCalls
 	keepShare     = 64                     // after a yield that lost a time slice, nobody gives way for so many times as long
 	leaveMin      = 200 * time.Microsecond // between two times that a thread of the process leaves its CPU
 	leaveMax      = 200 * time.Millisecond // the same while that does not help

@@ -1721,7 +1721,10 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 	limit, most := c.spinLimits()
 	much, answer := c.waitsFor(h)
 	onlyYields := much && c.spin.Load() == 0 && spinning.yield != nil && !oneCPU && h.yieldsForMuch()
-	if budget := spin.budget(limit, most, asleep); !onlyYields && budget > 0 && spinning.losses.mayLose(begun) && spinning.begin() {
+	if onlyYields {
+		spin = &sharedSpin{skip: 1} // no other wait goes by what this one finds
+	}
+	if budget := spin.budget(limit, most, asleep); budget > 0 && spinning.losses.mayLose(begun) && spinning.begin() {
 		won := c.spinFor(h, need, begun, budget)
 		spinning.stop()
 		if won {
@@ -1737,9 +1740,7 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 	}
 	yields := spun == 0 && limit > 0 && h.mayYield(asleep) && spinning.mayYield(&h.yields)
 	if yields && c.yieldFor(h, need, begun, limit) {
-		if !onlyYields {
-			spin.skipped()
-		}
+		spin.skipped()
 		return c.waited(h)
 	}
 	epoch := h.epoch
@@ -1748,9 +1749,7 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 	if woken := h.epoch-epoch > 2; woken && spun == 0 && !yields {
 		h.yields.hasParked(max(length, int64(wakeUps)))
 	}
-	if !onlyYields {
-		spinning.losses.add(spin.outcome(spun, false, asleep, length))
-	}
+	spinning.losses.add(spin.outcome(spun, false, asleep, length))
 	if err != nil && err != os.ErrDeadlineExceeded {
 		return err
 	}
