@@ -1556,10 +1556,10 @@ func TestWriteBuffersForgetsWhatWasWritten(t *testing.T) {
 
 // A reader that makes room in time lets no write park, and Close wakes only those that do.
 func TestConnCloseEndsAWriteThatNeverParks(t *testing.T) {
-	const closeAt, tooLong = 4 << 20, 100 << 20 // bytes, when Close is called and when it must have had its effect
+	const closeAt, tooLong = 4 << 20, 24 << 20 // bytes, when Close is called and when it must have had its effect
 	p := make([]byte, 1<<20)
 	for way, write := range map[string]func(c *Conn) error{
-		"Write": func(c *Conn) error { _, err := c.Write(slices.Repeat(p, tooLong>>20+1)); return err },
+		"Write": func(c *Conn) error { _, err := c.Write(make([]byte, tooLong+1<<20)); return err },
 		"WriteBuffers": func(c *Conn) error {
 			bufs := slices.Repeat(net.Buffers{p}, 1<<20)
 			_, err := c.WriteBuffers(&bufs)
@@ -1579,9 +1579,9 @@ func TestConnCloseEndsAWriteThatNeverParks(t *testing.T) {
 		for q := make([]byte, 32<<10); ; {
 			n, err := b.Read(q)
 			if before := got; before < closeAt && before+int64(n) >= closeAt {
-				var runs atomic.Bool
-				go func() { runs.Store(true); closed <- a.Close() }()
-				for !runs.Load() { // it needs the place of a goroutine that runs
+				f := a.fd
+				go func() { closed <- a.Close() }()
+				for !f.closing() { // from then on it is the write's to see it
 					runtime.Gosched()
 				}
 			}

@@ -4083,7 +4083,7 @@ func (f *fd) read(p []byte) (int, error) {
 		call = opReadPipe
 	}
 	for {
-		done, err := f.run(h, &op{call: call, mode: f.readMode(), p: oneCall(p)})
+		done, err := f.run(h, &op{call: call, mode: f.readMode(), p: f.oneCall(p)})
 		if !onlyFiles(done, err) {
 			return f.readResult(done.n, err)
 		}
@@ -4099,7 +4099,7 @@ func (f *fd) readMore(p []byte) int {
 	if len(p) == 0 || !f.socket || !kern.hasData(f.sys) {
 		return 0
 	}
-	done, err := f.attempt(&op{call: opReceive, mode: f.readMode(), p: oneCall(p)})
+	done, err := f.attempt(&op{call: opReceive, mode: f.readMode(), p: f.oneCall(p)})
 	if err != nil {
 		return 0
 	}
@@ -4225,7 +4225,7 @@ func (f *fd) write(p []byte) (n int, err error) {
 		call = opWritePipe
 	}
 	for {
-		done, err := f.run(h, &op{call: call, p: oneCall(p[n:])})
+		done, err := f.run(h, &op{call: call, p: f.oneCall(p[n:])})
 		if err != nil {
 			return n, writeError("write", err)
 		}
@@ -4313,12 +4313,24 @@ func (h *ioState) vector() *[]iovec {
 	return h.iov
 }
 
+// streamMax is how many bytes of a stream one call moves at most. While the peer makes room, or data, as fast as
+// the kernel copies, the call goes on, and nobody looks at the deadline or whether Close was called.
+const streamMax = 16 << 20
+
+// oneCall returns as much of p, from its start, as one call takes.
+func (f *fd) oneCall(p []byte) []byte {
+	if f.kind == streams {
+		p = p[:min(len(p), streamMax)]
+	}
+	return oneCall(p)
+}
+
 // gather fills iov with the buffers that are not empty, as many as one call takes, and
 // returns it.
 func gather(iov []iovec, bufs [][]byte) []iovec {
 	clear(iov) // or fewer than before would keep the others alive
 	iov = iov[:0]
-	room := ioMax
+	room := streamMax
 	for _, b := range bufs {
 		if len(b) == 0 {
 			continue
@@ -4499,7 +4511,7 @@ func acceptClient(o *op, sys int) (r result, err error) {
 // recvmsg receives some data, and control messages if there is room for them. If there is
 // none, the descriptors among them are closed elsewhere. The caller has acquired f.r.
 func (f *fd) recvmsg(p, oob []byte, flags int) (n, oobn, got int, err error) {
-	done, err := f.run(&f.r, &op{call: opReceive, p: oneCall(p), oob: oob, flags: int32(flags)})
+	done, err := f.run(&f.r, &op{call: opReceive, p: f.oneCall(p), oob: oob, flags: int32(flags)})
 	if err == nil && f.readShut.Load() && kern.readsAfterShutdown() {
 		if len(oob) > 0 {
 			discardRights(oob[:done.oobn])
@@ -4513,7 +4525,7 @@ func (f *fd) recvmsg(p, oob []byte, flags int) (n, oobn, got int, err error) {
 // f.w.
 func (f *fd) sendmsg(p, oob []byte, flags int) (int, error) {
 	if f.kind == streams { // a message that is too long is for the kernel to refuse
-		p = oneCall(p)
+		p = p[:min(len(p), streamMax)]
 	}
 	var giveUp int64 // when to stop waiting for others to receive their files
 	for {
