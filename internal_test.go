@@ -2928,12 +2928,12 @@ func TestSharedSpinLeavesItsCPU(t *testing.T) {
 	wait(1) // what was written before counts, too
 	times = 0
 	spinning.leaveGap.Store(0)
-	for _, written := range [...]int{0, 128<<10 + 1} {
+	for _, written := range [...]int{0, bulkMin} {
 		if wait(written); times != 0 {
 			t.Errorf("it left its CPU after writing %d bytes", written)
 		}
 	}
-	if wait(64); times != 1 {
+	if wait(bulkMin - 1); times != 1 {
 		t.Fatalf("it left its CPU %d times", times)
 	}
 	spinning.leaveGap.Store(int64(time.Hour) * 1000000)

@@ -3429,7 +3429,7 @@ var raceBuild = func() bool {
 // that CPU, where the system lets it: see giveWay and leaveCPU. If that does not help, threads do so
 // less and less often. Otherwise the peer is elsewhere, or slow, and to leave could bring both to one
 // CPU, or to one that others want. (Shared memory knows whether the peer was asleep, and leaves at
-// once.)
+// once, unless it waits for much.)
 //
 // The first waits on the first connections of a process neither spin nor yield, until one that does
 // has succeeded: the process may be a server that is started for many clients at once. If all its
@@ -3453,17 +3453,18 @@ var raceBuild = func() bool {
 //
 // In a stream no wait spins. Its two ends are fastest one after the other on one CPU,
 // whose cache still has what the other end wrote, and a spin takes the time that the other
-// end needs. Where a system call takes a microsecond, two ends that spin have a fifth more if
-// both CPUs are free, and half if one is not. The same is true of an answer to much data, or with
-// much, where system calls are cheap: see dearCalls. Both ends count what
-// they exchange, so that most of the time they agree. A wait to write is always one of a
-// stream; see streaming and inBulk for the others. A writer that parked is not woken by each
-// read of its peer: Linux waits until three quarters of what it queued are read (unix_writable
-// of net/unix/af_unix.c).
+// end needs. The same is true of an answer to much data, or with much, where system calls are cheap:
+// see dearCalls. Both ends count what they exchange, so that most of the time they agree. A wait to
+// write is always one of a stream; see streaming and inBulk for the others. A writer that parked is
+// not woken by each read of its peer: Linux waits until three quarters of what it queued are read
+// (unix_writable of net/unix/af_unix.c).
 //
 // Where a system call takes half a microsecond and more, to park and to wake takes long: about ten
 // calls, and two changes of the thread. There a wait for an answer spins whatever was exchanged, and up to
-// twice as long. Both ends find the same, since each measures what a call takes.
+// twice as long. Most of the time both ends find the same, since each measures what a call takes. Where they do not
+// (one is in a sandbox, or the time is near the limit), one spins for a peer that parks, until its backoff ends
+// that. A stream does not spin even there: its two ends would be a fifth faster with both CPUs free, and half as
+// fast with one of them busy.
 //
 // Where more than two directions for each CPU wait all the time, none spins or yields: see crowd.
 // Where one goroutine runs at a time, those of a new direction let the others run first, so that many
@@ -3857,8 +3858,9 @@ func (c *crowd) isMoreThanOne(clock func() int64) bool {
 	return c.several.Load() && clock()-c.begun.Load() < crowdTime
 }
 
-// spinning is the policy of this process.
-var spinning = spinPolicy{leave: leaveCPU, yield: yieldCPU, clock: now, call: func() { syscall.Getpid() }}
+// spinning is the policy of this process. It times getuid(2), since macOS keeps the process id in the process
+// (___getpid of xnu's libsyscall).
+var spinning = spinPolicy{leave: leaveCPU, yield: yieldCPU, clock: now, call: func() { syscall.Getuid() }}
 
 // oneCPU reports whether all threads of this process share one CPU, and probably with the peer.
 // Then a spin is likely to keep the peer from answering.
@@ -3901,8 +3903,8 @@ func (p *spinPolicy) measure() { p.cpus.Store(int32(runtime.GOMAXPROCS(0))) }
 // in bulk. They do not before timeCalls has measured it.
 func (p *spinPolicy) dearCalls() bool { return p.callTime.Load() >= dearCall }
 
-// timeCalls measures once how long a system call takes. The least of some tells, since others can take the
-// CPU meanwhile.
+// timeCalls measures once, for good, how long a system call takes. The least of some tells, since others can take
+// the CPU meanwhile.
 func (p *spinPolicy) timeCalls() {
 	if p.callTime.Load() != 0 {
 		return
@@ -4367,9 +4369,6 @@ func timeOf(expiry int64) (t time.Time) {
 // ioMax is the most that one read or write asks for: macOS and FreeBSD fail
 // above INT_MAX, and os.File on Windows stops there.
 const ioMax = 1 << 30
-
-// oneCall returns as much of p, from its start, as one call takes.
-func oneCall(p []byte) []byte { return p[:min(len(p), ioMax)] }
 
 // A direction is reading, writing or both.
 type direction uint8

@@ -503,8 +503,8 @@ func InheritedSharedListener(name string) (*SharedListener, error) {
 //
 // Each end owns one memory object that it alone writes: a control page and the ring of
 // the bytes it sends. The peer maps it for reading. So the bytes of each direction are
-// copied once into the ring and once out of it, and while both ends are awake no system
-// call is made.
+// copied once into the ring and once out of it. Small requests and answers between two
+// ends that are awake take no system call; a wait for much data yields: see Spinning in shared memory.
 //
 // A goroutine that finds nothing to do parks in a read of a doorbell. A doorbell is a pair
 // of sockets; each half of each end has one of its own. Before the goroutine looks for the
@@ -1396,9 +1396,10 @@ func (c *SharedConn) directionOf(h *sharedHalf) direction {
 // default, and a negative d never spins. By default a wait spins for up to 50 µs, or 200
 // µs while the peer is being woken, as long as that pays. On Linux a wait that does not spin
 // may let other threads run, and a thread whose spin failed leaves its CPU for a moment: see
-// [Conn.SetSpin]. There a wait for much, as that method has it, lets others run by default, and spins
-// only if that does not help: a positive d lets it spin, which is faster if each end has a CPU of its
-// own. Over a socket SetSpin is the same as Conn.SetSpin.
+// [Conn.SetSpin]. There a wait for much does not spin by default, but lets others run, unless that keeps failing
+// or this process has one CPU. Such a wait is each wait to write, and one to read after 4 KiB and more were
+// read and nothing was written, or 48 KiB and more in all. A positive d lets it spin, which is right if
+// each end has a CPU of its own. Over a socket SetSpin is the same as Conn.SetSpin.
 func (c *SharedConn) SetSpin(d time.Duration) {
 	c.spin.Store(int64(d))
 	c.base.end().setSpin(d)
@@ -1890,8 +1891,10 @@ func (h *sharedHalf) expired() bool {
 //
 // A wait for much data yields or parks, where the system can yield, and does not spin. Then both ends are
 // soon on one CPU, one after the other, and copy within its cache. On two CPUs each copies out of the other's
-// cache, which some CPUs do ten times more slowly. If they do not come to one CPU, such waits spin after all. So
-// they do at once if SetSpin was called, or if this process has one CPU: the peer may have another for good.
+// cache, which some CPUs do ten times more slowly. If so many yields in a row gain nothing, the ends have not come to
+// one CPU, and such waits spin after all. (A yield to a peer on another CPU can gain something by chance: it
+// returns at once, and the peer was about to be ready.) They spin at once if SetSpin was called, or if this process has
+// one CPU: the peer may have another for good.
 
 const (
 	spinShared       = 50 * time.Microsecond  // about the time of two wake-ups

@@ -3186,7 +3186,7 @@ func (f *fd) sendDatagram(p, rights []byte) error {
 // to park for a while leaves the poller again.
 //
 // Every system call here is made through the scheduler ([syscall.Syscall]), but for a few of
-// package syscall that cannot sleep (getpid, socket, socketpair, pipe2, and getsockname and getpeername of
+// package syscall that cannot sleep (getpid, getuid, socket, socketpair, pipe2, and getsockname and getpeername of
 // a local socket: unix_getname of net/unix/af_unix.c). A raw call that sleeps stops the process at its next garbage collection. The peer decides how long
 // many calls sleep: read(2) closes the descriptors that it has no room for (__fput of
 // fs/file_table.c), and pipe_read and pipe_write of fs/pipe.c hold a mutex while a page
@@ -4083,7 +4083,7 @@ func (f *fd) read(p []byte) (int, error) {
 		call = opReadPipe
 	}
 	for {
-		done, err := f.run(h, &op{call: call, mode: f.readMode(), p: f.oneCall(p)})
+		done, err := f.run(h, &op{call: call, mode: f.readMode(), p: f.partOf(p)})
 		if !onlyFiles(done, err) {
 			return f.readResult(done.n, err)
 		}
@@ -4099,7 +4099,7 @@ func (f *fd) readMore(p []byte) int {
 	if len(p) == 0 || !f.socket || !kern.hasData(f.sys) {
 		return 0
 	}
-	done, err := f.attempt(&op{call: opReceive, mode: f.readMode(), p: f.oneCall(p)})
+	done, err := f.attempt(&op{call: opReceive, mode: f.readMode(), p: f.partOf(p)})
 	if err != nil {
 		return 0
 	}
@@ -4225,7 +4225,7 @@ func (f *fd) write(p []byte) (n int, err error) {
 		call = opWritePipe
 	}
 	for {
-		done, err := f.run(h, &op{call: call, p: f.oneCall(p[n:])})
+		done, err := f.run(h, &op{call: call, p: f.partOf(p[n:])})
 		if err != nil {
 			return n, writeError("write", err)
 		}
@@ -4317,12 +4317,13 @@ func (h *ioState) vector() *[]iovec {
 // the kernel copies, the call goes on, and nobody looks at the deadline or whether Close was called.
 const streamMax = 16 << 20
 
-// oneCall returns as much of p, from its start, as one call takes.
-func (f *fd) oneCall(p []byte) []byte {
-	if f.kind == streams {
-		p = p[:min(len(p), streamMax)]
+// partOf returns as much of p, from its start, as one call takes. A message is received by one call.
+func (f *fd) partOf(p []byte) []byte {
+	most := streamMax
+	if f.kind == messages {
+		most = ioMax
 	}
-	return oneCall(p)
+	return p[:min(len(p), most)]
 }
 
 // gather fills iov with the buffers that are not empty, as many as one call takes, and
@@ -4511,7 +4512,7 @@ func acceptClient(o *op, sys int) (r result, err error) {
 // recvmsg receives some data, and control messages if there is room for them. If there is
 // none, the descriptors among them are closed elsewhere. The caller has acquired f.r.
 func (f *fd) recvmsg(p, oob []byte, flags int) (n, oobn, got int, err error) {
-	done, err := f.run(&f.r, &op{call: opReceive, p: f.oneCall(p), oob: oob, flags: int32(flags)})
+	done, err := f.run(&f.r, &op{call: opReceive, p: f.partOf(p), oob: oob, flags: int32(flags)})
 	if err == nil && f.readShut.Load() && kern.readsAfterShutdown() {
 		if len(oob) > 0 {
 			discardRights(oob[:done.oobn])
@@ -4525,7 +4526,7 @@ func (f *fd) recvmsg(p, oob []byte, flags int) (n, oobn, got int, err error) {
 // f.w.
 func (f *fd) sendmsg(p, oob []byte, flags int) (int, error) {
 	if f.kind == streams { // a message that is too long is for the kernel to refuse
-		p = p[:min(len(p), streamMax)]
+		p = f.partOf(p)
 	}
 	var giveUp int64 // when to stop waiting for others to receive their files
 	for {

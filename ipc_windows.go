@@ -5751,6 +5751,9 @@ func peekLengths(h syscall.Handle, p []byte) (n, avail, left uint32, err error) 
 	return n, avail, left, failure(r, errno)
 }
 
+// oneCall returns as much of p, from its start, as one call takes.
+func oneCall(p []byte) []byte { return p[:min(len(p), ioMax)] }
+
 // lengthOf converts a length that the peer chose. It returns at most ioMax+1, so that
 // the sum with what was copied fits a 32-bit int.
 func lengthOf(n uint32) int { return int(min(n, ioMax+1)) }
