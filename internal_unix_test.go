@@ -841,7 +841,12 @@ func TestSpinNotAfterLongWaits(t *testing.T) {
 		t.Error("after a short wait none spins")
 	}
 	a.fd.r.spins.long = 1
-	if !spins(t, a.fd, &a.fd.r) || a.fd.r.spins.long != 0 {
+	for range 10 { // on a slow machine the deadline may pass before the spin succeeds
+		if spins(t, a.fd, &a.fd.r); a.fd.r.spins.long != 1 {
+			break
+		}
+	}
+	if a.fd.r.spins.long != 0 {
 		t.Error("a spin that succeeds is no short wait")
 	}
 }

@@ -455,8 +455,10 @@ func TestListenMsgRespectsAForeignServer(t *testing.T) {
 
 func TestListenConfigBacklogIsThatOfListen(t *testing.T) {
 	kit.Together(t)
-	kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
-		for _, backlog := range []int{1, 5} {
+	for _, backlog := range []int{1, 5} {
+		// Each listens somewhere else: the child that another test starts has what is open until it runs its program,
+		// so a name can be in use for a moment after Close.
+		kit.OverEachAddr(t, func(t *testing.T, addr ipc.Addr) {
 			l := kit.ListenWith(t, ipc.ListenConfig{Backlog: backlog}, addr)
 			waiting := kit.Fill(t, addr)
 			if n := len(waiting); n != backlog+1 { // unix(7) lets one more in
@@ -466,8 +468,8 @@ func TestListenConfigBacklogIsThatOfListen(t *testing.T) {
 			for _, c := range waiting {
 				kit.Must(t, c.Close())
 			}
-		}
-	})
+		})
+	}
 }
 
 func TestListenDoesNotTouchTheUmask(t *testing.T) {

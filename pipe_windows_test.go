@@ -988,6 +988,9 @@ func TestPipeConnWaitsHoldFewThreads(t *testing.T) {
 				t.Errorf("a write that waits ends with %v", err)
 			}
 		})
+		if i%20 == 19 { // all at once, each would take a thread while it begins
+			kit.AwaitParked(t, "(*Conn).Write", i+1)
+		}
 	}
 	kit.AwaitParked(t, "(*Conn).Write", many)
 	if n := threads() - before; n > few && !kit.UnderRace() {
