@@ -974,8 +974,13 @@ func childHasAStuckDoorbell(p *kit.Parent, args []string) error {
 	c := kit.Sure(kit.Sure(ipc.InheritedConn("line")).Share(ipc.ShareConfig{}))
 	p.Hear()
 	reading := kit.Begin(func() error { _, err := c.Read(make([]byte, 1)); return err })
-	c.SetWriteDeadline(time.Now().Add(time.Second)) // for the handshake
-	if n, err := c.Write(make([]byte, 1<<20)); n == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+	var n int
+	var err error
+	for limit := time.Second; n == 0 && limit < kit.Soon/2; limit *= 2 { // for the handshake
+		c.SetWriteDeadline(time.Now().Add(limit))
+		n, err = c.Write(make([]byte, 1<<20))
+	}
+	if n == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 		return fmt.Errorf("write: %d, %v", n, err)
 	}
 	if err := errors.Join(c.CloseWrite(), c.Close()); err != nil {
