@@ -136,11 +136,11 @@
 // # Shared memory
 //
 // A [SharedConn] is a [net.Conn] whose bytes go through rings in shared memory, one
-// for each direction. Small requests and answers between two ends that are awake take no
-// system call. An end that waits for longer parks its goroutine. [SharedConn.Reserve] and [SharedConn.Peek] give access
-// to the ring itself, so that nothing is copied. [Conn.Share] turns a connection
-// into one. A [Memory] is memory that is shared by other means: it is passed by
-// [Conn.SendFiles].
+// for each direction. Small requests and answers between two ends that are awake
+// take no system call. An end that waits for longer parks its goroutine.
+// [SharedConn.Reserve] and [SharedConn.Peek] give access to the ring itself, so that
+// nothing is copied. [Conn.Share] turns a connection into one. A [Memory] is memory
+// that is shared by other means: it is passed by [Conn.SendFiles].
 //
 // Shared memory is for connections that last and carry much:
 //

@@ -1561,7 +1561,10 @@ func TestWriteBuffersForgetsWhatWasWritten(t *testing.T) {
 
 // A reader that makes room in time lets no write park, and Close wakes only those that do.
 func TestConnCloseEndsAWriteThatNeverParks(t *testing.T) {
-	const closeAt, tooLong = 4 << 20, 24 << 20 // bytes, when Close is called and when it must have had its effect
+	const (
+		closeAt = 4 << 20                     // bytes, when Close is called
+		tooLong = closeAt + streamMax + 4<<20 // when it must have had its effect: after one call more, and what is in the queue
+	)
 	p := make([]byte, 1<<20)
 	for way, write := range map[string]func(c *Conn) error{
 		"Write": func(c *Conn) error { _, err := c.Write(make([]byte, tooLong+1<<20)); return err },

@@ -3186,9 +3186,10 @@ func (f *fd) sendDatagram(p, rights []byte) error {
 // to park for a while leaves the poller again.
 //
 // Every system call here is made through the scheduler ([syscall.Syscall]), but for a few of
-// package syscall that cannot sleep (getpid, getuid, socket, socketpair, pipe2, and getsockname and getpeername of
-// a local socket: unix_getname of net/unix/af_unix.c). A raw call that sleeps stops the process at its next garbage collection. The peer decides how long
-// many calls sleep: read(2) closes the descriptors that it has no room for (__fput of
+// package syscall that cannot sleep (getpid, getuid, socket, socketpair, pipe2, and
+// getsockname and getpeername of a local socket: unix_getname of net/unix/af_unix.c). A raw
+// call that sleeps stops the process at its next garbage collection. The peer decides how
+// long many calls sleep: read(2) closes the descriptors that it has no room for (__fput of
 // fs/file_table.c), and pipe_read and pipe_write of fs/pipe.c hold a mutex while a page
 // fault of the other end is served.
 //

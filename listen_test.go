@@ -14,6 +14,7 @@ import (
 	"os"
 	"reflect"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -876,23 +877,39 @@ func TestDialFullBacklogWaits(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			_, err = io.WriteString(c, "last")
-			return errors.Join(err, c.Close())
+			defer c.Close()
+			if _, err := io.WriteString(c, "last"); err != nil {
+				return err
+			}
+			answer := make([]byte, 4)
+			if _, err := io.ReadFull(c, answer); err != nil || string(answer) != "last" {
+				return fmt.Errorf("the answer is %q, %v", answer, err)
+			}
+			return nil
 		})
 		kit.AwaitParked(t, "Dialer.DialContext", 1)
-		for _, client := range waiting {
-			kit.Send(t, client, "wait")
+		var inTurn, served []string
+		for i, client := range waiting {
+			inTurn = append(inTurn, fmt.Sprintf("%4d", i))
+			kit.Send(t, client, inTurn[i])
 		}
-		served := map[string]int{} // in no order: Windows need not ask who they are in theirs
-		for range len(waiting) + 1 {
-			word := make([]byte, 4)
-			_, err := io.ReadFull(kit.Accept(t, l), word)
+		inTurn = append(inTurn, "last")
+		for range inTurn {
+			server, word := kit.Accept(t, l), make([]byte, 4)
+			_, err := io.ReadFull(server, word)
 			kit.Must(t, err)
-			served[string(word)]++
+			served = append(served, string(word))
+			kit.Send(t, server, string(word))
+		}
+		for i, client := range waiting {
+			kit.Expect(t, client, inTurn[i])
 		}
 		kit.Must(t, <-dialed)
-		if served["wait"] != len(waiting) || served["last"] != 1 {
-			t.Errorf("served %v of %d that waited and one that came last", served, len(waiting))
+		if runtime.GOOS == "windows" { // it need not ask who they are in their order
+			slices.Sort(served)
+		}
+		if !slices.Equal(served, inTurn) {
+			t.Errorf("served are %q, want %q", served, inTurn)
 		}
 	})
 }
