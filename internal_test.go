@@ -368,7 +368,7 @@ func spinsOf(p *spinPolicy, b *backoff, waits int, won func(wait int) bool) (spi
 			continue
 		}
 		spins++
-		p.begin()
+		p.begin(0)
 		p.end(b, won(i))
 	}
 	return spins
@@ -792,11 +792,11 @@ func TestSpinPolicyLeavesACPUFree(t *testing.T) {
 		p.ask() // the first of them measures
 		p.cpus.Store(c.cpus)
 		for range c.spinners {
-			if !p.begin() {
+			if !p.begin(0) {
 				t.Errorf("of %d CPUs %d have spinners, want %d", c.cpus, p.spinners.Load(), c.spinners)
 			}
 		}
-		if p.begin() {
+		if p.begin(0) {
 			t.Errorf("of %d CPUs more than %d have spinners", c.cpus, c.spinners)
 		}
 	}
@@ -925,7 +925,7 @@ func coupled(waits int, wakeUp, limit time.Duration) (won, lost int) {
 			lost++
 			b.wasLong()
 		}
-		p.begin()
+		p.begin(0)
 		p.end(b, answer < limit)
 		parked[i%2] = answer >= limit
 	}
@@ -946,7 +946,7 @@ func TestBackoffTwoEndsRecoverFromLongWaits(t *testing.T) {
 func TestYieldsDoNotChangeHowOftenTheCPUIsLeft(t *testing.T) {
 	var p spinPolicy
 	p.leaveGap.Store(int64(leaveMax))
-	if p.hasYielded(new(yielder), true, 0); p.leaveGap.Load() != int64(leaveMax) {
+	if p.hasYielded(new(yielder), true, 0, 0); p.leaveGap.Load() != int64(leaveMax) {
 		t.Error("after a yield that succeeded a spin that fails leaves its CPU soon")
 	}
 }
@@ -954,7 +954,7 @@ func TestYieldsDoNotChangeHowOftenTheCPUIsLeft(t *testing.T) {
 // A lost time slice of one short connection does not keep the thousands after it from yielding.
 func TestYieldsOfNewDirectionsGoOnAfterALostTimeSlice(t *testing.T) {
 	p := spinPolicy{yield: func() {}}
-	p.hasYielded(new(yielder), true, int64(5*time.Millisecond))
+	p.hasYielded(new(yielder), true, 0, int64(5*time.Millisecond))
 	if !p.mayYield(new(yielder)) {
 		t.Error("a new direction does not yield after another has lost one time slice")
 	}
@@ -972,17 +972,46 @@ func TestYieldsOfAWaitEndInTime(t *testing.T) {
 	}
 }
 
+// A goroutine that never parks lets others run before the scheduler preempts it, and no more often. The
+// policy takes it that two run at a time, so that this does not come of the turns for one.
+func TestSpinPolicyLetsOthersRunInTime(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	p := spinPolicy{clock: now}
+	p.begin(0) // measures
+	p.stop()
+	p.cpus.Store(2)
+	var turns int
+	var over atomic.Bool
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for ; !over.Load(); turns++ {
+			runtime.Gosched()
+		}
+	}()
+	const step, spins = turnTime / 20, 500
+	for i := range spins {
+		p.begin(int64(i+1) * int64(step))
+		p.stop()
+	}
+	over.Store(true)
+	<-ended
+	if want := spins / 20; turns < want-1 || turns > 3*want {
+		t.Errorf("in %v of spins others ran %d times, want about %d", spins*step, turns, want)
+	}
+}
+
 // Where one goroutine runs at a time, one whose spins succeed lets the others run.
 func TestSpinPolicyLetsOthersRun(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	p := spinPolicy{clock: now}
 	for range 100 {
-		p.begin()
+		p.begin(0)
 		p.stop()
 	}
 	for what, wait := range map[string]func(){
-		"spins":  func() { p.begin(); p.end(new(backoff), true) },
-		"yields": func() { p.hasYielded(new(yielder), true, 0) },
+		"spins":  func() { p.begin(0); p.end(new(backoff), true) },
+		"yields": func() { p.hasYielded(new(yielder), true, 0, 0) },
 	} {
 		before := p.asked.Load()
 		others := make(chan uint32, 1)
@@ -1023,7 +1052,7 @@ func (e *busyEnd) run(answer func(connection int)) {
 		c := e.yielded
 		if e.yielded = -1; c >= 0 {
 			at := slices.Index(e.ready, c)
-			e.p.hasYielded(&e.y[c], at >= 0, 4000)
+			e.p.hasYielded(&e.y[c], at >= 0, 0, 4000)
 			if at < 0 {
 				continue // it parks
 			}
@@ -1124,7 +1153,7 @@ func yielding(y *yielder, waits int, parked time.Duration, how func(n int) (won 
 		if took >= time.Millisecond {
 			lost += took
 		}
-		if p.hasYielded(y, won, int64(took)); !won {
+		if p.hasYielded(y, won, 0, int64(took)); !won {
 			total += parked
 		}
 	}
@@ -1190,18 +1219,18 @@ func TestYieldsAreTriedAfresh(t *testing.T) {
 		}
 		for y.skip == 0 {
 			park()
-			p.hasYielded(&y, true, took)
+			p.hasYielded(&y, true, 0, took)
 		}
 		for range debtMax / lossWeight / 2 {
 			park()
-			p.hasYielded(&y, false, us)
+			p.hasYielded(&y, false, 0, us)
 			if y.skip > 0 {
 				t.Fatalf("after yields of %v the first that fails ends the trial", time.Duration(took))
 			}
 		}
 		for range 100 {
 			park()
-			if p.hasYielded(&y, true, 5*us); y.skip > 0 || y.debt > debtMax {
+			if p.hasYielded(&y, true, 0, 5*us); y.skip > 0 || y.debt > debtMax {
 				t.Fatalf("after yields of %v one of 5 µs counts as a loss", time.Duration(took))
 			}
 		}
@@ -1233,7 +1262,7 @@ func TestYieldsOfTwoEndsBegin(t *testing.T) {
 			length = 17 * time.Microsecond
 		}
 		if begins {
-			p.hasYielded(y, true, int64(length))
+			p.hasYielded(y, true, 0, int64(length))
 		} else {
 			y.hasParked(int64(length))
 		}
@@ -1296,7 +1325,7 @@ func TestSpinPolicyLeavesTheCPUEverMoreRarely(t *testing.T) {
 		t.Errorf("it leaves %d times in 10 s in which that never helps", leaves)
 	}
 	var b backoff
-	p.begin()
+	p.begin(0)
 	p.end(&b, true)
 	if at += int64(leaveMin); !p.shouldLeave(at) {
 		t.Error("it does not leave soon after a spin that succeeded")

@@ -3488,6 +3488,7 @@ const (
 	streamMin     = 4 << 10                // bytes read from one wait to the next that are a stream, if nothing was written
 	bulkMin       = 48 << 10               // bytes read and written from one wait to the next that are best copied on one CPU
 	turnAfter     = crowdShare / 2         // spins and yields after which others run, if one goroutine runs at a time; see crowd
+	turnTime      = 5 * time.Millisecond   // after which they run otherwise, shared by those that spin
 	attemptMax    = 20 * time.Microsecond  // the most that one attempt counts as spinning; the rest went to others
 	yieldsMax     = 4                      // yields of one wait: after the first the system may choose this end once more
 	yieldsInARow  = 4096                   // waits that could yield, after which one parks: it tells how long that takes
@@ -3698,6 +3699,7 @@ type spinPolicy struct {
 	leftAt   atomic.Int64 // when a thread left its CPU last
 	leaveGap atomic.Int64 // how long it is until the next time; 0 for leaveMin
 	keepTill atomic.Int64 // no thread gives way until then
+	turnAt   atomic.Int64 // when a goroutine that spins or yields let others run last
 	unparked atomic.Int32 // connections that ended without a wait that parked, up to unparkedMax: see expectsToPark
 	crowd    crowd
 	losses   lossAccount  // of shared memory
@@ -3878,10 +3880,11 @@ func (e *experience) allows(b *backoff) bool {
 	return skip == 0 && !b.expectsLong()
 }
 
-// begin reports whether the caller may spin, and counts it as a spinner then. Spinners
-// leave one CPU free, but one may spin in any case.
-func (p *spinPolicy) begin() bool {
+// begin reports whether the caller, whose wait began at that time, may spin, and counts it as a
+// spinner then. Spinners leave one CPU free, but one may spin in any case.
+func (p *spinPolicy) begin(at int64) bool {
 	p.ask()
+	p.letOthersRun(at)
 	if p.spinners.Add(1) > max(1, p.cpus.Load()-1) {
 		p.spinners.Add(-1)
 		return false
@@ -3985,9 +3988,9 @@ func moreYields(n int, took, limit int64) bool {
 	return n < yieldsMax && took < min(limit, int64(spinDefault))
 }
 
-// hasYielded is called after the yields of a wait: what came of them, and how long they took.
-func (p *spinPolicy) hasYielded(y *yielder, won bool, took int64) {
-	gain := y.expected() - took
+// hasYielded is called after the yields of a wait: what came of them, and when they began and ended.
+func (p *spinPolicy) hasYielded(y *yielder, won bool, begun, at int64) {
+	gain := y.expected() - (at - begun)
 	switch {
 	case won && y.gain(gain):
 		p.yields.tried(&y.backoff, true)
@@ -4001,7 +4004,7 @@ func (p *spinPolicy) hasYielded(y *yielder, won bool, took int64) {
 	}
 	if won {
 		p.ask()
-		p.letOthersRun()
+		p.letOthersRun(at)
 	}
 }
 
@@ -4010,16 +4013,26 @@ func (p *spinPolicy) stop() { p.spinners.Add(-1) }
 
 // succeeded is called after a spin that did. It was made on the CPU that is right for it.
 func (p *spinPolicy) succeeded() {
-	p.letOthersRun()
 	if p.leaveGap.Load() != 0 {
 		p.leaveGap.Store(0)
 	}
 }
 
-// letOthersRun lets the other goroutines run now and then, if one runs at a time: a goroutine
-// that never parks gives its CPU up after 10 ms only.
-func (p *spinPolicy) letOthersRun() {
-	if p.alone() && p.asked.Load()%turnAfter == 0 {
+// letOthersRun lets the other goroutines run now and then, before a spin or after a yield. If one runs
+// at a time, one that never parks would give its CPU up after 10 ms only. Otherwise they have CPUs of their
+// own, but then the scheduler preempts one that has not let others run for 10 ms (forcePreemptNS of Go's
+// runtime/proc.go). Whenever it finds that one in a system call, a thread of its own (sysmon) wakes every
+// 20 µs or so for the next milliseconds, to see whether others stay in theirs. If that takes long, as where
+// system calls are dear, it takes a sixth of the CPU from the two ends of a connection that spin.
+func (p *spinPolicy) letOthersRun(at int64) {
+	if p.alone() {
+		if p.asked.Load()%turnAfter == 0 {
+			runtime.Gosched()
+		}
+		return
+	}
+	last := p.turnAt.Load()
+	if at-last >= int64(turnTime)/int64(1+p.spinners.Load()) && p.turnAt.CompareAndSwap(last, at) {
 		runtime.Gosched()
 	}
 }

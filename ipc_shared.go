@@ -1725,7 +1725,7 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 	if onlyYields {
 		spin = &sharedSpin{skip: 1} // no other wait goes by what this one finds
 	}
-	if budget := spin.budget(limit, most, asleep); budget > 0 && spinning.losses.mayLose(begun) && spinning.begin() {
+	if budget := spin.budget(limit, most, asleep); budget > 0 && spinning.losses.mayLose(begun) && spinning.begin(begun) {
 		won := c.spinFor(h, need, begun, budget)
 		spinning.stop()
 		if won {
@@ -2043,7 +2043,7 @@ func (c *SharedConn) yieldFor(h *sharedHalf, need uint32, begun, limit int64) bo
 		ready = c.ready(h, need)
 		at = now()
 	}
-	spinning.hasYielded(&h.yields, ready, at-begun)
+	spinning.hasYielded(&h.yields, ready, begun, at)
 	if ready && at-begun < limit {
 		h.apart = 0
 	}

@@ -3523,7 +3523,7 @@ func (f *fd) stayAwake(h *ioState, o *op, w *wait) (result, error) {
 	w.begun = now()
 	switch {
 	case w.spins && !paused(w.begun-f.waited, limit):
-		if spinning.begin() {
+		if spinning.begin(w.begun) {
 			w.spun = true
 			return f.spinFor(h, o, w.begun, limit)
 		}
@@ -3622,7 +3622,7 @@ func (f *fd) yieldFor(h *ioState, o *op, begun, limit int64) (done result, err e
 		at = now()
 	}
 	won := !notYet(err)
-	spinning.hasYielded(&h.yields, won, at-begun)
+	spinning.hasYielded(&h.yields, won, begun, at)
 	if won {
 		h.spins.took(at-begun, limit)
 		spinning.spins.skipped(&h.spins)
