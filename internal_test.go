@@ -2659,22 +2659,54 @@ func TestSharedSpinIsOnTheAccountOfAll(t *testing.T) {
 	}
 }
 
+// callsTake has a system call take so long, as far as waits go by it.
+func callsTake(t *testing.T, ns int64) {
+	before := spinning.callTime.Swap(ns)
+	t.Cleanup(func() { spinning.callTime.Store(before) })
+}
+
 // No wait spins for longer than SetSpin says, also if a peer that is asleep needs longer.
 // Without SetSpin a wait for such a peer may spin for longer than others.
 func TestSharedSpinKeepsToItsLimit(t *testing.T) {
 	a, _ := sharedPair(t)
 	s := sharedSpin{cost: int64(time.Second)} // what the peer has needed lately
-	for set, want := range map[time.Duration][2]time.Duration{
-		0:                     {spinShared, spinSharedAsleep},
-		-1:                    {0, 0},
-		time.Microsecond:      {time.Microsecond, time.Microsecond},
-		10 * time.Millisecond: {10 * time.Millisecond, 10 * time.Millisecond},
-	} {
-		a.SetSpin(set)
-		limit, most := a.spinLimits()
-		if awake, asleep := s.budget(limit, most, false), s.budget(limit, most, true); awake != int64(want[0]) || asleep != int64(want[1]) {
-			t.Errorf("SetSpin(%v): a wait spins for %v, for a peer that is asleep %v; want %v",
-				set, time.Duration(awake), time.Duration(asleep), want)
+	for _, call := range []int64{dearCall - 1, dearCall} {
+		callsTake(t, call)
+		limit := spinShared
+		if call >= dearCall {
+			limit *= 2
+		}
+		for set, want := range map[time.Duration][2]time.Duration{
+			0:                     {limit, spinSharedAsleep},
+			-1:                    {0, 0},
+			time.Microsecond:      {time.Microsecond, time.Microsecond},
+			10 * time.Millisecond: {10 * time.Millisecond, 10 * time.Millisecond},
+		} {
+			a.SetSpin(set)
+			limit, most := a.spinLimits()
+			if awake, asleep := s.budget(limit, most, false), s.budget(limit, most, true); awake != int64(want[0]) || asleep != int64(want[1]) {
+				t.Errorf("where a call takes %d ns and after SetSpin(%v), a wait spins for %v, for a peer that is asleep %v; want %v",
+					call, set, time.Duration(awake), time.Duration(asleep), want)
+			}
+		}
+	}
+}
+
+// A wait that parks finds out what a system call takes, where waits may spin.
+func TestSharedWaitThatParksTimesCalls(t *testing.T) {
+	callsTake(t, 0)
+	a, _ := sharedInMemory(t)
+	for _, limit := range []time.Duration{-1, time.Nanosecond} {
+		spinning.callTime.Store(0) // the connection was made by waits, too
+		a.SetSpin(limit)
+		for wait := time.Millisecond; spinning.callTime.Load() == 0 && wait < time.Second; wait *= 4 { // a slow machine may not park in time
+			a.SetReadDeadline(time.Now().Add(wait))
+			if _, err := a.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal(err)
+			}
+		}
+		if took := spinning.callTime.Load(); (took != 0) != (limit > 0) {
+			t.Errorf("with SetSpin(%v) a call takes %d ns", limit, took)
 		}
 	}
 }

@@ -617,12 +617,6 @@ func forget() {
 	spinning.crowd.parked[1].Store(0)
 }
 
-// callsTake has a system call take so long, as far as waits go by it.
-func callsTake(t *testing.T, ns int64) {
-	before := spinning.callTime.Swap(ns)
-	t.Cleanup(func() { spinning.callTime.Store(before) })
-}
-
 // spins reports whether a wait in that direction spins before it parks.
 func spins(t *testing.T, f *fd, h *ioState) (spun bool) {
 	t.Helper()

@@ -1393,8 +1393,8 @@ func (c *SharedConn) directionOf(h *sharedHalf) direction {
 
 // SetSpin sets the longest time that a wait of this end spins before its goroutine parks.
 // A spin looks at the memory again and again, which costs no system call. 0 restores the
-// default, and a negative d never spins. By default a wait spins for up to 50 µs, or 200
-// µs while the peer is being woken, as long as that pays. On Linux a wait that does not spin
+// default, and a negative d never spins. By default a wait spins for up to 50 µs (100 µs where a system call takes
+// half a microsecond or more), or 200 µs while the peer is being woken, as long as that pays. On Linux a wait that does not spin
 // may let other threads run, and a thread whose spin failed leaves its CPU for a moment: see
 // [Conn.SetSpin]. There a wait for much does not spin by default, but lets others run, unless that keeps failing
 // or this process has one CPU. Such a wait is each wait to write, and one to read after 4 KiB and more were
@@ -1744,6 +1744,9 @@ func (c *SharedConn) wait(h *sharedHalf, need uint32) error {
 		spin.skipped()
 		return c.waited(h)
 	}
+	if limit > 0 {
+		spinning.timeCalls()
+	}
 	epoch := h.epoch
 	err := c.park(h, need)
 	length := now() - begun
@@ -1985,12 +1988,17 @@ func (a *lossAccount) add(n int64) {
 }
 
 // spinLimits returns the limits of sharedSpin.budget. What SetSpin has set holds for every
-// wait.
+// wait. Where system calls are dear, so are interrupts: there a timer or a thread of the runtime takes
+// the peer's CPU for longer than a spin elsewhere.
 func (c *SharedConn) spinLimits() (limit, most int64) {
 	if set := c.spin.Load(); set != 0 {
 		return max(set, 0), max(set, 0)
 	}
-	return int64(spinShared), int64(spinSharedAsleep)
+	limit = int64(spinShared)
+	if spinning.dearCalls() {
+		limit *= 2
+	}
+	return limit, int64(spinSharedAsleep)
 }
 
 // spinFor looks whether the half is ready, for up to budget nanoseconds from begun on.
