@@ -33,6 +33,7 @@ type row struct {
 	Name, Unit                    string
 	IPC, Rival, Limit             float64
 	Ratio, Min, Max, ToLimit, CPU float64
+	Mean, MeanToLimit             float64
 }
 
 func main() {
@@ -83,7 +84,7 @@ func run(all bool, quiet float64, flags ...string) error {
 		}
 		rows = append(rows, r)
 	}
-	fmt.Print("| | ipc | net | limit | to net | from, to | to the limit | CPU time, to net |\n|---|---|---|---|---|---|---|---|\n")
+	fmt.Print("| | ipc | net | limit | to net | from, to | to the limit | means: to net, to the limit | CPU time, to net |\n|---|---|---|---|---|---|---|---|---|\n")
 	for _, r := range rows {
 		fmt.Println(r)
 	}
@@ -104,9 +105,10 @@ func (r row) String() string {
 	if r.Min != r.Max {
 		spread = fmt.Sprintf("%.2f, %.2f", r.Min, r.Max)
 	}
-	return fmt.Sprintf("| %s | %s | %s | %s | %s | %s | %s | %s |", r.Name,
+	return fmt.Sprintf("| %s | %s | %s | %s | %s | %s | %s | %s%s | %s |", r.Name,
 		r.figure(r.IPC), r.figure(r.Rival), ratio("%s", r.figure(r.Limit), r.Limit),
-		ratio("**%.2f**", r.Ratio, r.Ratio), spread, ratio("%.2f", r.ToLimit, r.ToLimit), ratio("%.2f", r.CPU, r.CPU))
+		ratio("**%.2f**", r.Ratio, r.Ratio), spread, ratio("%.2f", r.ToLimit, r.ToLimit),
+		ratio("%.2f", r.Mean, r.Mean), ratio(", %.2f", r.MeanToLimit, r.MeanToLimit), ratio("%.2f", r.CPU, r.CPU))
 }
 
 // ratio formats v, unless what it rests on is 0 and means nothing.

@@ -223,7 +223,7 @@ type workload struct {
 	busy    int           // connections that exchange messages all the time
 	idle    int           // connections beside them
 	serve   func(side *contender, w *workload, conn net.Conn)
-	client  func(side *contender, w *workload, path string) (float64, error)
+	client  func(side *contender, w *workload, path string) ([]float64, error) // times, or one figure
 }
 
 var workloads = []workload{
@@ -286,21 +286,37 @@ func BenchmarkAgainstNet(b *testing.B) {
 	}
 }
 
-// A comparison is a row as ipc.results has it: medians, and ratios to the rival and to
-// the limit of which less is better. A ratio is 0 if it means nothing.
+// A comparison is a row as ipc.results has it: medians, and ratios to the rival and to the
+// limit of which less is better. Mean and MeanToLimit are those of mean times, which tell more
+// of the long ones. A ratio is 0 if it means nothing.
 type comparison struct {
 	Name, Unit                    string
 	IPC, Rival, Limit             float64
 	Ratio, Min, Max, ToLimit, CPU float64
+	Mean, MeanToLimit             float64
 }
 
-// An outcome is what a round measured: its value in the workload's unit, and a figure for
-// the CPU time that both processes used for a unit of work. Only rounds of the same length
-// have figures that can be compared.
-type outcome struct{ value, cpu float64 }
+// An outcome is what a round measured: its value in the workload's unit, which is the median of
+// times, their mean, and a figure for the CPU time that both processes used for a unit of work.
+// Only rounds of the same length have figures that can be compared.
+type outcome struct{ value, mean, cpu float64 }
+
+func valueOf(o outcome) float64 { return o.value }
+func meanOf(o outcome) float64  { return o.mean }
+func cpuOf(o outcome) float64   { return o.cpu }
+
+// among returns the median of that figure of the rounds.
+func among(rounds []outcome, figure func(outcome) float64) float64 {
+	var v []float64
+	for _, o := range rounds {
+		v = append(v, figure(o))
+	}
+	return median(v)
+}
 
 func against(b *testing.B, w *workload, ours, rival *contender) {
-	var mine, other, limit, ratios, myCPU, otherCPU []float64
+	var mine, other, limit []outcome
+	var ratios []float64
 	for len(ratios) < *benchRounds {
 		start, before := time.Now(), busyElsewhere()
 		u, err := round(w, rival)
@@ -321,16 +337,15 @@ func against(b *testing.B, w *workload, ours, rival *contender) {
 		if busyElsewhere()-before > room {
 			continue // other processes did not leave the machine alone
 		}
-		mine, myCPU = append(mine, v.value), append(myCPU, v.cpu)
-		other, otherCPU = append(other, u.value), append(otherCPU, u.cpu)
-		limit = append(limit, l.value)
+		mine, other, limit = append(mine, v), append(other, u), append(limit, l)
 		ratios = append(ratios, v.value/u.value)
 	}
 	slices.Sort(ratios)
 	row := comparison{
-		Name: w.name, Unit: w.unit, IPC: median(mine), Rival: median(other), Limit: median(limit),
-		Ratio: median(mine) / median(other), Min: ratios[0], Max: ratios[len(ratios)-1],
+		Name: w.name, Unit: w.unit, IPC: among(mine, valueOf), Rival: among(other, valueOf), Limit: among(limit, valueOf),
+		Min: ratios[0], Max: ratios[len(ratios)-1],
 	}
+	row.Ratio = row.IPC / row.Rival
 	if row.Rival == 0 { // nothing to compare with
 		row.Ratio, row.Min, row.Max = 0, 0, 0
 	} else {
@@ -344,8 +359,16 @@ func against(b *testing.B, w *workload, ours, rival *contender) {
 		b.ReportMetric(row.Limit, "limit")
 	}
 	if !w.atRest {
-		row.CPU = median(myCPU) / median(otherCPU)
+		row.CPU = among(mine, cpuOf) / among(other, cpuOf)
 		b.ReportMetric(row.CPU, "cpu-xnet")
+	}
+	if w.unit == "µs" {
+		row.Mean = among(mine, meanOf) / among(other, meanOf)
+		b.ReportMetric(row.Mean, "mean-xnet")
+		if row.Limit != 0 {
+			row.MeanToLimit = among(mine, meanOf) / among(limit, meanOf)
+			b.ReportMetric(row.MeanToLimit, "mean-xlimit")
+		}
 	}
 	b.ReportMetric(row.IPC, "ipc")
 	b.ReportMetric(row.Rival, "net")
@@ -367,7 +390,7 @@ func against(b *testing.B, w *workload, ours, rival *contender) {
 func roundOfLimit(w *workload) (o outcome, err error) {
 	out, err := exec.Command(*benchLimit, w.limit, strconv.Itoa(w.size), strconv.FormatInt(benchTime.Milliseconds(), 10)).Output()
 	if err == nil {
-		_, err = fmt.Sscan(string(out), &o.value, &o.cpu)
+		_, err = fmt.Sscan(string(out), &o.value, &o.mean, &o.cpu)
 	}
 	return o, err
 }
@@ -383,6 +406,13 @@ func appendLine(path string, v any) error {
 func median(v []float64) float64 {
 	s := slices.Sorted(slices.Values(v))
 	return s[len(s)/2]
+}
+
+func mean(v []float64) (sum float64) {
+	for _, x := range v {
+		sum += x
+	}
+	return sum / float64(len(v))
 }
 
 // busyElsewhere returns how many seconds the CPUs worked for other processes than
@@ -459,12 +489,12 @@ func round(w *workload, side *contender) (outcome, error) {
 		return outcome{}, err
 	}
 	before := cpuTime(syscall.RUSAGE_SELF)
-	var v float64
+	var samples []float64
 	if w.pipes {
-		v, err = exchange(r, wr, w)
+		samples, err = exchange(r, wr, w)
 		wr.Close()
 	} else {
-		v, err = w.client(side, w, path)
+		samples, err = w.client(side, w, path)
 	}
 	if err != nil {
 		return outcome{}, err
@@ -473,11 +503,12 @@ func round(w *workload, side *contender) (outcome, error) {
 	in.Close()
 	cmd.Wait()
 	used += cmd.ProcessState.UserTime().Seconds() + cmd.ProcessState.SystemTime().Seconds()
-	work := v // so much per second; all rounds are equally long
-	if !w.isRate() {
-		work = 1 / v
+	o := outcome{value: median(samples), mean: mean(samples)}
+	o.cpu = used * o.mean // all rounds are equally long
+	if w.isRate() {
+		o.cpu = used / o.mean
 	}
-	return outcome{v, used / work}, nil
+	return o, nil
 }
 
 func cpuTime(who int) float64 {
@@ -566,17 +597,17 @@ func echo(_ *contender, w *workload, c net.Conn) {
 	}
 }
 
-func pingPong(side *contender, w *workload, path string) (float64, error) {
+func pingPong(side *contender, w *workload, path string) ([]float64, error) {
 	c, err := side.dial(w.network, path)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer c.Close()
 	return exchange(c, c, w)
 }
 
-// exchange returns the median time of a round trip in microseconds.
-func exchange(in io.Reader, out io.Writer, w *workload) (float64, error) {
+// exchange returns the times of round trips in microseconds.
+func exchange(in io.Reader, out io.Writer, w *workload) ([]float64, error) {
 	p := make([]byte, w.size)
 	var times []float64
 	for start := time.Now(); time.Since(start) < *benchTime; {
@@ -584,14 +615,14 @@ func exchange(in io.Reader, out io.Writer, w *workload) (float64, error) {
 		}
 		t := time.Now()
 		if _, err := out.Write(p); err != nil {
-			return 0, err
+			return nil, err
 		}
 		if _, err := io.ReadFull(in, p); err != nil {
-			return 0, err
+			return nil, err
 		}
 		times = append(times, float64(time.Since(t).Nanoseconds())/1e3)
 	}
-	return median(times), nil
+	return times, nil
 }
 
 func greet(_ *contender, _ *workload, c net.Conn) {
@@ -600,26 +631,26 @@ func greet(_ *contender, _ *workload, c net.Conn) {
 	c.Write(b[:])
 }
 
-// connects returns the median time of connect, exchange and close.
-func connects(side *contender, w *workload, path string) (float64, error) {
+// connects returns the times of connect, exchange and close.
+func connects(side *contender, w *workload, path string) ([]float64, error) {
 	var times []float64
 	var b [1]byte
 	for start := time.Now(); time.Since(start) < *benchTime; {
 		t := time.Now()
 		c, err := side.dial(w.network, path)
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
 		if _, err := c.Write(b[:]); err != nil {
-			return 0, err
+			return nil, err
 		}
 		if _, err := c.Read(b[:]); err != nil {
-			return 0, err
+			return nil, err
 		}
 		c.Close()
 		times = append(times, float64(time.Since(t).Nanoseconds())/1e3)
 	}
-	return median(times), nil
+	return times, nil
 }
 
 func takeFiles(side *contender, _ *workload, c net.Conn) {
@@ -635,16 +666,16 @@ func takeFiles(side *contender, _ *workload, c net.Conn) {
 	}
 }
 
-// passFiles returns the median time of passing a file and an answer.
-func passFiles(side *contender, w *workload, path string) (float64, error) {
+// passFiles returns the times of passing a file and an answer.
+func passFiles(side *contender, w *workload, path string) ([]float64, error) {
 	c, err := side.dial(w.network, path)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer c.Close()
 	f, err := os.Open(os.DevNull)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer f.Close()
 	var times []float64
@@ -652,14 +683,14 @@ func passFiles(side *contender, w *workload, path string) (float64, error) {
 	for start := time.Now(); time.Since(start) < *benchTime; {
 		t := time.Now()
 		if err := side.send(c, f); err != nil {
-			return 0, err
+			return nil, err
 		}
 		if _, err := c.Read(b[:]); err != nil {
-			return 0, err
+			return nil, err
 		}
 		times = append(times, float64(time.Since(t).Nanoseconds())/1e3)
 	}
-	return median(times), nil
+	return times, nil
 }
 
 func drain(_ *contender, w *workload, c net.Conn) {
@@ -673,20 +704,20 @@ func drain(_ *contender, w *workload, c net.Conn) {
 }
 
 // streaming returns the rate in MB/s of writes of the size.
-func streaming(side *contender, w *workload, path string) (float64, error) {
+func streaming(side *contender, w *workload, path string) ([]float64, error) {
 	c, err := side.dial(w.network, path)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer c.Close()
 	n, start, err := pour(c, w.size)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil { // all was read
-		return 0, err
+		return nil, err
 	}
-	return megabytes(n, start), nil
+	return []float64{megabytes(n, start)}, nil
 }
 
 // pour writes for the time of a round.
@@ -708,10 +739,10 @@ func megabytes(n int, start time.Time) float64 {
 
 // makeFrames fills frames and sends them, where it can in place, and returns the time that
 // one takes in microseconds.
-func makeFrames(side *contender, w *workload, path string) (float64, error) {
+func makeFrames(side *contender, w *workload, path string) ([]float64, error) {
 	c, err := side.dial(w.network, path)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer c.Close()
 	shared, _ := c.(*ipc.SharedConn)
@@ -719,7 +750,7 @@ func makeFrames(side *contender, w *workload, path string) (float64, error) {
 	for ; time.Since(start) < *benchTime; frames++ {
 		if shared != nil {
 			if frame, err = shared.Reserve(w.size); err != nil {
-				return 0, err
+				return nil, err
 			}
 		}
 		frame[0] = byte(frames)
@@ -732,14 +763,14 @@ func makeFrames(side *contender, w *workload, path string) (float64, error) {
 			_, err = c.Write(frame)
 		}
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
 	}
 	if err := c.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
-		return 0, err
+		return nil, err
 	}
 	_, err = io.ReadFull(c, make([]byte, 1)) // all were looked at
-	return float64(time.Since(start).Microseconds()) / float64(frames), err
+	return []float64{float64(time.Since(start).Microseconds()) / float64(frames)}, err
 }
 
 // lookAtFrames adds up a byte of every cache line of each frame.
@@ -793,35 +824,35 @@ func relay(side *contender, _ *workload, src net.Conn) {
 const relayHeader = 256 // "NETWORK ADDRESS", with blanks to fill it
 
 // relayed returns the rate in MB/s through a relay, from one socket to another.
-func relayed(side *contender, w *workload, path string) (float64, error) {
+func relayed(side *contender, w *workload, path string) ([]float64, error) {
 	l, err := side.listen("unix", path+"2")
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	return through(side, w, path, l, "unix "+path+"2")
 }
 
-func relayedToTCP(side *contender, w *workload, path string) (float64, error) {
+func relayedToTCP(side *contender, w *workload, path string) ([]float64, error) {
 	l, err := net.Listen("tcp", "localhost:0")
 	if err != nil {
-		return 0, errors.Join(errors.ErrUnsupported, err)
+		return nil, errors.Join(errors.ErrUnsupported, err)
 	}
 	return through(side, w, path, l, "tcp "+l.Addr().String())
 }
 
-func through(side *contender, w *workload, path string, l net.Listener, target string) (float64, error) {
+func through(side *contender, w *workload, path string, l net.Listener, target string) ([]float64, error) {
 	defer l.Close()
 	src, err := side.dial(w.network, path)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer src.Close()
 	if _, err := fmt.Fprintf(src, "%-*s", relayHeader, target); err != nil {
-		return 0, err
+		return nil, err
 	}
 	dst, err := l.Accept()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer dst.Close()
 	read := make(chan error, 1)
@@ -838,34 +869,34 @@ func through(side *contender, w *workload, path string, l net.Listener, target s
 	}()
 	n, start, err := pour(src, w.size)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	if err := <-read; err != nil {
-		return 0, err
+		return nil, err
 	}
-	return megabytes(n, start), nil
+	return []float64{megabytes(n, start)}, nil
 }
 
 // manyBusy returns the exchanges per second of many connections beside idle ones, as far as
 // the limit of descriptors allows.
-func manyBusy(side *contender, w *workload, path string) (float64, error) {
+func manyBusy(side *contender, w *workload, path string) ([]float64, error) {
 	conns, err := dialMany(side, w, path, min(w.idle, idleConns(300)))
 	defer closeAll(conns)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	busy := make([]net.Conn, w.busy)
 	for i := range busy {
 		c, err := side.dial(w.network, path)
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
 		defer c.Close()
 		busy[i] = c
 	}
 	p := make([]byte, w.size)
 	if err := swap(busy[len(busy)-1], p); err != nil { // now the server has accepted them all
-		return 0, err
+		return nil, err
 	}
 	time.Sleep(100 * time.Millisecond) // now it waits for all of them, too
 	var done sync.WaitGroup
@@ -883,7 +914,7 @@ func manyBusy(side *contender, w *workload, path string) (float64, error) {
 		})
 	}
 	done.Wait()
-	return float64(ops.Load()) / time.Since(start).Seconds(), nil
+	return []float64{float64(ops.Load()) / time.Since(start).Seconds()}, nil
 }
 
 // swap sends a message to an echo and receives it again.
@@ -942,14 +973,14 @@ func sit(_ *contender, _ *workload, c net.Conn) {
 
 // idleMemory returns how many bytes of the server's memory a connection takes
 // that a goroutine waits in Read for.
-func idleMemory(side *contender, w *workload, path string) (float64, error) {
+func idleMemory(side *contender, w *workload, path string) ([]float64, error) {
 	n, before, after, err := amongIdle(side, w, path, residentMemory)
-	return (after - before) / float64(n), err
+	return []float64{(after - before) / float64(n)}, err
 }
 
 // idleCPU returns how many microseconds of CPU time the server uses in a second
 // while all its connections are idle.
-func idleCPU(side *contender, w *workload, path string) (float64, error) {
+func idleCPU(side *contender, w *workload, path string) ([]float64, error) {
 	_, _, used, err := amongIdle(side, w, path, func(pid string) (float64, error) {
 		time.Sleep(50 * time.Millisecond) // the runtime's work after a collection
 		before, err := threadTimes(pid)
@@ -961,7 +992,7 @@ func idleCPU(side *contender, w *workload, path string) (float64, error) {
 		after, err := threadTimes(pid)
 		return (after - before) / time.Since(start).Seconds(), err
 	})
-	return used, err
+	return []float64{used}, err
 }
 
 // amongIdle has a look at the server before and after n clients have connected,

@@ -6,9 +6,9 @@
  *
  *	limit WORKLOAD SIZE MILLISECONDS
  *
- * prints the median time of one unit of work in microseconds, or MB/s for a stream, and a
- * figure for the CPU time of one: the seconds that both processes used, times that time,
- * or divided by that rate. It compares runs that are equally long.
+ * prints the median and the mean time of one unit of work in microseconds, or MB/s twice for a
+ * stream, and a figure for the CPU time of one: the seconds that both processes used, times that
+ * mean, or divided by that rate. It compares runs that are equally long.
  *
  *	limit slow PROGRAM ARGUMENT ...
  *
@@ -504,7 +504,7 @@ int main(int argc, char **argv)
 	int s[2], p[2], q[2], listener = -1, stream = 0;
 	int64_t start, t, end;
 	size_t n = 0;
-	double cpu;
+	double cpu, mean = 0;
 	void (*serve)(int, int) = echo;
 	void (*unit)(void) = exchange;
 	const char *name;
@@ -593,10 +593,12 @@ int main(int argc, char **argv)
 	if (stream) {
 		double rate = n * (double)size / ((t - start) / 1e9) / 1e6;
 
-		printf("%g %g\n", rate, cpu / rate);
+		printf("%g %g %g\n", rate, rate, cpu / rate);
 		return 0;
 	}
+	for (size_t i = 0; i < n; i++)
+		mean += times[i] / 1e3 / n;
 	qsort(times, n, sizeof times[0], compare);
-	printf("%g %g\n", times[n / 2] / 1e3, cpu * (times[n / 2] / 1e3));
+	printf("%g %g %g\n", times[n / 2] / 1e3, mean, cpu * mean);
 	return 0;
 }
