@@ -1756,7 +1756,7 @@ func (c *endpoint) SetWriteBuffer(n int) error {
 // more, and never on the other Unix systems. A spin
 // costs the CPU time that it takes. Waking a thread costs both processes more, so a
 // spin that succeeds saves time: a ping-pong of 64 bytes between two processes of a quiet
-// machine took 0.3 to 0.7 of the time of package net, and 0.5 to 1.0 of its CPU time: the
+// machine took 0.25 to 0.7 of the time of package net, and 0.4 to 1.0 of its CPU time: the
 // longer it takes to wake a thread, the less (README.md has the table, and what other
 // conditions show). Whatever the limit, spins stop
 // where more than about one in nine of them fails: then the next waits do not spin, and their
