@@ -4,12 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 )
 
 func TestPictureShowsTheRatiosOfTheTable(t *testing.T) {
-	const table = `text
+	const text = `text
 | | ipc | net | to net | from, to | to the limit |
 |---|---|---|---|---|---|
 | first | 1 µs | 2 µs | **0.50** | 0.4, 0.6 | 2.00 |
@@ -19,19 +20,27 @@ func TestPictureShowsTheRatiosOfTheTable(t *testing.T) {
 | another | ratio |
 |---|---|
 | third | 9.00 |
+
+| elsewhere | ipc | net | to net, from to |
+|---|---|---|---|
+| fourth, apart | 1 µs | 4 µs | **0.25**, 0.2 to 0.3 |
 `
-	bars, err := readTable(strings.NewReader(table))
+	tables, err := readTables(strings.NewReader(text))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(bars) != 2 || bars[0] != (bar{"first", 0.5, 0.25}) || bars[1] != (bar{"second", 1.5, 0}) {
-		t.Fatalf("read %v", bars)
+	want := []table{
+		{"", []bar{{"first", 0.5, 0.25}, {"second", 1.5, 0}}},
+		{"elsewhere", []bar{{"fourth, apart", 0.25, 0}}},
+	}
+	if !reflect.DeepEqual(tables, want) {
+		t.Fatalf("read %v, want %v", tables, want)
 	}
 	var drawn bytes.Buffer
-	if err := drawBars(&drawn, bars); err != nil {
+	if err := drawTables(&drawn, tables); err != nil {
 		t.Fatal(err)
 	}
-	for _, text := range []string{"<svg", "first", "second", "0.50", "1.50", ">|<"} {
+	for _, text := range []string{"<svg", "first", "second", "0.50", "1.50", ">|<", "elsewhere", "fourth, apart", "0.25"} {
 		if !strings.Contains(drawn.String(), text) {
 			t.Errorf("the picture has no %q", text)
 		}
@@ -45,7 +54,7 @@ func TestPictureShowsTheTableOfTheREADME(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer readme.Close()
-	bars, err := readTable(readme)
+	tables, err := readTables(readme)
 	if errors.Is(err, errNoTable) {
 		t.Skip("README.md has no table")
 	}
@@ -53,7 +62,7 @@ func TestPictureShowsTheTableOfTheREADME(t *testing.T) {
 		t.Fatal(err)
 	}
 	var drawn bytes.Buffer
-	if err := drawBars(&drawn, bars); err != nil {
+	if err := drawTables(&drawn, tables); err != nil {
 		t.Fatal(err)
 	}
 	kept, err := os.ReadFile("../ratios.svg")
