@@ -2692,16 +2692,24 @@ func TestSharedSpinKeepsToItsLimit(t *testing.T) {
 	}
 }
 
-// A wait that parks finds out what a system call takes, where waits may spin.
 func TestSharedWaitThatParksTimesCalls(t *testing.T) {
-	callsTake(t, 0)
 	a, _ := sharedInMemory(t)
+	timesCallsIfItParks(t, a)
+}
+
+// timesCallsIfItParks checks that a wait that parks finds out what a system call takes, where waits
+// may spin.
+func timesCallsIfItParks(t *testing.T, c interface {
+	net.Conn
+	SetSpin(time.Duration)
+}) {
+	t.Helper()
+	callsTake(t, 0)
 	for _, limit := range []time.Duration{-1, time.Nanosecond} {
-		spinning.callTime.Store(0) // the connection was made by waits, too
-		a.SetSpin(limit)
+		c.SetSpin(limit)
 		for wait := time.Millisecond; spinning.callTime.Load() == 0 && wait < time.Second; wait *= 4 { // a slow machine may not park in time
-			a.SetReadDeadline(time.Now().Add(wait))
-			if _, err := a.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			c.SetReadDeadline(time.Now().Add(wait))
+			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 				t.Fatal(err)
 			}
 		}

@@ -677,22 +677,9 @@ func TestSetSpinZeroParksAtOnce(t *testing.T) {
 	}
 }
 
-// A wait that parks finds out what a system call takes, where waits may spin.
 func TestSpinWaitThatParksTimesCalls(t *testing.T) {
-	callsTake(t, 0)
 	a, _ := connected(t)
-	for _, limit := range []time.Duration{-1, time.Nanosecond} {
-		a.SetSpin(limit)
-		for wait := time.Millisecond; spinning.callTime.Load() == 0 && wait < time.Second; wait *= 4 { // a slow machine may not park in time
-			a.SetReadDeadline(time.Now().Add(wait))
-			if _, err := a.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Fatal(err)
-			}
-		}
-		if took := spinning.callTime.Load(); (took != 0) != (limit > 0) {
-			t.Errorf("with SetSpin(%v) a call takes %d ns", limit, took)
-		}
-	}
+	timesCallsIfItParks(t, a)
 }
 
 func TestSpinDoesNotDisturbAStream(t *testing.T) {

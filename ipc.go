@@ -4023,7 +4023,7 @@ func (p *spinPolicy) succeeded() {
 // own, but then the scheduler preempts one that has not let others run for 10 ms (forcePreemptNS of Go's
 // runtime/proc.go). Whenever it finds that one in a system call, a thread of its own (sysmon) wakes every
 // 20 µs or so for the next milliseconds, to see whether others stay in theirs. If that takes long, as where
-// system calls are dear, it takes a sixth of the CPU from the two ends of a connection that spin.
+// system calls are dear, it takes a seventh of the CPU from each end of a connection that spins.
 func (p *spinPolicy) letOthersRun(at int64) {
 	if p.alone() {
 		if p.asked.Load()%turnAfter == 0 {
